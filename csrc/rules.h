@@ -1,0 +1,88 @@
+// The update rules, once. Each optimizer is a struct with
+//   Hyper      the hyper-parameters of a parameter group, in the order Python passes them
+//   Scalars    what is the same for all elements of a tensor, made once per tensor and step
+//   update()   the rule for one element, in registers: g is the gradient, p the parameter, s the states
+// The code is plain C++17, valid for the host and for CUDA; where values are kept and in which type is
+// the backend's business. T is float, or double for double parameters.
+#pragma once
+
+#ifdef __CUDACC__
+#define RULE_FN __host__ __device__ __forceinline__
+#else
+#include <cmath>
+#define RULE_FN inline __attribute__((always_inline))
+#endif
+
+namespace rules {
+
+RULE_FN float root(float x) { return sqrtf(x); }
+RULE_FN double root(double x) { return sqrt(x); }
+
+// Adan: arXiv 2208.06677, Algorithm 1, with the bias corrections of the official code.
+// The betas are decay factors: 1 - the paper's.
+struct Adan {
+  static constexpr int states = 4;  // exp_avg m, exp_avg_diff v, exp_avg_sq n, neg_pre_grad -g[k-1]
+
+  struct Hyper {
+    double lr, beta1, beta2, beta3, eps, weight_decay, no_prox;
+  };
+
+  template <class T>
+  struct Scalars {
+    T grad_scale, beta1, beta2, beta3, rest1, rest2, rest3;  // rest = 1 - beta, taken in double
+    T m_rate, v_rate, root_rate, eps;                        // lr/(1-b1^t), lr b2/(1-b2^t), 1/sqrt(1-b3^t)
+    T before, after;                                         // weight decay before and after the step
+    bool first;
+
+    RULE_FN Scalars(const Hyper& h, double t, double scale)
+        : grad_scale(scale), beta1(h.beta1), beta2(h.beta2), beta3(h.beta3),
+          rest1(1 - h.beta1), rest2(1 - h.beta2), rest3(1 - h.beta3),
+          m_rate(h.lr / (1 - pow(h.beta1, t))), v_rate(h.lr * h.beta2 / (1 - pow(h.beta2, t))),
+          root_rate(1 / sqrt(1 - pow(h.beta3, t))), eps(h.eps),
+          before(h.no_prox != 0 ? 1 - h.lr * h.weight_decay : 1),
+          after(h.no_prox != 0 ? 1 : 1 / (1 + h.lr * h.weight_decay)), first(t == 1) {}
+  };
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T g, T& p, T (&s)[states]) {
+    g *= k.grad_scale;
+    const T diff = k.first ? T(0) : g + s[3];
+    const T nesterov = g + k.beta2 * diff;
+    s[0] = k.beta1 * s[0] + k.rest1 * g;
+    s[1] = k.beta2 * s[1] + k.rest2 * diff;
+    s[2] = k.beta3 * s[2] + k.rest3 * (nesterov * nesterov);
+    s[3] = -g;
+    const T step = (k.m_rate * s[0] + k.v_rate * s[1]) / (root(s[2]) * k.root_rate + k.eps);
+    p = (k.before * p - step) * k.after;
+  }
+};
+
+// AdamW: arXiv 1711.05101, Algorithm 2, as torch.optim.AdamW has it.
+struct AdamW {
+  static constexpr int states = 2;  // exp_avg m, exp_avg_sq v
+
+  struct Hyper {
+    double lr, beta1, beta2, eps, weight_decay;
+  };
+
+  template <class T>
+  struct Scalars {
+    T grad_scale, beta1, beta2, rest1, rest2;
+    T m_rate, root_rate, eps, before;  // lr/(1-b1^t), 1/sqrt(1-b2^t)
+
+    RULE_FN Scalars(const Hyper& h, double t, double scale)
+        : grad_scale(scale), beta1(h.beta1), beta2(h.beta2), rest1(1 - h.beta1), rest2(1 - h.beta2),
+          m_rate(h.lr / (1 - pow(h.beta1, t))), root_rate(1 / sqrt(1 - pow(h.beta2, t))), eps(h.eps),
+          before(1 - h.lr * h.weight_decay) {}
+  };
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T g, T& p, T (&s)[states]) {
+    g *= k.grad_scale;
+    s[0] = k.beta1 * s[0] + k.rest1 * g;
+    s[1] = k.beta2 * s[1] + k.rest2 * (g * g);
+    p = k.before * p - k.m_rate * s[0] / (root(s[1]) * k.root_rate + k.eps);
+  }
+};
+
+}  // namespace rules

@@ -1,0 +1,5 @@
+"""`python -m optim` prints what works on this machine."""
+
+from . import available
+
+available()

@@ -1,0 +1,92 @@
+"""AdamW: Adam with decoupled weight decay (arXiv 1711.05101)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .base import Group, Optimizer, State
+from .card import Card
+
+
+class AdamW(Optimizer):
+    """AdamW, as `torch.optim.AdamW` computes it.
+
+    With g the gradient at step t = 1, 2, ...::
+
+        m = b1 m + (1 - b1) g                                       exp_avg
+        v = b2 v + (1 - b2) g^2                                     exp_avg_sq
+        p = (1 - lr weight_decay) p - lr [m / (1 - b1^t)] / [sqrt(v) / sqrt(1 - b2^t) + eps]
+
+    Source: Algorithm 2 of the paper with a schedule multiplier in lr.
+
+    Args:
+        params: see `optim.base.Optimizer`, also for max_grad_norm, foreach, fused, maximize, nonfinite.
+        lr: learning rate.
+        betas: decay factors of gradient and squared gradient.
+        eps: added to the denominator, after the bias correction.
+        weight_decay: decoupled weight decay.
+    """
+
+    card = Card(
+        name="adamw",
+        title="AdamW",
+        source="arXiv 1711.05101, Algorithm 2; torch.optim.AdamW",
+        when="the usual choice, and the yardstick for the others",
+        states={"exp_avg": "m, mean of the gradient", "exp_avg_sq": "v, mean of the squared gradient"},
+        betas=2,
+    )
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: Sequence[float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        max_grad_norm: float = 0.0,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        *,
+        maximize: bool = False,
+        nonfinite: str = "propagate",
+        differentiable: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize),
+            max_grad_norm=max_grad_norm,
+            nonfinite=nonfinite,
+            foreach=foreach,
+            fused=fused,
+            differentiable=differentiable,
+        )
+
+    def update_one(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
+        b1, b2 = group["betas"]
+        lr = float(group["lr"])
+        m, v = (state[name] for name in self.card.states)
+        m.mul_(b1).add_(g, alpha=1 - b1)
+        v.mul_(b2).add_(g.square(), alpha=1 - b2)
+        u = m / (1 - b1**t) / (v.sqrt() / math.sqrt(1 - b2**t) + group["eps"])
+        p.mul_(1 - lr * group["weight_decay"]).sub_(u, alpha=lr)
+
+    def update_many(
+        self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
+    ) -> None:
+        b1, b2 = group["betas"]
+        lr = float(group["lr"])
+        m, v = (state[name] for name in self.card.states)
+        torch._foreach_lerp_(m, g, 1 - b1)
+        torch._foreach_mul_(v, b2)
+        torch._foreach_addcmul_(v, g, g, 1 - b2)
+        denominator = torch._foreach_sqrt(v)
+        torch._foreach_div_(denominator, [math.sqrt(1 - b2**ti) for ti in t])
+        torch._foreach_add_(denominator, group["eps"])
+        torch._foreach_mul_(p, 1 - lr * group["weight_decay"])
+        torch._foreach_addcdiv_(p, m, denominator, [-lr / (1 - b1**ti) for ti in t])
+
+    def fused_hyper(self, group: Group) -> tuple[float, ...]:
+        return float(group["lr"]), *group["betas"], group["eps"], group["weight_decay"]

@@ -1,0 +1,92 @@
+"""Parameter groups: which parameters decay, and with which learning rate."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+
+def param_groups(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    *,
+    decay_bias_and_norm: bool = False,
+    layer_decay: float | None = None,
+) -> list[dict[str, Any]]:
+    """The trainable parameters of a model as groups for an optimizer.
+
+    Args:
+        model: any module. Where it has a method `no_weight_decay()` (timm), the parameters named there, by
+            full name, do not decay.
+        lr: learning rate of the last layer, and of all layers without layer_decay.
+        weight_decay: of the groups that decay.
+        decay_bias_and_norm: also decay parameters of one dimension or less (biases, norms) and those that
+            the model names.
+        layer_decay: factor on the learning rate from each layer to the one before (BEiT, MAE); see
+            `layer_ids`.
+
+    Returns:
+        Groups with params, lr, weight_decay, lr_scale (the factor in lr) and name.
+
+    Raises:
+        ValueError: for a model without trainable parameters, a layer_decay outside (0, 1], or one for a
+            model without repeated layers.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise ValueError(f"{type(model).__name__} has no trainable parameters")
+    if layer_decay is not None and not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay={layer_decay}: must be in (0, 1]")
+    exempt = set(getattr(model, "no_weight_decay", set)())
+    ids = layer_ids(model) if layer_decay is not None else {}
+    last = max(ids.values(), default=0)
+    groups: dict[str, dict[str, Any]] = {}
+    for name, p in named.items():
+        decays = decay_bias_and_norm or not (p.ndim <= 1 or name.endswith(".bias") or name in exempt)
+        scale = 1.0 if layer_decay is None else layer_decay ** (last - ids[name])
+        label = ("decay" if decays else "no_decay") + (f"_layer{ids[name]}" if ids else "")
+        decay = weight_decay if decays else 0.0
+        group = dict(params=[], lr=lr * scale, weight_decay=decay, lr_scale=scale, name=label)
+        groups.setdefault(label, group)["params"].append(p)
+    return list(groups.values())
+
+
+def layer_ids(model: nn.Module) -> dict[str, int]:
+    """The depth of each parameter: 0 before the first repeated block, i + 1 in block i, then one more.
+
+    Blocks are the children of the innermost containers (`ModuleList`, `Sequential`) that hold two or more
+    modules of one class with parameters, numbered through the whole model in the order of registration. What
+    stands between two stages (a downsampling layer) counts with the block that follows.
+
+    Source: the layer ids of MAE's fine-tuning (cls token, position and patch embedding 0, block i + 1,
+    the final norm and the head L + 1), without the names.
+
+    Raises:
+        ValueError: if there are no such blocks.
+    """
+    blocks = [name for name, _ in _blocks(model, "")]
+    if not blocks:
+        raise ValueError(f"layer_decay: found no repeated blocks in {type(model).__name__}")
+    ids: dict[str, int] = {}
+    done = 0  # blocks that have begun so far
+    for name, _ in model.named_parameters():
+        while done < len(blocks) and name.startswith(blocks[done] + "."):
+            done += 1
+        inside = done and name.startswith(blocks[done - 1] + ".")
+        ids[name] = done if inside or not done else done + 1
+    return ids
+
+
+def _blocks(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        path = f"{prefix}.{name}" if prefix else name
+        inner = list(_blocks(child, path))
+        if inner:
+            yield from inner
+        elif isinstance(child, (nn.ModuleList, nn.Sequential)):
+            members = [
+                (f"{path}.{key}", m) for key, m in child.named_children() if any(True for _ in m.parameters())
+            ]
+            if len(members) > 1 and len({type(m) for _, m in members}) == 1:
+                yield from members

@@ -1,0 +1,56 @@
+"""The global norm of the gradients, also where they are sharded."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_dtensor(x: Tensor) -> bool:
+    """Whether x is sharded or replicated over a device mesh (FSDP2, tensor parallelism)."""
+    return hasattr(x, "_spec") and hasattr(x, "to_local")
+
+
+def local(x: Tensor) -> Tensor:
+    """The part of x that this process holds; x itself unless it is a DTensor."""
+    return x.to_local() if is_dtensor(x) else x  # type: ignore[attr-defined,no-any-return]
+
+
+def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The L2 norm of all tensors together, without waiting for the device.
+
+    Args:
+        tensors: at least one, any shapes, dtypes and devices. The shards of DTensors are summed over their
+            mesh, so every process gets the norm of the whole.
+
+    Returns:
+        A 0-dim tensor on the device of the first tensor. Squares are summed in float32, and in float64
+        where all tensors are float64.
+    """
+    dtype = torch.float64 if all(x.dtype == torch.float64 for x in tensors) else torch.float32
+    device = tensors[0].device
+    buckets: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
+    for x in tensors:
+        layout = (x.device_mesh, x.placements) if is_dtensor(x) else ()  # type: ignore[attr-defined]
+        buckets[(x.device, *layout)].append(local(x))
+    squares = []
+    for (_, *layout), parts in buckets.items():
+        parts = [x for x in parts if x.numel()]
+        norms = (
+            torch._foreach_norm(parts, 2, dtype=dtype)
+            if parts
+            else [torch.zeros((), dtype=dtype, device=device)]
+        )
+        square = torch.stack(list(norms)).square().sum()
+        squares.append((_sum_over_mesh(square, *layout) if layout else square).to(device))
+    return torch.stack(squares).sum().sqrt()
+
+
+def _sum_over_mesh(x: Tensor, mesh: Any, placements: Sequence[Any]) -> Tensor:
+    """The sum of a per-process number over the mesh dimensions along which a DTensor is sharded."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    summed = [Partial("sum") if p.is_shard() else Replicate() for p in placements]
+    return DTensor.from_local(x, mesh, summed, run_check=False).full_tensor()

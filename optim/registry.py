@@ -1,0 +1,136 @@
+"""Optimizers by name: built from a model and a config, and listed with what works on this machine."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import native
+from .adamw import AdamW
+from .adan import Adan
+from .base import Optimizer
+from .card import Card
+from .groups import param_groups
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {cls.card.name: cls for cls in (Adan, AdamW)}
+CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}
+
+
+def build_optimizer(
+    model_or_params: nn.Module | Iterable[Any],
+    name_or_config: str | Mapping[str, Any],
+    *,
+    decay_bias_and_norm: bool = False,
+    layer_decay: float | None = None,
+    **options: Any,
+) -> torch.optim.Optimizer:
+    """Builds an optimizer, with parameter groups if it is given a model.
+
+    Args:
+        model_or_params: a module, whose trainable parameters are grouped by `optim.groups.param_groups`
+            (no weight decay on biases and norms), or parameters or groups as any torch optimizer takes them.
+        name_or_config: a name of `OPTIMIZERS`, the import path of any torch optimizer
+            ("torch.optim.SGD"), or a mapping with such a "name" and options.
+        decay_bias_and_norm, layer_decay: see `optim.groups.param_groups`; need a model.
+        options: arguments of the optimizer; they go before those in the mapping.
+
+    Raises:
+        ValueError, TypeError: for an unknown name, an option that the optimizer does not have, a value that
+            makes no sense, or no parameters.
+
+    Example:
+        >>> build_optimizer(nn.Linear(2, 2), {"name": "adan", "lr": 0.01, "weight_decay": 0.02}).path
+        'fused (CPU, AVX2)'
+    """
+    if isinstance(name_or_config, Mapping):
+        settings = {"decay_bias_and_norm": decay_bias_and_norm, "layer_decay": layer_decay}
+        config = {**settings, **name_or_config, **options}
+        if not isinstance(config.get("name"), str):
+            raise ValueError(
+                f"an optimizer config needs a name, one of {', '.join(OPTIMIZERS)}: got {dict(name_or_config)}"
+            )
+        return build_optimizer(model_or_params, config.pop("name"), **config)
+    cls = find(name_or_config)
+    accepted = inspect.signature(cls).parameters
+    for key in options:
+        if key not in accepted:
+            near = difflib.get_close_matches(key, accepted, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(list(accepted)[1:])}"
+            raise TypeError(f"{cls.__name__} has no option {key!r}: {hint}")
+    if isinstance(model_or_params, nn.Module):
+        lr, decay = (
+            options.get(key, accepted[key].default if key in accepted else 0.0)
+            for key in ("lr", "weight_decay")
+        )
+        groups = param_groups(
+            model_or_params, lr, decay, decay_bias_and_norm=decay_bias_and_norm, layer_decay=layer_decay
+        )
+        return cls(groups, **options)
+    if decay_bias_and_norm or layer_decay is not None:
+        raise ValueError("decay_bias_and_norm and layer_decay need the model, not its parameters")
+    params = list(model_or_params)
+    if not params:
+        raise ValueError("there are no parameters to optimize")
+    return cls(params, **options)
+
+
+def find(name: str) -> type[torch.optim.Optimizer]:
+    """The class for a registry name or an import path.
+
+    Raises:
+        ValueError: if there is none; names the nearest.
+    """
+    if name.lower() in OPTIMIZERS:
+        return OPTIMIZERS[name.lower()]
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        near = difflib.get_close_matches(name.lower(), OPTIMIZERS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "there are"
+        raise ValueError(
+            f"unknown optimizer {name!r}: {hint} {', '.join(OPTIMIZERS)}, and any import path such as torch.optim.SGD"
+        )
+    try:
+        cls = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"unknown optimizer {name!r}: {error}") from None
+    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+        raise ValueError(f"{name!r} is not a torch.optim.Optimizer")
+    return cls
+
+
+def path_in_use(optimizer: torch.optim.Optimizer) -> str:
+    """Which update path an optimizer takes, in words; for torch's own, what its flags say."""
+    if isinstance(optimizer, Optimizer):
+        return optimizer.path
+    flags = [flag for flag in ("fused", "foreach") if optimizer.param_groups[0].get(flag)]
+    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}" + (
+        f" ({flags[0]})" if flags else ""
+    )
+
+
+def ladder() -> list[tuple[str, str, str, str]]:
+    """Optimizer, path, device and "yes" or the reason why not, for this machine."""
+    rows = []
+    for name, card in CARDS.items():
+        for path in card.paths:
+            if path == "fused":
+                library, _ = native.load()
+                reason = native.why_not_fused(name, torch.empty(0))
+                rows.append(
+                    (name, path, "CPU", reason or f"yes ({library.instruction_set})" if library else reason)
+                )
+            else:
+                rows.append((name, path, "any", "yes"))
+    return rows
+
+
+def available() -> None:
+    """Prints which optimizers and paths work on this machine, and why the others do not."""
+    rows = [("optimizer", "path", "device", "available"), *ladder()]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))

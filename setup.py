@@ -1,0 +1,26 @@
+"""Builds the fused CPU kernels, if there is a C++ compiler; everything else is in pyproject.toml.
+
+torch is not needed to build: the library takes raw addresses. It is not linked against an OpenMP runtime
+either, because it must share the one that torch has loaded (a second one would fight it for the cores).
+"""
+
+import platform
+
+from setuptools import Extension, setup
+
+FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+
+cpu = Extension(
+    "optim._cpu",
+    sources=["csrc/cpu.cpp"],
+    depends=["csrc/rules.h", "csrc/tensors.h"],
+    language="c++",
+    extra_compile_args=FLAGS,
+    py_limited_api=True,  # four functions of the stable ABI, declared in csrc/tensors.h
+    optional=True,  # without a compiler the install succeeds and optim.available() says what is missing
+)
+
+setup(
+    ext_modules=[cpu] if platform.system() == "Linux" else [],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
