@@ -85,7 +85,7 @@ class Adan(Optimizer):
         values = super()._check_betas(betas)
         if max(values) < 0.5:
             warnings.warn(
-                f"betas={values} look like the paper's, which are 1 minus the decay factors that this argument takes: "
+                f"betas={values} look like the paper's, which are 1 minus the decay factors that go here: "
                 f"did you mean {tuple(round(1 - beta, 10) for beta in values)}?",
                 stacklevel=2,
             )

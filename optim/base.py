@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from . import native
@@ -98,8 +99,8 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         if differentiable:
             raise ValueError(
-                f"differentiable=True: {self.card.title} updates its states in place, so autograd cannot follow a "
-                "step; leave it False"
+                f"differentiable=True: {self.card.title} updates its states in place, where autograd cannot "
+                "follow; leave it False"
             )
         if nonfinite not in ("propagate", "skip", "raise"):
             raise ValueError(f"nonfinite={nonfinite!r}: use 'propagate', 'skip' or 'raise'")
@@ -225,7 +226,7 @@ class Optimizer(torch.optim.Optimizer):
 
     # Under torch.compile the step runs as it is. It is one kernel already, and numbers that change from
     # step to step (the step count, a learning rate) would have a traced step compiled again every time.
-    @torch._disable_dynamo
+    @_disable_dynamo
     def _update(self) -> None:
         plan = self._plan
         if plan is None or not plan.holds(self):
@@ -254,7 +255,7 @@ class Optimizer(torch.optim.Optimizer):
                     continue
                 if g.layout != torch.strided:
                     raise RuntimeError(
-                        f"{self.card.title} does not support sparse gradients (layout {g.layout}, parameter of shape "
+                        f"{self.card.title} does not support sparse gradients ({g.layout}, parameter of shape "
                         f"{tuple(p.shape)}): use sparse=False in the layer, or torch.optim.SparseAdam for it"
                     )
                 state = self.state[p]
@@ -384,7 +385,8 @@ class Optimizer(torch.optim.Optimizer):
         expected = {"step", *self.card.states}
         if state.keys() != expected:
             raise ValueError(
-                f"not a checkpoint of {self.card.title}: the state of {name} is {sorted(state)}, expected {sorted(expected)}"
+                f"not a checkpoint of {self.card.title}: the state of {name} is {sorted(state)}, "
+                f"expected {sorted(expected)}"
             )
         for key in self.card.states:
             if state[key].shape != p.shape:

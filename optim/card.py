@@ -54,5 +54,5 @@ class Card:
         return len(self.states) * dtype.itemsize
 
     def traffic_bytes(self, dtype: torch.dtype = torch.float32) -> int:
-        """Bytes that a one-pass step moves per parameter: reads p, g and the states, writes p and the states."""
+        """Bytes per parameter of a one-pass step: p, g and the states read, p and the states written."""
         return (3 + 2 * len(self.states)) * dtype.itemsize

@@ -170,7 +170,7 @@ class Table:
         self._fingerprints = (ctypes.c_uint64 * self.rows)(*map(_fingerprint, params))
         self._ends = (ctypes.c_int64 * self.rows)(*itertools.accumulate(p.numel() for p in params))
         self._storage = STORAGE[params[0].dtype]
-        self._addresses = tuple(map(ctypes.addressof, (self._table, self._ends, self._fingerprints)))
+        self._addresses = tuple(ctypes.addressof(x) for x in (self._table, self._ends, self._fingerprints))
 
     def refresh(self) -> bool:
         """Takes over the parameters' present gradients; False if a new table has to be made."""

@@ -15,7 +15,7 @@ def is_dtensor(x: Tensor) -> bool:
 
 def local(x: Tensor) -> Tensor:
     """The part of x that this process holds; x itself unless it is a DTensor."""
-    return x.to_local() if is_dtensor(x) else x  # type: ignore[attr-defined,no-any-return]
+    return x.to_local() if is_dtensor(x) else x  # type: ignore[attr-defined]
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -36,7 +36,7 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
         layout = (x.device_mesh, x.placements) if is_dtensor(x) else ()  # type: ignore[attr-defined]
         buckets[(x.device, *layout)].append(local(x))
     squares = []
-    for (_, *layout), parts in buckets.items():
+    for (_, *spec), parts in buckets.items():
         parts = [x for x in parts if x.numel()]
         norms = (
             torch._foreach_norm(parts, 2, dtype=dtype)
@@ -44,7 +44,7 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
             else [torch.zeros((), dtype=dtype, device=device)]
         )
         square = torch.stack(list(norms)).square().sum()
-        squares.append((_sum_over_mesh(square, *layout) if layout else square).to(device))
+        squares.append((_sum_over_mesh(square, *spec) if spec else square).to(device))
     return torch.stack(squares).sum().sqrt()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import native
 from .adamw import AdamW
@@ -51,7 +51,7 @@ def build_optimizer(
         config = {**settings, **name_or_config, **options}
         if not isinstance(config.get("name"), str):
             raise ValueError(
-                f"an optimizer config needs a name, one of {', '.join(OPTIMIZERS)}: got {dict(name_or_config)}"
+                f"no optimizer name in {dict(name_or_config)}: there are {', '.join(OPTIMIZERS)}"
             )
         return build_optimizer(model_or_params, config.pop("name"), **config)
     cls = find(name_or_config)
@@ -89,9 +89,9 @@ def find(name: str) -> type[torch.optim.Optimizer]:
     module, _, attribute = name.rpartition(".")
     if not module:
         near = difflib.get_close_matches(name.lower(), OPTIMIZERS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "there are"
+        hint = f"did you mean {near[0]!r}? There are" if near else "there are"
         raise ValueError(
-            f"unknown optimizer {name!r}: {hint} {', '.join(OPTIMIZERS)}, and any import path such as torch.optim.SGD"
+            f"unknown optimizer {name!r}: {hint} {', '.join(OPTIMIZERS)}, and import paths like torch.optim.SGD"
         )
     try:
         cls = getattr(importlib.import_module(module), attribute)
