@@ -1,0 +1,41 @@
+# `make demo` and `make test` set up all they need from nothing.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-all test-mutants lint docs bench clean
+
+demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
+	$(RUN) vision/train.py -m optimizer=adan,adamw
+	$(RUN) scripts/compare.py runs/vision/optimizer=adan runs/vision/optimizer=adamw --out runs/demo.png
+
+test: lint  ## what CI runs
+	$(RUN) -m pytest -m "not slow"
+
+test-all: lint test-mutants  ## with the slow tests and the planted faults
+	$(RUN) -m pytest
+
+test-mutants: $(INSTALLED)  ## plants faults one at a time; the tests must notice each
+	$(RUN) tests/mutants.py
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(RUN) scripts/docs.py --check
+
+docs: $(INSTALLED)  ## writes the tables that are generated from code
+	$(RUN) scripts/docs.py
+
+bench: $(INSTALLED)  ## on a quiet machine
+	$(RUN) scripts/bench_optimizers.py --out results/bench/optimizers
+
+$(INSTALLED): pyproject.toml setup.py $(wildcard csrc/*)
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet -e '.[recipes,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info optim/*.so

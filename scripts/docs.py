@@ -1,0 +1,78 @@
+"""Writes the tables in README.md and docs/ that are generated from code: `python scripts/docs.py [--check]`.
+
+A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. With --check nothing is written, and
+the exit status is 1 if a table is not what the code says.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from optim import CARDS
+from optim.card import COMMON_OPTIONS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def optimizers() -> str:
+    """One line for each optimizer."""
+    lines = [
+        "| optimizer | state, float32 | state tensors | paths | when | source |",
+        "|---|---|---|---|---|---|",
+    ]
+    for card in CARDS.values():
+        states = ", ".join(f"`{name}`" for name in card.states)
+        paths = ", ".join(
+            f"{path} ({', '.join(card.fused_devices)})" if path == "fused" else path for path in card.paths
+        )
+        lines.append(
+            f"| `{card.name}` {card.title} | {card.state_bytes()} B/parameter | {states} | {paths} "
+            f"| {card.when} | {card.source} |"
+        )
+    return "\n".join(lines)
+
+
+def options() -> str:
+    """The options of each optimizer beyond lr, betas, eps and weight_decay."""
+    lines = ["| option | of | meaning |", "|---|---|---|"]
+    for card in CARDS.values():
+        lines += [f"| `{name}` | {card.title} | {meaning} |" for name, meaning in card.options.items()]
+    lines += [f"| `{name}` | all | {meaning} |" for name, meaning in COMMON_OPTIONS.items()]
+    return "\n".join(lines)
+
+
+TABLES = {"optimizers": optimizers, "options": options}
+
+
+def generated(text: str) -> str:
+    """The text with every table in it as the code has it."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        before, mark, rest = text.partition(begin)
+        if mark:
+            text = f"{before}{begin}\n{table()}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if a table is out of date"
+    )
+    check = parser.parse_args().check
+    stale = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = path.read_text()
+        if generated(text) != text:
+            stale.append(path.relative_to(ROOT))
+            if not check:
+                path.write_text(generated(text))
+    if stale:
+        print(("out of date, run `make docs`: " if check else "wrote ") + ", ".join(map(str, stale)))
+        sys.exit(1 if check else 0)
+
+
+if __name__ == "__main__":
+    main()
