@@ -70,7 +70,7 @@ RULE_FN void span(const Scalars<Rule, Storage>& scalars, void* const* row, int64
   const Storage* g = static_cast<const Storage*>(row[1]);
   Storage* s[Rule::states];
   for (int j = 0; j < Rule::states; ++j) s[j] = static_cast<Storage*>(row[3 + j]);
-#pragma omp simd
+#pragma GCC ivdep
   for (int64_t i = begin; i < end; ++i) {
     Register<Storage> parameter = load(p[i]), state[Rule::states];
     for (int j = 0; j < Rule::states; ++j) state[j] = load(s[j][i]);

@@ -32,7 +32,7 @@ struct Adan {
     T grad_scale, beta1, beta2, beta3, rest1, rest2, rest3;  // rest = 1 - beta, taken in double
     T m_rate, v_rate, root_rate, eps;                        // lr/(1-b1^t), lr b2/(1-b2^t), 1/sqrt(1-b3^t)
     T before, after;                                         // weight decay before and after the step
-    bool first;
+    T first;  // 1 or 0; a bool would keep compilers from vectorising 16-bit storage
 
     RULE_FN Scalars(const Hyper& h, double t, double scale)
         : grad_scale(scale), beta1(h.beta1), beta2(h.beta2), beta3(h.beta3),
@@ -46,7 +46,7 @@ struct Adan {
   template <class T>
   static RULE_FN void update(const Scalars<T>& k, T g, T& p, T (&s)[states]) {
     g *= k.grad_scale;
-    const T diff = k.first ? T(0) : g + s[3];
+    const T diff = k.first > 0 ? T(0) : g + s[3];
     const T nesterov = g + k.beta2 * diff;
     s[0] = k.beta1 * s[0] + k.rest1 * g;
     s[1] = k.beta2 * s[1] + k.rest2 * diff;
