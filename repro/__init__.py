@@ -1,0 +1,1 @@
+"""What every recipe shares: command line, run folder, training loop, schedules, checkpoints."""

@@ -1,0 +1,66 @@
+"""Set-up of what comes from libraries: accelerate's devices, precision and trackers, and the optimizer."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.state import AcceleratorState, GradientState  # type: ignore[import-untyped]
+from torch import nn
+
+import optim
+from repro.config import TrainConfig
+from repro.errors import UserError
+from repro.run import flatten
+
+
+def build(config: TrainConfig) -> Accelerator:
+    """Return the accelerator that `config` asks for, on the devices that are there.
+
+    Raises:
+        UserError: the mixed precision does not work on them.
+    """
+    try:
+        return Accelerator(
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision=config.amp,
+            gradient_accumulation_steps=config.accumulate,
+            dynamo_backend="inductor" if config.compile else None,
+            log_with=config.tracking.name,
+            project_dir=config.run.root,
+        )
+    except ValueError as error:
+        raise UserError(f"amp={config.amp} does not work here: {error}") from error
+
+
+def build_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Optimizer:
+    """Return the optimizer that `config` asks for.
+
+    Raises:
+        UserError: it names no optimizer, or one of its options makes no sense.
+    """
+    try:
+        return optim.build_optimizer(model, config)
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(
+            f"optimizer.name={config['name']}, optimizer.lr={config.get('lr')}: {error}"
+        ) from error
+
+
+def start_trackers(accelerator: Accelerator, config: TrainConfig, path: Path) -> None:
+    """Start the tracker that `config` asks for, if any, for the run in folder `path`."""
+    tracking = config.tracking
+    if tracking.name == "wandb":
+        options = {"wandb": {"name": path.name, "mode": tracking.mode, "dir": str(path)}}
+        accelerator.init_trackers(tracking.project, flatten(asdict(config)), options)
+    elif tracking.name == "tensorboard":
+        accelerator.project_configuration.logging_dir = str(path)
+        accelerator.init_trackers("tensorboard")
+
+
+def shut_down(accelerator: Accelerator) -> None:
+    """Finish the trackers and leave nothing that a next accelerator of this process would inherit."""
+    accelerator.end_training()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()

@@ -1,0 +1,143 @@
+"""The command line of every entry point: Hydra with typed configurations and errors of one line."""
+
+import difflib
+import errno
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from repro.config import TrainConfig
+from repro.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+Config = TypeVar("Config", bound=TrainConfig)
+Main = Callable[[Config, list[str]], object]  # (configuration, the command line's overrides)
+
+
+def entry_point(config_name: str, schema: type[Config]) -> Callable[[Main[Config]], Callable[..., int]]:
+    """Turn `main(config, overrides)` into a command, configured by configs/<config_name>.yaml and arguments.
+
+    The command takes a list of arguments (default: the process's) and returns the exit status: 0, or 2 after
+    `error: ...` on stderr. With `--debug` (or HYDRA_FULL_ERROR=1) errors are raised instead. The config's
+    defaults start with `<config_name>_schema`, which is `schema`.
+    """
+    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+
+    def decorate(main: Main[Config]) -> Callable[..., int]:
+        def command(arguments: Sequence[str] | None = None) -> int:
+            arguments = list(sys.argv[1:] if arguments is None else arguments)
+            debug = "--debug" in arguments or os.environ.get("HYDRA_FULL_ERROR") == "1"
+            arguments = [argument for argument in arguments if argument != "--debug"]
+            failed = False
+
+            def job(config: DictConfig) -> None:
+                nonlocal failed
+                overrides = list(HydraConfig.get().overrides.task)
+                try:
+                    main(_typed(config, schema), overrides)
+                except Exception as error:
+                    line = explain(error)
+                    if debug or line is None:
+                        raise
+                    failed = True  # and let the other jobs of a multirun go on
+                    print(f"error: {line}", file=sys.stderr)
+
+            try:
+                _run_hydra(job, config_name, arguments)
+            except KeyboardInterrupt:
+                print("interrupted; the same command continues", file=sys.stderr)
+                return 130
+            except Exception as error:
+                line = explain(error)
+                if debug or line is None:
+                    raise
+                print(f"error: {line}", file=sys.stderr)
+                return 2
+            return 2 if failed else 0
+
+        return command
+
+    return decorate
+
+
+def _typed(config: DictConfig, schema: type[Config]) -> Config:
+    """Return the configuration as `schema`; a key that the schema lacks (`+key=value`) is an error."""
+    values = OmegaConf.to_container(config, resolve=True)
+    return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
+
+
+def explain(error: BaseException) -> str | None:
+    """Return the one line that tells a user what is wrong with the input, or None for an error of ours."""
+    if isinstance(error, UserError):
+        # a DataLoader worker puts its traceback before the message and the class's name before the last line
+        return str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        return f"{group}={name}: no such option; {_nearest(name, error.options)}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read '{error.override}' on the command line: overrides are written key=value"
+    if isinstance(error, HydraException):
+        cause = error.__cause__
+        if isinstance(cause, OmegaConfBaseException):
+            return explain(cause)
+        return " ".join(str(error).split())
+    if isinstance(error, OmegaConfBaseException):
+        first = str(error.msg or error).splitlines()[0]
+        if "not in struct" in first or "not in '" in first:
+            keys = [str(key) for key in error.parent_node] if error.parent_node is not None else []
+            return f"{error.full_key}: no such key; {_nearest(str(error.key), keys)}"
+        return f"{error.full_key}: {first}" if error.full_key else first
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{error}; make room and run the same command again"
+    return None
+
+
+def _nearest(name: str, options: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, options, n=1)
+    return f"did you mean {close[0]}?" if close else f"there is {', '.join(sorted(options))}"
+
+
+def _run_hydra(job: Callable[[DictConfig], None], config_name: str, arguments: list[str]) -> None:
+    """Run Hydra so that it raises its errors to us and leaves no folders of its own behind."""
+    decorated: Any = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)
+    saved_argv, saved_flag = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    with tempfile.TemporaryDirectory() as scratch:
+        quiet = [
+            f"hydra.run.dir={scratch}",
+            f"hydra.sweep.dir={scratch}",
+            "hydra.sweep.subdir=.",
+            "hydra.output_subdir=null",
+            "hydra/job_logging=none",
+            "hydra/hydra_logging=none",
+        ]
+        try:
+            sys.argv = [saved_argv[0], *_insert(quiet, arguments)]
+            os.environ["HYDRA_FULL_ERROR"] = "1"
+            decorated()
+        finally:
+            sys.argv = saved_argv
+            if saved_flag is None:
+                del os.environ["HYDRA_FULL_ERROR"]
+            else:
+                os.environ["HYDRA_FULL_ERROR"] = saved_flag
+
+
+def _insert(overrides: list[str], arguments: list[str]) -> list[str]:
+    """Put overrides before the user's, and -m before all: argparse wants all overrides in one place."""
+    multirun = [argument for argument in arguments if argument in ("-m", "--multirun")]
+    rest = [argument for argument in arguments if argument not in multirun]
+    first = next(
+        (i for i, argument in enumerate(rest) if not argument.startswith("-") and "=" in argument), len(rest)
+    )
+    return [*multirun, *rest[:first], *overrides, *rest[first:]]

@@ -1,0 +1,99 @@
+"""Configuration shared by all recipes, as dataclasses that type-check what the command line says."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from repro.errors import UserError
+
+
+@dataclass
+class RunConfig:
+    """Where a run is kept and how often it is saved. Nothing here changes its result."""
+
+    root: str = "runs"
+    name: str | None = None  # default: made from the command line, so that the same command finds its folder
+    overwrite: bool = False  # start afresh instead of continuing
+    checkpoint_every: int | None = (
+        None  # steps between checkpoints inside an epoch; every epoch's end has one
+    )
+    keep: int = 2  # newest checkpoints to keep, besides the best
+    log_every: int = 50  # steps between training records
+
+
+@dataclass
+class TrackingConfig:
+    """Live tracker, one of accelerate's; `metrics.jsonl` is written in any case."""
+
+    name: str | None = None  # wandb | tensorboard
+    project: str = "adan"
+    mode: str = "online"  # wandb only: online | offline
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate over time; see `repro.schedules`."""
+
+    name: str = "cosine"  # cosine | polynomial | constant
+    per: str = "epoch"  # epoch | step: when the learning rate changes
+    warmup_epochs: float = 0.0
+    warmup_lr: float = 0.0  # learning rate at step 0 when there is a warm-up
+    min_lr: float = 0.0  # learning rate at the end
+    cooldown_epochs: int = 0  # epochs at min_lr after the last of `epochs`
+    power: float = 1.0  # polynomial only; 1 is linear
+
+
+@dataclass
+class TrainConfig:
+    """What the training loop needs to know, whatever the task."""
+
+    seed: int = 0
+    epochs: int = 10
+    batch_size: int = 64  # samples per optimizer step, over all processes and micro-batches
+    accumulate: int = 1  # micro-batches per optimizer step
+    amp: str = "no"  # no | bf16 | fp16
+    clip_grad: float | None = None  # global norm, applied by the loop before the optimizer
+    ema_decay: float | None = None
+    compile: bool = False
+    workers: int = 0  # data loading processes per training process; 0 loads in the training process
+    optimizer: dict[str, Any] = field(default_factory=dict)  # see optim.build_optimizer
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def check(self) -> None:
+        """Raise UserError for a value that cannot work, naming it."""
+        for key in ("epochs", "batch_size", "accumulate", "run.keep", "run.log_every"):
+            _at_least(1, key, _lookup(self, key))
+        for key in ("seed", "workers", "schedule.warmup_epochs", "schedule.cooldown_epochs"):
+            _at_least(0, key, _lookup(self, key))
+        for key in ("schedule.warmup_lr", "schedule.min_lr"):
+            _at_least(0, key, _lookup(self, key))
+        if self.run.checkpoint_every is not None:
+            _at_least(1, "run.checkpoint_every", self.run.checkpoint_every)
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise UserError(f"clip_grad={self.clip_grad}: must be above 0, or null for no clipping")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"ema_decay={self.ema_decay}: must lie between 0 and 1, or null for no average")
+        one_of("amp", self.amp, ("no", "bf16", "fp16"))
+        one_of("schedule.name", self.schedule.name, ("cosine", "polynomial", "constant"))
+        one_of("schedule.per", self.schedule.per, ("epoch", "step"))
+        one_of("tracking.mode", self.tracking.mode, ("online", "offline"))
+        if self.tracking.name is not None:
+            one_of("tracking.name", self.tracking.name, ("wandb", "tensorboard"))
+
+
+def one_of(key: str, value: str, options: tuple[str, ...]) -> None:
+    """Raise UserError unless `value` is one of `options`."""
+    if value not in options:
+        raise UserError(f"{key}={value}: must be one of {', '.join(options)}")
+
+
+def _at_least(least: int, key: str, value: float) -> None:
+    if value < least:
+        raise UserError(f"{key}={value}: must be at least {least}")
+
+
+def _lookup(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config

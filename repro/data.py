@@ -1,0 +1,112 @@
+"""Data loading whose every batch is a function of (seed, epoch, index), hence resumable anywhere.
+
+The order of an epoch depends on (seed, epoch) alone, and the randomness of one sample's augmentation on
+(seed, epoch, index) alone: not on the number of workers, nor on which samples were loaded before.
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+Key = tuple[int, int]  # (epoch, index)
+
+
+class Sized(Protocol):
+    """A map-style data set."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class TrainingSampler(Sampler[list[Key]]):
+    """Micro-batches of keys of one epoch, from a given step on.
+
+    Every optimizer step takes the next `batch_size` samples of the epoch's order; each process gets an equal,
+    contiguous share of each micro-batch. What does not fill a step is left out.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, seed: int, accumulate: int = 1, processes: int = 1, rank: int = 0
+    ) -> None:
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.accumulate, self.processes, self.rank = accumulate, processes, rank
+        self.steps = size // batch_size
+        self.epoch, self.first_step = 0, 0
+
+    def start_at(self, epoch: int, step: int = 0) -> None:
+        """Make the next iteration go through `epoch` from its optimizer step `step` on."""
+        self.epoch, self.first_step = epoch, step
+
+    def __len__(self) -> int:
+        return (self.steps - self.first_step) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch = self.epoch
+        generator = torch.Generator().manual_seed(_hash(f"order {self.seed} {epoch}"))
+        order = torch.randperm(self.size, generator=generator).tolist()
+        share = self.batch_size // (self.accumulate * self.processes)
+        for step in range(self.first_step, self.steps):
+            for micro in range(self.accumulate):
+                begin = step * self.batch_size + (micro * self.processes + self.rank) * share
+                yield [(epoch, index) for index in order[begin : begin + share]]
+
+
+class EvaluationSampler(Sampler[list[Key]]):
+    """Each sample exactly once over all processes, in order: nothing is padded, so counts are exact."""
+
+    def __init__(self, size: int, batch_size: int, processes: int = 1, rank: int = 0) -> None:
+        self.indices = range(rank, size, processes)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for begin in range(0, len(self.indices), self.batch_size):
+            yield [(0, index) for index in self.indices[begin : begin + self.batch_size]]
+
+
+class SeededDataset(Dataset[Any]):
+    """`data` addressed by (epoch, index), with the global random generators seeded during each access.
+
+    With `seed=None` (nothing random in `data`) the generators are left alone.
+    """
+
+    def __init__(self, data: Sized, seed: int | None) -> None:
+        self.data, self.seed = data, seed
+
+    def __getitem__(self, key: Key) -> Any:
+        epoch, index = key
+        if self.seed is None:
+            return self.data[index]
+        before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (timm uses it)
+        random.seed(_hash(f"sample {self.seed} {epoch} {index}"))
+        np.random.seed(random.getrandbits(32))  # noqa: NPY002
+        torch.default_generator.manual_seed(random.getrandbits(63))  # the CPU's only: samples are made there
+        try:
+            return self.data[index]
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
+            torch.set_rng_state(before[2])
+
+
+def make_loader(data: Sized, sampler: Sampler[list[Key]], seed: int | None, workers: int) -> DataLoader[Any]:
+    """Return the DataLoader of `data` in the order of `sampler`; see SeededDataset for `seed`."""
+    return DataLoader(
+        SeededDataset(data, seed),
+        batch_sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or it would draw from the global one, once per pass
+    )
+
+
+def _hash(text: str) -> int:
+    """63 well-mixed bits of `text`, the same in every process and version of Python."""
+    return random.Random(text).getrandbits(63)

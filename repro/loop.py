@@ -1,0 +1,299 @@
+"""The training loop, the same for every task.
+
+A run can be killed at any moment: the same command continues from the newest checkpoint and ends with the
+same bits, because everything that shapes the result is either in the checkpoint (weights, optimizer, average,
+scaler, random generators, position) or a pure function of the configuration (schedule, data order,
+augmentation).
+"""
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.utils import gather_object, set_seed  # type: ignore[import-untyped]
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from repro import checkpoint, report
+from repro.accelerator import build, build_optimizer, shut_down, start_trackers
+from repro.config import TrainConfig
+from repro.data import EvaluationSampler, TrainingSampler, make_loader
+from repro.errors import UserError
+from repro.generators import get_generators, set_generators
+from repro.run import RunFolder
+from repro.schedules import build_schedule
+from repro.task import Task
+
+
+def train(task: Task, config: TrainConfig, name: str) -> dict[str, Any]:
+    """Train `task` in the run folder `name`, or continue there, and return (and print) the summary.
+
+    Raises:
+        UserError: input that cannot work; see repro.cli for how it is shown.
+    """
+    config.check()
+    accelerator = build(config)
+    main = accelerator.is_main_process
+    folder = RunFolder(Path(config.run.root) / task.name / name, active=main, overwrite=config.run.overwrite)
+    try:
+        accelerator.wait_for_everyone()  # the others look at the folder after it was locked and emptied
+        folder.check(asdict(config))
+        summary = folder.summary()
+        if summary is None:
+            trainer = Trainer(task, config, folder, accelerator)
+            folder.begin(asdict(config))  # only now, when the configuration is known to work
+            summary = trainer.run()
+            folder.finish(summary)
+        elif main:
+            print(f"{folder.path} is finished; run.overwrite=true starts it afresh")
+        if main:
+            print(report.describe(summary))
+        return summary
+    finally:
+        folder.close()
+        shut_down(accelerator)
+
+
+@dataclass
+class Progress:
+    """Where a run stands; stored in every checkpoint."""
+
+    step: int = 0  # optimizer steps done
+    seconds: float = 0.0  # spent so far, all in all
+    train_seconds: float = 0.0  # of these, on training steps
+    last: dict[str, Any] | None = None  # the newest record of a finished epoch
+    best: dict[str, Any] | None = None  # the one with the best metric
+
+
+class Trainer:
+    """One run from its first or last saved step to its end."""
+
+    def __init__(self, task: Task, config: TrainConfig, folder: RunFolder, accelerator: Accelerator) -> None:
+        self.task, self.config, self.folder, self.accelerator = task, config, folder, accelerator
+        self.progress = Progress()
+        self.device = accelerator.device
+        self.metric = f"ema_{task.metric}" if config.ema_decay else task.metric
+        set_seed(config.seed)
+
+        train_data, test_data = task.train_data(), task.test_data()
+        share = self._share(len(train_data))
+        ranks = accelerator.num_processes, accelerator.process_index
+        self.sampler = TrainingSampler(
+            len(train_data), config.batch_size, config.seed, config.accumulate, *ranks
+        )
+        self.loader = make_loader(train_data, self.sampler, config.seed, config.workers)
+        test_sampler = EvaluationSampler(len(test_data), share, *ranks)
+        self.test_loader = make_loader(test_data, test_sampler, None, config.workers)
+        self.epochs = config.epochs + config.schedule.cooldown_epochs
+
+        self.module = task.build_model()  # the bare model; self.model is what accelerate wraps around it
+        self.ema: AveragedModel | None = None
+        if config.ema_decay is not None:
+            average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+            self.ema = AveragedModel(self.module, self.device, multi_avg_fn=average, use_buffers=True)
+        self.bare_optimizer = build_optimizer(self.module, config.optimizer)
+        self.base_lrs = [group["lr"] for group in self.bare_optimizer.param_groups]
+        self.lr: float = self.bare_optimizer.defaults["lr"]
+        self.multiplier = build_schedule(config.schedule, self.lr, config.epochs, self.sampler.steps)
+        self.model, self.optimizer = accelerator.prepare(self.module, self.bare_optimizer)
+        self.losses = torch.zeros(self.sampler.steps, device=self.device)  # of this epoch's steps
+        set_seed(config.seed, device_specific=True)  # from here on processes draw different numbers
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end and return the summary."""
+        self._resume()
+        start_trackers(self.accelerator, self.config, self.folder.path)
+        self.mark = time.perf_counter()
+        total = self.epochs * self.sampler.steps
+        show = self.accelerator.is_main_process
+        with tqdm(
+            total=total, initial=self.progress.step, unit="step", disable=None if show else True
+        ) as self.bar:
+            while self.progress.step < total:
+                epoch, done = divmod(self.progress.step, self.sampler.steps)
+                self._train_epoch(epoch, done)
+                self._end_epoch(epoch)
+        return report.summarise(self)
+
+    def _train_epoch(self, epoch: int, done: int) -> None:
+        """Train from step `done` of `epoch` to the epoch's end."""
+        self.model.train()
+        self.sampler.start_at(epoch, done)
+        if done == 0:
+            self.losses.zero_()
+        for batch in self.loader:
+            with self.accelerator.accumulate(self.model):
+                loss = self.task.loss(self.model, self.task.move(batch, self.device))
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    self._set_lr()
+                    if self.config.clip_grad is not None:
+                        self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip_grad)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            self.losses[done] += loss.detach() / self.config.accumulate
+            if self.accelerator.sync_gradients:
+                done += 1
+                self._end_step(epoch, done)
+
+    def _set_lr(self) -> None:
+        multiplier = self.multiplier(self.progress.step)
+        for group, base in zip(self.bare_optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * multiplier
+
+    def _end_step(self, epoch: int, done: int) -> None:
+        """Average, log and save after the optimizer step that is the `done`-th of its epoch."""
+        if self.ema is not None:
+            self.ema.update_parameters(self.module)
+        self.progress.step += 1
+        self.bar.update()
+        if done == self.sampler.steps:
+            return  # the epoch's end logs and saves
+        if done % self.config.run.log_every == 0:
+            loss = self._mean_loss(done - self.config.run.log_every, done)
+            record = {"epoch": round(epoch + done / self.sampler.steps, 6), "train_loss": loss}
+            self._log(record)
+            self.bar.set_postfix(
+                epoch=f"{epoch + 1}/{self.epochs}", loss=f"{loss:.4g}", lr=f"{self._lr():.3g}"
+            )
+        every = self.config.run.checkpoint_every
+        if every is not None and self.progress.step % every == 0:
+            self._save()
+
+    def _end_epoch(self, epoch: int) -> None:
+        """Measure, log and save."""
+        record = {"epoch": epoch + 1, "train_loss": self._mean_loss(0, self.sampler.steps)}
+        self._tick("train_seconds")
+        record |= self._measure(self.accelerator.unwrap_model(self.model))
+        if self.ema is not None:
+            record |= {f"ema_{key}": value for key, value in self._measure(self.ema.module).items()}
+        self.progress.last = self._log(record)
+        sign = 1 if self.task.higher_is_better else -1
+        best = self.progress.best
+        if best is None or sign * record[self.metric] > sign * best[self.metric]:
+            self.progress.best = self.progress.last
+        if self.accelerator.is_main_process:
+            self.bar.write(report.epoch_line(self))
+        self._save()
+
+    @torch.no_grad()
+    def _measure(self, model: nn.Module) -> dict[str, float]:
+        """Return the task's measures over the whole test set, each sample counted once."""
+        model.eval()
+        sums: dict[str, Tensor] = {}
+        count = 0
+        for batch in self.test_loader:
+            with self.accelerator.autocast():
+                measures, size = self.task.measure(model, self.task.move(batch, self.device))
+            count += size
+            for key, value in measures.items():
+                sums[key] = sums.get(key, 0) + value.double()
+        stacked = torch.stack([*sums.values(), torch.tensor(float(count), device=self.device).double()])
+        *totals, number = self.accelerator.reduce(stacked, "sum").tolist()
+        return {key: total / number for key, total in zip(sums, totals, strict=True)}
+
+    def _mean_loss(self, begin: int, end: int) -> float:
+        """Return the mean training loss over steps begin..end of this epoch, over all processes."""
+        mean = float(self.accelerator.reduce(self.losses[begin:end].mean(), "mean"))
+        if not math.isfinite(mean):
+            bad = int((~self.losses[begin:end].isfinite()).int().argmax()) + begin
+            step = (self.progress.step - 1) // self.sampler.steps * self.sampler.steps + bad
+            lr = self.lr * self.multiplier(step)
+            raise UserError(
+                f"the loss is {float(self.losses[bad])} at step {step} with lr={lr:.4g}: "
+                "try a lower optimizer.lr, a longer schedule.warmup_epochs or clip_grad=1"
+            )
+        return mean
+
+    def _lr(self) -> float:
+        return self.lr * self.multiplier(self.progress.step - 1)
+
+    def _log(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Append a record to metrics.jsonl and the tracker, and return it."""
+        record = {"step": self.progress.step, "lr": self._lr(), **values}
+        self.folder.log(record)
+        self.accelerator.log(record, step=self.progress.step)
+        return record
+
+    def _tick(self, *kinds: str) -> None:
+        """Add the time since the last call to the run's seconds, and to those of `kinds`."""
+        now = time.perf_counter()
+        for kind in ("seconds", *kinds):
+            setattr(self.progress, kind, getattr(self.progress, kind) + now - self.mark)
+        self.mark = now
+
+    def _save(self) -> None:
+        """Write a checkpoint and delete those no longer needed."""
+        done = self.progress.step % self.sampler.steps
+        if done:
+            self._mean_loss(0, done)  # weights made from a loss that is not finite are not worth keeping
+        self._tick(*(["train_seconds"] if done else []))
+        generators = gather_object([get_generators()])
+        if not self.accelerator.is_main_process:
+            return
+
+        def write(path: Path) -> None:
+            about = {"model": self.task.model_name}
+            save_model(self.module, str(path / checkpoint.MODEL), about)
+            if self.ema is not None:
+                save_model(self.ema.module, str(path / checkpoint.EMA), about)
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+                "generators": generators,
+                "losses": self.losses,
+            }
+            torch.save(state, path / "training.pt")
+            (path / "progress.json").write_text(json.dumps(asdict(self.progress), indent=1))
+
+        best = self.progress.best and f"step-{self.progress.best['step']:09d}"
+        parameters = sum(p.numel() for p in self.module.parameters())
+        about = {"model": self.task.model_name, "parameters": parameters, "best": best}
+        checkpoint.save(self.folder.checkpoints, self.progress.step, write, about)
+        checkpoint.prune(self.folder.checkpoints, self.config.run.keep, [best] if best else [])
+
+    def _resume(self) -> None:
+        """Continue from the newest good checkpoint, if there is one."""
+        if self.accelerator.is_main_process:
+            checkpoint.clean(self.folder.checkpoints)
+        path = checkpoint.newest(self.folder.checkpoints, warn=self.accelerator.print)
+        if path is not None:
+            load_model(self.module, path / checkpoint.MODEL, device=str(self.device))
+            state = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.losses.copy_(state["losses"])
+            self.progress = Progress(**json.loads((path / "progress.json").read_text()))
+            if self.ema is not None:
+                load_model(self.ema.module, path / checkpoint.EMA, device=str(self.device))
+                self.ema.n_averaged.fill_(self.progress.step)
+            if len(state["generators"]) != self.accelerator.num_processes:
+                raise UserError(
+                    f"{self.folder.path} was begun with {len(state['generators'])} processes, now there are "
+                    f"{self.accelerator.num_processes}; start as many, or afresh with run.overwrite=true"
+                )
+            set_generators(state["generators"][self.accelerator.process_index])
+            self.accelerator.print(f"continuing {self.folder.path} at step {self.progress.step}")
+        self.folder.rewind(self.progress.step)
+
+    def _share(self, size: int) -> int:
+        """Return the micro-batch size of one process, after checking that the sizes work out."""
+        config, processes = self.config, self.accelerator.num_processes
+        if size < config.batch_size:
+            raise UserError(
+                f"batch_size={config.batch_size}: the training set has only {size} {self.task.samples}"
+            )
+        if config.batch_size % (config.accumulate * processes):
+            raise UserError(
+                f"batch_size={config.batch_size}: must be divisible by accumulate={config.accumulate} "
+                f"times {processes} process(es)"
+            )
+        return int(config.batch_size // (config.accumulate * processes))

@@ -1,0 +1,76 @@
+"""What a run says about itself: a line per epoch and the closing summary."""
+
+import resource
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import optim
+
+if TYPE_CHECKING:
+    from repro.loop import Trainer
+
+
+def epoch_line(trainer: "Trainer") -> str:
+    """Return one line on the epoch just finished."""
+    progress = trainer.progress
+    record = progress.last or {}
+    measures = "  ".join(
+        f"{key} {value:.4g}" for key, value in record.items() if key not in ("step", "epoch", "lr")
+    )
+    total = trainer.epochs * trainer.sampler.steps
+    left = progress.seconds / progress.step * (total - progress.step)
+    return (
+        f"epoch {record['epoch']}/{trainer.epochs}  {measures}  lr {record['lr']:.3g}  left {_duration(left)}"
+    )
+
+
+def summarise(trainer: "Trainer") -> dict[str, Any]:
+    """Return the closing summary of a run, JSON-able. Keys carry their units."""
+    progress, config = trainer.progress, trainer.config
+    on_gpu = trainer.device.type == "cuda"
+    # ru_maxrss counts KiB on Linux and bytes on macOS
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "run": str(trainer.folder.path),
+        "model": trainer.task.model_name,
+        "parameters": sum(p.numel() for p in trainer.module.parameters()),
+        "optimizer": config.optimizer["name"],
+        "optimizer_path": optim.path_in_use(trainer.bare_optimizer),
+        "seed": config.seed,
+        "epochs": trainer.epochs,
+        "steps": progress.step,
+        "metric": trainer.metric,
+        "final": progress.last,
+        "best": progress.best,
+        "seconds": round(progress.seconds, 2),
+        f"{trainer.task.samples}_per_second": round(
+            progress.step * config.batch_size / progress.train_seconds, 1
+        ),
+        "peak_memory_mib": round((torch.cuda.max_memory_allocated() if on_gpu else rss) / 2**20),
+        "memory_of": "GPU, allocated" if on_gpu else "process, resident",
+    }
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """Return the closing summary for people."""
+    metric, final, best = summary["metric"], summary["final"], summary["best"]
+    speed = next(key for key in summary if key.endswith("_per_second"))
+    rows = {
+        "result": f"{metric} {final[metric]:.2f} (best {best[metric]:.2f} at epoch {best['epoch']}), "
+        f"train_loss {final['train_loss']:.4g}",
+        "model": f"{summary['model']}, {summary['parameters']:,} parameters",
+        "optimizer": f"{summary['optimizer']}, path: {summary['optimizer_path']}",
+        "time": f"{_duration(summary['seconds'])} for {summary['epochs']} epochs, "
+        f"{summary[speed]:,.0f} {speed.removesuffix('_per_second')}/s",
+        "memory": f"{summary['peak_memory_mib']:,} MiB at most ({summary['memory_of']})",
+        "folder": summary["run"],
+    }
+    return "\n".join(f"{key:<10} {value}" for key, value in rows.items())
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

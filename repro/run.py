@@ -1,0 +1,205 @@
+"""The folder a run keeps everything in.
+
+runs/<entry point>/<name>/
+    config.yaml        the resolved configuration
+    environment.json   a list with one entry per start: versions, commit, devices, threads, command
+    metrics.jsonl      one JSON object per record; `epoch` is a whole number where an epoch ends (these
+                       records have the test metrics) and a fraction in between. Nothing but what the
+                       configuration determines is in it, so that two runs of one configuration on one
+                       machine agree in every byte; times are in summary.json.
+    checkpoints/       see repro.checkpoint
+    summary.json       written at the end; its presence marks the run as finished
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from omegaconf import OmegaConf
+
+from repro.errors import UserError
+
+# A continued run may differ from its beginning in these keys (and those below them), and in no other.
+FREE_KEYS = ("run", "tracking", "workers", "data.root")
+
+_PACKAGES = ("torch", "accelerate", "timm", "transformers", "datasets", "numpy", "safetensors", "hydra-core")
+
+
+def run_name(overrides: Sequence[str]) -> str:
+    """Derive a run's name from the command line's overrides, so that the same command finds the same folder.
+
+    Overrides of FREE_KEYS do not count, nor does their order. Characters unfit for a file name are replaced,
+    long names cut; a hash then keeps different command lines apart.
+    """
+    counted = sorted(text for text in overrides if not is_free(text.split("=")[0].lstrip("+~")))
+    full = ",".join(counted) or "default"
+    name = re.sub(r"[^\w.,=+-]", "_", full)[:100]
+    return name if name == full else f"{name}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
+
+
+def is_free(key: str) -> bool:
+    """Tell whether a continued run may change `key` (dotted)."""
+    return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
+
+
+class RunFolder:
+    """One run's folder, held exclusively while it is open; a second run on it is refused.
+
+    Of several processes of one run only the `active` one holds the folder and writes; the others read.
+    """
+
+    def __init__(self, path: Path, active: bool = True, overwrite: bool = False) -> None:
+        self.path, self.active = path, active
+        self.checkpoints = path / "checkpoints"
+        if not active:
+            return
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(
+                f"cannot create run folder {path}: {error.strerror}; set run.root=PATH"
+            ) from error
+        try:
+            fcntl.lockf(
+                self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # let go by the system when the process dies
+        except OSError as error:
+            self._lock.close()
+            raise UserError(
+                f"another process is training in {path}; set run.name=NAME for a second run"
+            ) from error
+        if overwrite:
+            for child in path.iterdir():
+                if child.is_dir():
+                    shutil.rmtree(child)
+                elif child.name != ".lock":
+                    child.unlink()
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self.active:
+            if not (self.path / "config.yaml").exists():  # the run never began
+                shutil.rmtree(self.path)
+            self._lock.close()
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Raise UserError if the folder was begun with another configuration."""
+        path = self.path / "config.yaml"
+        if path.exists():
+            _refuse_changes(self.path, read_config(path), config)
+
+    def begin(self, config: dict[str, Any]) -> None:
+        """Record the configuration and the environment of this start."""
+        if not self.active:
+            return
+        path = self.path / "config.yaml"
+        write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(config)))
+        path = self.path / "environment.json"
+        starts = json.loads(path.read_text()) if path.exists() else []
+        write_atomically(path, json.dumps([*starts, environment()], indent=1))
+
+    def summary(self) -> dict[str, Any] | None:
+        """Return the summary of a finished run, None for one that is not."""
+        path = self.path / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the summary, which marks the run as finished."""
+        if self.active:
+            write_atomically(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a record, which must have a `step`, to metrics.jsonl."""
+        if self.active:
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the records after `step`, and a last line that a kill left incomplete."""
+        if not self.active:
+            return
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        complete = [line for line in lines if line.endswith("\n")]
+        write_atomically(path, "".join(line for line in complete if json.loads(line)["step"] <= step))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's content such that a kill leaves the old content or the new, never a part."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def environment() -> dict[str, Any]:
+    """Describe the software and the machine: versions, commit, devices, threads, command."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "system": platform.platform(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cuda": cuda,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, with `-dirty` if tracked files differ; None outside of git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the contents of a config.yaml, flat."""
+    return flatten(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))))
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"a.b": value} for {"a": {"b": value}}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _refuse_changes(path: Path, before: dict[str, Any], new: dict[str, Any]) -> None:
+    now = flatten(new)
+    for key in sorted(before.keys() | now.keys()):
+        if not is_free(key) and before.get(key) != now.get(key):
+            raise UserError(
+                f"{path} was begun with {key}={before.get(key)}, now it is {now.get(key)}; "
+                "set it back, start another run with run.name=NAME, or begin afresh with run.overwrite=true"
+            )

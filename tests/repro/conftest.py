@@ -1,0 +1,27 @@
+"""Fixtures of the tests of repro."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from repro.config import RunConfig, TrainConfig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Threads cost more than they bring for nets this small."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    """Four epochs of eight steps, a checkpoint every three, everything that has state switched on."""
+    return TrainConfig(
+        epochs=4,
+        batch_size=8,
+        accumulate=2,
+        ema_decay=0.9,
+        optimizer={"name": "adan", "lr": 0.01},
+        run=RunConfig(root=str(tmp_path / "runs"), checkpoint_every=3, log_every=2),
+    )

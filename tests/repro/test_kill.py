@@ -1,0 +1,117 @@
+"""SIGKILL at random moments and amid the writing of checkpoints: the result must not change by a bit."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# everything that has state: dropout-like randomness (drop path), mixup, average, accumulation, augmentation
+ARGUMENTS = [
+    "optimizer=adan",
+    "epochs=2",
+    "ema_decay=0.9",
+    "accumulate=2",
+    "model.kwargs.embed_dim=16",
+    "model.drop_path=0.1",
+    "augment.mixup=0.2",
+    "run.checkpoint_every=3",
+    "run.log_every=4",
+]
+
+
+class Server:
+    """Starts the command in forked processes; see fork_server.py."""
+
+    def __init__(self, folder: Path) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        with (folder / "stderr").open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                cwd=folder,
+                env=environment,
+                text=True,
+            )
+
+    def start(self, arguments: list[str]) -> int:
+        """Start the command and return its process id."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(arguments) + "\n")
+        self.process.stdin.flush()
+        return self.read()
+
+    def read(self) -> int:
+        """Return the next number: a process id, or the exit status of the process."""
+        assert self.process.stdout is not None
+        return int(self.process.stdout.readline())
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path)
+    yield server
+    server.process.communicate()
+
+
+def result(folder: Path) -> dict[str, object]:
+    """Return what must not differ: the metrics, and the hashes of the last checkpoint but for times."""
+    last = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    files = json.loads((last / "manifest.json").read_text())["files"]
+    del files["progress.json"]
+    return {"metrics": (folder / "metrics.jsonl").read_text(), "step": last.name, "files": files}
+
+
+def test_killed_runs_end_bit_identical(server: Server, tmp_path: Path) -> None:
+    seed = 0
+    rng = random.Random(seed)
+    server.start([*ARGUMENTS, "run.name=whole"])  # returns when the imports are done
+    begin = time.monotonic()
+    assert server.read() == 0, (tmp_path / "stderr").read_text()
+    duration = time.monotonic() - begin
+    whole = result(tmp_path / "runs/vision/whole")
+    print(f"seed {seed}, an uninterrupted run takes {duration:.1f} s")
+
+    kills = {"random": 0, "writing": 0}
+    runs, torn = 0, 0
+    while kills["random"] < 20 or kills["writing"] < 8 or not runs:
+        folder = tmp_path / f"runs/vision/killed{runs}"
+        kind = "writing" if kills["writing"] < 8 and kills["random"] % 3 == 2 else "random"
+        child = server.start([*ARGUMENTS, f"run.name={folder.name}"])
+        if kind == "random":
+            time.sleep(rng.uniform(0, duration))
+        else:
+            wait_for_half_written(folder / "checkpoints")
+            time.sleep(rng.uniform(0, 0.005))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        status = server.read()
+        if status == -signal.SIGKILL:
+            kills[kind] += 1
+            torn += any((folder / "checkpoints").glob(".tmp-*"))
+        else:
+            assert status == 0, (tmp_path / "stderr").read_text()
+            assert result(folder) == whole
+            runs += 1
+    server.start([*ARGUMENTS, f"run.name={folder.name}"])
+    assert server.read() == 0
+    assert result(folder) == whole
+    print(f"{kills}, {torn} of them with a checkpoint half-written; {runs + 1} runs finished")
+    assert torn >= 4
+
+
+def wait_for_half_written(checkpoints: Path) -> None:
+    """Wait until a checkpoint's temporary folder has a file in it, at most 3 s."""
+    begin = time.monotonic()
+    while time.monotonic() - begin < 3 and not any(checkpoints.glob(".tmp-*/*")):
+        time.sleep(0.0005)

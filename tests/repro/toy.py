@@ -1,0 +1,61 @@
+"""A task so small that a run takes a fraction of a second, yet random in every way a real one is."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from repro.data import Sized
+from repro.task import Task
+
+
+class Points:
+    """Points on a line, jittered by all three global random generators; the label is the sign."""
+
+    def __init__(self, size: int, jitter: float) -> None:
+        self.size, self.jitter = size, jitter
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        x = index / self.size - 0.5
+        if self.jitter:
+            noise = random.gauss(0, 1) + np.random.randn() + torch.randn(()).item()  # noqa: NPY002
+            return torch.tensor([x + self.jitter * noise, 1.0]), int(x > 0)
+        return torch.tensor([x, 1.0]), int(x > 0)
+
+
+class ToyTask(Task):
+    """Two classes of points, a net with dropout and batch norm."""
+
+    name = "toy"
+    samples = "points"
+    metric = "accuracy"
+    model_name = "toy_net"
+
+    def __init__(self, width: int = 4) -> None:
+        self.width = width
+        self.seen: list[Tensor] = []
+
+    def train_data(self) -> Sized:
+        return Points(64, 0.1)
+
+    def test_data(self) -> Sized:
+        return Points(21, 0.0)
+
+    def build_model(self) -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(2, self.width), nn.BatchNorm1d(self.width), nn.Dropout(0.2), nn.Linear(self.width, 2)
+        )
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        self.seen.append(batch[0])
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
+        hits = (model(batch[0]).argmax(1) == batch[1]).sum()
+        return {"accuracy": 100 * hits}, len(batch[1])

@@ -1,0 +1,126 @@
+"""vision/train.py end to end, and every configuration file."""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from tiny import TINY
+
+import optim
+from repro.cli import CONFIGS
+from vision.config import VisionConfig
+from vision.data import test_transform as evaluation_transform
+from vision.data import train_transform
+from vision.train import Classification
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+def configure(*overrides: str) -> VisionConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = OmegaConf.to_object(compose("vision", list(overrides)))
+    assert isinstance(config, VisionConfig)
+    return config
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", options("optimizer"))
+def test_optimizer_configs(name: str) -> None:
+    optimizer = optim.build_optimizer(torch.nn.Linear(2, 2), configure(f"optimizer={name}").optimizer)
+    assert name in type(optimizer).__name__.lower()
+
+
+@pytest.mark.parametrize("name", options("schedule"))
+@pytest.mark.parametrize("tracking", options("tracking"))
+def test_schedule_and_tracking_configs(name: str, tracking: str) -> None:
+    configure(f"schedule={name}", f"tracking={tracking}").check()
+
+
+@pytest.mark.parametrize("name", options("augment"))
+@pytest.mark.parametrize("data", options("data"))
+def test_data_and_augment_configs(data: str, name: str) -> None:
+    config = configure(f"data={data}", f"augment={name}")
+    config.check()
+    from PIL import Image
+
+    size = (config.data.size, config.data.size)
+    image = Image.new("L" if config.data.channels == 1 else "RGB", size)
+    for transform in (train_transform(config.data, config.augment), evaluation_transform(config.data)):
+        assert transform(image).shape == (config.data.channels, *size)
+
+
+@pytest.mark.parametrize("name", options("model"))
+def test_model_configs(name: str) -> None:
+    config = configure(f"model={name}", "data.size=32")
+    if name == "convnext_tiny":
+        config.model.kwargs |= {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}
+    model = Classification(config).build_model()
+    assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
+
+
+def test_every_option_of_the_command_works_together(command: Command) -> None:
+    status, out, err = command(
+        *TINY, "augment=strong", "loss=bce", "ema_decay=0.9", "accumulate=2", "clip_grad=1", "amp=bf16",
+        "augment.erase=0.2", "augment.interpolation=bilinear", "augment.auto_augment=null",
+        "model.drop_path=0.1",
+        "optimizer.layer_decay=0.7", "model.kwargs.depth=2", "workers=1", "seed=3",
+    )  # fmt: skip
+    assert (status, err) == (0, "")
+    assert "ema_test_accuracy" in out
+
+
+def test_channels_last_convolutions(command: Command) -> None:
+    small = ["data.size=16", "epochs=1", "batch_size=256", "schedule.warmup_epochs=0"]
+    status, _, err = command("model=resnet18", "channels_last=true", *small)
+    assert (status, err) == (0, "")
+
+
+def test_no_warnings_and_nothing_left_behind(command: Command) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert command(*TINY)[0] == 0
+    assert [path.name for path in Path().iterdir()] == ["runs"]
+    assert [path.name for path in Path("runs").iterdir()] == ["vision"]
+
+
+def test_multirun_and_its_failures(command: Command) -> None:
+    status, _, err = command("-m", *TINY, "optimizer=adan,adamw", "optimizer.lr=-1,0.01")
+    assert status == 2
+    assert len(err.splitlines()) == 2  # one line for each failing job, the others ran
+    assert len(list(Path("runs/vision").iterdir())) == 2
+
+
+def test_the_same_command_in_another_order_is_the_same_run(command: Command) -> None:
+    command(*TINY, "seed=1")
+    assert "is finished" in command("seed=1", *TINY, "workers=1")[1]
+
+
+def test_wandb_offline(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # wandb's own
+        status, _, err = command(*TINY, "tracking=wandb", "tracking.mode=offline", "run.name=x")
+    assert status == 0
+    assert "error" not in err.lower()
+    assert list(Path("runs/vision/x/wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_tensorboard(command: Command) -> None:
+    assert command(*TINY, "tracking=tensorboard", "run.name=x")[0] == 0
+    assert list(Path("runs/vision/x/tensorboard").glob("events.*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adan", "adamw"])
+def test_the_default_run_ends_above_97_percent(command: Command, optimizer: str) -> None:
+    assert command(f"optimizer={optimizer}", "run.name=x")[0] == 0
+    summary = json.loads(Path("runs/vision/x/summary.json").read_text())
+    assert summary["final"]["test_accuracy"] > 97
