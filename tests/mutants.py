@@ -1,0 +1,327 @@
+"""`make test-mutants`: plants faults in optim/ and csrc/, one at a time; tests/optim must notice every one.
+
+Each fault is (what is wrong, file, exact text, text put in its place). A copy of the sources gets the fault,
+the kernels are compiled anew if it is in csrc/, and pytest runs on the copy. A text that is not found exactly
+once is an error, so that the list keeps up with the sources.
+
+    python tests/mutants.py [-k WORDS] [-j JOBS]
+
+Exits with 1 if a fault was not noticed, 2 if the list or the sources are at fault.
+"""
+
+# ruff: noqa: E501 (exact texts)
+import argparse
+import ast
+import importlib
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing import connection
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("optim", "csrc", "adan.py", "setup.py", "pyproject.toml", "tests/optim")
+LIBRARY = "optim/_cpu.abi3.so"
+# Imported once; the tests run in forks.
+PRELOAD = (
+    "torch",
+    "numpy",
+    "hypothesis",
+    "pytest",
+    "timm.optim",
+    "torch.distributed.checkpoint",
+    "torch._dynamo",
+)
+# Not here: tests of speed, of the CUDA compiler, and against other implementations.
+TESTS = (
+    "oracle",
+    "semantics",
+    "tensors",
+    "checkpoints",
+    "amp",
+    "norm",
+    "arguments",
+    "registry",
+    "integration",
+)
+
+ADAN, ADAMW, BASE = "optim/adan.py", "optim/adamw.py", "optim/base.py"
+RULES, CPU, NATIVE, NORM, GROUPS = (
+    "csrc/rules.h",
+    "csrc/cpu.cpp",
+    "optim/native.py",
+    "optim/norm.py",
+    "optim/groups.py",
+)
+TENSORS = "csrc/tensors.h"
+
+# By the test file that is run first, where the fault should be found at once.
+FAULTS = {
+    "oracle": [
+        ("sign of the difference", ADAN, "diff = g + neg_pre_grad if", "diff = g - neg_pre_grad if"),
+        ("first difference is the gradient", ADAN, "torch.zeros_like(g)\n", "g.clone()\n"),
+        ("coefficient of the difference in n is 1 - b2", ADAN, "(g + b2 * diff).square()", "(g + (1 - b2) * diff).square()"),
+        ("no Nesterov term in n", ADAN, "(g + b2 * diff).square()", "g.square()"),
+        ("no b2 on v in the update", ADAN, "+ b2 * v / (1 - b2**t)", "+ v / (1 - b2**t)"),
+        ("no bias correction of m", ADAN, "u = m / (1 - b1**t)", "u = m"),
+        ("no bias correction of v", ADAN, "+ b2 * v / (1 - b2**t)", "+ b2 * v"),
+        ("no bias correction of n", ADAN, "u /= n.sqrt() / math.sqrt(1 - b3**t) +", "u /= n.sqrt() +"),
+        ("bias correction of n with b2", ADAN, "u /= n.sqrt() / math.sqrt(1 - b3**t)", "u /= n.sqrt() / math.sqrt(1 - b2**t)"),
+        ("eps inside the root", ADAN, 'u /= n.sqrt() / math.sqrt(1 - b3**t) + group["eps"]', 'u /= (n / (1 - b3**t) + group["eps"]).sqrt()'),
+        ("eps before the bias correction", ADAN, 'u /= n.sqrt() / math.sqrt(1 - b3**t) + group["eps"]', 'u /= (n.sqrt() + group["eps"]) / math.sqrt(1 - b3**t)'),
+        ("m decays with b2", ADAN, "m.mul_(b1).add_(g, alpha=1 - b1)", "m.mul_(b2).add_(g, alpha=1 - b2)"),
+        ("v and n share a beta", ADAN, "v.mul_(b2).add_(diff, alpha=1 - b2)", "v.mul_(b3).add_(diff, alpha=1 - b3)"),
+        ("weight decay dropped", ADAN, "p.sub_(u, alpha=lr).div_(1 + decay)", "p.sub_(u, alpha=lr)"),
+        ("weight decay flipped", ADAN, "p.sub_(u, alpha=lr).div_(1 + decay)", "p.sub_(u, alpha=lr).div_(1 - decay)"),
+        ("decoupled for proximal", ADAN, "p.sub_(u, alpha=lr).div_(1 + decay)", "p.mul_(1 - decay).sub_(u, alpha=lr)"),
+        ("proximal and decoupled exchanged", ADAN, 'if group["no_prox"]:\n            p.mul_', 'if not group["no_prox"]:\n            p.mul_'),
+        ("stale previous gradient", ADAN, "        neg_pre_grad.copy_(g).neg_()\n", "        if t == 1:\n            neg_pre_grad.copy_(g).neg_()\n"),
+        ("lr 5 % off", ADAN, "p.sub_(u, alpha=lr).div_", "p.sub_(u, alpha=lr * 1.05).div_"),
+        ("foreach: wrong beta for m", ADAN, "torch._foreach_lerp_(m, g, 1 - b1)", "torch._foreach_lerp_(m, g, 1 - b3)"),
+        ("foreach: difference not zeroed at first", ADAN, "if ti == 1]", "if ti == 0]"),
+        ("foreach: coefficient in n", ADAN, "torch._foreach_mul_(diff, b2)", "torch._foreach_mul_(diff, 1 - b2)"),
+        ("foreach: step of the first parameter for all", ADAN, "torch._foreach_addcdiv_(p, m, denominator, [-lr / (1 - b1**ti) for ti in t])", "torch._foreach_addcdiv_(p, m, denominator, [-lr / (1 - b1 ** t[0]) for ti in t])"),
+        ("foreach: no b2 on v", ADAN, "[-lr * b2 / (1 - b2**ti) for ti in t]", "[-lr / (1 - b2**ti) for ti in t]"),
+        ("foreach: stale previous gradient", ADAN, "torch._foreach_copy_(neg_pre_grad, g)\n", "torch._foreach_zero_(neg_pre_grad)\n"),
+        ("foreach: previous gradient not negated", ADAN, "        torch._foreach_neg_(neg_pre_grad)\n", ""),
+        ("foreach: root correction missing", ADAN, "        torch._foreach_div_(denominator, [math.sqrt(1 - b3**ti) for ti in t])\n", ""),
+        ("foreach: proximal decay dropped", ADAN, "            torch._foreach_div_(p, 1 + decay)", "            pass"),
+        ("fused: weight decay and eps exchanged", ADAN, '*group["betas"], group["eps"], group["weight_decay"], group["no_prox"]', '*group["betas"], group["weight_decay"], group["eps"], group["no_prox"]'),
+        ("AdamW: bias correction of v", ADAMW, "v.sqrt() / math.sqrt(1 - b2**t)", "v.sqrt()"),
+        ("AdamW: decay without lr", ADAMW, 'p.mul_(1 - lr * group["weight_decay"]).sub_', 'p.mul_(1 - group["weight_decay"]).sub_'),
+        ("AdamW: decay after the step", ADAMW, 'p.mul_(1 - lr * group["weight_decay"]).sub_(u, alpha=lr)', 'p.sub_(u, alpha=lr).mul_(1 - lr * group["weight_decay"])'),
+        ("AdamW foreach: b1 for b2", ADAMW, "torch._foreach_addcmul_(v, g, g, 1 - b2)", "torch._foreach_addcmul_(v, g, g, 1 - b1)"),
+        ("AdamW foreach: decay dropped", ADAMW, 'torch._foreach_mul_(p, 1 - lr * group["weight_decay"])', "pass"),
+        ("AdamW fused rule: no bias correction of m", RULES, "m_rate(h.lr / (1 - pow(h.beta1, t))), root_rate(1 / sqrt(1 - pow(h.beta2, t)))", "m_rate(h.lr), root_rate(1 / sqrt(1 - pow(h.beta2, t)))"),
+        ("AdamW fused rule: decay dropped", RULES, "p = k.before * p - k.m_rate", "p = p - k.m_rate"),
+        ("rule: sign of the difference", RULES, "T(0) : g + s[3]", "T(0) : g - s[3]"),
+        ("rule: first difference not zero", RULES, "k.first > 0 ? T(0) : g + s[3]", "g + s[3]"),
+        ("rule: coefficient in n", RULES, "nesterov = g + k.beta2 * diff", "nesterov = g + k.rest2 * diff"),
+        ("rule: no Nesterov term", RULES, "nesterov = g + k.beta2 * diff", "nesterov = g"),
+        ("rule: eps inside the root", RULES, "(k.m_rate * s[0] + k.v_rate * s[1]) / (root(s[2]) * k.root_rate + k.eps)", "(k.m_rate * s[0] + k.v_rate * s[1]) / root(s[2] * k.root_rate * k.root_rate + k.eps)"),
+        ("rule: no root correction", RULES, "root_rate(1 / sqrt(1 - pow(h.beta3, t)))", "root_rate(1)"),
+        ("rule: no b2 on v", RULES, "v_rate(h.lr * h.beta2 / (1", "v_rate(h.lr / (1"),
+        ("rule: step off by one", RULES, "v_rate(h.lr * h.beta2 / (1 - pow(h.beta2, t)))", "v_rate(h.lr * h.beta2 / (1 - pow(h.beta2, t + 1)))"),
+        ("rule: no decoupled decay", RULES, "before(h.no_prox != 0 ? 1 - h.lr * h.weight_decay : 1)", "before(1)"),
+        ("rule: proximal decay flipped", RULES, "1 / (1 + h.lr * h.weight_decay)", "1 / (1 - h.lr * h.weight_decay)"),
+        ("rule: previous gradient unclipped", RULES, "s[3] = -g;", "s[3] = -g / k.grad_scale;"),
+        ("rule: hyper-parameters in float", RULES, "rest1(1 - h.beta1), rest2(1 - h.beta2), rest3(1 - h.beta3)", "rest1(1 - float(h.beta1)), rest2(1 - float(h.beta2)), rest3(1 - float(h.beta3))"),
+        ("rule: gradient scale ignored", RULES, "g *= k.grad_scale;\n    const T diff", "const T diff"),
+        ("bfloat16 truncated", CPU, "uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16)", "uint16_t(u >> 16)"),
+        ("bfloat16 ties away from zero", CPU, "u + 0x7fff + ((u >> 16) & 1)", "u + 0x8000"),
+        ("bfloat16 NaN becomes infinite", CPU, "x != x ? uint16_t(0x7fc0) :", "x != x ? uint16_t(0x7f80) :"),
+        ("float16 truncated", CPU, "magnitude - 0x38000000 + 0x0fff + ((magnitude >> 13) & 1)", "magnitude - 0x38000000"),
+        ("float16 ties up", CPU, "0x38000000 + 0x0fff + ((magnitude >> 13) & 1)", "0x38000000 + 0x1000"),
+        ("float16 subnormals flushed", CPU, "magnitude < 0x38800000 ? subnormal :", "magnitude < 0x38800000 ? 0 :"),
+        ("float16 overflow too late", CPU, "magnitude >= 0x477ff000", "magnitude >= 0x48800000"),
+        ("float16 infinities read as numbers", CPU, "rest >= 0x0f800000 ?", "rest > 0x7f800000 ?"),
+        ("step not incremented", CPU, "step += 1;\n", ";\n"),
+        ("threads skip a boundary", CPU, "const int64_t stop = cut(rank + 1, ranks);", "const int64_t stop = cut(rank + 1, ranks) - (rank + 1 < ranks);"),
+        ("threads overlap", CPU, "const int64_t stop = cut(rank + 1, ranks);", "const int64_t stop = std::min(total, cut(rank + 1, ranks) + 1);"),
+        ("tail of a span dropped", CPU, "i < end; ++i) {\n    Register", "i < end - (end - begin) % 4; ++i) {\n    Register"),
+        ("a zero-size tensor ends the work", CPU, "if (at < end) update", "if (first == ends[i]) break;\n      if (at < end) update"),
+        ("a chunk is cut at 65536", CPU, "at - first, end - first);", "at - first, std::min<int64_t>(end - first, 65536));"),
+        ("float64 computed as float32", CPU, "RULE_FN double load(double x) { return x; }", "RULE_FN float load(double x) { return float(x); }"),
+        ("unfused: step not incremented", BASE, '            state["step"] += 1\n', '            state["step"].clamp_(min=1)\n'),
+        ("maximize ignored", BASE, 'factor = -1.0 if batch.group["maximize"] else 1.0', "factor = 1.0"),
+        ("no eps in clipping", BASE, '(norm + self.defaults["eps"])', "norm"),
+        ("clip coefficient above 1", BASE, ".clamp(max=1)", ""),
+        ("clipping per group of the first", BASE, "grads = [p.grad for group in self.param_groups for p", "grads = [p.grad for group in self.param_groups[:1] for p"),
+        ("low precision not written back", BASE, "                torch._foreach_copy_(tensors, states[name])\n", "                pass\n"),
+        ("arithmetic in bfloat16", BASE, "work = torch.promote_types(batch.params[0].dtype, torch.float32)", "work = batch.params[0].dtype"),
+    ],
+    "semantics": [
+        ("scalars of the first row for all", CPU, "if (i && step == last)", "if (i)"),
+        ("restart keeps the moments", ADAN, "            for tensor in state.values():\n                tensor.zero_()", '            state["step"].zero_()'),
+        ("restart keeps the step count", ADAN, "for tensor in state.values():", 'for tensor in (x for k, x in state.items() if k != "step"):'),
+        ("late gradients not noticed", BASE, "            and all(p.grad is None for p in self.idle)\n", ""),
+        ("one step count for a batch", BASE, 't = [state["step"].item() for state in batch.states]', 't = [batch.states[0]["step"].item() for state in batch.states]'),
+        ("gradient changed in place", BASE, "g = list(torch._foreach_mul(g, by))", "torch._foreach_mul_(g, by)"),
+        ("eps of the last group in clipping", BASE, 'norm + self.defaults["eps"]', 'norm + self.param_groups[-1]["eps"]'),
+        ("skip only for NaN", BASE, "not math.isfinite(norm.item())", "math.isnan(norm.item())"),
+        ("nonfinite skip counts a step", BASE, "            return False, None\n        if self.max_grad_norm > 0:", '            for state in self.state.values():\n                state["step"] += 1\n            return False, None\n        if self.max_grad_norm > 0:'),
+        ("raise does not raise", BASE, 'if self.nonfinite == "raise":', 'if self.nonfinite == "raises":'),
+    ],
+    "tensors": [
+        ("size of a table row", NATIVE, "self._width = len(params), 3 + len(names)", "self._width = len(params), 2 + len(names)"),
+        ("stale gradients", TENSORS, "table[1] = address(g);", ""),
+        ("moved parameters not noticed", TENSORS, "address(p) != table[0] ||", ""),
+        ("another layout not noticed", TENSORS, "fingerprint(p) != fingerprints[i] ||", ""),
+        ("another layout of the gradient not noticed", TENSORS, "!same_layout(p, g) ||", ""),
+        ("replaced states not noticed", TENSORS, "if (*held++ != value) return false;", "++held;"),
+        ("moved states not noticed", NATIVE, "if any(first[name].data_ptr() !=", "if False and any(first[name].data_ptr() !="),
+        ("gaps in a parameter not noticed", NATIVE, "if not is_dense(p):", "if False:"),
+        ("gradients laid out otherwise not noticed", NATIVE, "return a.stride() == b.stride() or all(", "return True or all("),
+        ("edited groups not noticed", BASE, "len(self.groups) == len(optimizer.param_groups)\n", "True\n"),
+        ("replaced parameters not noticed", BASE, 'and all(map(operator.is_, params, new["params"]))', ""),
+        ("cleared states not noticed", BASE, "            and all(map(operator.is_, optimizer.state.values(), self.states))\n", ""),
+        ("states do not follow a cast", BASE, "state[name].dtype != p.dtype\n", "False\n"),
+        ("states lose their values in a cast", BASE, "                state[name] = _zeros_like(p, slot).copy_(state[name])\n\n    def load_state_dict(", "                state[name] = _zeros_like(p, slot)\n\n    def load_state_dict("),
+    ],
+    "checkpoints": [
+        ("old checkpoint: sign of pre_grad", ADAN, '["neg_pre_grad"] = -pre_grad', '["neg_pre_grad"] = pre_grad'),
+        ("old checkpoint: pre_grad dropped", ADAN, '["neg_pre_grad"] = -pre_grad', '["neg_pre_grad"] = torch.zeros_like(pre_grad)'),
+        ("a loaded checkpoint switches the path", BASE, "                del saved[name]\n", "                setattr(self, name, saved.pop(name))\n"),
+        ("options of a checkpoint stay in the group", BASE, "                del saved[name]\n", "                pass\n"),
+        ("missing keys of a checkpoint not filled in", BASE, "                saved.setdefault(name, value)\n", "                pass\n"),
+        ("the step of a group is lost", BASE, 'state.setdefault("step", group_step)', 'state.setdefault("step", 1)'),
+        ("shapes of a checkpoint unchecked", BASE, "if state[key].shape != p.shape:", "if state[key].ndim > 99:"),
+        ("pickling loses the options", BASE, "return {**super().__getstate__(), **{name: getattr(self, name) for name in OPTIMIZER_WIDE}}", 'return {**super().__getstate__(), "max_grad_norm": 0.0, "nonfinite": "propagate", "foreach": None, "fused": None}'),
+    ],
+    "amp": [
+        ("unscaling forgotten when clipping", BASE, "scale = clip if scale is None else clip * scale.to(clip.device)", "scale = clip"),
+        ("norm of the scaled gradients", BASE, "norm = norm if scale is None else norm * scale.to(norm.device)", "pass"),
+        ("found_inf ignored", BASE, "if found_inf is not None and found_inf.item():", "if False:"),
+        ("grad_scale ignored", BASE, "loss_scale.double().reciprocal()", "torch.ones(())"),
+    ],
+    "norm": [
+        ("norm without the root", NORM, "return torch.stack(squares).sum().sqrt()", "return torch.stack(squares).sum()"),
+        ("norm in the gradients' type", NORM, "torch._foreach_norm(parts, 2, dtype=dtype)", "torch._foreach_norm(parts, 2)"),
+    ],
+    "arguments": [
+        ("beta of 1 accepted", BASE, "if max(values) >= 1:", "if max(values) > 1:"),
+        ("infinite numbers accepted", BASE, "if not (math.isfinite(number) and number >= 0):", "if not number >= 0:"),
+        ("misspelt keys accepted", BASE, "n=1, cutoff=0.8):", "n=1, cutoff=1.0):"),
+        ("a refused group stays", BASE, "            self.param_groups.pop()\n", ""),
+    ],
+    "registry": [
+        ("biases decay", GROUPS, 'p.ndim <= 1 or name.endswith(".bias") or name in exempt', "p.ndim < 1 or name in exempt"),
+        ("names of the model ignored", GROUPS, " or name in exempt", ""),
+        ("layer ids off by one", GROUPS, "done if inside or not done else done + 1", "done"),
+        ("lr not scaled by layer", GROUPS, "lr=lr * scale", "lr=lr"),
+    ],
+    "integration": [
+        ("traced by torch.compile", BASE, "    @_disable_dynamo\n", ""),
+        ("norm of the local shard", NORM, "_sum_over_mesh(square, *spec) if spec else square", "square"),
+    ],
+}  # fmt: skip
+
+
+def compile_kernels(tree: Path) -> None:
+    """With the flags of setup.py, which is not imported because it would run."""
+    statements = ast.parse((tree / "setup.py").read_text()).body
+    flags = next(s.value for s in statements if isinstance(s, ast.Assign) and s.targets[0].id == "FLAGS")
+    command = [os.environ.get("CXX", "g++"), *ast.literal_eval(flags), "-shared", "-fPIC"]
+    done = subprocess.run([*command, "csrc/cpu.cpp", "-o", LIBRARY], cwd=tree, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"does not compile: {done.stderr.strip()[:500]}")
+
+
+def copy_sources(source: Path, tree: Path) -> None:
+    ignore = shutil.ignore_patterns("__pycache__", "*.so" if source == ROOT else "")
+    for name in SOURCES:
+        target = tree / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target, ignore=ignore)
+        else:
+            shutil.copy(source / name, target)
+
+
+def run(tree: Path, file: str, old: str, new: str, first: str) -> None:
+    """In a child process: plants a fault and runs the tests, those in the file named first before the others."""
+    output = os.open(tree / "output", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(tree)
+    if file:
+        (tree / file).write_text((tree / file).read_text().replace(old, new))
+    if file.startswith("csrc/"):
+        compile_kernels(tree)
+    os.environ.update(PYTHONPATH=str(tree))
+    sys.path.insert(0, str(tree))
+    import pytest
+
+    import optim
+
+    if Path(optim.__file__) != tree / "optim" / "__init__.py":
+        sys.exit(f"imported {optim.__file__}")
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=line", "-rf", "--timeout=120", "-m", "not slow"]
+    options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]  # it is, on purpose
+    for names in ([first], [name for name in TESTS if name != first]):
+        if status := pytest.main([*options, *(f"tests/optim/test_{name}.py" for name in names)]):
+            sys.exit(int(status))
+
+
+def judge(exit_code: int, output: str) -> tuple[str, str]:
+    """What became of a fault ("killed", "SURVIVED" or "BROKEN"), and the test or the reason."""
+    if failed := re.search(r"^FAILED tests/optim/(\S.*?)(?: - .*)?$", output, re.MULTILINE):
+        return "killed", failed[1]
+    if exit_code < 0:
+        return "killed", f"crashed with signal {-exit_code}"
+    if "Timeout" in output:
+        return "killed", "a test did not end"
+    return ("BROKEN", f"status {exit_code}: {output.strip()[-300:]!r}") if exit_code else ("SURVIVED", "")
+
+
+class Run:
+    """One copy of the sources with a fault, or without, and the process that runs the tests on it."""
+
+    def __init__(self, clean: Path, fault: tuple[str, str, str, str], first: str) -> None:
+        self.name, self.file, old, new = fault
+        self.start, self.folder = time.monotonic(), tempfile.TemporaryDirectory(prefix="mutant-")
+        self.tree = Path(self.folder.name).resolve()
+        copy_sources(clean, self.tree)
+        arguments = (self.tree, self.file, old, new, first)
+        self.process = multiprocessing.get_context("fork").Process(target=run, args=arguments)
+        self.process.start()
+
+    def finish(self) -> str:
+        """Prints the line of the table and returns the outcome."""
+        self.process.join()
+        outcome, detail = judge(self.process.exitcode, (self.tree / "output").read_text(errors="replace"))
+        seconds = time.monotonic() - self.start
+        self.folder.cleanup()
+        shown = "passed" if not self.file and outcome == "SURVIVED" else outcome
+        print(f"{shown:9} {seconds:5.1f} s  {self.file:16} {self.name:48} {detail}", flush=True)
+        return outcome
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "-k", metavar="WORDS", default="", help="only faults with these words in file or name"
+    )
+    parser.add_argument("-j", metavar="JOBS", type=int, default=2, help="faults at a time (default 2)")
+    args = parser.parse_args()
+    for module in PRELOAD:
+        importlib.import_module(module)
+    todo = [(fault, first) for first, faults in FAULTS.items() for fault in faults]
+    todo = [(fault, first) for fault, first in todo if args.k in f"{fault[1]} {fault[0]}"]
+    outcomes: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        clean = Path(folder).resolve()
+        copy_sources(ROOT, clean)
+        for (name, file, old, _), _ in todo:  # before anything slow
+            if (count := (clean / file).read_text().count(old)) != 1:
+                outcomes.append("BROKEN")
+                print(f"{file}, {name!r}: the text is there {count} times: {old!r}")
+        if outcomes:
+            return 2
+        compile_kernels(clean)
+        unchanged = ("(no fault)", "", "", "")
+        queue, running = [(unchanged, "oracle"), *todo], []
+        while queue or running:
+            while queue and len(running) < args.j:
+                fault, first = queue.pop(0)
+                running.append(Run(clean, fault, first))
+            connection.wait([one.process.sentinel for one in running])
+            for one in [one for one in running if not one.process.is_alive()]:
+                running.remove(one)
+                outcome = one.finish()
+                if one.file:
+                    outcomes.append(outcome)
+                elif outcome != "SURVIVED":
+                    print("the tests do not pass without a fault")
+                    outcomes.append("BROKEN")
+    print(f"{outcomes.count('killed')} of {len(todo)} faults were noticed")
+    return 2 if "BROKEN" in outcomes else int("SURVIVED" in outcomes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,406 @@
+"""Arguments: what makes no sense is one clear error that names the value; what is accepted matters."""
+
+import importlib
+import inspect
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from harness import (
+    FLAGS,
+    NAMES,
+    OPTIMIZER_WIDE,
+    all_params,
+    build,
+    each_name,
+    make_params,
+    options_of,
+    set_grads,
+    tensors_of,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+import optim
+from optim import native
+
+CLASSES = optim.OPTIMIZERS
+
+
+def one(value=1.0, **kwargs):
+    return [torch.full((2,), value, requires_grad=True, **kwargs)]
+
+
+def refused(name, error, match, params=None, **options):
+    with pytest.raises(error, match=match) as caught:
+        CLASSES[name](one() if params is None else params, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- numbers
+
+negative = st.floats(max_value=-1e-300, allow_infinity=True, allow_nan=False)
+not_finite = st.sampled_from([math.nan, math.inf])
+no_number = st.one_of(
+    st.none(), st.booleans(), st.text(max_size=5), st.lists(st.floats(), max_size=2), st.complex_numbers()
+)
+
+
+@each_name
+@pytest.mark.parametrize("key", ["lr", "eps", "weight_decay", "max_grad_norm"])
+@given(value=st.one_of(negative, not_finite))
+def test_numbers_out_of_range(name, key, value):
+    message = refused(name, ValueError, "must be a finite number >= 0", **{key: value})
+    assert f"{key}={value}" in message
+
+
+@each_name
+@pytest.mark.parametrize("key", ["lr", "eps", "weight_decay", "max_grad_norm"])
+@given(value=no_number)
+def test_no_numbers(name, key, value):
+    message = refused(name, TypeError, "give a number >= 0", **{key: value})
+    assert f"{key}={value!r}" in message
+
+
+@each_name
+@given(
+    index=st.integers(0, 2),
+    value=st.one_of(negative, not_finite, st.floats(min_value=1.0, allow_infinity=False)),
+)
+def test_betas_out_of_range(name, index, value):
+    betas = [0.9, 0.8, 0.99][: optim.CARDS[name].betas]
+    betas[index % len(betas)] = value
+    assert str(value) in refused(name, ValueError, r"betas.*(must be|each must be)", betas=betas)
+
+
+@each_name
+@given(betas=st.lists(st.floats(0.5, 0.99), max_size=5))
+def test_number_of_betas(name, betas):
+    count = optim.CARDS[name].betas
+    if len(betas) == count:
+        assert CLASSES[name](one(), betas=betas).param_groups[0]["betas"] == tuple(betas)
+    else:
+        refused(name, ValueError, f"give {count} numbers, not {len(betas)}", betas=betas)
+
+
+@each_name
+@pytest.mark.parametrize("betas", [None, 0.9, "0.9", True])
+def test_betas_that_are_no_list(name, betas):
+    assert f"betas={betas!r}" in refused(name, TypeError, r"give \d numbers", betas=betas)
+    count = optim.CARDS[name].betas
+    refused(name, TypeError, r"betas\[1\]=None: give a number", betas=(0.9, None, 0.9)[:count])
+
+
+@each_name
+@given(
+    lr=st.floats(0, 1e3),
+    eps=st.floats(0, 1e3),
+    weight_decay=st.floats(0, 1e3),
+    max_grad_norm=st.floats(0, 1e3),
+)
+def test_sensible_numbers_are_accepted(name, lr, eps, weight_decay, max_grad_norm):
+    optimizer = CLASSES[name](one(), lr=lr, eps=eps, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["eps"], group["weight_decay"]) == (lr, eps, weight_decay)
+    assert optimizer.max_grad_norm == max_grad_norm
+
+
+@each_name
+def test_tensor_learning_rates(name):
+    refused(name, ValueError, r"lr is a tensor of shape \(2,\): give one number", lr=torch.ones(2))
+    refused(name, ValueError, "lr=-1.0", lr=torch.tensor(-1.0))
+    lr = torch.tensor(0.1)
+    assert CLASSES[name](one(), lr=lr).param_groups[0]["lr"] is lr
+
+
+# ---- flags and words
+
+
+@each_name
+@given(value=st.one_of(st.text(max_size=8), st.none(), st.integers()))
+def test_nonfinite_is_one_of_three_words(name, value):
+    if value not in ("propagate", "skip", "raise"):
+        assert f"nonfinite={value!r}" in refused(
+            name, ValueError, "'propagate', 'skip' or 'raise'", nonfinite=value
+        )
+
+
+@each_name
+@pytest.mark.parametrize("key", ["foreach", "fused"])
+@pytest.mark.parametrize("value", ["yes", 2, 0.5, "None"])
+def test_path_flags(name, key, value):
+    assert f"{key}={value!r}" in refused(name, TypeError, "use None, True or False", **{key: value})
+
+
+@each_name
+@pytest.mark.parametrize("value", ["yes", None, 1, 0.0])
+def test_flags_of_a_group(name, value):
+    for key, default in CLASSES[name](one()).defaults.items():
+        if isinstance(default, bool):
+            assert f"{key}={value!r}" in refused(name, TypeError, "use True or False", **{key: value})
+
+
+@each_name
+def test_differentiable_is_refused_with_the_reason(name):
+    refused(name, ValueError, r"differentiable=True: .*in place.*autograd", differentiable=True)
+
+
+@each_name
+@pytest.mark.parametrize("key", ["weigth_decay", "capturable", "amsgrad", "beta", "sparse"])
+def test_unknown_keywords(name, key):
+    refused(name, TypeError, f"unexpected keyword argument '{key}'", **{key: 1})
+
+
+# ---- groups
+
+
+@each_name
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [("weigth_decay", "weight_decay"), ("epsi", "eps"), ("maximise", "maximize"), ("beta", "betas")],
+)
+def test_misspelt_keys_of_a_group(name, key, near):
+    title = optim.CARDS[name].title
+    groups = [{"params": one()}, {"params": one(), key: 0.1}]
+    refused(
+        name, ValueError, f"{title}, parameter group 1: unknown key {key!r}: did you mean {near!r}", groups
+    )
+
+
+@each_name
+@pytest.mark.parametrize("key", OPTIMIZER_WIDE)
+def test_options_of_the_whole_optimizer_are_no_keys_of_a_group(name, key):
+    refused(name, ValueError, f"{key} is an option of the whole optimizer", [{"params": one(), key: None}])
+
+
+@each_name
+def test_other_keys_of_a_group_are_the_users(name):
+    optimizer = CLASSES[name]([{"params": one(), "name": "head", "lr_scale": 0.5}])
+    assert optimizer.param_groups[0]["lr_scale"] == 0.5
+
+
+@each_name
+@pytest.mark.parametrize(
+    ("key", "value", "error"),
+    [("lr", -1.0, ValueError), ("eps", "x", TypeError), ("betas", (0.9,), ValueError)],
+)
+def test_each_group_is_checked(name, key, value, error):
+    """The message says which group; add_param_group leaves the optimizer as it was."""
+    refused(name, error, rf"parameter group 1: {key}", [{"params": one()}, {"params": one(), key: value}])
+    optimizer = CLASSES[name](one())
+    with pytest.raises(error, match=f"parameter group 1: {key}"):
+        optimizer.add_param_group({"params": one(), key: value})
+    assert len(optimizer.param_groups) == 1
+
+
+@each_name
+@pytest.mark.parametrize(
+    ("dtype", "match"),
+    [
+        (torch.complex64, "parameter 0 is complex .*view_as_real"),
+        (torch.complex128, "parameter 0 is complex .*view_as_real"),
+        (torch.float8_e4m3fn, "parameter 0 has dtype torch.float8_e4m3fn; supported are torch.float32, "),
+        (torch.int64, "parameter 0 has dtype torch.int64; supported are"),
+    ],
+)
+def test_parameters_of_other_types(name, dtype, match):
+    refused(name, ValueError, match, [torch.zeros(2, dtype=dtype)])
+
+
+@each_name
+def test_named_parameters_are_named_in_errors(name):
+    refused(
+        name, ValueError, "head.weight is complex", [("head.weight", torch.zeros(2, dtype=torch.complex64))]
+    )
+
+
+@each_name
+def test_no_parameters(name):
+    refused(name, ValueError, "empty parameter list", [])
+
+
+# ---- Adan's own
+
+
+@pytest.mark.parametrize("betas", [(0.02, 0.08, 0.01), (0.1, 0.1, 0.001), (0.01, 0.01, 0.01)])
+def test_the_papers_betas_get_a_warning(betas):
+    meant = tuple(round(1 - beta, 10) for beta in betas)
+    with pytest.warns(UserWarning, match="did you mean") as caught:
+        optimizer = optim.Adan(one(), betas=betas)
+    assert str(meant) in str(caught[0].message)
+    assert optimizer.param_groups[0]["betas"] == betas
+
+
+def test_official_positional_order():
+    """The official names, order and defaults, but for the choice of the path."""
+    official = dict(
+        lr=1e-3, betas=(0.98, 0.92, 0.99), eps=1e-8, weight_decay=0.0, max_grad_norm=0.0, no_prox=False
+    )
+    parameters = list(inspect.signature(optim.Adan).parameters.values())
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert names == ["params", *official, "foreach", "fused"]
+    assert {p.name: p.default for p in parameters if p.name in official} == official
+    optimizer = optim.Adan(one(), 0.1, (0.9, 0.8, 0.7), 1e-6, 0.02, 5.0, True, False, False)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["betas"], group["eps"]) == (0.1, (0.9, 0.8, 0.7), 1e-6)
+    assert (group["weight_decay"], group["no_prox"], optimizer.max_grad_norm) == (0.02, True, 5.0)
+    assert optimizer.path == "reference"
+
+
+def test_drop_in_module():
+    assert importlib.import_module("adan").Adan is optim.Adan
+
+
+# ---- every option matters
+
+CHANGES = {  # option -> a value whose effect three steps show
+    "lr": 0.5,
+    "betas": lambda count: (0.6, 0.7, 0.8)[:count],
+    "eps": 0.5,
+    "weight_decay": 0.5,
+    "max_grad_norm": 0.1,
+    "no_prox": True,
+    "maximize": True,
+    "nonfinite": "skip",
+}
+SHOWN_ELSEWHERE = {
+    "foreach": "test_path_table",
+    "fused": "test_path_table",
+    "differentiable": "test_differentiable_is_refused_with_the_reason",
+}
+
+
+def three_steps(name, path, spoil=False, **options):
+    """lr and weight decay large enough to show whatever changes."""
+    optimizer = build(name, make_params([(3, 2), (4,)], np.random.default_rng(0)), path, **options)
+    rng = np.random.default_rng(1)
+    for step in range(3):
+        set_grads(all_params(optimizer), rng)
+        if spoil and step == 1:
+            all_params(optimizer)[0].grad[0, 0] = float("inf")
+        optimizer.step()
+    return tensors_of(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [(name, option) for name in NAMES for option in options_of(name)]
+)
+def test_every_option_matters(name, option):
+    """On every path. An option without a line in CHANGES or SHOWN_ELSEWHERE fails here."""
+    if option in SHOWN_ELSEWHERE:
+        assert SHOWN_ELSEWHERE[option] in globals()
+        return
+    value = CHANGES[option]
+    value = value(optim.CARDS[name].betas) if callable(value) else value
+    for path in optim.CARDS[name].paths:
+        spoil = option == "nonfinite"
+        plain, changed = three_steps(name, path, spoil), three_steps(name, path, spoil, **{option: value})
+        assert any(not torch.equal(x, y) for x, y in zip(plain, changed, strict=True)), path
+
+
+def test_the_card_lists_the_options():
+    """Whatever a constructor takes is a hyper-parameter of all, an option of the card, or a common one."""
+    from optim.card import COMMON_OPTIONS
+
+    for name, card in optim.CARDS.items():
+        known = {"lr", "betas", "eps", "weight_decay", "differentiable", *COMMON_OPTIONS, *card.options}
+        assert set(options_of(name)) == known
+
+
+# ---- paths
+
+
+@each_name
+@pytest.mark.parametrize(
+    ("foreach", "fused", "path"),
+    [
+        (None, None, "fused"),
+        (None, True, "fused"),
+        (None, False, "foreach"),
+        (True, None, "foreach"),
+        (True, True, "fused"),
+        (True, False, "foreach"),
+        (False, None, "reference"),
+        (False, True, "fused"),
+        (False, False, "reference"),
+    ],
+)
+@pytest.mark.parametrize("built", [True, False])
+def test_path_table(name, foreach, fused, path, built, monkeypatch):
+    """What each combination takes, with the kernels and without; every path shown to be the one that runs."""
+    if not built:
+        monkeypatch.setattr(native, "load", lambda: (None, "the CPU kernels are hidden"))
+        if fused:
+            match = "fused=True cannot update parameter 0: the CPU kernels are hidden; fused=None"
+            refused(name, ValueError, match, foreach=foreach, fused=fused)
+            return
+        path = "foreach" if path == "fused" else path
+    elif path == "fused" and native.load()[0] is None:
+        pytest.skip(native.load()[1])
+    ran = []
+    cls = CLASSES[name]
+    for method, which in {
+        "update_one": "reference",
+        "update_many": "foreach",
+        "fused_hyper": "fused",
+    }.items():
+        original = getattr(cls, method)
+        monkeypatch.setattr(
+            cls, method, lambda *args, original=original, which=which: ran.append(which) or original(*args)
+        )
+    optimizer = cls(one(), foreach=foreach, fused=fused)
+    assert optimizer.path.split(" ")[0] == path
+    assert optim.path_in_use(optimizer) == optimizer.path
+    set_grads(all_params(optimizer), np.random.default_rng(0))
+    optimizer.step()
+    assert set(ran) == {path}
+
+
+@each_name
+def test_fused_that_cannot_run_says_why(name):
+    gaps = torch.zeros(4, 6)[:, ::2].requires_grad_()
+    refused(
+        name,
+        ValueError,
+        r"cannot update parameter 0: a parameter of shape \(4, 3\)",
+        [gaps],
+        **FLAGS["fused"],
+    )
+    meta = torch.zeros(2, device="meta").requires_grad_()
+    refused(name, ValueError, "no fused kernel for device type 'meta'", [meta], **FLAGS["fused"])
+    refused(
+        name, ValueError, "group 1: fused=True cannot", [{"params": one()}, {"params": [gaps]}], fused=True
+    )
+
+
+@each_name
+def test_fused_that_cannot_go_on_says_why(name):
+    optimizer = build(name, [p := torch.ones(4, 3, requires_grad=True)], "fused")
+    set_grads([p], np.random.default_rng(0))
+    optimizer.step()
+    p.data = torch.ones(4, 6)[:, ::2]
+    with pytest.raises(RuntimeError, match=r"\(fused=True\) cannot go on: a parameter of shape"):
+        optimizer.step()
+
+
+@each_name
+def test_automatic_choice_is_made_for_each_parameter(name):
+    if reason := native.load()[1]:
+        pytest.skip(reason)
+    params = [torch.ones(4, 3, requires_grad=True), torch.zeros(4, 6)[:, ::2].requires_grad_()]
+    assert CLASSES[name](params).path == f"foreach + fused (CPU, {native.load()[0].instruction_set})"
+
+
+def test_importing_optim_is_light():
+    """No compiled library, no GPU, and none of the recipes' libraries."""
+    code = (
+        "import sys, torch, optim; from optim import native; "
+        "assert native.load.cache_info().currsize == 0; assert not torch.cuda.is_initialized(); "
+        "print([m for m in ('timm', 'hydra', 'transformers', 'accelerate', 'repro') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,400 @@
+"""Saving and loading: our own state dicts continue bit for bit, those of the official Adan and of timm's
+continue exactly, and what does not belong here is one clear error that changes nothing."""
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from harness import (
+    FLAGS,
+    all_params,
+    array,
+    assert_same_bits,
+    build,
+    each_case,
+    each_name,
+    each_path,
+    make_params,
+    random,
+    set_grads,
+    tensors_of,
+)
+
+import optim
+
+SHAPES = [(4, 3), (5,), (), (2, 2, 2), (0,)]
+
+
+def new(name, path=None, dtype=torch.float32, **options):
+    params = make_params(SHAPES, np.random.default_rng(0), dtype)
+    return build(name, [{"params": params[:2]}, {"params": params[2:], "lr": 0.03}], path, **options)
+
+
+def train(optimizer, steps, seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        set_grads(all_params(optimizer), rng)
+        optimizer.step()
+    return optimizer
+
+
+def with_parameters_of(optimizer, fresh):
+    with torch.no_grad():
+        for p, q in zip(all_params(fresh), all_params(optimizer), strict=True):
+            p.copy_(q)
+    return fresh
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+# ---- our own
+
+
+@each_case
+@pytest.mark.parametrize(
+    "carry", [lambda x: x, copy.deepcopy, through_a_file], ids=["direct", "deepcopy", "file"]
+)
+def test_a_state_dict_continues_bit_for_bit(name, path, dtype, carry):
+    one = train(new(name, path, dtype, max_grad_norm=1.0), 3, seed=1)
+    saved = carry(one.state_dict())
+    two = with_parameters_of(one, new(name, path, dtype, max_grad_norm=1.0, lr=0.9, eps=0.9))
+    two.load_state_dict(saved)
+    two.defaults["eps"] = one.defaults["eps"]  # of the clipping, which belongs to the constructor
+    train(one, 3, seed=2)
+    train(two, 3, seed=2)
+    assert_same_bits(tensors_of(one), tensors_of(two))
+
+
+@each_path
+def test_neither_loading_nor_training_touches_what_was_loaded(name, path):
+    saved = copy.deepcopy(train(new(name, path), 3, seed=1).state_dict())
+    copied = copy.deepcopy(saved)
+    optimizer = new(name, path)
+    optimizer.load_state_dict(saved)
+    train(optimizer, 2, seed=2)
+    assert saved["param_groups"] == copied["param_groups"]
+    for index, state in copied["state"].items():
+        assert_same_bits(state.values(), saved["state"][index].values())
+
+
+@each_path
+def test_a_state_dict_goes_from_any_path_to_any_path(name, path):
+    for other in optim.CARDS[name].paths:
+        one = train(new(name, path, torch.float64), 3, seed=1)
+        two = with_parameters_of(one, new(name, other, torch.float64))
+        two.load_state_dict(one.state_dict())
+        train(one, 3, seed=2)
+        train(two, 3, seed=2)
+        for x, y in zip(tensors_of(one), tensors_of(two), strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+
+
+@each_name
+@pytest.mark.parametrize("from_dtype", [torch.float32, torch.bfloat16])
+def test_states_take_the_parameters_type_and_layout(name, from_dtype):
+    shape = (2, 3, 4, 4)
+    one = build(name, [random(shape, np.random.default_rng(0), from_dtype).requires_grad_()])
+    train(one, 2, seed=1)
+    p = torch.ones(shape).to(memory_format=torch.channels_last).requires_grad_()
+    two = build(name, [p])
+    two.load_state_dict(one.state_dict())
+    for key in optim.CARDS[name].states:
+        assert two.state[p][key].dtype == p.dtype
+        assert two.state[p][key].stride() == p.stride()
+        torch.testing.assert_close(two.state[p][key], one.state[all_params(one)[0]][key].float())
+    assert two.state[p]["step"].dtype == torch.float32
+
+
+@each_path
+@pytest.mark.parametrize(
+    "carry", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"]
+)
+@pytest.mark.parametrize("steps", [0, 3])
+def test_copies_of_the_optimizer(name, path, carry, steps):
+    """They keep every option, and share nothing with the original."""
+    one = train(new(name, path, max_grad_norm=0.5, nonfinite="skip"), steps, seed=1)
+    two = carry(one)
+    for key in ("max_grad_norm", "nonfinite", "foreach", "fused", "path"):
+        assert getattr(one, key) == getattr(two, key)
+    before = tensors_of(one)
+    train(two, 3, seed=2)
+    assert_same_bits(before, tensors_of(one))
+    assert_same_bits(tensors_of(train(one, 3, seed=2)), tensors_of(two))
+    all_params(two)[0].grad.fill_(float("inf"))
+    before = tensors_of(two)
+    two.step()
+    assert_same_bits(before, tensors_of(two))
+
+
+@each_path
+def test_loading_never_changes_what_belongs_to_the_constructor(name, path):
+    for other in optim.CARDS[name].paths:
+        saved = train(new(name, other, max_grad_norm=9.0, nonfinite="raise"), 2, seed=1).state_dict()
+        for group in saved["param_groups"]:
+            group.update(foreach=True, fused=True, max_grad_norm=9.0, nonfinite="raise", differentiable=False)
+        optimizer = new(name, path, max_grad_norm=0.5, nonfinite="skip")
+        optimizer.load_state_dict(saved)
+        assert optimizer.max_grad_norm == 0.5
+        assert optimizer.nonfinite == "skip"
+        assert optimizer.path.startswith(path)
+        assert (
+            not {*FLAGS["fused"], "foreach", "max_grad_norm", "nonfinite"} & optimizer.param_groups[0].keys()
+        )
+        train(optimizer, 2, seed=1)
+
+
+@each_name
+def test_a_state_dict_says_only_what_others_can_read(name):
+    """Tensors, numbers, strings: nothing that weights_only=True refuses, and no path."""
+    saved = train(new(name, lr=torch.tensor(0.1)), 2, seed=1).state_dict()
+    loaded = through_a_file(saved)
+    assert loaded["param_groups"][0]["lr"] == torch.tensor(0.1)
+    assert loaded["state"].keys() == saved["state"].keys()
+
+
+@each_name
+def test_an_empty_state_can_be_loaded(name):
+    optimizer = new(name)
+    optimizer.load_state_dict(new(name).state_dict())
+    train(optimizer, 2, seed=1)
+    optimizer.load_state_dict(new(name).state_dict())
+    assert not optimizer.state
+
+
+# ---- errors
+
+
+def wrong_optimizer(saved, name):
+    other = next(other for other in optim.CARDS if other != name)
+    return train(new(other), 1, seed=1).state_dict()
+
+
+def wrong_shape(saved, name):
+    for key in optim.CARDS[name].states:
+        saved["state"][0][key] = torch.zeros(3, 3)
+    return saved
+
+
+def one_state_missing(saved, name):
+    del saved["state"][1][list(optim.CARDS[name].states)[-1]]
+    return saved
+
+
+def one_state_too_many(saved, name):
+    saved["state"][1]["max_exp_avg_sq"] = torch.zeros(5)
+    return saved
+
+
+def a_group_missing(saved, name):
+    saved["param_groups"].pop()
+    return saved
+
+
+def a_parameter_missing(saved, name):
+    saved["param_groups"][0]["params"].pop()
+    return saved
+
+
+@each_path
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (wrong_optimizer, r"not a checkpoint of \w+: the state of parameter 0 is .*expected .*'exp_avg'"),
+        (wrong_shape, r"a checkpoint of another model: exp_avg of parameter 0 has shape \(3, 3\).*\(4, 3\)"),
+        (one_state_missing, r"not a checkpoint of \w+: the state of parameter 1 is"),
+        (one_state_too_many, r"not a checkpoint of \w+: the state of parameter 1 is .*max_exp_avg_sq"),
+        (a_group_missing, "different number of parameter groups"),
+        (a_parameter_missing, "doesn't match the size of optimizer's group"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit(name, path, spoil, message):
+    """One ValueError, and training goes on as if nothing had been tried."""
+    one, two = (train(new(name, path), 3, seed=1) for _ in range(2))
+    saved = spoil(copy.deepcopy(one.state_dict()), name)
+    with pytest.raises(ValueError, match=message):
+        one.load_state_dict(saved)
+    assert_same_bits(tensors_of(train(one, 2, seed=2)), tensors_of(train(two, 2, seed=2)))
+
+
+# ---- the official Adan
+
+
+class Official:
+    """The official optimizer's bookkeeping (not its code): one step count per group, states made when needed.
+
+    `old` is the form until December 2022, which kept the previous gradient itself.
+    """
+
+    def __init__(self, params, old=False, **hyper):
+        self.params, self.old, self.hyper = params, old, hyper
+        self.step_count, self.state = 0, {i: {} for i in range(len(params))}
+
+    def restart_opt(self):
+        self.step_count = 0
+        for i, p in enumerate(self.params):
+            for key in ("exp_avg", "exp_avg_sq", "exp_avg_diff"):
+                self.state[i][key] = torch.zeros_like(p)
+
+    def step(self):
+        b1, b2, b3 = self.hyper["betas"]
+        lr, wd, eps = (self.hyper[key] for key in ("lr", "weight_decay", "eps"))
+        self.step_count += 1
+        t, max_norm = self.step_count, self.hyper["max_grad_norm"]
+        norm = torch.stack([p.grad.square().sum() for p in self.params if p.grad is not None]).sum().sqrt()
+        clip = min(1.0, float(max_norm / (norm + eps))) if max_norm else 1.0
+        with torch.no_grad():
+            for i, p in enumerate(self.params):
+                if p.grad is None:
+                    continue
+                g, s = p.grad * clip, self.state[i]
+                key, sign = ("pre_grad", 1) if self.old else ("neg_pre_grad", -1)
+                for moment in ("exp_avg", "exp_avg_sq", "exp_avg_diff"):
+                    s.setdefault(moment, torch.zeros_like(p))
+                if key not in s or t == 1:
+                    s[key] = sign * g
+                diff = g - sign * s[key]
+                s["exp_avg"] = b1 * s["exp_avg"] + (1 - b1) * g
+                s["exp_avg_diff"] = b2 * s["exp_avg_diff"] + (1 - b2) * diff
+                s["exp_avg_sq"] = b3 * s["exp_avg_sq"] + (1 - b3) * (g + b2 * diff) ** 2
+                u = s["exp_avg"] / (1 - b1**t) + b2 * s["exp_avg_diff"] / (1 - b2**t)
+                u = u / (s["exp_avg_sq"].sqrt() / (1 - b3**t) ** 0.5 + eps)
+                if self.hyper["no_prox"]:
+                    p.mul_(1 - lr * wd).sub_(lr * u)
+                else:
+                    p.sub_(lr * u).div_(1 + lr * wd)
+                s[key] = sign * g
+
+    def state_dict(self, without=()):
+        group = {**self.hyper, "foreach": True, "fused": False, "params": [*range(len(self.params))]}
+        if self.step_count or "exp_avg" in self.state[0]:
+            group["step"] = self.step_count
+        group = {key: value for key, value in group.items() if key not in without}
+        return {"state": {i: {**s} for i, s in self.state.items() if s}, "param_groups": [group]}
+
+
+OFFICIAL = dict(lr=0.05, betas=(0.8, 0.7, 0.9), eps=0.01, weight_decay=0.2, max_grad_norm=0.9, no_prox=False)
+
+
+def official_steps(official, steps, rng):
+    for _ in range(steps):
+        for p in official.params:
+            p.grad = random(tuple(p.shape), rng, p.dtype)
+        official.step()
+
+
+def continue_officially(official, path, saved, **options):
+    """Loads the saved state into ours and trains both on: they stay together."""
+    params = [p.detach().clone().requires_grad_() for p in official.params]
+    ours = build(
+        "adan",
+        params,
+        path,
+        max_grad_norm=official.hyper["max_grad_norm"],
+        eps=official.hyper["eps"],
+        **options,
+    )
+    ours.load_state_dict(saved)
+    rng = np.random.default_rng(9)
+    for _ in range(10):
+        for p, q in zip(params, official.params, strict=True):
+            p.grad = q.grad = random(tuple(p.shape), rng, p.dtype)
+        ours.step()
+        official.step()
+        for p, q in zip(params, official.params, strict=True):
+            np.testing.assert_allclose(array(p), array(q), rtol=1e-12, atol=1e-12)
+    return ours
+
+
+adan_paths = pytest.mark.parametrize("path", optim.CARDS["adan"].paths)
+
+
+@adan_paths
+@pytest.mark.parametrize("no_prox", [False, True])
+@pytest.mark.parametrize("steps", [0, 1, 6])
+@pytest.mark.parametrize(
+    ("old", "without"),
+    [
+        (False, ()),
+        (False, ("foreach", "fused")),
+        (False, ("fused",)),
+        (True, ("foreach", "fused")),
+        (True, ()),
+    ],
+    ids=["now", "no flags", "no fused", "2022 no flags", "2022"],
+)
+def test_official_checkpoints_continue_exactly(path, no_prox, steps, old, without):
+    params = make_params(SHAPES, np.random.default_rng(0), torch.float64)
+    official = Official(params, old, **{**OFFICIAL, "no_prox": no_prox})
+    official_steps(official, steps, np.random.default_rng(1))
+    ours = continue_officially(official, path, through_a_file(official.state_dict(without)))
+    assert ours.path.startswith(path)
+    assert ours.state[all_params(ours)[0]]["step"] == steps + 10
+
+
+@adan_paths
+def test_official_checkpoint_from_before_no_prox(path):
+    params = make_params(SHAPES, np.random.default_rng(0), torch.float64)
+    official = Official(params, True, **OFFICIAL)
+    official_steps(official, 3, np.random.default_rng(1))
+    continue_officially(official, path, official.state_dict(("foreach", "fused", "no_prox")))
+
+
+@adan_paths
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("steps", [0, 4])
+def test_official_checkpoint_saved_after_a_restart(path, old, steps):
+    """The moments are there, the step count is 0, and the previous gradient is stale or was never made."""
+    params = make_params(SHAPES, np.random.default_rng(0), torch.float64)
+    official = Official(params, old, **OFFICIAL)
+    official_steps(official, steps, np.random.default_rng(1))
+    official.restart_opt()
+    continue_officially(official, path, official.state_dict())
+
+
+@adan_paths
+def test_official_checkpoint_with_frozen_parameters(path):
+    """Those without a state stay without one."""
+    params = make_params(SHAPES, np.random.default_rng(0), torch.float64)
+    official = Official(params, **OFFICIAL)
+    params[1].requires_grad_(False)
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        for p in params:
+            p.grad = random(tuple(p.shape), rng, p.dtype) if p.requires_grad else None
+        official.step()
+    ours = build("adan", params, path)
+    ours.load_state_dict(official.state_dict())
+    assert params[1] not in ours.state
+    assert ours.state[params[2]]["step"] == 3
+
+
+@adan_paths
+def test_timm_checkpoint_continues_exactly(path):
+    timm_adan = pytest.importorskip("timm.optim.adan")
+    hyper = {key: OFFICIAL[key] for key in ("lr", "betas", "eps", "weight_decay")}
+    theirs = timm_adan.Adan(make_params(SHAPES, np.random.default_rng(0), torch.float64), **hyper)
+    train(theirs, 5, seed=1)
+    params = [p.detach().clone().requires_grad_() for p in all_params(theirs)]
+    ours = build("adan", params, path)
+    ours.load_state_dict(theirs.state_dict())
+    train(theirs, 5, seed=2)
+    train(ours, 5, seed=2)
+    for p, q in zip(params, all_params(theirs), strict=True):
+        np.testing.assert_allclose(array(p), array(q), rtol=1e-12, atol=1e-12)
+
+
+def test_pytorch_optimizers_checkpoint_is_refused():
+    """Its previous gradient has another name; to load it without would drift silently."""
+    theirs = pytest.importorskip("pytorch_optimizer").Adan(make_params(SHAPES[:2], np.random.default_rng(0)))
+    train(theirs, 2, seed=1)
+    ours = build("adan", make_params(SHAPES[:2], np.random.default_rng(0)))
+    with pytest.raises(ValueError, match=r"not a checkpoint of Adan.*previous_grad"):
+        ours.load_state_dict(theirs.state_dict())

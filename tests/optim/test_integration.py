@@ -1,0 +1,182 @@
+"""With the rest of torch: torch.compile, distributed checkpoints, FSDP2 over two processes."""
+
+import socket
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from harness import all_params, assert_same_bits, build, each_path, random, tensors_of
+from torch import nn
+from torch.distributed.checkpoint import state_dict as dcp_state
+
+import optim
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*:DeprecationWarning:torch",
+    "ignore:.*:FutureWarning:torch",
+    "ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning",
+)
+
+
+def network(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 5), nn.Linear(5, 1, bias=False)).to(dtype)
+
+
+def batch(seed, dtype=torch.float32):
+    return random((8, 6), np.random.default_rng(seed), dtype)
+
+
+def train(model, optimizer, seeds, dtype=torch.float32, scheduler=None):
+    for seed in seeds:
+        optimizer.zero_grad()
+        model(batch(seed, dtype)).square().mean().backward()
+        optimizer.step()
+        if scheduler:
+            scheduler.step()
+
+
+# ---- torch.compile
+
+
+@each_path
+@pytest.mark.parametrize("what", ["whole step", "optimizer.step"])
+def test_a_compiled_training_step_does_not_compile_again(name, path, what):
+    """With a learning rate and step counts that change at every step; and it computes the same."""
+    torch._dynamo.reset()
+    compilations = []
+
+    def backend(module, inputs):
+        compilations.append(module)
+        return module
+
+    def run(compiled):
+        model = network()
+        optimizer = build(name, model.parameters(), path, max_grad_norm=0.5)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+
+        def forward_and_backward(x):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+
+        def whole(x):
+            forward_and_backward(x)
+            optimizer.step()
+
+        step = optimizer.step
+        if compiled:
+            whole = torch.compile(whole, backend=backend)
+            step = torch.compile(optimizer.step, backend=backend)
+        for i in range(12):
+            if what == "whole step":
+                whole(batch(i))
+            else:
+                forward_and_backward(batch(i))
+                step()
+            scheduler.step()
+            if i == 2:
+                warm = len(compilations)
+                torch._dynamo.config.error_on_recompile = True
+        torch._dynamo.config.error_on_recompile = False
+        assert len(compilations) == (warm if compiled else 0)
+        assert compilations or not compiled or what == "optimizer.step"
+        return tensors_of(optimizer)
+
+    with torch._dynamo.config.patch(error_on_recompile=False):
+        assert_same_bits(run(compiled=False), run(compiled=True))
+    torch._dynamo.reset()
+
+
+# ---- torch.distributed.checkpoint
+
+
+@each_path
+def test_distributed_checkpoint(name, path, tmp_path):
+    """Saved by name with get_optimizer_state_dict, read into a fresh optimizer: continues bit for bit."""
+
+    def new():
+        model = network()
+        groups = [
+            {"params": list(model[0].parameters())},
+            {"params": list(model[2:].parameters()), "lr": 0.01},
+        ]
+        return model, build(name, groups, path, max_grad_norm=0.5)
+
+    model, optimizer = new()
+    train(model, optimizer, range(3))
+    state = {"model": model.state_dict(), "optimizer": dcp_state.get_optimizer_state_dict(model, optimizer)}
+    dcp.save(state, checkpoint_id=tmp_path, no_dist=True)
+    train(model, optimizer, range(3, 6))
+
+    other, fresh = new()
+    state = {"model": other.state_dict(), "optimizer": dcp_state.get_optimizer_state_dict(other, fresh)}
+    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+    other.load_state_dict(state["model"])
+    dcp_state.set_optimizer_state_dict(other, fresh, optim_state_dict=state["optimizer"])
+    train(other, fresh, range(3, 6))
+    assert_same_bits(tensors_of(optimizer), tensors_of(fresh))
+
+
+# ---- FSDP2
+
+
+def worker(rank, port, folder, cases):
+    """One of two processes: trains each case sharded, and writes what the parameters and states became."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    try:
+        results = {}
+        for name, path in cases:
+            model = network(torch.float64)
+            mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
+            for layer in model:
+                if any(True for _ in layer.parameters()):
+                    fully_shard(layer, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+            optimizer = build(name, model.parameters(), path, max_grad_norm=0.3, eps=0.05)
+            train(model, optimizer, range(4), torch.float64)
+            # a step that is left out, by both, although only one of them holds the NaN
+            optimizer.nonfinite = "skip"
+            before = [p.to_local().clone() for p in model.parameters()]
+            next(model.parameters()).grad.to_local()[0, 0] = float("nan") if rank == 1 else 1.0
+            optimizer.step()
+            assert_same_bits(before, [p.to_local() for p in model.parameters()])
+            # and a checkpoint by name, whose tensors are whole
+            options = dcp_state.StateDictOptions(full_state_dict=True)
+            saved = dcp_state.get_optimizer_state_dict(model, optimizer, options=options)
+            results[name, path] = [p.full_tensor().detach() for p in model.parameters()]
+            if rank == 0:
+                assert all(
+                    x.shape == p.shape
+                    for x, p in zip(
+                        (saved["state"][n]["exp_avg"] for n, _ in model.named_parameters()),
+                        model.parameters(),
+                        strict=True,
+                    )
+                )
+        if rank == 0:
+            torch.save(results, folder / "results.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+def test_fsdp2(tmp_path):
+    """Two processes with half of each parameter each: the norm is the global one, and the result that of one
+    process. Odd sizes, so that the halves differ, and a layer with fewer rows than processes."""
+    cases = [(name, path) for name, card in optim.CARDS.items() for path in card.paths]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    torch.multiprocessing.spawn(worker, (port, tmp_path, cases), nprocs=2)
+    results = torch.load(tmp_path / "results.pt")
+    for name, path in cases:
+        model = network(torch.float64)
+        optimizer = build(name, model.parameters(), path, max_grad_norm=0.3, eps=0.05)
+        train(model, optimizer, range(4), torch.float64)
+        for p, q in zip(all_params(optimizer), results[name, path], strict=True):
+            torch.testing.assert_close(q, p.detach(), rtol=1e-10, atol=1e-12)

@@ -1,0 +1,219 @@
+"""Every optimizer, path, dtype and option set computes what the papers say: against the float64 oracle."""
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from harness import (
+    CASES,
+    VARIANTS,
+    all_params,
+    assert_same_bits,
+    build,
+    case_id,
+    compare,
+    each_case,
+    each_name,
+    each_path,
+    gradients,
+    make_params,
+    oracle_of,
+    resync,
+    set_grads,
+    tensors_of,
+)
+
+import optim
+from optim import native
+
+SHAPES = [(5, 7), (13,), (), (2, 3, 4)]
+LOCK_STEP = [(*case, variant) for case in CASES for variant in VARIANTS[case[0]]]
+FREE = [case for case in LOCK_STEP if case[2] in (torch.float32, torch.float64)]
+
+
+def two_groups(name, path, dtype, variant, rng):
+    """Two groups whose learning rate and weight decay differ."""
+    options = VARIANTS[name][variant]
+    other = {"lr": options["lr"] / 2, "weight_decay": options["weight_decay"] * 3}
+    params = make_params(SHAPES, rng, dtype)
+    return build(name, [{"params": params[:2]}, {"params": params[2:], **other}], path, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=case_id)
+def test_every_16_bit_number_is_loaded_and_rounded_as_torch_does(dtype):
+    """All 65536 bit patterns: subnormals, ties to even, overflow to infinity, infinities and NaN.
+
+    With a zero gradient AdamW multiplies a parameter by 1 - lr wd = 0.75, an exact product in float32 that
+    often is a tie. With a gradient of one it adds lr, which takes the largest to a tie with infinity or on.
+    """
+    patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    for grad, options, expected in [
+        (0.0, dict(lr=0.5, weight_decay=0.5), patterns.float() * 0.75),
+        (-1.0, dict(lr=16.0, weight_decay=0.0, eps=0.0), patterns.float() + 16),
+        (-1.0, dict(lr=2.0**17, weight_decay=0.0, eps=0.0), patterns.float() + 2**17),
+    ]:
+        p = patterns.clone().requires_grad_()
+        p.grad = torch.full_like(p, grad)
+        build("adamw", [p], "fused", betas=(0.0, 0.0), **options).step()
+        expected = expected.to(dtype)
+        nan = expected.isnan()
+        assert torch.equal(p.isnan(), nan)
+        assert_same_bits([p[~nan]], [expected[~nan]])
+
+
+# Around a vector, a cache line, a page and 16 bits; with zero-size tensors first, in the middle and last.
+SMALL = [(0,), 1, 2, 3, 4, 5, (), 1023, 1024, 1025, (0, 3)]
+SIZES = [*SMALL, 4095, 4096, 4097, 5000, 65535, 65536, 65537, (1, 1), (0,)]
+
+
+@each_case
+def test_sizes(name, path, dtype):
+    """Lists of all sizes, several of them cut between threads."""
+    rng = np.random.default_rng(2)
+    optimizer = build(name, make_params(SIZES, rng, dtype), path)
+    oracle = oracle_of(optimizer)
+    for _ in range(3):
+        set_grads(all_params(optimizer), rng)
+        resync(oracle, optimizer)
+        oracle.step(gradients(optimizer))
+        optimizer.step()
+        compare(oracle, optimizer)
+
+
+@each_path
+@pytest.mark.parametrize("size", [*{str(size): size for size in SIZES}.values()], ids=str)
+def test_one_tensor_of_each_size(name, path, size):
+    rng = np.random.default_rng(3)
+    optimizer = build(name, make_params([size], rng), path)
+    oracle = oracle_of(optimizer)
+    for _ in range(3):
+        set_grads(all_params(optimizer), rng)
+        resync(oracle, optimizer)
+        oracle.step(gradients(optimizer))
+        optimizer.step()
+        compare(oracle, optimizer)
+
+
+@each_case
+def test_path_against_reference(name, path, dtype):
+    """As near to the reference path as both are to the definition, from the same state at each step."""
+    if path == "reference":
+        pytest.skip("is the reference")
+    make = lambda path: build(name, make_params(SIZES, np.random.default_rng(4), dtype), path)  # noqa: E731
+    one, two = make("reference"), make(path)
+    rng = np.random.default_rng(5)
+    for _ in range(4):
+        set_grads(all_params(one), rng)
+        for p, q in zip(all_params(one), all_params(two), strict=True):
+            q.grad = p.grad.clone()
+        one.step()
+        two.step()
+        expected = oracle_of(one)
+        tolerant = 2 if dtype in (torch.float32, torch.float64) else 1
+        if dtype.itemsize == 2:  # both are within half a unit of the exact result, so a unit apart at most
+            for x, y in zip(tensors_of(one), tensors_of(two), strict=True):
+                unit = torch.finfo(dtype).eps * torch.maximum(x.abs(), y.abs()).clamp(min=1e-3)
+                assert bool(((x.double() - y.double()).abs() <= unit).all())
+        else:
+            compare(expected, two, tolerant)
+        with torch.no_grad():
+            for p, q in zip(all_params(one), all_params(two), strict=True):
+                q.copy_(p)
+                for key, x in one.state[p].items():
+                    two.state[q][key].copy_(x)
+
+
+def run_threads(name, path, dtype, threads):
+    rng = np.random.default_rng(6)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        optimizer = build(name, make_params([70001, 3, 0, 65537, (257, 129), 1, 99991], rng, dtype), path)
+        for _ in range(3):
+            set_grads(all_params(optimizer), rng)
+            optimizer.step()
+        return tensors_of(optimizer)
+    finally:
+        torch.set_num_threads(before)
+
+
+@each_name
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=case_id)
+def test_threads_do_not_matter(name, dtype):
+    """The fused path gives the same bits with 1, 2, 3 and 5 threads, wherever the tensors are cut."""
+    one = run_threads(name, "fused", dtype, 1)
+    for threads in (2, 3, 5):
+        assert_same_bits(one, run_threads(name, "fused", dtype, threads))
+
+
+@each_name
+def test_threads_agree_with_the_oracle(name):
+    rng = np.random.default_rng(7)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        optimizer = build(name, make_params([70001, 3, 0, 65537, 1, 99991], rng), "fused")
+        oracle = oracle_of(optimizer)
+        for _ in range(3):
+            set_grads(all_params(optimizer), rng)
+            resync(oracle, optimizer)
+            oracle.step(gradients(optimizer))
+            optimizer.step()
+            compare(oracle, optimizer)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("name", "path", "dtype", "variant"), LOCK_STEP, ids=case_id)
+def test_each_of_50_steps(name, path, dtype, variant):
+    """From the optimizer's own parameters and states, each step is the oracle's (see harness.tolerance)."""
+    rng = np.random.default_rng(0)
+    optimizer = two_groups(name, path, dtype, variant, rng)
+    oracle = oracle_of(optimizer)
+    for _ in range(50):
+        set_grads(all_params(optimizer), rng)
+        resync(oracle, optimizer)
+        oracle.step(gradients(optimizer))
+        optimizer.step()
+        compare(oracle, optimizer)
+
+
+@pytest.mark.parametrize(("name", "path", "dtype", "variant"), FREE, ids=case_id)
+def test_50_steps_without_looking(name, path, dtype, variant):
+    """The gradients do not depend on the parameters, so rounding errors add up at most."""
+    rng = np.random.default_rng(1)
+    optimizer = two_groups(name, path, dtype, variant, rng)
+    oracle = oracle_of(optimizer)
+    for _ in range(50):
+        set_grads(all_params(optimizer), rng)
+        oracle.step(gradients(optimizer))
+        optimizer.step()
+    compare(oracle, optimizer, steps=50)
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory):
+    """The kernels compiled so that they find no AVX."""
+    root = Path(optim.__file__).parents[1]
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if platform.machine() != "x86_64" or not compiler or native.load()[0] is None:
+        pytest.skip("needs x86-64, a compiler and the kernels")
+    library = tmp_path_factory.mktemp("baseline") / "_cpu_baseline.so"
+    flags = ["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+    command = [compiler, *flags, "-D__builtin_cpu_supports(x)=0", "-shared", "-fPIC"]
+    subprocess.run([*command, str(root / "csrc" / "cpu.cpp"), "-o", str(library)], check=True)
+    return native.Library(library)
+
+
+@each_name
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=case_id)
+def test_instruction_set_does_not_matter(name, dtype, baseline, monkeypatch):
+    """The widest vectors of this machine and plain SSE2 give the same bits."""
+    assert baseline.instruction_set == "baseline"
+    widest = run_threads(name, "fused", dtype, 1)
+    monkeypatch.setattr(native, "load", lambda: (baseline, ""))
+    assert_same_bits(widest, run_threads(name, "fused", dtype, 1))

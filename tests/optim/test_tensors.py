@@ -1,0 +1,425 @@
+"""Memory: layouts of parameters and gradients, and tensors that are replaced, moved, cast or freed between
+steps. The fused path keeps addresses from step to step, so each of these must be noticed.
+
+Most tests train twins, in float64: one on the path under test with something done to it between the steps,
+one on the reference path, which looks at everything anew each time.
+"""
+
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from harness import (
+    all_params,
+    array,
+    build,
+    case_id,
+    compare,
+    each_path,
+    gradients,
+    oracle_of,
+    random,
+    resync,
+)
+from torch import nn
+
+import optim
+from optim import native
+
+SHAPES = [(3, 4), (6,), (2, 3, 4, 5), (), (3, 4)]
+CHANNELS_LAST = torch.channels_last
+
+
+def make(shapes, dtype=torch.float64):
+    rng = np.random.default_rng(0)
+    return [random(shape, rng, dtype).requires_grad_() for shape in shapes]
+
+
+def twins(name, path, shapes=SHAPES, **options):
+    return build(name, make(shapes), path, **options), build(name, make(shapes), "reference", **options)
+
+
+def same_step(one, two, rng):
+    """A step of both on the same, newly allocated gradients."""
+    for p, q in zip(all_params(one), all_params(two), strict=True):
+        p.grad = random(tuple(p.shape), rng, p.dtype)
+        q.grad = p.grad.clone()
+    one.step()
+    two.step()
+
+
+def assert_twins(one, two, tolerance=1e-12):
+    for p, q in zip(all_params(one), all_params(two), strict=True):
+        np.testing.assert_allclose(array(p), array(q), rtol=tolerance, atol=tolerance)
+        for key, x in one.state[p].items():
+            np.testing.assert_allclose(
+                array(x), array(two.state[q][key]), rtol=tolerance, atol=tolerance, err_msg=key
+            )
+
+
+# ---- layouts
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.contiguous(memory_format=CHANNELS_LAST),
+    "permuted": lambda x: x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0),
+    "one channel": lambda x: x[:, :1].contiguous(memory_format=CHANNELS_LAST),
+    "offset": lambda x: torch.cat([x.flatten(), x.flatten()])[3 : 3 + x.numel()].view(x.shape),
+    "gaps": lambda x: torch.stack([x, x], -1)[..., 0],
+    "expanded": lambda x: x[:1, :1].expand(x.shape),
+}
+DENSE = [key for key in LAYOUTS if key not in ("gaps", "expanded")]
+
+
+@each_path
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=case_id)
+@pytest.mark.parametrize("of_grad", [key for key in LAYOUTS if key != "one channel"])
+@pytest.mark.parametrize("of_param", [*DENSE, "gaps"])
+def test_layouts(name, path, dtype, of_param, of_grad):
+    """Any layout of the parameter with any layout of the gradient, which changes from step to step."""
+    rng = np.random.default_rng(0)
+    p = LAYOUTS[of_param](random((2, 3, 4, 5), rng, dtype)).detach().requires_grad_()
+    if path == "fused" and of_param == "gaps":
+        with pytest.raises(ValueError, match=r"does not fill its memory; make it \.contiguous\(\)"):
+            build(name, [p], path)
+        path = None
+    optimizer = build(name, [p], path)
+    oracle = oracle_of(optimizer)
+    for step in range(4):
+        g = random(tuple(p.shape), rng, dtype)
+        p.grad = LAYOUTS[of_grad](g) if step % 2 else g
+        resync(oracle, optimizer)
+        oracle.step(gradients(optimizer))
+        optimizer.step()
+        compare(oracle, optimizer)
+    if of_param != "gaps":
+        assert all(optimizer.state[p][key].stride() == p.stride() for key in oracle.names)
+
+
+@each_path
+def test_a_channels_last_model(name, path):
+    """Real gradients of a convolutional network in channels_last."""
+
+    def run(path, memory_format):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(18, 2)
+        )
+        model = model.double().to(memory_format=memory_format)
+        optimizer = build(name, model.parameters(), path, max_grad_norm=0.5)
+        for _ in range(4):
+            x = torch.randn(2, 3, 5, 5, dtype=torch.float64).to(memory_format=memory_format)
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+        return [p.detach().clone() for p in model.parameters()]
+
+    for x, y in zip(run(path, CHANNELS_LAST), run("reference", torch.contiguous_format), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
+
+
+# ---- gradients that come and go
+
+
+def fresh(p, g, keep):
+    p.grad = g
+
+
+def fresh_and_keep_the_old(p, g, keep):
+    keep.append(p.grad)
+    p.grad = g
+
+
+def in_place(p, g, keep):
+    if p.grad is None:
+        p.grad = g
+    else:
+        p.grad.copy_(g)
+
+
+def through_data(p, g, keep):
+    if p.grad is None:
+        p.grad = g
+    else:
+        p.grad.data = g
+
+
+def in_a_flat_buffer(p, g, keep):
+    buffer = torch.cat([torch.zeros(1, dtype=g.dtype), g.flatten()])
+    keep.append(buffer)
+    p.grad = buffer[1:].view(g.shape)
+
+
+@each_path
+@pytest.mark.parametrize("give", [fresh, fresh_and_keep_the_old, in_place, through_data, in_a_flat_buffer])
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}], ids=str)
+def test_never_a_stale_gradient(name, path, give, set_to_none, options):
+    one, two = twins(name, path, **options)
+    rng, keep = np.random.default_rng(1), []
+    for _ in range(8):
+        for p, q in zip(all_params(one), all_params(two), strict=True):
+            g = random(tuple(p.shape), rng, p.dtype)
+            q.grad = g.clone()
+            give(p, g, keep)
+        one.step()
+        two.step()
+        one.zero_grad(set_to_none=set_to_none)
+        assert_twins(one, two)
+
+
+@each_path
+def test_gradients_exchanged_between_parameters(name, path):
+    one, two = twins(name, path, [(3, 4)] * 4)
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        same_step(one, two, rng)
+        for optimizer in (one, two):
+            p = all_params(optimizer)
+            p[0].grad, p[1].grad, p[2].grad, p[3].grad = p[3].grad, p[0].grad, None, p[1].grad
+            optimizer.step()
+        assert_twins(one, two)
+
+
+@each_path
+def test_steps_hold_no_gradients(name, path):
+    """zero_grad() gives the memory back although the fused path keeps a table of addresses."""
+    one, two = twins(name, path)
+    for _ in range(3):
+        same_step(one, two, np.random.default_rng(1))
+        gone = [weakref.ref(p.grad) for p in all_params(one)]
+        one.zero_grad()
+        assert all(ref() is None for ref in gone)
+
+
+# ---- parameters and states that are replaced
+
+
+def new_data(p, optimizer):
+    p.data = p.data.clone()
+
+
+def new_data_with_other_values(p, optimizer):
+    p.data = p.data * 2 + 1
+
+
+def to_channels_last(p, optimizer):
+    if p.ndim == 4:
+        p.data = p.data.contiguous(memory_format=CHANNELS_LAST)
+
+
+def transposed_in_memory(p, optimizer):
+    if p.ndim == 2:
+        p.data = p.data.t().contiguous().t()
+
+
+def state_replaced(p, optimizer):
+    for key, x in list(optimizer.state[p].items()):
+        optimizer.state[p][key] = x.clone()
+
+
+def state_dict_replaced(p, optimizer):
+    optimizer.state[p] = {key: x.clone() for key, x in optimizer.state[p].items()}
+
+
+def state_moved(p, optimizer):
+    for x in optimizer.state[p].values():
+        x.data = x.data.clone()
+
+
+def state_changed_in_place(p, optimizer):
+    optimizer.state[p]["exp_avg"].mul_(0.5)
+    optimizer.state[p]["step"].add_(3)
+
+
+def one_state_replaced(p, optimizer):
+    if p.ndim == 1:
+        optimizer.state[p]["exp_avg_sq"] = optimizer.state[p]["exp_avg_sq"] * 2
+
+
+def step_count_replaced(p, optimizer):
+    optimizer.state[p]["step"] = optimizer.state[p]["step"] + 5
+
+
+def a_state_removed(p, optimizer):
+    if p.ndim == 1:
+        del optimizer.state[p]
+
+
+def keys_in_another_order(p, optimizer):
+    state = optimizer.state[p]
+    for key in sorted(state, reverse=True):
+        state[key] = state.pop(key)
+
+
+def everything_moved(p, optimizer):
+    new_data(p, optimizer)
+    state_moved(p, optimizer)
+
+
+def load_own_state(p, optimizer):
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+REPLACE = [
+    new_data, new_data_with_other_values, to_channels_last, transposed_in_memory,
+    state_replaced, state_dict_replaced, state_moved,
+    state_changed_in_place, one_state_replaced, step_count_replaced, a_state_removed, keys_in_another_order,
+    everything_moved, load_own_state,
+]  # fmt: skip
+
+
+@each_path
+@pytest.mark.parametrize("replace", REPLACE)
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}], ids=str)
+def test_tensors_replaced_between_steps(name, path, replace, options):
+    one, two = twins(name, path, **options)
+    rng = np.random.default_rng(1)
+    for step in range(8):
+        same_step(one, two, rng)
+        assert_twins(one, two)
+        if step in (0, 3, 4):
+            for optimizer in (one, two):
+                for p in all_params(optimizer):
+                    replace(p, optimizer)
+
+
+@each_path
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=case_id)
+def test_a_model_cast_in_the_middle(name, path, dtype):
+    """model.to(dtype): the states follow, and go on in the new type."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
+    optimizer = build(name, model.parameters(), path)
+    rng = np.random.default_rng(1)
+    oracle = oracle_of(optimizer)
+    for step in range(6):
+        if step == 3:
+            model.to(dtype)
+        for p in model.parameters():
+            p.grad = random(tuple(p.shape), rng, p.dtype)
+        if step == 3:
+            for p in model.parameters():
+                for key in oracle.names:
+                    optimizer.state[p][key].copy_(optimizer.state[p][key].to(dtype))
+        resync(oracle, optimizer)
+        oracle.step(gradients(optimizer))
+        optimizer.step()
+        compare(oracle, optimizer)
+    assert all(optimizer.state[p][key].dtype == dtype for p in model.parameters() for key in oracle.names)
+
+
+# ---- groups that are edited
+
+
+def replace_a_parameter(optimizer):
+    group = optimizer.param_groups[0]
+    old = group["params"][1]
+    group["params"][1] = (old.detach() + 1).requires_grad_()
+
+
+def remove_the_last_group(optimizer):
+    optimizer.param_groups.pop()
+
+
+def remove_a_parameter(optimizer):
+    optimizer.param_groups[0]["params"].pop(0)
+
+
+def append_a_parameter(optimizer):
+    optimizer.param_groups[0]["params"].append(torch.ones(4, dtype=torch.float64, requires_grad=True))
+
+
+def move_a_parameter(optimizer):
+    groups = optimizer.param_groups
+    groups[1]["params"].append(groups[0]["params"].pop())
+
+
+def replace_a_group(optimizer):
+    optimizer.param_groups[1] = {**optimizer.param_groups[1], "lr": 0.3}
+
+
+EDITS = [
+    replace_a_parameter, remove_the_last_group, remove_a_parameter, append_a_parameter, move_a_parameter,
+    replace_a_group,
+]  # fmt: skip
+
+
+@each_path
+@pytest.mark.parametrize("edit", EDITS)
+def test_groups_edited_between_steps(name, path, edit):
+    """param_groups is public: parameters and groups come and go through it."""
+
+    def run(path):
+        params = make(SHAPES)
+        groups = [{"params": params[:3]}, {"params": params[3:], "lr": 0.01, "weight_decay": 0.7}]
+        optimizer = build(name, groups, path)
+        rng, seen = np.random.default_rng(1), {}
+        for step in range(6):
+            if step == 3:
+                edit(optimizer)
+            for p in all_params(optimizer):
+                seen[id(p)] = p
+            for p in seen.values():
+                p.grad = random(tuple(p.shape), rng, p.dtype)
+            optimizer.step()
+        return [array(p) for p in seen.values()]
+
+    for x, y in zip(run(path), run("reference"), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-12)
+
+
+@each_path
+def test_two_optimizers_do_not_share_anything(name, path):
+    """Steps of one, taken in turns, leave the other alone; the kernels keep scratch memory per thread."""
+    one, two = twins(name, path)
+    three, four = twins(name, path, [(7,), (100,)], lr=0.5)
+    rng = np.random.default_rng(1)
+    for _ in range(4):
+        same_step(one, two, rng)
+        same_step(three, four, rng)
+    assert_twins(one, two)
+    assert_twins(three, four)
+
+
+@each_path
+def test_a_parameter_transposed_where_it_is(name, path):
+    """Its address stays, and its gradients follow its new strides; the states must, too."""
+    one, two = twins(name, path, [(4, 4)])
+    rng = np.random.default_rng(1)
+    for step in range(6):
+        g = random((4, 4), rng, torch.float64)
+        for optimizer in (one, two):
+            (p,) = all_params(optimizer)
+            if step in (2, 4):
+                p.data = p.data.t()
+            p.grad = torch.empty_like(p).copy_(g)
+            optimizer.step()
+        assert_twins(one, two)
+
+
+@pytest.mark.parametrize("name", optim.CARDS)
+def test_the_table_of_addresses_is_made_once(name, monkeypatch):
+    """In steady training, with new gradients at every step; and again when a parameter joins."""
+    made, table = [], native.Table
+    monkeypatch.setattr(native, "Table", lambda *args: made.append(1) or table(*args))
+    optimizer = build(name, make(SHAPES), "fused", max_grad_norm=1.0)
+    rng = np.random.default_rng(1)
+    for step in range(8):
+        for p in all_params(optimizer)[step < 4 :]:
+            p.grad = random(tuple(p.shape), rng, p.dtype)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert len(made) == (1 if step < 4 else 2)
+
+
+def test_states_cost_what_the_card_says():
+    for name, card in optim.CARDS.items():
+        for dtype in card.dtypes:
+            p = torch.ones(1000, dtype=dtype, requires_grad=True)
+            optimizer = build(name, [p])
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+            state = optimizer.state[p]
+            assert list(state) == ["step", *card.states]
+            assert sum(state[key].nbytes for key in card.states) == 1000 * card.state_bytes(dtype)
