@@ -7,6 +7,7 @@ business.
 """
 
 import difflib
+import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable
@@ -46,13 +47,21 @@ class Plan:
     """Fused batches that the next step can use again, and what must not have changed until then."""
 
     batches: list[Batch]
+    groups: list[tuple[Group, list[Tensor]]]  # the groups and their parameters
     idle: list[Tensor]  # parameters without a gradient
     states: list[State]  # all state dicts of the optimizer
 
     def holds(self, optimizer: torch.optim.Optimizer) -> bool:
         """Takes over the new gradients; False where a tensor moved or another parameter has a gradient."""
         return (
-            all(p.grad is None for p in self.idle)
+            len(self.groups) == len(optimizer.param_groups)
+            and all(
+                old is new
+                and len(params) == len(new["params"])
+                and all(map(operator.is_, params, new["params"]))
+                for (old, params), new in zip(self.groups, optimizer.param_groups, strict=True)
+            )
+            and all(p.grad is None for p in self.idle)
             and len(self.states) == len(optimizer.state)
             and all(map(operator.is_, optimizer.state.values(), self.states))
             and all(batch.table is not None and batch.table.refresh() for batch in self.batches)
@@ -153,8 +162,8 @@ class Optimizer(torch.optim.Optimizer):
         for name in ("lr", "eps", "weight_decay"):
             group[name] = _number(name, group[name])
         group["betas"] = self._check_betas(group["betas"])
-        for name, default in self.defaults.items():
-            if isinstance(default, bool) and not isinstance(group[name], bool):
+        for name, option in inspect.signature(type(self)).parameters.items():
+            if isinstance(option.default, bool) and not isinstance(group.get(name, False), bool):
                 raise TypeError(f"{name}={group[name]!r}: use True or False")
         for i, p in enumerate(group["params"]):
             name = group["param_names"][i] if "param_names" in group else f"parameter {i}"
@@ -272,7 +281,8 @@ class Optimizer(torch.optim.Optimizer):
                 batch.params.append(p)
                 batch.grads.append(g)
                 batch.states.append(state)
-        plan = Plan(list(batches.values()), idle, list(self.state.values()))
+        groups = [(group, list(group["params"])) for group in self.param_groups]
+        plan = Plan(list(batches.values()), groups, idle, list(self.state.values()))
         for batch in plan.batches:
             if batch.path == "fused":
                 names = tuple(self.card.states)

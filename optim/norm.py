@@ -27,9 +27,9 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
 
     Returns:
         A 0-dim tensor on the device of the first tensor. Squares are summed in float32, and in float64
-        where all tensors are float64.
+        where one of the tensors is float64.
     """
-    dtype = torch.float64 if all(x.dtype == torch.float64 for x in tensors) else torch.float32
+    dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
     device = tensors[0].device
     buckets: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
     for x in tensors:
