@@ -11,10 +11,10 @@ demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
 	$(RUN) scripts/compare.py runs/vision/optimizer=adan runs/vision/optimizer=adamw --out runs/demo.png
 
 test: lint  ## what CI runs
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -n auto --maxprocesses 8 -m "not slow"
 
 test-all: lint test-mutants  ## with the slow tests and the planted faults
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 8
 
 test-mutants: $(INSTALLED)  ## plants faults one at a time; the tests must notice each
 	$(RUN) tests/mutants.py

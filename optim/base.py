@@ -21,6 +21,8 @@ from torch.optim.optimizer import ParamsT
 
 from . import native
 from .card import Card
+from .checks import number
+from .layout import same_layout, zeros_like
 from .norm import global_norm, is_dtensor, local
 
 Group = dict[str, Any]
@@ -116,7 +118,7 @@ class Optimizer(torch.optim.Optimizer):
         for name, flag in {"foreach": foreach, "fused": fused}.items():
             if flag not in (None, True, False):
                 raise TypeError(f"{name}={flag!r}: use None, True or False")
-        self.max_grad_norm = float(_number("max_grad_norm", max_grad_norm))
+        self.max_grad_norm = float(number("max_grad_norm", max_grad_norm))
         self.nonfinite, self.foreach, self.fused = nonfinite, foreach, fused
         self._plan: Plan | None = None
         super().__init__(params, hyper)
@@ -160,7 +162,7 @@ class Optimizer(torch.optim.Optimizer):
             if near := difflib.get_close_matches(key, self.defaults, n=1, cutoff=0.8):
                 raise ValueError(f"unknown key {key!r}: did you mean {near[0]!r}?")
         for name in ("lr", "eps", "weight_decay"):
-            group[name] = _number(name, group[name])
+            group[name] = number(name, group[name])
         group["betas"] = self._check_betas(group["betas"])
         for name, option in inspect.signature(type(self)).parameters.items():
             if isinstance(option.default, bool) and not isinstance(group.get(name, False), bool):
@@ -181,7 +183,7 @@ class Optimizer(torch.optim.Optimizer):
         count = self.card.betas
         if isinstance(betas, str) or not isinstance(betas, Iterable):
             raise TypeError(f"betas={betas!r}: give {count} numbers in [0, 1)")
-        values = tuple(float(_number(f"betas[{i}]", beta)) for i, beta in enumerate(betas))
+        values = tuple(float(number(f"betas[{i}]", beta)) for i, beta in enumerate(betas))
         if len(values) != count:
             raise ValueError(f"betas={values}: give {count} numbers, not {len(values)}")
         if max(values) >= 1:
@@ -191,7 +193,7 @@ class Optimizer(torch.optim.Optimizer):
     # ---- paths
 
     def _why_not_fused(self, p: Tensor) -> str:
-        return native.why_not_fused(self.card.name, local(p))
+        return native.why_not_fused(self.card, local(p))
 
     def _path(self, p: Tensor) -> str:
         """The path that a parameter takes as it is now: the fastest that is allowed and works."""
@@ -264,17 +266,21 @@ class Optimizer(torch.optim.Optimizer):
                     continue
                 if g.layout != torch.strided:
                     raise RuntimeError(
-                        f"{self.card.title} does not support sparse gradients ({g.layout}, parameter of shape "
+                        f"{self.card.title} does not support sparse gradients (parameter of shape "
                         f"{tuple(p.shape)}): use sparse=False in the layer, or torch.optim.SparseAdam for it"
                     )
                 state = self.state[p]
                 self._fit_state(p, state)
                 path = self._path(p)
+                if path == "fused" and g.dtype != p.dtype:
+                    if self.fused:
+                        raise RuntimeError(f"fused=True: a gradient is {g.dtype}, its parameter {p.dtype}")
+                    path = "foreach"
                 if is_dtensor(p):
                     g = g.redistribute(p.device_mesh, p.placements) if is_dtensor(g) else g
                     p, g, state = local(p), local(g), {name: local(x) for name, x in state.items()}
                     reusable = False
-                if path == "fused" and (g.dtype != p.dtype or not native.same_layout(g, p)):
+                if path == "fused" and not same_layout(g, p):
                     g = torch.empty_like(p).copy_(g)
                     reusable = False
                 batch = batches.setdefault((index, path, p.device, p.dtype), Batch(group, path))
@@ -349,13 +355,13 @@ class Optimizer(torch.optim.Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32)
         for slot, name in enumerate(self.card.states):
             if name not in state:
-                state[name] = _zeros_like(p, slot)
+                state[name] = zeros_like(p, slot)
             elif (
                 state[name].dtype != p.dtype
                 or state[name].device != p.device
-                or not native.same_layout(local(state[name]), local(p))
+                or not same_layout(local(state[name]), local(p))
             ):
-                state[name] = _zeros_like(p, slot).copy_(state[name])
+                state[name] = zeros_like(p, slot).copy_(state[name])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict: ours, or one of the implementations that `adopt_state` knows.
@@ -369,7 +375,7 @@ class Optimizer(torch.optim.Optimizer):
         super().load_state_dict(self._adopt(state_dict))
         for p, state in self.state.items():
             for slot, name in enumerate(self.card.states):
-                state[name] = _zeros_like(p, slot).copy_(state[name])
+                state[name] = zeros_like(p, slot).copy_(state[name])
 
     def _adopt(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         groups = [dict(group) for group in state_dict["param_groups"]]
@@ -412,37 +418,3 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # which torch adds
         self._plan = None
-
-
-def _number(name: str, value: Any) -> Any:
-    """The value, if it is a finite number >= 0 or a tensor of one such number."""
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(f"{name} is a tensor of shape {tuple(value.shape)}: give one number")
-        number = value.item()
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}={value!r}: give a number >= 0")
-    else:
-        number = value
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{name}={number}: must be a finite number >= 0")
-    return value
-
-
-# Large CPU tensors all begin at the same place of a 4 KiB page, and a processor that streams through six of
-# them in step takes a load for dependent on the store to another array with the same low address bits
-# (4K aliasing): 1.1 times slower here. A different offset for each state prevents that.
-_LARGE, _SHIFT = 1 << 16, 704  # bytes
-
-
-def _zeros_like(p: Tensor, slot: int) -> Tensor:
-    """Zeros laid out in memory as p; `slot` numbers the states of a parameter."""
-    if (
-        p.device.type != "cpu"
-        or p.numel() * p.element_size() < _LARGE
-        or is_dtensor(p)
-        or not native.is_dense(p)
-    ):
-        return torch.zeros_like(p, memory_format=torch.preserve_format)
-    shift = (slot + 1) * _SHIFT // p.element_size()
-    return torch.zeros(p.numel() + shift, dtype=p.dtype).as_strided(p.shape, p.stride(), shift)

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from .checks import number
+
 
 def param_groups(
     model: nn.Module,
@@ -30,9 +32,11 @@ def param_groups(
         Groups with params, lr, weight_decay, lr_scale (the factor in lr) and name.
 
     Raises:
-        ValueError: for a model without trainable parameters, a layer_decay outside (0, 1], or one for a
-            model without repeated layers.
+        ValueError, TypeError: for an lr or weight_decay that is not a number >= 0, a model without trainable
+            parameters, a layer_decay outside (0, 1], or one for a model without repeated layers.
     """
+    number("lr", lr)
+    number("weight_decay", weight_decay)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise ValueError(f"{type(model).__name__} has no trainable parameters")

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .card import Card
+from .layout import is_dense
+
 # torch dtype -> the storage code of csrc/cpu.cpp
 STORAGE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -67,9 +70,7 @@ def load() -> tuple[Library | None, str]:
     """The library, or None and the reason why there is none."""
     found = sorted(Path(__file__).parent.glob("_cpu*.so"))
     if not found:
-        return None, (
-            "the CPU kernels were not built: install a C++ compiler (g++ or clang++) and install this package again"
-        )
+        return None, ("the CPU kernels were not built: install a C++ compiler, then this package again")
     try:
         return Library(found[0]), ""
     except OSError as error:
@@ -82,44 +83,20 @@ def load() -> tuple[Library | None, str]:
         return None, f"no OpenMP runtime for {found[0].name}: {error}"
 
 
-def why_not_fused(rule: str, p: Tensor) -> str:
+def why_not_fused(card: Card, p: Tensor) -> str:
     """Why no fused kernel can update this parameter (a plain local tensor); empty if one can."""
-    if p.device.type != "cpu":
-        return f"there is no fused kernel for device type '{p.device.type}'"
-    if p.dtype not in STORAGE:
-        return f"there is no fused kernel for dtype {p.dtype}"
+    if p.device.type not in card.fused_devices:
+        devices = " and ".join(card.fused_devices) or "no device"
+        return f"{card.title} has fused kernels for {devices}, not for {p.device.type}"
     library, reason = load()
     if library is None:
         return reason
-    if not hasattr(library.kernels, f"cpu_{rule}"):
-        return f"there is no fused kernel for '{rule}'"
     if not is_dense(p):
         return (
             f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} does not fill its memory; "
             "make it .contiguous()"
         )
     return ""
-
-
-def is_dense(x: Tensor) -> bool:
-    """Whether the elements fill one block of memory exactly: contiguous, channels_last, any permutation."""
-    if x.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted(
-        (stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1
-    ):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
-
-
-def same_layout(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape keep their elements in the same order in memory."""
-    return a.stride() == b.stride() or all(
-        x == y for x, y, size in zip(a.stride(), b.stride(), a.shape, strict=True) if size != 1
-    )
 
 
 def _fingerprint(x: Tensor) -> int:

@@ -89,9 +89,10 @@ def find(name: str) -> type[torch.optim.Optimizer]:
     module, _, attribute = name.rpartition(".")
     if not module:
         near = difflib.get_close_matches(name.lower(), OPTIMIZERS, n=1)
-        hint = f"did you mean {near[0]!r}? There are" if near else "there are"
+        hint = f"did you mean {near[0]!r}? There" if near else "there"
+        names = ", ".join(OPTIMIZERS)
         raise ValueError(
-            f"unknown optimizer {name!r}: {hint} {', '.join(OPTIMIZERS)}, and import paths like torch.optim.SGD"
+            f"unknown optimizer {name!r}: {hint} are {names}, and import paths like torch.optim.SGD"
         )
     try:
         cls = getattr(importlib.import_module(module), attribute)
@@ -119,7 +120,7 @@ def ladder() -> list[tuple[str, str, str, str]]:
         for path in card.paths:
             if path == "fused":
                 library, _ = native.load()
-                reason = native.why_not_fused(name, torch.empty(0))
+                reason = native.why_not_fused(card, torch.empty(0))
                 rows.append(
                     (name, path, "CPU", reason or f"yes ({library.instruction_set})" if library else reason)
                 )

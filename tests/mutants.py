@@ -58,7 +58,7 @@ RULES, CPU, NATIVE, NORM, GROUPS = (
     "optim/norm.py",
     "optim/groups.py",
 )
-TENSORS = "csrc/tensors.h"
+TENSORS, LAYOUT, CHECKS = "csrc/tensors.h", "optim/layout.py", "optim/checks.py"
 
 # By the test file that is run first, where the fault should be found at once.
 FAULTS = {
@@ -156,12 +156,12 @@ FAULTS = {
         ("replaced states not noticed", TENSORS, "if (*held++ != value) return false;", "++held;"),
         ("moved states not noticed", NATIVE, "if any(first[name].data_ptr() !=", "if False and any(first[name].data_ptr() !="),
         ("gaps in a parameter not noticed", NATIVE, "if not is_dense(p):", "if False:"),
-        ("gradients laid out otherwise not noticed", NATIVE, "return a.stride() == b.stride() or all(", "return True or all("),
+        ("gradients laid out otherwise not noticed", LAYOUT, "return a.stride() == b.stride() or all(", "return True or all("),
         ("edited groups not noticed", BASE, "len(self.groups) == len(optimizer.param_groups)\n", "True\n"),
         ("replaced parameters not noticed", BASE, 'and all(map(operator.is_, params, new["params"]))', ""),
         ("cleared states not noticed", BASE, "            and all(map(operator.is_, optimizer.state.values(), self.states))\n", ""),
         ("states do not follow a cast", BASE, "state[name].dtype != p.dtype\n", "False\n"),
-        ("states lose their values in a cast", BASE, "                state[name] = _zeros_like(p, slot).copy_(state[name])\n\n    def load_state_dict(", "                state[name] = _zeros_like(p, slot)\n\n    def load_state_dict("),
+        ("states lose their values in a cast", BASE, "                state[name] = zeros_like(p, slot).copy_(state[name])\n\n    def load_state_dict(", "                state[name] = zeros_like(p, slot)\n\n    def load_state_dict("),
     ],
     "checkpoints": [
         ("old checkpoint: sign of pre_grad", ADAN, '["neg_pre_grad"] = -pre_grad', '["neg_pre_grad"] = pre_grad'),
@@ -185,7 +185,7 @@ FAULTS = {
     ],
     "arguments": [
         ("beta of 1 accepted", BASE, "if max(values) >= 1:", "if max(values) > 1:"),
-        ("infinite numbers accepted", BASE, "if not (math.isfinite(number) and number >= 0):", "if not number >= 0:"),
+        ("infinite numbers accepted", CHECKS, "if not (math.isfinite(plain) and plain >= 0):", "if not plain >= 0:"),
         ("misspelt keys accepted", BASE, "n=1, cutoff=0.8):", "n=1, cutoff=1.0):"),
         ("a refused group stays", BASE, "            self.param_groups.pop()\n", ""),
     ],

@@ -23,9 +23,12 @@ nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("rule", re.findall(r"^struct (\w+)", RULES.read_text(), flags=re.MULTILINE))
 def test_rule_compiles(rule: str, arch: str) -> None:
-    kernels = (f"template __global__ void step<rules::{rule}, {t}>" for t in ("float", "double"))
-    arguments = "({0}*, const {0}*, {0}*, const float*, rules::%s::Hyper, double);" % rule
-    source = KERNEL + "\n".join(k + arguments.format(k.split(", ")[1][:-1]) for k in kernels)
+    instances = (
+        f"template __global__ void step<rules::{rule}, {t}>"
+        f"({t}*, const {t}*, {t}*, const float*, rules::{rule}::Hyper, double);"
+        for t in ("float", "double")
+    )
+    source = KERNEL + "\n".join(instances)
     headers = [RULES.read_text().encode()]
     error, program = nvrtc.nvrtcCreateProgram(source.encode(), b"step.cu", 1, headers, [b"rules.h"])
     assert not error.value
