@@ -43,9 +43,7 @@ def build_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Opt
     try:
         return optim.build_optimizer(model, config)
     except (ValueError, TypeError, ImportError) as error:
-        raise UserError(
-            f"optimizer.name={config['name']}, optimizer.lr={config.get('lr')}: {error}"
-        ) from error
+        raise UserError(f"optimizer={config['name']}: {error}") from error
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig, path: Path) -> None:

@@ -423,3 +423,22 @@ def test_states_cost_what_the_card_says():
             state = optimizer.state[p]
             assert list(state) == ["step", *card.states]
             assert sum(state[key].nbytes for key in card.states) == 1000 * card.state_bytes(dtype)
+
+
+@pytest.mark.parametrize("fused", [None, True])
+def test_gradient_of_another_dtype_is_not_rounded(fused):
+    p = torch.nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
+    p.grad_dtype = None
+    p.grad = torch.full((8,), 1 + 2.0**-12)  # bfloat16 would make it 1
+    optimizer = optim.Adan([p], fused=fused)
+    if fused:
+        with pytest.raises(RuntimeError, match=r"a gradient is torch.float32, its parameter torch.bfloat16"):
+            optimizer.step()
+    else:
+        optimizer.step()
+        reference = optim.Adan([q := p.detach().clone().fill_(1).requires_grad_()], foreach=False)
+        q.grad_dtype = None
+        q.grad = p.grad
+        reference.step()
+        for name in optim.CARDS["adan"].states:
+            assert torch.equal(optimizer.state[p][name], reference.state[q][name])
