@@ -188,7 +188,15 @@ const char* cpu_instruction_set() {
   return names[instruction_set()];
 }
 
-// Must be called with the GIL; see tensors::refresh.
+// These three must be called with the GIL; see csrc/tensors.h.
+intptr_t cpu_same_items(PyObject* list, PyObject* const* before, intptr_t count) {
+  return tensors::same_items(list, before, count);
+}
+
+intptr_t cpu_same_values(PyObject* dict, PyObject* const* before, intptr_t count) {
+  return tensors::same_values(dict, before, count);
+}
+
 intptr_t cpu_refresh(PyObject* const* params, PyObject* const* states, PyObject* const* held, PyObject* grad,
                      intptr_t rows, intptr_t width, void* read, const uint64_t* fingerprints, void** table) {
   return tensors::refresh(params, states, held, grad, rows, width, reinterpret_cast<tensors::Reader>(read),

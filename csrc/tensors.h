@@ -1,6 +1,6 @@
 // Reads the addresses of torch tensors from Python objects, several hundred in some tens of microseconds,
 // without torch headers: through DLPack's C exchange API (a table of C functions that torch publishes as
-// torch.Tensor.__dlpack_c_exchange_api__, version 1.3) and four functions of Python's stable ABI.
+// torch.Tensor.__dlpack_c_exchange_api__, version 1.3) and a few functions of Python's stable ABI.
 #pragma once
 #include <cstdint>
 
@@ -8,6 +8,9 @@ extern "C" {
 struct _object;
 typedef struct _object PyObject;
 PyObject* PyObject_GetAttr(PyObject* object, PyObject* name);
+intptr_t PyList_Size(PyObject* list);
+PyObject* PyList_GetItem(PyObject* list, intptr_t index);
+intptr_t PyDict_Size(PyObject* dict);
 int PyDict_Next(PyObject* dict, intptr_t* position, PyObject** key, PyObject** value);
 void Py_DecRef(PyObject* object);
 void PyErr_Clear(void);
@@ -45,21 +48,31 @@ inline uint64_t fingerprint(const DLTensor& t) {
   return h;
 }
 
-inline bool holds(PyObject* dict, PyObject* const*& held) {
+// Whether a list, or the values of a dict, are the very same `count` objects as before.
+inline bool same_items(PyObject* list, PyObject* const* before, intptr_t count) {
+  if (PyList_Size(list) != count) return false;
+  for (intptr_t i = 0; i < count; ++i)
+    if (PyList_GetItem(list, i) != before[i]) return false;
+  return true;
+}
+
+inline bool same_values(PyObject* dict, PyObject* const* before, intptr_t count) {
+  if (PyDict_Size(dict) != count) return false;
   intptr_t position = 0;
   PyObject *key, *value;
   while (PyDict_Next(dict, &position, &key, &value))
-    if (*held++ != value) return false;
+    if (*before++ != value) return false;
   return true;
 }
 
 // Checks that the rows of a table, `width` pointers {parameter, gradient, step, states...} each, still
 // describe the tensors they were made from, and takes over the parameters' present gradients. `held` lists
-// the values of all state dicts as they were. Returns the number of rows in order; what is wrong with the
+// the `width - 2` values of every state dict as they were. Returns the number of rows in order; what is wrong with the
 // next one is for the caller to find out.
 inline intptr_t refresh(PyObject* const* params, PyObject* const* states, PyObject* const* held, PyObject* grad,
                         intptr_t rows, intptr_t width, Reader read, const uint64_t* fingerprints, void** table) {
-  for (intptr_t i = 0; i < rows; ++i, table += width) {
+  const intptr_t per_state = width - 2;
+  for (intptr_t i = 0; i < rows; ++i, table += width, held += per_state) {
     DLTensor p, g;
     PyObject* gradient = PyObject_GetAttr(params[i], grad);
     const bool readable = gradient && !read(params[i], &p) && !read(gradient, &g);
@@ -69,7 +82,7 @@ inline intptr_t refresh(PyObject* const* params, PyObject* const* states, PyObje
       return i;
     }
     if (address(p) != table[0] || fingerprint(p) != fingerprints[i] || !same_layout(p, g) ||
-        !holds(states[i], held))
+        !same_values(states[i], held, per_state))
       return i;
     table[1] = address(g);
   }

@@ -9,7 +9,6 @@ business.
 import difflib
 import inspect
 import math
-import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -49,23 +48,20 @@ class Plan:
     """Fused batches that the next step can use again, and what must not have changed until then."""
 
     batches: list[Batch]
-    groups: list[tuple[Group, list[Tensor]]]  # the groups and their parameters
+    groups: list[tuple[Group, native.Members]]  # the groups and their parameters
     idle: list[Tensor]  # parameters without a gradient
-    states: list[State]  # all state dicts of the optimizer
+    states: native.Members  # all state dicts of the optimizer
 
     def holds(self, optimizer: torch.optim.Optimizer) -> bool:
         """Takes over the new gradients; False where a tensor moved or another parameter has a gradient."""
         return (
             len(self.groups) == len(optimizer.param_groups)
             and all(
-                old is new
-                and len(params) == len(new["params"])
-                and all(map(operator.is_, params, new["params"]))
+                old is new and params.unchanged(new["params"])
                 for (old, params), new in zip(self.groups, optimizer.param_groups, strict=True)
             )
             and all(p.grad is None for p in self.idle)
-            and len(self.states) == len(optimizer.state)
-            and all(map(operator.is_, optimizer.state.values(), self.states))
+            and self.states.unchanged(optimizer.state)
             and all(batch.table is not None and batch.table.refresh() for batch in self.batches)
         )
 
@@ -287,8 +283,8 @@ class Optimizer(torch.optim.Optimizer):
                 batch.params.append(p)
                 batch.grads.append(g)
                 batch.states.append(state)
-        groups = [(group, list(group["params"])) for group in self.param_groups]
-        plan = Plan(list(batches.values()), groups, idle, list(self.state.values()))
+        groups = [(group, native.Members(group["params"])) for group in self.param_groups]
+        plan = Plan(list(batches.values()), groups, idle, native.Members(self.state))
         for batch in plan.batches:
             if batch.path == "fused":
                 names = tuple(self.card.states)

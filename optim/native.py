@@ -28,7 +28,14 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self.kernels = ctypes.CDLL(str(path))
-        self.refresh = ctypes.PyDLL(str(path)).cpu_refresh
+        with_gil = ctypes.PyDLL(str(path))
+        self.same_items, self.same_values = with_gil.cpu_same_items, with_gil.cpu_same_values
+        for same in (self.same_items, self.same_values):
+            same.restype, same.argtypes = (
+                ctypes.c_ssize_t,
+                [ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t],
+            )
+        self.refresh = with_gil.cpu_refresh
         self.refresh.restype = ctypes.c_ssize_t
         self.refresh.argtypes = [
             *[ctypes.c_void_p] * 3,
@@ -97,6 +104,22 @@ def why_not_fused(card: Card, p: Tensor) -> str:
             "make it .contiguous()"
         )
     return ""
+
+
+class Members:
+    """The objects in a list, or the values of a dict, to see fast whether it still holds the very same."""
+
+    def __init__(self, container: list[Any] | dict[Any, Any]) -> None:
+        self._kept = list(container.values() if isinstance(container, dict) else container)
+        self._ids = (ctypes.c_void_p * len(self._kept))(*map(id, self._kept))
+
+    def unchanged(self, container: list[Any] | dict[Any, Any]) -> bool:
+        """Whether the container holds now what it held; False where there is no library to look."""
+        library, _ = load()
+        if library is None:
+            return False
+        same = library.same_values if isinstance(container, dict) else library.same_items
+        return bool(same(container, self._ids, len(self._kept)))
 
 
 def _fingerprint(x: Tensor) -> int:
