@@ -1,15 +1,18 @@
 """Times optimizer steps side by side: `python scripts/bench_optimizers.py [--out results/bench/optimizers]`.
 
-For each parameter list, all optimizers work on the same parameters and gradients, one step each in turn, the
-order rotating, so that a machine whose speed drifts slows all of them alike. The tables give medians, the
-ratio to torch's fused AdamW in the same run (the median of the ratios within a round), nanoseconds per
-parameter, and gigabytes per second by the byte count of a one-pass step, beside what the machine streams:
+Each parameter list is measured in several fresh processes, because the memory pages and the cores that a
+process happens to get decide its bandwidth. Within one, all optimizers work on the same parameters and
+gradients, one step each in turn, the order rotating, so that a machine whose speed drifts slows all of them
+alike. `ratio` is to torch's fused AdamW: the median over a process's rounds; then the median, the least and
+the greatest over the processes. The other columns are medians: nanoseconds per parameter, and gigabytes per
+second by the byte count of a one-pass step, beside what the machine streams in the same process:
 
     triad    a = b + s c, 12 bytes an element as STREAM counts (16 with the write-allocate of a)
     update   a = a + s b in place, 12 bytes an element: the access pattern of an optimizer
 
 The last table is the time of a whole step on 400 tensors of 16 elements, where there is next to no
-arithmetic: the overhead of Python and of the launch.
+arithmetic: the overhead of Python and of the launch. "again" repeats one optimizer's step, with the same or
+with new gradients; "in turn" steps the optimizers one after the other, which empties the caches in between.
 """
 
 import argparse
@@ -38,7 +41,6 @@ OPTIMIZERS: dict[str, Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer
     "AdamW fused": lambda p: optim.AdamW(p, fused=True),
     "Adan fused": lambda p: optim.Adan(p, fused=True, weight_decay=0.02),
     "Adan foreach": lambda p: optim.Adan(p, foreach=True, weight_decay=0.02),
-    "Adan reference": lambda p: optim.Adan(p, foreach=False, weight_decay=0.02),
     "Adan fused, clipped": lambda p: optim.Adan(p, fused=True, weight_decay=0.02, max_grad_norm=1.0),
 }
 BASELINE = "torch AdamW fused"
@@ -95,27 +97,50 @@ def bench_list(name: str, rounds: int) -> dict[str, Any]:
     for key, series in times.items():
         family = key.rsplit(" ", 1)[0] if key.startswith("torch") else key.split(" ")[0]
         seconds = statistics.median(series)
-        ratio = statistics.median(x / y for x, y in zip(series, times[BASELINE], strict=True))
         rows[key] = {
             "ms": seconds * 1e3,
             "ns_per_parameter": seconds / count * 1e9,
             "GB_per_s": BYTES.get(family, 12) * count / seconds / 1e9,
-            "ratio": ratio,
+            "ratio": statistics.median(x / y for x, y in zip(series, times[BASELINE], strict=True)),
         }
     return {"tensors": len(params), "parameters": count, "rounds": rounds, "rows": rows}
 
 
-def bench_overhead(rounds: int) -> dict[str, float]:
-    """Microseconds of a step on 400 tensors of 16 elements, with gradients that are new in every step."""
-    params = make([torch.Size((16,))] * 400)
-    steps: dict[str, Step] = {key: build(params).step for key, build in OPTIMIZERS.items()}
+def bench_in_processes(name: str, rounds: int, processes: int) -> dict[str, Any]:
+    """The medians over fresh processes, and the range of the ratio."""
+    command = [sys.executable, __file__, "--worker", name, "--rounds", str(rounds)]
+    runs = [
+        json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        for _ in tqdm(range(processes), desc=name, disable=not sys.stderr.isatty())
+    ]
+    rows = {}
+    for key, first in runs[0]["rows"].items():
+        seen = [run["rows"][key] for run in runs]
+        rows[key] = {column: statistics.median(row[column] for row in seen) for column in first}
+        rows[key] |= {"ratios": [row["ratio"] for row in seen]}
+    return {**runs[0], "processes": processes, "rows": rows}
 
-    def new_gradients() -> None:
+
+def bench_overhead(rounds: int) -> dict[str, dict[str, float]]:
+    """Microseconds of a step on 400 tensors of 16 elements."""
+
+    def new_gradients(params: list[torch.nn.Parameter]) -> None:
         for p in params:
             p.grad = torch.randn_like(p)
 
-    times = interleave(steps, rounds, "400 small tensors", new_gradients)
-    return {key: statistics.median(series) * 1e6 for key, series in times.items()}
+    sizes = [torch.Size((16,))] * 400
+    rows: dict[str, dict[str, float]] = {}
+    for key, build in OPTIMIZERS.items():
+        params = make(sizes)
+        step = {key: build(params).step}
+        again = interleave(step, rounds, key)[key]
+        fresh = interleave(step, rounds, key, lambda p=params: new_gradients(p))[key]  # type: ignore[misc]
+        rows[key] = {"again": statistics.median(again), "again, new gradients": statistics.median(fresh)}
+    params = make(sizes)
+    steps = {key: build(params).step for key, build in OPTIMIZERS.items()}
+    for key, series in interleave(steps, rounds, "in turn", lambda: new_gradients(params)).items():
+        rows[key]["in turn, new gradients"] = statistics.median(series)
+    return {key: {column: 1e6 * seconds for column, seconds in row.items()} for key, row in rows.items()}
 
 
 def machine() -> dict[str, Any]:
@@ -149,10 +174,11 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"`{about['command']}` at commit {about['commit']}: {about['cpu']}, {about['threads']} threads, "
         f"torch {about['torch']}, Python {about['python']}, {about['path']}. float32, seed 0, medians of "
-        "interleaved rounds; `ratio` is to torch's fused AdamW in the same run.",
+        "interleaved rounds; `ratio` is to torch's fused AdamW in the same process.",
     ]
     for name, run in result["lists"].items():
-        lines += ["", f"## {name}: {run['tensors']} tensors, {run['parameters'] / 1e6:.1f} M parameters"]
+        size = f"{run['tensors']} tensors, {run['parameters'] / 1e6:.1f} M parameters"
+        lines += ["", f"## {name}: {size}, {run['processes']} processes of {run['rounds']} rounds"]
         cells = (
             [
                 key,
@@ -160,14 +186,15 @@ def markdown(result: dict[str, Any]) -> str:
                 f"{r['ns_per_parameter']:.3f}",
                 f"{r['GB_per_s']:.1f}",
                 f"{r['ratio']:.2f}",
+                f"{min(r['ratios']):.2f} to {max(r['ratios']):.2f}",
             ]
             for key, r in run["rows"].items()
         )
-        lines += table(["step", "ms", "ns/parameter", "GB/s", "ratio"], cells)
-    lines += ["", "## 400 tensors of 16 elements"]
-    lines += table(
-        ["step", "microseconds"], ([key, f"{us:.0f}"] for key, us in result["overhead_us"].items())
-    )
+        lines += table(["step", "ms", "ns/parameter", "GB/s", "ratio", "over processes"], cells)
+    lines += ["", "## 400 tensors of 16 elements, microseconds"]
+    columns = list(next(iter(result["overhead_us"].values())))
+    cells = ([key, *(f"{row[c]:.0f}" for c in columns)] for key, row in result["overhead_us"].items())
+    lines += table(["step", *columns], cells)
     return "\n".join(lines) + "\n"
 
 
@@ -176,12 +203,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--lists", nargs="+", default=["vit_small_patch16_224", "resnet50", "4 x 4096x4096"])
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=7)
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    parser.add_argument("--worker", metavar="LIST", help="measure one list in this process and print JSON")
     options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(bench_list(options.worker, options.rounds)))
+        return
     result = {
         "machine": machine(),
-        "lists": {name: bench_list(name, options.rounds) for name in options.lists},
+        "lists": {
+            name: bench_in_processes(name, options.rounds, options.processes) for name in options.lists
+        },
         "overhead_us": bench_overhead(200),
     }
     print(markdown(result))
