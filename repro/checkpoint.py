@@ -56,8 +56,9 @@ def save(root: Path, step: int, write: Callable[[Path], None], about: dict[str, 
     ) as error:  # torch.save reports a full disk as RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
         reason = str(error).splitlines()[0]
+        free = f"; {shutil.disk_usage(root).free >> 20} MiB are free there" if root.exists() else ""
         raise UserError(
-            f"cannot write checkpoint {final}: {reason}; older checkpoints are untouched: "
+            f"cannot write checkpoint {final}: {reason}{free}; older checkpoints are untouched: "
             "make room and run the same command again"
         ) from error
     return final
