@@ -117,6 +117,7 @@ def _run_hydra(job: Callable[[DictConfig], None], config_name: str, arguments: l
             f"hydra.run.dir={scratch}",
             f"hydra.sweep.dir={scratch}",
             "hydra.sweep.subdir=.",
+            f"hydra.job.name={config_name}",
             "hydra.output_subdir=null",
             "hydra/job_logging=none",
             "hydra/hydra_logging=none",
