@@ -158,7 +158,7 @@ def environment() -> dict[str, Any]:
     cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
+        "command": [word for word in sys.argv if not word.startswith(("hydra.", "hydra/"))],  # ours, see cli
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": versions,
