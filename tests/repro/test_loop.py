@@ -200,7 +200,7 @@ def test_a_full_disk_while_saving(config: TrainConfig, monkeypatch: pytest.Monke
             original(*arguments)
 
         patch.setattr(loop, "save_model", full)
-        with pytest.raises(UserError, match=r"cannot write checkpoint .*No space left on device; older"):
+        with pytest.raises(UserError, match=r"cannot write checkpoint .*No space left on device; .* older"):
             train(ToyTask(), config, "run")
     train(ToyTask(), config, "run")
     train(ToyTask(), config, "whole")
