@@ -16,7 +16,7 @@ cpu = Extension(
     depends=["csrc/rules.h", "csrc/tensors.h"],
     language="c++",
     extra_compile_args=FLAGS,
-    py_limited_api=True,  # four functions of the stable ABI, declared in csrc/tensors.h
+    py_limited_api=True,  # only functions of the stable ABI, declared in csrc/tensors.h
     optional=True,  # without a compiler the install succeeds and optim.available() says what is missing
 )
 
