@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all test-mutants lint docs bench clean
+.PHONY: demo test test-all test-gpu test-mutants lint docs bench bench-gpu quality clean
 
 demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
 	$(RUN) vision/train.py -m optimizer=adan,adamw
@@ -15,6 +15,10 @@ test: lint  ## what CI runs
 
 test-all: lint test-mutants  ## with the slow tests and the planted faults
 	$(RUN) -m pytest -n auto --maxprocesses 8
+
+test-gpu: $(INSTALLED)  ## on a GPU; with compute-sanitizer (of the CUDA toolkit) it also sees stray accesses
+	$(shell command -v compute-sanitizer && echo --error-exitcode=1 --target-processes=all) \
+		$(RUN) -m pytest tests/optim/test_gpu.py
 
 test-mutants: $(INSTALLED)  ## plants faults one at a time; the tests must notice each
 	$(RUN) tests/mutants.py
@@ -30,6 +34,12 @@ docs: $(INSTALLED)  ## writes the tables that are generated from code
 
 bench: $(INSTALLED)  ## on a quiet machine
 	$(RUN) scripts/bench_optimizers.py --out results/bench/optimizers
+
+bench-gpu: $(INSTALLED)  ## the same on a CUDA GPU, with the large models
+	$(RUN) scripts/bench_optimizers.py --device cuda --out results/gpu/optimizers
+
+quality: $(INSTALLED)  ## does a small state cost quality? Continues where it was stopped
+	$(RUN) scripts/state_quality.py
 
 $(INSTALLED): pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version)'

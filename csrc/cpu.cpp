@@ -3,92 +3,199 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
-#include "rules.h"
+#include "table.h"
 #include "tensors.h"
 
 namespace {
 
-// Storage: how a number is kept in memory. The rule computes in `Register`.
-struct bfloat16 {
-  uint16_t bits;
-};
-struct float16 {
-  uint16_t bits;
-};
+using namespace storage;
+using namespace tables;
 
-inline uint32_t bits_of(float x) {
-  uint32_t u;
-  std::memcpy(&u, &x, 4);
-  return u;
-}
-inline float float_of(uint32_t u) {
-  float x;
-  std::memcpy(&x, &u, 4);
-  return x;
-}
-
-RULE_FN float load(float x) { return x; }
-RULE_FN double load(double x) { return x; }
-RULE_FN float load(bfloat16 x) { return float_of(uint32_t(x.bits) << 16); }
-RULE_FN float load(float16 x) {
-  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, rest = uint32_t(x.bits & 0x7fff) << 13;
-  const float value = float_of(rest) * float_of(0x77800000);  // 2^112 moves the exponent's bias
-  return float_of(sign | (rest >= 0x0f800000 ? rest | 0x7f800000 : bits_of(value)));
-}
-
-RULE_FN void store(float& to, float x) { to = x; }
-RULE_FN void store(double& to, double x) { to = x; }
-RULE_FN void store(bfloat16& to, float x) {  // to nearest, ties to even
-  const uint32_t u = bits_of(x);
-  to.bits = x != x ? uint16_t(0x7fc0) : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
-}
-RULE_FN void store(float16& to, float x) {  // to nearest, ties to even
-  const uint32_t u = bits_of(x), magnitude = u & 0x7fffffff;
-  const uint32_t normal = (magnitude - 0x38000000 + 0x0fff + ((magnitude >> 13) & 1)) >> 13;
-  const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000;  // the addition rounds
-  uint32_t half = magnitude < 0x38800000 ? subnormal : normal;
-  half = magnitude >= 0x477ff000 ? 0x7c00 : half;
-  half = magnitude > 0x7f800000 ? 0x7e00 : half;
-  to.bits = uint16_t(half | ((u >> 16) & 0x8000));
-}
-
-template <class Storage>
-using Register = decltype(load(Storage()));
-
-template <class Rule, class Storage>
-using Scalars = typename Rule::template Scalars<Register<Storage>>;
-
-// Elements [begin, end) of one tensor.
-template <class Rule, class Storage>
-RULE_FN void span(const Scalars<Rule, Storage>& scalars, void* const* row, int64_t begin, int64_t end) {
-  const auto k = scalars;  // a copy that no store can alias, or the loop is not vectorised
-  Storage* p = static_cast<Storage*>(row[0]);
-  const Storage* g = static_cast<const Storage*>(row[1]);
-  Storage* s[Rule::states];
-  for (int j = 0; j < Rule::states; ++j) s[j] = static_cast<Storage*>(row[3 + j]);
+// The rule for n elements: p, g and the previous gradient in the type of the arithmetic, states as S: that
+// type too, or bfloat16 with stochastic rounding (then at most kBlock elements, with their noise).
+template <class Rule, class S, bool taken, class R>
+RULE_FN void update(const Common<Rule, R>& common, R* p, const R* g, const R* previous, S* const* states, int64_t n,
+                    const uint32_t* places, uint32_t key) {
+  constexpr bool rounded = !std::is_same_v<S, R>;
+  const auto k = common.scalars;  // copies that no store can alias, or the loop is not vectorised
+  const R previous_scale = common.previous_scale;
+  constexpr auto kept = [](int j) { return !taken || j != Rule::previous; };
+  S* s[Rule::states];
+  for (int j = 0; j < Rule::states; ++j) s[j] = states[j];
 #pragma GCC ivdep
-  for (int64_t i = begin; i < end; ++i) {
-    Register<Storage> parameter = load(p[i]), state[Rule::states];
-    for (int j = 0; j < Rule::states; ++j) state[j] = load(s[j][i]);
-    Rule::update(k, load(g[i]), parameter, state);
-    store(p[i], parameter);
-    for (int j = 0; j < Rule::states; ++j) store(s[j][i], state[j]);
+  for (int64_t i = 0; i < n; ++i) {
+    R parameter = p[i], gradient = g[i], state[Rule::states];
+    if constexpr (rounded) gradient = quiet(gradient);
+    for (int j = 0; j < Rule::states; ++j) state[j] = kept(j) ? load(s[j][i]) : -previous_scale * previous[i];
+    Rule::update(k, gradient, parameter, state);
+    p[i] = parameter;
+    for (int j = 0; j < Rule::states; ++j) {
+      if (!kept(j)) continue;
+      if constexpr (rounded)
+        store(s[j][i], state[j], noise_bits<16>(places[i] ^ key, j));
+      else
+        store(s[j][i], state[j]);
+    }
   }
 }
 
-// The same loop compiled for each instruction set; floating-point contraction is off (setup.py), so all
-// give the same bits. The widest that the processor has is taken.
-template <class Rule, class Storage>
-using Span = void (*)(const Scalars<Rule, Storage>&, void* const*, int64_t, int64_t);
+template <bool Signed>
+RULE_FN void decode(float* to, const void* from, int64_t at, const void* maxima, int64_t n) {
+  const uint8_t* codes = static_cast<const uint8_t*>(from) + at;
+  const float factor = Code<Signed>::decode_factor(static_cast<const float*>(maxima)[at / kBlock]);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) to[i] = Code<Signed>::decode(codes[i], factor);
+}
 
-#define SPAN_FOR(NAME, ...)                                                                                  \
-  template <class Rule, class Storage>                                                                       \
-  __VA_ARGS__ void NAME(const Scalars<Rule, Storage>& k, void* const* row, int64_t begin, int64_t end) {     \
-    span<Rule, Storage>(k, row, begin, end);                                                                 \
+template <bool Signed>
+RULE_FN void encode(void* to, int64_t at, void* maxima, const float* x, int64_t n, const uint32_t* places,
+                    uint32_t key, int slot) {
+  uint32_t top = 0;  // the bits of absolute values have their order, with inf and NaN above
+  for (int64_t i = 0; i < n; ++i) top = std::max(top, bits_of(x[i]) & 0x7fffffff);
+  const float maximum = static_cast<float*>(maxima)[at / kBlock] = float_of(top);
+  const float factor = Code<Signed>::encode_factor(maximum);
+  uint8_t* codes = static_cast<uint8_t*>(to) + at;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i)
+    codes[i] = uint8_t(Code<Signed>::encode(x[i], factor, noise_bits<19>(places[i] ^ key, slot)));
+}
+
+template <class From>
+RULE_FN void expand(float* to, const void* from, int64_t at, int64_t n) {
+  const From* x = static_cast<const From*>(from) + at;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) to[i] = load(x[i]);
+}
+
+template <class To>
+RULE_FN void shrink(void* to, int64_t at, const float* x, int64_t n) {
+  To* y = static_cast<To*>(to) + at;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) store(y[i], x[i]);
+}
+
+RULE_FN void expand(int kind, float* to, const void* from, int64_t at, int64_t n) {
+  kind == kBfloat16 ? expand<bfloat16>(to, from, at, n) : expand<float16>(to, from, at, n);
+}
+
+RULE_FN void shrink(int kind, void* to, int64_t at, const float* x, int64_t n) {
+  kind == kBfloat16 ? shrink<bfloat16>(to, at, x, n) : shrink<float16>(to, at, x, n);
+}
+
+template <class Rule, class S>
+RULE_FN std::array<S*, Rule::states> states_at(void* const* row, int64_t at) {
+  std::array<S*, Rule::states> s;
+  for (int j = 0; j < Rule::states; ++j) s[j] = static_cast<S*>(row[kStates + j]) + at;
+  return s;
+}
+
+// Elements [begin, end) of a tensor whose states are kept in the type of the arithmetic, as it is itself.
+template <class Rule, bool taken, class R>
+RULE_FN void direct(const Common<Rule, R>& common, void* const* row, int64_t begin, int64_t end) {
+  const auto at = [=](int column) { return static_cast<R*>(row[column]) + begin; };
+  const R* previous = taken ? at(kPrevious) : nullptr;
+  const auto s = states_at<Rule, R>(row, begin);
+  update<Rule, R, taken>(common, at(kParam), at(kGrad), previous, s.data(), end - begin, nullptr, 0);
+}
+
+// At most kBlock elements of a tensor, from a multiple of kBlock on. What is not kept in float32 is expanded
+// into buffers first, but for bfloat16 states, which the rule's own loop converts.
+template <class Rule, bool taken>
+RULE_FN void block(const Kinds& kinds, const Common<Rule, float>& common, void* const* row, int64_t at, int64_t n,
+                   const uint32_t* places) {
+  const uint32_t key = noise_of_block(common.step, uint64_t(at) / kBlock);
+  alignas(64) float buffers[3 + Rule::states][kBlock];
+  float* three[3];
+  constexpr Column columns[3] = {kParam, kGrad, kPrevious};
+  for (int c = 0; c < (taken ? 3 : 2); ++c) {
+    three[c] = kinds.parameter == kFloat32 ? static_cast<float*>(row[columns[c]]) + at : buffers[c];
+    if (kinds.parameter != kFloat32) expand(kinds.parameter, three[c], row[columns[c]], at, n);
+  }
+  auto& [p, g, previous] = three;
+  if (kinds.rounding == kKahan) {
+    const bfloat16* rest = static_cast<const bfloat16*>(row[kCompensation]) + at;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; ++i) p[i] += load(rest[i]);
+  }
+  if (kinds.state == kStateFloat32) {
+    const auto s = states_at<Rule, float>(row, at);
+    update<Rule, float, taken>(common, p, g, previous, s.data(), n, nullptr, 0);
+  } else if (kinds.state == kStateBfloat16) {
+    const auto s = states_at<Rule, bfloat16>(row, at);
+    update<Rule, bfloat16, taken>(common, p, g, previous, s.data(), n, places, key);
+  } else {
+    float* s[Rule::states];
+    for (int j = 0; j < Rule::states; ++j) {
+      s[j] = buffers[3 + j];
+      void *state = row[kStates + j], *maxima = row[kStates + Rule::states + j];
+      if (taken && j == Rule::previous) continue;
+      if (kinds.state != kStateInt8)
+        expand(kinds.parameter, s[j], state, at, n);
+      else if (Rule::nonnegative >> j & 1)
+        decode<false>(s[j], state, at, maxima, n);
+      else
+        decode<true>(s[j], state, at, maxima, n);
+    }
+    update<Rule, float, taken>(common, p, g, previous, s, n, nullptr, 0);
+    for (int j = 0; j < Rule::states; ++j) {
+      void *state = row[kStates + j], *maxima = row[kStates + Rule::states + j];
+      if (taken && j == Rule::previous) continue;
+      if (kinds.state != kStateInt8)
+        shrink(kinds.parameter, state, at, s[j], n);
+      else if (Rule::nonnegative >> j & 1)
+        encode<false>(state, at, maxima, s[j], n, places, key, j);
+      else
+        encode<true>(state, at, maxima, s[j], n, places, key, j);
+    }
+  }
+  if (kinds.parameter == kFloat32) return;
+  if (kinds.rounding == kStochastic) {
+    bfloat16* to = static_cast<bfloat16*>(row[kParam]) + at;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; ++i) store(to[i], quiet(p[i]), noise_of_parameter(places[i] ^ key));
+    return;
+  }
+  shrink(kinds.parameter, row[kParam], at, p, n);
+  if (kinds.rounding == kKahan) {  // what the parameter could not take waits for the next step
+    const bfloat16* to = static_cast<const bfloat16*>(row[kParam]) + at;
+    bfloat16* rest = static_cast<bfloat16*>(row[kCompensation]) + at;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < n; ++i) store(rest[i], p[i] - load(to[i]));
+  }
+}
+
+// Elements [begin, end) of any tensor; begin is a multiple of kBlock.
+template <class Rule, bool taken>
+RULE_FN void span(const Kinds&, const Common<Rule, double>& common, void* const* row, int64_t begin, int64_t end) {
+  direct<Rule, taken>(common, row, begin, end);
+}
+
+template <class Rule, bool taken>
+RULE_FN void span(const Kinds& kinds, const Common<Rule, float>& common, void* const* row, int64_t begin,
+                  int64_t end) {
+  if (kinds.parameter == kFloat32 && (kinds.state == kLikeParameter || kinds.state == kStateFloat32))
+    return direct<Rule, taken>(common, row, begin, end);
+  uint32_t places[kBlock];
+  for (uint32_t i = 0; i < std::min<int64_t>(kBlock, end - begin); ++i) places[i] = noise_of_place(common.step, i);
+  for (int64_t at = begin; at < end; at += kBlock)
+    block<Rule, taken>(kinds, common, row, at, std::min<int64_t>(kBlock, end - at), places);
+}
+
+// The same loops compiled for each instruction set; floating-point contraction is off (setup.py), so all
+// give the same bits. The widest that the processor has is taken.
+template <class Rule, class R>
+using Span = void (*)(const Kinds&, const Common<Rule, R>&, void* const*, int64_t, int64_t);
+
+#define SPAN_FOR(NAME, ...)                                                                                 \
+  template <class Rule, bool taken, class R>                                                                \
+  __VA_ARGS__ void NAME(const Kinds& kinds, const Common<Rule, R>& k, void* const* row, int64_t begin, int64_t end) { \
+    span<Rule, taken>(kinds, k, row, begin, end);                                                           \
   }
 SPAN_FOR(span_baseline, )
 #ifdef __x86_64__
@@ -106,57 +213,61 @@ int instruction_set() {
   return 0;
 }
 
-template <class Rule, class Storage>
-Span<Rule, Storage> best_span() {
+template <class Rule, bool taken, class R>
+Span<Rule, R> best_span() {
 #ifdef __x86_64__
-  static const Span<Rule, Storage> table[] = {span_baseline<Rule, Storage>, span_avx2<Rule, Storage>,
-                                              span_avx512<Rule, Storage>};
-  static const Span<Rule, Storage> best = table[instruction_set()];
+  static const Span<Rule, R> table[] = {span_baseline<Rule, taken, R>, span_avx2<Rule, taken, R>,
+                                        span_avx512<Rule, taken, R>};
+  static const Span<Rule, R> best = table[instruction_set()];
   return best;
 #else
-  return span_baseline<Rule, Storage>;
+  return span_baseline<Rule, taken, R>;
 #endif
 }
 
-constexpr int64_t kAlign = 64;            // elements; a cut inside a tensor keeps its alignment
 constexpr int64_t kWorthAThread = 32768;  // elements; waking a thread costs about as much as this many
 
-// Splits the concatenation of all tensors, not each tensor, evenly over the threads.
-// ends[i] is the number of elements in tensors 0..i.
-template <class Rule, class Storage>
-void run(int64_t rows, void* const* table, const int64_t* ends, const double* hyper, double grad_scale, int threads) {
-  constexpr int width = 3 + Rule::states;
+// Splits the concatenation of all tensors, not each tensor, evenly over the threads; a cut inside a tensor
+// is between two blocks. ends[i] is the number of elements in tensors 0..i.
+template <class Rule, class R>
+void run(const Kinds& kinds, int64_t rows, void** table, const int64_t* ends, const double* hyper, double grad_scale,
+         int threads) {
+  constexpr int width = kWidth<Rule>;
   typename Rule::Hyper h;
   std::memcpy(&h, hyper, sizeof h);
-  static thread_local std::vector<Scalars<Rule, Storage>> scratch;  // keeps its memory between steps
+  static thread_local std::vector<Common<Rule, R>> scratch;  // keeps its memory between steps
   scratch.clear();
   scratch.reserve(rows);
-  float last = 0;
   for (int64_t i = 0; i < rows; ++i) {
-    float& step = *static_cast<float*>(table[i * width + 2]);
+    void** row = table + i * width;
+    float& step = *static_cast<float*>(row[kStep]);
     step += 1;
-    if (i && step == last)
+    if (i && uint32_t(step) == scratch.back().step)
       scratch.push_back(scratch.back());
     else
-      scratch.emplace_back(h, double(step), grad_scale);
-    last = step;
+      scratch.push_back({{h, double(step), grad_scale}, uint32_t(step), 0});
+    if (kinds.taken) {
+      R& scale = *static_cast<R*>(row[kPreviousScale]);
+      scratch.back().previous_scale = scale;
+      scale = R(grad_scale);
+    }
   }
-  const Scalars<Rule, Storage>* scalars = scratch.data();
-  const Span<Rule, Storage> update = best_span<Rule, Storage>();
+  const Common<Rule, R>* common = scratch.data();
+  const Span<Rule, R> update = kinds.taken ? best_span<Rule, (Rule::previous >= 0), R>() : best_span<Rule, false, R>();
   const int64_t total = rows ? ends[rows - 1] : 0;
   const int team = int(std::max<int64_t>(1, std::min<int64_t>(threads, total / kWorthAThread)));
   const auto tensor_at = [=](int64_t at) { return std::upper_bound(ends, ends + rows, at) - ends; };
   const auto cut = [=](int64_t rank, int64_t ranks) {
     if (rank == ranks) return total;
     const int64_t at = total / ranks * rank, i = tensor_at(at), first = i ? ends[i - 1] : 0;
-    return first + (at - first) / kAlign * kAlign;
+    return first + (at - first) / kBlock * kBlock;
   };
   const auto work = [=](int64_t rank, int64_t ranks) {
     int64_t at = cut(rank, ranks);
     const int64_t stop = cut(rank + 1, ranks);
     for (int64_t i = tensor_at(at); at < stop; ++i) {
       const int64_t first = i ? ends[i - 1] : 0, end = std::min(ends[i], stop);
-      if (at < end) update(scalars[i], table + i * width, at - first, end - first);
+      if (at < end) update(kinds, common[i], table + i * width, at - first, end - first);
       at = std::max(at, end);
     }
   };
@@ -165,18 +276,8 @@ void run(int64_t rows, void* const* table, const int64_t* ends, const double* hy
   else
 #pragma omp parallel num_threads(team)
     work(omp_get_thread_num(), omp_get_num_threads());
-}
-
-template <class Rule>
-int dispatch(int storage, int64_t rows, void* const* table, const int64_t* ends, const double* hyper,
-             double grad_scale, int threads) {
-  switch (storage) {
-    case 0: run<Rule, float>(rows, table, ends, hyper, grad_scale, threads); return 0;
-    case 1: run<Rule, double>(rows, table, ends, hyper, grad_scale, threads); return 0;
-    case 2: run<Rule, bfloat16>(rows, table, ends, hyper, grad_scale, threads); return 0;
-    case 3: run<Rule, float16>(rows, table, ends, hyper, grad_scale, threads); return 0;
-  }
-  return 1;
+  if (kinds.taken)
+    for (int64_t i = 0; i < rows; ++i) table[i * width + kPrevious] = table[i * width + kGrad];
 }
 
 }  // namespace
@@ -198,17 +299,19 @@ intptr_t cpu_same_values(PyObject* dict, PyObject* const* before, intptr_t count
 }
 
 intptr_t cpu_refresh(PyObject* const* params, PyObject* const* states, PyObject* const* held, PyObject* grad,
-                     intptr_t rows, intptr_t width, void* read, const uint64_t* fingerprints, void** table) {
-  return tensors::refresh(params, states, held, grad, rows, width, reinterpret_cast<tensors::Reader>(read),
+                     intptr_t rows, intptr_t width, intptr_t per_state, void* read, const uint64_t* fingerprints,
+                     void** table) {
+  return tensors::refresh(params, states, held, grad, rows, width, per_state, reinterpret_cast<tensors::Reader>(read),
                           fingerprints, table);
 }
 
-// One step of a rule on tensors of one storage type (0 float32, 1 float64, 2 bfloat16, 3 float16).
-// Rows of the table are {parameter, gradient, step count, states...}. Returns 0, or 1 for an unknown type.
-#define EXPORT_RULE(NAME, RULE)                                                                           \
-  int cpu_##NAME(int storage, int64_t rows, void* const* table, const int64_t* ends, const double* hyper, \
-                 double grad_scale, int threads) {                                                        \
-    return dispatch<rules::RULE>(storage, rows, table, ends, hyper, grad_scale, threads);                 \
+// One step of a rule on tensors that are kept alike: {parameter, state, rounding, taken} of Kinds. Rows of
+// the table are as in Column; ends[i] is the number of elements in tensors 0..i.
+#define EXPORT_RULE(NAME, RULE)                                                                          \
+  void cpu_##NAME(const Kinds* kinds, int64_t rows, void** table, const int64_t* ends, const double* hyper, \
+                  double grad_scale, int threads) {                                                      \
+    const auto step = kinds->parameter == kFloat64 ? run<rules::RULE, double> : run<rules::RULE, float>;  \
+    step(*kinds, rows, table, ends, hyper, grad_scale, threads);                                         \
   }
 EXPORT_RULE(adan, Adan)
 EXPORT_RULE(adamw, AdamW)

@@ -2,6 +2,8 @@
 //   Hyper      the hyper-parameters of a parameter group, in the order Python passes them
 //   Scalars    what is the same for all elements of a tensor, made once per tensor and step
 //   update()   the rule for one element, in registers: g is the gradient, p the parameter, s the states
+//   states, nonnegative (a bit for each state that cannot be negative), previous (the state that is minus
+//   the gradient of the step before; -1 where there is none)
 // The code is plain C++17, valid for the host and for CUDA; where values are kept and in which type is
 // the backend's business. T is float, or double for double parameters.
 #pragma once
@@ -22,6 +24,8 @@ RULE_FN double root(double x) { return sqrt(x); }
 // The betas are decay factors: 1 - the paper's.
 struct Adan {
   static constexpr int states = 4;  // exp_avg m, exp_avg_diff v, exp_avg_sq n, neg_pre_grad -g[k-1]
+  static constexpr unsigned nonnegative = 1 << 2;
+  static constexpr int previous = 3;
 
   struct Hyper {
     double lr, beta1, beta2, beta3, eps, weight_decay, no_prox;
@@ -60,6 +64,8 @@ struct Adan {
 // AdamW: arXiv 1711.05101, Algorithm 2, as torch.optim.AdamW has it.
 struct AdamW {
   static constexpr int states = 2;  // exp_avg m, exp_avg_sq v
+  static constexpr unsigned nonnegative = 1 << 1;
+  static constexpr int previous = -1;
 
   struct Hyper {
     double lr, beta1, beta2, eps, weight_decay;

@@ -65,13 +65,13 @@ inline bool same_values(PyObject* dict, PyObject* const* before, intptr_t count)
   return true;
 }
 
-// Checks that the rows of a table, `width` pointers {parameter, gradient, step, states...} each, still
-// describe the tensors they were made from, and takes over the parameters' present gradients. `held` lists
-// the `width - 2` values of every state dict as they were. Returns the number of rows in order; what is wrong with the
-// next one is for the caller to find out.
+// Checks that the rows of a table, `width` pointers {parameter, gradient, ...} each, still describe the
+// tensors they were made from, and takes over the parameters' present gradients. `held` lists the `per_state`
+// values of every state dict as they were. Returns the number of rows in order; what is wrong with the next
+// one is for the caller to find out.
 inline intptr_t refresh(PyObject* const* params, PyObject* const* states, PyObject* const* held, PyObject* grad,
-                        intptr_t rows, intptr_t width, Reader read, const uint64_t* fingerprints, void** table) {
-  const intptr_t per_state = width - 2;
+                        intptr_t rows, intptr_t width, intptr_t per_state, Reader read, const uint64_t* fingerprints,
+                        void** table) {
   for (intptr_t i = 0; i < rows; ++i, table += width, held += per_state) {
     DLTensor p, g;
     PyObject* gradient = PyObject_GetAttr(params[i], grad);

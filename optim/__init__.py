@@ -2,7 +2,7 @@
 
 from .adamw import AdamW
 from .adan import Adan
-from .base import Optimizer
+from .base import Optimizer, state_bytes
 from .card import Card
 from .groups import layer_ids, param_groups
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
@@ -19,4 +19,5 @@ __all__ = [
     "layer_ids",
     "param_groups",
     "path_in_use",
+    "state_bytes",
 ]

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Group, Optimizer, State
+from .base import Group, Optimizer, Options
 from .card import Card
+from .storage import State
 
 
 class AdamW(Optimizer):
@@ -23,7 +25,7 @@ class AdamW(Optimizer):
     Source: Algorithm 2 of the paper with a schedule multiplier in lr.
 
     Args:
-        params: see `optim.base.Optimizer`, also for max_grad_norm, foreach, fused, maximize, nonfinite.
+        params: see `optim.base.Optimizer`, also for max_grad_norm, foreach, fused and the options.
         lr: learning rate.
         betas: decay factors of gradient and squared gradient.
         eps: added to the denominator, after the bias correction.
@@ -37,6 +39,7 @@ class AdamW(Optimizer):
         when="the usual choice, and the yardstick for the others",
         states={"exp_avg": "m, mean of the gradient", "exp_avg_sq": "v, mean of the squared gradient"},
         betas=2,
+        nonnegative=("exp_avg_sq",),
     )
 
     def __init__(
@@ -49,20 +52,10 @@ class AdamW(Optimizer):
         max_grad_norm: float = 0.0,
         foreach: bool | None = None,
         fused: bool | None = None,
-        *,
-        maximize: bool = False,
-        nonfinite: str = "propagate",
-        differentiable: bool = False,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(
-            params,
-            dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize),
-            max_grad_norm=max_grad_norm,
-            nonfinite=nonfinite,
-            foreach=foreach,
-            fused=fused,
-            differentiable=differentiable,
-        )
+        hyper = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, hyper, max_grad_norm=max_grad_norm, foreach=foreach, fused=fused, **options)
 
     def update_one(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
         b1, b2 = group["betas"]

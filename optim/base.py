@@ -11,32 +11,52 @@ import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-from . import native
+from . import cuda, native, storage
 from .card import Card
-from .checks import number
-from .layout import same_layout, zeros_like
+from .checks import number, one_of
+from .layout import is_dense, same_layout
 from .norm import global_norm, is_dtensor, local
+from .storage import State, Storage
 
 Group = dict[str, Any]
-State = dict[str, Tensor]
 
 # Options of the whole optimizer; everything else is a hyper-parameter of a group.
-OPTIMIZER_WIDE = ("max_grad_norm", "nonfinite", "foreach", "fused")
+OPTIMIZER_WIDE = ("max_grad_norm", "nonfinite", "foreach", "fused", "take_gradients", "capturable")
+# Options of a group that a checkpoint does not change, because they say how its states are kept.
+STORAGE_OPTIONS = ("state_dtype", "min_int8_size", "param_rounding")
+
+
+class Options(TypedDict, total=False):
+    """What every optimizer accepts, after its own arguments; see `Optimizer`."""
+
+    maximize: bool
+    nonfinite: str
+    state_dtype: str | None
+    min_int8_size: int
+    param_rounding: str
+    capturable: bool
+    differentiable: bool
 
 
 @dataclass
 class Batch:
-    """Tensors that one path updates together: one group, one device, one dtype."""
+    """Tensors that one path updates together: one group, one device, one dtype, kept alike.
+
+    `owners` are the parameters as the user knows them and their states; params, grads and states are what
+    this process holds of them.
+    """
 
     group: Group
     path: str
+    storage: Storage
+    owners: list[tuple[Tensor, State]] = field(default_factory=list)
     params: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
@@ -83,6 +103,15 @@ class Optimizer(torch.optim.Optimizer):
             both wait for the device.
         foreach, fused: None picks the fastest path that works, for each tensor. fused=True goes before
             foreach; foreach=False without fused=True is the reference path.
+        take_gradients: of optimizers that keep the previous gradient, see `Card.previous`.
+        maximize: ascend instead of descend.
+        state_dtype: how states are kept: None in the parameter's dtype, rounded to nearest; "float32";
+            "bfloat16" with stochastic rounding; "int8", 8-bit codes in blocks of 256 with a float32 scale
+            each, rounded stochastically. Also as a key of a group.
+        min_int8_size: with "int8", tensors of fewer elements than this keep float32 states.
+        param_rounding: of bfloat16 parameters: "nearest", which loses updates below half a unit in the last
+            place; "stochastic"; or "kahan", which keeps what was rounded off in 2 more bytes.
+        capturable: demand that every parameter takes the fused CUDA path, which a CUDA graph can capture.
         differentiable: refused; it is here because torch's optimizers have it.
 
     Raises:
@@ -99,9 +128,15 @@ class Optimizer(torch.optim.Optimizer):
         hyper: Group,
         *,
         max_grad_norm: float = 0.0,
-        nonfinite: str = "propagate",
         foreach: bool | None = None,
         fused: bool | None = None,
+        take_gradients: bool = False,
+        maximize: bool = False,
+        nonfinite: str = "propagate",
+        state_dtype: str | None = None,
+        min_int8_size: int = 4096,
+        param_rounding: str = "nearest",
+        capturable: bool = False,
         differentiable: bool = False,
     ) -> None:
         if differentiable:
@@ -109,15 +144,36 @@ class Optimizer(torch.optim.Optimizer):
                 f"differentiable=True: {self.card.title} updates its states in place, where autograd cannot "
                 "follow; leave it False"
             )
-        if nonfinite not in ("propagate", "skip", "raise"):
-            raise ValueError(f"nonfinite={nonfinite!r}: use 'propagate', 'skip' or 'raise'")
+        one_of("nonfinite", nonfinite, ("propagate", "skip", "raise"))
         for name, flag in {"foreach": foreach, "fused": fused}.items():
             if flag not in (None, True, False):
                 raise TypeError(f"{name}={flag!r}: use None, True or False")
+        for name, flag in {"take_gradients": take_gradients, "capturable": capturable}.items():
+            if not isinstance(flag, bool):
+                raise TypeError(f"{name}={flag!r}: use True or False")
+        if capturable and (take_gradients or nonfinite != "propagate"):
+            raise ValueError(
+                "capturable=True needs take_gradients=False and nonfinite='propagate': a graph has its "
+                "gradients at fixed addresses and cannot ask the host what to do"
+            )
         self.max_grad_norm = float(number("max_grad_norm", max_grad_norm))
         self.nonfinite, self.foreach, self.fused = nonfinite, foreach, fused
+        self.take_gradients, self.capturable = take_gradients, capturable
         self._plan: Plan | None = None
+        hyper |= dict(
+            maximize=maximize,
+            state_dtype=state_dtype,
+            min_int8_size=min_int8_size,
+            param_rounding=param_rounding,
+        )
         super().__init__(params, hyper)
+
+    def __init_subclass__(cls) -> None:
+        """Shows the common options in the signature, where tools and people look for them."""
+        signature, common = inspect.signature(cls.__init__), inspect.signature(Optimizer.__init__).parameters
+        own = [p for name, p in signature.parameters.items() if name not in ("self", "options")]
+        shared = [common[name] for name in Options.__annotations__]
+        cls.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
 
     # ---- the update rule: what a subclass gives
 
@@ -163,6 +219,11 @@ class Optimizer(torch.optim.Optimizer):
         for name, option in inspect.signature(type(self)).parameters.items():
             if isinstance(option.default, bool) and not isinstance(group.get(name, False), bool):
                 raise TypeError(f"{name}={group[name]!r}: use True or False")
+        one_of("state_dtype", group["state_dtype"], (None, *storage.STATE_DTYPES))
+        one_of("param_rounding", group["param_rounding"], storage.ROUNDINGS)
+        size = group["min_int8_size"]
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise ValueError(f"min_int8_size={size!r}: give a number of elements >= 0")
         for i, p in enumerate(group["params"]):
             name = group["param_names"][i] if "param_names" in group else f"parameter {i}"
             if p.is_complex():
@@ -170,10 +231,27 @@ class Optimizer(torch.optim.Optimizer):
             if p.dtype not in self.card.dtypes:
                 supported = ", ".join(map(str, self.card.dtypes))
                 raise ValueError(f"{name} has dtype {p.dtype}; supported are {supported}")
+            if p.dtype == torch.float64 and group["state_dtype"] is not None:
+                raise ValueError(
+                    f"state_dtype={group['state_dtype']!r}: {name} is float64, and so are its states; "
+                    "leave it None in its group"
+                )
+            if p.dtype == torch.float16 and group["param_rounding"] != "nearest":
+                raise ValueError(
+                    f"param_rounding={group['param_rounding']!r} is for bfloat16, and {name} is float16"
+                )
+            if group["state_dtype"] == "int8" and is_dtensor(p):
+                raise ValueError(
+                    f"state_dtype='int8': {name} is a DTensor, whose shards do not end where blocks do; "
+                    "use 'bfloat16'"
+                )
             if self.fused and (reason := self._why_not_fused(p)):
                 raise ValueError(
                     f"fused=True cannot update {name}: {reason}; fused=None picks a path that works"
                 )
+            if self.capturable and (p.device.type != "cuda" or self._path(p) != "fused"):
+                reason = self._why_not_fused(p) or f"it is on {p.device}, or another path was asked for"
+                raise ValueError(f"capturable=True needs {name} on the fused CUDA path: {reason}")
 
     def _check_betas(self, betas: Any) -> tuple[float, ...]:
         count = self.card.betas
@@ -189,7 +267,7 @@ class Optimizer(torch.optim.Optimizer):
     # ---- paths
 
     def _why_not_fused(self, p: Tensor) -> str:
-        return native.why_not_fused(self.card, local(p))
+        return why_not_fused(self.card, local(p))
 
     def _path(self, p: Tensor) -> str:
         """The path that a parameter takes as it is now: the fastest that is allowed and works."""
@@ -204,10 +282,12 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def path(self) -> str:
         """The path or paths in use, e.g. "fused (CPU, AVX2)"."""
-        names = {self._path(p) for group in self.param_groups for p in group["params"]}
-        library, _ = native.load()
-        detail = f" (CPU, {library.instruction_set})" if library else ""
-        return " + ".join(name + detail if name == "fused" else name for name in sorted(names))
+        names = {
+            f"fused ({_kernels(p.device.type)})" if (path := self._path(p)) == "fused" else path
+            for group in self.param_groups
+            for p in group["params"]
+        }
+        return " + ".join(sorted(names))
 
     # ---- the step
 
@@ -235,18 +315,32 @@ class Optimizer(torch.optim.Optimizer):
     # step to step (the step count, a learning rate) would have a traced step compiled again every time.
     @_disable_dynamo
     def _update(self) -> None:
+        on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        if on_cuda and not self.capturable and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("a CUDA graph is being captured: construct the optimizer with capturable=True")
         plan = self._plan
         if plan is None or not plan.holds(self):
             plan = self._collect()
+        on_device = all(isinstance(batch.table, cuda.CudaTable) for batch in plan.batches)
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and not on_device and found_inf.item():
+            return
         proceed, scale = self._gradient_scale()
-        if proceed:
-            for batch in plan.batches:
-                factor = -1.0 if batch.group["maximize"] else 1.0
-                if batch.table is not None:
-                    factor *= 1.0 if scale is None else float(scale)
-                    batch.table.step(self.fused_hyper(batch.group), factor)
-                else:
-                    self._update_unfused(batch, factor, scale)
+        if not proceed:
+            return
+        for batch in plan.batches:
+            factor = -1.0 if batch.group["maximize"] else 1.0
+            if batch.table is not None:
+                lr = batch.group["lr"] if on_device and isinstance(batch.group["lr"], Tensor) else None
+                hyper = self.fused_hyper(batch.group if lr is None else {**batch.group, "lr": 0.0})
+                batch.table.step(hyper, factor, scale, lr=lr, found_inf=found_inf)
+            else:
+                self._update_unfused(batch, factor, scale)
+            if batch.storage.taken:
+                for i, (p, state) in enumerate(batch.owners):
+                    state["pre_grad"], p.grad = p.grad, None  # type: ignore[assignment]
+                    if batch.table is not None:
+                        batch.table.holds_gradient(i, state["pre_grad"])
 
     @torch.no_grad()
     def _collect(self) -> Plan:
@@ -266,20 +360,26 @@ class Optimizer(torch.optim.Optimizer):
                         f"{tuple(p.shape)}): use sparse=False in the layer, or torch.optim.SparseAdam for it"
                     )
                 state = self.state[p]
-                self._fit_state(p, state)
                 path = self._path(p)
                 if path == "fused" and g.dtype != p.dtype:
                     if self.fused:
                         raise RuntimeError(f"fused=True: a gradient is {g.dtype}, its parameter {p.dtype}")
                     path = "foreach"
-                if is_dtensor(p):
-                    g = g.redistribute(p.device_mesh, p.placements) if is_dtensor(g) else g
-                    p, g, state = local(p), local(g), {name: local(x) for name, x in state.items()}
-                    reusable = False
-                if path == "fused" and not same_layout(g, p):
+                if is_dtensor(g):
+                    g = g.redistribute(p.device_mesh, p.placements)
+                if path == "fused" and not same_layout(local(g), local(p)):
                     g = torch.empty_like(p).copy_(g)
                     reusable = False
-                batch = batches.setdefault((index, path, p.device, p.dtype), Batch(group, path))
+                kept = Storage.of(p, group, self.take_gradients)
+                if kept.taken:
+                    p.grad = g = self._takeable(p, g)
+                kept.fit(self.card, p, state, p.device if path == "fused" else "cpu")
+                owner = (p, state)
+                if is_dtensor(p):
+                    p, g, state = local(p), local(g), {name: local(x) for name, x in state.items()}
+                    reusable = False
+                batch = batches.setdefault((index, path, p.device, p.dtype, kept), Batch(group, path, kept))
+                batch.owners.append(owner)
                 batch.params.append(p)
                 batch.grads.append(g)
                 batch.states.append(state)
@@ -287,8 +387,9 @@ class Optimizer(torch.optim.Optimizer):
         plan = Plan(list(batches.values()), groups, idle, native.Members(self.state))
         for batch in plan.batches:
             if batch.path == "fused":
-                names = tuple(self.card.states)
-                batch.table = native.Table(self.card.name, batch.params, batch.grads, batch.states, names)
+                make = cuda.CudaTable if batch.params[0].is_cuda else native.CpuTable
+                kinds = native.kinds(batch.params[0], batch.storage)
+                batch.table = make(self.card, kinds, batch.params, batch.grads, batch.states)
         if reusable and all(batch.table for batch in plan.batches):
             for batch in plan.batches:
                 batch.grads = []  # the parameters hold them; here they would outlive zero_grad()
@@ -297,11 +398,21 @@ class Optimizer(torch.optim.Optimizer):
             self._plan = None
         return plan
 
+    def _takeable(self, p: Tensor, g: Tensor) -> Tensor:
+        """A gradient that can be kept: of the parameter's dtype, and in memory of its own."""
+        if g.dtype != p.dtype:
+            return torch.empty_like(p).copy_(g)
+        if not is_dtensor(g) and g.untyped_storage().nbytes() != g.numel() * g.element_size():
+            raise RuntimeError(
+                f"take_gradients=True: the gradient of a parameter of shape {tuple(p.shape)} shares its "
+                "memory with others, as the views of DDP's buckets do, and would be overwritten: use "
+                "gradient_as_bucket_view=False, or take_gradients=False"
+            )
+        return g
+
     def _gradient_scale(self) -> tuple[bool, Tensor | None]:
         """Whether to make this step, and the factor on all gradients (unscaling times clipping), if any."""
-        found_inf, loss_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        if found_inf is not None and found_inf.item():
-            return False, None
+        loss_scale = getattr(self, "grad_scale", None)
         scale = None if loss_scale is None else loss_scale.double().reciprocal()
         if self.max_grad_norm == 0 and self.nonfinite == "propagate":
             return True, scale
@@ -323,41 +434,48 @@ class Optimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _update_unfused(self, batch: Batch, factor: float, scale: Tensor | None) -> None:
-        for state in batch.states:
+        card, kept, states = self.card, batch.storage, batch.states
+        for state in states:
             state["step"] += 1
-        t = [state["step"].item() for state in batch.states]
+        t = [state["step"].item() for state in states]
         work = torch.promote_types(batch.params[0].dtype, torch.float32)
         p, g = ([x.to(work) for x in tensors] for tensors in (batch.params, batch.grads))
-        kept = {name: [state[name] for state in batch.states] for name in self.card.states}
-        states = {name: [x.to(work) for x in tensors] for name, tensors in kept.items()}
+        by: Any = factor if scale is None else factor * scale.to(p[0].device, work)
         if scale is not None or factor != 1:
-            by = factor if scale is None else factor * scale.to(p[0].device, work)
             g = list(torch._foreach_mul(g, by))
+        values = {}
+        for name in card.states:
+            if kept.taken and name == card.previous:
+                values[name] = [-s["pre_grad_scale"].to(work) * s["pre_grad"].to(work) for s in states]
+            else:
+                values[name] = [storage.load(s, name, name not in card.nonnegative).to(work) for s in states]
+        if kept.rounding == "kahan":
+            torch._foreach_add_(p, [s["compensation"].to(work) for s in states])
         if batch.path == "foreach":
-            self.update_many(p, g, states, t, batch.group)
+            self.update_many(p, g, values, t, batch.group)
         else:
             for i in range(len(p)):
-                self.update_one(p[i], g[i], {name: x[i] for name, x in states.items()}, t[i], batch.group)
-        if work != batch.params[0].dtype:
-            torch._foreach_copy_(batch.params, p)
-            for name, tensors in kept.items():
-                torch._foreach_copy_(tensors, states[name])
+                self.update_one(p[i], g[i], {name: x[i] for name, x in values.items()}, t[i], batch.group)
+        small = kept.state in ("bfloat16", "int8")
+        for i, (x, state) in enumerate(zip(batch.params, states, strict=True)):
+            noisy = small or kept.rounding == "stochastic"
+            words = storage.noise(int(t[i]), x.numel(), x.device) if noisy else None
+            for slot, name in enumerate(card.states):
+                if kept.taken and name == card.previous:
+                    state["pre_grad_scale"].copy_(torch.as_tensor(by))
+                else:
+                    signed, noise = name not in card.nonnegative, words if small else None
+                    storage.store(state, name, slot, values[name][i], signed, noise)
+            if kept.rounding == "stochastic":
+                assert words is not None
+                flat = storage.flat(p[i])
+                storage.flat(x).copy_(storage.to_bfloat16(flat, storage.noise_of_parameter(words)))
+            elif x is not p[i]:
+                x.copy_(p[i])
+                if kept.rounding == "kahan":
+                    state["compensation"].copy_(p[i] - x.to(work))
 
     # ---- state
-
-    def _fit_state(self, p: Tensor, state: State) -> None:
-        """Makes the state of a parameter, or lays it out anew where the parameter was moved or cast."""
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-        for slot, name in enumerate(self.card.states):
-            if name not in state:
-                state[name] = zeros_like(p, slot)
-            elif (
-                state[name].dtype != p.dtype
-                or state[name].device != p.device
-                or not same_layout(local(state[name]), local(p))
-            ):
-                state[name] = zeros_like(p, slot).copy_(state[name])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict: ours, or one of the implementations that `adopt_state` knows.
@@ -368,10 +486,13 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             ValueError: for a state of another optimizer or of a model with other shapes.
         """
-        super().load_state_dict(self._adopt(state_dict))
-        for p, state in self.state.items():
-            for slot, name in enumerate(self.card.states):
-                state[name] = zeros_like(p, slot).copy_(state[name])
+        adopted = self._adopt(state_dict)
+        super().load_state_dict({**adopted, "state": {}})  # which would cast states to the parameter's dtype
+        for saved, group in zip(adopted["param_groups"], self.param_groups, strict=True):
+            for index, p in zip(saved["params"], group["params"], strict=True):
+                if index in adopted["state"]:
+                    kept = Storage.of(p, group, self.take_gradients)
+                    self.state[p] = kept.copy(self.card, p, adopted["state"][index])
 
     def _adopt(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         groups = [dict(group) for group in state_dict["param_groups"]]
@@ -380,8 +501,9 @@ class Optimizer(torch.optim.Optimizer):
             groups, self.param_groups, strict=False
         ):  # torch says it if they do not match
             group_step = saved.pop("step", None)  # the official Adan counts steps per group
-            for name in saved.keys() & {*OPTIMIZER_WIDE, "differentiable", "capturable"}:
+            for name in saved.keys() & {*OPTIMIZER_WIDE, "differentiable"}:
                 del saved[name]
+            saved |= {name: group[name] for name in STORAGE_OPTIONS}
             for name, value in self.defaults.items():
                 saved.setdefault(name, value)
             for index, p in zip(saved["params"], group["params"], strict=False):
@@ -394,18 +516,30 @@ class Optimizer(torch.optim.Optimizer):
         return {**state_dict, "state": states, "param_groups": groups}
 
     def _check_state(self, name: str, p: Tensor, state: dict[str, Any]) -> None:
-        expected = {"step", *self.card.states}
-        if state.keys() != expected:
+        previous = self.card.previous
+        required = {"step", *self.card.states}
+        if "pre_grad" in state and previous:
+            required = required - {previous} | {"pre_grad"}
+        scales = {f"{key}_scale" for key in required}
+        if not required <= state.keys() <= required | scales | {"compensation"}:
             raise ValueError(
                 f"not a checkpoint of {self.card.title}: the state of {name} is {sorted(state)}, "
-                f"expected {sorted(expected)}"
+                f"expected {sorted(required)}"
             )
-        for key in self.card.states:
-            if state[key].shape != p.shape:
+        blocks = torch.Size([-(-p.numel() // storage.BLOCK)])
+        for key in sorted(state.keys() - {"step", "pre_grad_scale"}):
+            shape = blocks if key in scales else p.shape
+            if state[key].shape != shape:
                 raise ValueError(
                     f"a checkpoint of another model: {key} of {name} has shape {tuple(state[key].shape)}, "
-                    f"the parameter {tuple(p.shape)}"
+                    f"expected {tuple(shape)} for a parameter of shape {tuple(p.shape)}"
                 )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients, as torch does; a taken gradient cannot be set to zero."""
+        if self.take_gradients and not set_to_none:
+            raise ValueError("take_gradients=True: the gradients are the optimizer's; use set_to_none=True")
+        super().zero_grad(set_to_none)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{name: getattr(self, name) for name in OPTIMIZER_WIDE}}
@@ -414,3 +548,34 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # which torch adds
         self._plan = None
+
+
+def why_not_fused(card: Card, p: Tensor) -> str:
+    """Why no fused kernel can update this parameter (a plain local tensor); empty if one can."""
+    kind = p.device.type
+    if kind not in card.fused_devices:
+        devices = " and ".join(card.fused_devices) or "no device"
+        return f"{card.title} has fused kernels for {devices}, not for {kind}"
+    if reason := cuda.why_not() if kind == "cuda" else native.load()[1]:
+        return reason
+    if not is_dense(p):
+        return (
+            f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} does not fill its memory; "
+            "make it .contiguous()"
+        )
+    return ""
+
+
+def _kernels(device: str) -> str:
+    library, _ = native.load()
+    return f"CPU, {library.instruction_set}" if device == "cpu" and library else "CUDA"
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """Bytes of memory that an optimizer's states take in this process, by the name of the state."""
+    total: dict[str, int] = {}
+    for state in optimizer.state.values():
+        for name, x in state.items():
+            if isinstance(x, Tensor):
+                total[name] = total.get(name, 0) + local(x).nbytes
+    return total

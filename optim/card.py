@@ -10,9 +10,17 @@ import torch
 
 PATHS = ("fused", "foreach", "reference")  # fastest first: the order in which they are tried
 
+# Bytes of a number of state, by how it is kept; in 8 bits, blocks of 256 share a float32 scale.
+STATE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1 + 4 / 256}
+
 # What every optimizer of this package accepts besides its own hyper-parameters.
 COMMON_OPTIONS = {
     "maximize": "ascend instead of descend",
+    "state_dtype": "None keeps states in the parameter's dtype; 'float32', 'bfloat16' (stochastic rounding), "
+    "'int8' (codes in blocks of 256)",
+    "min_int8_size": "with int8, tensors of fewer elements keep float32 states",
+    "param_rounding": "of bfloat16 parameters: 'nearest', 'stochastic', or 'kahan' (2 more bytes)",
+    "capturable": "demand a step that a CUDA graph can capture",
     "max_grad_norm": "clip the global norm of all gradients to this value; 0 is off",
     "nonfinite": "'propagate', 'skip' (leave this step out) or 'raise' when a gradient is inf or NaN",
     "foreach": "True asks for the foreach path, False rules it out",
@@ -29,8 +37,10 @@ class Card:
         title: the name people use.
         source: paper and equation, or file.
         when: when to use it, in a line.
-        states: state tensors, each of the parameter's shape and dtype, with the paper's symbol. In the
-            order in which the fused rule takes them.
+        states: state tensors, each of the parameter's shape, with the paper's symbol. In the order in which
+            the fused rule takes them.
+        nonnegative: those of them that cannot be negative.
+        previous: the one that is minus the gradient of the step before, or "".
         betas: number of decay factors.
         options: hyper-parameters of a parameter group, besides lr, betas, eps and weight_decay.
         paths: update paths, fastest first.
@@ -44,15 +54,21 @@ class Card:
     when: str
     states: dict[str, str]
     betas: int
+    nonnegative: tuple[str, ...] = ()
+    previous: str = ""
     options: dict[str, str] = field(default_factory=dict)
     paths: tuple[str, ...] = PATHS
-    fused_devices: tuple[str, ...] = ("cpu",)
+    fused_devices: tuple[str, ...] = ("cpu", "cuda")
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-    def state_bytes(self, dtype: torch.dtype = torch.float32) -> int:
-        """Bytes of state per parameter of this dtype."""
-        return len(self.states) * dtype.itemsize
+    def state_bytes(self, state_dtype: str = "float32") -> float:
+        """Bytes of state per parameter."""
+        return len(self.states) * STATE_BYTES[state_dtype]
 
-    def traffic_bytes(self, dtype: torch.dtype = torch.float32) -> int:
-        """Bytes per parameter of a one-pass step: p, g and the states read, p and the states written."""
-        return (3 + 2 * len(self.states)) * dtype.itemsize
+    def traffic_bytes(self, state_dtype: str = "float32", take_gradients: bool = False) -> float:
+        """Bytes per float32 parameter of a one-pass step: p, g and the states read, p and the states written.
+
+        A taken gradient is read as it is, 4 bytes, and not written.
+        """
+        written = len(self.states) - take_gradients
+        return 12 + 2 * written * STATE_BYTES[state_dtype] + 4 * take_gradients

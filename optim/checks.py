@@ -1,6 +1,7 @@
 """Checks of single values."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -19,3 +20,9 @@ def number(name: str, value: Any) -> Any:
     if not (math.isfinite(plain) and plain >= 0):
         raise ValueError(f"{name}={plain}: must be a finite number >= 0")
     return value
+
+
+def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Refuses a value that is not among the allowed ones."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: use {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}")

@@ -15,6 +15,7 @@ def param_groups(
     *,
     decay_bias_and_norm: bool = False,
     layer_decay: float | None = None,
+    embedding_state_dtype: str | None = None,
 ) -> list[dict[str, Any]]:
     """The trainable parameters of a model as groups for an optimizer.
 
@@ -27,9 +28,12 @@ def param_groups(
             the model names.
         layer_decay: factor on the learning rate from each layer to the one before (BEiT, MAE); see
             `layer_ids`.
+        embedding_state_dtype: the state_dtype of the weights of `nn.Embedding` layers, where it is to differ
+            from the others'; tables whose rows are seldom used are what 8-bit states serve worst.
 
     Returns:
-        Groups with params, lr, weight_decay, lr_scale (the factor in lr) and name.
+        Groups with params, lr, weight_decay, lr_scale (the factor in lr) and name, and for embeddings
+        state_dtype if it was given.
 
     Raises:
         ValueError, TypeError: for an lr or weight_decay that is not a number >= 0, a model without trainable
@@ -42,6 +46,11 @@ def param_groups(
         raise ValueError(f"{type(model).__name__} has no trainable parameters")
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay={layer_decay}: must be in (0, 1]")
+    tables = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and embedding_state_dtype is not None
+    }
     exempt = set(getattr(model, "no_weight_decay", set)())
     ids = layer_ids(model) if layer_decay is not None else {}
     last = max(ids.values(), default=0)
@@ -51,7 +60,11 @@ def param_groups(
         scale = 1.0 if layer_decay is None else layer_decay ** (last - ids[name])
         label = ("decay" if decays else "no_decay") + (f"_layer{ids[name]}" if ids else "")
         decay = weight_decay if decays else 0.0
-        group = dict(params=[], lr=lr * scale, weight_decay=decay, lr_scale=scale, name=label)
+        special = {"state_dtype": embedding_state_dtype} if id(p) in tables else {}
+        label += "_embedding" if special else ""
+        group: dict[str, Any] = dict(
+            params=[], lr=lr * scale, weight_decay=decay, lr_scale=scale, name=label, **special
+        )
         groups.setdefault(label, group)["params"].append(p)
     return list(groups.values())
 

@@ -33,9 +33,9 @@ def same_layout(a: Tensor, b: Tensor) -> bool:
 _LARGE, _SHIFT = 1 << 16, 704  # bytes
 
 
-def zeros_like(p: Tensor, slot: int) -> Tensor:
+def zeros_like(p: Tensor, slot: int, dtype: torch.dtype) -> Tensor:
     """Zeros laid out in memory as p; `slot` numbers the states of a parameter."""
-    if p.device.type != "cpu" or p.numel() * p.element_size() < _LARGE or is_dtensor(p) or not is_dense(p):
-        return torch.zeros_like(p, memory_format=torch.preserve_format)
-    shift = (slot + 1) * _SHIFT // p.element_size()
-    return torch.zeros(p.numel() + shift, dtype=p.dtype).as_strided(p.shape, p.stride(), shift)
+    if p.device.type != "cpu" or p.numel() * dtype.itemsize < _LARGE or is_dtensor(p) or not is_dense(p):
+        return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+    shift = (slot + 1) * _SHIFT // dtype.itemsize
+    return torch.zeros(p.numel() + shift, dtype=dtype).as_strided(p.shape, p.stride(), shift)

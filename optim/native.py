@@ -5,16 +5,27 @@ import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .card import Card
-from .layout import is_dense
+from .storage import Storage
 
-# torch dtype -> the storage code of csrc/cpu.cpp
-STORAGE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+# How parameters and states are kept, as numbered in csrc/cpu.cpp and csrc/cuda.cu.
+PARAMETER = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+STATE = {None: 0, "float32": 1, "bfloat16": 2, "int8": 3}
+ROUNDING = {"nearest": 0, "stochastic": 1, "kahan": 2}
+
+
+class Kinds(NamedTuple):
+    """What the tensors of one table have in common: `Kinds` of csrc/cpu.cpp, its fields in order."""
+
+    parameter: int
+    state: int
+    rounding: int
+    taken: bool
 
 
 class Library:
@@ -40,7 +51,7 @@ class Library:
         self.refresh.argtypes = [
             *[ctypes.c_void_p] * 3,
             ctypes.py_object,
-            *[ctypes.c_ssize_t] * 2,
+            *[ctypes.c_ssize_t] * 3,
             *[ctypes.c_void_p] * 3,
         ]
         self.kernels.cpu_instruction_set.restype = ctypes.c_char_p
@@ -50,8 +61,9 @@ class Library:
     def step(self, rule: str) -> Any:
         """The C function that makes a step of a rule; AttributeError if there is none."""
         function = getattr(self.kernels, f"cpu_{rule}")
+        function.restype = None
         function.argtypes = [
-            ctypes.c_int,
+            ctypes.c_void_p,
             ctypes.c_int64,
             *[ctypes.c_void_p] * 3,
             ctypes.c_double,
@@ -90,22 +102,6 @@ def load() -> tuple[Library | None, str]:
         return None, f"no OpenMP runtime for {found[0].name}: {error}"
 
 
-def why_not_fused(card: Card, p: Tensor) -> str:
-    """Why no fused kernel can update this parameter (a plain local tensor); empty if one can."""
-    if p.device.type not in card.fused_devices:
-        devices = " and ".join(card.fused_devices) or "no device"
-        return f"{card.title} has fused kernels for {devices}, not for {p.device.type}"
-    library, reason = load()
-    if library is None:
-        return reason
-    if not is_dense(p):
-        return (
-            f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} does not fill its memory; "
-            "make it .contiguous()"
-        )
-    return ""
-
-
 class Members:
     """The objects in a list, or the values of a dict, to see fast whether it still holds the very same."""
 
@@ -130,71 +126,127 @@ def _fingerprint(x: Tensor) -> int:
     return h
 
 
+def kinds(p: Tensor, storage: Storage) -> Kinds:
+    """How a parameter (a plain local tensor) and its states are kept."""
+    return Kinds(PARAMETER[p.dtype], STATE[storage.state], ROUNDING[storage.rounding], storage.taken)
+
+
+COLUMNS = ("param", "grad", "step", "compensation", "previous", "previous_scale")  # then states, then scales
+
+
 class Table:
-    """The addresses that a fused step works on: one row {parameter, gradient, step, states...} a tensor.
+    """The addresses that a fused step works on, one row a tensor: `COLUMNS`, the states, their scales.
 
     Made once and used again while every tensor stays where it was, which `refresh` verifies in C, in about
     0.25 microseconds a tensor.
 
     Args:
-        rule: name of the update rule.
-        params, grads: plain CPU tensors of one dtype, dense, gradients laid out as the parameters.
-        states: per parameter the state dict, with a 0-dim float32 "step" and the tensors named in `names`.
-        names: state names in the order of the rule.
+        card: of the optimizer.
+        kinds: how the tensors are kept.
+        params, grads: plain tensors of one dtype and device, dense, gradients laid out as the parameters.
+        states: per parameter the state dict, as `optim.storage.Storage` makes it.
     """
 
     def __init__(
         self,
-        rule: str,
+        card: Card,
+        kinds: Kinds,
         params: list[Tensor],
         grads: list[Tensor],
         states: list[dict[str, Tensor]],
-        names: Sequence[str],
     ) -> None:
-        library, reason = load()
-        if library is None:
-            raise RuntimeError(reason)
-        self._library, self._step = library, library.step(rule)
-        self._states, self._names = states, names
-        held = [x for state in states for x in state.values()]
-        # What C reads has to stay: the objects, and also memory that somebody's x.data = y lets go of.
-        self._kept = (params, states, held, [x.detach() for x in held])
-        self._objects = tuple((ctypes.c_void_p * len(some))(*map(id, some)) for some in self._kept[:3])
-        self.rows, self._width = len(params), 3 + len(names)
+        self._library, _ = load()
+        self.rows, self._kinds, self._states = len(params), kinds, states
+        names = ("step", "compensation", "pre_grad", "pre_grad_scale", *card.states)
+        names += tuple(f"{name}_scale" for name in card.states)
+        self._width = 2 + len(names)
         addresses = [
-            x.data_ptr()
+            0 if x is None else x.data_ptr()
             for p, g, state in zip(params, grads, states, strict=True)
-            for x in (p, g, state["step"], *(state[name] for name in names))
+            for x in (p, g, *map(state.get, names))
         ]
         self._table = (ctypes.c_void_p * len(addresses))(*addresses)
         self._fingerprints = (ctypes.c_uint64 * self.rows)(*map(_fingerprint, params))
         self._ends = (ctypes.c_int64 * self.rows)(*itertools.accumulate(p.numel() for p in params))
-        self._storage = STORAGE[params[0].dtype]
-        self._addresses = tuple(ctypes.addressof(x) for x in (self._table, self._ends, self._fingerprints))
+        # Where the first row's states are, to see whether they were moved.
+        self._first = [(name, 2 + j) for j, name in enumerate(names) if j > 2 and name in states[0]]
+        # What C reads has to stay: the objects, and also memory that somebody's x.data = y lets go of.
+        held = [x for state in states for name, x in state.items()]
+        self._per_state = len(held) // self.rows
+        self._pre_grad = [list(state).index("pre_grad") for state in states] if kinds.taken else []
+        fixed = [x for state in states for name, x in state.items() if name != "pre_grad"]
+        self._kept = (params, fixed, [x.detach() for x in fixed])
+        listed = (params, states, held)
+        self._objects = tuple((ctypes.c_void_p * len(some))(*map(id, some)) for some in listed)
 
     def refresh(self) -> bool:
         """Takes over the parameters' present gradients; False if a new table has to be made."""
-        table, _, fingerprints = self._addresses
-        library, rows, width = self._library, self.rows, self._width
-        if library.read_tensor is None:
+        library = self._library
+        if library is None or library.read_tensor is None:
             return False
         # Code that moves states by assigning to their .data moves all of them: looking at one row will do.
         first = self._states[0]
-        if any(first[name].data_ptr() != self._table[3 + j] for j, name in enumerate(self._names)):
+        if any(first[name].data_ptr() != self._table[column] for name, column in self._first):
             return False
-        objects = self._objects
         return bool(
-            rows == library.refresh(*objects, "grad", rows, width, library.read_tensor, fingerprints, table)
+            self.rows
+            == library.refresh(
+                *self._objects,
+                "grad",
+                self.rows,
+                self._width,
+                self._per_state,
+                library.read_tensor,
+                self._fingerprints,
+                self._table,
+            )
         )
 
-    def step(self, hyper: Sequence[float], grad_scale: float) -> None:
+    def holds_gradient(self, row: int, gradient: Tensor) -> None:
+        """Says that the state `pre_grad` of a row is this tensor now."""
+        self._objects[2][row * self._per_state + self._pre_grad[row]] = id(gradient)
+
+    def step(
+        self,
+        hyper: Sequence[float],
+        factor: float,
+        scale: Tensor | None,
+        *,
+        lr: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> None:
         """Makes one step; the step counts go up by one.
 
         Args:
             hyper: the rule's Hyper (csrc/rules.h), in its order.
-            grad_scale: factor on every gradient: clipping, unscaling, and the sign for maximize.
+            factor, scale: their product is the factor on every gradient: the sign for maximize, and
+                clipping and unscaling, if any.
+            lr: on a device, takes the place of hyper[0].
+            found_inf: on a device, nothing is changed if it is not zero.
         """
+        raise NotImplementedError
+
+
+class CpuTable(Table):
+    """A table of CPU tensors."""
+
+    def __init__(self, card: Card, kinds: Kinds, *tensors: Any) -> None:
+        super().__init__(card, kinds, *tensors)
+        if self._library is None:
+            raise RuntimeError(load()[1])
+        self._step = self._library.step(card.name)
+        self._codes = (ctypes.c_int * 4)(*kinds)
+
+    def step(
+        self,
+        hyper: Sequence[float],
+        factor: float,
+        scale: Tensor | None,
+        *,
+        lr: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> None:
         values = (ctypes.c_double * len(hyper))(*hyper)
-        table, ends, _ = self._addresses
+        factor *= 1.0 if scale is None else float(scale)
         threads = torch.get_num_threads()
-        self._step(self._storage, self.rows, table, ends, ctypes.addressof(values), grad_scale, threads)
+        self._step(self._codes, self.rows, self._table, self._ends, values, factor, threads)

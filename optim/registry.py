@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import native
+from . import cuda, native
 from .adamw import AdamW
 from .adan import Adan
-from .base import Optimizer
+from .base import Optimizer, why_not_fused
 from .card import Card
 from .groups import param_groups
 
@@ -26,6 +26,7 @@ def build_optimizer(
     *,
     decay_bias_and_norm: bool = False,
     layer_decay: float | None = None,
+    embedding_state_dtype: str | None = None,
     **options: Any,
 ) -> torch.optim.Optimizer:
     """Builds an optimizer, with parameter groups if it is given a model.
@@ -35,7 +36,8 @@ def build_optimizer(
             (no weight decay on biases and norms), or parameters or groups as any torch optimizer takes them.
         name_or_config: a name of `OPTIMIZERS`, the import path of any torch optimizer
             ("torch.optim.SGD"), or a mapping with such a "name" and options.
-        decay_bias_and_norm, layer_decay: see `optim.groups.param_groups`; need a model.
+        decay_bias_and_norm, layer_decay, embedding_state_dtype: see `optim.groups.param_groups`; they need a
+            model.
         options: arguments of the optimizer; they go before those in the mapping.
 
     Raises:
@@ -47,7 +49,11 @@ def build_optimizer(
         'fused (CPU, AVX2)'
     """
     if isinstance(name_or_config, Mapping):
-        settings = {"decay_bias_and_norm": decay_bias_and_norm, "layer_decay": layer_decay}
+        settings = dict(
+            decay_bias_and_norm=decay_bias_and_norm,
+            layer_decay=layer_decay,
+            embedding_state_dtype=embedding_state_dtype,
+        )
         config = {**settings, **name_or_config, **options}
         if not isinstance(config.get("name"), str):
             raise ValueError(
@@ -66,12 +72,21 @@ def build_optimizer(
             options.get(key, accepted[key].default if key in accepted else 0.0)
             for key in ("lr", "weight_decay")
         )
+        if embedding_state_dtype is not None and "state_dtype" not in accepted:
+            raise TypeError(f"{cls.__name__} has no option 'state_dtype', for embeddings or others")
         groups = param_groups(
-            model_or_params, lr, decay, decay_bias_and_norm=decay_bias_and_norm, layer_decay=layer_decay
+            model_or_params,
+            lr,
+            decay,
+            decay_bias_and_norm=decay_bias_and_norm,
+            layer_decay=layer_decay,
+            embedding_state_dtype=embedding_state_dtype,
         )
         return cls(groups, **options)
-    if decay_bias_and_norm or layer_decay is not None:
-        raise ValueError("decay_bias_and_norm and layer_decay need the model, not its parameters")
+    if decay_bias_and_norm or layer_decay is not None or embedding_state_dtype is not None:
+        raise ValueError(
+            "decay_bias_and_norm, layer_decay and embedding_state_dtype need the model, not its parameters"
+        )
     params = list(model_or_params)
     if not params:
         raise ValueError("there are no parameters to optimize")
@@ -115,17 +130,17 @@ def path_in_use(optimizer: torch.optim.Optimizer) -> str:
 
 def ladder() -> list[tuple[str, str, str, str]]:
     """Optimizer, path, device and "yes" or the reason why not, for this machine."""
+    library, _ = native.load()
     rows = []
     for name, card in CARDS.items():
         for path in card.paths:
-            if path == "fused":
-                library, _ = native.load()
-                reason = native.why_not_fused(card, torch.empty(0))
-                rows.append(
-                    (name, path, "CPU", reason or f"yes ({library.instruction_set})" if library else reason)
-                )
-            else:
+            if path != "fused":
                 rows.append((name, path, "any", "yes"))
+                continue
+            for device in card.fused_devices:
+                reason = cuda.why_not() if device == "cuda" else why_not_fused(card, torch.empty(0))
+                detail = f" ({library.instruction_set})" if device == "cpu" and library else ""
+                rows.append((name, path, device.upper(), reason or f"yes{detail}"))
     return rows
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from optim import CARDS
-from optim.card import COMMON_OPTIONS
+from optim.card import COMMON_OPTIONS, STATE_BYTES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def optimizers() -> str:
     """One line for each optimizer."""
     lines = [
-        "| optimizer | state, float32 | state tensors | paths | when | source |",
+        "| optimizer | state, B/parameter: float32, bfloat16, int8 | state tensors | paths | when | source |",
         "|---|---|---|---|---|---|",
     ]
     for card in CARDS.values():
@@ -25,9 +25,9 @@ def optimizers() -> str:
         paths = ", ".join(
             f"{path} ({', '.join(card.fused_devices)})" if path == "fused" else path for path in card.paths
         )
+        sizes = ", ".join(f"{card.state_bytes(kept):.3g}" for kept in STATE_BYTES)
         lines.append(
-            f"| `{card.name}` {card.title} | {card.state_bytes()} B/parameter | {states} | {paths} "
-            f"| {card.when} | {card.source} |"
+            f"| `{card.name}` {card.title} | {sizes} | {states} | {paths} | {card.when} | {card.source} |"
         )
     return "\n".join(lines)
 

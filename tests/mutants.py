@@ -11,7 +11,6 @@ Exits with 1 if a fault was not noticed, 2 if the list or the sources are at fau
 
 # ruff: noqa: E501 (exact texts)
 import argparse
-import ast
 import importlib
 import multiprocessing
 import os
@@ -48,6 +47,7 @@ TESTS = (
     "arguments",
     "registry",
     "integration",
+    "storage",
 )
 
 ADAN, ADAMW, BASE = "optim/adan.py", "optim/adamw.py", "optim/base.py"
@@ -59,6 +59,7 @@ RULES, CPU, NATIVE, NORM, GROUPS = (
     "optim/groups.py",
 )
 TENSORS, LAYOUT, CHECKS = "csrc/tensors.h", "optim/layout.py", "optim/checks.py"
+KEEP, STORAGE = "optim/storage.py", "csrc/storage.h"
 
 # By the test file that is run first, where the fault should be found at once.
 FAULTS = {
@@ -112,35 +113,35 @@ FAULTS = {
         ("rule: previous gradient unclipped", RULES, "s[3] = -g;", "s[3] = -g / k.grad_scale;"),
         ("rule: hyper-parameters in float", RULES, "rest1(1 - h.beta1), rest2(1 - h.beta2), rest3(1 - h.beta3)", "rest1(1 - float(h.beta1)), rest2(1 - float(h.beta2)), rest3(1 - float(h.beta3))"),
         ("rule: gradient scale ignored", RULES, "g *= k.grad_scale;\n    const T diff", "const T diff"),
-        ("bfloat16 truncated", CPU, "uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16)", "uint16_t(u >> 16)"),
-        ("bfloat16 ties away from zero", CPU, "u + 0x7fff + ((u >> 16) & 1)", "u + 0x8000"),
-        ("bfloat16 NaN becomes infinite", CPU, "x != x ? uint16_t(0x7fc0) :", "x != x ? uint16_t(0x7f80) :"),
-        ("float16 truncated", CPU, "magnitude - 0x38000000 + 0x0fff + ((magnitude >> 13) & 1)", "magnitude - 0x38000000"),
-        ("float16 ties up", CPU, "0x38000000 + 0x0fff + ((magnitude >> 13) & 1)", "0x38000000 + 0x1000"),
-        ("float16 subnormals flushed", CPU, "magnitude < 0x38800000 ? subnormal :", "magnitude < 0x38800000 ? 0 :"),
-        ("float16 overflow too late", CPU, "magnitude >= 0x477ff000", "magnitude >= 0x48800000"),
-        ("float16 infinities read as numbers", CPU, "rest >= 0x0f800000 ?", "rest > 0x7f800000 ?"),
+        ("bfloat16 truncated", STORAGE, "uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16)", "uint16_t(u >> 16)"),
+        ("bfloat16 ties away from zero", STORAGE, "u + 0x7fff + ((u >> 16) & 1)", "u + 0x8000"),
+        ("bfloat16 NaN becomes infinite", STORAGE, "x != x ? uint16_t(0x7fc0) : uint16_t((u + 0x7fff", "x != x ? uint16_t(0x7f80) : uint16_t((u + 0x7fff"),
+        ("float16 truncated", STORAGE, "magnitude - 0x38000000 + 0x0fff + ((magnitude >> 13) & 1)", "magnitude - 0x38000000"),
+        ("float16 ties up", STORAGE, "0x38000000 + 0x0fff + ((magnitude >> 13) & 1)", "0x38000000 + 0x1000"),
+        ("float16 subnormals flushed", STORAGE, "magnitude < 0x38800000 ? subnormal :", "magnitude < 0x38800000 ? 0 :"),
+        ("float16 overflow too late", STORAGE, "magnitude >= 0x477ff000", "magnitude >= 0x48800000"),
+        ("float16 infinities read as numbers", STORAGE, "rest >= 0x0f800000 ?", "rest > 0x7f800000 ?"),
         ("step not incremented", CPU, "step += 1;\n", ";\n"),
         ("threads skip a boundary", CPU, "const int64_t stop = cut(rank + 1, ranks);", "const int64_t stop = cut(rank + 1, ranks) - (rank + 1 < ranks);"),
         ("threads overlap", CPU, "const int64_t stop = cut(rank + 1, ranks);", "const int64_t stop = std::min(total, cut(rank + 1, ranks) + 1);"),
-        ("tail of a span dropped", CPU, "i < end; ++i) {\n    Register", "i < end - (end - begin) % 4; ++i) {\n    Register"),
+        ("tail of a span dropped", CPU, "i < n; ++i) {\n    R parameter", "i < n - n % 4; ++i) {\n    R parameter"),
         ("a zero-size tensor ends the work", CPU, "if (at < end) update", "if (first == ends[i]) break;\n      if (at < end) update"),
         ("a chunk is cut at 65536", CPU, "at - first, end - first);", "at - first, std::min<int64_t>(end - first, 65536));"),
-        ("float64 computed as float32", CPU, "RULE_FN double load(double x) { return x; }", "RULE_FN float load(double x) { return float(x); }"),
+        ("float64 computed as float32", STORAGE, "RULE_FN double load(double x) { return x; }", "RULE_FN float load(double x) { return float(x); }"),
         ("unfused: step not incremented", BASE, '            state["step"] += 1\n', '            state["step"].clamp_(min=1)\n'),
         ("maximize ignored", BASE, 'factor = -1.0 if batch.group["maximize"] else 1.0', "factor = 1.0"),
         ("no eps in clipping", BASE, '(norm + self.defaults["eps"])', "norm"),
         ("clip coefficient above 1", BASE, ".clamp(max=1)", ""),
         ("clipping per group of the first", BASE, "grads = [p.grad for group in self.param_groups for p", "grads = [p.grad for group in self.param_groups[:1] for p"),
-        ("low precision not written back", BASE, "                torch._foreach_copy_(tensors, states[name])\n", "                pass\n"),
+        ("low precision not written back", KEEP, "    elif kept is not x:\n        kept.copy_(x)", "    elif False:\n        pass"),
         ("arithmetic in bfloat16", BASE, "work = torch.promote_types(batch.params[0].dtype, torch.float32)", "work = batch.params[0].dtype"),
     ],
     "semantics": [
-        ("scalars of the first row for all", CPU, "if (i && step == last)", "if (i)"),
+        ("scalars of the first row for all", CPU, "if (i && uint32_t(step) == scratch.back().step)", "if (i)"),
         ("restart keeps the moments", ADAN, "            for tensor in state.values():\n                tensor.zero_()", '            state["step"].zero_()'),
         ("restart keeps the step count", ADAN, "for tensor in state.values():", 'for tensor in (x for k, x in state.items() if k != "step"):'),
         ("late gradients not noticed", BASE, "            and all(p.grad is None for p in self.idle)\n", ""),
-        ("one step count for a batch", BASE, 't = [state["step"].item() for state in batch.states]', 't = [batch.states[0]["step"].item() for state in batch.states]'),
+        ("one step count for a batch", BASE, 't = [state["step"].item() for state in states]', 't = [states[0]["step"].item() for state in states]'),
         ("gradient changed in place", BASE, "g = list(torch._foreach_mul(g, by))", "torch._foreach_mul_(g, by)"),
         ("eps of the last group in clipping", BASE, 'norm + self.defaults["eps"]', 'norm + self.param_groups[-1]["eps"]'),
         ("skip only for NaN", BASE, "not math.isfinite(norm.item())", "math.isnan(norm.item())"),
@@ -148,35 +149,71 @@ FAULTS = {
         ("raise does not raise", BASE, 'if self.nonfinite == "raise":', 'if self.nonfinite == "raises":'),
     ],
     "tensors": [
-        ("size of a table row", NATIVE, "self._width = len(params), 3 + len(names)", "self._width = len(params), 2 + len(names)"),
+        ("size of a table row", NATIVE, "self._width = 2 + len(names)", "self._width = 1 + len(names)"),
         ("stale gradients", TENSORS, "table[1] = address(g);", ""),
         ("moved parameters not noticed", TENSORS, "address(p) != table[0] ||", ""),
         ("another layout not noticed", TENSORS, "fingerprint(p) != fingerprints[i] ||", ""),
         ("another layout of the gradient not noticed", TENSORS, "!same_layout(p, g) ||", ""),
         ("replaced states not noticed", TENSORS, "if (*before++ != value) return false;", "++before;"),
         ("moved states not noticed", NATIVE, "if any(first[name].data_ptr() !=", "if False and any(first[name].data_ptr() !="),
-        ("gaps in a parameter not noticed", NATIVE, "if not is_dense(p):", "if False:"),
+        ("gaps in a parameter not noticed", BASE, "if not is_dense(p):", "if False:"),
         ("gradients laid out otherwise not noticed", LAYOUT, "return a.stride() == b.stride() or all(", "return True or all("),
         ("edited groups not noticed", BASE, "len(self.groups) == len(optimizer.param_groups)\n", "True\n"),
         ("replaced parameters not noticed", TENSORS, "if (PyList_GetItem(list, i) != before[i]) return false;", ""),
         ("cleared states not noticed", BASE, "            and self.states.unchanged(optimizer.state)\n", ""),
-        ("states do not follow a cast", BASE, "state[name].dtype != p.dtype\n", "False\n"),
-        ("states lose their values in a cast", BASE, "                state[name] = zeros_like(p, slot).copy_(state[name])\n\n    def load_state_dict(", "                state[name] = zeros_like(p, slot)\n\n    def load_state_dict("),
+        ("states do not follow a cast", KEEP, "if old is not None and old.dtype == wanted and same_layout", "if old is not None and same_layout"),
+        ("states do not follow a change of layout", KEEP, "old.dtype == wanted and same_layout(local(old), local(p)):", "old.dtype == wanted:"),
+        ("states lose their values in a cast", KEEP, "            store(state, name, slot, value, signed, None)\n", "            pass\n"),
     ],
     "checkpoints": [
-        ("old checkpoint: sign of pre_grad", ADAN, '["neg_pre_grad"] = -pre_grad', '["neg_pre_grad"] = pre_grad'),
-        ("old checkpoint: pre_grad dropped", ADAN, '["neg_pre_grad"] = -pre_grad', '["neg_pre_grad"] = torch.zeros_like(pre_grad)'),
+        ("old checkpoint: sign of pre_grad", KEEP, 'state[name] = -scale.to(', 'state[name] = scale.to('),
+        ("old checkpoint: pre_grad dropped", KEEP, '* state.pop("pre_grad")', '* torch.zeros_like(state.pop("pre_grad"))'),
         ("a loaded checkpoint switches the path", BASE, "                del saved[name]\n", "                setattr(self, name, saved.pop(name))\n"),
         ("options of a checkpoint stay in the group", BASE, "                del saved[name]\n", "                pass\n"),
         ("missing keys of a checkpoint not filled in", BASE, "                saved.setdefault(name, value)\n", "                pass\n"),
         ("the step of a group is lost", BASE, 'state.setdefault("step", group_step)', 'state.setdefault("step", 1)'),
-        ("shapes of a checkpoint unchecked", BASE, "if state[key].shape != p.shape:", "if state[key].ndim > 99:"),
-        ("pickling loses the options", BASE, "return {**super().__getstate__(), **{name: getattr(self, name) for name in OPTIMIZER_WIDE}}", 'return {**super().__getstate__(), "max_grad_norm": 0.0, "nonfinite": "propagate", "foreach": None, "fused": None}'),
+        ("shapes of a checkpoint unchecked", BASE, "if state[key].shape != shape:", "if state[key].ndim > 99:"),
+        ("pickling loses the options", BASE, "return {**super().__getstate__(), **{name: getattr(self, name) for name in OPTIMIZER_WIDE}}", 'return {**super().__getstate__(), "max_grad_norm": 0.0, "nonfinite": "propagate", "foreach": None, "fused": None, "take_gradients": False, "capturable": False}'),
+    ],
+    "storage": [
+        ("noise of every step alike", STORAGE, "return hash(step * 0x9e3779b9u + i);", "return hash(i);"),
+        ("noise of every block alike", STORAGE, "+ uint32_t(block) +", "+"),
+        ("two slots share their noise", STORAGE, "return slot % 2 ? word >> (32 - bits)", "return slot > 9 ? word >> (32 - bits)"),
+        ("always rounded down", STORAGE, "uint16_t((u + noise) >> 16);\n#endif", "uint16_t(u >> 16);\n#endif"),
+        ("NaN carries into the sign", CPU, "if constexpr (rounded) gradient = quiet(gradient);", ""),
+        ("a code loses the sign", STORAGE, "(rounded | ((u >> 5) & (0x80u << 19)))", "rounded"),
+        ("a denominator becomes zero", STORAGE, "return code > least ? code : least;", "return code;"),
+        ("codes beyond the last", STORAGE, "kTop * (1 - 0x1p-22f) / maximum", "kTop * (1 + 0x1p-20f) / maximum"),
+        ("codes without their offset", STORAGE, "| kBase) - 2.0f) * factor", "| kBase)) * factor"),
+        ("blocks without anything divide by zero", STORAGE, "maximum > 0 ? 3e38f : 0.0f", "3e38f * 3"),
+        ("the maximum of the block before", CPU, "static_cast<float*>(maxima)[at / kBlock]", "static_cast<float*>(maxima)[(at - (at > 0)) / kBlock]"),
+        ("a tensor is cut inside a block", CPU, "(at - first) / kBlock * kBlock", "(at - first) / 64 * 64"),
+        ("all states signed", RULES, "nonnegative = 1 << 2;", "nonnegative = 0;"),
+        ("compensation forgotten", CPU, "p[i] += load(rest[i]);", ";"),
+        ("compensation of the wrong sign", CPU, "store(rest[i], p[i] - load(to[i]));", "store(rest[i], load(to[i]) - p[i]);"),
+        ("parameters rounded down", CPU, "noise_of_parameter(places[i] ^ key)", "0"),
+        ("parameters rounded by the noise of a state", CPU, "noise_of_parameter(places[i] ^ key)", "(places[i] ^ key) & 0xffff"),
+        ("a stale taken gradient", CPU, "table[i * width + kPrevious] = table[i * width + kGrad];", ";"),
+        ("the coefficient of a taken gradient forgotten", CPU, "scale = R(grad_scale);", "scale = 1;"),
+        ("sign of a taken gradient", CPU, "-previous_scale * previous[i]", "previous_scale * previous[i]"),
+        ("reference: taken gradient unclipped", BASE, '-s["pre_grad_scale"].to(work) * s["pre_grad"]', '-s["pre_grad"]'),
+        ("reference: coefficient not kept", BASE, 'state["pre_grad_scale"].copy_(torch.as_tensor(by))', "pass"),
+        ("taken gradients are handed back", BASE, 'state["pre_grad"], p.grad = p.grad, None', 'state["pre_grad"], p.grad = p.grad, p.grad'),
+        ("the table holds the gradient before", BASE, "batch.table.holds_gradient(i, state[\"pre_grad\"])", "pass"),
+        ("reference: compensation forgotten", BASE, 'torch._foreach_add_(p, [s["compensation"].to(work) for s in states])', "pass"),
+        ("reference: nearest states rounded stochastically", BASE, "words if small else None", "words"),
+        ("reference: noise of every block alike", KEEP, "block = element // BLOCK", "block = element * 0"),
+        ("reference: always rounded down", KEEP, "noise_bits(words, slot, 16)", "noise_bits(words, slot, 16) * 0"),
+        ("reference: decode without sign", KEEP, "torch.where(code > 0x7F, -x, x) if signed", "x if signed"),
+        ("small tensors in 8 bits", KEEP, 'p.numel() < group["min_int8_size"]', "False"),
+        ("a checkpoint decides how states are kept", BASE, "            saved |= {name: group[name] for name in STORAGE_OPTIONS}\n", ""),
+        ("checkpoints in float32", KEEP, "slots[name], x.dtype).copy_(x)", "slots[name], torch.float32).copy_(x)"),
+        ("a bucket's view is taken", BASE, "g.untyped_storage().nbytes() != g.numel() * g.element_size()", "False"),
     ],
     "amp": [
         ("unscaling forgotten when clipping", BASE, "scale = clip if scale is None else clip * scale.to(clip.device)", "scale = clip"),
         ("norm of the scaled gradients", BASE, "norm = norm if scale is None else norm * scale.to(norm.device)", "pass"),
-        ("found_inf ignored", BASE, "if found_inf is not None and found_inf.item():", "if False:"),
+        ("found_inf ignored", BASE, "if found_inf is not None and not on_device and found_inf.item():", "if False:"),
         ("grad_scale ignored", BASE, "loss_scale.double().reciprocal()", "torch.ones(())"),
     ],
     "norm": [
@@ -204,9 +241,8 @@ FAULTS = {
 
 def compile_kernels(tree: Path) -> None:
     """With the flags of setup.py, which is not imported because it would run."""
-    statements = ast.parse((tree / "setup.py").read_text()).body
-    flags = next(s.value for s in statements if isinstance(s, ast.Assign) and s.targets[0].id == "FLAGS")
-    command = [os.environ.get("CXX", "g++"), *ast.literal_eval(flags), "-shared", "-fPIC"]
+    flags = re.search(r"-std=[^\"]*", (tree / "setup.py").read_text())[0].split()
+    command = [os.environ.get("CXX", "g++"), *flags, "-shared", "-fPIC"]
     done = subprocess.run([*command, "csrc/cpu.cpp", "-o", LIBRARY], cwd=tree, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"does not compile: {done.stderr.strip()[:500]}")

@@ -13,7 +13,7 @@ import torch
 from oracle import RULES, Oracle
 
 import optim
-from optim import native
+from optim import native, storage
 
 FLAGS = {
     "reference": dict(foreach=False, fused=False),
@@ -21,7 +21,6 @@ FLAGS = {
     "fused": dict(fused=True),
 }
 NAMES = list(optim.CARDS)
-OPTIMIZER_WIDE = ("max_grad_norm", "nonfinite", "foreach", "fused")
 
 # Far from the defaults and from each other, so that no mistake hides: three different betas, weight decay
 # and eps that move every digit.
@@ -59,6 +58,39 @@ def case_id(value):
     return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
 
 
+# How parameters and states are kept: parameter dtype and options. int8 also for the smallest tensors.
+_INT8 = dict(state_dtype="int8", min_int8_size=0)
+KEPT = {
+    **{case: (dtype, {}) for case, dtype in {"f32": torch.float32, "f64": torch.float64}.items()},
+    **{case: (dtype, {}) for case, dtype in {"bf16": torch.bfloat16, "f16": torch.float16}.items()},
+    "f32_bfloat16": (torch.float32, dict(state_dtype="bfloat16")),
+    "f32_int8": (torch.float32, _INT8),
+    "bf16_float32": (torch.bfloat16, dict(state_dtype="float32")),
+    "bf16_stochastic": (torch.bfloat16, dict(param_rounding="stochastic")),
+    "bf16_bfloat16_stochastic": (torch.bfloat16, dict(state_dtype="bfloat16", param_rounding="stochastic")),
+    "bf16_int8_kahan": (torch.bfloat16, dict(**_INT8, param_rounding="kahan")),
+    "f16_int8": (torch.float16, _INT8),
+    "f16_float32": (torch.float16, dict(state_dtype="float32")),
+}
+TAKEN = {
+    f"{case}_taken": (KEPT[case][0], {**KEPT[case][1], "take_gradients": True})
+    for case in ("f32", "f64", "f32_bfloat16", "f32_int8", "f16", "bf16_int8_kahan")
+}
+
+
+def kept_by(name):
+    """The cases of KEPT that an optimizer has."""
+    return {**KEPT, **TAKEN} if optim.CARDS[name].previous else KEPT
+
+
+each_kept = pytest.mark.parametrize(
+    ("name", "path", "dtype", "kept"),
+    [
+        pytest.param(name, path, dtype, kept, id=f"{name}-{path}-{case}")
+        for name, path in PATHS
+        for case, (dtype, kept) in kept_by(name).items()
+    ],
+)
 each_path = pytest.mark.parametrize(("name", "path"), PATHS)
 each_name = pytest.mark.parametrize("name", NAMES)
 each_case = pytest.mark.parametrize(("name", "path", "dtype"), CASES, ids=case_id)
@@ -123,7 +155,17 @@ def resync(oracle, optimizer):
         state = optimizer.state.get(p)
         if state:
             oracle.steps[i] = int(state["step"])
-            oracle.states[i] = {name: array(state[name]) for name in oracle.names}
+            if "compensation" in state:
+                oracle.params[i] += array(state["compensation"])
+            oracle.states[i] = {name: value_of(optimizer, state, name) for name in oracle.names}
+
+
+def value_of(optimizer, state, name):
+    """A state as a float64 array, however it is kept."""
+    card = optimizer.card
+    if name == card.previous and "pre_grad" in state:
+        return -float(state["pre_grad_scale"]) * array(state["pre_grad"])
+    return array(storage.load(state, name, name not in card.nonnegative))
 
 
 def gradients(optimizer):
@@ -134,7 +176,8 @@ def gradients(optimizer):
 # float64 and float32 arithmetic: about a dozen operations, each within half an eps of its result.
 # bfloat16 and float16 are computed in float32 and rounded once to nearest: half a unit in the last place of
 # the storage type, and the float32 error on top. Rounding by truncation, or twice, is outside.
-def tolerance(expected, dtype, steps=1):
+# Stochastic rounding: a whole unit. 8-bit codes: their step, see csrc/storage.h.
+def tolerance(expected, dtype, steps=1, units=0.5):
     work = torch.promote_types(dtype, torch.float32)
     scale = np.maximum(1.0, np.abs(expected))
     error = 12 * torch.finfo(work).eps * scale * steps
@@ -143,7 +186,24 @@ def tolerance(expected, dtype, steps=1):
     info = torch.finfo(dtype)
     _, exponent = np.frexp(expected)  # |expected| in [2^(exponent - 1), 2^exponent)
     ulp = np.ldexp(info.eps, exponent - 1)
-    return error + np.maximum(ulp, info.smallest_normal * info.eps) / 2
+    return error + np.maximum(ulp, info.smallest_normal * info.eps) * units
+
+
+def tolerance_of_codes(expected, codes, maxima, signed):
+    """y / 16, where y = 2 + |x| top / maximum, in units of x."""
+    at = maxima.double().repeat_interleave(storage.BLOCK)[: codes.numel()]
+    at = array(at.as_strided(codes.shape, codes.stride()))
+    top = 494 if signed else 126974
+    return (np.abs(expected) + 2 * at / top) / 16 + tolerance(expected, torch.float32)
+
+
+def tolerance_of(optimizer, p, state, name, expected, steps):
+    card, kept = optimizer.card, optimizer.param_groups[0]["state_dtype"]
+    if name == card.previous and "pre_grad" in state:
+        return tolerance(expected, torch.promote_types(p.dtype, torch.float32), steps)
+    if f"{name}_scale" in state:
+        return tolerance_of_codes(expected, state[name], state[f"{name}_scale"], name not in card.nonnegative)
+    return tolerance(expected, state[name].dtype, steps, units=1.0 if kept == "bfloat16" else 0.5)
 
 
 def compare(oracle, optimizer, steps=1):
@@ -151,15 +211,23 @@ def compare(oracle, optimizer, steps=1):
     for i, p in enumerate(all_params(optimizer)):
         state = optimizer.state.get(p, {})
         assert int(state.get("step", 0)) == oracle.steps[i], f"parameter {i}: step count"
-        pairs = {"parameter": (p, oracle.params[i])}
-        if state:
-            pairs |= {name: (state[name], oracle.states[i][name]) for name in oracle.names}
-        for what, (ours, expected) in pairs.items():
-            difference = np.abs(array(ours) - expected)
-            bad = ~(difference <= tolerance(expected, p.dtype, steps))
+        rounding = optimizer.param_groups[0]["param_rounding"] if p.dtype == torch.bfloat16 else "nearest"
+        ours, expected = array(p), oracle.params[i]
+        allowed = tolerance(expected, p.dtype, steps, units=1.0 if rounding == "stochastic" else 0.5)
+        if rounding == "kahan" and state:  # together they have 16 bits
+            ours = ours + array(state["compensation"])
+            allowed = tolerance(expected, torch.float32, steps) + 2.0**-16 * np.abs(expected)
+        rows = [("parameter", ours, expected, allowed)]
+        for name in oracle.names if state else ():
+            expected = oracle.states[i][name]
+            allowed = tolerance_of(optimizer, p, state, name, expected, steps)
+            rows.append((name, value_of(optimizer, state, name), expected, allowed))
+        for what, ours, expected, allowed in rows:
+            difference = np.abs(ours - expected)
+            bad = ~(difference <= allowed)
             assert not bad.any(), (
                 f"{what} of parameter {i} {tuple(p.shape)}, {bad.sum()} elements from {np.argwhere(bad)[0]}: "
-                f"{array(ours)[bad][0]!r} instead of {expected[bad][0]!r}"
+                f"{ours[bad][0]!r} instead of {expected[bad][0]!r}"
             )
 
 

@@ -12,7 +12,6 @@ import torch
 from harness import (
     FLAGS,
     NAMES,
-    OPTIMIZER_WIDE,
     all_params,
     build,
     each_name,
@@ -26,6 +25,7 @@ from hypothesis import strategies as st
 
 import optim
 from optim import native
+from optim.base import OPTIMIZER_WIDE
 
 CLASSES = optim.OPTIMIZERS
 
@@ -150,7 +150,7 @@ def test_differentiable_is_refused_with_the_reason(name):
 
 
 @each_name
-@pytest.mark.parametrize("key", ["weigth_decay", "capturable", "amsgrad", "beta", "sparse"])
+@pytest.mark.parametrize("key", ["weigth_decay", "capturabel", "amsgrad", "beta", "sparse"])
 def test_unknown_keywords(name, key):
     refused(name, TypeError, f"unexpected keyword argument '{key}'", **{key: 1})
 
@@ -266,17 +266,26 @@ CHANGES = {  # option -> a value whose effect three steps show
     "no_prox": True,
     "maximize": True,
     "nonfinite": "skip",
+    "take_gradients": True,
+    "state_dtype": "bfloat16",
+    "min_int8_size": 4,
+    "param_rounding": "stochastic",
+}
+GIVEN = {  # what an option needs beside it to have an effect
+    "min_int8_size": {"state_dtype": "int8"},
+    "param_rounding": {"dtype": torch.bfloat16},
 }
 SHOWN_ELSEWHERE = {
     "foreach": "test_path_table",
     "fused": "test_path_table",
+    "capturable": "test_capturable_needs_the_fused_cuda_path",
     "differentiable": "test_differentiable_is_refused_with_the_reason",
 }
 
 
-def three_steps(name, path, spoil=False, **options):
+def three_steps(name, path, spoil=False, dtype=torch.float32, **options):
     """lr and weight decay large enough to show whatever changes."""
-    optimizer = build(name, make_params([(3, 2), (4,)], np.random.default_rng(0)), path, **options)
+    optimizer = build(name, make_params([(3, 2), (4,)], np.random.default_rng(0), dtype), path, **options)
     rng = np.random.default_rng(1)
     for step in range(3):
         set_grads(all_params(optimizer), rng)
@@ -298,8 +307,44 @@ def test_every_option_matters(name, option):
     value = value(optim.CARDS[name].betas) if callable(value) else value
     for path in optim.CARDS[name].paths:
         spoil = option == "nonfinite"
-        plain, changed = three_steps(name, path, spoil), three_steps(name, path, spoil, **{option: value})
-        assert any(not torch.equal(x, y) for x, y in zip(plain, changed, strict=True)), path
+        given = GIVEN.get(option, {})
+        plain = three_steps(name, path, spoil, **given)
+        changed = three_steps(name, path, spoil, **given, **{option: value})
+        same = len(plain) == len(changed) and all(map(torch.equal, plain, changed))
+        assert not same, path
+
+
+@each_name
+def test_capturable_needs_the_fused_cuda_path(name):
+    refused(
+        name, ValueError, "capturable=True needs parameter 0 on the fused CUDA path: .* cpu", capturable=True
+    )
+    refused(name, ValueError, "nonfinite='propagate'", capturable=True, nonfinite="skip")
+
+
+@each_name
+def test_storage_that_cannot_be(name):
+    match = "state_dtype='int4': use None, 'float32', 'bfloat16' or 'int8'"
+    refused(name, ValueError, match, state_dtype="int4")
+    refused(
+        name, ValueError, "param_rounding='up': use 'nearest', 'stochastic' or 'kahan'", param_rounding="up"
+    )
+    refused(name, ValueError, "min_int8_size=-1: give a number of elements", min_int8_size=-1)
+    double, half = (one(dtype=dtype) for dtype in (torch.float64, torch.float16))
+    refused(name, ValueError, "state_dtype='int8': parameter 0 is float64", double, state_dtype="int8")
+    refused(name, ValueError, "for bfloat16, and parameter 0 is float16", half, param_rounding="kahan")
+
+
+def test_take_gradients_refuses_what_it_cannot_keep():
+    with pytest.raises(ValueError, match="set_to_none=True"):
+        optim.Adan(one(), take_gradients=True).zero_grad(set_to_none=False)
+    with pytest.raises(TypeError, match="take_gradients=1: use True or False"):
+        optim.Adan(one(), take_gradients=1)
+    bucket = torch.ones(6)
+    params = [torch.ones(2, requires_grad=True), torch.ones(4, requires_grad=True)]
+    params[0].grad, params[1].grad = bucket[:2], bucket[2:]
+    with pytest.raises(RuntimeError, match=r"shares its memory with others.*gradient_as_bucket_view=False"):
+        optim.Adan(params, take_gradients=True).step()
 
 
 def test_the_card_lists_the_options():
@@ -371,7 +416,7 @@ def test_fused_that_cannot_run_says_why(name):
         **FLAGS["fused"],
     )
     meta = torch.zeros(2, device="meta").requires_grad_()
-    refused(name, ValueError, "has fused kernels for cpu, not for meta", [meta], **FLAGS["fused"])
+    refused(name, ValueError, "has fused kernels for cpu and cuda, not for meta", [meta], **FLAGS["fused"])
     refused(
         name, ValueError, "group 1: fused=True cannot", [{"params": one()}, {"params": [gaps]}], fused=True
     )

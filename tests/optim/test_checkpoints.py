@@ -14,7 +14,7 @@ from harness import (
     array,
     assert_same_bits,
     build,
-    each_case,
+    each_kept,
     each_name,
     each_path,
     make_params,
@@ -58,14 +58,14 @@ def through_a_file(state):
 # ---- our own
 
 
-@each_case
+@each_kept
 @pytest.mark.parametrize(
     "carry", [lambda x: x, copy.deepcopy, through_a_file], ids=["direct", "deepcopy", "file"]
 )
-def test_a_state_dict_continues_bit_for_bit(name, path, dtype, carry):
-    one = train(new(name, path, dtype, max_grad_norm=1.0), 3, seed=1)
+def test_a_state_dict_continues_bit_for_bit(name, path, dtype, kept, carry):
+    one = train(new(name, path, dtype, max_grad_norm=1.0, **kept), 3, seed=1)
     saved = carry(one.state_dict())
-    two = with_parameters_of(one, new(name, path, dtype, max_grad_norm=1.0, lr=0.9, eps=0.9))
+    two = with_parameters_of(one, new(name, path, dtype, max_grad_norm=1.0, lr=0.9, eps=0.9, **kept))
     two.load_state_dict(saved)
     two.defaults["eps"] = one.defaults["eps"]  # of the clipping, which belongs to the constructor
     train(one, 3, seed=2)

@@ -93,7 +93,8 @@ def test_a_compiled_training_step_does_not_compile_again(name, path, what):
 
 
 @each_path
-def test_distributed_checkpoint(name, path, tmp_path):
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "int8", "min_int8_size": 9}], ids=["plain", "int8"])
+def test_distributed_checkpoint(name, path, options, tmp_path):
     """Saved by name with get_optimizer_state_dict, read into a fresh optimizer: continues bit for bit."""
 
     def new():
@@ -102,7 +103,7 @@ def test_distributed_checkpoint(name, path, tmp_path):
             {"params": list(model[0].parameters())},
             {"params": list(model[2:].parameters()), "lr": 0.01},
         ]
-        return model, build(name, groups, path, max_grad_norm=0.5)
+        return model, build(name, groups, path, max_grad_norm=0.5, **options)
 
     model, optimizer = new()
     train(model, optimizer, range(3))

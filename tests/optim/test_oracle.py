@@ -1,6 +1,7 @@
 """Every optimizer, path, dtype and option set computes what the papers say: against the float64 oracle."""
 
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import torch
 from harness import (
     CASES,
+    NAMES,
+    PATHS,
     VARIANTS,
     all_params,
     assert_same_bits,
@@ -17,9 +20,11 @@ from harness import (
     case_id,
     compare,
     each_case,
+    each_kept,
     each_name,
     each_path,
     gradients,
+    kept_by,
     make_params,
     oracle_of,
     resync,
@@ -70,11 +75,11 @@ SMALL = [(0,), 1, 2, 3, 4, 5, (), 1023, 1024, 1025, (0, 3)]
 SIZES = [*SMALL, 4095, 4096, 4097, 5000, 65535, 65536, 65537, (1, 1), (0,)]
 
 
-@each_case
-def test_sizes(name, path, dtype):
-    """Lists of all sizes, several of them cut between threads."""
+@each_kept
+def test_sizes(name, path, dtype, kept):
+    """Lists of all sizes."""
     rng = np.random.default_rng(2)
-    optimizer = build(name, make_params(SIZES, rng, dtype), path)
+    optimizer = build(name, make_params(SIZES, rng, dtype), path, **kept)
     oracle = oracle_of(optimizer)
     for _ in range(3):
         set_grads(all_params(optimizer), rng)
@@ -127,12 +132,14 @@ def test_path_against_reference(name, path, dtype):
                     two.state[q][key].copy_(x)
 
 
-def run_threads(name, path, dtype, threads):
+def run_threads(name, dtype, threads, kept):
     rng = np.random.default_rng(6)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        optimizer = build(name, make_params([70001, 3, 0, 65537, (257, 129), 1, 99991], rng, dtype), path)
+        optimizer = build(
+            name, make_params([70001, 3, 0, 65537, (257, 129), 1, 99991], rng, dtype), "fused", **kept
+        )
         for _ in range(3):
             set_grads(all_params(optimizer), rng)
             optimizer.step()
@@ -141,13 +148,22 @@ def run_threads(name, path, dtype, threads):
         torch.set_num_threads(before)
 
 
-@each_name
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=case_id)
-def test_threads_do_not_matter(name, dtype):
+each_fused = pytest.mark.parametrize(
+    ("name", "dtype", "kept"),
+    [
+        pytest.param(name, dtype, kept, id=f"{name}-{case}")
+        for name in NAMES
+        for case, (dtype, kept) in kept_by(name).items()
+    ],
+)
+
+
+@each_fused
+def test_threads_do_not_matter(name, dtype, kept):
     """The fused path gives the same bits with 1, 2, 3 and 5 threads, wherever the tensors are cut."""
-    one = run_threads(name, "fused", dtype, 1)
+    one = run_threads(name, dtype, 1, kept)
     for threads in (2, 3, 5):
-        assert_same_bits(one, run_threads(name, "fused", dtype, threads))
+        assert_same_bits(one, run_threads(name, dtype, threads, kept))
 
 
 @each_name
@@ -182,6 +198,30 @@ def test_each_of_50_steps(name, path, dtype, variant):
         compare(oracle, optimizer)
 
 
+SMALL_STATES = [
+    pytest.param(name, path, dtype, kept, variant, id=f"{name}-{path}-{case}-{variant}")
+    for name, path in PATHS
+    for case, (dtype, kept) in kept_by(name).items()
+    if kept
+    for variant in ("decay", "clip", "maximize_clip")
+]
+
+
+@pytest.mark.parametrize(("name", "path", "dtype", "kept", "variant"), SMALL_STATES)
+def test_each_of_20_steps_with_other_storage(name, path, dtype, kept, variant):
+    """Small states, rounded parameters, taken gradients: the same, within what their storage can hold."""
+    rng = np.random.default_rng(0)
+    params = make_params([(5, 7), (13,), (), (2, 3, 400)], rng, dtype)
+    optimizer = build(name, params, path, **VARIANTS[name][variant], **kept)
+    oracle = oracle_of(optimizer)
+    for _ in range(20):
+        set_grads(params, rng)
+        resync(oracle, optimizer)
+        oracle.step(gradients(optimizer))
+        optimizer.step()
+        compare(oracle, optimizer)
+
+
 @pytest.mark.parametrize(("name", "path", "dtype", "variant"), FREE, ids=case_id)
 def test_50_steps_without_looking(name, path, dtype, variant):
     """The gradients do not depend on the parameters, so rounding errors add up at most."""
@@ -203,17 +243,16 @@ def baseline(tmp_path_factory):
     if platform.machine() != "x86_64" or not compiler or native.load()[0] is None:
         pytest.skip("needs x86-64, a compiler and the kernels")
     library = tmp_path_factory.mktemp("baseline") / "_cpu_baseline.so"
-    flags = ["-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+    flags = re.search(r"-std=[^\"]*", (root / "setup.py").read_text())[0].split()
     command = [compiler, *flags, "-D__builtin_cpu_supports(x)=0", "-shared", "-fPIC"]
     subprocess.run([*command, str(root / "csrc" / "cpu.cpp"), "-o", str(library)], check=True)
     return native.Library(library)
 
 
-@each_name
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=case_id)
-def test_instruction_set_does_not_matter(name, dtype, baseline, monkeypatch):
+@each_fused
+def test_instruction_set_does_not_matter(name, dtype, kept, baseline, monkeypatch):
     """The widest vectors of this machine and plain SSE2 give the same bits."""
     assert baseline.instruction_set == "baseline"
-    widest = run_threads(name, "fused", dtype, 1)
+    widest = run_threads(name, dtype, 1, kept)
     monkeypatch.setattr(native, "load", lambda: (baseline, ""))
-    assert_same_bits(widest, run_threads(name, "fused", dtype, 1))
+    assert_same_bits(widest, run_threads(name, dtype, 1, kept))

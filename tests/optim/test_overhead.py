@@ -1,5 +1,7 @@
 """What a step must not cost: memory in the steady state, and tables made anew."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -27,19 +29,33 @@ def test_steady_state_allocates_no_tensor_memory(name: str) -> None:
     assert [event.name for event in seen.events() if event.cpu_memory_usage > 0] == []
 
 
-@pytest.mark.parametrize("name", FUSED)
-def test_new_gradients_need_no_new_table(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = 0
-    original = native.Table.__init__
+TAKE = [{}, {"take_gradients": True}, {"state_dtype": "int8"}]
 
-    def counting(self: native.Table, *args: object) -> None:
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        (name, options)
+        for name in FUSED
+        for options in TAKE
+        if "take_gradients" not in options or name == "adan"
+    ],
+    ids=str,
+)
+def test_new_gradients_need_no_new_table(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = 0
+    original = native.CpuTable.__init__
+
+    def counting(self: native.CpuTable, *args: object) -> None:
         nonlocal made
         made += 1
         original(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(native.Table, "__init__", counting)
+    monkeypatch.setattr(native.CpuTable, "__init__", counting)
     params = parameters()
-    optimizer = optim.build_optimizer(params, name, fused=True)
+    optimizer = optim.build_optimizer(params, name, fused=True, **options)
     for _ in range(5):
         for p in params:
             p.grad = torch.randn_like(p)

@@ -11,7 +11,7 @@ from harness import each_name
 from torch import nn
 
 import optim
-from optim import build_optimizer, layer_ids, native, param_groups
+from optim import build_optimizer, cuda, layer_ids, native, param_groups
 
 timm = pytest.importorskip("timm")
 pytest.importorskip("timm.optim")
@@ -142,7 +142,7 @@ def test_layer_decay_errors():
             build_optimizer(Model(), "adan", layer_decay=bad)
     with pytest.raises(ValueError, match="found no repeated blocks in Linear"):
         build_optimizer(nn.Linear(2, 2), "adan", layer_decay=0.5)
-    for option in ({"layer_decay": 0.5}, {"decay_bias_and_norm": True}):
+    for option in ({"layer_decay": 0.5}, {"decay_bias_and_norm": True}, {"embedding_state_dtype": "float32"}):
         with pytest.raises(ValueError, match="need the model"):
             build_optimizer(Model().parameters(), "adan", **option)
 
@@ -235,24 +235,41 @@ def table(capsys):
     return capsys.readouterr().out.splitlines()
 
 
+def test_embeddings_can_keep_larger_states():
+    model = nn.Sequential(nn.Embedding(100, 64), nn.Linear(64, 64))
+    optimizer = build_optimizer(model, "adan", state_dtype="int8", embedding_state_dtype="float32")
+    model(torch.arange(9)).sum().backward()
+    optimizer.step()
+    assert optimizer.state[model[0].weight]["exp_avg"].dtype == torch.float32
+    assert optimizer.state[model[1].weight]["exp_avg"].dtype == torch.uint8
+    assert [group["name"] for group in optimizer.param_groups] == ["decay_embedding", "decay", "no_decay"]
+    with pytest.raises(TypeError, match="SGD has no option 'state_dtype'"):
+        build_optimizer(model, "torch.optim.SGD", lr=0.1, embedding_state_dtype="float32")
+
+
 def test_available(capsys):
     if reason := native.load()[1]:
         pytest.skip(reason)
     lines = table(capsys)
     assert lines[0].split() == ["optimizer", "path", "device", "available"]
     rows = [line.split(maxsplit=3) for line in lines[1:]]
-    assert [(row[0], row[1]) for row in rows] == [
-        (n, path) for n, card in optim.CARDS.items() for path in card.paths
+    assert [(row[0], row[1], row[2]) for row in rows] == [
+        (name, path, device)
+        for name, card in optim.CARDS.items()
+        for path in card.paths
+        for device in (map(str.upper, card.fused_devices) if path == "fused" else ["any"])
     ]
-    assert all(row[3].startswith("yes") for row in rows)
+    assert all(row[3] == (cuda.why_not() or "yes") for row in rows if row[2] == "CUDA")
+    assert all(row[3].startswith("yes") for row in rows if row[2] != "CUDA")
     assert f"yes ({native.load()[0].instruction_set})" in lines[1]
 
 
 def test_available_without_kernels(capsys, monkeypatch):
     monkeypatch.setattr(native, "load", lambda: (None, "hidden by a test"))
     rows = [line.split(maxsplit=3) for line in table(capsys)[1:]]
-    for name, path, _, answer in rows:
-        assert answer == ("hidden by a test" if path == "fused" else "yes"), name
+    for name, path, device, answer in rows:
+        if device != "CUDA":
+            assert answer == ("hidden by a test" if path == "fused" else "yes"), name
 
 
 def test_a_missing_library_gives_its_reason(monkeypatch, tmp_path):
@@ -269,7 +286,7 @@ def test_a_missing_library_gives_its_reason(monkeypatch, tmp_path):
 
 def test_command():
     out = subprocess.run([sys.executable, "-m", "optim"], capture_output=True, text=True, check=True).stdout
-    assert [line.split()[0] for line in out.splitlines()[1::3]] == list(optim.CARDS)
+    assert {line.split()[0] for line in out.splitlines()[1:]} == set(optim.CARDS)
 
 
 def test_path_in_use_of_torchs_own():

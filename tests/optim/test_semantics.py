@@ -12,6 +12,7 @@ from harness import (
     case_id,
     compare,
     each_case,
+    each_kept,
     each_name,
     each_path,
     gradients,
@@ -59,20 +60,20 @@ PRESENT = [
 ]
 
 
-@each_case
+@each_kept
 @pytest.mark.parametrize("max_grad_norm", [0.0, 1e6])
-def test_joining_and_leaving(name, path, dtype, max_grad_norm):
+def test_joining_and_leaving(name, path, dtype, kept, max_grad_norm):
     """A parameter that joins late, is frozen or comes back behaves as in an optimizer of its own."""
     together = make_params(SHAPES, np.random.default_rng(0), dtype)
     alone = make_params(SHAPES, np.random.default_rng(0), dtype)
-    one = build(name, together, path, max_grad_norm=max_grad_norm)
-    many = [build(name, [p], path, max_grad_norm=max_grad_norm) for p in alone]
+    one = build(name, together, path, max_grad_norm=max_grad_norm, **kept)
+    many = [build(name, [p], path, max_grad_norm=max_grad_norm, **kept) for p in alone]
     rng = np.random.default_rng(1)
     for present in PRESENT:
         for i, (p, q) in enumerate(zip(together, alone, strict=True)):
             p.grad = random(SHAPES[i], rng, dtype) if present[i] == "1" else None
             q.grad = p.grad
-            if q.grad is not None:
+            if p.grad is not None:
                 many[i].step()
         one.step()
     for i, p in enumerate(together):

@@ -1,0 +1,395 @@
+// The CUDA backend: one launch makes the step of a list of tensors, in one pass over memory. optim/cuda.py
+// compiles it with NVRTC and launches it. Results are those of csrc/cpu.cpp bit for bit, as far as `pow`
+// agrees: the operations are the same, and contraction is off.
+//
+// A thread block works on a chunk of one tensor, a warp on one tile of it after the other. A tile is a block
+// of 8-bit storage, so that its maximum is a reduction within the warp. What a lane does is plain C++, in
+// phases that a program on the host can run for all lanes in turn: tests/optim/emulator.cpp.
+#include "table.h"
+
+namespace kernels {
+
+using namespace storage;
+using namespace tables;
+
+constexpr int kWarp = 32, kWarps = 8, kTurns = 4;  // lanes of a warp, warps of a block, tiles of a warp
+constexpr int kLane = kBlock / kWarp;              // elements of a tile that are one lane's
+
+// These four are known to optim/cuda.py.
+constexpr int kChunk = kBlock * kWarps * kTurns;  // elements
+constexpr int kRows = 240, kWords = 480;          // so that the arguments of a launch fit into 4 kB
+constexpr int kCommonBytes = 256;                 // room for a Common
+
+// The table in device memory: column by column the addresses of table.h, the sizes of the tensors (elements),
+// and the numbers of chunks in tensors 0..i; then each tensor's Common.
+struct Work {
+  uint64_t* words;
+  int64_t rows;
+
+  RULE_FN uint64_t& word(int column, int64_t row) const { return words[column * rows + row]; }
+  template <class Rule>
+  RULE_FN int64_t size(int64_t row) const {
+    return word(kWidth<Rule>, row);
+  }
+  template <class Rule>
+  RULE_FN int64_t end(int64_t row) const {
+    return word(kWidth<Rule> + 1, row);
+  }
+  template <class Rule>
+  RULE_FN void* common(int64_t row) const {
+    return reinterpret_cast<char*>(words + (kWidth<Rule> + 2) * rows) + row * kCommonBytes;
+  }
+};
+
+// A number in device memory, for which the host need not wait; `at` is null where there is none.
+struct Number {
+  const void* at;
+  int64_t is_double;
+
+  RULE_FN double operator*() const {
+    return is_double ? *static_cast<const double*>(at) : *static_cast<const float*>(at);
+  }
+};
+
+// The addresses that may be others at every step. As arguments of a launch they are copied when it is made,
+// and a captured CUDA graph keeps its own.
+struct Gradients {
+  uint64_t grad[kRows], previous[kRows];
+};
+
+struct Words {
+  uint64_t word[kWords];
+};
+
+// Kept out of line, because `pow` takes as long to compile as all the rest.
+template <class Rule, class R>
+__attribute__((noinline)) __device__ Common<Rule, R> common_of(const typename Rule::Hyper& hyper, float step,
+                                                           double factor) {
+  return {{hyper, double(step), factor}, uint32_t(step), 0};
+}
+
+template <class Rule, class Common>
+struct Chunk {
+  uint64_t address[kWidth<Rule>];
+  int64_t size, number;  // of the tensor; of the chunk in it
+  Common common;
+
+  RULE_FN Chunk(const Work& work, int64_t number) : Chunk(work, number, row_of(work, number)) {}
+
+ private:
+  RULE_FN Chunk(const Work& work, int64_t number, int64_t row)
+      : size(work.size<Rule>(row)), number(row ? number - work.end<Rule>(row - 1) : number),
+        common(*static_cast<const Common*>(work.common<Rule>(row))) {
+    for (int column = 0; column < kWidth<Rule>; ++column) address[column] = work.word(column, row);
+  }
+
+  static RULE_FN int64_t row_of(const Work& work, int64_t number) {
+    int64_t row = 0, last = work.rows - 1;
+    while (row < last) {
+      const int64_t middle = (row + last) / 2;
+      if (work.end<Rule>(middle) > number)
+        last = middle;
+      else
+        row = middle + 1;
+    }
+    return row;
+  }
+};
+
+struct Tile {
+  int64_t at;  // where it begins in the tensor
+  int count;   // elements; none where it is past the end
+
+  RULE_FN Tile(int64_t size, int64_t chunk, int turn, int warp)
+      : at(chunk * kChunk + (turn * kWarps + warp) * kBlock),
+        count(size - at < kBlock ? size > at ? int(size - at) : 0 : kBlock) {}
+};
+
+template <bool condition, class A, class B>
+struct Choose {
+  using Type = A;
+};
+template <class A, class B>
+struct Choose<false, A, B> {
+  using Type = B;
+};
+
+template <class T, int V>
+struct alignas(V * sizeof(T)) Wide {
+  T x[V];
+};
+
+// The place in the tile of a lane's k-th element: V in a row make one access of a lane, and the accesses of a
+// warp's lanes lie side by side.
+template <int V>
+RULE_FN int place(int lane, int k) {
+  return (k / V * kWarp + lane) * V + k % V;
+}
+
+template <int V, bool wide, class T>
+RULE_FN void get(T (&to)[kLane], const T* tile, int lane, int count) {
+#pragma unroll
+  for (int k = 0; k < kLane; k += wide ? V : 1) {
+    const T* from = tile + place<V>(lane, k);
+    if constexpr (wide) {
+      const Wide<T, V> some = *reinterpret_cast<const Wide<T, V>*>(from);
+#pragma unroll
+      for (int i = 0; i < V; ++i) to[k + i] = some.x[i];
+    } else {
+      to[k] = place<V>(lane, k) < count ? *from : T{};
+    }
+  }
+}
+
+template <int V, class T>
+RULE_FN void put(T* tile, const T (&from)[kLane], int lane, int count, bool wide) {
+#pragma unroll
+  for (int k = 0; k < kLane; k += V) {
+    T* to = tile + place<V>(lane, k);
+    if (wide) {
+      Wide<T, V> some;
+#pragma unroll
+      for (int i = 0; i < V; ++i) some.x[i] = from[k + i];
+      *reinterpret_cast<Wide<T, V>*>(to) = some;
+    } else {
+#pragma unroll
+      for (int i = 0; i < V; ++i)
+        if (place<V>(lane, k) + i < count) to[i] = from[k + i];
+    }
+  }
+}
+
+// One lane's part of a tile. The constructor loads all of it before anything waits for any; then either skip,
+// or update, the largest `top` of the warp's lanes for each, and store.
+template <class Rule, int parameter, int state, int rounding, bool taken>
+class Lane {
+  template <bool condition, class A, class B>
+  using If = typename Choose<condition, A, B>::Type;
+  using Narrow = If<parameter == kBfloat16, bfloat16, float16>;
+  using P = If<parameter == kFloat32, float, If<parameter == kFloat64, double, Narrow>>;
+  using Rounded = If<state == kStateBfloat16, bfloat16, uint8_t>;
+  using S = If<state == kLikeParameter, P, If<state == kStateFloat32, float, Rounded>>;
+  using R = If<parameter == kFloat64, double, float>;
+  using Common = tables::Common<Rule, R>;
+
+  static constexpr int V = 16 / (sizeof(P) > sizeof(S) ? sizeof(P) : sizeof(S));  // 16 bytes are an access
+  static constexpr bool rounded = state == kStateBfloat16;
+
+  static constexpr RULE_FN bool kept(int j) { return !taken || j != Rule::previous; }
+  static constexpr RULE_FN bool positive(int j) { return Rule::nonnegative >> j & 1; }
+
+ public:
+  using Chunk = kernels::Chunk<Rule, Common>;
+  static constexpr bool coded = state == kStateInt8;
+  static constexpr int kThreads = kWarp * kWarps, kBlocks = sizeof(R) == 4 ? 2 : 1;  // on a multiprocessor
+
+  // Counts the step of row first + i and makes its Common; nothing if a found_inf is not zero.
+  static RULE_FN void prepare(const Work& work, int64_t first, int i, typename Rule::Hyper hyper, Number lr,
+                              double factor, Number scale, Number found_inf, const Gradients& gradients) {
+    static_assert(sizeof(Common) <= kCommonBytes, "");
+    const int64_t row = first + i;
+    work.word(kGrad, row) = gradients.grad[i];
+    work.word(kPrevious, row) = gradients.previous[i];
+    if (found_inf.at && *found_inf != 0) return;
+    if (lr.at) hyper.lr = *lr;
+    if (scale.at) factor *= *scale;
+    const float step = *reinterpret_cast<float*>(work.word(kStep, row)) += 1;
+    Common common = common_of<Rule, R>(hyper, step, factor);
+    if (taken) {
+      R& previous_scale = *reinterpret_cast<R*>(work.word(kPreviousScale, row));
+      common.previous_scale = previous_scale;
+      previous_scale = R(factor);
+    }
+    *static_cast<Common*>(work.common<Rule>(row)) = common;
+  }
+
+  // Whether the tensors can be accessed 16 bytes at a time.
+  static RULE_FN bool aligned(const Chunk& chunk) {
+    uint64_t bits = chunk.address[kParam] | chunk.address[kGrad] | chunk.address[kCompensation];
+    if (taken) bits |= chunk.address[kPrevious];
+    for (int j = 0; j < Rule::states; ++j) bits |= chunk.address[kStates + j];
+    return bits % 16 == 0;
+  }
+
+  uint32_t top[Rule::states];  // largest absolute value of each state: its bits, which have the same order
+
+  RULE_FN Lane(const Chunk& chunk, Tile tile, int lane, bool aligned)
+      : chunk(chunk), tile(tile), lane(lane), wide(aligned && tile.count == kBlock) {
+    wide ? load_all<true>() : load_all<false>();
+  }
+
+  // Leaves the step out. The memory of a gradient that is to be the previous one next time gets that.
+  RULE_FN void skip() const {
+    if (taken) put<V>(at<P>(kGrad), previous, lane, tile.count, wide);
+  }
+
+  RULE_FN void update() {
+    const Common& common = chunk.common;
+    float factor[Rule::states];
+#pragma unroll
+    for (int j = 0; j < Rule::states; ++j) {
+      top[j] = 0;
+      if (!coded || !kept(j)) continue;
+      const float most = *maximum(j);
+      factor[j] = positive(j) ? Code<false>::decode_factor(most) : Code<true>::decode_factor(most);
+    }
+#pragma unroll
+    for (int k = 0; k < kLane; ++k) {
+      R gradient = load(grad[k]), values[Rule::states];
+      if constexpr (coded || rounded) gradient = quiet(gradient);
+      new_param[k] = load(param[k]);
+      if constexpr (rounding == kKahan) new_param[k] += load(compensation[k]);
+#pragma unroll
+      for (int j = 0; j < Rule::states; ++j) {
+        if (!kept(j))
+          values[j] = -common.previous_scale * load(previous[k]);
+        else if constexpr (coded)
+          values[j] = positive(j) ? Code<false>::decode(s[j][k], factor[j])
+                                  : Code<true>::decode(s[j][k], factor[j]);
+        else
+          values[j] = load(s[j][k]);
+      }
+      Rule::update(common.scalars, gradient, new_param[k], values);
+#pragma unroll
+      for (int j = 0; j < Rule::states; ++j) {
+        new_s[j][k] = values[j];
+        if constexpr (coded) {
+          const uint32_t bits = bits_of(values[j]) & 0x7fffffff;
+          if (place<V>(lane, k) < tile.count && bits > top[j]) top[j] = bits;
+        }
+      }
+    }
+  }
+
+  RULE_FN void store_all() const {
+    uint32_t noise[kLane];
+    if constexpr (coded || rounded || rounding == kStochastic) {
+      const uint32_t step = chunk.common.step, key = noise_of_block(step, uint64_t(tile.at) / kBlock);
+#pragma unroll
+      for (int k = 0; k < kLane; ++k) noise[k] = noise_of_place(step, place<V>(lane, k)) ^ key;
+    }
+    P p[kLane];
+#pragma unroll
+    for (int k = 0; k < kLane; ++k) {
+      if constexpr (rounding == kStochastic)
+        store(p[k], quiet(new_param[k]), noise_of_parameter(noise[k]));
+      else
+        store(p[k], new_param[k]);
+    }
+    put<V>(at<P>(kParam), p, lane, tile.count, wide);
+    if constexpr (rounding == kKahan) {  // what the parameter could not take waits for the next step
+      bfloat16 rest[kLane];
+#pragma unroll
+      for (int k = 0; k < kLane; ++k) store(rest[k], new_param[k] - load(p[k]));
+      put<V>(at<bfloat16>(kCompensation), rest, lane, tile.count, wide);
+    }
+#pragma unroll
+    for (int j = 0; j < Rule::states; ++j) {
+      if (!kept(j)) continue;
+      S to[kLane];
+      if constexpr (coded) {
+        const float most = float_of(top[j]);
+        const float factor = positive(j) ? Code<false>::encode_factor(most) : Code<true>::encode_factor(most);
+        if (lane == 0) *maximum(j) = most;
+#pragma unroll
+        for (int k = 0; k < kLane; ++k) {
+          const uint32_t bits = noise_bits<19>(noise[k], j);
+          to[k] = uint8_t(positive(j) ? Code<false>::encode(new_s[j][k], factor, bits)
+                                      : Code<true>::encode(new_s[j][k], factor, bits));
+        }
+      } else {
+#pragma unroll
+        for (int k = 0; k < kLane; ++k) {
+          if constexpr (rounded)
+            store(to[k], new_s[j][k], noise_bits<16>(noise[k], j));
+          else
+            store(to[k], new_s[j][k]);
+        }
+      }
+      put<V>(at<S>(kStates + j), to, lane, tile.count, wide);
+    }
+  }
+
+ private:
+  const Chunk& chunk;
+  const Tile tile;
+  const int lane;
+  const bool wide;
+  P param[kLane], grad[kLane], previous[kLane];  // as they are in memory
+  bfloat16 compensation[kLane];
+  S s[Rule::states][kLane];
+  R new_param[kLane], new_s[Rule::states][kLane];  // as computed
+
+  template <class T>
+  RULE_FN T* at(int column) const {
+    return reinterpret_cast<T*>(chunk.address[column]) + tile.at;
+  }
+  RULE_FN float* maximum(int j) const {
+    return reinterpret_cast<float*>(chunk.address[kStates + Rule::states + j]) + tile.at / kBlock;
+  }
+
+  template <bool wide>
+  RULE_FN void load_all() {
+    get<V, wide>(param, at<P>(kParam), lane, tile.count);
+    get<V, wide>(grad, at<P>(kGrad), lane, tile.count);
+    if constexpr (taken) get<V, wide>(previous, at<P>(kPrevious), lane, tile.count);
+    if constexpr (rounding == kKahan)
+      get<V, wide>(compensation, at<bfloat16>(kCompensation), lane, tile.count);
+#pragma unroll
+    for (int j = 0; j < Rule::states; ++j)
+      if (kept(j)) get<V, wide>(s[j], at<S>(kStates + j), lane, tile.count);
+  }
+};
+
+#ifdef __CUDACC__
+
+template <class Lane>
+__device__ __forceinline__ void step(const Work& work, Number found_inf) {
+  using Chunk = typename Lane::Chunk;
+  __shared__ alignas(Chunk) char memory[sizeof(Chunk)];  // in which it needs no registers
+  Chunk& chunk = *reinterpret_cast<Chunk*>(memory);
+  if (threadIdx.x == 0) chunk = Chunk(work, blockIdx.x);
+  __syncthreads();
+  const bool aligned = Lane::aligned(chunk), skip = found_inf.at && *found_inf != 0;
+#pragma unroll 1
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const Tile tile(chunk.size, chunk.number, turn, threadIdx.x / kWarp);
+    if (tile.count == 0) break;
+    Lane lane(chunk, tile, threadIdx.x % kWarp, aligned);
+    if (skip) {
+      lane.skip();
+      continue;
+    }
+    lane.update();
+    if constexpr (Lane::coded)
+      for (uint32_t& top : lane.top)
+        for (int distance = kWarp / 2; distance; distance /= 2)
+          top = max(top, __shfl_xor_sync(0xffffffff, top, distance));
+    lane.store_all();
+  }
+}
+
+// Puts words into device memory; unlike a copy from the host, a launch never has to be waited for.
+extern "C" __global__ void upload(uint64_t* to, int64_t count, Words words) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < count) to[i] = words.word[i];
+}
+
+// optim/cuda.py appends a line with this for the kernels it needs: name, rule, and the arguments of Lane.
+#define KERNELS(NAME, RULE, ...)                                                                           \
+  using NAME = kernels::Lane<rules::RULE, __VA_ARGS__>;                                                    \
+  extern "C" __global__ void NAME##_prepare(kernels::Work work, int64_t first, int64_t count,              \
+                                            rules::RULE::Hyper hyper, kernels::Number lr, double factor,   \
+                                            kernels::Number scale, kernels::Number found_inf,              \
+                                            kernels::Gradients gradients) {                                \
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;                                                   \
+    if (i < count) NAME::prepare(work, first, i, hyper, lr, factor, scale, found_inf, gradients);          \
+  }                                                                                                        \
+  extern "C" __global__ void __launch_bounds__(NAME::kThreads, NAME::kBlocks)                              \
+      NAME##_step(kernels::Work work, kernels::Number found_inf) {                                         \
+    kernels::step<NAME>(work, found_inf);                                                                  \
+  }
+
+#endif
+
+}  // namespace kernels
