@@ -331,16 +331,17 @@ class Optimizer(torch.optim.Optimizer):
         for batch in plan.batches:
             factor = -1.0 if batch.group["maximize"] else 1.0
             if batch.table is not None:
-                lr = batch.group["lr"] if on_device and isinstance(batch.group["lr"], Tensor) else None
+                lr = batch.group["lr"]
+                lr = lr if on_device and isinstance(lr, Tensor) and lr.is_cuda else None
                 hyper = self.fused_hyper(batch.group if lr is None else {**batch.group, "lr": 0.0})
                 batch.table.step(hyper, factor, scale, lr=lr, found_inf=found_inf)
             else:
                 self._update_unfused(batch, factor, scale)
             if batch.storage.taken:
-                for i, (p, state) in enumerate(batch.owners):
+                for p, state in batch.owners:
                     state["pre_grad"], p.grad = p.grad, None  # type: ignore[assignment]
-                    if batch.table is not None:
-                        batch.table.holds_gradient(i, state["pre_grad"])
+                if batch.table is not None:
+                    batch.table.hold_gradients()
 
     @torch.no_grad()
     def _collect(self) -> Plan:
@@ -556,7 +557,7 @@ def why_not_fused(card: Card, p: Tensor) -> str:
     if kind not in card.fused_devices:
         devices = " and ".join(card.fused_devices) or "no device"
         return f"{card.title} has fused kernels for {devices}, not for {kind}"
-    if reason := cuda.why_not() if kind == "cuda" else native.load()[1]:
+    if reason := cuda.why_not(p.device.index) if kind == "cuda" else native.load()[1]:
         return reason
     if not is_dense(p):
         return (

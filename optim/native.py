@@ -173,7 +173,11 @@ class Table:
         # What C reads has to stay: the objects, and also memory that somebody's x.data = y lets go of.
         held = [x for state in states for name, x in state.items()]
         self._per_state = len(held) // self.rows
-        self._pre_grad = [list(state).index("pre_grad") for state in states] if kinds.taken else []
+        # the places of `pre_grad` among the held objects
+        self._pre_grad = [
+            i * self._per_state + list(state).index("pre_grad")
+            for i, state in enumerate(states if kinds.taken else ())
+        ]
         fixed = [x for state in states for name, x in state.items() if name != "pre_grad"]
         self._kept = (params, fixed, [x.detach() for x in fixed])
         listed = (params, states, held)
@@ -186,7 +190,7 @@ class Table:
             return False
         # Code that moves states by assigning to their .data moves all of them: looking at one row will do.
         first = self._states[0]
-        if any(first[name].data_ptr() != self._table[column] for name, column in self._first):
+        if any(first[name].data_ptr() != (self._table[column] or 0) for name, column in self._first):
             return False
         return bool(
             self.rows
@@ -202,9 +206,11 @@ class Table:
             )
         )
 
-    def holds_gradient(self, row: int, gradient: Tensor) -> None:
-        """Says that the state `pre_grad` of a row is this tensor now."""
-        self._objects[2][row * self._per_state + self._pre_grad[row]] = id(gradient)
+    def hold_gradients(self) -> None:
+        """Accepts the tensors that are the states `pre_grad` now."""
+        held = self._objects[2]
+        for at, state in zip(self._pre_grad, self._states, strict=True):
+            held[at] = id(state["pre_grad"])
 
     def step(
         self,

@@ -37,6 +37,7 @@ def test_wheel_installs_and_runs(tmp_path: Path, compiler: bool) -> None:
     )  # torch is not in the build environment
     (wheel,) = tmp_path.glob("*.whl")
     ZipFile(wheel).extractall(site)
+    assert (site / "optim" / "_csrc" / "cuda.cu").exists()  # compiled where the GPU is
     run = subprocess.run(
         [sys.executable, "-c", USE.format(site=str(site))],
         check=False,

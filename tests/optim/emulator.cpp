@@ -1,0 +1,69 @@
+// Runs the kernels of csrc/cuda.cu on the host, a lane after the other: what the launches of optim/cuda.py
+// do, with the arguments that it gives them. A line KERNELS(...) for each instance is appended.
+#include <algorithm>
+#include <cstddef>
+#include <vector>
+
+#define __device__
+#include "cuda.cu"
+
+extern "C" {
+int64_t first_block = 0;  // of the step kernel; the blocks before it are left out
+}
+
+template <class T>
+const T& as(const void* argument) {
+  return *static_cast<const T*>(argument);
+}
+
+extern "C" void upload(int64_t blocks, int64_t threads, void** a) {
+  for (int64_t i = 0; i < blocks * threads; ++i)
+    if (i < as<int64_t>(a[1])) as<uint64_t*>(a[0])[i] = as<kernels::Words>(a[2]).word[i];
+}
+
+template <class Lane, class Hyper>
+void prepare(int64_t blocks, int64_t threads, void** a) {
+  using namespace kernels;
+  for (int64_t i = 0; i < blocks * threads; ++i)
+    if (i < as<int64_t>(a[2]))
+      Lane::prepare(as<Work>(a[0]), as<int64_t>(a[1]), i, as<Hyper>(a[3]), as<Number>(a[4]), as<double>(a[5]),
+                    as<Number>(a[6]), as<Number>(a[7]), as<Gradients>(a[8]));
+}
+
+template <class Lane>
+void step(int64_t blocks, int64_t threads, void** a) {
+  using namespace kernels;
+  const Work work = as<Work>(a[0]);
+  const Number found_inf = as<Number>(a[1]);
+  const bool skip = found_inf.at && *found_inf != 0;
+  for (int64_t block = first_block; block < blocks; ++block) {
+    const typename Lane::Chunk chunk(work, block);
+    for (int warp = 0; warp < threads / kWarp; ++warp)
+      for (int turn = 0; turn < kTurns; ++turn) {
+        const Tile tile(chunk.size, chunk.number, turn, warp);
+        if (tile.count == 0) break;
+        std::vector<Lane> lanes;
+        for (int i = 0; i < kWarp; ++i) lanes.emplace_back(chunk, tile, i, Lane::aligned(chunk));
+        if (skip) {
+          for (Lane& lane : lanes) lane.skip();
+          continue;
+        }
+        for (Lane& lane : lanes) lane.update();
+        for (size_t j = 0; j < sizeof(Lane::top) / sizeof(uint32_t); ++j) {
+          uint32_t top = 0;
+          for (Lane& lane : lanes) top = std::max(top, lane.top[j]);
+          for (Lane& lane : lanes) lane.top[j] = top;
+        }
+        for (Lane& lane : lanes) lane.store_all();
+      }
+  }
+}
+
+#define KERNELS(NAME, RULE, ...)                                                       \
+  using NAME = kernels::Lane<rules::RULE, __VA_ARGS__>;                                \
+  extern "C" void NAME##_prepare(int64_t blocks, int64_t threads, void** arguments) {  \
+    prepare<NAME, rules::RULE::Hyper>(blocks, threads, arguments);                     \
+  }                                                                                    \
+  extern "C" void NAME##_step(int64_t blocks, int64_t threads, void** arguments) {     \
+    step<NAME>(blocks, threads, arguments);                                            \
+  }

@@ -1,0 +1,128 @@
+"""Tables of tensors for the tests of the kernels: every way to keep tensors, in memory with guards around."""
+
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from harness import bits
+
+import optim
+from optim import native
+
+SIZES = [0, *range(1, 6), 255, 256, 257, 0, 1023, 1024, 1025, 4095, 4096, 4097, 5000, 65535, 65536, 65537, 0]
+STATES = {0: None, 1: torch.float32, 2: torch.bfloat16, 3: torch.uint8}
+
+
+def all_kinds(card):
+    """Every combination that the kernels of a rule know."""
+    for (dtype, parameter), state, rounding, taken in itertools.product(
+        native.PARAMETER.items(), STATES, range(3), (False, True)
+    ):
+        if (rounding and dtype != torch.bfloat16) or (taken and not card.previous):
+            continue
+        if dtype != torch.float64 or state == 0:
+            yield native.Kinds(parameter, state, rounding, taken)
+
+
+def hyper_of(name, **options):
+    """The numbers of the rule for an optimizer's options."""
+    optimizer = optim.OPTIMIZERS[name]([torch.zeros(1)], **options)
+    return tuple(map(float, optimizer.fused_hyper(optimizer.param_groups[0])))
+
+
+class Arena:
+    """Tensors in one piece of memory, with guards between.
+
+    In odd rows a tensor here and there, depending on `turn`, is not aligned to 16 bytes: so that each of a
+    row's tensors is once the only one.
+    """
+
+    def __init__(self, sizes, dtype, device, turn):
+        step = 16 // dtype.itemsize
+        starts, at = [], step
+        for i, size in enumerate(sizes):
+            starts.append(at + (i % 2 and (turn + i // 2) % 7 == 0))
+            at += (size // step + 3) * step
+        self.memory = torch.full((at,), 77, dtype=dtype, device=device)
+        self.views = [self.memory[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+
+    def fill(self, rng):
+        """Random numbers, the same on every device and for every dtype."""
+        for view in self.views:
+            view.copy_(torch.as_tensor(rng.standard_normal(view.numel())).to(view.dtype))
+
+
+def make(card, kinds, sizes=SIZES, device="cpu"):
+    """Parameters of random numbers, gradients and states.
+
+    Gradients take turns between two arenas, so that one can be the previous gradient of the other.
+    """
+    dtype = {number: dtype for dtype, number in native.PARAMETER.items()}[kinds.parameter]
+    state_dtype = dtype if kinds.parameter == 1 else STATES[kinds.state] or dtype
+    arenas: dict[str, Arena] = {}
+
+    def add(name, dtype, sizes=sizes):
+        arenas[name] = Arena(sizes, dtype, device, turn=len(arenas))
+
+    for name in ("param", "even", "odd"):
+        add(name, dtype)
+    ones = [1] * len(sizes)
+    add("step", torch.float32, ones)
+    if kinds.rounding == native.ROUNDING["kahan"]:
+        add("compensation", dtype)
+    for name in card.states:
+        if kinds.taken and name == card.previous:
+            add("pre_grad_scale", torch.promote_types(dtype, torch.float32), ones)
+        else:
+            add(name, state_dtype)
+    if state_dtype == torch.uint8:
+        for name in [name for name in card.states if name in arenas]:
+            add(f"{name}_scale", torch.float32, [-(-size // 256) for size in sizes])
+    for name, arena in arenas.items():
+        for view in arena.views:
+            view.zero_()
+        if name == "param":
+            arena.fill(np.random.default_rng(0))
+    states = []
+    for i in range(len(sizes)):
+        state = {
+            name: arena.views[i] for name, arena in arenas.items() if name not in ("param", "even", "odd")
+        }
+        if kinds.taken:
+            state["pre_grad"] = arenas["odd"].views[i]
+        states.append(state)
+    return SimpleNamespace(
+        card=card, kinds=kinds, arenas=arenas, params=arenas["param"].views, states=states, made=0
+    )
+
+
+def step(tensors, make_table, hyper, factor=1.0, scale=None, **device_numbers):
+    """A step on new gradients, as an optimizer makes it: with the table of the step before."""
+    arena = tensors.arenas["odd" if tensors.made % 2 else "even"]
+    arena.fill(np.random.default_rng(100 + tensors.made))
+    for p, g in zip(tensors.params, arena.views, strict=True):
+        p.grad = g
+    if tensors.made:
+        assert tensors.table.refresh()
+    else:
+        tensors.table = make_table(tensors.card, tensors.kinds, tensors.params, arena.views, tensors.states)
+    tensors.table.step(hyper, factor, scale, **device_numbers)
+    tensors.made += 1
+    for p, state in zip(tensors.params, tensors.states, strict=True):
+        if tensors.kinds.taken:
+            state["pre_grad"] = p.grad
+        p.grad = None
+    if tensors.kinds.taken:
+        tensors.table.hold_gradients()
+
+
+def snapshot(tensors):
+    """All memory of the tensors, guards included, as copies on the CPU."""
+    return {name: arena.memory.cpu().clone() for name, arena in tensors.arenas.items()}
+
+
+def assert_same(ours, expected, what=""):
+    for name, memory in expected.items():
+        different = (bits(ours[name]) != bits(memory)).nonzero().flatten()
+        assert not len(different), f"{what}: {name}, {len(different)} elements from {different[0]}"

@@ -1,0 +1,330 @@
+"""The CUDA backend, as far as no GPU is needed: every kernel compiles for every card, and a program on the
+host runs the kernels' own code with the arguments of `optim.cuda`, bit for bit as the CPU kernels.
+"""
+
+import contextlib
+import ctypes
+import mmap
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from harness import each_name
+from tables import SIZES, all_kinds, assert_same, hyper_of, make, snapshot, step
+
+import optim
+from optim import cuda, native
+
+HERE = Path(__file__).parent
+OPTIONS = dict(lr=0.07, betas=(0.7, 0.6, 0.8), eps=0.01, weight_decay=0.4)
+
+
+def options_of(name):
+    return {**OPTIONS, "betas": OPTIONS["betas"][: optim.CARDS[name].betas]}
+
+
+def instances(name):
+    """The names of all kernels of a rule, and the source that asks for them."""
+    card = optim.CARDS[name]
+    return dict(cuda.instance(card, kinds) for kinds in all_kinds(card))
+
+
+# ---- compiling
+
+
+@pytest.mark.parametrize("arch", [80, 90, 100])
+@each_name
+def test_every_kernel_compiles(name, arch):
+    pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the CUDA builds of torch")
+    wanted = instances(name)
+    cubin = cuda.compile_kernels("".join(wanted.values()), arch)
+    assert cubin.startswith(b"\x7fELF")
+    for kernel in wanted:
+        assert f"{kernel}_prepare".encode() in cubin
+        assert f"{kernel}_step".encode() in cubin
+
+
+def test_a_source_that_does_not_compile_says_why():
+    pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the CUDA builds of torch")
+    with pytest.raises(RuntimeError, match=r"sm_90:\n.*no member \"Nonsense\""):
+        cuda.compile_kernels("KERNELS(x, Nonsense, 0, 1, 0, false)\n", 90)
+
+
+@pytest.fixture
+def compiled(tmp_path, monkeypatch):
+    """The folder of the cache, empty, and the list of what was compiled."""
+    pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the CUDA builds of torch")
+    calls = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        cuda, "compile_kernels", lambda *arguments: calls.append(arguments) or f"{arguments}".encode()
+    )
+    return tmp_path / "cache" / "adan-optim", calls
+
+
+def test_kernels_are_kept_on_disk(compiled):
+    folder, calls = compiled
+    first = cuda.cached_kernels("a", 90)
+    assert cuda.cached_kernels("a", 90) == first
+    assert len(calls) == 1
+    assert cuda.cached_kernels("a", 80) != first != cuda.cached_kernels("b", 90)
+    assert [path.suffix for path in folder.iterdir()] == [".cubin"] * 3
+
+
+def test_other_sources_are_other_kernels(compiled, monkeypatch):
+    _, calls = compiled
+    cuda.cached_kernels("a", 90)
+    changed = {**cuda.sources(), "rules.h": cuda.sources()["rules.h"] + "\n"}
+    monkeypatch.setattr(cuda, "sources", lambda: changed)
+    cuda.cached_kernels("a", 90)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda kept: kept[:-1], lambda kept: b"", lambda kept: kept[:-1] + b"?"])
+def test_a_damaged_file_is_replaced(compiled, damage):
+    folder, calls = compiled
+    good = cuda.cached_kernels("a", 90)
+    (file,) = folder.iterdir()
+    kept = file.read_bytes()
+    file.write_bytes(damage(kept))
+    assert cuda.cached_kernels("a", 90) == good
+    assert len(calls) == 2
+    assert file.read_bytes() == kept
+
+
+@pytest.mark.parametrize("folder", ["/dev/null", "/proc/nowhere"])
+def test_without_a_folder_to_write_kernels_are_compiled(compiled, monkeypatch, folder):
+    _, calls = compiled
+    monkeypatch.setenv("XDG_CACHE_HOME", folder)
+    assert cuda.cached_kernels("a", 90) == cuda.cached_kernels("a", 90)
+    assert len(calls) == 2
+
+
+def test_reasons_for_no_kernels(monkeypatch):
+    ask = cuda.why_not.__wrapped__
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert ask() == "there is no CUDA device" or torch.version.cuda is None
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "without CUDA" in ask()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(__import__("sys").modules, "cuda.bindings", None)
+    assert "pip install cuda-bindings" in ask()
+
+
+def test_a_card_that_nvrtc_does_not_know(monkeypatch):
+    pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the CUDA builds of torch")
+    ask = cuda.why_not.__wrapped__
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    assert ask(0) == ""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (99, 0))
+    assert "sm_990" in ask(0)
+
+
+# ---- running, on the host
+
+
+class Emulated:
+    """`cuda.Kernels` of a program for the host, which also lists the launches and pretends to be captured."""
+
+    def __init__(self, library, name):
+        self.library, self.name, self.launches, self.now = library, name, [], (1, False)
+
+    def device(self):
+        return contextlib.nullcontext()
+
+    def stream(self):
+        return self.now
+
+    def launch(self, kernel, stream, blocks, threads, *arguments):
+        pointers = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        function = self.library[kernel if kernel == "upload" else f"{self.name}_{kernel}"]
+        function(ctypes.c_int64(blocks), ctypes.c_int64(threads), pointers)
+        assert sum(map(ctypes.sizeof, arguments)) <= 4096
+        self.launches.append(kernel)
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    """The library of a rule's emulated kernels, by the optimizer's name; built when it is asked for."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        pytest.skip("a C++ compiler is needed")
+    folder = tmp_path_factory.mktemp("emulator")
+    made = {}
+
+    def library(name):
+        if name not in made:
+            source, file = folder / f"{name}.cpp", folder / f"{name}.so"
+            source.write_text('#include "emulator.cpp"\n' + "".join(instances(name).values()))
+            flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared"]
+            flags += [
+                "-fsanitize=alignment",
+                "-fsanitize-undefined-trap-on-error",
+            ]  # as a GPU, which demands it
+            include = [f"-I{HERE}", f"-I{HERE.parents[1] / 'csrc'}"]
+            subprocess.run([compiler, *flags, *include, str(source), "-o", str(file)], check=True)
+            made[name] = ctypes.CDLL(str(file))
+        return made[name]
+
+    return library
+
+
+@pytest.fixture
+def emulated(libraries, monkeypatch):
+    """Tables on the CPU then take the emulated kernels; gives the `Emulated` of a card and kinds."""
+    if reason := native.load()[1]:
+        pytest.skip(reason)
+    made = {}
+
+    def load_kernels(card, kinds, index):
+        name, _ = cuda.instance(card, kinds)
+        return made.setdefault(name, Emulated(libraries(card.name), name))
+
+    monkeypatch.setattr(cuda, "load_kernels", load_kernels)
+    monkeypatch.setattr(cuda, "_in_graphs", [])
+    return lambda card, kinds: load_kernels(card, kinds, 0)
+
+
+@each_name
+def test_kernels_do_what_the_cpu_kernels_do(name, emulated):
+    card, hyper = optim.CARDS[name], hyper_of(name, **options_of(name))
+    for kinds in all_kinds(card):
+        ours, expected = make(card, kinds), make(card, kinds)
+        for i in range(2):
+            step(ours, cuda.CudaTable, hyper, -1.0, torch.tensor(0.3 + i))
+            step(expected, native.CpuTable, hyper, -1.0, torch.tensor(0.3 + i))
+            assert_same(snapshot(ours), snapshot(expected), f"{kinds}, step {i + 1}")
+
+
+@each_name
+def test_numbers_on_the_device(name, emulated):
+    """Scale and learning rate as tensors of either type; steps that are left out change nothing."""
+    card, hyper = optim.CARDS[name], hyper_of(name, **options_of(name))
+    sizes = [300, 0, 5, 70000]
+    for kinds in all_kinds(card):
+        ours, expected = make(card, kinds, sizes), make(card, kinds, sizes)
+        for dtype in (torch.float32, torch.float64, torch.float16):
+            lr, scale = torch.tensor(0.25, dtype=dtype), torch.tensor(0.5, dtype=dtype)
+            finite = torch.tensor(0.0)
+            step(ours, cuda.CudaTable, (-1.0, *hyper[1:]), 2.0, scale, lr=lr, found_inf=finite)
+            step(expected, native.CpuTable, (0.25, *hyper[1:]), 2.0, scale)
+        assert_same(snapshot(ours), snapshot(expected), f"{kinds}")
+        before = snapshot(ours)
+        previous = [state["pre_grad"].clone() for state in ours.states if kinds.taken]
+        step(ours, cuda.CudaTable, hyper, found_inf=torch.tensor(1.0))
+        after = snapshot(ours)
+        for arena in ("even", "odd"):
+            before.pop(arena)
+        assert_same(after, before, f"{kinds}, left out")
+        for state, old in zip(ours.states, previous, strict=False):
+            assert torch.equal(state["pre_grad"], old)
+
+
+def test_nothing_past_the_end_counts_for_a_maximum(emulated):
+    """Codes past the end of a block are zeros, which an infinite scale would make NaN."""
+    card = optim.CARDS["adamw"]
+    kinds = native.Kinds(0, native.STATE["int8"], 0, False)
+    hyper = hyper_of("adamw", **options_of("adamw"))
+    tensors = make(card, kinds, [3])
+    p, state = tensors.params[0], tensors.states[0]
+    for value in (torch.inf, 1.0):
+        p.grad = torch.full_like(p, value)
+        cuda.CudaTable(card, kinds, [p], [p.grad], [state]).step(hyper, 1.0, None)
+    assert state["exp_avg_sq_scale"].tolist() == [torch.inf]
+
+
+@each_name
+def test_launches(name, emulated):
+    """Two launches a step, of any tensors; addresses are put on the device once, and anew for a stream."""
+    card, hyper = optim.CARDS[name], hyper_of(name, **options_of(name))
+    kinds = native.Kinds(0, 1, 0, False)
+    kernels = emulated(card, kinds)
+    ours, expected = make(card, kinds, [7] * 161), make(card, kinds, [7] * 161)
+
+    def launches(now=(1, False)):
+        kernels.now = now
+        kernels.launches.clear()
+        step(ours, cuda.CudaTable, hyper)
+        step(expected, native.CpuTable, hyper)
+        assert_same(snapshot(ours), snapshot(expected))
+        return kernels.launches
+
+    uploads = ["upload"] * -(-161 * (len(native.COLUMNS) + 2 * len(card.states) + 2) // cuda.WORDS)
+    assert launches() == [*uploads, "prepare", "step"]
+    assert launches() == ["prepare", "step"]
+    assert launches((2, False)) == [*uploads, "prepare", "step"]
+    assert launches((2, False)) == ["prepare", "step"]
+    # a graph takes over what is on the device, whatever stream it is captured on
+    assert launches((3, True)) == ["prepare", "step"]
+    assert len(cuda._in_graphs) == 1
+    assert launches((2, False)) == [*uploads, "prepare", "step"]
+    assert launches((3, True)) == ["prepare", "step"]
+    assert launches((3, True)) == [*uploads, "prepare", "step"]
+    assert len({memory.data_ptr() for memory in cuda._in_graphs}) == 3
+
+
+def test_many_tensors_and_none_with_elements(emulated):
+    card = optim.CARDS["adamw"]
+    kinds, hyper = native.Kinds(0, 1, 0, False), hyper_of("adamw", **options_of("adamw"))
+    for sizes, launches in (([3] * 241, ["prepare", "prepare", "step"]), ([0, 0], ["prepare"])):
+        ours, expected = make(card, kinds, sizes), make(card, kinds, sizes)
+        emulated(card, kinds).launches.clear()
+        for _ in range(2):
+            step(ours, cuda.CudaTable, hyper)
+            step(expected, native.CpuTable, hyper)
+        assert_same(snapshot(ours), snapshot(expected))
+        assert [kernel for kernel in emulated(card, kinds).launches if kernel != "upload"] == 2 * launches
+
+
+def test_a_graph_cannot_take_gradients(emulated):
+    card = optim.CARDS["adan"]
+    kinds, hyper = native.Kinds(0, 1, 0, True), hyper_of("adan", **options_of("adan"))
+    tensors = make(card, kinds, [3])
+    step(tensors, cuda.CudaTable, hyper)
+    emulated(card, kinds).now = (1, True)
+    with pytest.raises(RuntimeError, match="graph cannot take gradients"):
+        step(tensors, cuda.CudaTable, hyper)
+
+
+def test_rows_are_found_in_tables_of_any_sizes(emulated):
+    """The elements that are not zeros afterwards are those of the tensors, whichever are empty."""
+    card = optim.CARDS["adamw"]
+    kinds, hyper = native.Kinds(1, 0, 0, False), hyper_of("adamw", **options_of("adamw"))
+    for sizes in ([1], [0, 1], [1, 0], [0, 0, 1, 0, 0, 8193, 0], [8192, 8192], [8191, 0, 8193], SIZES[::-1]):
+        tensors = make(card, kinds, sizes)
+        step(tensors, cuda.CudaTable, hyper)
+        assert all((state["exp_avg_sq"] != 0).all() for state in tensors.states)
+
+
+def test_more_elements_than_32_bits_count(emulated, libraries):
+    """The last chunk of a tensor of 2^32 elements, in memory that exists only where it is touched."""
+    card, tail = optim.CARDS["adamw"], 5000
+    size = 2**32 + tail
+    kinds, hyper = native.Kinds(3, 0, 0, False), hyper_of("adamw", **options_of("adamw"))
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    maps = [mmap.mmap(-1, 2 * size, flags=flags) for _ in range(4)]
+    p, g, m, v = (torch.frombuffer(memory, dtype=torch.float16) for memory in maps)
+    small = make(card, kinds, [tail])
+    values = torch.randn(2, tail, generator=torch.Generator().manual_seed(0)).half()
+    p[-tail:], g[-tail:] = values
+    small.params[0].copy_(values[0])
+    first_block = ctypes.c_int64.in_dll(libraries(card.name), "first_block")
+    state = {"step": torch.zeros(()), "exp_avg": m, "exp_avg_sq": v}
+    try:
+        first_block.value = 2**32 // cuda.CHUNK
+        cuda.CudaTable(card, kinds, [p], [g], [state]).step(hyper, 1.0, None)
+    finally:
+        first_block.value = 0
+    native.CpuTable(card, kinds, small.params, [values[1]], small.states).step(hyper, 1.0, None)
+    for ours, expected in (
+        (p, small.params[0]),
+        *((state[name], small.states[0][name]) for name in card.states),
+    ):
+        assert torch.equal(ours[-tail:], expected)
+        assert not ours[-tail - 1]
+        assert not ours[: 2 * cuda.CHUNK].any()
