@@ -373,7 +373,9 @@ class Optimizer(torch.optim.Optimizer):
                     reusable = False
                 kept = Storage.of(p, group, self.take_gradients)
                 if kept.taken:
-                    p.grad = g = self._takeable(p, g)
+                    own = self._takeable(p, g)
+                    reusable = reusable and own is p.grad
+                    p.grad = g = own
                 kept.fit(self.card, p, state, p.device if path == "fused" else "cpu")
                 owner = (p, state)
                 if is_dtensor(p):
@@ -400,16 +402,15 @@ class Optimizer(torch.optim.Optimizer):
         return plan
 
     def _takeable(self, p: Tensor, g: Tensor) -> Tensor:
-        """A gradient that can be kept: of the parameter's dtype, and in memory of its own."""
-        if g.dtype != p.dtype:
-            return torch.empty_like(p).copy_(g)
-        if not is_dtensor(g) and g.untyped_storage().nbytes() != g.numel() * g.element_size():
+        """A gradient that can be kept: of the parameter's dtype, and not in memory that others write to."""
+        if not is_dtensor(g) and g._is_view():
             raise RuntimeError(
-                f"take_gradients=True: the gradient of a parameter of shape {tuple(p.shape)} shares its "
-                "memory with others, as the views of DDP's buckets do, and would be overwritten: use "
+                f"take_gradients=True: the gradient of a parameter of shape {tuple(p.shape)} is a view of "
+                "other memory, as in DDP's buckets, which would be overwritten: use "
                 "gradient_as_bucket_view=False, or take_gradients=False"
             )
-        return g
+        shared = not is_dtensor(g) and g.untyped_storage().nbytes() > g.numel() * g.element_size()
+        return torch.empty_like(p).copy_(g) if shared or g.dtype != p.dtype else g
 
     def _gradient_scale(self) -> tuple[bool, Tensor | None]:
         """Whether to make this step, and the factor on all gradients (unscaling times clipping), if any."""

@@ -343,8 +343,13 @@ def test_take_gradients_refuses_what_it_cannot_keep():
     bucket = torch.ones(6)
     params = [torch.ones(2, requires_grad=True), torch.ones(4, requires_grad=True)]
     params[0].grad, params[1].grad = bucket[:2], bucket[2:]
-    with pytest.raises(RuntimeError, match=r"shares its memory with others.*gradient_as_bucket_view=False"):
+    with pytest.raises(RuntimeError, match=r"is a view of other memory.*gradient_as_bucket_view=False"):
         optim.Adan(params, take_gradients=True).step()
+    params[0].grad, params[1].grad = bucket[:2].detach(), bucket[2:].detach()  # no views, but in one memory
+    optimizer = optim.Adan(params, take_gradients=True)
+    optimizer.step()
+    bucket.zero_()
+    assert all((optimizer.state[p]["pre_grad"] == 1).all() for p in params)
 
 
 def test_the_card_lists_the_options():

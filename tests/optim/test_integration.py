@@ -120,6 +120,34 @@ def test_distributed_checkpoint(name, path, options, tmp_path):
     assert_same_bits(tensors_of(optimizer), tensors_of(fresh))
 
 
+# ---- DDP
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+def test_gradients_are_not_taken_from_ddps_buckets(tmp_path):
+    """Even where a bucket holds one parameter alone; with gradients of their own it works."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        for view in (True, False):
+            model = network()
+            parallel = nn.parallel.DistributedDataParallel(
+                model, gradient_as_bucket_view=view, bucket_cap_mb=1e-5
+            )
+            optimizer = build("adan", model.parameters(), take_gradients=True)
+            if view:
+                parallel(batch(0)).sum().backward()
+                with pytest.raises(RuntimeError, match="gradient_as_bucket_view=False"):
+                    optimizer.step()
+                continue
+            alone = network()
+            plain = build("adan", alone.parameters())
+            train(parallel, optimizer, range(4))
+            train(alone, plain, range(4))
+            assert_same_bits(model.parameters(), alone.parameters())
+    finally:
+        dist.destroy_process_group()
+
+
 # ---- FSDP2
 
 
