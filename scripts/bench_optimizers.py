@@ -430,6 +430,7 @@ def bench_overhead(device: str, rounds: int) -> dict[str, dict[str, float]]:
         step = {key: entry.build(params).step}
         rows[key] = {}
         if not entry.taken:  # which leaves no gradient to step with again
+            new(0)
             rows[key]["again"] = statistics.median(interleave(step, rounds, key, device)[key])
         fresh = interleave(step, rounds, key, device, new)[key]
         rows[key]["again, new gradients"] = statistics.median(fresh)
