@@ -232,6 +232,18 @@ def test_small_updates_of_bfloat16_parameters(name, path, rounding):
         assert abs(moved.mean() - 0.04) < 6.5 * (400 * 1e-4 * 2.0**-8 / 1024) ** 0.5
 
 
+@pytest.mark.parametrize("path", optim.CARDS["adamw"].paths)
+def test_parameters_have_noise_of_their_own(path):
+    """From 1 by 2^-10, exact in float32: every bit of the rounded parameter is known."""
+    p = torch.ones(1000, dtype=torch.bfloat16, requires_grad=True)
+    options = dict(lr=2.0**-10, betas=(0.0, 0.0), eps=0.0, weight_decay=0.0, param_rounding="stochastic")
+    optimizer = build("adamw", [p], path, **options)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    noise = storage.noise_of_parameter(storage.noise(1, 1000))
+    assert_same_bits([p], [storage.to_bfloat16(torch.full((1000,), 1 - 2.0**-10), noise)])
+
+
 # ---- taken gradients
 
 
@@ -370,7 +382,7 @@ def test_more_elements_than_31_bits():
     p = torch.zeros(count, dtype=torch.bfloat16).requires_grad_()
     p.grad = torch.ones_like(p)
     p.grad[-300:] = -2.0
-    build("adamw", [p], "fused", lr=0.5, weight_decay=0.0, state_dtype="int8").step()
+    build("adamw", [p], "fused", lr=0.5, eps=0.0, weight_decay=0.0, state_dtype="int8").step()
     assert p[0] == -0.5
     assert p[2**31 - 1] == -0.5
     assert (p[-300:] == 0.5).all()
