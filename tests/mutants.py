@@ -36,7 +36,7 @@ PRELOAD = (
     "torch.distributed.checkpoint",
     "torch._dynamo",
 )
-# Not here: tests of speed, of the CUDA compiler, and against other implementations.
+# Not here: tests of the CUDA backend, and against other implementations.
 TESTS = (
     "oracle",
     "semantics",
@@ -48,6 +48,7 @@ TESTS = (
     "registry",
     "integration",
     "storage",
+    "overhead",
 )
 
 ADAN, ADAMW, BASE = "optim/adan.py", "optim/adamw.py", "optim/base.py"
