@@ -305,6 +305,8 @@ def test_any_storage_loads_any_other(name, path):
         for target in cases.values():
             two = trained(name, target, path, steps=0)
             two.load_state_dict(one.state_dict())
+            for option, default in {"state_dtype": None, "param_rounding": "nearest"}.items():
+                assert two.param_groups[0][option] == target[1].get(option, default)
             for p, q in zip(all_params(one), all_params(two), strict=True):
                 assert two.state[q]["step"] == 3
                 for state in optim.CARDS[name].states:
