@@ -151,6 +151,10 @@ class Optimizer(torch.optim.Optimizer):
         for name, flag in {"take_gradients": take_gradients, "capturable": capturable}.items():
             if not isinstance(flag, bool):
                 raise TypeError(f"{name}={flag!r}: use True or False")
+        if take_gradients and not self.card.previous:
+            raise TypeError(
+                f"{self.card.title} has no option 'take_gradients': it keeps no previous gradient"
+            )
         if capturable and (take_gradients or nonfinite != "propagate"):
             raise ValueError(
                 "capturable=True needs take_gradients=False and nonfinite='propagate': a graph has its "

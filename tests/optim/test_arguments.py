@@ -335,6 +335,14 @@ def test_storage_that_cannot_be(name):
     refused(name, ValueError, "for bfloat16, and parameter 0 is float16", half, param_rounding="kahan")
 
 
+@each_name
+def test_take_gradients_is_for_optimizers_that_keep_one(name):
+    if optim.CARDS[name].previous:
+        assert CLASSES[name](one(), take_gradients=True).take_gradients
+    else:
+        refused(name, TypeError, "has no option 'take_gradients': it keeps no previous", take_gradients=True)
+
+
 def test_take_gradients_refuses_what_it_cannot_keep():
     with pytest.raises(ValueError, match="set_to_none=True"):
         optim.Adan(one(), take_gradients=True).zero_grad(set_to_none=False)
