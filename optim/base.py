@@ -3,7 +3,8 @@
 An optimizer adds its card, its hyper-parameters and its update rule three times over: `update_one` (the
 definition, one tensor at a time), `update_many` (lists of tensors) and, in csrc/rules.h, the fused rule with
 `fused_hyper` numbers. A rule is given float32 (or float64) tensors to work on; how they are kept is not its
-business.
+business. Rules that need more than an element's own values (norms, means) are given whole parameters, also
+where a parameter is a DTensor: its operations then are those of DTensors.
 """
 
 import difflib
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
@@ -22,8 +23,8 @@ from . import cuda, native, storage
 from .card import Card
 from .checks import number, one_of
 from .layout import is_dense, same_layout
-from .norm import global_norm, is_dtensor, local
-from .storage import State, Storage
+from .norm import as_copy_for, as_part_of, global_norm, is_dtensor, local
+from .storage import Names, State, Storage
 
 Group = dict[str, Any]
 
@@ -56,6 +57,7 @@ class Batch:
     group: Group
     path: str
     storage: Storage
+    names: Names
     owners: list[tuple[Tensor, State]] = field(default_factory=list)
     params: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)
@@ -185,6 +187,18 @@ class Optimizer(torch.optim.Optimizer):
         """Updates the parameter p and its state in place from the gradient g at step t = 1, 2, ..."""
         raise NotImplementedError
 
+    @classmethod
+    def of_model(cls, model: nn.Module, groups: list[Group], **options: Any) -> "Optimizer":
+        """Builds the optimizer for groups of a model's parameters; for rules that ask the model for more."""
+        return cls(groups, **options)
+
+    def names_of(self, p: Tensor, group: Group) -> Names:
+        """The states of a parameter."""
+        return Names(tuple(self.card.states))
+
+    def check_options(self, group: Group) -> None:
+        """Refuses options of a group, besides those that all optimizers have, that make no sense."""
+
     def update_many(
         self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
     ) -> None:
@@ -219,7 +233,9 @@ class Optimizer(torch.optim.Optimizer):
                 raise ValueError(f"unknown key {key!r}: did you mean {near[0]!r}?")
         for name in ("lr", "eps", "weight_decay"):
             group[name] = number(name, group[name])
-        group["betas"] = self._check_betas(group["betas"])
+        if self.card.betas:
+            group["betas"] = self._check_betas(group["betas"])
+        self.check_options(group)
         for name, option in inspect.signature(type(self)).parameters.items():
             if isinstance(option.default, bool) and not isinstance(group.get(name, False), bool):
                 raise TypeError(f"{name}={group[name]!r}: use True or False")
@@ -249,12 +265,12 @@ class Optimizer(torch.optim.Optimizer):
                     f"state_dtype='int8': {name} is a DTensor, whose shards do not end where blocks do; "
                     "use 'bfloat16'"
                 )
-            if self.fused and (reason := self._why_not_fused(p)):
+            if self.fused and (reason := self.why_not_fused(p, group)):
                 raise ValueError(
                     f"fused=True cannot update {name}: {reason}; fused=None picks a path that works"
                 )
-            if self.capturable and (p.device.type != "cuda" or self._path(p) != "fused"):
-                reason = self._why_not_fused(p) or f"it is on {p.device}, or another path was asked for"
+            if self.capturable and (p.device.type != "cuda" or self._path(p, group) != "fused"):
+                reason = self.why_not_fused(p, group) or f"it is on {p.device}, or another path was asked for"
                 raise ValueError(f"capturable=True needs {name} on the fused CUDA path: {reason}")
 
     def _check_betas(self, betas: Any) -> tuple[float, ...]:
@@ -270,24 +286,30 @@ class Optimizer(torch.optim.Optimizer):
 
     # ---- paths
 
-    def _why_not_fused(self, p: Tensor) -> str:
+    def why_not_fused(self, p: Tensor, group: Group) -> str:
+        """Why no fused kernel can update a parameter with the options of its group; empty if one can."""
+        if is_dtensor(p) and not self.card.elementwise:
+            return f"the update rule of {self.card.title} looks at whole tensors, and this is a DTensor"
         return why_not_fused(self.card, local(p))
 
-    def _path(self, p: Tensor) -> str:
+    def _path(self, p: Tensor, group: Group) -> str:
         """The path that a parameter takes as it is now: the fastest that is allowed and works."""
         if self.fused or (self.fused is None and self.foreach is None):
-            reason = self._why_not_fused(p)
+            reason = self.why_not_fused(p, group)
             if not reason:
                 return "fused"
             if self.fused:
                 raise RuntimeError(f"{self.card.title}(fused=True) cannot go on: {reason}")
-        return "reference" if self.foreach is False else "foreach"
+        whole = is_dtensor(p) and not self.card.elementwise
+        return (
+            "reference" if self.foreach is False or whole or "foreach" not in self.card.paths else "foreach"
+        )
 
     @property
     def path(self) -> str:
         """The path or paths in use, e.g. "fused (CPU, AVX2)"."""
         names = {
-            f"fused ({_kernels(p.device.type)})" if (path := self._path(p)) == "fused" else path
+            f"fused ({_kernels(p.device.type)})" if (path := self._path(p, group)) == "fused" else path
             for group in self.param_groups
             for p in group["params"]
         }
@@ -365,11 +387,12 @@ class Optimizer(torch.optim.Optimizer):
                         f"{tuple(p.shape)}): use sparse=False in the layer, or torch.optim.SparseAdam for it"
                     )
                 state = self.state[p]
-                path = self._path(p)
+                path = self._path(p, group)
                 if path == "fused" and g.dtype != p.dtype:
                     if self.fused:
                         raise RuntimeError(f"fused=True: a gradient is {g.dtype}, its parameter {p.dtype}")
                     path = "foreach"
+                names = self.names_of(p, group)
                 if is_dtensor(g):
                     g = g.redistribute(p.device_mesh, p.placements)
                 if path == "fused" and not same_layout(local(g), local(p)):
@@ -380,12 +403,13 @@ class Optimizer(torch.optim.Optimizer):
                     own = self._takeable(p, g)
                     reusable = reusable and own is p.grad
                     p.grad = g = own
-                kept.fit(self.card, p, state, p.device if path == "fused" else "cpu")
+                kept.fit(self.card, names, p, state, p.device if path == "fused" else "cpu")
                 owner = (p, state)
                 if is_dtensor(p):
                     p, g, state = local(p), local(g), {name: local(x) for name, x in state.items()}
                     reusable = False
-                batch = batches.setdefault((index, path, p.device, p.dtype, kept), Batch(group, path, kept))
+                key = (index, path, p.device, p.dtype, kept, names.full, *(name for name, _ in names.small))
+                batch = batches.setdefault(key, Batch(group, path, kept, names))
                 batch.owners.append(owner)
                 batch.params.append(p)
                 batch.grads.append(g)
@@ -450,23 +474,33 @@ class Optimizer(torch.optim.Optimizer):
         if scale is not None or factor != 1:
             g = list(torch._foreach_mul(g, by))
         values = {}
-        for name in card.states:
+        for name in batch.names.full:
             if kept.taken and name == card.previous:
                 values[name] = [-s["pre_grad_scale"].to(work) * s["pre_grad"].to(work) for s in states]
             else:
                 values[name] = [storage.load(s, name, name not in card.nonnegative).to(work) for s in states]
         if kept.rounding == "kahan":
             torch._foreach_add_(p, [s["compensation"].to(work) for s in states])
+        for name, _ in batch.names.small:
+            values[name] = [state[name] for state in states]
         if batch.path == "foreach":
             self.update_many(p, g, values, t, batch.group)
         else:
-            for i in range(len(p)):
-                self.update_one(p[i], g[i], {name: x[i] for name, x in values.items()}, t[i], batch.group)
+            for i, (owner, _) in enumerate(batch.owners):
+                x, y, state = p[i], g[i], {name: x[i] for name, x in values.items()}
+                if is_dtensor(owner) and not card.elementwise:
+                    x, y = as_part_of(owner, x), as_part_of(owner, y)
+                    for name, value in state.items():
+                        wrap = as_part_of if name in batch.names.full else as_copy_for
+                        state[name] = wrap(owner, value)
+                self.update_one(x, y, state, t[i], batch.group)
         small = kept.state in ("bfloat16", "int8")
         for i, (x, state) in enumerate(zip(batch.params, states, strict=True)):
             noisy = small or kept.rounding == "stochastic"
             words = storage.noise(int(t[i]), x.numel(), x.device) if noisy else None
             for slot, name in enumerate(card.states):
+                if name not in batch.names.full:
+                    continue
                 if kept.taken and name == card.previous:
                     state["pre_grad_scale"].copy_(torch.as_tensor(by))
                 else:
@@ -498,7 +532,8 @@ class Optimizer(torch.optim.Optimizer):
             for index, p in zip(saved["params"], group["params"], strict=True):
                 if index in adopted["state"]:
                     kept = Storage.of(p, group, self.take_gradients)
-                    self.state[p] = kept.copy(self.card, p, adopted["state"][index])
+                    names = self.names_of(p, group)
+                    self.state[p] = kept.copy(self.card, names, p, adopted["state"][index])
 
     def _adopt(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         groups = [dict(group) for group in state_dict["param_groups"]]
@@ -517,13 +552,13 @@ class Optimizer(torch.optim.Optimizer):
                     if group_step is not None:
                         state.setdefault("step", group_step)
                     self.adopt_state(state)
-                    self._check_state(f"parameter {index}", p, state)
+                    self._check_state(f"parameter {index}", p, state, self.names_of(p, saved))
                     state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
         return {**state_dict, "state": states, "param_groups": groups}
 
-    def _check_state(self, name: str, p: Tensor, state: dict[str, Any]) -> None:
-        previous = self.card.previous
-        required = {"step", *self.card.states}
+    def _check_state(self, name: str, p: Tensor, state: dict[str, Any], names: Names) -> None:
+        previous, small = self.card.previous, dict(names.small)
+        required = {"step", *names.full, *small}
         if "pre_grad" in state and previous:
             required = required - {previous} | {"pre_grad"}
         scales = {f"{key}_scale" for key in required}
@@ -534,7 +569,7 @@ class Optimizer(torch.optim.Optimizer):
             )
         blocks = torch.Size([-(-p.numel() // storage.BLOCK)])
         for key in sorted(state.keys() - {"step", "pre_grad_scale"}):
-            shape = blocks if key in scales else p.shape
+            shape = torch.Size(small[key]) if key in small else blocks if key in scales else p.shape
             if state[key].shape != shape:
                 raise ValueError(
                     f"a checkpoint of another model: {key} of {name} has shape {tuple(state[key].shape)}, "

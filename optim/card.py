@@ -39,9 +39,13 @@ class Card:
         when: when to use it, in a line.
         states: state tensors, each of the parameter's shape, with the paper's symbol. In the order in which
             the fused rule takes them.
-        nonnegative: those of them that cannot be negative.
+        optional: those of them that only some options or parameters need.
+        small: state tensors of other, smaller shapes; they are float32, or float64 for float64 parameters.
+        nonnegative: those states that cannot be negative.
         previous: the one that is minus the gradient of the step before, or "".
-        betas: number of decay factors.
+        betas: number of decay factors in `betas`; 0 where there is no such argument.
+        elementwise: whether an element's update depends on nothing but its own gradient and states. Where it
+            does not (norms, means, factors), parameters that are DTensors are updated as wholes.
         options: hyper-parameters of a parameter group, besides lr, betas, eps and weight_decay.
         paths: update paths, fastest first.
         fused_devices: device types with a fused kernel.
@@ -54,16 +58,19 @@ class Card:
     when: str
     states: dict[str, str]
     betas: int
+    optional: tuple[str, ...] = ()
+    small: dict[str, str] = field(default_factory=dict)
     nonnegative: tuple[str, ...] = ()
     previous: str = ""
+    elementwise: bool = True
     options: dict[str, str] = field(default_factory=dict)
     paths: tuple[str, ...] = PATHS
     fused_devices: tuple[str, ...] = ("cpu", "cuda")
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
     def state_bytes(self, state_dtype: str = "float32") -> float:
-        """Bytes of state per parameter."""
-        return len(self.states) * STATE_BYTES[state_dtype]
+        """Bytes of state per parameter, without optional and small states."""
+        return (len(self.states) - len(self.optional)) * STATE_BYTES[state_dtype]
 
     def traffic_bytes(self, state_dtype: str = "float32", take_gradients: bool = False) -> float:
         """Bytes per float32 parameter of a one-pass step: p, g and the states read, p and the states written.

@@ -18,6 +18,22 @@ def local(x: Tensor) -> Tensor:
     return x.to_local() if is_dtensor(x) else x  # type: ignore[attr-defined]
 
 
+def as_part_of(owner: Tensor, x: Tensor) -> Tensor:
+    """A local tensor as this process's part of a DTensor like `owner`."""
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = owner.device_mesh, owner.placements  # type: ignore[attr-defined]
+    return DTensor.from_local(x, mesh, placements, run_check=False, shape=owner.shape, stride=owner.stride())
+
+
+def as_copy_for(owner: Tensor, x: Tensor) -> Tensor:
+    """A tensor that all processes have alike, to compute with beside the DTensor `owner`."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = owner.device_mesh  # type: ignore[attr-defined]
+    return DTensor.from_local(x, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The L2 norm of all tensors together, without waiting for the device.
 

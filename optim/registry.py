@@ -82,6 +82,8 @@ def build_optimizer(
             layer_decay=layer_decay,
             embedding_state_dtype=embedding_state_dtype,
         )
+        if issubclass(cls, Optimizer):
+            return cls.of_model(model_or_params, groups, **options)
         return cls(groups, **options)
     if decay_bias_and_norm or layer_decay is not None or embedding_state_dtype is not None:
         raise ValueError(

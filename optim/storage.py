@@ -108,6 +108,13 @@ def decode(codes: Tensor, maxima: Tensor, signed: bool) -> Tensor:
 # ---- the tensors of a parameter
 
 
+class Names(NamedTuple):
+    """The states of one parameter: names of those of its shape, and names and shapes of the small ones."""
+
+    full: tuple[str, ...]
+    small: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+
 class Storage(NamedTuple):
     """How one parameter and its states are kept.
 
@@ -129,7 +136,7 @@ class Storage(NamedTuple):
             state = "float32"
         return cls(state, rounding if p.dtype == torch.bfloat16 else "nearest", taken)
 
-    def fit(self, card: Card, p: Tensor, state: State, step_device: torch.device | str) -> None:
+    def fit(self, card: Card, names: Names, p: Tensor, state: State, step_device: torch.device | str) -> None:
         """Makes the state of a parameter, or makes it anew where it is kept, or lies, otherwise."""
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32)
@@ -138,7 +145,14 @@ class Storage(NamedTuple):
             self._fit_one("compensation", p, state, slot=len(card.states), dtype=p.dtype)
         else:
             state.pop("compensation", None)
+        work = torch.promote_types(p.dtype, torch.float32)
+        for name, shape in names.small:
+            old = state.get(name)
+            state[name] = torch.zeros(shape) if old is None else old
+            state[name] = state[name].to(local(p).device, work)
         for slot, name in enumerate(card.states):
+            if name not in names.full:
+                continue
             if name != card.previous:
                 self._fit_one(name, p, state, slot, signed=name not in card.nonnegative)
             elif self.taken:
@@ -149,10 +163,10 @@ class Storage(NamedTuple):
                     state[name] = -scale.to(state["pre_grad"].device) * state.pop("pre_grad")
                 self._fit_one(name, p, state, slot)
 
-    def copy(self, card: Card, p: Tensor, saved: State) -> State:
+    def copy(self, card: Card, names: Names, p: Tensor, saved: State) -> State:
         """A saved state as this storage keeps it, in memory of its own."""
         state = dict(saved)
-        self.fit(card, p, state, "cpu")
+        self.fit(card, names, p, state, "cpu")
         slots = {name: slot for slot, name in enumerate([*card.states, "compensation"])} | {"pre_grad": 0}
         return {
             name: zeros_like(p, slots[name], x.dtype).copy_(x) if name in slots else x.clone()

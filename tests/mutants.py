@@ -1,6 +1,7 @@
 """`make test-mutants`: plants faults in optim/ and csrc/, one at a time; tests/optim must notice every one.
 
-Each fault is (what is wrong, file, exact text, text put in its place). A copy of the sources gets the fault,
+Each fault is (what is wrong, file, exact text, text put in its place); those of an optimizer's own rule stand in
+its definition (tests/optim/definitions), the others here. A copy of the sources gets the fault,
 the kernels are compiled anew if it is in csrc/, and pytest runs on the copy. A text that is not found exactly
 once is an error, so that the list keeps up with the sources.
 
@@ -260,8 +261,27 @@ def copy_sources(source: Path, tree: Path) -> None:
             shutil.copy(source / name, target)
 
 
+def own_faults() -> dict[str, list[tuple[str, str, str, str]]]:
+    """The faults that the definitions list, by optimizer."""
+    sys.path.insert(0, str(ROOT / "tests" / "optim"))
+    from oracle import DEFINITIONS
+
+    return {
+        name: definition.FAULTS for name, definition in DEFINITIONS.items() if hasattr(definition, "FAULTS")
+    }
+
+
+def stages(first: str) -> list[list[str]]:
+    """What pytest is given, one run after the other; first is a test file, or an optimizer's name."""
+    files = [f"tests/optim/test_{name}.py" for name in TESTS if name != first]
+    if first in TESTS:
+        return [[f"tests/optim/test_{first}.py"], files]
+    own = [file] if (file := f"tests/optim/test_{first}.py") and Path(file).exists() else []
+    return [["tests/optim/test_oracle.py", "-k", first], own + files]
+
+
 def run(tree: Path, file: str, old: str, new: str, first: str) -> None:
-    """In a child process: plants a fault and runs the tests, those in the file named first before the others."""
+    """In a child process: plants a fault and runs the tests, in stages."""
     output = os.open(tree / "output", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -280,8 +300,8 @@ def run(tree: Path, file: str, old: str, new: str, first: str) -> None:
         sys.exit(f"imported {optim.__file__}")
     options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=line", "-rf", "--timeout=120", "-m", "not slow"]
     options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]  # it is, on purpose
-    for names in ([first], [name for name in TESTS if name != first]):
-        if status := pytest.main([*options, *(f"tests/optim/test_{name}.py" for name in names)]):
+    for stage in stages(first):
+        if status := pytest.main([*options, *stage]):
             sys.exit(int(status))
 
 
@@ -328,7 +348,7 @@ def main() -> int:
     args = parser.parse_args()
     for module in PRELOAD:
         importlib.import_module(module)
-    todo = [(fault, first) for first, faults in FAULTS.items() for fault in faults]
+    todo = [(fault, first) for first, faults in {**FAULTS, **own_faults()}.items() for fault in faults]
     todo = [(fault, first) for fault, first in todo if args.k in f"{fault[1]} {fault[0]}"]
     outcomes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:

@@ -1,7 +1,7 @@
 """What the optimizer tests share: the cases to run, gradients, and the comparison with the oracle.
 
-The cases come from the capability cards: every optimizer x path x dtype. `VARIANTS` gives each optimizer the
-option sets that make every option matter.
+The cases come from the capability cards, every optimizer x path x dtype, and the option sets that make every
+option matter from its definition (oracle.py).
 """
 
 import functools
@@ -10,7 +10,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from oracle import RULES, Oracle
+from oracle import DEFINITIONS, Oracle
 
 import optim
 from optim import native, storage
@@ -22,13 +22,9 @@ FLAGS = {
 }
 NAMES = list(optim.CARDS)
 
-# Far from the defaults and from each other, so that no mistake hides: three different betas, weight decay
-# and eps that move every digit.
-_ADAN = dict(lr=0.07, betas=(0.7, 0.6, 0.8), eps=1e-8, weight_decay=0.0)
-_ADAMW = dict(lr=0.07, betas=(0.7, 0.85), eps=1e-8, weight_decay=0.0)
 
-
-def _common(base):
+def _variants(definition):
+    base = definition.BASE
     return {
         "plain": base,
         "eps": {**base, "eps": 0.3},
@@ -37,18 +33,11 @@ def _common(base):
         "no_need_to_clip": {**base, "max_grad_norm": 1e4, "eps": 0.2},
         "maximize": {**base, "maximize": True, "weight_decay": 0.3},
         "maximize_clip": {**base, "maximize": True, "max_grad_norm": 0.7},
+        **definition.VARIANTS,
     }
 
 
-VARIANTS = {
-    "adan": {
-        **_common(_ADAN),
-        "no_prox": {**_ADAN, "weight_decay": 0.4, "no_prox": True, "eps": 0.01},
-        "beta1=0": {**_ADAN, "betas": (0.0, 0.9, 0.5), "weight_decay": 0.1},
-        "beta3=0": {**_ADAN, "betas": (0.9, 0.3, 0.0), "eps": 0.1},
-    },
-    "adamw": {**_common(_ADAMW), "beta1=0": {**_ADAMW, "betas": (0.0, 0.5), "weight_decay": 0.1}},
-}
+VARIANTS = {name: _variants(DEFINITIONS[name]) for name in NAMES}
 
 PATHS = [(name, path) for name, card in optim.CARDS.items() for path in card.paths]
 CASES = [(name, path, dtype) for name, path in PATHS for dtype in optim.CARDS[name].dtypes]
@@ -93,6 +82,8 @@ each_kept = pytest.mark.parametrize(
 )
 each_path = pytest.mark.parametrize(("name", "path"), PATHS)
 each_name = pytest.mark.parametrize("name", NAMES)
+FUSED = [name for name, path in PATHS if path == "fused"]
+each_fused_name = pytest.mark.parametrize("name", FUSED)
 each_case = pytest.mark.parametrize(("name", "path", "dtype"), CASES, ids=case_id)
 
 
@@ -131,7 +122,7 @@ def array(x):
 
 def oracle_of(optimizer):
     """An oracle with the optimizer's groups, options, parameters and states as they are now."""
-    hyper_names = [*inspect.signature(RULES[optimizer.card.name][0]).parameters][4:]
+    hyper_names = [*inspect.signature(DEFINITIONS[optimizer.card.name].step).parameters][4:]
     groups = [
         (
             [array(p) for p in group["params"]],
@@ -157,7 +148,7 @@ def resync(oracle, optimizer):
             oracle.steps[i] = int(state["step"])
             if "compensation" in state:
                 oracle.params[i] += array(state["compensation"])
-            oracle.states[i] = {name: value_of(optimizer, state, name) for name in oracle.names}
+            oracle.states[i] = {name: value_of(optimizer, state, name) for name in oracle.states[i]}
 
 
 def value_of(optimizer, state, name):
@@ -172,15 +163,25 @@ def gradients(optimizer):
     return [None if p.grad is None else array(p.grad) for p in all_params(optimizer)]
 
 
+def roundings_of(name):
+    return getattr(DEFINITIONS[name], "ROUNDINGS", 12)
+
+
+def full_states(optimizer, p):
+    """The names of the states of a parameter that have its shape."""
+    group = next(group for group in optimizer.param_groups if any(p is q for q in group["params"]))
+    return optimizer.names_of(p, group).full
+
+
 # Single-step tolerances, for parameters, gradients and states of the order of one:
 # float64 and float32 arithmetic: about a dozen operations, each within half an eps of its result.
 # bfloat16 and float16 are computed in float32 and rounded once to nearest: half a unit in the last place of
 # the storage type, and the float32 error on top. Rounding by truncation, or twice, is outside.
 # Stochastic rounding: a whole unit. 8-bit codes: their step, see csrc/storage.h.
-def tolerance(expected, dtype, steps=1, units=0.5):
+def tolerance(expected, dtype, steps=1, units=0.5, roundings=12):
     work = torch.promote_types(dtype, torch.float32)
     scale = np.maximum(1.0, np.abs(expected))
-    error = 12 * torch.finfo(work).eps * scale * steps
+    error = roundings * torch.finfo(work).eps * scale * steps
     if work == dtype:
         return error
     info = torch.finfo(dtype)
@@ -199,11 +200,13 @@ def tolerance_of_codes(expected, codes, maxima, signed):
 
 def tolerance_of(optimizer, p, state, name, expected, steps):
     card, kept = optimizer.card, optimizer.param_groups[0]["state_dtype"]
+    roundings = roundings_of(card.name)
     if name == card.previous and "pre_grad" in state:
-        return tolerance(expected, torch.promote_types(p.dtype, torch.float32), steps)
+        return tolerance(expected, torch.promote_types(p.dtype, torch.float32), steps, roundings=roundings)
     if f"{name}_scale" in state:
         return tolerance_of_codes(expected, state[name], state[f"{name}_scale"], name not in card.nonnegative)
-    return tolerance(expected, state[name].dtype, steps, units=1.0 if kept == "bfloat16" else 0.5)
+    units = 1.0 if kept == "bfloat16" else 0.5
+    return tolerance(expected, state[name].dtype, steps, units, roundings)
 
 
 def compare(oracle, optimizer, steps=1):
@@ -213,12 +216,14 @@ def compare(oracle, optimizer, steps=1):
         assert int(state.get("step", 0)) == oracle.steps[i], f"parameter {i}: step count"
         rounding = optimizer.param_groups[0]["param_rounding"] if p.dtype == torch.bfloat16 else "nearest"
         ours, expected = array(p), oracle.params[i]
-        allowed = tolerance(expected, p.dtype, steps, units=1.0 if rounding == "stochastic" else 0.5)
+        roundings = roundings_of(optimizer.card.name)
+        units = 1.0 if rounding == "stochastic" else 0.5
+        allowed = tolerance(expected, p.dtype, steps, units, roundings)
         if rounding == "kahan" and state:  # together they have 16 bits
             ours = ours + array(state["compensation"])
-            allowed = tolerance(expected, torch.float32, steps) + 2.0**-16 * np.abs(expected)
+            allowed = tolerance(expected, torch.float32, steps, 0.5, roundings) + 2.0**-16 * np.abs(expected)
         rows = [("parameter", ours, expected, allowed)]
-        for name in oracle.names if state else ():
+        for name in oracle.states[i] if state else ():
             expected = oracle.states[i][name]
             allowed = tolerance_of(optimizer, p, state, name, expected, steps)
             rows.append((name, value_of(optimizer, state, name), expected, allowed))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import each_name
+from harness import each_fused_name
 from tables import SIZES, all_kinds, assert_same, hyper_of, make, snapshot, step
 
 import optim
@@ -36,7 +36,7 @@ def instances(name):
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
-@each_name
+@each_fused_name
 def test_every_kernel_compiles(name, arch):
     pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the CUDA builds of torch")
     wanted = instances(name)
@@ -190,7 +190,7 @@ def emulated(libraries, monkeypatch):
     return lambda card, kinds: load_kernels(card, kinds, 0)
 
 
-@each_name
+@each_fused_name
 def test_kernels_do_what_the_cpu_kernels_do(name, emulated):
     card, hyper = optim.CARDS[name], hyper_of(name, **options_of(name))
     for kinds in all_kinds(card):
@@ -201,7 +201,7 @@ def test_kernels_do_what_the_cpu_kernels_do(name, emulated):
             assert_same(snapshot(ours), snapshot(expected), f"{kinds}, step {i + 1}")
 
 
-@each_name
+@each_fused_name
 def test_numbers_on_the_device(name, emulated):
     """Scale and learning rate as tensors of either type; steps that are left out change nothing."""
     card, hyper = optim.CARDS[name], hyper_of(name, **options_of(name))
@@ -238,7 +238,7 @@ def test_nothing_past_the_end_counts_for_a_maximum(emulated):
     assert state["exp_avg_sq_scale"].tolist() == [torch.inf]
 
 
-@each_name
+@each_fused_name
 def test_launches(name, emulated):
     """Two launches a step, of any tensors; addresses are put on the device once, and anew for a stream."""
     card, hyper = optim.CARDS[name], hyper_of(name, **options_of(name))

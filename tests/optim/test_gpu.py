@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from harness import KEPT, assert_same_bits, each_name, kept_by, random, tensors_of
+from harness import FUSED, KEPT, assert_same_bits, each_fused_name, kept_by, random, tensors_of
 from tables import all_kinds, assert_same, hyper_of, make, snapshot, step
 from torch import nn
 
@@ -66,7 +66,7 @@ def assert_same_optimizers(ours, expected):
     assert_same_bits(*([x.cpu() for x in tensors_of(optimizer)] for optimizer in (ours, expected)))
 
 
-@each_name
+@each_fused_name
 def test_kernels_do_what_the_cpu_kernels_do(name):
     card, hyper = optim.CARDS[name], hyper_of(name, **exact(name))
     for kinds in all_kinds(card):
@@ -78,7 +78,7 @@ def test_kernels_do_what_the_cpu_kernels_do(name):
             assert_same(snapshot(ours), snapshot(expected), f"{kinds}, step {i + 1}")
 
 
-@each_name
+@each_fused_name
 @pytest.mark.parametrize("options", [dict(), dict(max_grad_norm=0.5), dict(maximize=True, max_grad_norm=2.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_optimizers_on_both_devices(name, options, dtype):
@@ -97,7 +97,7 @@ def test_optimizers_on_both_devices(name, options, dtype):
         torch.testing.assert_close(x.cpu(), y, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize(("name", "case"), [(name, case) for name in optim.CARDS for case in kept_by(name)])
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name in FUSED for case in kept_by(name)])
 def test_every_way_to_keep_tensors(name, case):
     dtype, options = kept_by(name)[case]
     ours, p = fused(name, dtype=dtype, **options)
@@ -113,7 +113,7 @@ def test_every_way_to_keep_tensors(name, case):
 # ---- CUDA graphs
 
 
-@each_name
+@each_fused_name
 @pytest.mark.parametrize("case", ["f32", "f32_int8", "bf16_bfloat16_stochastic", "bf16_int8_kahan"])
 def test_graph(name, case):
     """Replays between steps outside the graph, with gradients and learning rates from outside."""
@@ -142,7 +142,7 @@ def test_graph(name, case):
     both(4, ours.step)
 
 
-@each_name
+@each_fused_name
 def test_graph_of_a_training_step(name):
     """Gradients that are allocated within the graph."""
 
@@ -192,7 +192,7 @@ def test_a_graph_needs_capturable():
 # ---- streams, threads, devices
 
 
-@each_name
+@each_fused_name
 def test_streams(name):
     """Several optimizers at once on streams of their own, which they also exchange."""
     shapes = [(1000, 1001), (5,)]
@@ -241,7 +241,7 @@ def _error_of(function):
     return None
 
 
-@each_name
+@each_fused_name
 def test_two_devices(name):
     if torch.cuda.device_count() < 2:
         pytest.skip("this machine has one CUDA device")
@@ -261,7 +261,7 @@ def test_two_devices(name):
 # ---- mixed precision, size
 
 
-@each_name
+@each_fused_name
 @pytest.mark.parametrize("case", ["f32", "f32_int8", "f32_taken", "f32_bfloat16_taken"])
 def test_steps_with_inf_are_left_out(name, case):
     """With a GradScaler, which never waits for the device."""

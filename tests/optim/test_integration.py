@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from harness import all_params, assert_same_bits, build, each_path, random, tensors_of
+from harness import all_params, assert_same_bits, build, each_path, full_states, random, tensors_of
 from torch import nn
 from torch.distributed.checkpoint import state_dict as dcp_state
 
@@ -182,14 +182,11 @@ def worker(rank, port, folder, cases):
             saved = dcp_state.get_optimizer_state_dict(model, optimizer, options=whole)
             results[name, path, str(options)] = [p.full_tensor().detach() for p in model.parameters()]
             if rank == 0:
-                assert all(
-                    x.shape == p.shape
-                    for x, p in zip(
-                        (saved["state"][n]["exp_avg"] for n, _ in model.named_parameters()),
-                        model.parameters(),
-                        strict=True,
-                    )
-                )
+                for n, p in model.named_parameters():
+                    held = saved["state"][n]
+                    keys = {*full_states(optimizer, p), "pre_grad"} & held.keys()
+                    assert keys
+                    assert all(held[key].shape == p.shape for key in keys)
         if rank == 0:
             torch.save(results, folder / "results.pt")
     finally:

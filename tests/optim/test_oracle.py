@@ -11,7 +11,7 @@ import pytest
 import torch
 from harness import (
     CASES,
-    NAMES,
+    FUSED,
     PATHS,
     VARIANTS,
     all_params,
@@ -20,8 +20,8 @@ from harness import (
     case_id,
     compare,
     each_case,
+    each_fused_name,
     each_kept,
-    each_name,
     each_path,
     gradients,
     kept_by,
@@ -152,7 +152,7 @@ each_fused = pytest.mark.parametrize(
     ("name", "dtype", "kept"),
     [
         pytest.param(name, dtype, kept, id=f"{name}-{case}")
-        for name in NAMES
+        for name in FUSED
         for case, (dtype, kept) in kept_by(name).items()
     ],
 )
@@ -166,7 +166,7 @@ def test_threads_do_not_matter(name, dtype, kept):
         assert_same_bits(one, run_threads(name, dtype, threads, kept))
 
 
-@each_name
+@each_fused_name
 def test_threads_agree_with_the_oracle(name):
     rng = np.random.default_rng(7)
     before = torch.get_num_threads()

@@ -15,6 +15,7 @@ from harness import (
     each_kept,
     each_name,
     each_path,
+    full_states,
     gradients,
     make_params,
     oracle_of,
@@ -213,7 +214,8 @@ def test_mixed_dtypes_in_one_group(name, path):
         oracle.step(gradients(optimizer))
         optimizer.step()
         compare(oracle, optimizer)
-    assert all(optimizer.state[p][key].dtype == p.dtype for p in params for key in oracle.names)
+    for p in params:
+        assert all(optimizer.state[p][key].dtype == p.dtype for key in full_states(optimizer, p))
 
 
 # ---- non-finite gradients
@@ -331,8 +333,9 @@ def test_hyper_parameters_follow_the_group(name, path):
     oracle = oracle_of(optimizer)
     rng = np.random.default_rng(1)
     group = optimizer.param_groups[0]
-    betas = tuple(0.9 - 0.1 * i for i in range(len(group["betas"])))
-    changes = [{}, {"betas": betas}, {"eps": 0.7}, {"weight_decay": 1.0}, {"maximize": True}]
+    changes = [{}, {"eps": 0.7}, {"weight_decay": 1.0}, {"maximize": True}]
+    if "betas" in group:
+        changes.append({"betas": tuple(0.9 - 0.1 * i for i in range(len(group["betas"])))})
     if "no_prox" in group:
         changes.append({"no_prox": True})
     for change in changes:
