@@ -14,7 +14,7 @@ FLAGS = "-std=c++17 -O3 -fopenmp -fschedule-insns -fno-math-errno -fno-trapping-
 cpu = Extension(
     "optim._cpu",
     sources=["csrc/cpu.cpp"],
-    depends=["csrc/rules.h", "csrc/storage.h", "csrc/table.h", "csrc/tensors.h"],
+    depends=[f"csrc/{name}.h" for name in ("processor", "rules", "storage", "sums", "table", "tensors")],
     language="c++",
     extra_compile_args=FLAGS.split(),
     py_limited_api=True,  # only functions of the stable ABI, declared in csrc/tensors.h

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "sums.h"
 #include "table.h"
 #include "tensors.h"
 
@@ -17,31 +18,84 @@ namespace {
 using namespace storage;
 using namespace tables;
 
+// The sum of a block, the same on every instruction set.
+template <class R>
+RULE_FN R total(const R (&x)[kBlock]) {
+  constexpr int lanes = 16;
+  R sums[lanes] = {};
+  for (int i = 0; i < kBlock; i += lanes)
+    for (int j = 0; j < lanes; ++j) sums[j] += x[i + j];
+  for (int half = lanes / 2; half; half /= 2)
+    for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
+  return sums[0];
+}
+
 // The rule for n elements: p, g and the previous gradient in the type of the arithmetic, states as S: that
 // type too, or bfloat16 with stochastic rounding (then at most kBlock elements, with their noise).
-template <class Rule, class S, bool taken, class R>
-RULE_FN void update(const Common<Rule, R>& common, R* p, const R* g, const R* previous, S* const* states, int64_t n,
-                    const uint32_t* places, uint32_t key) {
+// All of them have the factor row, times columns[i] where there are columns; the numbers to be added up go
+// to sums[j][i].
+template <class Rule, class S, bool taken, bool columned, class R>
+RULE_FN void loop(const Common<Rule, R>& common, R* p, const R* g, const R* previous, S* const* states, int64_t n,
+                  const uint32_t* places, uint32_t key, R row, const R* columns, R (*sums)[kBlock]) {
   constexpr bool rounded = !std::is_same_v<S, R>;
   const auto k = common.scalars;  // copies that no store can alias, or the loop is not vectorised
   const R previous_scale = common.previous_scale;
   constexpr auto kept = [](int j) { return !taken || j != Rule::previous; };
-  S* s[Rule::states];
+  S* s[rules::kSlots<Rule>];
   for (int j = 0; j < Rule::states; ++j) s[j] = states[j];
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    R parameter = p[i], gradient = g[i], state[Rule::states];
+    R parameter = p[i], gradient = g[i], state[rules::kSlots<Rule>], number[rules::kSums<Rule>];
     if constexpr (rounded) gradient = quiet(gradient);
     for (int j = 0; j < Rule::states; ++j) state[j] = kept(j) ? load(s[j][i]) : -previous_scale * previous[i];
-    Rule::update(k, gradient, parameter, state);
-    p[i] = parameter;
+    rules::update<Rule>(k, columned ? row * columns[i] : row, gradient, parameter, state, number);
+    for (int j = 0; j < Rule::sums; ++j) sums[j][i] = number[j];
+    if constexpr (Rule::writes_param) p[i] = parameter;
     for (int j = 0; j < Rule::states; ++j) {
-      if (!kept(j)) continue;
+      if (!kept(j) || !Rule::writes_states) continue;
       if constexpr (rounded)
         store(s[j][i], state[j], noise_bits<16>(places[i] ^ key, j));
       else
         store(s[j][i], state[j]);
     }
+  }
+}
+
+// The same for elements from `at` on of the tensor of a row, with its factors and sums.
+template <class Rule, class S, bool taken, class R>
+RULE_FN void update(const Common<Rule, R>& common, R* p, const R* g, const R* previous, S* const* states, int64_t n,
+                    const uint32_t* places, uint32_t key, void* const* row, int64_t at) {
+  if constexpr (Rule::factors) {
+    const R *rows = static_cast<const R*>(row[kRows]), *columns = static_cast<const R*>(row[kColumns]);
+    const int64_t length = reinterpret_cast<int64_t>(row[kLength]);
+    for (int64_t i = 0; i < n;) {
+      const int64_t r = (at + i) / length, c = (at + i) % length, count = std::min(n - i, length - c);
+      const R* before = taken ? previous + i : nullptr;
+      const R factor = rows ? rows[r] : R(1);
+      S* s[rules::kSlots<Rule>];
+      for (int j = 0; j < Rule::states; ++j) s[j] = states[j] + i;
+      if (columns)
+        loop<Rule, S, taken, true>(common, p + i, g + i, before, s, count, places + i, key, factor, columns + c,
+                                   static_cast<R(*)[kBlock]>(nullptr));
+      else
+        loop<Rule, S, taken, false>(common, p + i, g + i, before, s, count, places + i, key, factor,
+                                    static_cast<const R*>(nullptr), static_cast<R(*)[kBlock]>(nullptr));
+      i += count;
+    }
+  } else if constexpr (Rule::sums > 0) {
+    for (int64_t i = 0; i < n; i += kBlock) {
+      const int64_t count = std::min<int64_t>(kBlock, n - i);
+      alignas(64) R sums[Rule::sums][kBlock] = {};
+      S* s[rules::kSlots<Rule>];
+      for (int j = 0; j < Rule::states; ++j) s[j] = states[j] + i;
+      loop<Rule, S, taken, false>(common, p + i, g + i, taken ? previous + i : nullptr, s, count, places, key, R(1),
+                                  static_cast<const R*>(nullptr), sums);
+      for (int j = 0; j < Rule::sums; ++j)
+        static_cast<R*>(row[kBlockSums])[(at + i) / kBlock * Rule::sums + j] = total(sums[j]);
+    }
+  } else {
+    loop<Rule, S, taken, false>(common, p, g, previous, states, n, places, key, R(1), static_cast<const R*>(nullptr),
+                                static_cast<R(*)[kBlock]>(nullptr));
   }
 }
 
@@ -89,8 +143,8 @@ RULE_FN void shrink(int kind, void* to, int64_t at, const float* x, int64_t n) {
 }
 
 template <class Rule, class S>
-RULE_FN std::array<S*, Rule::states> states_at(void* const* row, int64_t at) {
-  std::array<S*, Rule::states> s;
+RULE_FN std::array<S*, rules::kSlots<Rule>> states_at(void* const* row, int64_t at) {
+  std::array<S*, rules::kSlots<Rule>> s;
   for (int j = 0; j < Rule::states; ++j) s[j] = static_cast<S*>(row[kStates + j]) + at;
   return s;
 }
@@ -101,7 +155,7 @@ RULE_FN void direct(const Common<Rule, R>& common, void* const* row, int64_t beg
   const auto at = [=](int column) { return static_cast<R*>(row[column]) + begin; };
   const R* previous = taken ? at(kPrevious) : nullptr;
   const auto s = states_at<Rule, R>(row, begin);
-  update<Rule, R, taken>(common, at(kParam), at(kGrad), previous, s.data(), end - begin, nullptr, 0);
+  update<Rule, R, taken>(common, at(kParam), at(kGrad), previous, s.data(), end - begin, nullptr, 0, row, begin);
 }
 
 // At most kBlock elements of a tensor, from a multiple of kBlock on. What is not kept in float32 is expanded
@@ -125,12 +179,12 @@ RULE_FN void block(const Kinds& kinds, const Common<Rule, float>& common, void* 
   }
   if (kinds.state == kStateFloat32) {
     const auto s = states_at<Rule, float>(row, at);
-    update<Rule, float, taken>(common, p, g, previous, s.data(), n, nullptr, 0);
+    update<Rule, float, taken>(common, p, g, previous, s.data(), n, nullptr, 0, row, at);
   } else if (kinds.state == kStateBfloat16) {
     const auto s = states_at<Rule, bfloat16>(row, at);
-    update<Rule, bfloat16, taken>(common, p, g, previous, s.data(), n, places, key);
+    update<Rule, bfloat16, taken>(common, p, g, previous, s.data(), n, places, key, row, at);
   } else {
-    float* s[Rule::states];
+    float* s[rules::kSlots<Rule>];
     for (int j = 0; j < Rule::states; ++j) {
       s[j] = buffers[3 + j];
       void *state = row[kStates + j], *maxima = row[kStates + Rule::states + j];
@@ -142,10 +196,10 @@ RULE_FN void block(const Kinds& kinds, const Common<Rule, float>& common, void* 
       else
         decode<true>(s[j], state, at, maxima, n);
     }
-    update<Rule, float, taken>(common, p, g, previous, s, n, nullptr, 0);
+    update<Rule, float, taken>(common, p, g, previous, s, n, nullptr, 0, row, at);
     for (int j = 0; j < Rule::states; ++j) {
       void *state = row[kStates + j], *maxima = row[kStates + Rule::states + j];
-      if (taken && j == Rule::previous) continue;
+      if ((taken && j == Rule::previous) || !Rule::writes_states) continue;
       if (kinds.state != kStateInt8)
         shrink(kinds.parameter, state, at, s[j], n);
       else if (Rule::nonnegative >> j & 1)
@@ -154,7 +208,7 @@ RULE_FN void block(const Kinds& kinds, const Common<Rule, float>& common, void* 
         encode<true>(state, at, maxima, s[j], n, places, key, j);
     }
   }
-  if (kinds.parameter == kFloat32) return;
+  if (kinds.parameter == kFloat32 || !Rule::writes_param) return;
   if (kinds.rounding == kStochastic) {
     bfloat16* to = static_cast<bfloat16*>(row[kParam]) + at;
 #pragma GCC ivdep
@@ -179,12 +233,14 @@ RULE_FN void span(const Kinds&, const Common<Rule, double>& common, void* const*
 template <class Rule, bool taken>
 RULE_FN void span(const Kinds& kinds, const Common<Rule, float>& common, void* const* row, int64_t begin,
                   int64_t end) {
-  if (kinds.parameter == kFloat32 && (kinds.state == kLikeParameter || kinds.state == kStateFloat32))
+  if (!Rule::small || (kinds.parameter == kFloat32 && (kinds.state == kLikeParameter || kinds.state == kStateFloat32)))
     return direct<Rule, taken>(common, row, begin, end);
+  if constexpr (Rule::small) {
   uint32_t places[kBlock];
   for (uint32_t i = 0; i < std::min<int64_t>(kBlock, end - begin); ++i) places[i] = noise_of_place(common.step, i);
   for (int64_t at = begin; at < end; at += kBlock)
     block<Rule, taken>(kinds, common, row, at, std::min<int64_t>(kBlock, end - at), places);
+  }
 }
 
 // The same loops compiled for each instruction set; floating-point contraction is off (setup.py), so all
@@ -199,26 +255,16 @@ using Span = void (*)(const Kinds&, const Common<Rule, R>&, void* const*, int64_
   }
 SPAN_FOR(span_baseline, )
 #ifdef __x86_64__
-SPAN_FOR(span_avx2, __attribute__((target("avx2"))))
-SPAN_FOR(span_avx512, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"))))
+SPAN_FOR(span_avx2, TARGET_AVX2)
+SPAN_FOR(span_avx512, TARGET_AVX512)
 #endif
-
-int instruction_set() {
-#ifdef __x86_64__
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return 2;
-  if (__builtin_cpu_supports("avx2")) return 1;
-#endif
-  return 0;
-}
 
 template <class Rule, bool taken, class R>
 Span<Rule, R> best_span() {
 #ifdef __x86_64__
   static const Span<Rule, R> table[] = {span_baseline<Rule, taken, R>, span_avx2<Rule, taken, R>,
                                         span_avx512<Rule, taken, R>};
-  static const Span<Rule, R> best = table[instruction_set()];
+  static const Span<Rule, R> best = table[processor::instruction_set()];
   return best;
 #else
   return span_baseline<Rule, taken, R>;
@@ -241,7 +287,7 @@ void run(const Kinds& kinds, int64_t rows, void** table, const int64_t* ends, co
   for (int64_t i = 0; i < rows; ++i) {
     void** row = table + i * width;
     float& step = *static_cast<float*>(row[kStep]);
-    step += 1;
+    step += Rule::counts;
     if (i && uint32_t(step) == scratch.back().step)
       scratch.push_back(scratch.back());
     else
@@ -286,7 +332,7 @@ extern "C" {
 
 const char* cpu_instruction_set() {
   static const char* const names[] = {"baseline", "AVX2", "AVX-512"};
-  return names[instruction_set()];
+  return names[processor::instruction_set()];
 }
 
 // These three must be called with the GIL; see csrc/tensors.h.
@@ -315,4 +361,19 @@ intptr_t cpu_refresh(PyObject* const* params, PyObject* const* states, PyObject*
   }
 EXPORT_RULE(adan, Adan)
 EXPORT_RULE(adamw, AdamW)
+EXPORT_RULE(adam_mini, AdamMini)
+EXPORT_RULE(lamb_moments, LambMoments)
+EXPORT_RULE(lamb, Lamb)
+
+// Sums of squares, times weights where there are any, of tensors of one dtype (Parameter): to[i] has one for each
+// run of lengths[i] elements of x[i], of which there are sizes[i]. By columns: one for each place in such a run.
+void cpu_square_sums(int parameter, int64_t count, const void* const* x, const int64_t* sizes,
+                     const int64_t* lengths, const void* const* weights, void* const* to, int threads) {
+  sums::of_rows(parameter, count, x, sizes, lengths, weights, to, threads);
+}
+
+void cpu_column_square_sums(int parameter, int64_t count, const void* const* x, const int64_t* sizes,
+                            const int64_t* lengths, void* const* to, int threads) {
+  sums::of_columns(parameter, count, x, sizes, lengths, to, threads);
+}
 }

@@ -180,7 +180,7 @@ class Lane {
 
  public:
   using Chunk = kernels::Chunk<Rule, Common>;
-  static constexpr bool coded = state == kStateInt8;
+  static constexpr bool coded = state == kStateInt8, summed = Rule::sums > 0;
   static constexpr int kThreads = kWarp * kWarps, kBlocks = sizeof(R) == 4 ? 2 : 1;  // on a multiprocessor
 
   // Counts the step of row first + i and makes its Common; nothing if a found_inf is not zero.
@@ -193,7 +193,7 @@ class Lane {
     if (found_inf.at && *found_inf != 0) return;
     if (lr.at) hyper.lr = *lr;
     if (scale.at) factor *= *scale;
-    const float step = *reinterpret_cast<float*>(work.word(kStep, row)) += 1;
+    const float step = *reinterpret_cast<float*>(work.word(kStep, row)) += Rule::counts;
     Common common = common_of<Rule, R>(hyper, step, factor);
     if (taken) {
       R& previous_scale = *reinterpret_cast<R*>(work.word(kPreviousScale, row));
@@ -211,7 +211,8 @@ class Lane {
     return bits % 16 == 0;
   }
 
-  uint32_t top[Rule::states];  // largest absolute value of each state: its bits, which have the same order
+  R sum[rules::kSums<Rule>];  // of the numbers that the rule adds up, over the lane's elements
+  uint32_t top[rules::kSlots<Rule>];  // largest absolute value of each state: its bits, which have the same order
 
   RULE_FN Lane(const Chunk& chunk, Tile tile, int lane, bool aligned)
       : chunk(chunk), tile(tile), lane(lane), wide(aligned && tile.count == kBlock) {
@@ -225,7 +226,7 @@ class Lane {
 
   RULE_FN void update() {
     const Common& common = chunk.common;
-    float factor[Rule::states];
+    float factor[rules::kSlots<Rule>];
 #pragma unroll
     for (int j = 0; j < Rule::states; ++j) {
       top[j] = 0;
@@ -234,8 +235,10 @@ class Lane {
       factor[j] = positive(j) ? Code<false>::decode_factor(most) : Code<true>::decode_factor(most);
     }
 #pragma unroll
+    for (int j = 0; j < rules::kSums<Rule>; ++j) sum[j] = 0;
+#pragma unroll
     for (int k = 0; k < kLane; ++k) {
-      R gradient = load(grad[k]), values[Rule::states];
+      R gradient = load(grad[k]), values[rules::kSlots<Rule>], numbers[rules::kSums<Rule>];
       if constexpr (coded || rounded) gradient = quiet(gradient);
       new_param[k] = load(param[k]);
       if constexpr (rounding == kKahan) new_param[k] += load(compensation[k]);
@@ -249,7 +252,11 @@ class Lane {
         else
           values[j] = load(s[j][k]);
       }
-      Rule::update(common.scalars, gradient, new_param[k], values);
+      const R x = Rule::factors ? factor_of(place<V>(lane, k)) : R(1);
+      rules::update<Rule>(common.scalars, x, gradient, new_param[k], values, numbers);
+#pragma unroll
+      for (int j = 0; j < Rule::sums; ++j)
+        if (place<V>(lane, k) < tile.count) sum[j] += numbers[j];
 #pragma unroll
       for (int j = 0; j < Rule::states; ++j) {
         new_s[j][k] = values[j];
@@ -261,6 +268,12 @@ class Lane {
     }
   }
 
+  // After the sums of a warp's lanes have been added up.
+  RULE_FN void store_sums() const {
+    for (int j = 0; j < Rule::sums; ++j)
+      if (lane == 0) reinterpret_cast<R*>(chunk.address[kBlockSums])[tile.at / kBlock * Rule::sums + j] = sum[j];
+  }
+
   RULE_FN void store_all() const {
     uint32_t noise[kLane];
     if constexpr (coded || rounded || rounding == kStochastic) {
@@ -270,13 +283,13 @@ class Lane {
     }
     P p[kLane];
 #pragma unroll
-    for (int k = 0; k < kLane; ++k) {
+    for (int k = 0; Rule::writes_param && k < kLane; ++k) {
       if constexpr (rounding == kStochastic)
         store(p[k], quiet(new_param[k]), noise_of_parameter(noise[k]));
       else
         store(p[k], new_param[k]);
     }
-    put<V>(at<P>(kParam), p, lane, tile.count, wide);
+    if constexpr (Rule::writes_param) put<V>(at<P>(kParam), p, lane, tile.count, wide);
     if constexpr (rounding == kKahan) {  // what the parameter could not take waits for the next step
       bfloat16 rest[kLane];
 #pragma unroll
@@ -285,7 +298,7 @@ class Lane {
     }
 #pragma unroll
     for (int j = 0; j < Rule::states; ++j) {
-      if (!kept(j)) continue;
+      if (!kept(j) || !Rule::writes_states) continue;
       S to[kLane];
       if constexpr (coded) {
         const float most = float_of(top[j]);
@@ -317,13 +330,25 @@ class Lane {
   const bool wide;
   P param[kLane], grad[kLane], previous[kLane];  // as they are in memory
   bfloat16 compensation[kLane];
-  S s[Rule::states][kLane];
-  R new_param[kLane], new_s[Rule::states][kLane];  // as computed
+  S s[rules::kSlots<Rule>][kLane];
+  R new_param[kLane], new_s[rules::kSlots<Rule>][kLane];  // as computed
 
   template <class T>
   RULE_FN T* at(int column) const {
     return reinterpret_cast<T*>(chunk.address[column]) + tile.at;
   }
+  // The factor of an element of the tile. Where rows are as long as a tile or longer, it is in the row of the
+  // tile's first element or in the next.
+  RULE_FN R factor_of(int place) const {
+    if (place >= tile.count) return 0;
+    const R *rows = reinterpret_cast<const R*>(chunk.address[kRows]),
+            *columns = reinterpret_cast<const R*>(chunk.address[kColumns]);
+    const int64_t length = chunk.address[kLength], i = tile.at % length + place;
+    const int64_t more = length >= kBlock ? i >= length : uint32_t(i) / uint32_t(length);
+    const R row = rows ? rows[tile.at / length + more] : R(1);
+    return columns ? row * columns[i - more * length] : row;
+  }
+
   RULE_FN float* maximum(int j) const {
     return reinterpret_cast<float*>(chunk.address[kStates + Rule::states + j]) + tile.at / kBlock;
   }
@@ -365,6 +390,12 @@ __device__ __forceinline__ void step(const Work& work, Number found_inf) {
       for (uint32_t& top : lane.top)
         for (int distance = kWarp / 2; distance; distance /= 2)
           top = max(top, __shfl_xor_sync(0xffffffff, top, distance));
+    if constexpr (Lane::summed) {
+      for (auto& sum : lane.sum)
+        for (int distance = kWarp / 2; distance; distance /= 2)
+          sum += __shfl_xor_sync(0xffffffff, sum, distance);
+      lane.store_sums();
+    }
     lane.store_all();
   }
 }

@@ -2,8 +2,9 @@
 //   Hyper      the hyper-parameters of a parameter group, in the order Python passes them
 //   Scalars    what is the same for all elements of a tensor, made once per tensor and step
 //   update()   the rule for one element, in registers: g is the gradient, p the parameter, s the states
-//   states, nonnegative (a bit for each state that cannot be negative), previous (the state that is minus
-//   the gradient of the step before; -1 where there is none)
+//   states, and what of Plain it has otherwise
+// Rules that need norms or means come in parts: a pass that adds up numbers (sums), a few lines of Python that
+// make of them a factor for each row, column or tensor, and a pass that uses it.
 // The code is plain C++17, valid for the host and for CUDA; where values are kept and in which type is
 // the backend's business. T is float, or double for double parameters.
 #pragma once
@@ -20,9 +21,38 @@ namespace rules {
 RULE_FN float root(float x) { return sqrtf(x); }
 RULE_FN double root(double x) { return sqrt(x); }
 
+// What most rules are.
+struct Plain {
+  static constexpr unsigned nonnegative = 0;   // a bit for each state that cannot be negative
+  static constexpr int previous = -1;          // the state that is minus the gradient of the step before
+  static constexpr bool counts = true;         // whether this pass counts the step
+  static constexpr bool writes_param = true;
+  static constexpr bool writes_states = true;
+  static constexpr bool small = true;     // whether parameters and states may be kept in less than the arithmetic's type
+  static constexpr bool factors = false;  // update(k, x, g, p, s): x is a factor that the table gives
+  static constexpr int sums = 0;          // update(k, g, p, s, q): the numbers q are added up
+};
+
+template <class Rule>
+constexpr int kSlots = Rule::states ? Rule::states : 1;  // C++ has no arrays of length zero
+template <class Rule>
+constexpr int kSums = Rule::sums ? Rule::sums : 1;
+
+// Any rule's update.
+template <class Rule, class T>
+RULE_FN void update(const typename Rule::template Scalars<T>& k, T x, T g, T& p, T (&s)[kSlots<Rule>],
+                    T (&q)[kSums<Rule>]) {
+  if constexpr (Rule::factors)
+    Rule::update(k, x, g, p, s);
+  else if constexpr (Rule::sums > 0)
+    Rule::update(k, g, p, s, q);
+  else
+    Rule::update(k, g, p, s);
+}
+
 // Adan: arXiv 2208.06677, Algorithm 1, with the bias corrections of the official code.
 // The betas are decay factors: 1 - the paper's.
-struct Adan {
+struct Adan : Plain {
   static constexpr int states = 4;  // exp_avg m, exp_avg_diff v, exp_avg_sq n, neg_pre_grad -g[k-1]
   static constexpr unsigned nonnegative = 1 << 2;
   static constexpr int previous = 3;
@@ -62,10 +92,9 @@ struct Adan {
 };
 
 // AdamW: arXiv 1711.05101, Algorithm 2, as torch.optim.AdamW has it.
-struct AdamW {
+struct AdamW : Plain {
   static constexpr int states = 2;  // exp_avg m, exp_avg_sq v
   static constexpr unsigned nonnegative = 1 << 1;
-  static constexpr int previous = -1;
 
   struct Hyper {
     double lr, beta1, beta2, eps, weight_decay;
@@ -88,6 +117,82 @@ struct AdamW {
     s[0] = k.beta1 * s[0] + k.rest1 * g;
     s[1] = k.beta2 * s[1] + k.rest2 * (g * g);
     p = k.before * p - k.m_rate * s[0] / (root(s[1]) * k.root_rate + k.eps);
+  }
+};
+
+// Adam-mini: arXiv 2406.16793. The factor of a block is lr / (1-b1^t) / (sqrt(v) / sqrt(1-b2^t) + eps).
+struct AdamMini : Plain {
+  static constexpr int states = 1;  // exp_avg m
+  static constexpr bool factors = true;
+
+  struct Hyper {
+    double lr, beta1, weight_decay;
+  };
+
+  template <class T>
+  struct Scalars {
+    T grad_scale, beta1, rest1, before;
+
+    RULE_FN Scalars(const Hyper& h, double, double scale)
+        : grad_scale(scale), beta1(h.beta1), rest1(1 - h.beta1), before(1 - h.lr * h.weight_decay) {}
+  };
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T x, T g, T& p, T (&s)[states]) {
+    s[0] = k.beta1 * s[0] + k.rest1 * (g * k.grad_scale);
+    p = k.before * p - x * s[0];
+  }
+};
+
+// LAMB, first pass: arXiv 1904.00962, Algorithm 2, as far as the step u; adds up u^2 and p^2.
+struct LambMoments : Plain {
+  static constexpr int states = 2;  // exp_avg m, exp_avg_sq v
+  static constexpr unsigned nonnegative = 1 << 1;
+  static constexpr bool writes_param = false;
+  static constexpr bool small = false;  // the second pass would see other states than the first
+  static constexpr int sums = 2;
+
+  struct Hyper {
+    double lr, beta1, beta2, eps, weight_decay;
+  };
+
+  template <class T>
+  struct Scalars {
+    T grad_scale, beta1, beta2, rest1, rest2, m_rate, root_rate, eps, weight_decay;
+
+    RULE_FN Scalars(const Hyper& h, double t, double scale)
+        : grad_scale(scale), beta1(h.beta1), beta2(h.beta2), rest1(1 - h.beta1), rest2(1 - h.beta2),
+          m_rate(1 / (1 - pow(h.beta1, t))), root_rate(1 / sqrt(1 - pow(h.beta2, t))), eps(h.eps),
+          weight_decay(h.weight_decay) {}
+  };
+
+  template <class T>
+  static RULE_FN T step(const Scalars<T>& k, T p, const T (&s)[states]) {
+    return k.m_rate * s[0] / (root(s[1]) * k.root_rate + k.eps) + k.weight_decay * p;
+  }
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T g, T& p, T (&s)[states], T (&q)[sums]) {
+    g *= k.grad_scale;
+    s[0] = k.beta1 * s[0] + k.rest1 * g;
+    s[1] = k.beta2 * s[1] + k.rest2 * (g * g);
+    const T u = step(k, p, s);
+    q[0] = u * u;
+    q[1] = p * p;
+  }
+};
+
+// LAMB, second pass: the factor of a tensor is lr times its trust ratio.
+struct Lamb : LambMoments {
+  static constexpr bool counts = false;
+  static constexpr bool writes_param = true;
+  static constexpr bool writes_states = false;
+  static constexpr bool factors = true;
+  static constexpr int sums = 0;
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T x, T, T& p, T (&s)[states]) {
+    p -= x * step(k, p, s);
   }
 };
 

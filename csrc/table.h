@@ -6,8 +6,12 @@
 
 namespace tables {
 
-// The columns of a table's row, one row a tensor; those that a storage does not need are null.
-enum Column { kParam, kGrad, kStep, kCompensation, kPrevious, kPreviousScale, kStates };
+// The columns of a table's row, one row a tensor; those that a storage or a rule does not need are null.
+// Element i of a tensor has the factor rows[i / length] * columns[i % length], where null means 1; kLength is
+// a number, not an address. At kSums are Rule::sums numbers for each block of kBlock elements.
+enum Column {
+  kParam, kGrad, kStep, kCompensation, kPrevious, kPreviousScale, kRows, kColumns, kLength, kBlockSums, kStates
+};
 
 template <class Rule>
 constexpr int kWidth = kStates + 2 * Rule::states;  // the states, then the scales of 8-bit states

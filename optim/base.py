@@ -20,7 +20,7 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from . import cuda, native, storage
-from .card import Card
+from .card import Card, FusedRule
 from .checks import number, one_of
 from .layout import is_dense, same_layout
 from .norm import as_copy_for, as_part_of, global_norm, is_dtensor, local
@@ -63,6 +63,9 @@ class Batch:
     grads: list[Tensor] = field(default_factory=list)
     states: list[State] = field(default_factory=list)
     table: native.Table | None = None
+    factors: list[native.Factors] = field(default_factory=list)
+    first: native.Table | None = None  # of a rule in two passes
+    block_sums: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -84,7 +87,11 @@ class Plan:
             )
             and all(p.grad is None for p in self.idle)
             and self.states.unchanged(optimizer.state)
-            and all(batch.table is not None and batch.table.refresh() for batch in self.batches)
+            and all(
+                table is not None and table.refresh()
+                for batch in self.batches
+                for table in ([batch.table, batch.first] if batch.first else [batch.table])
+            )
         )
 
 
@@ -209,6 +216,22 @@ class Optimizer(torch.optim.Optimizer):
         """The numbers of the fused rule's Hyper struct (csrc/rules.h), in its order."""
         raise NotImplementedError
 
+    def fused_rules(self, names: Names) -> tuple[FusedRule, ...]:
+        """The rule of the fused path for parameters with these states; or two, for its passes."""
+        return self.card.fused_rules
+
+    def make_factors(self, p: Tensor, group: Group) -> native.Factors:
+        """Memory for the factors of a parameter, where the fused rule takes them."""
+        raise NotImplementedError
+
+    def fill_factors(self, batch: Batch, grads: list[Tensor], scale: float | Tensor) -> None:
+        """Computes `batch.factors` for the step that comes; scale is the factor on the gradients.
+
+        Of two passes this comes between them, when `batch.block_sums` are there. Step counts are those
+        before the step, or after the first of two passes; on a GPU nothing may wait for it.
+        """
+        raise NotImplementedError
+
     def adopt_state(self, state: dict[str, Any]) -> None:
         """Turns a parameter's state of another implementation or version, if it is known, into ours."""
 
@@ -290,6 +313,10 @@ class Optimizer(torch.optim.Optimizer):
         """Why no fused kernel can update a parameter with the options of its group; empty if one can."""
         if is_dtensor(p) and not self.card.elementwise:
             return f"the update rule of {self.card.title} looks at whole tensors, and this is a DTensor"
+        kept = Storage.of(p, group, self.take_gradients)
+        small = p.dtype.itemsize < 4 or kept.state in ("bfloat16", "int8")
+        if small and not all(rule.small for rule in self.card.fused_rules):
+            return f"{self.card.title} needs parameters and states in float32 or float64 there"
         return why_not_fused(self.card, local(p))
 
     def _path(self, p: Tensor, group: Group) -> str:
@@ -347,7 +374,10 @@ class Optimizer(torch.optim.Optimizer):
         plan = self._plan
         if plan is None or not plan.holds(self):
             plan = self._collect()
-        on_device = all(isinstance(batch.table, cuda.CudaTable) for batch in plan.batches)
+        # factors are made by operations of torch, which no found_inf on the device could leave out
+        on_device = all(
+            isinstance(batch.table, cuda.CudaTable) and not batch.factors for batch in plan.batches
+        )
         found_inf = getattr(self, "found_inf", None)
         if found_inf is not None and not on_device and found_inf.item():
             return
@@ -360,6 +390,12 @@ class Optimizer(torch.optim.Optimizer):
                 lr = batch.group["lr"]
                 lr = lr if on_device and isinstance(lr, Tensor) and lr.is_cuda else None
                 hyper = self.fused_hyper(batch.group if lr is None else {**batch.group, "lr": 0.0})
+                if batch.first is not None:
+                    batch.first.step(hyper, factor, scale)
+                if batch.factors:
+                    grads = [p.grad for p in batch.params] if not batch.grads else batch.grads
+                    by = factor if scale is None else factor * scale
+                    self.fill_factors(batch, grads, by)  # type: ignore[arg-type]
                 batch.table.step(hyper, factor, scale, lr=lr, found_inf=found_inf)
             else:
                 self._update_unfused(batch, factor, scale)
@@ -420,7 +456,14 @@ class Optimizer(torch.optim.Optimizer):
             if batch.path == "fused":
                 make = cuda.CudaTable if batch.params[0].is_cuda else native.CpuTable
                 kinds = native.kinds(batch.params[0], batch.storage)
-                batch.table = make(self.card, kinds, batch.params, batch.grads, batch.states)
+                tensors = (kinds, batch.params, batch.grads, batch.states)
+                *first, rule = self.fused_rules(batch.names)
+                if rule.factors:
+                    batch.factors = [self.make_factors(p, batch.group) for p in batch.params]
+                if first:
+                    batch.block_sums = [block_sums(p, first[0].sums) for p in batch.params]
+                    batch.first = make(first[0], *tensors, (), batch.block_sums)
+                batch.table = make(rule, *tensors, batch.factors)
         if reusable and all(batch.table for batch in plan.batches):
             for batch in plan.batches:
                 batch.grads = []  # the parameters hold them; here they would outlive zero_grad()
@@ -605,6 +648,12 @@ def why_not_fused(card: Card, p: Tensor) -> str:
             "make it .contiguous()"
         )
     return ""
+
+
+def block_sums(p: Tensor, sums: int) -> Tensor:
+    """Memory for the numbers that a rule adds up in each block of a parameter."""
+    work = torch.promote_types(p.dtype, torch.float32)
+    return torch.zeros((-(-p.numel() // storage.BLOCK), sums), dtype=work, device=p.device)
 
 
 def _kernels(device: str) -> str:

@@ -29,6 +29,27 @@ COMMON_OPTIONS = {
 
 
 @dataclass(frozen=True)
+class FusedRule:
+    """A struct of csrc/rules.h, as Python has to know it.
+
+    Attributes:
+        name: that of the struct, in lower case with underscores.
+        states: what it takes as states, in order.
+        previous: the one that is minus the gradient of the step before, or "".
+        factors: whether it takes a factor for each row and column of a tensor.
+        sums: how many numbers it adds up.
+        small: whether parameters and states may be kept in fewer bits than the arithmetic's.
+    """
+
+    name: str
+    states: tuple[str, ...]
+    previous: str = ""
+    factors: bool = False
+    sums: int = 0
+    small: bool = True
+
+
+@dataclass(frozen=True)
 class Card:
     """What one optimizer is and supports.
 
@@ -48,6 +69,7 @@ class Card:
             does not (norms, means, factors), parameters that are DTensors are updated as wholes.
         options: hyper-parameters of a parameter group, besides lr, betas, eps and weight_decay.
         paths: update paths, fastest first.
+        rules: the fused rules, where they are not just the one of the optimizer's name.
         fused_devices: device types with a fused kernel.
         dtypes: parameter dtypes. Arithmetic is in float32, and in float64 for float64 parameters.
     """
@@ -65,8 +87,14 @@ class Card:
     elementwise: bool = True
     options: dict[str, str] = field(default_factory=dict)
     paths: tuple[str, ...] = PATHS
+    rules: tuple[FusedRule, ...] = ()
     fused_devices: tuple[str, ...] = ("cpu", "cuda")
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+    @property
+    def fused_rules(self) -> tuple[FusedRule, ...]:
+        """The rules of the fused path, if there is one."""
+        return self.rules or (FusedRule(self.name, tuple(self.states), self.previous),)
 
     def state_bytes(self, state_dtype: str = "float32") -> float:
         """Bytes of state per parameter, without optional and small states."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .card import Card
+from .card import FusedRule
 
 CHUNK, ROWS, WORDS, COMMON_BYTES = 8192, 240, 480, 256  # as in csrc/cuda.cu
 GRAD, PREVIOUS = map(native.COLUMNS.index, ("grad", "previous"))
@@ -76,7 +76,7 @@ def sources() -> dict[str, str]:
     return {name: (folder / name).read_text(encoding="utf-8") for name in names}
 
 
-def instance(card: Card, kinds: native.Kinds) -> tuple[str, str]:
+def instance(rule: FusedRule, kinds: native.Kinds) -> tuple[str, str]:
     """The name of the kernels for a rule and kinds of tensors, and the line of source for them."""
     parameter, state, rounding, taken = kinds
     if parameter == native.PARAMETER[torch.float64]:
@@ -85,11 +85,15 @@ def instance(card: Card, kinds: native.Kinds) -> tuple[str, str]:
         state = native.STATE["float32"]
     if parameter != native.PARAMETER[torch.bfloat16]:
         rounding = native.ROUNDING["nearest"]
-    rule = re.search(rf"^struct ({card.name}) ", sources()["rules.h"], re.MULTILINE | re.IGNORECASE)
-    if rule is None:
-        raise ValueError(f"csrc/rules.h has no rule for {card.title}")
-    name = f"{card.name}_{parameter}_{state}_{rounding}_{taken:d}"
-    return name, f"KERNELS({name}, {rule[1]}, {parameter}, {state}, {rounding}, {str(bool(taken)).lower()})\n"
+    name = rule.name.replace("_", "")
+    struct = re.search(rf"^struct ({name}) ", sources()["rules.h"], re.MULTILINE | re.IGNORECASE)
+    if struct is None:
+        raise ValueError(f"csrc/rules.h has no rule {rule.name!r}")
+    name = f"{rule.name}_{parameter}_{state}_{rounding}_{taken:d}"
+    return (
+        name,
+        f"KERNELS({name}, {struct[1]}, {parameter}, {state}, {rounding}, {str(bool(taken)).lower()})\n",
+    )
 
 
 def compile_kernels(lines: str, arch: int) -> bytes:
@@ -159,14 +163,14 @@ class Kernels:
         index: of the CUDA device.
     """
 
-    def __init__(self, card: Card, kinds: native.Kinds, index: int) -> None:
+    def __init__(self, rule: FusedRule, kinds: native.Kinds, index: int) -> None:
         from cuda.bindings import driver
 
         if reason := why_not(index):
             raise RuntimeError(reason)
         self._launch, self._set_context = driver.cuLaunchKernel, driver.cuCtxSetCurrent
         self._index = index
-        name, line = instance(card, kinds)
+        name, line = instance(rule, kinds)
         image = cached_kernels(line, _arch(index))
         torch.cuda.init()  # type: ignore[no-untyped-call]
         with self.device():
@@ -207,9 +211,9 @@ class Kernels:
 
 
 @functools.cache
-def load_kernels(card: Card, kinds: native.Kinds, index: int) -> Kernels:
+def load_kernels(rule: FusedRule, kinds: native.Kinds, index: int) -> Kernels:
     """`Kernels`, loaded once."""
-    return Kernels(card, kinds, index)
+    return Kernels(rule, kinds, index)
 
 
 class Work(ctypes.Structure):
@@ -243,15 +247,14 @@ class CudaTable(native.Table):
 
     def __init__(
         self,
-        card: Card,
+        rule: FusedRule,
         kinds: native.Kinds,
         params: list[Tensor],
-        grads: list[Tensor],
-        states: list[dict[str, Tensor]],
+        *tensors: Any,
     ) -> None:
-        super().__init__(card, kinds, params, grads, states)
+        super().__init__(rule, kinds, params, *tensors)
         self._device = params[0].device
-        self._kernels = load_kernels(card, kinds, self._device.index or 0)
+        self._kernels = load_kernels(rule, kinds, self._device.index or 0)
         self._addresses = memoryview(self._table).cast("B").cast("Q")
         self._sizes = [p.numel() for p in params]
         self._ends_in_chunks = list(itertools.accumulate(-(-size // CHUNK) for size in self._sizes))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .card import Card
+from .card import FusedRule
 from .storage import Storage
 
 # How parameters and states are kept, as numbered in csrc/cpu.cpp and csrc/cuda.cu.
@@ -53,6 +53,17 @@ class Library:
             ctypes.py_object,
             *[ctypes.c_ssize_t] * 3,
             *[ctypes.c_void_p] * 3,
+        ]
+        self.kernels.cpu_square_sums.argtypes = [
+            ctypes.c_int,
+            ctypes.c_int64,
+            *[ctypes.c_void_p] * 5,
+            ctypes.c_int,
+        ]
+        self.kernels.cpu_column_square_sums.argtypes = [
+            *[ctypes.c_int, ctypes.c_int64],
+            *[ctypes.c_void_p] * 4,
+            ctypes.c_int,
         ]
         self.kernels.cpu_instruction_set.restype = ctypes.c_char_p
         self.instruction_set: str = self.kernels.cpu_instruction_set().decode()
@@ -131,7 +142,22 @@ def kinds(p: Tensor, storage: Storage) -> Kinds:
     return Kinds(PARAMETER[p.dtype], STATE[storage.state], ROUNDING[storage.rounding], storage.taken)
 
 
-COLUMNS = ("param", "grad", "step", "compensation", "previous", "previous_scale")  # then states, then scales
+# then states, then scales
+COLUMNS = (
+    *("param", "grad", "step", "compensation", "previous", "previous_scale"),
+    *("rows", "columns", "length", "block_sums"),
+)
+
+
+class Factors(NamedTuple):
+    """The factors of one tensor: rows[i // length] * columns[i % length] for element i in memory's order.
+
+    They have the dtype of the arithmetic; None is 1.
+    """
+
+    rows: Tensor | None
+    columns: Tensor | None
+    length: int
 
 
 class Table:
@@ -141,35 +167,45 @@ class Table:
     0.25 microseconds a tensor.
 
     Args:
-        card: of the optimizer.
+        rule: what is done to them.
         kinds: how the tensors are kept.
         params, grads: plain tensors of one dtype and device, dense, gradients laid out as the parameters.
         states: per parameter the state dict, as `optim.storage.Storage` makes it.
+        factors: per parameter, for a rule that has them.
+        block_sums: per parameter [blocks of 256 elements, rule.sums], in the dtype of the arithmetic, for a
+            rule that has them.
     """
 
     def __init__(
         self,
-        card: Card,
+        rule: FusedRule,
         kinds: Kinds,
         params: list[Tensor],
         grads: list[Tensor],
         states: list[dict[str, Tensor]],
+        factors: Sequence[Factors] = (),
+        block_sums: Sequence[Tensor] = (),
     ) -> None:
         self._library, _ = load()
         self.rows, self._kinds, self._states = len(params), kinds, states
-        names = ("step", "compensation", "pre_grad", "pre_grad_scale", *card.states)
-        names += tuple(f"{name}_scale" for name in card.states)
-        self._width = 2 + len(names)
-        addresses = [
-            0 if x is None else x.data_ptr()
-            for p, g, state in zip(params, grads, states, strict=True)
-            for x in (p, g, *map(state.get, names))
-        ]
+        names = ("step", "compensation", "pre_grad", "pre_grad_scale")
+        ours = ("rows", "columns", "length", "block_sums")  # which the optimizer does not keep
+        kept = (*rule.states, *(f"{name}_scale" for name in rule.states))
+        columns = ("param", "grad", *names, *ours, *kept)
+        self._width = len(columns)
+        addresses = []
+        for i, (p, g, state) in enumerate(zip(params, grads, states, strict=True)):
+            rows, cols, length = factors[i] if factors else (None, None, 1)
+            sums = block_sums[i] if block_sums else None
+            before, after = [p, g, *map(state.get, names), rows, cols], [sums, *map(state.get, kept)]
+            at = [0 if x is None else x.data_ptr() for x in (*before, *after)]
+            addresses += [*at[: len(before)], max(length, 1), *at[len(before) :]]
         self._table = (ctypes.c_void_p * len(addresses))(*addresses)
         self._fingerprints = (ctypes.c_uint64 * self.rows)(*map(_fingerprint, params))
         self._ends = (ctypes.c_int64 * self.rows)(*itertools.accumulate(p.numel() for p in params))
         # Where the first row's states are, to see whether they were moved.
-        self._first = [(name, 2 + j) for j, name in enumerate(names) if j > 2 and name in states[0]]
+        at_rest = enumerate(columns)
+        self._first = [(name, j) for j, name in at_rest if j > 4 and name not in ours and name in states[0]]
         # What C reads has to stay: the objects, and also memory that somebody's x.data = y lets go of.
         held = [x for state in states for name, x in state.items()]
         self._per_state = len(held) // self.rows
@@ -179,7 +215,7 @@ class Table:
             for i, state in enumerate(states if kinds.taken else ())
         ]
         fixed = [x for state in states for name, x in state.items() if name != "pre_grad"]
-        self._kept = (params, fixed, [x.detach() for x in fixed])
+        self._kept = (params, fixed, [x.detach() for x in fixed], factors, block_sums)
         listed = (params, states, held)
         self._objects = tuple((ctypes.c_void_p * len(some))(*map(id, some)) for some in listed)
 
@@ -236,11 +272,11 @@ class Table:
 class CpuTable(Table):
     """A table of CPU tensors."""
 
-    def __init__(self, card: Card, kinds: Kinds, *tensors: Any) -> None:
-        super().__init__(card, kinds, *tensors)
+    def __init__(self, rule: FusedRule, kinds: Kinds, *tensors: Any) -> None:
+        super().__init__(rule, kinds, *tensors)
         if self._library is None:
             raise RuntimeError(load()[1])
-        self._step = self._library.step(card.name)
+        self._step = self._library.step(rule.name)
         self._codes = (ctypes.c_int * 4)(*kinds)
 
     def step(

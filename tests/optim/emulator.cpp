@@ -2,6 +2,7 @@
 // do, with the arguments that it gives them. A line KERNELS(...) for each instance is appended.
 #include <algorithm>
 #include <cstddef>
+#include <iterator>
 #include <vector>
 
 #define __device__
@@ -54,6 +55,9 @@ void step(int64_t blocks, int64_t threads, void** a) {
           for (Lane& lane : lanes) top = std::max(top, lane.top[j]);
           for (Lane& lane : lanes) lane.top[j] = top;
         }
+        for (size_t j = 0; Lane::summed && j < std::size(lanes[0].sum); ++j)
+          for (int i = 1; i < kWarp; ++i) lanes[0].sum[j] += lanes[i].sum[j];
+        for (Lane& lane : lanes) lane.store_sums();
         for (Lane& lane : lanes) lane.store_all();
       }
   }

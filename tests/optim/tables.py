@@ -4,30 +4,39 @@ import itertools
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
-from harness import bits
+from harness import FUSED, bits
 
 import optim
 from optim import native
 
 SIZES = [0, *range(1, 6), 255, 256, 257, 0, 1023, 1024, 1025, 4095, 4096, 4097, 5000, 65535, 65536, 65537, 0]
+LENGTHS = [1, 3, 255, 256, 257, 1024, 0]  # of rows; 0 is all of a tensor
 STATES = {0: None, 1: torch.float32, 2: torch.bfloat16, 3: torch.uint8}
 
 
-def all_kinds(card):
+def all_kinds(rule):
     """Every combination that the kernels of a rule know."""
     for (dtype, parameter), state, rounding, taken in itertools.product(
         native.PARAMETER.items(), STATES, range(3), (False, True)
     ):
-        if (rounding and dtype != torch.bfloat16) or (taken and not card.previous):
+        if (rounding and dtype != torch.bfloat16) or (taken and not rule.previous):
+            continue
+        if not rule.small and not (dtype.itemsize >= 4 and state in (0, 1)):
             continue
         if dtype != torch.float64 or state == 0:
             yield native.Kinds(parameter, state, rounding, taken)
 
 
+RULES = {rule.name: rule for name in FUSED for rule in optim.CARDS[name].fused_rules}
+OPTIMIZER = {rule.name: name for name in FUSED for rule in optim.CARDS[name].fused_rules}
+each_rule = pytest.mark.parametrize("name", RULES)
+
+
 def hyper_of(name, **options):
-    """The numbers of the rule for an optimizer's options."""
-    optimizer = optim.OPTIMIZERS[name]([torch.zeros(1)], **options)
+    """The numbers of a rule for an optimizer's options."""
+    optimizer = optim.OPTIMIZERS[OPTIMIZER[name]]([torch.zeros(1)], **options)
     return tuple(map(float, optimizer.fused_hyper(optimizer.param_groups[0])))
 
 
@@ -53,7 +62,7 @@ class Arena:
             view.copy_(torch.as_tensor(rng.standard_normal(view.numel())).to(view.dtype))
 
 
-def make(card, kinds, sizes=SIZES, device="cpu"):
+def make(rule, kinds, sizes=SIZES, device="cpu"):
     """Parameters of random numbers, gradients and states.
 
     Gradients take turns between two arenas, so that one can be the previous gradient of the other.
@@ -71,29 +80,46 @@ def make(card, kinds, sizes=SIZES, device="cpu"):
     add("step", torch.float32, ones)
     if kinds.rounding == native.ROUNDING["kahan"]:
         add("compensation", dtype)
-    for name in card.states:
-        if kinds.taken and name == card.previous:
+    for name in rule.states:
+        if kinds.taken and name == rule.previous:
             add("pre_grad_scale", torch.promote_types(dtype, torch.float32), ones)
         else:
             add(name, state_dtype)
     if state_dtype == torch.uint8:
-        for name in [name for name in card.states if name in arenas]:
+        for name in [name for name in rule.states if name in arenas]:
             add(f"{name}_scale", torch.float32, [-(-size // 256) for size in sizes])
+    work = torch.promote_types(dtype, torch.float32)
+    lengths = [LENGTHS[i % len(LENGTHS)] or max(size, 1) for i, size in enumerate(sizes)]
+    if rule.factors:
+        add("rows", work, [-(-size // length) for size, length in zip(sizes, lengths, strict=True)])
+        add("columns", work, lengths)
+    if rule.sums:
+        add("block_sums", work, [-(-size // 256) * rule.sums for size in sizes])
     for name, arena in arenas.items():
         for view in arena.views:
             view.zero_()
-        if name == "param":
+        if name in ("param", "rows", "columns"):
             arena.fill(np.random.default_rng(0))
     states = []
     for i in range(len(sizes)):
-        state = {
-            name: arena.views[i] for name, arena in arenas.items() if name not in ("param", "even", "odd")
-        }
+        apart = ("param", "even", "odd", "rows", "columns", "block_sums")
+        state = {name: arena.views[i] for name, arena in arenas.items() if name not in apart}
         if kinds.taken:
             state["pre_grad"] = arenas["odd"].views[i]
         states.append(state)
+    factors = []
+    for i, length in enumerate(lengths if rule.factors else ()):  # now and then without rows or columns
+        rows, columns = arenas["rows"].views[i], arenas["columns"].views[i]
+        factors.append(native.Factors(rows if i % 3 else None, columns if i % 3 < 2 else None, length))
+    sums = arenas["block_sums"].views if rule.sums else ()
     return SimpleNamespace(
-        card=card, kinds=kinds, arenas=arenas, params=arenas["param"].views, states=states, made=0
+        rule=rule,
+        kinds=kinds,
+        arenas=arenas,
+        params=arenas["param"].views,
+        states=states,
+        more=(factors, sums),
+        made=0,
     )
 
 
@@ -106,7 +132,9 @@ def step(tensors, make_table, hyper, factor=1.0, scale=None, **device_numbers):
     if tensors.made:
         assert tensors.table.refresh()
     else:
-        tensors.table = make_table(tensors.card, tensors.kinds, tensors.params, arena.views, tensors.states)
+        tensors.table = make_table(
+            tensors.rule, tensors.kinds, tensors.params, arena.views, tensors.states, *tensors.more
+        )
     tensors.table.step(hyper, factor, scale, **device_numbers)
     tensors.made += 1
     for p, state in zip(tensors.params, tensors.states, strict=True):
@@ -125,4 +153,7 @@ def snapshot(tensors):
 def assert_same(ours, expected, what=""):
     for name, memory in expected.items():
         different = (bits(ours[name]) != bits(memory)).nonzero().flatten()
+        if name == "block_sums":  # other lanes are added up first
+            torch.testing.assert_close(ours[name], memory)
+            continue
         assert not len(different), f"{what}: {name}, {len(different)} elements from {different[0]}"

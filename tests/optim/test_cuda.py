@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import each_fused_name
-from tables import SIZES, all_kinds, assert_same, hyper_of, make, snapshot, step
+from tables import OPTIMIZER, RULES, SIZES, all_kinds, assert_same, each_rule, hyper_of, make, snapshot, step
 
 import optim
 from optim import cuda, native
@@ -23,20 +22,21 @@ OPTIONS = dict(lr=0.07, betas=(0.7, 0.6, 0.8), eps=0.01, weight_decay=0.4)
 
 
 def options_of(name):
-    return {**OPTIONS, "betas": OPTIONS["betas"][: optim.CARDS[name].betas]}
+    betas = OPTIONS["betas"][: optim.CARDS[OPTIMIZER[name]].betas]
+    return {**OPTIONS, "betas": betas} if betas else {k: v for k, v in OPTIONS.items() if k != "betas"}
 
 
 def instances(name):
     """The names of all kernels of a rule, and the source that asks for them."""
-    card = optim.CARDS[name]
-    return dict(cuda.instance(card, kinds) for kinds in all_kinds(card))
+    rule = RULES[name]
+    return dict(cuda.instance(rule, kinds) for kinds in all_kinds(rule))
 
 
 # ---- compiling
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
-@each_fused_name
+@each_rule
 def test_every_kernel_compiles(name, arch):
     pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the CUDA builds of torch")
     wanted = instances(name)
@@ -150,7 +150,7 @@ class Emulated:
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory):
-    """The library of a rule's emulated kernels, by the optimizer's name; built when it is asked for."""
+    """The library of a rule's emulated kernels, by its name; built when it is asked for."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         pytest.skip("a C++ compiler is needed")
@@ -176,38 +176,38 @@ def libraries(tmp_path_factory):
 
 @pytest.fixture
 def emulated(libraries, monkeypatch):
-    """Tables on the CPU then take the emulated kernels; gives the `Emulated` of a card and kinds."""
+    """Tables on the CPU then take the emulated kernels; gives the `Emulated` of a rule and kinds."""
     if reason := native.load()[1]:
         pytest.skip(reason)
     made = {}
 
-    def load_kernels(card, kinds, index):
-        name, _ = cuda.instance(card, kinds)
-        return made.setdefault(name, Emulated(libraries(card.name), name))
+    def load_kernels(rule, kinds, index):
+        name, _ = cuda.instance(rule, kinds)
+        return made.setdefault(name, Emulated(libraries(rule.name), name))
 
     monkeypatch.setattr(cuda, "load_kernels", load_kernels)
     monkeypatch.setattr(cuda, "_in_graphs", [])
-    return lambda card, kinds: load_kernels(card, kinds, 0)
+    return lambda rule, kinds: load_kernels(rule, kinds, 0)
 
 
-@each_fused_name
+@each_rule
 def test_kernels_do_what_the_cpu_kernels_do(name, emulated):
-    card, hyper = optim.CARDS[name], hyper_of(name, **options_of(name))
-    for kinds in all_kinds(card):
-        ours, expected = make(card, kinds), make(card, kinds)
+    rule, hyper = RULES[name], hyper_of(name, **options_of(name))
+    for kinds in all_kinds(rule):
+        ours, expected = make(rule, kinds), make(rule, kinds)
         for i in range(2):
             step(ours, cuda.CudaTable, hyper, -1.0, torch.tensor(0.3 + i))
             step(expected, native.CpuTable, hyper, -1.0, torch.tensor(0.3 + i))
             assert_same(snapshot(ours), snapshot(expected), f"{kinds}, step {i + 1}")
 
 
-@each_fused_name
+@each_rule
 def test_numbers_on_the_device(name, emulated):
     """Scale and learning rate as tensors of either type; steps that are left out change nothing."""
-    card, hyper = optim.CARDS[name], hyper_of(name, **options_of(name))
+    rule, hyper = RULES[name], hyper_of(name, **options_of(name))
     sizes = [300, 0, 5, 70000]
-    for kinds in all_kinds(card):
-        ours, expected = make(card, kinds, sizes), make(card, kinds, sizes)
+    for kinds in all_kinds(rule):
+        ours, expected = make(rule, kinds, sizes), make(rule, kinds, sizes)
         for dtype in (torch.float32, torch.float64, torch.float16):
             lr, scale = torch.tensor(0.25, dtype=dtype), torch.tensor(0.5, dtype=dtype)
             finite = torch.tensor(0.0)
@@ -227,24 +227,24 @@ def test_numbers_on_the_device(name, emulated):
 
 def test_nothing_past_the_end_counts_for_a_maximum(emulated):
     """Codes past the end of a block are zeros, which an infinite scale would make NaN."""
-    card = optim.CARDS["adamw"]
+    rule = RULES["adamw"]
     kinds = native.Kinds(0, native.STATE["int8"], 0, False)
     hyper = hyper_of("adamw", **options_of("adamw"))
-    tensors = make(card, kinds, [3])
+    tensors = make(rule, kinds, [3])
     p, state = tensors.params[0], tensors.states[0]
     for value in (torch.inf, 1.0):
         p.grad = torch.full_like(p, value)
-        cuda.CudaTable(card, kinds, [p], [p.grad], [state]).step(hyper, 1.0, None)
+        cuda.CudaTable(rule, kinds, [p], [p.grad], [state]).step(hyper, 1.0, None)
     assert state["exp_avg_sq_scale"].tolist() == [torch.inf]
 
 
-@each_fused_name
+@each_rule
 def test_launches(name, emulated):
     """Two launches a step, of any tensors; addresses are put on the device once, and anew for a stream."""
-    card, hyper = optim.CARDS[name], hyper_of(name, **options_of(name))
+    rule, hyper = RULES[name], hyper_of(name, **options_of(name))
     kinds = native.Kinds(0, 1, 0, False)
-    kernels = emulated(card, kinds)
-    ours, expected = make(card, kinds, [7] * 161), make(card, kinds, [7] * 161)
+    kernels = emulated(rule, kinds)
+    ours, expected = make(rule, kinds, [7] * 161), make(rule, kinds, [7] * 161)
 
     def launches(now=(1, False)):
         kernels.now = now
@@ -254,7 +254,7 @@ def test_launches(name, emulated):
         assert_same(snapshot(ours), snapshot(expected))
         return kernels.launches
 
-    uploads = ["upload"] * -(-161 * (len(native.COLUMNS) + 2 * len(card.states) + 2) // cuda.WORDS)
+    uploads = ["upload"] * -(-161 * (len(native.COLUMNS) + 2 * len(rule.states) + 2) // cuda.WORDS)
     assert launches() == [*uploads, "prepare", "step"]
     assert launches() == ["prepare", "step"]
     assert launches((2, False)) == [*uploads, "prepare", "step"]
@@ -269,61 +269,61 @@ def test_launches(name, emulated):
 
 
 def test_many_tensors_and_none_with_elements(emulated):
-    card = optim.CARDS["adamw"]
+    rule = RULES["adamw"]
     kinds, hyper = native.Kinds(0, 1, 0, False), hyper_of("adamw", **options_of("adamw"))
     for sizes, launches in (([3] * 241, ["prepare", "prepare", "step"]), ([0, 0], ["prepare"])):
-        ours, expected = make(card, kinds, sizes), make(card, kinds, sizes)
-        emulated(card, kinds).launches.clear()
+        ours, expected = make(rule, kinds, sizes), make(rule, kinds, sizes)
+        emulated(rule, kinds).launches.clear()
         for _ in range(2):
             step(ours, cuda.CudaTable, hyper)
             step(expected, native.CpuTable, hyper)
         assert_same(snapshot(ours), snapshot(expected))
-        assert [kernel for kernel in emulated(card, kinds).launches if kernel != "upload"] == 2 * launches
+        assert [kernel for kernel in emulated(rule, kinds).launches if kernel != "upload"] == 2 * launches
 
 
 def test_a_graph_cannot_take_gradients(emulated):
-    card = optim.CARDS["adan"]
+    rule = RULES["adan"]
     kinds, hyper = native.Kinds(0, 1, 0, True), hyper_of("adan", **options_of("adan"))
-    tensors = make(card, kinds, [3])
+    tensors = make(rule, kinds, [3])
     step(tensors, cuda.CudaTable, hyper)
-    emulated(card, kinds).now = (1, True)
+    emulated(rule, kinds).now = (1, True)
     with pytest.raises(RuntimeError, match="graph cannot take gradients"):
         step(tensors, cuda.CudaTable, hyper)
 
 
 def test_rows_are_found_in_tables_of_any_sizes(emulated):
     """The elements that are not zeros afterwards are those of the tensors, whichever are empty."""
-    card = optim.CARDS["adamw"]
+    rule = RULES["adamw"]
     kinds, hyper = native.Kinds(1, 0, 0, False), hyper_of("adamw", **options_of("adamw"))
     for sizes in ([1], [0, 1], [1, 0], [0, 0, 1, 0, 0, 8193, 0], [8192, 8192], [8191, 0, 8193], SIZES[::-1]):
-        tensors = make(card, kinds, sizes)
+        tensors = make(rule, kinds, sizes)
         step(tensors, cuda.CudaTable, hyper)
         assert all((state["exp_avg_sq"] != 0).all() for state in tensors.states)
 
 
 def test_more_elements_than_32_bits_count(emulated, libraries):
     """The last chunk of a tensor of 2^32 elements, in memory that exists only where it is touched."""
-    card, tail = optim.CARDS["adamw"], 5000
+    rule, tail = RULES["adamw"], 5000
     size = 2**32 + tail
     kinds, hyper = native.Kinds(3, 0, 0, False), hyper_of("adamw", **options_of("adamw"))
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
     maps = [mmap.mmap(-1, 2 * size, flags=flags) for _ in range(4)]
     p, g, m, v = (torch.frombuffer(memory, dtype=torch.float16) for memory in maps)
-    small = make(card, kinds, [tail])
+    small = make(rule, kinds, [tail])
     values = torch.randn(2, tail, generator=torch.Generator().manual_seed(0)).half()
     p[-tail:], g[-tail:] = values
     small.params[0].copy_(values[0])
-    first_block = ctypes.c_int64.in_dll(libraries(card.name), "first_block")
+    first_block = ctypes.c_int64.in_dll(libraries(rule.name), "first_block")
     state = {"step": torch.zeros(()), "exp_avg": m, "exp_avg_sq": v}
     try:
         first_block.value = 2**32 // cuda.CHUNK
-        cuda.CudaTable(card, kinds, [p], [g], [state]).step(hyper, 1.0, None)
+        cuda.CudaTable(rule, kinds, [p], [g], [state]).step(hyper, 1.0, None)
     finally:
         first_block.value = 0
-    native.CpuTable(card, kinds, small.params, [values[1]], small.states).step(hyper, 1.0, None)
+    native.CpuTable(rule, kinds, small.params, [values[1]], small.states).step(hyper, 1.0, None)
     for ours, expected in (
         (p, small.params[0]),
-        *((state[name], small.states[0][name]) for name in card.states),
+        *((state[name], small.states[0][name]) for name in rule.states),
     ):
         assert torch.equal(ours[-tail:], expected)
         assert not ours[-tail - 1]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from harness import FUSED, KEPT, assert_same_bits, each_fused_name, kept_by, random, tensors_of
-from tables import all_kinds, assert_same, hyper_of, make, snapshot, step
+from tables import OPTIMIZER, RULES, all_kinds, assert_same, each_rule, hyper_of, make, snapshot, step
 from torch import nn
 
 import optim
@@ -21,7 +21,8 @@ from optim import cuda, native
 NOT_HERE = cuda.why_not() or native.load()[1]
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(NOT_HERE), reason=NOT_HERE)]
 
-EXACT = dict(lr=0.07, betas=(0.5, 0.25, 0.125), eps=0.01, weight_decay=0.4)
+EXACT = dict(lr=0.07, eps=0.01, weight_decay=0.4)
+BETAS = (0.5, 0.25, 0.125)
 SHAPES = [(3, 4), (), (0, 5), (257,), (100, 123), (70000,)]
 
 
@@ -38,7 +39,12 @@ def no_waiting():
 
 
 def exact(name, **options):
-    return {**EXACT, "betas": EXACT["betas"][: optim.CARDS[name].betas], **options}
+    return {**EXACT, **betas_of(name, *BETAS), **options}
+
+
+def betas_of(name, *betas):
+    count = optim.CARDS[OPTIMIZER.get(name, name)].betas
+    return {"betas": betas[:count]} if count else {}
 
 
 def params_of(device="cuda", dtype=torch.float32, shapes=SHAPES):
@@ -66,11 +72,11 @@ def assert_same_optimizers(ours, expected):
     assert_same_bits(*([x.cpu() for x in tensors_of(optimizer)] for optimizer in (ours, expected)))
 
 
-@each_fused_name
+@each_rule
 def test_kernels_do_what_the_cpu_kernels_do(name):
-    card, hyper = optim.CARDS[name], hyper_of(name, **exact(name))
-    for kinds in all_kinds(card):
-        ours, expected = make(card, kinds, device="cuda"), make(card, kinds)
+    rule, hyper = RULES[name], hyper_of(name, **exact(name))
+    for kinds in all_kinds(rule):
+        ours, expected = make(rule, kinds, device="cuda"), make(rule, kinds)
         for i in range(3):
             scale = torch.tensor(0.3 + i, device="cuda")
             step(ours, cuda.CudaTable, hyper, -1.0, scale)
@@ -82,7 +88,7 @@ def test_kernels_do_what_the_cpu_kernels_do(name):
 @pytest.mark.parametrize("options", [dict(), dict(max_grad_norm=0.5), dict(maximize=True, max_grad_norm=2.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_optimizers_on_both_devices(name, options, dtype):
-    betas = dict(betas=(0.98, 0.92, 0.99)[: optim.CARDS[name].betas])
+    betas = betas_of(name, 0.98, 0.92, 0.99)
     ours, p = fused(name, dtype=dtype, **options, **betas)
     expected, q = fused(name, "cpu", dtype, **options, **betas)
     assert "CUDA" in ours.path
@@ -297,19 +303,19 @@ def test_more_elements_than_31_bits_count():
     tail, size = 5000, 2**31 + 5000
     if torch.cuda.mem_get_info()[0] < 5 * 2 * size:
         pytest.skip("less than 22 GB of GPU memory are free")
-    card, kinds = optim.CARDS["adamw"], native.Kinds(native.PARAMETER[torch.float16], 0, 0, False)
+    rule, kinds = RULES["adamw"], native.Kinds(native.PARAMETER[torch.float16], 0, 0, False)
     hyper = hyper_of("adamw", **exact("adamw"))
-    small = make(card, kinds, [tail], device="cuda")
+    small = make(rule, kinds, [tail], device="cuda")
     g = torch.randn(tail, device="cuda").half()
     big = {
         name: torch.zeros(size, dtype=torch.float16, device="cuda")
-        for name in ("param", "grad", *card.states)
+        for name in ("param", "grad", *rule.states)
     }
     big["param"][-tail:], big["grad"][-tail:] = small.params[0], g
-    state = {"step": torch.zeros((), device="cuda"), **{name: big[name] for name in card.states}}
-    cuda.CudaTable(card, kinds, [big["param"]], [big["grad"]], [state]).step(hyper, 1.0, None)
-    cuda.CudaTable(card, kinds, small.params, [g], small.states).step(hyper, 1.0, None)
-    for name in ("param", *card.states):
+    state = {"step": torch.zeros((), device="cuda"), **{name: big[name] for name in rule.states}}
+    cuda.CudaTable(rule, kinds, [big["param"]], [big["grad"]], [state]).step(hyper, 1.0, None)
+    cuda.CudaTable(rule, kinds, small.params, [g], small.states).step(hyper, 1.0, None)
+    for name in ("param", *rule.states):
         expected = small.params[0] if name == "param" else small.states[0][name]
         assert torch.equal(big[name][-tail:], expected)
         assert not big[name][:-tail].any()
