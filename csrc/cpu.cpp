@@ -32,11 +32,10 @@ RULE_FN R total(const R (&x)[kBlock]) {
 
 // The rule for n elements: p, g and the previous gradient in the type of the arithmetic, states as S: that
 // type too, or bfloat16 with stochastic rounding (then at most kBlock elements, with their noise).
-// All of them have the factor row, times columns[i] where there are columns; the numbers to be added up go
-// to sums[j][i].
-template <class Rule, class S, bool taken, bool columned, class R>
+// Element i has the factor x[i]; the numbers to be added up go to sums[j][i].
+template <class Rule, class S, bool taken, class R>
 RULE_FN void loop(const Common<Rule, R>& common, R* p, const R* g, const R* previous, S* const* states, int64_t n,
-                  const uint32_t* places, uint32_t key, R row, const R* columns, R (*sums)[kBlock]) {
+                  const uint32_t* places, uint32_t key, const R* x, R (*sums)[kBlock]) {
   constexpr bool rounded = !std::is_same_v<S, R>;
   const auto k = common.scalars;  // copies that no store can alias, or the loop is not vectorised
   const R previous_scale = common.previous_scale;
@@ -48,7 +47,7 @@ RULE_FN void loop(const Common<Rule, R>& common, R* p, const R* g, const R* prev
     R parameter = p[i], gradient = g[i], state[rules::kSlots<Rule>], number[rules::kSums<Rule>];
     if constexpr (rounded) gradient = quiet(gradient);
     for (int j = 0; j < Rule::states; ++j) state[j] = kept(j) ? load(s[j][i]) : -previous_scale * previous[i];
-    rules::update<Rule>(k, columned ? row * columns[i] : row, gradient, parameter, state, number);
+    rules::update<Rule>(k, Rule::factors ? x[i] : R(1), gradient, parameter, state, number);
     for (int j = 0; j < Rule::sums; ++j) sums[j][i] = number[j];
     if constexpr (Rule::writes_param) p[i] = parameter;
     for (int j = 0; j < Rule::states; ++j) {
@@ -61,41 +60,37 @@ RULE_FN void loop(const Common<Rule, R>& common, R* p, const R* g, const R* prev
   }
 }
 
-// The same for elements from `at` on of the tensor of a row, with its factors and sums.
+// The factors of n elements from `at` on of the tensor of a row.
+template <class R>
+RULE_FN void fill_factors(R* to, void* const* row, int64_t at, int64_t n) {
+  const R *rows = static_cast<const R*>(row[kRowFactors]), *columns = static_cast<const R*>(row[kColumnFactors]);
+  const int64_t length = reinterpret_cast<int64_t>(row[kLength]);
+  for (int64_t i = 0, r = at / length, c = at % length; i < n; ++r, c = 0) {
+    const R factor = rows ? rows[r] : R(1);
+    const int64_t end = std::min(n, i + length - c);
+    if (columns)
+      for (const R* column = columns + c; i < end; ++i, ++column) to[i] = factor * *column;
+    else
+      for (; i < end; ++i) to[i] = factor;
+  }
+}
+
+// The rule for elements from `at` on of the tensor of a row, with its factors and sums; where it has either,
+// `at` is a multiple of kBlock.
 template <class Rule, class S, bool taken, class R>
 RULE_FN void update(const Common<Rule, R>& common, R* p, const R* g, const R* previous, S* const* states, int64_t n,
                     const uint32_t* places, uint32_t key, void* const* row, int64_t at) {
-  if constexpr (Rule::factors) {
-    const R *rows = static_cast<const R*>(row[kRows]), *columns = static_cast<const R*>(row[kColumns]);
-    const int64_t length = reinterpret_cast<int64_t>(row[kLength]);
-    for (int64_t i = 0; i < n;) {
-      const int64_t r = (at + i) / length, c = (at + i) % length, count = std::min(n - i, length - c);
-      const R* before = taken ? previous + i : nullptr;
-      const R factor = rows ? rows[r] : R(1);
-      S* s[rules::kSlots<Rule>];
-      for (int j = 0; j < Rule::states; ++j) s[j] = states[j] + i;
-      if (columns)
-        loop<Rule, S, taken, true>(common, p + i, g + i, before, s, count, places + i, key, factor, columns + c,
-                                   static_cast<R(*)[kBlock]>(nullptr));
-      else
-        loop<Rule, S, taken, false>(common, p + i, g + i, before, s, count, places + i, key, factor,
-                                    static_cast<const R*>(nullptr), static_cast<R(*)[kBlock]>(nullptr));
-      i += count;
-    }
-  } else if constexpr (Rule::sums > 0) {
-    for (int64_t i = 0; i < n; i += kBlock) {
-      const int64_t count = std::min<int64_t>(kBlock, n - i);
-      alignas(64) R sums[Rule::sums][kBlock] = {};
-      S* s[rules::kSlots<Rule>];
-      for (int j = 0; j < Rule::states; ++j) s[j] = states[j] + i;
-      loop<Rule, S, taken, false>(common, p + i, g + i, taken ? previous + i : nullptr, s, count, places, key, R(1),
-                                  static_cast<const R*>(nullptr), sums);
-      for (int j = 0; j < Rule::sums; ++j)
-        static_cast<R*>(row[kBlockSums])[(at + i) / kBlock * Rule::sums + j] = total(sums[j]);
-    }
-  } else {
-    loop<Rule, S, taken, false>(common, p, g, previous, states, n, places, key, R(1), static_cast<const R*>(nullptr),
-                                static_cast<R(*)[kBlock]>(nullptr));
+  if constexpr (!Rule::factors && !Rule::sums)
+    return loop<Rule, S, taken, R>(common, p, g, previous, states, n, places, key, nullptr, nullptr);
+  for (int64_t i = 0; i < n; i += kBlock) {
+    const int64_t count = std::min<int64_t>(kBlock, n - i);
+    alignas(64) R x[kBlock], sums[rules::kSums<Rule>][kBlock] = {};
+    S* s[rules::kSlots<Rule>];
+    for (int j = 0; j < Rule::states; ++j) s[j] = states[j] + i;
+    if constexpr (Rule::factors) fill_factors(x, row, at + i, count);
+    loop<Rule, S, taken, R>(common, p + i, g + i, taken ? previous + i : nullptr, s, count, places, key, x, sums);
+    for (int j = 0; j < Rule::sums; ++j)
+      static_cast<R*>(row[kBlockSums])[(at + i) / kBlock * Rule::sums + j] = total(sums[j]);
   }
 }
 
@@ -364,6 +359,9 @@ EXPORT_RULE(adamw, AdamW)
 EXPORT_RULE(adam_mini, AdamMini)
 EXPORT_RULE(lamb_moments, LambMoments)
 EXPORT_RULE(lamb, Lamb)
+EXPORT_RULE(lars, Lars)
+EXPORT_RULE(adafactor, Adafactor)
+EXPORT_RULE(adafactor_momentum, AdafactorMomentum)
 
 // Sums of squares, times weights where there are any, of tensors of one dtype (Parameter): to[i] has one for each
 // run of lengths[i] elements of x[i], of which there are sizes[i]. By columns: one for each place in such a run.

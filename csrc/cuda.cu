@@ -341,8 +341,8 @@ class Lane {
   // tile's first element or in the next.
   RULE_FN R factor_of(int place) const {
     if (place >= tile.count) return 0;
-    const R *rows = reinterpret_cast<const R*>(chunk.address[kRows]),
-            *columns = reinterpret_cast<const R*>(chunk.address[kColumns]);
+    const R *rows = reinterpret_cast<const R*>(chunk.address[kRowFactors]),
+            *columns = reinterpret_cast<const R*>(chunk.address[kColumnFactors]);
     const int64_t length = chunk.address[kLength], i = tile.at % length + place;
     const int64_t more = length >= kBlock ? i >= length : uint32_t(i) / uint32_t(length);
     const R row = rows ? rows[tile.at / length + more] : R(1);

@@ -196,4 +196,66 @@ struct Lamb : LambMoments {
   }
 };
 
+// LARS: arXiv 1708.03888. The factor of a tensor is its trust ratio.
+struct Lars : Plain {
+  static constexpr int states = 1;  // momentum_buffer
+  static constexpr bool factors = true;
+
+  struct Hyper {
+    double lr, momentum, weight_decay, nesterov;
+  };
+
+  template <class T>
+  struct Scalars {
+    T grad_scale, lr, momentum, weight_decay;
+    T ahead, behind;  // how much of the newest term and of the buffer is used
+
+    RULE_FN Scalars(const Hyper& h, double, double scale)
+        : grad_scale(scale), lr(h.lr), momentum(h.momentum), weight_decay(h.weight_decay),
+          ahead(h.nesterov != 0 ? 1 : 0), behind(h.nesterov != 0 ? h.momentum : 1) {}
+  };
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T x, T g, T& p, T (&s)[states]) {
+    const T step = x * (g * k.grad_scale + k.weight_decay * p);
+    s[0] = k.momentum * s[0] + step;
+    p -= k.lr * (k.ahead * step + k.behind * s[0]);
+  }
+};
+
+// Adafactor: arXiv 1804.04235, Algorithm 4, after weight decay. The factor of an element is the step size over the
+// root of its factored second moment, clipped.
+struct Adafactor : Plain {
+  static constexpr int states = 0;
+  static constexpr bool factors = true;
+
+  struct Hyper {
+    double lr, beta1;
+  };
+
+  template <class T>
+  struct Scalars {
+    T grad_scale, lr, beta1, rest1;
+
+    RULE_FN Scalars(const Hyper& h, double, double scale)
+        : grad_scale(scale), lr(h.lr), beta1(h.beta1), rest1(1 - h.beta1) {}
+  };
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T x, T g, T& p, T (&)[1]) {
+    p -= k.lr * (x * (g * k.grad_scale));
+  }
+};
+
+// The same with a first moment.
+struct AdafactorMomentum : Adafactor {
+  static constexpr int states = 1;  // exp_avg m
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T x, T g, T& p, T (&s)[states]) {
+    s[0] = k.beta1 * s[0] + k.rest1 * (k.lr * (x * (g * k.grad_scale)));
+    p -= s[0];
+  }
+};
+
 }  // namespace rules

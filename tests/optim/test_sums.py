@@ -1,0 +1,85 @@
+"""Sums of squares by rows, columns and tensors: against float64, and the same bits however they are split."""
+
+import numpy as np
+import pytest
+import torch
+from harness import assert_same_bits, case_id, random
+
+from optim import native
+from optim.sums import column_sums, row_sums
+
+SHAPES = [(3, 5), (1, 1), (7, 1), (1, 9), (0, 4), (64, 1023), (2, 70001), (515, 300), (4097, 33), (1, 200000)]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
+
+
+@pytest.fixture(params=["kernels", "torch"], autouse=True)
+def backend(request, monkeypatch):
+    if request.param == "torch":
+        monkeypatch.setattr(native, "load", lambda: (None, "hidden by a test"))
+    elif reason := native.load()[1]:
+        pytest.skip(reason)
+
+
+def tensors(dtype):
+    rng = np.random.default_rng(0)
+    return [random(shape, rng, dtype) for shape in SHAPES]
+
+
+def check(sums, expected, dtype):
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-6 if native.load()[0] else 2e-5
+    for x, y in zip(sums, expected, strict=True):
+        assert x.dtype == torch.promote_types(dtype, torch.float32)
+        torch.testing.assert_close(x.double(), y, rtol=tolerance, atol=0)
+
+
+@each_dtype
+def test_rows(dtype):
+    x = tensors(dtype)
+    check(row_sums(x, [s[1] for s in SHAPES]), [t.double().square().sum(1) for t in x], dtype)
+
+
+@each_dtype
+def test_whole_tensors(dtype):
+    x = tensors(dtype)
+    check(row_sums(x, [0] * len(x)), [t.double().square().sum().view(1) for t in x], dtype)
+
+
+@each_dtype
+def test_weighted_rows(dtype):
+    x, rng = tensors(dtype), np.random.default_rng(1)
+    work = torch.promote_types(dtype, torch.float32)
+    weights = [random((shape[1],), rng, work).abs() if i % 3 else None for i, shape in enumerate(SHAPES)]
+    expected = [
+        (t.double().square() * (1 if w is None else w.double())).sum(1)
+        for t, w in zip(x, weights, strict=True)
+    ]
+    check(row_sums(x, [s[1] for s in SHAPES], weights), expected, dtype)
+
+
+@each_dtype
+def test_columns(dtype):
+    x = tensors(dtype)
+    check(column_sums(x, [s[1] for s in SHAPES]), [t.double().square().sum(0) for t in x], dtype)
+
+
+@each_dtype
+def test_threads_do_not_matter(dtype):
+    x, lengths = tensors(dtype), [s[1] for s in SHAPES]
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            rows = row_sums(x, lengths) + row_sums(x, [0] * len(x))
+            results.append(rows + column_sums(x, lengths))
+    finally:
+        torch.set_num_threads(before)
+    if native.load()[0] is not None:
+        for other in results[1:]:
+            assert_same_bits(results[0], other)
+
+
+def test_memory_with_gaps_is_refused():
+    if native.load()[0] is not None:
+        with pytest.raises(ValueError, match="dense tensors only"):
+            row_sums([torch.ones(4, 4)[:, ::2]], [2])
