@@ -1,9 +1,6 @@
 """`optim.adan_from_adamw`: every number of the advice, and settings that an optimizer takes as they are."""
 
 import inspect
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +8,6 @@ import yaml
 
 import optim
 from optim.advice import REGIMES
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -90,20 +85,3 @@ def test_the_docstrings_table_is_the_advice():
 def test_bad_input(arguments, error, message):
     with pytest.raises(error, match=message):
         optim.adan_from_adamw(**arguments)
-
-
-def command(*arguments):
-    path = str(ROOT / "scripts" / "adan_from_adamw.py")
-    return subprocess.run([sys.executable, path, *arguments], capture_output=True, text=True, check=False)
-
-
-def test_the_command():
-    done = command("--lr", "1e-3", "--weight-decay", "0.05", "--warmup", "500")
-    assert done.returncode == 0, done.stderr
-    settings = optim.adan_from_adamw(lr=1e-3, weight_decay=0.05, warmup=500)
-    table, text = done.stdout.split("\n\n")
-    assert table == str(settings)
-    assert yaml.safe_load(text)["lr"] == 0.005
-    done = command("--lr", "-1")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: lr=-1.0: must be a finite number >= 0\n"
