@@ -507,3 +507,11 @@ def test_old_checkpoints_of_torch_when_the_source_is_said():
 
 def test_no_two_sources_have_the_same_title():
     assert len({source.title for source in SOURCES.values()}) == len(SOURCES)
+
+
+def test_a_parameters_own_step_count_goes_before_its_groups():
+    """optimi keeps one of its own with gradient release, beside the group itself, which is no state."""
+    saved = train(timm(), 4, seed=1).state_dict()
+    saved["state"][0].update(step=2, group={"lr": 1.0})
+    converted = optim.convert_state(saved, "timm")
+    assert [int(state["step"]) for state in converted["state"].values()] == [2, 4, 4, 4]
