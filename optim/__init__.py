@@ -2,8 +2,10 @@
 
 from .adamw import AdamW
 from .adan import Adan
+from .advice import AdanSettings, adan_from_adamw
 from .base import Optimizer, state_bytes
 from .card import Card
+from .convert import convert_state
 from .groups import layer_ids, param_groups
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
 
@@ -12,10 +14,13 @@ __all__ = [
     "OPTIMIZERS",
     "AdamW",
     "Adan",
+    "AdanSettings",
     "Card",
     "Optimizer",
+    "adan_from_adamw",
     "available",
     "build_optimizer",
+    "convert_state",
     "layer_ids",
     "param_groups",
     "path_in_use",

@@ -22,6 +22,7 @@ from torch.optim.optimizer import ParamsT
 from . import cuda, native, storage
 from .card import Card, FusedRule
 from .checks import number, one_of
+from .convert import refuse_options
 from .layout import is_dense, same_layout
 from .norm import as_copy_for, as_part_of, global_norm, is_dtensor, local
 from .storage import Names, State, Storage
@@ -584,6 +585,7 @@ class Optimizer(torch.optim.Optimizer):
         for saved, group in zip(
             groups, self.param_groups, strict=False
         ):  # torch says it if they do not match
+            refuse_options(saved, known=self.defaults)
             group_step = saved.pop("step", None)  # the official Adan counts steps per group
             for name in saved.keys() & {*OPTIMIZER_WIDE, "differentiable"}:
                 del saved[name]
@@ -608,7 +610,7 @@ class Optimizer(torch.optim.Optimizer):
         if not required <= state.keys() <= required | scales | {"compensation"}:
             raise ValueError(
                 f"not a checkpoint of {self.card.title}: the state of {name} is {sorted(state)}, "
-                f"expected {sorted(required)}"
+                f"expected {sorted(required)}; optim.convert_state reads those of others"
             )
         blocks = torch.Size([-(-p.numel() // storage.BLOCK)])
         for key in sorted(state.keys() - {"step", "pre_grad_scale"}):

@@ -1,0 +1,35 @@
+"""Settings for Adan from AdamW's: `python scripts/adan_from_adamw.py --lr 1e-3 --weight-decay 0.05`.
+
+Prints each setting with its reason, and the lines for a file in configs/optimizer.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+from optim.advice import REGIMES, adan_from_adamw
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the settings and return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--lr", type=float, required=True, help="AdamW's peak learning rate")
+    parser.add_argument("--weight-decay", type=float, default=0.01, help="AdamW's (default: 0.01)")
+    parser.add_argument("--warmup", type=int, default=0, help="steps of AdamW's warm-up (default: 0)")
+    parser.add_argument("--regime", choices=REGIMES, default="pretrain", help="default: pretrain")
+    try:
+        settings = adan_from_adamw(**vars(parser.parse_args(arguments)))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{settings}\n\n{settings.yaml}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
