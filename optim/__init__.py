@@ -1,23 +1,28 @@
 """Adan and the optimizers it is compared with: reference, foreach and fused paths behind one interface."""
 
+from .adam_mini import AdamMini
 from .adamw import AdamW
 from .adan import Adan
 from .base import Optimizer, state_bytes
 from .card import Card
 from .groups import layer_ids, param_groups
+from .partition import Partition, partition
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
 
 __all__ = [
     "CARDS",
     "OPTIMIZERS",
+    "AdamMini",
     "AdamW",
     "Adan",
     "Card",
     "Optimizer",
+    "Partition",
     "available",
     "build_optimizer",
     "layer_ids",
     "param_groups",
+    "partition",
     "path_in_use",
     "state_bytes",
 ]

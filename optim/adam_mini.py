@@ -1,0 +1,149 @@
+"""Adam-mini: Adam with one second moment for each block of a parameter (arXiv 2406.16793)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
+
+from . import blocks
+from .base import Group, Optimizer, Options
+from .card import Card
+from .norm import local
+from .partition import Partition, partition
+from .storage import Names, State
+
+
+class AdamMini(Optimizer):
+    """Adam-mini, with half the state of Adam.
+
+    With g the gradient at step t = 1, 2, ... and b a block of the parameter::
+
+        m = b1 m + (1 - b1) g                                          exp_avg
+        v_b = b2 v_b + (1 - b2) mean of g^2 over block b               exp_avg_sq
+        x_b = lr / (1 - b1^t) / [sqrt(v_b) / sqrt(1 - b2^t) + eps]
+        p = (1 - lr weight_decay) p - x_b m
+
+    `exp_avg_sq` has a number for each block, in float32; its shape says which blocks: see `optim.blocks`.
+
+    Source: Algorithm 1 of the paper, as zyushun/Adam-mini 1.1.1 computes it.
+
+    Args:
+        params: see `optim.base.Optimizer`, also for max_grad_norm, foreach, fused and the options.
+        lr: learning rate; as for AdamW.
+        betas: decay factors of gradient and squared gradient.
+        eps: added to the denominator, after the bias correction.
+        weight_decay: decoupled weight decay.
+        partition: the blocks, by `optim.partition(model)`; `optim.build_optimizer(model, "adam_mini")` makes
+            it. None goes by shape: a block for each row, and one for a tensor with less than two dimensions.
+
+    Raises:
+        ValueError: for a parameter that is not in the partition, besides what the base class raises.
+    """
+
+    card = Card(
+        name="adam_mini",
+        title="Adam-mini",
+        source="arXiv 2406.16793, Algorithm 1; zyushun/Adam-mini 1.1.1",
+        when="AdamW's settings with half its state: language models, transformers",
+        states={"exp_avg": "m, mean of the gradient"},
+        small={"exp_avg_sq": "v, mean of the squared gradient of each block"},
+        betas=2,
+        nonnegative=("exp_avg_sq",),
+        elementwise=False,
+        paths=("foreach", "reference"),
+        fused_devices=(),
+    )
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: Sequence[float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 0.0,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        *,
+        partition: Partition | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        if not (partition is None or isinstance(partition, Partition)):
+            raise TypeError(f"partition={partition!r}: give what optim.partition(model) returns")
+        self.partition = partition
+        self._blocks: dict[Tensor, blocks.Shape] = {}
+        hyper = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, hyper, max_grad_norm=max_grad_norm, foreach=foreach, fused=fused, **options)
+
+    @classmethod
+    def of_model(cls, model: nn.Module, groups: list[Group], **options: Any) -> Optimizer:
+        if options.get("partition") is None:
+            options["partition"] = partition(model)
+        return cls(groups, **options)
+
+    def check_options(self, group: Group) -> None:
+        if self.partition is not None:
+            self._blocks |= self.partition.blocks_of(group["params"], group.get("param_names", ()))
+
+    def names_of(self, p: Tensor, group: Group) -> Names:
+        return Names(("exp_avg",), (("exp_avg_sq", self._blocks.get(p) or blocks.default(p.shape)),))
+
+    def update_one(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
+        beta1, lr = group["betas"][0], float(group["lr"])
+        m, v = state["exp_avg"], local(state["exp_avg_sq"])
+        (x,) = block_steps([g], [v], [t], group)
+        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        local(p).mul_(1 - lr * group["weight_decay"]).sub_(local(m) * blocks.spread(x, p))
+
+    def update_many(
+        self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
+    ) -> None:
+        m, v = state["exp_avg"], state["exp_avg_sq"]
+        x = block_steps(g, v, t, group)
+        torch._foreach_lerp_(m, g, 1 - group["betas"][0])
+        if group["weight_decay"]:
+            torch._foreach_mul_(p, 1 - float(group["lr"]) * group["weight_decay"])
+        torch._foreach_addcmul_(p, m, [blocks.spread(xi, pi) for xi, pi in zip(x, p, strict=True)], -1)
+
+    def _check_state(self, name: str, p: Tensor, state: dict[str, Any], names: Names) -> None:
+        v, expected = state.get("exp_avg_sq"), dict(names.small)["exp_avg_sq"]
+        same_model = isinstance(state.get("exp_avg"), Tensor) and state["exp_avg"].shape == p.shape
+        if same_model and isinstance(v, Tensor) and v.shape != expected:
+            raise ValueError(
+                f"a checkpoint of another partition: exp_avg_sq of {name} has shape {tuple(v.shape)}, expected "
+                f"{expected} blocks for a parameter of shape {tuple(p.shape)}; give the same partition"
+            )
+        super()._check_state(name, p, state, names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "partition": self.partition, "_blocks": self._blocks}
+
+
+def block_steps(g: list[Tensor], v: list[Tensor], t: list[float], group: Group) -> list[Tensor]:
+    """Updates the second moments, and returns the factor x_b on m of every block.
+
+    Args:
+        g: gradients; DTensors or not.
+        v: their second moments, plain tensors whose shapes say which blocks; updated in place.
+        t: steps, counting this one.
+        group: lr, betas and eps.
+
+    Returns:
+        lr / (1 - b1^t) / (sqrt(v) / sqrt(1 - b2^t) + eps), tensors of the shapes of v.
+    """
+    beta1, beta2 = group["betas"]
+    sums = [blocks.squared_sums(gi, tuple(vi.shape)) for gi, vi in zip(g, v, strict=True)]
+    # 1 / the number of elements in a block; a tensor without elements has an empty one
+    shares = [vi.numel() / max(gi.numel(), 1) for gi, vi in zip(g, v, strict=True)]
+    torch._foreach_mul_(sums, [(1 - beta2) * share for share in shares])
+    torch._foreach_mul_(v, beta2)
+    torch._foreach_add_(v, sums)
+    x = torch._foreach_sqrt(v)
+    torch._foreach_div_(x, [math.sqrt(1 - beta2**ti) for ti in t])
+    torch._foreach_add_(x, group["eps"])
+    torch._foreach_reciprocal_(x)
+    torch._foreach_mul_(x, [float(group["lr"]) / (1 - beta1**ti) for ti in t])
+    return list(x)
