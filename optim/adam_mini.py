@@ -109,12 +109,13 @@ class AdamMini(Optimizer):
         torch._foreach_addcmul_(p, m, [blocks.spread(xi, pi) for xi, pi in zip(x, p, strict=True)], -1)
 
     def _check_state(self, name: str, p: Tensor, state: dict[str, Any], names: Names) -> None:
-        v, expected = state.get("exp_avg_sq"), dict(names.small)["exp_avg_sq"]
-        same_model = isinstance(state.get("exp_avg"), Tensor) and state["exp_avg"].shape == p.shape
-        if same_model and isinstance(v, Tensor) and v.shape != expected:
+        expected = dict(names.small)["exp_avg_sq"]
+        keys = {"step", "exp_avg", "exp_avg_sq"}
+        ours = keys <= state.keys() <= keys | {"exp_avg_scale", "compensation"}
+        if ours and state["exp_avg"].shape == p.shape and state["exp_avg_sq"].shape != expected:
             raise ValueError(
-                f"a checkpoint of another partition: exp_avg_sq of {name} has shape {tuple(v.shape)}, expected "
-                f"{expected} blocks for a parameter of shape {tuple(p.shape)}; give the same partition"
+                f"a checkpoint of another partition: {name} of shape {tuple(p.shape)} has blocks "
+                f"{tuple(state['exp_avg_sq'].shape)} there and {expected} here; give the same partition"
             )
         super()._check_state(name, p, state, names)
 

@@ -1,7 +1,7 @@
 """Which elements of a model's parameters share a second moment in Adam-mini, from the model's structure.
 
-The paper (arXiv 2406.16793) wants a block where the Hessian has one: a head of the query and key projections, an
-output row of the other matrices, a token of an embedding.
+The paper (arXiv 2406.16793) wants a block where the Hessian has one: a head of the query and key projections,
+an output row of the other matrices, a token of an embedding.
 """
 
 import math
@@ -118,21 +118,22 @@ def partition(
         for attribute, p in module.named_parameters(recurse=False):
             owners.setdefault(p, []).append((module, attribute))
             proposed.setdefault(p, _by_type(module, attribute, p))
+    given = dict(rules or {})
     entries, used = Partition(), set()
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
         blocks, reason = proposed[p]
-        for key, rule in (rules or {}).items():
-            if _matches(key, name, p, owners[p]):
-                used.add(key)
+        for match, rule in given.items():
+            if _matches(match, name, p, owners[p]):
+                used.add(match)
                 blocks, reason = _by_rule(rule, name, p.shape), f"rule: {rule}"
                 break
         tied = ", tied" if len(owners[p]) > 1 else ""
         entries[name] = Entry(p, canonical(p.shape, blocks), reason + tied)
-    for key in rules or {}:
-        if key not in used:
-            raise ValueError(f"the rule for {key!r} matches no trainable parameter, or only after another")
+    for match in given.keys() - used:
+        what = f"a parameter of shape {tuple(match.shape)}" if isinstance(match, Tensor) else repr(match)
+        raise ValueError(f"the rule for {what} matches no trainable parameter, or only after another rule")
     return entries
 
 
@@ -163,8 +164,10 @@ def _projections(module: nn.Module) -> Iterator[tuple[str, tuple[str, ...], Tens
             part = getattr(part, "base_layer", part)  # of LoRA
             if isinstance(part, nn.Parameter) and part.ndim == 2:
                 yield name, role, part, 0
-            elif isinstance(part, nn.Linear) or (isinstance(part, nn.Module) and _is_conv1d(part)):
-                yield f"{name}.weight", role, part.weight, 0 if isinstance(part, nn.Linear) else 1
+            elif isinstance(part, nn.Linear):
+                yield f"{name}.weight", role, part.weight, 0
+            elif isinstance(part, nn.Module) and _is_conv1d(part):
+                yield f"{name}.weight", role, part.get_parameter("weight"), 1
 
 
 def _heads(
@@ -186,8 +189,8 @@ def _heads(
         divides = count and rows % count == 0 and (role is not FUSED or rows == count * (size or 0))
         if not divides and any(asked.values()):
             raise ValueError(
-                f"{path}.{name} of shape {tuple(weight.shape)} has {rows} output rows, which are not heads by "
-                + ", ".join(f"{key}={value}" for key, value in asked.items() if value)
+                f"{path}.{name} of shape {tuple(weight.shape)} has {rows} output rows, which do not make "
+                "heads with " + ", ".join(f"{key}={value}" for key, value in asked.items() if value)
             )
         if divides:
             what = {QUERY: "query head", KEY: "key head", FUSED: "head of query, key or value"}[role]

@@ -102,8 +102,8 @@ def find(name: str) -> type[torch.optim.Optimizer]:
     Raises:
         ValueError: if there is none; names the nearest.
     """
-    if name.lower() in OPTIMIZERS:
-        return OPTIMIZERS[name.lower()]
+    if (key := name.lower().replace("-", "_")) in OPTIMIZERS:
+        return OPTIMIZERS[key]
     module, _, attribute = name.rpartition(".")
     if not module:
         near = difflib.get_close_matches(name.lower(), OPTIMIZERS, n=1)

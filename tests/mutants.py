@@ -25,7 +25,7 @@ from multiprocessing import connection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("optim", "csrc", "adan.py", "setup.py", "pyproject.toml", "tests/optim")
+SOURCES = ("optim", "csrc", "adan.py", "adam_mini.py", "setup.py", "pyproject.toml", "tests/optim")
 LIBRARY = "optim/_cpu.abi3.so"
 # Imported once; the tests run in forks.
 PRELOAD = (

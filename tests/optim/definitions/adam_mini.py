@@ -24,4 +24,5 @@ def step(p, g, s, t, *, lr, betas, eps, weight_decay):
 
 BASE = dict(lr=0.07, betas=(0.7, 0.85), eps=1e-8, weight_decay=0.0)
 VARIANTS = {"beta1=0": {**BASE, "betas": (0.0, 0.5), "weight_decay": 0.1}}
+SHOWN_ELSEWHERE = {"partition": "test_adam_mini.py::test_the_partition_matters"}
 SLOW = dict(betas=(0.999999,) * 2)
