@@ -183,7 +183,8 @@ def _heads(
                 size, heads = _number(source, HEAD_DIM), _number(source, HEADS)
                 kv_heads = kv_heads or _number(source, KV_HEADS)
         if size is None and heads is not None and role is not KEY:
-            size = rows // (heads if role is QUERY else heads + 2 * (kv_heads or heads))
+            parts = heads if role is QUERY else heads + 2 * (kv_heads or heads)
+            size = rows // parts if rows % parts == 0 else None
         count = asked["n_kv_heads"] if role is KEY else asked["n_heads"] if role is QUERY else None
         count = count or (rows // size if size else 0)
         divides = count and rows % count == 0 and (role is not FUSED or rows == count * (size or 0))
