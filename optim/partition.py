@@ -186,8 +186,8 @@ def _heads(
             parts = heads if role is QUERY else heads + 2 * (kv_heads or heads)
             size = rows // parts if rows % parts == 0 else None
         count = asked["n_kv_heads"] if role is KEY else asked["n_heads"] if role is QUERY else None
-        count = count or (rows // size if size else 0)
-        divides = count and rows % count == 0 and (role is not FUSED or rows == count * (size or 0))
+        count = count or (rows // size if size and rows % size == 0 else 0)
+        divides = count and rows % count == 0
         if not divides and any(asked.values()):
             raise ValueError(
                 f"{path}.{name} of shape {tuple(weight.shape)} has {rows} output rows, which do not make "

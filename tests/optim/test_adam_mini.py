@@ -80,7 +80,7 @@ def test_sums_and_factors_of_blocks(shape, blocks, turned):
     """In any layout in memory."""
     g = random(shape, np.random.default_rng(0), torch.float64)
     if turned:
-        g = g.permute(range(g.ndim)[::-1]).contiguous().permute(range(g.ndim)[::-1])
+        g = g.permute(turn := tuple(range(g.ndim))[::-1]).contiguous().permute(turn)
     index = by_hand(shape, blocks)
     expected = np.bincount(index.ravel(), weights=array(g).ravel() ** 2, minlength=np.prod(blocks))
     sums = squared_sums(g, blocks)
@@ -168,7 +168,8 @@ def model_of(config, kind=CAUSAL, **options):
         (lambda: model_of("MixtralConfig", num_local_experts=4, num_key_value_heads=2).model.layers[0].mlp,
          {"experts.gate_up_proj": (4 * 64,), "experts.down_proj": (4 * 24,), "gate.weight": (4,)}),
         (lambda: model_of("GptOssConfig", num_local_experts=4, num_key_value_heads=2).model.layers[0].mlp,
-         {"experts.gate_up_proj": (4, 1, 64), "experts.down_proj": (4, 1, 24), "experts.down_proj_bias": (96,)}),
+         {"experts.gate_up_proj": (4, 1, 64), "experts.down_proj": (4, 1, 24),
+          "experts.down_proj_bias": (4 * 24,)}),
         # a table that has "bias" in its name
         (lambda: PLAIN.from_config(transformers.T5Config(
             vocab_size=50, d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=4)),
