@@ -53,6 +53,7 @@ class AdamMini(Optimizer):
         betas=2,
         nonnegative=("exp_avg_sq",),
         elementwise=False,
+        options={"partition": "blocks that share a second moment, by optim.partition(model)"},
         paths=("foreach", "reference"),
         fused_devices=(),
     )
