@@ -1,5 +1,6 @@
 """Adan and the optimizers it is compared with: reference, foreach and fused paths behind one interface."""
 
+from .adam_mini import AdamMini
 from .adamw import AdamW
 from .adan import Adan
 from .advice import AdanSettings, adan_from_adamw
@@ -7,22 +8,26 @@ from .base import Optimizer, state_bytes
 from .card import Card
 from .convert import convert_state
 from .groups import layer_ids, param_groups
+from .partition import Partition, partition
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
 
 __all__ = [
     "CARDS",
     "OPTIMIZERS",
+    "AdamMini",
     "AdamW",
     "Adan",
     "AdanSettings",
     "Card",
     "Optimizer",
+    "Partition",
     "adan_from_adamw",
     "available",
     "build_optimizer",
     "convert_state",
     "layer_ids",
     "param_groups",
+    "partition",
     "path_in_use",
     "state_bytes",
 ]

@@ -67,6 +67,7 @@ class Batch:
     factors: list[native.Factors] = field(default_factory=list)
     first: native.Table | None = None  # of a rule in two passes
     block_sums: list[Tensor] = field(default_factory=list)
+    constants: dict[str, Tensor] = field(default_factory=dict)  # of `fill_factors`, made once
 
 
 @dataclass
@@ -229,7 +230,7 @@ class Optimizer(torch.optim.Optimizer):
         """Computes `batch.factors` for the step that comes; scale is the factor on the gradients.
 
         Of two passes this comes between them, when `batch.block_sums` are there. Step counts are those
-        before the step, or after the first of two passes; on a GPU nothing may wait for it.
+        before the step, or after the first of two passes. On a GPU nothing may wait for the device.
         """
         raise NotImplementedError
 

@@ -60,12 +60,12 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
             else [torch.zeros((), dtype=dtype, device=device)]
         )
         square = torch.stack(list(norms)).square().sum()
-        squares.append((_sum_over_mesh(square, *spec) if spec else square).to(device))
+        squares.append((sum_over_mesh(square, *spec) if spec else square).to(device))
     return torch.stack(squares).sum().sqrt()
 
 
-def _sum_over_mesh(x: Tensor, mesh: Any, placements: Sequence[Any]) -> Tensor:
-    """The sum of a per-process number over the mesh dimensions along which a DTensor is sharded."""
+def sum_over_mesh(x: Tensor, mesh: Any, placements: Sequence[Any]) -> Tensor:
+    """The sum of a tensor that each process has over the mesh dimensions along which a DTensor is sharded."""
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     summed = [Partial("sum") if p.is_shard() else Replicate() for p in placements]

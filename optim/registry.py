@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from . import cuda, native
+from .adam_mini import AdamMini
 from .adamw import AdamW
 from .adan import Adan
 from .base import Optimizer, why_not_fused
 from .card import Card
 from .groups import param_groups
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {cls.card.name: cls for cls in (Adan, AdamW)}
+OPTIMIZERS: dict[str, type[Optimizer]] = {cls.card.name: cls for cls in (Adan, AdamW, AdamMini)}
 CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}
 
 
@@ -101,8 +102,8 @@ def find(name: str) -> type[torch.optim.Optimizer]:
     Raises:
         ValueError: if there is none; names the nearest.
     """
-    if name.lower() in OPTIMIZERS:
-        return OPTIMIZERS[name.lower()]
+    if (key := name.lower().replace("-", "_")) in OPTIMIZERS:
+        return OPTIMIZERS[key]
     module, _, attribute = name.rpartition(".")
     if not module:
         near = difflib.get_close_matches(name.lower(), OPTIMIZERS, n=1)

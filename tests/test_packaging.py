@@ -27,7 +27,7 @@ def test_wheel_installs_and_runs(tmp_path: Path, compiler: bool) -> None:
     source, site = tmp_path / "source", tmp_path / "site"
     for name in ("optim", "csrc"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    for name in ("adan.py", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("adan.py", "adam_mini.py", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     missing = {} if compiler else {"CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"}
     environment = {**os.environ, **missing}

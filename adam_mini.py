@@ -1,0 +1,131 @@
+"""Drop-in for the official package: `from adam_mini import Adam_mini`.
+
+The rules by name of the official code; `optim.AdamMini` goes by the structure of the model, which is safer.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Unpack
+
+from torch import Tensor
+
+from optim import AdamMini, Partition
+from optim.base import Group, Options
+from optim.blocks import Shape, default
+from optim.partition import Entry
+from optim.storage import Names
+
+__all__ = ["Adam_mini"]
+
+
+class Adam_mini(AdamMini):
+    """`optim.AdamMini` with the constructor and the rules by name of the official package, version 1.1.1.
+
+    The first that matches a part of the parameter's name in lower case:
+
+    * `adam_block_names` (bias): every element, as in Adam.
+    * `wqk_names` (queries and keys): dim dim / n_heads elements, which are a head where its size is
+      dim / n_heads.
+    * `embd_names`, `output_names`, `wv_names`, `mlp_names`, `attn_proj_names`: a row.
+    * all others: one block.
+
+    The sets may be changed until the first step; the authors advise `wv_names = {}` for runs of less than
+    about 10 thousand steps. "norm", "ln" or "bias" in a name means no weight decay.
+
+    Where the official code stops with an error this one goes on: tensors of one dimension have one block,
+    those of more than two one for each row, queries and keys of other sizes n_heads blocks, or one for each
+    row where n_heads does not divide them.
+
+    Args:
+        named_parameters: pairs of a name and a parameter; those that are trainable get a group each.
+        lr, betas, eps, weight_decay: see `optim.AdamMini`.
+        model_sharding: of no effect, as officially.
+        dim: width of the model.
+        n_heads: number of query heads.
+        n_kv_heads: number of key heads, for the names in `k_names`. None takes dim dim / n_heads elements for
+            a head, as the official code does with any value.
+        verbose: print the partition at the first step.
+        options: of `optim.AdamMini`.
+
+    Raises:
+        ValueError: for sizes that make no sense, besides what the base class raises.
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        lr: float | Tensor = 1e-3,
+        betas: Sequence[float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        model_sharding: bool | None = None,
+        dim: int = 2048,
+        n_heads: int = 32,
+        n_kv_heads: int | None = None,
+        verbose: bool = True,
+        **options: Unpack[Options],
+    ) -> None:
+        for key, value in dict(dim=dim, n_heads=n_heads, n_kv_heads=n_kv_heads).items():
+            if not (value is None and key == "n_kv_heads") and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{key}={value!r}: give a number >= 1")
+        if n_heads > dim:
+            raise ValueError(f"n_heads={n_heads}: more than dim={dim}")
+        if n_kv_heads is not None and n_heads % n_kv_heads:
+            raise ValueError(f"n_kv_heads={n_kv_heads}: must divide n_heads={n_heads}")
+        self.adam_block_names: set[str] = {"bias"}
+        self.wqk_names: set[str] = {"k_proj", "q_proj", "wq", "wk", "query", "key"}
+        self.k_names: set[str] = {"k_proj", "wk", "key"}
+        self.embd_names: set[str] = {"embd", "embed", "wte"}
+        self.output_names: set[str] = {"lm_head", "output", "final_layer"}
+        self.wv_names: set[str] = {"v_proj", "wv", "value"}
+        self.mlp_names: set[str] = {"feed_forward", "linear", "mlp"}
+        self.attn_proj_names: set[str] = {"o_proj", "wo", "attn.proj"}
+        self.head_numel = dim * dim // n_heads
+        self.n_heads, self.n_kv_heads, self.verbose = n_heads, n_kv_heads, verbose
+        groups = []
+        for name, p in named_parameters:
+            if p.requires_grad:
+                exempt = any(word in name.lower() for word in ("norm", "ln", "bias"))
+                decay = 0.0 if exempt else weight_decay
+                groups.append({"name": name.lower(), "params": [p], "weight_decay": decay})
+        super().__init__(groups, lr, betas, eps, weight_decay, **options)
+
+    def names_of(self, p: Tensor, group: Group) -> Names:
+        if p not in self._blocks:
+            self._blocks[p] = self._by_name(group.get("name", ""), p)[0]
+        return super().names_of(p, group)
+
+    def step(self, closure: Any = None) -> Any:
+        """Makes a step; see `optim.base.Optimizer`."""
+        if self.verbose:
+            named = [(group["name"], p) for group in self.param_groups for p in group["params"]]
+            print(Partition({name: Entry(p, *self._by_name(name, p)) for name, p in named}))
+            self.verbose = False
+        return super().step(closure)
+
+    def _by_name(self, name: str, p: Tensor) -> tuple[Shape, str]:
+        rows = {*self.embd_names, *self.output_names, *self.wv_names, *self.mlp_names, *self.attn_proj_names}
+        if _has(self.adam_block_names, name):
+            return (max(p.numel(), 1),), "bias: every element"
+        if p.ndim > 1 and _has(self.wqk_names, name):
+            if self.n_kv_heads and _has(self.k_names, name):
+                return self._heads(self.n_kv_heads, p), "key head"
+            if p.numel() % self.head_numel == 0:
+                return (p.numel() // self.head_numel,), "query or key head"
+            return self._heads(self.n_heads, p), "query or key head"
+        if p.ndim > 1 and _has(rows, name):
+            return default(p.shape), "row"
+        return (1,), "one for all"
+
+    def _heads(self, count: int, p: Tensor) -> Shape:
+        return (count,) if p.shape[0] % count == 0 and math.prod(p.shape) else default(p.shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {key: value for key, value in vars(self).items() if key.endswith("_names")}
+        sizes = dict(head_numel=self.head_numel, n_heads=self.n_heads, n_kv_heads=self.n_kv_heads)
+        return {**super().__getstate__(), **own, **sizes, "verbose": self.verbose}
+
+
+def _has(words: Iterable[str], name: str) -> bool:
+    return any(word in name for word in words)

@@ -1,0 +1,200 @@
+"""Adam-mini: Adam with one second moment for each block of a parameter (arXiv 2406.16793)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
+
+from . import blocks
+from .base import Batch, Group, Optimizer, Options
+from .card import Card, FusedRule
+from .native import Factors
+from .norm import local
+from .partition import Partition, partition
+from .storage import Names, State
+from .sums import row_sums
+
+
+class AdamMini(Optimizer):
+    """Adam-mini, with half the state of Adam.
+
+    With g the gradient at step t = 1, 2, ... and b a block of the parameter::
+
+        m = b1 m + (1 - b1) g                                          exp_avg
+        v_b = b2 v_b + (1 - b2) mean of g^2 over block b               exp_avg_sq
+        x_b = lr / (1 - b1^t) / [sqrt(v_b) / sqrt(1 - b2^t) + eps]
+        p = (1 - lr weight_decay) p - x_b m
+
+    `exp_avg_sq` has a number for each block, in float32; its shape says which blocks: see `optim.blocks`.
+
+    Source: Algorithm 1 of the paper, as zyushun/Adam-mini 1.1.1 computes it.
+
+    Args:
+        params: see `optim.base.Optimizer`, also for max_grad_norm, foreach, fused and the options.
+        lr: learning rate; as for AdamW.
+        betas: decay factors of gradient and squared gradient.
+        eps: added to the denominator, after the bias correction.
+        weight_decay: decoupled weight decay.
+        partition: the blocks, by `optim.partition(model)`; `optim.build_optimizer(model, "adam_mini")` makes
+            it. None goes by shape: a block for each row, and one for a tensor with less than two dimensions.
+
+    Raises:
+        ValueError: for a parameter that is not in the partition, besides what the base class raises.
+    """
+
+    card = Card(
+        name="adam_mini",
+        title="Adam-mini",
+        source="arXiv 2406.16793, Algorithm 1; zyushun/Adam-mini 1.1.1",
+        when="AdamW's settings with half its state: language models, transformers",
+        states={"exp_avg": "m, mean of the gradient"},
+        small={"exp_avg_sq": "v, mean of the squared gradient of each block"},
+        betas=2,
+        nonnegative=("exp_avg_sq",),
+        elementwise=False,
+        options={"partition": "blocks that share a second moment, by optim.partition(model)"},
+        rules=(FusedRule("adam_mini", ("exp_avg",), factors=True),),
+    )
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: Sequence[float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 0.0,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        *,
+        partition: Partition | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        if not (partition is None or isinstance(partition, Partition)):
+            raise TypeError(f"partition={partition!r}: give what optim.partition(model) returns")
+        self.partition = partition
+        self._blocks: dict[Tensor, blocks.Shape] = {}
+        hyper = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, hyper, max_grad_norm=max_grad_norm, foreach=foreach, fused=fused, **options)
+
+    @classmethod
+    def of_model(cls, model: nn.Module, groups: list[Group], **options: Any) -> Optimizer:
+        if options.get("partition") is None:
+            options["partition"] = partition(model)
+        return cls(groups, **options)
+
+    def check_options(self, group: Group) -> None:
+        if self.partition is not None:
+            self._blocks |= self.partition.blocks_of(group["params"], group.get("param_names", ()))
+
+    def names_of(self, p: Tensor, group: Group) -> Names:
+        return Names(("exp_avg",), (("exp_avg_sq", self._blocks.get(p) or blocks.default(p.shape)),))
+
+    def update_one(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
+        beta1, lr = group["betas"][0], float(group["lr"])
+        m, v = state["exp_avg"], local(state["exp_avg_sq"])
+        (x,) = block_steps([g], [v], [t], group)
+        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        local(p).mul_(1 - lr * group["weight_decay"]).sub_(local(m) * blocks.spread(x, p))
+
+    def update_many(
+        self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
+    ) -> None:
+        m, v = state["exp_avg"], state["exp_avg_sq"]
+        x = block_steps(g, v, t, group)
+        torch._foreach_lerp_(m, g, 1 - group["betas"][0])
+        if group["weight_decay"]:
+            torch._foreach_mul_(p, 1 - float(group["lr"]) * group["weight_decay"])
+        torch._foreach_addcmul_(p, m, [blocks.spread(xi, pi) for xi, pi in zip(x, p, strict=True)], -1)
+
+    def why_not_fused(self, p: Tensor, group: Group) -> str:
+        reason = super().why_not_fused(p, group)
+        if not reason and not blocks.follow_in_memory(p, self.names_of(p, group).small[0][1]):
+            return "the elements of its blocks do not follow each other in memory"
+        return reason
+
+    def fused_hyper(self, group: Group) -> tuple[float, ...]:
+        return float(group["lr"]), group["betas"][0], group["weight_decay"]
+
+    def make_factors(self, p: Tensor, group: Group) -> Factors:
+        count = self.names_of(p, group).small[0][1][0]
+        work = torch.promote_types(p.dtype, torch.float32)
+        x = torch.empty(count, dtype=work, device=p.device)
+        each = count == p.numel()
+        return Factors(None, x, count) if each else Factors(x, None, p.numel() // count)
+
+    @torch.no_grad()
+    def fill_factors(self, batch: Batch, grads: list[Tensor], scale: float | Tensor) -> None:
+        v = [state["exp_avg_sq"] for state in batch.states]
+        counts, constants = [len(vi) for vi in v], batch.constants
+        if not constants:
+            of_block = torch.tensor(counts, device=v[0].device)
+            sizes = torch.tensor([max(p.numel(), 1) for p in batch.params], device=v[0].device)
+            constants["owner"] = torch.repeat_interleave(of_block)
+            constants["share"] = (of_block.double() / sizes).to(v[0].dtype)[constants["owner"]]
+        owner, share = constants["owner"], constants["share"]
+        sums = row_sums(grads, [g.numel() // count for g, count in zip(grads, counts, strict=True)])
+        t = torch.stack([state["step"] for state in batch.states]).double() + 1
+        x = block_factors(torch.cat(v), torch.cat(sums) * share * scale**2, t, owner, batch.group)
+        torch._foreach_copy_(v, list(torch.split(x[0], counts)))
+        places = [x for rows, columns, _ in batch.factors for x in (rows, columns) if x is not None]
+        torch._foreach_copy_(places, list(torch.split(x[1], counts)))
+
+    def _check_state(self, name: str, p: Tensor, state: dict[str, Any], names: Names) -> None:
+        expected = dict(names.small)["exp_avg_sq"]
+        keys = {"step", "exp_avg", "exp_avg_sq"}
+        ours = keys <= state.keys() <= keys | {"exp_avg_scale", "compensation"}
+        if ours and state["exp_avg"].shape == p.shape and state["exp_avg_sq"].shape != expected:
+            raise ValueError(
+                f"a checkpoint of another partition: {name} of shape {tuple(p.shape)} has blocks "
+                f"{tuple(state['exp_avg_sq'].shape)} there and {expected} here; give the same partition"
+            )
+        super()._check_state(name, p, state, names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "partition": self.partition, "_blocks": self._blocks}
+
+
+def block_steps(g: list[Tensor], v: list[Tensor], t: list[float], group: Group) -> list[Tensor]:
+    """Updates the second moments, and returns the factor x_b on m of every block.
+
+    Args:
+        g: gradients; DTensors or not.
+        v: their second moments, plain tensors whose shapes say which blocks; updated in place.
+        t: steps, counting this one.
+        group: lr, betas and eps.
+
+    Returns:
+        lr / (1 - b1^t) / (sqrt(v) / sqrt(1 - b2^t) + eps), tensors of the shapes of v.
+    """
+    beta1, beta2 = group["betas"]
+    sums = [blocks.squared_sums(gi, tuple(vi.shape)) for gi, vi in zip(g, v, strict=True)]
+    # 1 / the number of elements in a block; a tensor without elements has an empty one
+    shares = [vi.numel() / max(gi.numel(), 1) for gi, vi in zip(g, v, strict=True)]
+    torch._foreach_mul_(sums, [(1 - beta2) * share for share in shares])
+    torch._foreach_mul_(v, beta2)
+    torch._foreach_add_(v, sums)
+    x = torch._foreach_sqrt(v)
+    torch._foreach_div_(x, [math.sqrt(1 - beta2**ti) for ti in t])
+    torch._foreach_add_(x, group["eps"])
+    torch._foreach_reciprocal_(x)
+    torch._foreach_mul_(x, [float(group["lr"]) / (1 - beta1**ti) for ti in t])
+    return list(x)
+
+
+def block_factors(v: Tensor, means: Tensor, t: Tensor, owner: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    """`block_steps` for the blocks of many parameters at once: the new second moments, and the factors.
+
+    Args:
+        v, means: [blocks], second moments and means of the squared gradient.
+        t: [parameters] float64, steps, counting this one.
+        owner: [blocks], which parameter a block is of.
+        group: lr, betas and eps.
+    """
+    beta1, beta2 = group["betas"]
+    v = beta2 * v + (1 - beta2) * means
+    rate, root = group["lr"] / (1 - beta1**t), (1 - beta2**t).sqrt()
+    return v, rate.to(v.dtype)[owner] / (v.sqrt() / root.to(v.dtype)[owner] + group["eps"])
