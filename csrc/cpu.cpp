@@ -315,4 +315,5 @@ intptr_t cpu_refresh(PyObject* const* params, PyObject* const* states, PyObject*
   }
 EXPORT_RULE(adan, Adan)
 EXPORT_RULE(adamw, AdamW)
+EXPORT_RULE(adam, Adam)
 }

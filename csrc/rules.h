@@ -91,4 +91,22 @@ struct AdamW {
   }
 };
 
+// Adam: arXiv 1412.6980, Algorithm 1, as torch.optim.Adam has it: AdamW without weight decay, on gradients to
+// which weight_decay p was added.
+struct Adam : AdamW {
+  template <class T>
+  struct Scalars : AdamW::Scalars<T> {
+    T own_scale, weight_decay;
+
+    RULE_FN Scalars(const Hyper& h, double t, double scale)
+        : AdamW::Scalars<T>({h.lr, h.beta1, h.beta2, h.eps, 0}, t, 1), own_scale(scale),
+          weight_decay(h.weight_decay) {}
+  };
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T g, T& p, T (&s)[states]) {
+    AdamW::update<T>(k, k.own_scale * g + k.weight_decay * p, p, s);
+  }
+};
+
 }  // namespace rules

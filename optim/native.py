@@ -157,8 +157,8 @@ class Table:
     ) -> None:
         self._library, _ = load()
         self.rows, self._kinds, self._states = len(params), kinds, states
-        names = ("step", "compensation", "pre_grad", "pre_grad_scale", *card.states)
-        names += tuple(f"{name}_scale" for name in card.states)
+        names = ("step", "compensation", "pre_grad", "pre_grad_scale", *card.fused_states)
+        names += tuple(f"{name}_scale" for name in card.fused_states)
         self._width = 2 + len(names)
         addresses = [
             0 if x is None else x.data_ptr()

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from . import cuda, native
+from .adam import Adam
 from .adamw import AdamW
 from .adan import Adan
 from .base import Optimizer, why_not_fused
 from .card import Card
 from .groups import param_groups
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {cls.card.name: cls for cls in (Adan, AdamW)}
+OPTIMIZERS: dict[str, type[Optimizer]] = {cls.card.name: cls for cls in (Adan, AdamW, Adam)}
 CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}
 
 

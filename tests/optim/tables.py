@@ -71,13 +71,13 @@ def make(card, kinds, sizes=SIZES, device="cpu"):
     add("step", torch.float32, ones)
     if kinds.rounding == native.ROUNDING["kahan"]:
         add("compensation", dtype)
-    for name in card.states:
+    for name in card.fused_states:
         if kinds.taken and name == card.previous:
             add("pre_grad_scale", torch.promote_types(dtype, torch.float32), ones)
         else:
             add(name, state_dtype)
     if state_dtype == torch.uint8:
-        for name in [name for name in card.states if name in arenas]:
+        for name in [name for name in card.fused_states if name in arenas]:
             add(f"{name}_scale", torch.float32, [-(-size // 256) for size in sizes])
     for name, arena in arenas.items():
         for view in arena.views:

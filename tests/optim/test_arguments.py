@@ -20,6 +20,7 @@ from harness import (
     options_of,
     set_grads,
     tensors_of,
+    unfused_options,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -153,7 +154,7 @@ def test_differentiable_is_refused_with_the_reason(name):
 
 
 @each_name
-@pytest.mark.parametrize("key", ["weigth_decay", "capturabel", "amsgrad", "beta", "sparse"])
+@pytest.mark.parametrize("key", ["weigth_decay", "capturabel", "ams_grad", "beta", "sparse"])
 def test_unknown_keywords(name, key):
     refused(name, TypeError, f"unexpected keyword argument '{key}'", **{key: 1})
 
@@ -307,6 +308,9 @@ def test_every_option_matters(name, option):
     value = {**CHANGES, **getattr(DEFINITIONS[name], "CHANGES", {})}[option]
     value = value(optim.CARDS[name].betas) if callable(value) else value
     for path in optim.CARDS[name].paths:
+        if path == "fused" and option in unfused_options(name):
+            refused(name, ValueError, f"no fused kernel for {option}=", fused=True, **{option: value})
+            continue
         spoil = option == "nonfinite"
         given = GIVEN.get(option, {})
         plain = three_steps(name, path, spoil, **given)
