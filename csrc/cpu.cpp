@@ -316,4 +316,5 @@ intptr_t cpu_refresh(PyObject* const* params, PyObject* const* states, PyObject*
 EXPORT_RULE(adan, Adan)
 EXPORT_RULE(adamw, AdamW)
 EXPORT_RULE(adam, Adam)
+EXPORT_RULE(sophia, Sophia)
 }

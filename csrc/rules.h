@@ -109,4 +109,35 @@ struct Adam : AdamW {
   }
 };
 
+// Sophia: arXiv 2305.14342, Algorithm 3. h is what update_hessian of optim/sophia.py makes it.
+struct Sophia {
+  static constexpr int states = 2;  // exp_avg m, hessian h
+  static constexpr unsigned nonnegative = 0;
+  static constexpr int previous = -1;
+
+  struct Hyper {
+    double lr, beta1, rho, eps, weight_decay;
+  };
+
+  template <class T>
+  struct Scalars {
+    T grad_scale, beta1, rest1, lr, rho, eps, before;
+
+    RULE_FN Scalars(const Hyper& h, double, double scale)
+        : grad_scale(scale), beta1(h.beta1), rest1(1 - h.beta1), lr(h.lr), rho(h.rho), eps(h.eps),
+          before(1 - h.lr * h.weight_decay) {}
+  };
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T g, T& p, T (&s)[states]) {
+    g *= k.grad_scale;
+    s[0] = k.beta1 * s[0] + k.rest1 * g;
+    const T scaled = k.rho * s[1];
+    T step = s[0] / (scaled < k.eps ? k.eps : scaled);  // comparisons that a NaN passes through
+    step = step > 1 ? T(1) : step;
+    step = step < -1 ? T(-1) : step;
+    p = k.before * p - k.lr * step;
+  }
+};
+
 }  // namespace rules

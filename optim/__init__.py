@@ -7,6 +7,7 @@ from .base import Optimizer, state_bytes
 from .card import Card
 from .groups import layer_ids, param_groups
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
+from .sophia import Sophia, gauss_newton_bartlett, hutchinson
 
 __all__ = [
     "CARDS",
@@ -16,8 +17,11 @@ __all__ = [
     "Adan",
     "Card",
     "Optimizer",
+    "Sophia",
     "available",
     "build_optimizer",
+    "gauss_newton_bartlett",
+    "hutchinson",
     "layer_ids",
     "param_groups",
     "path_in_use",

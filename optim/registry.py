@@ -16,8 +16,9 @@ from .adan import Adan
 from .base import Optimizer, why_not_fused
 from .card import Card
 from .groups import param_groups
+from .sophia import Sophia
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {cls.card.name: cls for cls in (Adan, AdamW, Adam)}
+OPTIMIZERS: dict[str, type[Optimizer]] = {cls.card.name: cls for cls in (Adan, AdamW, Adam, Sophia)}
 CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}
 
 

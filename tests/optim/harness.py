@@ -107,6 +107,12 @@ def build(name, params, path=None, **options):
     return optim.OPTIMIZERS[name](params, **{**VARIANTS[name]["decay"], **flags, **options})
 
 
+def prepared(optimizer):
+    """The optimizer after what a training loop gives it besides gradients, if there is such a thing."""
+    getattr(DEFINITIONS[optimizer.card.name], "prepare", lambda _: None)(optimizer)
+    return optimizer
+
+
 @functools.cache
 def options_of(name):
     return tuple(inspect.signature(optim.OPTIMIZERS[name]).parameters)[1:]

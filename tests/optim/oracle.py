@@ -8,6 +8,7 @@ Each optimizer is a module of `definitions/` with
     initial(p, **hyper)        the states of one parameter before its first step
     BASE, VARIANTS, CHANGES    options to test with, far from the defaults and from each other, so that no
                                mistake hides; see harness.py and test_arguments.py
+    prepare(optimizer)         gives an optimizer what it wants besides gradients; see harness.py
     UNFUSED                    options without a fused rule
     SLOW                       options that change the states by next to nothing in a step
     FAULTS                     for tests/mutants.py, which see

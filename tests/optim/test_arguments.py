@@ -18,6 +18,7 @@ from harness import (
     each_name,
     make_params,
     options_of,
+    prepared,
     set_grads,
     tensors_of,
     unfused_options,
@@ -287,7 +288,8 @@ SHOWN_ELSEWHERE = {
 
 def three_steps(name, path, spoil=False, dtype=torch.float32, **options):
     """lr and weight decay large enough to show whatever changes."""
-    optimizer = build(name, make_params([(3, 2), (4,)], np.random.default_rng(0), dtype), path, **options)
+    params = make_params([(3, 2), (4,)], np.random.default_rng(0), dtype)
+    optimizer = prepared(build(name, params, path, **options))
     rng = np.random.default_rng(1)
     for step in range(3):
         set_grads(all_params(optimizer), rng)
