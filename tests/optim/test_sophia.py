@@ -278,9 +278,9 @@ def test_estimators_leave_gradients_alone(dtype):
 def test_convergence(path, state_dtype, estimator):
     """Classification with features of very different scales; without estimates it is slower."""
     torch.manual_seed(0)
-    scales = torch.logspace(0, -2, 8)
+    scales = torch.logspace(0, -1, 8)
     x = torch.randn(256, 8) * scales
-    y = (x @ (torch.randn(8, 3) / scales[:, None])).argmax(1)
+    y = (x @ (torch.randn(8, 3) / scales[:, None]) + torch.randn(256, 3)).argmax(1)
 
     def train(estimate):
         model = nn.Linear(8, 3)
@@ -303,8 +303,8 @@ def test_convergence(path, state_dtype, estimator):
             optimizer.step()
         return loss.item()
 
-    assert train(True) < 0.15
-    assert train(True) < train(False)
+    assert train(True) < 0.5  # the minimum is 0.4982
+    assert train(False) > 0.52
 
 
 def test_exports():
