@@ -356,6 +356,8 @@ intptr_t cpu_refresh(PyObject* const* params, PyObject* const* states, PyObject*
   }
 EXPORT_RULE(adan, Adan)
 EXPORT_RULE(adamw, AdamW)
+EXPORT_RULE(adam, Adam)
+EXPORT_RULE(sophia, Sophia)
 EXPORT_RULE(adam_mini, AdamMini)
 EXPORT_RULE(lamb_moments, LambMoments)
 EXPORT_RULE(lamb, Lamb)

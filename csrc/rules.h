@@ -120,6 +120,53 @@ struct AdamW : Plain {
   }
 };
 
+// Adam: arXiv 1412.6980, Algorithm 1, as torch.optim.Adam has it: AdamW without weight decay, on gradients to
+// which weight_decay p was added.
+struct Adam : AdamW {
+  template <class T>
+  struct Scalars : AdamW::Scalars<T> {
+    T own_scale, weight_decay;
+
+    RULE_FN Scalars(const Hyper& h, double t, double scale)
+        : AdamW::Scalars<T>({h.lr, h.beta1, h.beta2, h.eps, 0}, t, 1), own_scale(scale),
+          weight_decay(h.weight_decay) {}
+  };
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T g, T& p, T (&s)[states]) {
+    AdamW::update<T>(k, k.own_scale * g + k.weight_decay * p, p, s);
+  }
+};
+
+// Sophia: arXiv 2305.14342, Algorithm 3. h is what update_hessian of optim/sophia.py makes it.
+struct Sophia : Plain {
+  static constexpr int states = 2;  // exp_avg m, hessian h
+
+  struct Hyper {
+    double lr, beta1, rho, eps, weight_decay;
+  };
+
+  template <class T>
+  struct Scalars {
+    T grad_scale, beta1, rest1, lr, rho, eps, before;
+
+    RULE_FN Scalars(const Hyper& h, double, double scale)
+        : grad_scale(scale), beta1(h.beta1), rest1(1 - h.beta1), lr(h.lr), rho(h.rho), eps(h.eps),
+          before(1 - h.lr * h.weight_decay) {}
+  };
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T g, T& p, T (&s)[states]) {
+    g *= k.grad_scale;
+    s[0] = k.beta1 * s[0] + k.rest1 * g;
+    const T scaled = k.rho * s[1];
+    T step = s[0] / (scaled < k.eps ? k.eps : scaled);  // comparisons that a NaN passes through
+    step = step > 1 ? T(1) : step;
+    step = step < -1 ? T(-1) : step;
+    p = k.before * p - k.lr * step;
+  }
+};
+
 // Adam-mini: arXiv 2406.16793. The factor of a block is lr / (1-b1^t) / (sqrt(v) / sqrt(1-b2^t) + eps).
 struct AdamMini : Plain {
   static constexpr int states = 1;  // exp_avg m

@@ -1,5 +1,6 @@
 """Adan and the optimizers it is compared with: reference, foreach and fused paths behind one interface."""
 
+from .adam import Adam
 from .adam_mini import AdamMini
 from .adamw import AdamW
 from .adan import Adan
@@ -10,10 +11,12 @@ from .convert import convert_state
 from .groups import layer_ids, param_groups
 from .partition import Partition, partition
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
+from .sophia import Sophia, gauss_newton_bartlett, hutchinson
 
 __all__ = [
     "CARDS",
     "OPTIMIZERS",
+    "Adam",
     "AdamMini",
     "AdamW",
     "Adan",
@@ -21,10 +24,13 @@ __all__ = [
     "Card",
     "Optimizer",
     "Partition",
+    "Sophia",
     "adan_from_adamw",
     "available",
     "build_optimizer",
     "convert_state",
+    "gauss_newton_bartlett",
+    "hutchinson",
     "layer_ids",
     "param_groups",
     "partition",

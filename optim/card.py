@@ -94,16 +94,21 @@ class Card:
     @property
     def fused_rules(self) -> tuple[FusedRule, ...]:
         """The rules of the fused path, if there is one."""
-        return self.rules or (FusedRule(self.name, tuple(self.states), self.previous),)
+        return self.rules or (FusedRule(self.name, self.fused_states, self.previous),)
+
+    @property
+    def fused_states(self) -> tuple[str, ...]:
+        """The states of the fused rule, in its order: options that need further ones take other paths."""
+        return tuple(name for name in self.states if name not in self.optional)
 
     def state_bytes(self, state_dtype: str = "float32") -> float:
         """Bytes of state per parameter, without optional and small states."""
-        return (len(self.states) - len(self.optional)) * STATE_BYTES[state_dtype]
+        return len(self.fused_states) * STATE_BYTES[state_dtype]
 
     def traffic_bytes(self, state_dtype: str = "float32", take_gradients: bool = False) -> float:
         """Bytes per float32 parameter of a one-pass step: p, g and the states read, p and the states written.
 
         A taken gradient is read as it is, 4 bytes, and not written.
         """
-        written = len(self.states) - take_gradients
+        written = len(self.fused_states) - take_gradients
         return 12 + 2 * written * STATE_BYTES[state_dtype] + 4 * take_gradients

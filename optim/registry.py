@@ -10,14 +10,16 @@ import torch
 from torch import nn
 
 from . import cuda, native
+from .adam import Adam
 from .adam_mini import AdamMini
 from .adamw import AdamW
 from .adan import Adan
 from .base import Optimizer, why_not_fused
 from .card import Card
 from .groups import param_groups
+from .sophia import Sophia
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {cls.card.name: cls for cls in (Adan, AdamW, AdamMini)}
+OPTIMIZERS: dict[str, type[Optimizer]] = {cls.card.name: cls for cls in (Adan, AdamW, Adam, AdamMini, Sophia)}
 CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}
 
 

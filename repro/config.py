@@ -52,6 +52,7 @@ class TrainConfig:
     accumulate: int = 1  # micro-batches per optimizer step
     amp: str = "no"  # no | bf16 | fp16
     clip_grad: float | None = None  # global norm, applied by the loop before the optimizer
+    hessian_every: int = 10  # steps between estimates of the Hessian, for optimizer=sophia
     ema_decay: float | None = None
     compile: bool = False
     workers: int = 0  # data loading processes per training process; 0 loads in the training process
@@ -62,7 +63,7 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise UserError for a value that cannot work, naming it."""
-        for key in ("epochs", "batch_size", "accumulate", "run.keep", "run.log_every"):
+        for key in ("epochs", "batch_size", "accumulate", "hessian_every", "run.keep", "run.log_every"):
             _at_least(1, key, _lookup(self, key))
         for key in ("seed", "workers", "schedule.warmup_epochs", "schedule.cooldown_epochs"):
             _at_least(0, key, _lookup(self, key))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+import optim
 from repro import checkpoint, report
 from repro.accelerator import build, build_optimizer, shut_down, start_trackers
 from repro.config import TrainConfig
@@ -136,12 +137,26 @@ class Trainer:
                     self._set_lr()
                     if self.config.clip_grad is not None:
                         self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip_grad)
+                    if self.progress.step % self.config.hessian_every == 0:
+                        self._estimate_hessian(batch)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             self.losses[done] += loss.detach() / self.config.accumulate
             if self.accelerator.sync_gradients:
                 done += 1
                 self._end_step(epoch, done)
+
+    def _estimate_hessian(self, batch: Any) -> None:
+        """Give an optimizer that wants them estimates of the Hessian's diagonal, from a micro-batch."""
+        if not isinstance(self.bare_optimizer, optim.Sophia):
+            return
+        with self.accelerator.autocast():
+            logits = self.task.logits(self.module, self.task.move(batch, self.device))
+        params = [p for p in self.module.parameters() if p.requires_grad]
+        estimates = optim.gauss_newton_bartlett(logits, params)
+        self.bare_optimizer.update_hessian(
+            {p: self.accelerator.reduce(x, "mean") for p, x in estimates.items()}
+        )
 
     def _set_lr(self) -> None:
         multiplier = self.multiplier(self.progress.step)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from repro.data import Sized
+from repro.errors import UserError
 
 
 class Task(ABC):
@@ -33,6 +34,10 @@ class Task(ABC):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the mean loss over a micro-batch, to be minimised."""
+
+    def logits(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the class scores [..., classes] for a micro-batch, for estimates of the Hessian (Sophia)."""
+        raise UserError(f"optimizer=sophia: the recipe {self.name} has no class scores to estimate from")
 
     @abstractmethod
     def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:

@@ -21,7 +21,7 @@ def optimizers() -> str:
         "|---|---|---|---|---|---|",
     ]
     for card in CARDS.values():
-        states = ", ".join(f"`{name}`" for name in card.states)
+        states = ", ".join(f"(`{name}`)" if name in card.optional else f"`{name}`" for name in card.states)
         paths = ", ".join(
             f"{path} ({', '.join(card.fused_devices)})" if path == "fused" else path for path in card.paths
         )

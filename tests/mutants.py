@@ -52,7 +52,7 @@ TESTS = (
     "overhead",
 )
 
-ADAN, ADAMW, BASE = "optim/adan.py", "optim/adamw.py", "optim/base.py"
+ADAN, BASE = "optim/adan.py", "optim/base.py"
 RULES, CPU, NATIVE, NORM, GROUPS = (
     "csrc/rules.h",
     "csrc/cpu.cpp",
@@ -95,11 +95,6 @@ FAULTS = {
         ("foreach: root correction missing", ADAN, "        torch._foreach_div_(denominator, [math.sqrt(1 - b3**ti) for ti in t])\n", ""),
         ("foreach: proximal decay dropped", ADAN, "            torch._foreach_div_(p, 1 + decay)", "            pass"),
         ("fused: weight decay and eps exchanged", ADAN, '*group["betas"], group["eps"], group["weight_decay"], group["no_prox"]', '*group["betas"], group["weight_decay"], group["eps"], group["no_prox"]'),
-        ("AdamW: bias correction of v", ADAMW, "v.sqrt() / math.sqrt(1 - b2**t)", "v.sqrt()"),
-        ("AdamW: decay without lr", ADAMW, 'p.mul_(1 - lr * group["weight_decay"]).sub_', 'p.mul_(1 - group["weight_decay"]).sub_'),
-        ("AdamW: decay after the step", ADAMW, 'p.mul_(1 - lr * group["weight_decay"]).sub_(u, alpha=lr)', 'p.sub_(u, alpha=lr).mul_(1 - lr * group["weight_decay"])'),
-        ("AdamW foreach: b1 for b2", ADAMW, "torch._foreach_addcmul_(v, g, g, 1 - b2)", "torch._foreach_addcmul_(v, g, g, 1 - b1)"),
-        ("AdamW foreach: decay dropped", ADAMW, 'torch._foreach_mul_(p, 1 - lr * group["weight_decay"])', "pass"),
         ("AdamW fused rule: no bias correction of m", RULES, "m_rate(h.lr / (1 - pow(h.beta1, t))), root_rate(1 / sqrt(1 - pow(h.beta2, t)))", "m_rate(h.lr), root_rate(1 / sqrt(1 - pow(h.beta2, t)))"),
         ("AdamW fused rule: decay dropped", RULES, "p = k.before * p - k.m_rate", "p = p - k.m_rate"),
         ("rule: sign of the difference", RULES, "T(0) : g + s[3]", "T(0) : g - s[3]"),

@@ -103,6 +103,12 @@ class Classification(Task):
             return F.binary_cross_entropy_with_logits(logits, targets)
         return F.cross_entropy(logits, targets)
 
+    def logits(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the class scores of the images as they are, not mixed."""
+        images, _ = batch
+        scores: Tensor = model(images)
+        return scores
+
     def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
         """Return the sums of the cross entropy and of correct answers (in percent) over a batch."""
         images, labels = batch

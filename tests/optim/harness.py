@@ -39,6 +39,18 @@ def _variants(definition):
 
 VARIANTS = {name: _variants(DEFINITIONS[name]) for name in NAMES}
 
+
+def unfused_options(name):
+    """Options of an optimizer that its fused rule does not have."""
+    return getattr(DEFINITIONS[name], "UNFUSED", ())
+
+
+def variants_of(name, path):
+    """The names of the option sets that a path of an optimizer can do."""
+    left_out = unfused_options(name) if path == "fused" else ()
+    return [variant for variant, options in VARIANTS[name].items() if not any(map(options.get, left_out))]
+
+
 PATHS = [(name, path) for name, card in optim.CARDS.items() for path in card.paths]
 CASES = [(name, path, dtype) for name, path in PATHS for dtype in optim.CARDS[name].dtypes]
 
@@ -93,6 +105,12 @@ def build(name, params, path=None, **options):
         pytest.skip(reason)
     flags = FLAGS[path] if path else {}
     return optim.OPTIMIZERS[name](params, **{**VARIANTS[name]["decay"], **flags, **options})
+
+
+def prepared(optimizer):
+    """The optimizer after what a training loop gives it besides gradients, if there is such a thing."""
+    getattr(DEFINITIONS[optimizer.card.name], "prepare", lambda _: None)(optimizer)
+    return optimizer
 
 
 @functools.cache

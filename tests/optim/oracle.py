@@ -9,6 +9,8 @@ Each optimizer is a module of `definitions/` with
     BASE, VARIANTS, CHANGES    options to test with, far from the defaults and from each other, so that no
                                mistake hides; see harness.py and test_arguments.py
     SHOWN_ELSEWHERE            options whose effect another test shows: "file.py::function"
+    prepare(optimizer)         gives an optimizer what it wants besides gradients; see harness.py
+    UNFUSED                    options without a fused rule
     SLOW                       options that change the states by next to nothing in a step
     FAULTS                     for tests/mutants.py, which see
     ROUNDINGS                  operations on the way to a new parameter that round, if more than a dozen

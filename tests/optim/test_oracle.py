@@ -27,16 +27,18 @@ from harness import (
     kept_by,
     make_params,
     oracle_of,
+    prepared,
     resync,
     set_grads,
     tensors_of,
+    variants_of,
 )
 
 import optim
 from optim import native
 
 SHAPES = [(5, 7), (13,), (), (2, 3, 4)]
-LOCK_STEP = [(*case, variant) for case in CASES for variant in VARIANTS[case[0]]]
+LOCK_STEP = [(*case, variant) for case in CASES for variant in variants_of(*case[:2])]
 FREE = [case for case in LOCK_STEP if case[2] in (torch.float32, torch.float64)]
 
 
@@ -45,7 +47,7 @@ def two_groups(name, path, dtype, variant, rng):
     options = VARIANTS[name][variant]
     other = {"lr": options["lr"] / 2, "weight_decay": options["weight_decay"] * 3}
     params = make_params(SHAPES, rng, dtype)
-    return build(name, [{"params": params[:2]}, {"params": params[2:], **other}], path, **options)
+    return prepared(build(name, [{"params": params[:2]}, {"params": params[2:], **other}], path, **options))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=case_id)
@@ -108,7 +110,7 @@ def test_path_against_reference(name, path, dtype):
     """As near to the reference path as both are to the definition, from the same state at each step."""
     if path == "reference":
         pytest.skip("is the reference")
-    make = lambda path: build(name, make_params(SIZES, np.random.default_rng(4), dtype), path)  # noqa: E731
+    make = lambda path: prepared(build(name, make_params(SIZES, np.random.default_rng(4), dtype), path))  # noqa: E731
     one, two = make("reference"), make(path)
     rng = np.random.default_rng(5)
     for _ in range(4):
@@ -212,7 +214,7 @@ def test_each_of_20_steps_with_other_storage(name, path, dtype, kept, variant):
     """Small states, rounded parameters, taken gradients: the same, within what their storage can hold."""
     rng = np.random.default_rng(0)
     params = make_params([(5, 7), (13,), (), (2, 3, 400)], rng, dtype)
-    optimizer = build(name, params, path, **VARIANTS[name][variant], **kept)
+    optimizer = prepared(build(name, params, path, **VARIANTS[name][variant], **kept))
     oracle = oracle_of(optimizer)
     for _ in range(20):
         set_grads(params, rng)

@@ -1,4 +1,4 @@
-"""Against other people's code where it means the same: timm's and pytorch_optimizer's Adan, torch's AdamW.
+"""Against other people's code where it means the same: timm's and pytorch_optimizer's Adan, torch's Adam(W).
 
 Where they do not mean the same, and so are not compared:
 * both count steps per group, so a parameter that joins late gets bias corrections of the wrong step;
@@ -47,7 +47,16 @@ def check(ours, theirs, tolerance=1e-12):
 
 
 adan_paths = [path for path in each_path.args[1] if path[0] == "adan"]
-adamw_paths = [path for path in each_path.args[1] if path[0] == "adamw"]
+TORCH = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+torch_cases = pytest.mark.parametrize(
+    ("name", "path", "amsgrad"),
+    [
+        (name, path, amsgrad)
+        for name, path in each_path.args[1]
+        if name in TORCH
+        for amsgrad in ([False] if path == "fused" else [False, True])
+    ],
+)
 
 
 @pytest.mark.parametrize(("name", "path"), adan_paths)
@@ -71,18 +80,18 @@ def test_pytorch_optimizer(name, path, no_prox, foreach, max_grad_norm):
     )
 
 
-@pytest.mark.parametrize(("name", "path"), adamw_paths)
+@torch_cases
 @pytest.mark.parametrize("theirs", [dict(fused=True), dict(foreach=True), dict(foreach=False)], ids=str)
 @pytest.mark.parametrize("maximize", [False, True])
-def test_torch_adamw(name, path, theirs, maximize):
-    options = {**BASE, "betas": (0.8, 0.9), "maximize": maximize}
-    check(lambda p: build(name, p, path, **options), lambda p: torch.optim.AdamW(p, **options, **theirs))
+def test_torch_adam(name, path, amsgrad, theirs, maximize):
+    options = {**BASE, "betas": (0.8, 0.7), "maximize": maximize, "amsgrad": amsgrad}
+    check(lambda p: build(name, p, path, **options), lambda p: TORCH[name](p, **options, **theirs))
 
 
-@pytest.mark.parametrize(("name", "path"), adamw_paths)
-def test_torch_adamw_checkpoints_both_ways(name, path):
+@torch_cases
+def test_torch_adam_checkpoints_both_ways(name, path, amsgrad):
     """torch's state has our keys: a run can change sides in the middle."""
-    options = {**BASE, "betas": (0.8, 0.9)}
+    options = {**BASE, "betas": (0.8, 0.9), "amsgrad": amsgrad}
 
     def run(order):
         rng, params = np.random.default_rng(0), make_params(SHAPES, np.random.default_rng(0), torch.float64)
@@ -95,8 +104,9 @@ def test_torch_adamw_checkpoints_both_ways(name, path):
             previous = optimizer
         return params
 
-    ours, theirs = lambda p: build(name, p, path, **options), lambda p: torch.optim.AdamW(p, **options)
+    ours, theirs = lambda p: build(name, p, path, **options), lambda p: TORCH[name](p, **options)
     straight = run([theirs, theirs, theirs])
-    for a, b in zip(run([theirs, ours, theirs]), straight, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    for order in ([theirs, ours, theirs], [ours, theirs, ours]):
+        for a, b in zip(run(order), straight, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
     assert_same_bits(run([theirs, theirs, theirs]), straight)
