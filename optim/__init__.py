@@ -5,6 +5,7 @@ from .adan import Adan
 from .base import Optimizer, state_bytes
 from .card import Card
 from .groups import layer_ids, param_groups
+from .monitor import Monitor
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "AdamW",
     "Adan",
     "Card",
+    "Monitor",
     "Optimizer",
     "available",
     "build_optimizer",

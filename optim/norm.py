@@ -44,13 +44,13 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
             else [torch.zeros((), dtype=dtype, device=device)]
         )
         square = torch.stack(list(norms)).square().sum()
-        squares.append((_sum_over_mesh(square, *spec) if spec else square).to(device))
+        squares.append((reduce_over_mesh(square, *spec) if spec else square).to(device))
     return torch.stack(squares).sum().sqrt()
 
 
-def _sum_over_mesh(x: Tensor, mesh: Any, placements: Sequence[Any]) -> Tensor:
-    """The sum of a per-process number over the mesh dimensions along which a DTensor is sharded."""
+def reduce_over_mesh(x: Tensor, mesh: Any, placements: Sequence[Any], op: str = "sum") -> Tensor:
+    """The sum ("max": the greatest) of per-process numbers over the mesh dimensions that shard a DTensor."""
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
-    summed = [Partial("sum") if p.is_shard() else Replicate() for p in placements]
+    summed = [Partial(op) if p.is_shard() else Replicate() for p in placements]
     return DTensor.from_local(x, mesh, summed, run_check=False).full_tensor()

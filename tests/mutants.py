@@ -235,7 +235,7 @@ FAULTS = {
     ],
     "integration": [
         ("traced by torch.compile", BASE, "    @_disable_dynamo\n", ""),
-        ("norm of the local shard", NORM, "_sum_over_mesh(square, *spec) if spec else square", "square"),
+        ("norm of the local shard", NORM, "reduce_over_mesh(square, *spec) if spec else square", "square"),
     ],
 }  # fmt: skip
 
