@@ -67,11 +67,10 @@ class Monitor:
         per_parameter: bool = True,
         run: Any = None,
     ) -> None:
+        name = type(optimizer).__name__
         if not isinstance(optimizer, torch.optim.Optimizer):
-            name = type(optimizer).__name__  # type: ignore[unreachable]
             raise TypeError(f"optimizer is a {name}: give a torch.optim.Optimizer")
         if not getattr(type(optimizer).step, "hooked", False):
-            name = type(optimizer).__name__
             raise TypeError(f"the step of {name} runs no hooks: give the optimizer inside it")
         for key, value, least in (("every", every, 1), ("history", history, 1), ("step", step, 0)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
@@ -92,8 +91,8 @@ class Monitor:
         self._metrics: dict[str, Any] = {}
         self._seen: StepReadings | None = None
         self._file = _open(Path(path), step, self._take) if path is not None else None
-        if step is None and self.last:
-            self.step = self.last["step"]
+        if step is None and self.samples:
+            self.step = self.samples[-1]["step"]
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -208,15 +207,10 @@ class Monitor:
         self.samples.append({key: value for key, value in sample.items() if key != "parameters"})
         for where, quantity, value in _numbers(sample):
             self.summaries[(*where, quantity)].add(value)
-        bad = {
-            key: value
-            for key, value in sample.items()
-            if value is None or (key in ("grad_nonfinite", "weight_nonfinite") and value)
-        }
-        if bad:
+        if what := monitor_report.not_finite(sample):
             self.nonfinite_samples += 1
             if len(self.events) < 20:
-                self.events.append((sample["step"], monitor_report.describe(bad, sample)))
+                self.events.append((sample["step"], what))
 
     # ---- what people see
 

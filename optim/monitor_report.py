@@ -14,17 +14,23 @@ if TYPE_CHECKING:
 COLUMNS = ("first", "last", "mean", "sd", "5 %", "50 %", "95 %", "least", "greatest")
 
 
-def describe(bad: dict[str, Any], sample: Sample) -> str:
-    """What is not finite in a sample, and in which parameters."""
+def not_finite(sample: Sample) -> str:
+    """What is not finite in a sample, and in which parameters; empty if there is nothing."""
     words = []
-    for kind in ("grad", "weight"):
+    for kind, called in (("grad", "gradients"), ("weight", "weights")):
         if count := sample.get(f"{kind}_nonfinite"):
             parameters = sample.get("parameters", {})
             names = [name for name, here in parameters.items() if here.get(f"{kind}_nonfinite")]
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            words.append(f"{count} elements of {kind}s" + f" ({', '.join(names[:3])}{more})" * bool(names))
-    # norms and states follow from these; alone they are what overflowed
-    words += [key for key, x in sample.items() if x is None and (key in metrics or not words)]
+            words.append(
+                f"{count} elements of the {called}" + f" ({', '.join(names[:3])}{more})" * bool(names)
+            )
+    follows = bool(words)  # what is not finite in norms and states; alone they have overflowed
+    for key, x in sample.items():
+        if x is None and not (
+            follows and ("." in key or key in ("grad_norm", "weight_norm", "update_ratio"))
+        ):
+            words.append(key)
     return ", ".join(words)
 
 
