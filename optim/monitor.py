@@ -3,7 +3,6 @@
 import json
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from io import FileIO
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -90,7 +89,9 @@ class Monitor:
         self.summaries: dict[tuple[str, str, str], Summary] = defaultdict(Summary)
         self._metrics: dict[str, Any] = {}
         self._seen: StepReadings | None = None
-        self._file = _open(Path(path), step, self._take) if path is not None else None
+        self._path = None if path is None else Path(path)
+        if self._path is not None:
+            _take_over(self._path, step, self._take)
         if step is None and self.samples:
             self.step = self.samples[-1]["step"]
         self._hooks = [
@@ -129,11 +130,9 @@ class Monitor:
         return self.summaries[key]
 
     def close(self) -> None:
-        """Lets go of the optimizer and the file; samples and report stay."""
+        """Lets go of the optimizer; samples and report stay."""
         for hook in self._hooks:
             hook.remove()
-        if self._file is not None:
-            self._file.close()
 
     def __enter__(self) -> "Monitor":
         return self
@@ -184,8 +183,9 @@ class Monitor:
             del sample["parameters"]
         self._seen, self._metrics = None, {}
         self._take(sample)
-        if self._file is not None:
-            self._file.write(json.dumps(sample, allow_nan=False).encode() + b"\n")
+        if self._path is not None:
+            with self._path.open("ab", buffering=0) as file:  # one write, so that a kill loses this line only
+                file.write(json.dumps(sample, allow_nan=False).encode() + b"\n")
         if self.run is not None:
             numbers = {
                 "/".join(["monitor", *filter(None, where), key]): value
@@ -234,24 +234,23 @@ def _numbers(sample: Sample) -> Iterator[tuple[tuple[str, str], str, Any]]:
                 yield (kind, name), key, value
 
 
-def _open(path: Path, step: int | None, take: Callable[[Sample], None]) -> FileIO:
-    """Opens a file of samples to append to, after taking those up to a step and cutting off the rest.
+def _take_over(path: Path, step: int | None, take: Callable[[Sample], None]) -> None:
+    """Makes a file ready to append to: takes its samples up to a step, and cuts off the rest.
 
     The rest is what came after that step, and a last line that a kill left incomplete.
     """
-    begin = b'{"step": '
+    begin, end = b'{"step": ', 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        end = 0
-        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-            if not (line.startswith(begin) or begin.startswith(line)):
-                raise ValueError(f"path={str(path)!r} is not a file of samples: give another")
-            if not line.endswith(b"\n") or (step is not None and json.loads(line)["step"] > step):
-                break
-            take(json.loads(line))
-            end += len(line)
-        file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the monitor is)
-        file.truncate(end)
+        with path.open("a+b") as file:
+            file.seek(0)
+            for line in file:
+                if not (line.startswith(begin) or begin.startswith(line)):
+                    raise ValueError(f"path={str(path)!r} is not a file of samples: give another")
+                if not line.endswith(b"\n") or (step is not None and json.loads(line)["step"] > step):
+                    break
+                take(json.loads(line))
+                end += len(line)
+            file.truncate(end)
     except OSError as error:
         raise type(error)(f"path={str(path)!r}: cannot write there: {error.strerror}") from None
-    return file

@@ -106,7 +106,9 @@ class StepReadings:
         self.params = [p for group in optimizer.param_groups for p in group["params"]]
         self.readings = Readings(self.params)
         grads = {i: p.grad for i, p in enumerate(self.params) if p.grad is not None}
-        self.gradient_bytes = sum(plain(g).nbytes for g in grads.values())
+        self.gradient_bytes = sum(
+            (x._values() if x.is_sparse else x).nbytes for x in map(local, grads.values())
+        )
         self.readings.add("grad.square", squares, grads)
         self.readings.add("grad.nonfinite", nonfinite, grads)
         self.readings.add("weight.square", squares, dict(enumerate(self.params)))

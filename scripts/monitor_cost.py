@@ -122,10 +122,11 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         "# What the monitor costs",
         "",
-        f"`{about['command']}` at commit {about['commit']}: {where}{about['cpu']}, {about['threads']} threads, "
-        f"torch {about['torch']}, Python {about['python']}, {about['path']}. Training steps of {run['model']} "
-        f"({run['tensors']} tensors, {run['parameters'] / 1e6:.1f} M parameters) on {run['batch']} images of "
-        f"{run['image']}x{run['image']}, medians of {run['rounds']} interleaved rounds.",
+        f"`{about['command']}` at commit {about['commit']}: {where}{about['cpu']}, {about['threads']} "
+        f"threads, torch {about['torch']}, Python {about['python']}, {about['path']}. Training steps of "
+        f"{run['model']} ({run['tensors']} tensors, {run['parameters'] / 1e6:.1f} M parameters) on "
+        f"{run['batch']} images of {run['image']}x{run['image']}, medians of {run['rounds']} interleaved "
+        "rounds.",
     ]
     rows = [
         (
