@@ -95,6 +95,8 @@ def measure(name: str, device: str, batch: int, size: int, rounds: int) -> dict[
                     path = Path(folder) / "monitor.jsonl"
                     with Timed(optimizer, model, every=every, path=path, step=1) as monitor:
                         seconds, inside = step(monitor), monitor.seconds
+                        if kind == "sampled":
+                            sample_bytes = path.stat().st_size
                 if turn >= 0:  # the round before the first warms up
                     times[kind].append(seconds)
                     hooks[kind].append(inside)
@@ -108,6 +110,7 @@ def measure(name: str, device: str, batch: int, size: int, rounds: int) -> dict[
         "tensors": len([*model.parameters()]),
         "parameters": sum(p.numel() for p in model.parameters()),
         "every": EVERY,
+        "sample_bytes": sample_bytes,
         "seconds": {"plain": plain, "between": between, "sampled": sampled},
         "hooks": inside,
         "cost": ((EVERY - 1) * between + sampled) / (EVERY * plain) - 1,
@@ -141,7 +144,8 @@ def markdown(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"Cost of sampling every {run['every']} steps: {run['cost']:+.2%} from the times of the steps, "
-        f"{run['cost_of_hooks']:.3%} from the time in the hooks.",
+        f"{run['cost_of_hooks']:.3%} from the time in the hooks. A sample takes "
+        f"{run['sample_bytes']} bytes in the file.",
     ]
     return "\n".join(lines) + "\n"
 
