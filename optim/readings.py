@@ -203,9 +203,8 @@ class StepReadings:
         for name in states:
             if held := [i for i in rows if i in table[f"{name}.max"]]:
                 here[f"{name}.norm"] = math.sqrt(total(f"{name}.square"))
-                here[f"{name}.mean"] = total(f"{name}.sum") / max(
-                    sum(self.params[i].numel() for i in held), 1
-                )
+                count = sum(self.params[i].numel() for i in held)
+                here[f"{name}.mean"] = total(f"{name}.sum") / max(count, 1)
                 here[f"{name}.max"] = max(table[f"{name}.max"][i] for i in held)
         return {key: number(value) for key, value in here.items()}
 

@@ -243,7 +243,7 @@ FAULTS = {
         ("norm of scaled gradients", READINGS, 'math.sqrt(total("grad.square")) / scale', 'math.sqrt(total("grad.square"))'),
         ("ratio to parameters that do not move", READINGS, 'total("weight.square", moved)', 'total("weight.square")'),
         ("codes of second moments read as signed", READINGS, "name not in card.nonnegative", "True"),
-        ("mean over parameters without the state", READINGS, "for i in held), 1)", "for i in rows), 1)"),
+        ("mean over parameters without the state", READINGS, "numel() for i in held)", "numel() for i in rows)"),
         ("extremes of shards added up", READINGS, '"max" if reduce is largest else "sum"', '"sum"'),
         ("numbers of the local shard", READINGS, "            if spec is not None:\n", "            if False:\n"),
         ("inf not counted", READINGS, "(x - x).count_nonzero()", "(x != x).count_nonzero()"),

@@ -367,6 +367,24 @@ def test_a_step_that_raises():
     assert [sample["step"] for sample in monitor.samples] == [2, 4]
 
 
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch", "ignore:.*:FutureWarning:torch")
+def test_a_compiled_step():
+    torch._dynamo.reset()
+    results = []
+    for monitored in (False, True):
+        p = nn.Parameter(torch.ones(4))
+        optimizer = torch.optim.AdamW([p], lr=torch.tensor(0.1))
+        monitor = Monitor(optimizer, every=3) if monitored else None
+        step = torch.compile(optimizer.step, backend="eager")
+        for i in range(12):
+            p.grad = torch.full((4,), 1.0 + i)
+            step()
+        results.append(p)
+    assert [sample["step"] for sample in monitor.samples] == [1, 3, 6, 9, 12]
+    assert monitor.last["grad_norm"] == 24.0
+    assert_same_bits([results[0]], [results[1]])
+
+
 # ---- clipping
 
 
