@@ -9,6 +9,7 @@ from .base import Optimizer, state_bytes
 from .card import Card
 from .convert import convert_state
 from .groups import layer_ids, param_groups
+from .monitor import Monitor
 from .partition import Partition, partition
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
 from .sophia import Sophia, gauss_newton_bartlett, hutchinson
@@ -22,6 +23,7 @@ __all__ = [
     "Adan",
     "AdanSettings",
     "Card",
+    "Monitor",
     "Optimizer",
     "Partition",
     "Sophia",

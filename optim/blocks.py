@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .norm import is_dtensor, local, sum_over_mesh
+from .norm import is_dtensor, local, reduce_over_mesh
 
 Shape = tuple[int, ...]
 
@@ -77,7 +77,7 @@ def squared_sums(g: Tensor, blocks: Shape) -> Tensor:
         squares = whole
     parts = _parts(cells, blocks)
     sums = squares.reshape([n for pair in parts for n in pair]).sum([2 * d + 1 for d in range(len(parts))])
-    return sum_over_mesh(sums, g.device_mesh, g.placements) if is_dtensor(g) else sums  # type: ignore[attr-defined]
+    return reduce_over_mesh(sums, g.device_mesh, g.placements) if is_dtensor(g) else sums  # type: ignore[attr-defined]
 
 
 def spread(x: Tensor, p: Tensor) -> Tensor:

@@ -60,13 +60,13 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
             else [torch.zeros((), dtype=dtype, device=device)]
         )
         square = torch.stack(list(norms)).square().sum()
-        squares.append((sum_over_mesh(square, *spec) if spec else square).to(device))
+        squares.append((reduce_over_mesh(square, *spec) if spec else square).to(device))
     return torch.stack(squares).sum().sqrt()
 
 
-def sum_over_mesh(x: Tensor, mesh: Any, placements: Sequence[Any]) -> Tensor:
-    """The sum of a tensor that each process has over the mesh dimensions along which a DTensor is sharded."""
+def reduce_over_mesh(x: Tensor, mesh: Any, placements: Sequence[Any], op: str = "sum") -> Tensor:
+    """The sum ("max": the greatest) of per-process numbers over the mesh dimensions that shard a DTensor."""
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
-    summed = [Partial("sum") if p.is_shard() else Replicate() for p in placements]
+    summed = [Partial(op) if p.is_shard() else Replicate() for p in placements]
     return DTensor.from_local(x, mesh, summed, run_check=False).full_tensor()

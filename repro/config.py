@@ -18,6 +18,7 @@ class RunConfig:
     )
     keep: int = 2  # newest checkpoints to keep, besides the best
     log_every: int = 50  # steps between training records
+    monitor: int | None = None  # steps between samples of optim.Monitor, in monitor.jsonl
 
 
 @dataclass
@@ -71,6 +72,8 @@ class TrainConfig:
             _at_least(0, key, _lookup(self, key))
         if self.run.checkpoint_every is not None:
             _at_least(1, "run.checkpoint_every", self.run.checkpoint_every)
+        if self.run.monitor is not None:
+            _at_least(1, "run.monitor", self.run.monitor)
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise UserError(f"clip_grad={self.clip_grad}: must be above 0, or null for no clipping")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

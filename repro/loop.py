@@ -111,6 +111,7 @@ class Trainer:
         """Train to the end and return the summary."""
         self._resume()
         start_trackers(self.accelerator, self.config, self.folder.path)
+        self.monitor = self._monitor()
         self.mark = time.perf_counter()
         total = self.epochs * self.sampler.steps
         show = self.accelerator.is_main_process
@@ -133,15 +134,21 @@ class Trainer:
             with self.accelerator.accumulate(self.model):
                 loss = self.task.loss(self.model, self.task.move(batch, self.device))
                 self.accelerator.backward(loss)
+                self.losses[done] += loss.detach() / self.config.accumulate
                 if self.accelerator.sync_gradients:
                     self._set_lr()
+                    numbers = {"loss": self.losses[done]}
                     if self.config.clip_grad is not None:
-                        self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip_grad)
+                        parameters = self.module.parameters()
+                        norm = self.accelerator.clip_grad_norm_(parameters, self.config.clip_grad)
+                        numbers["grad_norm"] = norm
+                    if self.monitor is not None:
+                        self.monitor.step = self.progress.step  # also where a scaler left steps out
+                        self.monitor.record(**numbers)
                     if self.progress.step % self.config.hessian_every == 0:
                         self._estimate_hessian(batch)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            self.losses[done] += loss.detach() / self.config.accumulate
             if self.accelerator.sync_gradients:
                 done += 1
                 self._end_step(epoch, done)
@@ -156,6 +163,20 @@ class Trainer:
         estimates = optim.gauss_newton_bartlett(logits, params)
         self.bare_optimizer.update_hessian(
             {p: self.accelerator.reduce(x, "mean") for p, x in estimates.items()}
+        )
+
+    def _monitor(self) -> optim.Monitor | None:
+        """Watch the optimizer, if the configuration says so."""
+        if self.config.run.monitor is None:
+            return None
+        path = self.folder.path / "monitor.jsonl" if self.accelerator.is_main_process else None
+        return optim.Monitor(
+            self.bare_optimizer,
+            self.module,
+            every=self.config.run.monitor,
+            path=path,
+            step=self.progress.step,
+            max_grad_norm=self.config.clip_grad,
         )
 
     def _set_lr(self) -> None:

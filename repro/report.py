@@ -1,12 +1,11 @@
 """What a run says about itself: a line per epoch and the closing summary."""
 
-import resource
-import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import optim
+from optim.readings import peak_resident_bytes
 
 if TYPE_CHECKING:
     from repro.loop import Trainer
@@ -30,9 +29,8 @@ def summarise(trainer: "Trainer") -> dict[str, Any]:
     """Return the closing summary of a run, JSON-able. Keys carry their units."""
     progress, config = trainer.progress, trainer.config
     on_gpu = trainer.device.type == "cuda"
-    # ru_maxrss counts KiB on Linux and bytes on macOS
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {
+    peak = torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()
+    summary = {
         "run": str(trainer.folder.path),
         "model": trainer.task.model_name,
         "parameters": sum(p.numel() for p in trainer.module.parameters()),
@@ -48,9 +46,12 @@ def summarise(trainer: "Trainer") -> dict[str, Any]:
         f"{trainer.task.samples}_per_second": round(
             progress.step * config.batch_size / progress.train_seconds, 1
         ),
-        "peak_memory_mib": round((torch.cuda.max_memory_allocated() if on_gpu else rss) / 2**20),
+        "peak_memory_mib": round(peak / 2**20),
         "memory_of": "GPU, allocated" if on_gpu else "process, resident",
     }
+    if trainer.monitor is not None:
+        summary["monitor"] = trainer.monitor.report().splitlines()
+    return summary
 
 
 def describe(summary: dict[str, Any]) -> str:
@@ -67,7 +68,8 @@ def describe(summary: dict[str, Any]) -> str:
         "memory": f"{summary['peak_memory_mib']:,} MiB at most ({summary['memory_of']})",
         "folder": summary["run"],
     }
-    return "\n".join(f"{key:<10} {value}" for key, value in rows.items())
+    lines = [f"{key:<10} {value}" for key, value in rows.items()]
+    return "\n".join([*lines, *(["", *summary["monitor"]] if "monitor" in summary else [])])
 
 
 def _duration(seconds: float) -> str:

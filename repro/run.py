@@ -7,6 +7,7 @@ runs/<entry point>/<name>/
                        records have the test metrics) and a fraction in between. Nothing but what the
                        configuration determines is in it, so that two runs of one configuration on one
                        machine agree in every byte; times are in summary.json.
+    monitor.jsonl      with run.monitor: samples of optim.Monitor, which have times and memory in them
     checkpoints/       see repro.checkpoint
     summary.json       written at the end; its presence marks the run as finished
 """

@@ -8,6 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from walkthrough import table as walkthrough
+
 from optim import CARDS
 from optim.card import COMMON_OPTIONS, STATE_BYTES
 
@@ -41,7 +43,7 @@ def options() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"optimizers": optimizers, "options": options}
+TABLES = {"optimizers": optimizers, "options": options, "walkthrough": walkthrough}
 
 
 def generated(text: str) -> str:

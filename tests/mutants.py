@@ -50,6 +50,7 @@ TESTS = (
     "integration",
     "storage",
     "overhead",
+    "monitor",
 )
 
 ADAN, BASE = "optim/adan.py", "optim/base.py"
@@ -62,6 +63,7 @@ RULES, CPU, NATIVE, NORM, GROUPS = (
 )
 TENSORS, LAYOUT, CHECKS = "csrc/tensors.h", "optim/layout.py", "optim/checks.py"
 KEEP, STORAGE = "optim/storage.py", "csrc/storage.h"
+MONITOR, READINGS, SUMMARY = "optim/monitor.py", "optim/readings.py", "optim/summary.py"
 
 # By the test file that is run first, where the fault should be found at once.
 FAULTS = {
@@ -231,7 +233,26 @@ FAULTS = {
     ],
     "integration": [
         ("traced by torch.compile", BASE, "    @_disable_dynamo\n", ""),
-        ("norm of the local shard", NORM, "sum_over_mesh(square, *spec) if spec else square", "square"),
+        ("norm of the local shard", NORM, "reduce_over_mesh(square, *spec) if spec else square", "square"),
+    ],
+    "monitor": [
+        ("norm of scaled gradients", READINGS, 'math.sqrt(total("grad.square")) / scale', 'math.sqrt(total("grad.square"))'),
+        ("ratio to parameters that do not move", READINGS, 'total("weight.square", moved)', 'total("weight.square")'),
+        ("codes of second moments read as signed", READINGS, "name not in card.nonnegative", "True"),
+        ("mean over parameters without the state", READINGS, "numel() for i in held)", "numel() for i in rows)"),
+        ("extremes of shards added up", READINGS, '"max" if reduce is largest else "sum"', '"sum"'),
+        ("numbers of the local shard", READINGS, "            if spec is not None:\n", "            if False:\n"),
+        ("inf not counted", READINGS, "(x - x).count_nonzero()", "(x != x).count_nonzero()"),
+        ("gradients of the step before a closure", MONITOR, "        if closure is None:\n", "        if True:\n"),
+        ("first step not sampled", MONITOR, " and self.step != 1", ""),
+        ("readings of a step that raised", MONITOR, "        self._seen = None\n        if self.step % ", "        if self.step % "),
+        ("recorded numbers stay", MONITOR, "self._seen, self._metrics = None, {}", "self._seen = None"),
+        ("graph of the loss kept", MONITOR, "value = value.detach()", "pass"),
+        ("torn line kept", MONITOR, 'not line.endswith(b"\\n") or ', ""),
+        ("norm after clipping not recognised", MONITOR, "0.999 if outside else 1.0", "1.0"),
+        ("ring keeps parameters", MONITOR, ' if key != "parameters"}', "}"),
+        ("variance from differences before", SUMMARY, "before * (x - self.mean)", "before * before"),
+        ("quantile at the edge of its bin", SUMMARY, " * 0.99 if place", " if place"),
     ],
 }  # fmt: skip
 

@@ -185,6 +185,46 @@ def test_graph_of_a_training_step(name):
         torch.testing.assert_close(ours, theirs)
 
 
+@each_fused_name
+def test_the_monitor_waits_once_for_a_sample(name):
+    """And never in between; the result is the same in every bit."""
+    (ours, p), (plain, q) = fused(name), fused(name)
+    monitor = optim.Monitor(ours, every=4)
+    for i in range(1, 9):
+        set_grads(p, i)
+        set_grads(q, i)
+        loss = p[0].sum()
+        plain.step()
+        torch.cuda.synchronize()
+        monitor.record(loss=loss)
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("ignore")  # setting the mode warns that it is a prototype
+            torch.cuda.set_sync_debug_mode("warn")
+            warnings.simplefilter("always")
+            try:
+                ours.step()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        waits = [w for w in waits if "synchroniz" in str(w.message)]
+        assert len(waits) == (1 if i in (1, 4, 8) else 0)
+        if i == monitor.last["step"]:
+            norm = sum(g.grad.double().square().sum() for g in p).sqrt().item()
+            assert monitor.last["grad_norm"] == pytest.approx(norm, rel=1e-5)
+            assert monitor.last["memory"]["peak"] == torch.cuda.max_memory_allocated()
+    assert_same_optimizers(ours, plain)
+
+
+@each_fused_name
+def test_the_monitor_leaves_a_capture_alone(name):
+    ours, p = fused(name, capturable=True)
+    set_grads(p, 0)
+    monitor = optim.Monitor(ours, every=1)
+    ours.step()
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        ours.step()
+    assert [sample["step"] for sample in monitor.samples] == [1]
+
+
 def test_a_graph_needs_capturable():
     optimizer, params = fused("adamw")
     set_grads(params, 0)

@@ -147,6 +147,39 @@ def test_average_is_of_the_weights(config: TrainConfig) -> None:
             torch.testing.assert_close(average[key], 0.9 * before[key] + 0.1 * after[key])
 
 
+def test_the_monitor_changes_nothing_and_goes_on(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.clip_grad = 0.1
+    train(ToyTask(), config, "plain")
+    config.run.monitor = 1
+    summary = train(ToyTask(), config, "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 13)  # the newest checkpoint is that of step 12
+        with pytest.raises(StopError):
+            train(ToyTask(), config, "broken")
+    capsys.readouterr()
+    resumed = train(ToyTask(), config, "broken")
+    assert result(folder(config, "plain")) == result(folder(config, "whole"))
+    assert result(folder(config, "plain")) == result(folder(config, "broken"))
+    runs = [
+        [json.loads(line) for line in (folder(config, name) / "monitor.jsonl").read_text().splitlines()]
+        for name in ("whole", "broken")
+    ]
+    for samples in runs:
+        assert [sample["step"] for sample in samples] == [*range(1, 33)]
+        for sample in samples:
+            del sample["time"], sample["memory"]
+    assert runs[0] == runs[1]
+    records = (folder(config, "whole") / "metrics.jsonl").read_text().splitlines()
+    [loss] = [json.loads(line)["train_loss"] for line in records if '"epoch": 1,' in line]
+    assert sum(sample["loss"] for sample in runs[0][:8]) / 8 == pytest.approx(loss)
+    assert runs[0][0]["grad_norm"] > 0.1  # before clipping
+    assert summary["monitor"][0].startswith("32 steps of fused")
+    assert resumed["monitor"][0] == summary["monitor"][0]
+    assert "\n".join(resumed["monitor"]) in capsys.readouterr().out
+
+
 def test_lr_follows_schedule_and_group_scale(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     original = loop.Trainer._set_lr

@@ -59,7 +59,7 @@ FAULTS = [
     ("the partition of the model is not used", MINI, 'options["partition"] = partition(model)', "pass"),
     ("norms instead of sums of squares", BLOCKS, "keepdim=True).square() if shared", "keepdim=True) if shared"),
     ("sums over blocks instead of cells", BLOCKS, "[2 * d + 1 for d in range(len(parts))]", "[2 * d for d in range(len(parts))]"),
-    ("sums of one shard", BLOCKS, "return sum_over_mesh(sums, g.device_mesh, g.placements) if is_dtensor(g) else sums", "return sums"),
+    ("sums of one shard", BLOCKS, "return reduce_over_mesh(sums, g.device_mesh, g.placements) if is_dtensor(g) else sums", "return sums"),
     ("every shard at the beginning", BLOCKS, "slice(start, start + size) if n > 1", "slice(0, size) if n > 1"),
     ("cells of several blocks", BLOCKS, "if not size or run % size:", "if not size or size > run:"),
     ("columns written as rows", BLOCKS, "all(n == 1 for n in blocks[whole + 1 :])", "True"),

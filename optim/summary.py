@@ -1,0 +1,58 @@
+"""Statistics of a stream of numbers, in bounded memory."""
+
+import math
+from collections import defaultdict
+
+
+class Summary:
+    """A stream of numbers in bounded memory: extremes, mean and variance, quantiles.
+
+    Quantiles are read from counts in bins whose edges grow by 2 %, so each is within 1 % of a number that
+    stands at that rank, whatever came in which order. A number that is not finite is counted, no more.
+
+    Source: Welford 1962 for the variance; DDSketch, arXiv 1908.10693, for the bins.
+
+    Attributes:
+        count, nonfinite: numbers seen, finite and not.
+        first, last, least, greatest, mean: of the finite ones; NaN while there are none.
+    """
+
+    _GROWTH = math.log(1.01 / 0.99)
+    _ZERO = 40000  # above the index of any float's bin, so that keys of either sign are in the order of size
+
+    def __init__(self) -> None:
+        self.count = self.nonfinite = 0
+        self.first = self.last = self.least = self.greatest = self.mean = math.nan
+        self._squares = 0.0  # the sum of squared differences from the mean
+        self._bins: dict[int, int] = defaultdict(int)
+
+    def add(self, x: float | None) -> None:
+        """Takes one number; None stands for one that is not finite."""
+        if x is None or not math.isfinite(x):
+            self.nonfinite += 1
+            return
+        if self.count == 0:
+            self.first = self.least = self.greatest = x
+            self.mean = 0.0
+        self.count += 1
+        self.last, self.least, self.greatest = x, min(x, self.least), max(x, self.greatest)
+        before = x - self.mean
+        self.mean += before / self.count
+        self._squares += before * (x - self.mean)
+        place = math.ceil(math.log(abs(x)) / self._GROWTH) + self._ZERO if x else 0
+        self._bins[place if x > 0 else -place] += 1
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of the numbers so far (divided by their count)."""
+        return math.sqrt(self._squares / self.count) if self.count else math.nan
+
+    def quantile(self, q: float) -> float:
+        """A number within 1 % of the one at rank q (count - 1), rounded down; NaN while there are none."""
+        rank = math.floor(q * (self.count - 1)) if self.count else -1
+        for place in sorted(self._bins):
+            rank -= self._bins[place]
+            if rank < 0:
+                x = math.exp((abs(place) - self._ZERO) * self._GROWTH) * 0.99 if place else 0.0
+                return min(max(math.copysign(x, place), self.least), self.greatest)
+        return math.nan
