@@ -54,11 +54,11 @@ def test_optimizer_configs(name: str) -> None:
 
 @pytest.mark.parametrize("name", options("optimizer"))
 def test_optimizers_train(command: Command, name: str) -> None:
-    """On the digits, with its own learning rate: better than the 10 % of guessing after two epochs."""
+    """On the digits, with its own learning rate: the loss of the second epoch is below that of the first."""
     arguments = [*TINY, f"optimizer={name}", "run.name=x", "epochs=2", "schedule=constant"]
     assert command(*arguments)[0] == 0
-    summary = json.loads(Path("runs/vision/x/summary.json").read_text())
-    assert summary["final"]["test_accuracy"] > 12
+    first, last = map(json.loads, Path("runs/vision/x/metrics.jsonl").read_text().splitlines())
+    assert last["train_loss"] < first["train_loss"]
     assert "is finished" in command(*arguments)[1]
 
 

@@ -100,7 +100,6 @@ FAULTS = [
         "h.copy_(estimate)",
     ),
     ("estimates rounded to nearest", SOPHIA, "if small else None", "if False else None"),
-    ("estimates with the noise of m", SOPHIA, '.index("hessian")', '.index("exp_avg")'),
     ("estimates of the wrong shape", SOPHIA, "if estimates[p].shape != p.shape", "if False"),
     ("estimates for nobody", SOPHIA, "if len(owners) < len(estimates)", "if False"),
     ("Gauss-Newton: no B", SOPHIA, "len(rows) * _wide(g).square()", "_wide(g).square()"),
