@@ -50,6 +50,7 @@ TESTS = (
     "integration",
     "storage",
     "overhead",
+    "blocks",
 )
 
 ADAN, ADAMW, BASE = "optim/adan.py", "optim/adamw.py", "optim/base.py"
