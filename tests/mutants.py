@@ -51,6 +51,7 @@ TESTS = (
     "storage",
     "overhead",
     "monitor",
+    "blocks",
 )
 
 ADAN, BASE = "optim/adan.py", "optim/base.py"

@@ -1,4 +1,4 @@
-"""Adam-mini: blocks of every model's structure, the official rules by name, shards; against other code.
+"""Adam-mini: blocks of every model's structure, the official rules by name; against other code.
 
 pytorch_optimizer's AdamMini has the same update with other blocks: embeddings and the output have a second
 moment for every element, values, mlps and biases one for the whole tensor. Where the rules below give those
@@ -7,23 +7,22 @@ blocks the two agree.
 
 import copy
 import pickle
-import socket
 
 import numpy as np
 import pytest
 import pytorch_optimizer
 import timm
 import torch
-import torch.distributed as dist
 import torchvision
 import transformers
 from harness import FLAGS, array, assert_same_bits, random, tensors_of
+from test_blocks import CUTS, by_hand
 from torch import nn
 
 import optim
 from adam_mini import Adam_mini
 from optim import AdamMini, build_optimizer, partition
-from optim.blocks import canonical, default, spread, squared_sums
+from optim.blocks import canonical
 
 # Small transformers: 4 heads, half as many key heads where the model has them.
 SIZES = dict(vocab_size=50, hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4)
@@ -48,62 +47,6 @@ def set_gradients(named, seed):
     rng = np.random.default_rng(seed)
     for _, p in named:
         p.grad = random(tuple(p.shape), rng, p.dtype)
-
-
-# ---- blocks of tensors
-
-
-def by_hand(shape, blocks):
-    """The number of each element's block, from the definition in optim.blocks."""
-    if len(blocks) == 1:
-        return (np.arange(np.prod(shape, dtype=int)) // (np.prod(shape, dtype=int) // blocks[0])).reshape(
-            shape
-        )
-    index = np.zeros(shape, int)
-    for d, n in enumerate(blocks):
-        at = np.arange(shape[d]) // (shape[d] // n)
-        index = index * n + at.reshape([-1 if i == d else 1 for i in range(len(shape))])
-    return index
-
-
-CUTS = [
-    ((), (1,)), ((6,), (1,)), ((6,), (6,)), ((6,), (3,)), ((4, 6), (1,)), ((4, 6), (2,)), ((4, 6), (4,)),
-    ((4, 6), (24,)), ((4, 6), (8,)), ((4, 6), (3,)), ((4, 6), (1, 6)), ((4, 6), (1, 2)), ((4, 6), (2, 3)),
-    ((4, 6, 5), (24,)), ((4, 6, 5), (2, 3, 1)), ((4, 6, 5), (4, 1, 5)), ((1, 7, 5), (7,)),
-    ((4, 2, 3, 5), (4,)), ((4, 2, 3, 5), (2, 2, 1, 1)),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("shape", "blocks"), CUTS)
-@pytest.mark.parametrize("turned", [False, True])
-def test_sums_and_factors_of_blocks(shape, blocks, turned):
-    """In any layout in memory."""
-    g = random(shape, np.random.default_rng(0), torch.float64)
-    if turned:
-        g = g.permute(turn := tuple(range(g.ndim))[::-1]).contiguous().permute(turn)
-    index = by_hand(shape, blocks)
-    expected = np.bincount(index.ravel(), weights=array(g).ravel() ** 2, minlength=np.prod(blocks))
-    sums = squared_sums(g, blocks)
-    assert sums.shape == blocks
-    np.testing.assert_allclose(array(sums).ravel(), expected, rtol=1e-14)
-    x = torch.arange(float(np.prod(blocks))).reshape(blocks)
-    np.testing.assert_array_equal(array(spread(x, g).expand(shape)), index)
-
-
-def test_blocks_that_follow_each_other_are_written_so():
-    assert canonical((4, 6), (2, 1)) == canonical((4, 6), (2,)) == (2,)
-    assert canonical((4, 6), (4, 6)) == (24,)
-    assert canonical((4, 6), (4, 3)) == (12,)
-    assert canonical((4, 6, 5), (4, 6, 1)) == (24,)
-    assert canonical((1, 6), (1, 6)) == (6,)
-    assert canonical((4, 6), (1, 3)) == (1, 3)
-    assert canonical((4, 6), (2, 6)) == (2, 6)
-    assert canonical((4, 6, 5), (4, 1, 5)) == (4, 1, 5)
-
-
-def test_blocks_by_shape():
-    shapes = [(), (5,), (4, 3), (1, 3), (1, 7, 3), (1, 1, 3), (4, 3, 2, 2), (0,), (0, 3), (3, 0)]
-    assert [default(shape) for shape in shapes] == [(n,) for n in (1, 1, 4, 1, 7, 1, 4, 1, 1, 1)]
 
 
 # ---- partitions
@@ -617,99 +560,3 @@ def test_against_pytorch_optimizer():
     for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
         # it keeps its moments in float32
         np.testing.assert_allclose(array(p), array(q), rtol=1e-5, atol=1e-5, err_msg=name)
-
-
-# ---- shards
-
-SHARDED = [  # shape, blocks, sharded dimension
-    ((12, 5), (3,), 0),  # heads that two processes share
-    ((12, 5), (2,), 0),
-    ((7, 5), (1,), 0),
-    ((7, 5), (7,), 0),
-    ((7, 5), (35,), 0),
-    ((8, 3), (6,), 0),  # that end within rows
-    ((2, 6), (2,), 0),  # fewer rows than processes
-    ((6,), (1,), 0),
-    ((7,), (7,), 0),
-    ((5, 12), (1, 12), 0),  # GPT-2's weights
-    ((5, 12), (1, 4), 0),
-    ((5, 7), (5,), 1),  # tensor parallel
-    ((6, 7), (2,), 1),
-    ((5, 12), (1, 4), 1),
-    ((4, 7, 5), (28,), 1),
-    ((4, 7, 6), (4, 1, 6), 0),
-    ((4, 7, 6), (4, 1, 6), 2),
-    ((3, 4), (3,), None),  # replicated
-]
-
-
-def sharded_model():
-    rng = np.random.default_rng(0)
-    return nn.ParameterList([random(shape, rng, torch.float64) for shape, _, _ in SHARDED])
-
-
-def train_sharded(model, optimizer, place=lambda x, dim: x):
-    rng = np.random.default_rng(1)
-    for _ in range(3):
-        for p, (shape, _, dim) in zip(model, SHARDED, strict=True):
-            p.grad = place(random(shape, rng, torch.float64), dim)
-        optimizer.step()
-
-
-def built(model):
-    rules = {p: blocks for p, (_, blocks, _) in zip(model, SHARDED, strict=True)}
-    return AdamMini(
-        model.parameters(),
-        0.1,
-        (0.7, 0.8),
-        0.01,
-        0.1,
-        partition=partition(model, rules=rules),
-        max_grad_norm=1.0,
-    )
-
-
-def worker(rank, port, folder):
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=3)
-    try:
-        mesh = dist.device_mesh.init_device_mesh("cpu", (3,))
-
-        def place(x, dim):
-            return distribute_tensor(x, mesh, [Replicate() if dim is None else Shard(dim)])
-
-        model = nn.ParameterList(
-            [
-                nn.Parameter(place(p.detach(), dim))
-                for p, (_, _, dim) in zip(sharded_model(), SHARDED, strict=True)
-            ]
-        )
-        optimizer = built(model)
-        train_sharded(model, optimizer, place)
-        values = [p.full_tensor().detach() for p in model]
-        torch.save((values, [optimizer.state[p]["exp_avg_sq"] for p in model]), folder / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
-@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch", "ignore:.*:FutureWarning:torch")
-def test_blocks_across_shards(tmp_path):
-    """Three processes: parameters and second moments are those of one process, on every process."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, tmp_path), nprocs=3)
-    model = sharded_model()
-    optimizer = built(model)
-    train_sharded(model, optimizer)
-    for rank in range(3):
-        values, moments = torch.load(tmp_path / f"{rank}.pt")
-        for p, case, value, v in zip(model, SHARDED, values, moments, strict=True):
-            told = f"rank {rank}, {case}"
-            np.testing.assert_allclose(array(value), array(p), rtol=1e-10, err_msg=told)
-            np.testing.assert_allclose(
-                array(v), array(optimizer.state[p]["exp_avg_sq"]), rtol=1e-12, err_msg=told
-            )
