@@ -6,6 +6,7 @@ from .base import Optimizer, state_bytes
 from .card import Card
 from .groups import layer_ids, param_groups
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
+from .shampoo import Shampoo
 
 __all__ = [
     "CARDS",
@@ -14,6 +15,7 @@ __all__ = [
     "Adan",
     "Card",
     "Optimizer",
+    "Shampoo",
     "available",
     "build_optimizer",
     "layer_ids",
