@@ -32,19 +32,25 @@ def block_shapes(shape: tuple[int, ...], block_size: int) -> tuple[tuple[int, in
     return tuple((x.shape[0], x.shape[1]) for x in blocks)
 
 
-def sides(flat: Tensor, shape: Sequence[int], block_size: int) -> list[tuple[Tensor, Tensor]]:
-    """The matrices [m, m] and [n, n] of each block of m x n, as views of the tensor that holds them in a row.
+def sides_shape(shape: Sequence[int], block_size: int) -> tuple[int, int]:
+    """The shape of a tensor that holds two matrices, [m, m] and [n, n], for each block of m x n, in a row."""
+    blocks = block_shapes(tuple(shape), block_size)
+    return len(blocks), max((m * m + n * n for m, n in blocks), default=0)
+
+
+def sides(rows: Tensor, shape: Sequence[int], block_size: int) -> list[tuple[Tensor, Tensor]]:
+    """The matrices [m, m] and [n, n] of each block, as views of such a tensor.
 
     Raises:
         ValueError: if it holds those of another block_size.
     """
-    lengths = [length for block in block_shapes(tuple(shape), block_size) for length in block]
-    sizes = [length * length for length in lengths]
-    if sum(sizes) != flat.numel():
+    if rows.shape != sides_shape(shape, block_size):
         raise ValueError(f"block_size={block_size}: a parameter has states for another; leave it as it was")
-    parts = torch.split_with_sizes(flat, sizes)
-    squares = [x.view(length, length) for x, length in zip(parts, lengths, strict=True)]
-    return list(zip(squares[::2], squares[1::2], strict=True))
+    blocks = block_shapes(tuple(shape), block_size)
+    return [
+        (row[: m * m].view(m, m), row[m * m : m * m + n * n].view(n, n))
+        for row, (m, n) in zip(rows, blocks, strict=True)
+    ]
 
 
 def alike(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor, ...]]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .base import Group, Optimizer, Options
-from .blocks import alike, block_shapes, cut, sides
+from .blocks import alike, cut, sides, sides_shape
 from .card import Card
 from .checks import number
 from .norm import local, share_of, whole
@@ -63,7 +63,7 @@ class Shampoo(Optimizer):
         when="fewer steps than AdamW for more time and memory in each: large batches, tuned training",
         states={"exp_avg": "M, mean of the gradient", "exp_avg_sq": "v, mean of the squared gradient"},
         small={
-            "factors": "L and R of all blocks in one row: m^2 + n^2 numbers for a block of m x n",
+            "factors": "L and R of each block, a row of m^2 + n^2 numbers for m x n",
             "inverse_roots": "X and Y, likewise",
         },
         betas=2,
@@ -128,8 +128,8 @@ class Shampoo(Optimizer):
                 raise ValueError(f"{name}={value!r}: give a whole number >= 1")
 
     def names_of(self, p: Tensor, group: Group) -> Names:
-        size = sum(m * m + n * n for m, n in block_shapes(tuple(p.shape), group["block_size"]))
-        return Names(tuple(self.card.states), tuple((name, (size,)) for name in self.card.small if size))
+        shape = sides_shape(p.shape, group["block_size"])
+        return Names(tuple(self.card.states), tuple((name, shape) for name in self.card.small if shape[0]))
 
     def update_one(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
         b1, b2 = group["betas"]
