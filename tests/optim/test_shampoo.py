@@ -305,6 +305,7 @@ def test_gradients_that_vanish_or_are_large(path, scale):
     rng = np.random.default_rng(1)
     for _ in range(4):
         assert moved(p, optimizer, scale * random((4, 3), rng)).norm() <= 0.1 * math.sqrt(12) * 4
+    assert optimizer.state[p]["inverse_roots"].isfinite().all()
     for _ in range(40):
         step = moved(p, optimizer, random((4, 3), rng))
         assert step.isfinite().all()
