@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .base import Group, Optimizer, Options
-from .blocks import alike, cut, sides, sides_shape
+from .matrices import alike, cut, sides, sides_shape
 from .card import Card
 from .checks import number
 from .norm import local, share_of, whole

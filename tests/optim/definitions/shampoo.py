@@ -107,7 +107,7 @@ SLOW = dict(betas=(0.999999,) * 2)
 # 4 times, as steep as its eigenvalue: 23 and 15 were seen.
 ROUNDINGS = 50
 
-_FILE, _BLOCKS = "optim/shampoo.py", "optim/blocks.py"
+_FILE, _BLOCKS = "optim/shampoo.py", "optim/matrices.py"
 FAULTS = [
     ("no direction, AdamW's step", _FILE, "U.copy_(grafted(roots[0] @ M @ roots[1], A))", "U.copy_(A)"),
     ("the gradient, not its mean", _FILE, "roots[0] @ M @ roots[1]", "roots[0] @ G @ roots[1]"),
