@@ -12,6 +12,7 @@ from .groups import layer_ids, param_groups
 from .monitor import Monitor
 from .partition import Partition, partition
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
+from .shampoo import Shampoo
 from .sophia import Sophia, gauss_newton_bartlett, hutchinson
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Monitor",
     "Optimizer",
     "Partition",
+    "Shampoo",
     "Sophia",
     "adan_from_adamw",
     "available",

@@ -34,6 +34,19 @@ def as_copy_for(owner: Tensor, x: Tensor) -> Tensor:
     return DTensor.from_local(x, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
+def whole(x: Tensor) -> Tensor:
+    """All of a DTensor, gathered from the processes that share it; x itself unless it is one."""
+    return x.full_tensor() if is_dtensor(x) else x  # type: ignore[attr-defined]
+
+
+def share_of(owner: Tensor, x: Tensor) -> Tensor:
+    """What of x, which all processes have alike, goes with a DTensor `owner`; x itself with other tensors."""
+    if not is_dtensor(owner):
+        return x
+    copies: Any = as_copy_for(owner, x)
+    return copies.redistribute(placements=owner.placements)  # type: ignore[attr-defined, no-any-return]
+
+
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The L2 norm of all tensors together, without waiting for the device.
 

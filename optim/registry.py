@@ -19,8 +19,13 @@ from .card import Card
 from .groups import param_groups
 from .sophia import Sophia
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {cls.card.name: cls for cls in (Adan, AdamW, Adam, AdamMini, Sophia)}
-CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    cls.card.name: cls
+    for cls in (Adan, AdamW, Adam, AdamMini, Sophia, Shampoo)
+}
+from .shampoo import Shampoo
+
+@@@CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}
 
 
 def build_optimizer(
