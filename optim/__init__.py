@@ -5,6 +5,8 @@ from .adan import Adan
 from .base import Optimizer, state_bytes
 from .card import Card
 from .groups import layer_ids, param_groups
+from .lamb import Lamb
+from .lars import Lars
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
 
 __all__ = [
@@ -13,6 +15,8 @@ __all__ = [
     "AdamW",
     "Adan",
     "Card",
+    "Lamb",
+    "Lars",
     "Optimizer",
     "available",
     "build_optimizer",

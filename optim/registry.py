@@ -15,8 +15,10 @@ from .adan import Adan
 from .base import Optimizer, why_not_fused
 from .card import Card
 from .groups import param_groups
+from .lamb import Lamb
+from .lars import Lars
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {cls.card.name: cls for cls in (Adan, AdamW)}
+OPTIMIZERS: dict[str, type[Optimizer]] = {cls.card.name: cls for cls in (Adan, AdamW, Lamb, Lars)}
 CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}
 
 

@@ -8,6 +8,7 @@ Each optimizer is a module of `definitions/` with
     initial(p, **hyper)        the states of one parameter before its first step
     BASE, VARIANTS, CHANGES    options to test with, far from the defaults and from each other, so that no
                                mistake hides; see harness.py and test_arguments.py
+    GIVEN                      what an option of CHANGES needs beside it to have an effect
     SLOW                       options that change the states by next to nothing in a step
     FAULTS                     for tests/mutants.py, which see
     ROUNDINGS                  operations on the way to a new parameter that round, if more than a dozen

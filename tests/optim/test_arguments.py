@@ -308,7 +308,7 @@ def test_every_option_matters(name, option):
     value = value(optim.CARDS[name].betas) if callable(value) else value
     for path in optim.CARDS[name].paths:
         spoil = option == "nonfinite"
-        given = GIVEN.get(option, {})
+        given = {**GIVEN, **getattr(DEFINITIONS[name], "GIVEN", {})}.get(option, {})
         plain = three_steps(name, path, spoil, **given)
         changed = three_steps(name, path, spoil, **given, **{option: value})
         same = len(plain) == len(changed) and all(map(torch.equal, plain, changed))
@@ -446,7 +446,7 @@ def test_fused_that_cannot_run_says_why(name):
     )
 
 
-@each_name
+@each_fused_name
 def test_fused_that_cannot_go_on_says_why(name):
     optimizer = build(name, [p := torch.ones(4, 3, requires_grad=True)], "fused")
     set_grads([p], np.random.default_rng(0))
@@ -456,7 +456,7 @@ def test_fused_that_cannot_go_on_says_why(name):
         optimizer.step()
 
 
-@each_name
+@each_fused_name
 def test_automatic_choice_is_made_for_each_parameter(name):
     if reason := native.load()[1]:
         pytest.skip(reason)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from harness import (
     KEPT,
+    PATHS,
     all_params,
     array,
     assert_same_bits,
@@ -339,7 +340,7 @@ def test_a_checkpoint_is_as_small_as_the_states(name):
         assert held[f"{key}_scale"].shape == (5,)
 
 
-@each_path
+@pytest.mark.parametrize(("name", "path"), [x for x in PATHS if optim.CARDS[x[0]].elementwise])
 @pytest.mark.parametrize("case", ["f32_int8", "f32_bfloat16"])
 def test_blocks_are_in_the_order_of_memory(name, path, case):
     """channels_last, and a parameter whose layout changes between steps."""
