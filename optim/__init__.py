@@ -1,5 +1,6 @@
 """Adan and the optimizers it is compared with: reference, foreach and fused paths behind one interface."""
 
+from .adafactor import Adafactor
 from .adamw import AdamW
 from .adan import Adan
 from .base import Optimizer, state_bytes
@@ -12,6 +13,7 @@ from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
 __all__ = [
     "CARDS",
     "OPTIMIZERS",
+    "Adafactor",
     "AdamW",
     "Adan",
     "Card",

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from . import cuda, native
+from .adafactor import Adafactor
 from .adamw import AdamW
 from .adan import Adan
 from .base import Optimizer, why_not_fused
@@ -18,7 +19,7 @@ from .groups import param_groups
 from .lamb import Lamb
 from .lars import Lars
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {cls.card.name: cls for cls in (Adan, AdamW, Lamb, Lars)}
+OPTIMIZERS: dict[str, type[Optimizer]] = {cls.card.name: cls for cls in (Adan, AdamW, Lamb, Lars, Adafactor)}
 CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}
 
 
