@@ -9,6 +9,7 @@ Each optimizer is a module of `definitions/` with
     BASE, VARIANTS, CHANGES    options to test with, far from the defaults and from each other, so that no
                                mistake hides; see harness.py and test_arguments.py
     GIVEN                      what an option of CHANGES needs beside it to have an effect
+    UNIT                       options with which equal gradients move a parameter of ones by about lr
     SLOW                       options that change the states by next to nothing in a step
     FAULTS                     for tests/mutants.py, which see
     ROUNDINGS                  operations on the way to a new parameter that round, if more than a dozen

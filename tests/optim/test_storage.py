@@ -24,6 +24,7 @@ from harness import (
     random,
     set_grads,
     tensors_of,
+    unit_options,
     tolerance_of_codes,
     value_of,
 )
@@ -222,7 +223,7 @@ def test_small_updates_of_bfloat16_parameters(name, path, rounding):
     """400 steps of 1e-4 move 0.04, where rounding to nearest (what others do) moves nothing."""
     p = torch.ones(1024, dtype=torch.bfloat16, requires_grad=True)
     options = dict(lr=1e-4, weight_decay=0.0, eps=0.0, state_dtype="float32", param_rounding=rounding)
-    optimizer = build(name, [p], path, **options)
+    optimizer = build(name, [p], path, **{**options, **unit_options(name)})
     for _ in range(400):
         p.grad = torch.ones_like(p)
         optimizer.step()

@@ -89,6 +89,7 @@ GIVEN = {
     "relative_step": {"lr": 0.9},
     "warmup_init": {"relative_step": True},
 }
+UNIT = dict(eps=1e-30, clip_threshold=1.0, beta1=0.0)
 SLOW = dict(beta1=0.999999)
 ROUNDINGS = 24
 

@@ -54,6 +54,7 @@ CHANGES = {
     "always_adapt": False,
 }
 GIVEN = {"always_adapt": {"weight_decay": 0.0}}
+UNIT = dict(trust_coefficient=1.0, momentum=0.0)
 SLOW = dict(momentum=0.999999)
 
 LARS = "optim/lars.py"
