@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 from .base import Group, Optimizer, Options
 from .card import Card
 from .checks import number
+from .norm import placed_like
 from .storage import Names, State
 
 
@@ -133,7 +134,7 @@ class Adafactor(Optimizer):
             r = state["exp_avg_sq_row"].mul_(1 - new).add_(_mean(square, -1) + eps, alpha=new)
             c = state["exp_avg_sq_col"].mul_(1 - new).add_(_mean(square, -2) + eps, alpha=new)
             v = (r / r.mean(-1, keepdim=True)).unsqueeze(-1) * c.unsqueeze(-2)
-        u = g / v.sqrt()
+        u = placed_like(p, g / v.sqrt())
         a = _rms(p).clamp(min=group["eps_scale"]) if group["scale_parameter"] else 1.0
         a = a * _step_size(t, group)
         u *= a / (_rms(u) / group["clip_threshold"]).clamp(min=1)

@@ -34,6 +34,13 @@ def as_copy_for(owner: Tensor, x: Tensor) -> Tensor:
     return DTensor.from_local(x, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
+def placed_like(owner: Tensor, x: Tensor) -> Tensor:
+    """x with the shards of the DTensor `owner`, which operations beside copies may have gathered."""
+    if not is_dtensor(owner):
+        return x
+    return x.redistribute(owner.device_mesh, owner.placements)  # type: ignore[attr-defined]
+
+
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The L2 norm of all tensors together, without waiting for the device.
 

@@ -15,9 +15,9 @@ import optim
 # without noise asks for. An optimizer without a line here gets DEFAULT.
 DEFAULT = dict(lr=0.1, weight_decay=0.0)
 SETTINGS = {
-    "lamb": dict(lr=0.05, weight_decay=0.0),
+    "lamb": dict(lr=0.1, weight_decay=0.0),
     "lars": dict(lr=0.5, weight_decay=0.0, trust_coefficient=0.02, always_adapt=True),
-    "adafactor": dict(lr=0.1, weight_decay=0.0, relative_step=False),
+    "adafactor": dict(lr=0.3, weight_decay=0.0, relative_step=False),
 }
 
 

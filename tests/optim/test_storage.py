@@ -24,8 +24,8 @@ from harness import (
     random,
     set_grads,
     tensors_of,
-    unit_options,
     tolerance_of_codes,
+    unit_options,
     value_of,
 )
 from oracle import DEFINITIONS

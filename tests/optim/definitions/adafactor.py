@@ -102,7 +102,7 @@ FAULTS = [
     ("mean over all rows of all matrices", FILE, "(r / r.mean(-1, keepdim=True))", "(r / r.mean())"),
     ("no eps in rows", FILE, "_mean(square, -1) + eps", "_mean(square, -1)"),
     ("no eps in vectors", FILE, "add_(square + eps,", "add_(square,"),
-    ("no root", FILE, "u = g / v.sqrt()", "u = g / v"),
+    ("no root", FILE, "g / v.sqrt()", "g / v"),
     ("constant decay", FILE, 't ** -group["decay_rate"]  # new', '0.2 + 0 * group["decay_rate"]  # new'),
     ("decay with the wrong sign", FILE, 't ** -group["decay_rate"]  # new', '1 - t ** -group["decay_rate"]  # new'),
     ("never clipped", FILE, '(_rms(u) / group["clip_threshold"]).clamp(min=1)', "1.0"),
