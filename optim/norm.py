@@ -38,7 +38,8 @@ def placed_like(owner: Tensor, x: Tensor) -> Tensor:
     """x with the shards of the DTensor `owner`, which operations beside copies may have gathered."""
     if not is_dtensor(owner):
         return x
-    return x.redistribute(owner.device_mesh, owner.placements)  # type: ignore[attr-defined]
+    placed: Tensor = x.redistribute(owner.device_mesh, owner.placements)  # type: ignore[attr-defined]
+    return placed
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -334,7 +334,7 @@ def test_a_checkpoint_is_as_small_as_the_states(name):
     one = trained(name, KEPT["f32"])
     p, states = 1200, len(full_states(one, all_params(one)[0]))
     full, small = saved(KEPT["f32"]), saved(KEPT["f32_int8"])
-    assert full - small > 0.7 * p * states * 3  # the rest is names
+    assert full - small > 0.6 * p * states * 3  # the rest is names
     held = trained(name, KEPT["f32_int8"]).state_dict()["state"][0]
     for key in full_states(one, all_params(one)[0]):
         assert held[key].dtype == torch.uint8
