@@ -1,7 +1,7 @@
 """Adafactor against transformers' and torch's.
 
 transformers' means the same with beta1=None for 0, eps a pair, decay_rate negated; with relative_step its
-lr is 1e-2. torch's with eps next to nothing: it clamps by eps where the paper adds it; it has no first moment,
+lr is 1e-2. torch's with eps next to nothing: it clamps by eps where the paper adds it. It has no momentum,
 and decays by lr instead of by the tensor's own step, so without decay.
 """
 
