@@ -1,5 +1,6 @@
 """Adan and the optimizers it is compared with: reference, foreach and fused paths behind one interface."""
 
+from .adafactor import Adafactor
 from .adam import Adam
 from .adam_mini import AdamMini
 from .adamw import AdamW
@@ -9,6 +10,8 @@ from .base import Optimizer, state_bytes
 from .card import Card
 from .convert import convert_state
 from .groups import layer_ids, param_groups
+from .lamb import Lamb
+from .lars import Lars
 from .monitor import Monitor
 from .partition import Partition, partition
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
@@ -18,12 +21,15 @@ from .sophia import Sophia, gauss_newton_bartlett, hutchinson
 __all__ = [
     "CARDS",
     "OPTIMIZERS",
+    "Adafactor",
     "Adam",
     "AdamMini",
     "AdamW",
     "Adan",
     "AdanSettings",
     "Card",
+    "Lamb",
+    "Lars",
     "Monitor",
     "Optimizer",
     "Partition",

@@ -47,6 +47,14 @@ def share_of(owner: Tensor, x: Tensor) -> Tensor:
     return copies.redistribute(placements=owner.placements)  # type: ignore[attr-defined, no-any-return]
 
 
+def placed_like(owner: Tensor, x: Tensor) -> Tensor:
+    """x with the shards of the DTensor `owner`, which operations beside copies may have gathered."""
+    if not is_dtensor(owner):
+        return x
+    placed: Tensor = x.redistribute(owner.device_mesh, owner.placements)  # type: ignore[attr-defined]
+    return placed
+
+
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The L2 norm of all tensors together, without waiting for the device.
 

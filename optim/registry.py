@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from . import cuda, native
+from .adafactor import Adafactor
 from .adam import Adam
 from .adam_mini import AdamMini
 from .adamw import AdamW
@@ -17,15 +18,15 @@ from .adan import Adan
 from .base import Optimizer, why_not_fused
 from .card import Card
 from .groups import param_groups
+from .lamb import Lamb
+from .lars import Lars
+from .shampoo import Shampoo
 from .sophia import Sophia
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
-    cls.card.name: cls
-    for cls in (Adan, AdamW, Adam, AdamMini, Sophia, Shampoo)
+    cls.card.name: cls for cls in (Adan, AdamW, Adam, AdamMini, Adafactor, Lamb, Lars, Sophia, Shampoo)
 }
-from .shampoo import Shampoo
-
-@@@CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}
+CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}
 
 
 def build_optimizer(

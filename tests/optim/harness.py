@@ -185,6 +185,11 @@ def roundings_of(name):
     return getattr(DEFINITIONS[name], "ROUNDINGS", 12)
 
 
+def unit_options(name):
+    """Options with which equal gradients move a parameter of ones by about lr, if it takes any."""
+    return getattr(DEFINITIONS[name], "UNIT", {})
+
+
 def full_states(optimizer, p):
     """The names of the states of a parameter that have its shape."""
     group = next(group for group in optimizer.param_groups if any(p is q for q in group["params"]))

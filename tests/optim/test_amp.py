@@ -5,7 +5,17 @@ with gradients that were never scaled (with clipping: but for the rounding of th
 import numpy as np
 import pytest
 import torch
-from harness import all_params, assert_same_bits, bits, build, each_path, make_params, random, tensors_of
+from harness import (
+    all_params,
+    assert_same_bits,
+    bits,
+    build,
+    each_path,
+    make_params,
+    random,
+    tensors_of,
+    unit_options,
+)
 
 SHAPES = [(4, 3), (5,), (), (2, 2, 2)]
 OVERFLOW = (0, 3, 4)  # steps in which a gradient is not finite
@@ -83,7 +93,8 @@ def test_the_scaler_uses_the_fused_protocol(name, path):
 def test_low_precision_gradients_are_unscaled_in_float32(name, path, dtype):
     """A gradient below the smallest float16, scaled into range, still counts."""
     p = torch.ones(3, dtype=dtype, requires_grad=True)
-    optimizer = build(name, [p], path, weight_decay=0.0, eps=1e-10, lr=0.25)
+    options = dict(weight_decay=0.0, eps=1e-10, lr=0.25)
+    optimizer = build(name, [p], path, **{**options, **unit_options(name)})
     optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0**24), torch.tensor(0.0)
     p.grad = torch.full_like(p, 2.0**-2)
     optimizer.step()

@@ -319,7 +319,7 @@ def test_every_option_matters(name, option):
             refused(name, ValueError, f"no fused kernel for {option}=", fused=True, **{option: value})
             continue
         spoil = option == "nonfinite"
-        given = GIVEN.get(option, {})
+        given = {**GIVEN, **getattr(DEFINITIONS[name], "GIVEN", {})}.get(option, {})
         plain = three_steps(name, path, spoil, **given)
         changed = three_steps(name, path, spoil, **given, **{option: value})
         same = len(plain) == len(changed) and all(map(torch.equal, plain, changed))

@@ -1,0 +1,208 @@
+"""Adafactor: a second moment kept as its row and column means (arXiv 1804.04235)."""
+
+import math
+from typing import Unpack
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .base import Group, Optimizer, Options
+from .card import Card
+from .checks import number
+from .norm import placed_like
+from .storage import Names, State
+
+
+class Adafactor(Optimizer):
+    """Adafactor, whose state is a row and a column for each matrix.
+
+    With g the gradient at step t = 1, 2, ... and b2 = 1 - t^-decay_rate (0 at first: no bias to correct)::
+
+        r = b2 r + (1 - b2) [row means of g^2 + eps]                    exp_avg_sq_row
+        c = b2 c + (1 - b2) [column means of g^2 + eps]                 exp_avg_sq_col
+        v = r c^T / mean(r)
+        v = b2 v + (1 - b2) (g^2 + eps)                                 exp_avg_sq, of less than 2 dimensions
+        u = g / sqrt(v)
+        u = u / max(1, RMS(u) / clip_threshold)
+        a = max(eps_scale, RMS(p)) min(lr, 1 / sqrt(t))
+        m = beta1 m + (1 - beta1) a u                                   exp_avg; a u where beta1 = 0
+        p = (1 - a weight_decay) p - m
+
+    Rows and columns are those of the last two dimensions. Source: Algorithms 4 and 5 of the paper, with
+    momentum of the scaled update and weight decay as in the authors' code and in transformers.
+
+    Args:
+        params: see `optim.base.Optimizer`, also for max_grad_norm, foreach, fused and the options.
+        lr: bound of the step, relative to the parameter's RMS.
+        eps: added to the squared gradient.
+        weight_decay: decoupled weight decay, by the step that each tensor makes.
+        eps_scale: the least RMS that a parameter counts as having.
+        clip_threshold: the largest RMS of u.
+        decay_rate: how fast b2 goes to 1.
+        beta1: decay factor of the update, in [0, 1); 0 keeps no state for it.
+        scale_parameter: False leaves RMS(p) out of the step.
+        relative_step: False takes lr itself, without 1 / sqrt(t).
+        warmup_init: lr grows by 1e-6 with every step until it is lr; needs relative_step.
+    """
+
+    card = Card(
+        name="adafactor",
+        title="Adafactor",
+        source="arXiv 1804.04235, Algorithms 4 and 5",
+        when="large transformers where memory is short: almost no state",
+        states={
+            "exp_avg": "m, mean of the update, where beta1 > 0",
+            "exp_avg_sq": "v, mean of the squared gradient, of less than two dimensions",
+        },
+        betas=0,
+        optional=("exp_avg", "exp_avg_sq"),
+        small={
+            "exp_avg_sq_row": "r, row means of the squared gradient [..., rows]",
+            "exp_avg_sq_col": "c, column means of the squared gradient [..., columns]",
+        },
+        nonnegative=("exp_avg_sq",),
+        elementwise=False,
+        options={
+            "eps_scale": "the least RMS that a parameter counts as having",
+            "clip_threshold": "the largest RMS of an update before it is scaled",
+            "decay_rate": "the second moment's decay factor is 1 - t^-decay_rate",
+            "beta1": "decay factor of a first moment; 0 keeps none",
+            "scale_parameter": "steps are relative to the parameter's RMS",
+            "relative_step": "the step is min(lr, 1 / sqrt(t)) instead of lr",
+            "warmup_init": "lr grows by 1e-6 with every step until it is lr",
+        },
+        paths=("foreach", "reference"),
+        fused_devices=(),
+    )
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        eps: float = 1e-30,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 0.0,
+        eps_scale: float = 1e-3,
+        clip_threshold: float = 1.0,
+        decay_rate: float = 0.8,
+        beta1: float = 0.0,
+        scale_parameter: bool = True,
+        relative_step: bool = True,
+        warmup_init: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        hyper = dict(
+            lr=lr,
+            eps=eps,
+            weight_decay=weight_decay,
+            eps_scale=eps_scale,
+            clip_threshold=clip_threshold,
+            decay_rate=decay_rate,
+            beta1=beta1,
+            scale_parameter=scale_parameter,
+            relative_step=relative_step,
+            warmup_init=warmup_init,
+        )
+        super().__init__(params, hyper, max_grad_norm=max_grad_norm, foreach=foreach, fused=fused, **options)
+
+    def check_options(self, group: Group) -> None:
+        for name in ("eps_scale", "clip_threshold", "decay_rate", "beta1"):
+            number(name, group[name])
+        if group["beta1"] >= 1:
+            raise ValueError(f"beta1={group['beta1']}: must be in [0, 1)")
+        if group["clip_threshold"] == 0:
+            raise ValueError("clip_threshold=0 would leave no update: the paper has 1")
+        if group["warmup_init"] and not group["relative_step"]:
+            raise ValueError("warmup_init=True needs relative_step=True")
+
+    def names_of(self, p: Tensor, group: Group) -> Names:
+        first = ("exp_avg",) if group["beta1"] else ()
+        if p.ndim < 2:
+            return Names((*first, "exp_avg_sq"))
+        rows, columns = p.shape[:-1], p.shape[:-2] + p.shape[-1:]
+        return Names(first, (("exp_avg_sq_row", tuple(rows)), ("exp_avg_sq_col", tuple(columns))))
+
+    def update_one(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
+        eps, beta1, new = group["eps"], group["beta1"], t ** -group["decay_rate"]  # new: 1 - b2
+        square = g.square()
+        if p.ndim < 2:
+            v = state["exp_avg_sq"].mul_(1 - new).add_(square + eps, alpha=new)
+        else:
+            r = state["exp_avg_sq_row"].mul_(1 - new).add_(_mean(square, -1) + eps, alpha=new)
+            c = state["exp_avg_sq_col"].mul_(1 - new).add_(_mean(square, -2) + eps, alpha=new)
+            v = (r / r.mean(-1, keepdim=True)).unsqueeze(-1) * c.unsqueeze(-2)
+        u = placed_like(p, g / v.sqrt())
+        a = _rms(p).clamp(min=group["eps_scale"]) if group["scale_parameter"] else 1.0
+        a = a * _step_size(t, group)
+        u *= a / (_rms(u) / group["clip_threshold"]).clamp(min=1)
+        if beta1:
+            u = state["exp_avg"].mul_(beta1).add_(u, alpha=1 - beta1)
+        p.sub_(u + a * group["weight_decay"] * p)
+
+    def update_many(
+        self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
+    ) -> None:
+        """The states' names are the same for all, and so all are factored, or none is.
+
+        With u = g a_i b_j, factors of rows and columns, everything but g is small.
+        """
+        beta1, new = group["beta1"], [ti ** -group["decay_rate"] for ti in t]
+        old = [1 - x for x in new]
+        if v := state.get("exp_avg_sq"):
+            torch._foreach_mul_(v, old)
+            square = torch._foreach_mul(g, g)
+            torch._foreach_add_(square, group["eps"])
+            torch._foreach_mul_(square, new)
+            torch._foreach_add_(v, square)
+            u = torch._foreach_div(g, torch._foreach_sqrt(v))
+        else:
+            r, c = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
+            square = torch._foreach_mul(g, g)
+            for x, dim in ((r, -1), (c, -2)):
+                means = [_mean(y, dim) for y in square]
+                torch._foreach_add_(means, group["eps"])
+                torch._foreach_mul_(means, new)
+                torch._foreach_mul_(x, old)
+                torch._foreach_add_(x, means)
+            rows = [(x / x.mean(-1, keepdim=True)).rsqrt_().unsqueeze(-1) for x in r]
+            u = torch._foreach_mul(g, rows)
+            torch._foreach_mul_(u, [x.rsqrt().unsqueeze(-2) for x in c])
+        sizes = torch.tensor([_step_size(ti, group) for ti in t], dtype=p[0].dtype).to(p[0].device)
+        if group["scale_parameter"]:
+            sizes = sizes * _rms_many(p).clamp(min=group["eps_scale"])
+        factors = sizes / (_rms_many(u) / group["clip_threshold"]).clamp(min=1)
+        torch._foreach_mul_(u, factors.unbind())
+        if beta1:
+            m = state["exp_avg"]
+            torch._foreach_lerp_(m, u, 1 - beta1)
+            u = tuple(m)
+        if group["weight_decay"]:
+            torch._foreach_mul_(p, (1 - sizes * group["weight_decay"]).unbind())
+        torch._foreach_sub_(p, u)
+
+
+def _step_size(t: float, group: Group) -> float:
+    """The step relative to the parameter's size at step t."""
+    lr = float(group["lr"])
+    if group["warmup_init"]:
+        lr = min(lr, 1e-6 * t)
+    return min(lr, 1 / math.sqrt(t)) if group["relative_step"] else lr
+
+
+def _mean(x: Tensor, dim: int) -> Tensor:
+    """The mean over a dimension, 0 where that is empty."""
+    return x.sum(dim) / max(x.shape[dim], 1)
+
+
+def _rms(x: Tensor) -> Tensor:
+    norm: Tensor = x.norm()
+    return norm / math.sqrt(max(x.numel(), 1))
+
+
+def _rms_many(x: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    """The RMS of each tensor, [tensors]."""
+    counts = torch.tensor([max(y.numel(), 1) for y in x], dtype=x[0].dtype).to(x[0].device)
+    return torch.stack(torch._foreach_norm(x)) / counts.sqrt()

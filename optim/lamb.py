@@ -1,0 +1,134 @@
+"""LAMB: Adam whose step is scaled, for each tensor, to the size of the tensor (arXiv 1904.00962)."""
+
+import math
+from collections.abc import Sequence
+from typing import Unpack
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .base import Group, Optimizer, Options
+from .card import Card
+from .storage import State
+
+
+class Lamb(Optimizer):
+    """LAMB, for large batches.
+
+    With g the gradient at step t = 1, 2, ... and norms over one tensor::
+
+        m = b1 m + (1 - b1) g                                           exp_avg
+        v = b2 v + (1 - b2) g^2                                         exp_avg_sq
+        u = [m / (1 - b1^t)] / [sqrt(v / (1 - b2^t)) + eps] + weight_decay p
+        p = p - lr (||p|| / ||u||) u                                    ratio 1 where a norm is 0
+
+    Source: Algorithm 2 of the paper with phi(z) = z. Its BERT runs warm lr up, scale lr with the square root
+    of the batch size, and have weight_decay 0.01.
+
+    Args:
+        params: see `optim.base.Optimizer`, also for max_grad_norm, foreach, fused and the options.
+        lr: learning rate: the part of its norm by which a tensor moves in a step.
+        betas: decay factors of gradient and squared gradient.
+        eps: added to the denominator, after the bias correction.
+        weight_decay: part of the update, so it is in ||u|| as well.
+        max_grad_norm: apex and timm clip to 1 by default; the paper does not clip, and neither does this.
+        bias_correction: False leaves out both corrections, as the authors' own code does: a warm-up does
+            much the same.
+        trust_clip: ratios of at most 1 (LAMBC), which hold back tensors whose updates are small.
+        always_adapt: False takes the ratio 1 in groups without weight decay, as the authors' code and timm
+            do: usually those of biases and norms.
+    """
+
+    card = Card(
+        name="lamb",
+        title="LAMB",
+        source="arXiv 1904.00962, Algorithm 2",
+        when="large batches, from thousands on: transformers",
+        states={"exp_avg": "m, mean of the gradient", "exp_avg_sq": "v, mean of the squared gradient"},
+        betas=2,
+        nonnegative=("exp_avg_sq",),
+        elementwise=False,
+        options={
+            "bias_correction": "False leaves out Adam's bias corrections, as the authors' code does",
+            "trust_clip": "a tensor's step is never scaled up: ratios of at most 1",
+            "always_adapt": "False does not scale steps in groups without weight decay",
+        },
+        paths=("foreach", "reference"),
+        fused_devices=(),
+    )
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: Sequence[float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 1e-2,
+        max_grad_norm: float = 0.0,
+        bias_correction: bool = True,
+        trust_clip: bool = False,
+        always_adapt: bool = True,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        hyper = dict(
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            bias_correction=bias_correction,
+            trust_clip=trust_clip,
+            always_adapt=always_adapt,
+        )
+        super().__init__(params, hyper, max_grad_norm=max_grad_norm, foreach=foreach, fused=fused, **options)
+
+    def update_one(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
+        b1, b2 = group["betas"]
+        m, v = (state[name] for name in self.card.states)
+        correction1, correction2 = _corrections(t, group)
+        m.mul_(b1).add_(g, alpha=1 - b1)
+        v.mul_(b2).add_(g.square(), alpha=1 - b2)
+        u = m / correction1 / ((v / correction2).sqrt() + group["eps"]) + group["weight_decay"] * p
+        if _adapts(group):
+            u *= _ratio(p.norm(), u.norm(), group)
+        p.sub_(u, alpha=float(group["lr"]))
+
+    def update_many(
+        self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
+    ) -> None:
+        b1, b2 = group["betas"]
+        lr = float(group["lr"])
+        m, v = (state[name] for name in self.card.states)
+        corrections = [_corrections(ti, group) for ti in t]
+        torch._foreach_lerp_(m, g, 1 - b1)
+        torch._foreach_mul_(v, b2)
+        torch._foreach_addcmul_(v, g, g, 1 - b2)
+        denominator = torch._foreach_sqrt(v)  # takes the correction of m, too
+        torch._foreach_mul_(denominator, [c1 / math.sqrt(c2) for c1, c2 in corrections])
+        torch._foreach_add_(denominator, [c1 * group["eps"] for c1, _ in corrections])
+        u = torch._foreach_div(m, denominator)
+        if group["weight_decay"]:
+            torch._foreach_add_(u, p, alpha=group["weight_decay"])
+        if _adapts(group):
+            p_norm, u_norm = (torch.stack(torch._foreach_norm(x)) for x in (p, u))
+            torch._foreach_addcmul_(p, u, (_ratio(p_norm, u_norm, group) * -lr).unbind())
+        else:
+            torch._foreach_add_(p, u, alpha=-lr)
+
+
+def _corrections(t: float, group: Group) -> tuple[float, float]:
+    """The bias corrections of m and v."""
+    b1, b2 = group["betas"]
+    return (1 - b1**t, 1 - b2**t) if group["bias_correction"] else (1.0, 1.0)
+
+
+def _adapts(group: Group) -> bool:
+    return bool(group["always_adapt"] or group["weight_decay"] > 0)
+
+
+def _ratio(p_norm: Tensor, u_norm: Tensor, group: Group) -> Tensor:
+    """The trust ratios of tensors with these norms; 1 where either is 0."""
+    ratio = torch.where((p_norm == 0) | (u_norm == 0), 1.0, p_norm / u_norm)
+    return ratio.clamp(max=1) if group["trust_clip"] else ratio

@@ -1,0 +1,132 @@
+"""LARS: momentum SGD whose step is scaled, for each tensor, to the size of the tensor (arXiv 1708.03888)."""
+
+from typing import Unpack
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .base import Group, Optimizer, Options
+from .card import Card
+from .checks import number
+from .storage import Names, State
+
+
+class Lars(Optimizer):
+    """LARS, for large batches.
+
+    With g the gradient and norms over one tensor::
+
+        rate = trust_coefficient ||p|| / (||g|| + weight_decay ||p|| + eps)      1 where a norm is 0
+        v = momentum v + rate (g + weight_decay p)                               momentum_buffer
+        p = p - lr v
+
+    Source: equation 6 and Algorithm 1 of the paper, which has lr inside of v: the same for a constant lr,
+    while lr outside, as torch's SGD, apex and timm have it, lets a schedule scale the whole step at once.
+
+    Args:
+        params: see `optim.base.Optimizer`, also for max_grad_norm, foreach, fused and the options.
+        lr: learning rate; of the order of 10 for the largest batches, where trust_coefficient is 0.001.
+        momentum: decay factor of v, in [0, 1); with 0 there is no state.
+        eps: added to the denominator of the rate.
+        weight_decay: of the gradient, as in SGD.
+        trust_coefficient: the paper's eta, "how much a layer may be trusted to change".
+        nesterov: the step is lr [rate (g + weight_decay p) + momentum v].
+        trust_clip: LARC: rate / lr, and at most 1, in place of rate, so that lr bounds the step.
+        always_adapt: True scales groups without weight decay, too. By default their rate is 1, as in timm,
+            since biases and norms, which have none, are left to plain SGD in the published runs.
+    """
+
+    card = Card(
+        name="lars",
+        title="LARS",
+        source="arXiv 1708.03888, equation 6 and Algorithm 1",
+        when="large batches, from thousands on: convolutional nets",
+        states={"momentum_buffer": "v, momentum"},
+        betas=0,
+        optional=("momentum_buffer",),
+        elementwise=False,
+        options={
+            "momentum": "decay factor of the momentum; 0 keeps no state",
+            "trust_coefficient": "the part of its norm by which a tensor may move, per lr",
+            "nesterov": "Nesterov momentum",
+            "trust_clip": "LARC: lr is a bound, and the rate only makes a step smaller",
+            "always_adapt": "True scales steps in groups without weight decay, too",
+        },
+        paths=("foreach", "reference"),
+        fused_devices=(),
+    )
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1.0,
+        momentum: float = 0.9,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 0.0,
+        trust_coefficient: float = 1e-3,
+        nesterov: bool = False,
+        trust_clip: bool = False,
+        always_adapt: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        hyper = dict(
+            lr=lr,
+            momentum=momentum,
+            eps=eps,
+            weight_decay=weight_decay,
+            trust_coefficient=trust_coefficient,
+            nesterov=nesterov,
+            trust_clip=trust_clip,
+            always_adapt=always_adapt,
+        )
+        super().__init__(params, hyper, max_grad_norm=max_grad_norm, foreach=foreach, fused=fused, **options)
+
+    def check_options(self, group: Group) -> None:
+        if number("momentum", group["momentum"]) >= 1:
+            raise ValueError(f"momentum={group['momentum']}: must be in [0, 1)")
+        number("trust_coefficient", group["trust_coefficient"])
+        if group["nesterov"] and not group["momentum"]:
+            raise ValueError("nesterov=True needs a momentum, and momentum is 0")
+
+    def names_of(self, p: Tensor, group: Group) -> Names:
+        return Names(("momentum_buffer",) if group["momentum"] else ())
+
+    def update_one(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
+        momentum = group["momentum"]
+        u = g + group["weight_decay"] * p
+        if _adapts(group):
+            u *= _rate(p.norm(), g.norm(), group)
+        if momentum:
+            v = state["momentum_buffer"].mul_(momentum).add_(u)
+            u = u + momentum * v if group["nesterov"] else v
+        p.sub_(u, alpha=float(group["lr"]))
+
+    def update_many(
+        self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
+    ) -> None:
+        momentum = group["momentum"]
+        u = torch._foreach_add(g, p, alpha=group["weight_decay"]) if group["weight_decay"] else tuple(g)
+        if _adapts(group):
+            p_norm, g_norm = (torch.stack(torch._foreach_norm(x)) for x in (p, g))
+            u = torch._foreach_mul(u, _rate(p_norm, g_norm, group).unbind())
+        if momentum:
+            v = state["momentum_buffer"]
+            torch._foreach_mul_(v, momentum)
+            torch._foreach_add_(v, u)
+            u = torch._foreach_add(u, v, alpha=momentum) if group["nesterov"] else tuple(v)
+        torch._foreach_add_(p, u, alpha=-float(group["lr"]))
+
+
+def _adapts(group: Group) -> bool:
+    return bool(group["always_adapt"] or group["weight_decay"] > 0)
+
+
+def _rate(p_norm: Tensor, g_norm: Tensor, group: Group) -> Tensor:
+    """The paper's local learning rates of tensors with these norms; 1 where either is 0."""
+    rate = group["trust_coefficient"] * p_norm / (g_norm + group["weight_decay"] * p_norm + group["eps"])
+    rate = torch.where((p_norm == 0) | (g_norm == 0), 1.0, rate)
+    return (rate / float(group["lr"])).clamp(max=1) if group["trust_clip"] else rate
