@@ -5,6 +5,7 @@ from .adan import Adan
 from .base import Optimizer, state_bytes
 from .card import Card
 from .groups import layer_ids, param_groups
+from .in_backward import step_in_backward
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "param_groups",
     "path_in_use",
     "state_bytes",
+    "step_in_backward",
 ]
