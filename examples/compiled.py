@@ -7,15 +7,9 @@ import optim
 
 model = network()
 optimizer = optim.build_optimizer(model, ARGS.optimizer, **OPTIONS)
-
-
-@torch.compile(backend="aot_eager")  # on your machine: @torch.compile
-def training_step(x: torch.Tensor, y: torch.Tensor) -> None:
-    optimizer.zero_grad()
-    loss(model, x, y).backward()
-    optimizer.step()
-
-
+compiled = torch.compile(model, backend="aot_eager")  # without the backend it also generates code
 for step in range(ARGS.steps):
-    training_step(*batch(step))
+    optimizer.zero_grad()
+    loss(compiled, *batch(step)).backward()
+    optimizer.step()
 report(model)

@@ -1,14 +1,14 @@
 """Hugging Face Trainer: the class and its arguments; groups, schedule and checkpoints are the Trainer's."""
 
 import torch
-from task import ARGS, OPTIONS, batch, network, report
+from task import ARGS, OPTIONS, batch, checkpoint, last_checkpoint, network, report
 from transformers import Trainer, TrainingArguments
 
 import optim
 
 
 class Model(torch.nn.Module):
-    """The network as the Trainer wants it; any model of transformers is like that."""
+    """The network as the Trainer wants a model: called with the columns of the data, it returns the loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,20 +20,19 @@ class Model(torch.nn.Module):
 
 rows = [{"x": x, "labels": y} for step in range(8) for x, y in zip(*batch(step, 0, 1), strict=True)]
 settings = TrainingArguments(
-    output_dir=f"{ARGS.folder}/trainer-{ARGS.optimizer}",
+    output_dir=str(checkpoint(0).parent),
     per_device_train_batch_size=8,
     max_steps=ARGS.steps,
-    weight_decay=OPTIONS["weight_decay"],  # the Trainer makes groups: none on biases and norms
+    weight_decay=OPTIONS["weight_decay"],  # of the groups that the Trainer makes: not on biases and norms
+    max_grad_norm=0,  # the Trainer's own clipping; the optimizer's is part of its step
     lr_scheduler_type="constant",
-    max_grad_norm=0,  # the Trainer's own clipping; use the optimizer's, which is part of its step
     train_sampling_strategy="sequential",
-    save_steps=4,
-    use_cpu=True,
-    disable_tqdm=True,
     report_to="none",
+    disable_tqdm=True,
+    use_cpu=True,
 )
 model = Model()
-plug = optim.OPTIMIZERS[ARGS.optimizer], OPTIONS
+plug = (optim.OPTIMIZERS[ARGS.optimizer], OPTIONS)
 trainer = Trainer(model, settings, train_dataset=rows, optimizer_cls_and_kwargs=plug)
-trainer.train()
+trainer.train(resume_from_checkpoint=bool(last_checkpoint()))
 report(model.network)

@@ -1,7 +1,6 @@
 """What every example trains: a small network in float64, on eight batches that are made from a formula.
 
 All of them make the same steps with the same optimizer, so all of them end at the loss that plain.py prints.
-    python examples/NAME.py [OPTIMIZER] [--steps N] [--folder FOLDER]
 """
 
 import argparse
@@ -19,9 +18,10 @@ RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 _parser = argparse.ArgumentParser()
 _parser.add_argument("optimizer", nargs="?", default="adan", help="a name of optim.OPTIMIZERS")
 _parser.add_argument("--steps", type=int, default=8)
+_parser.add_argument("--max-grad-norm", type=float, default=0.0)
 _parser.add_argument("--folder", default="runs/examples", help="of checkpoints")
 ARGS = _parser.parse_args()
-OPTIONS = {"lr": 0.01, "weight_decay": 0.1}  # of the optimizer
+OPTIONS = {"lr": 0.01, "weight_decay": 0.1, "max_grad_norm": ARGS.max_grad_norm}  # of the optimizer
 
 
 def network() -> nn.Sequential:
@@ -40,6 +40,16 @@ def batch(step: int, rank: int = RANK, world: int = WORLD) -> tuple[Tensor, Tens
 def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The mean squared error."""
     return (model(x) - y).square().mean()
+
+
+def checkpoint(step: int) -> Path:
+    """Where the checkpoint of a step is kept."""
+    return Path(ARGS.folder) / Path(sys.argv[0]).stem / ARGS.optimizer / f"checkpoint-{step}"
+
+
+def last_checkpoint() -> int:
+    """The step of the last checkpoint; 0 if there is none."""
+    return max((int(path.name.partition("-")[2]) for path in checkpoint(0).parent.glob("checkpoint-*")), default=0)
 
 
 def report(model: nn.Module) -> None:

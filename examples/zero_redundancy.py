@@ -13,8 +13,8 @@ import optim
 dist.init_process_group("gloo")
 model = network()
 parallel = DistributedDataParallel(model)
-groups = optim.param_groups(model, **OPTIONS)
-optimizer = ZeroRedundancyOptimizer(groups, optim.OPTIMIZERS[ARGS.optimizer], **OPTIONS)
+groups = optim.param_groups(model, OPTIONS["lr"], OPTIONS["weight_decay"])
+optimizer = ZeroRedundancyOptimizer(groups, optimizer_class=optim.OPTIMIZERS[ARGS.optimizer])
 for step in range(ARGS.steps):
     optimizer.zero_grad()
     loss(parallel, *batch(step)).backward()
