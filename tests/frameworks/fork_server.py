@@ -18,15 +18,16 @@ import warnings
 from pathlib import Path
 
 import torch
-import torch._dynamo.backends.debugging
-import torch._functorch.aot_autograd  # noqa: F401
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def import_what_it_imports(script: Path) -> None:
     """Except task.py, which reads the arguments, and what is not installed, which the script will say."""
-    for node in ast.walk(ast.parse(script.read_text())):
+    code = script.read_text()
+    if "torch.compile(" in code:
+        torch.compiler.list_backends()  # imports them
+    for node in ast.walk(ast.parse(code)):
         names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
         module = node.module if isinstance(node, ast.ImportFrom) else None
         if module != "task":
