@@ -1,6 +1,6 @@
 """LLaMA-Factory: what its trainers ask Hugging Face's Trainer for, class and arguments, is answered here.
 
-With the two lines after "the plug", `run_exp()` is `llamafactory-cli train`. The rest makes a tiny model and data.
+With the two lines after "the plug", `run_exp()` is `llamafactory-cli train`. The rest is a tiny model and data.
 """
 
 import json

@@ -49,7 +49,9 @@ def checkpoint(step: int) -> Path:
 
 def last_checkpoint() -> int:
     """The step of the last checkpoint; 0 if there is none."""
-    return max((int(path.name.partition("-")[2]) for path in checkpoint(0).parent.glob("checkpoint-*")), default=0)
+    return max(
+        (int(path.name.partition("-")[2]) for path in checkpoint(0).parent.glob("checkpoint-*")), default=0
+    )
 
 
 def report(model: nn.Module) -> None:

@@ -30,7 +30,7 @@ def step_in_backward(optimizer: Optimizer) -> list[RemovableHandle]:
     for option, off in (("max_grad_norm", 0), ("nonfinite", "propagate")):
         if (value := getattr(optimizer, option)) != off:
             raise ValueError(
-                f"{option}={value!r} needs all gradients at once, which stepping in the backward pass avoids: "
+                f"{option}={value!r} needs all gradients at once, and stepping in the backward pass has one: "
                 f"use {option}={off!r}"
             )
     return [

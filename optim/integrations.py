@@ -1,4 +1,4 @@
-"""Where a framework has a registry of optimizers, ours are put into it. Nothing here is imported by default."""
+"""Puts our optimizers into the registry of a framework that has one; imports the framework where it is used."""
 
 import inspect
 
@@ -15,8 +15,7 @@ def register_with_timm() -> None:
     Raises:
         ImportError: without timm.
     """
-    from timm.optim import OptimInfo
-    from timm.optim._optim_factory import default_registry
+    from timm.optim._optim_factory import OptimInfo, default_registry
 
     known = set(default_registry.list_optimizers("optim.*"))
     for name, cls in OPTIMIZERS.items():

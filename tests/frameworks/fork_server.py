@@ -1,9 +1,10 @@
 """Runs scripts as `python` or `torchrun` would, in processes that need not import everything again.
 
-Reads one JSON request per line: {script, arguments, world, port, folder, warnings}. What the script imports is
-imported here; then `world` processes are forked, each of which runs it as `__main__` and leaves in the folder
-what it printed (RANK.log) and the parameters, whole, of each model that it reported on (RANK.pt). Answers with
-their exit statuses. Only imports happen before the fork, so that a child starts as clean as a new process.
+Reads one JSON request per line: {script, arguments, world, port, folder, warnings}. What the script imports
+is imported here; then `world` processes are forked, each of which runs it as `__main__` and leaves in the
+folder what it printed (RANK.log) and the parameters, whole, of each model that it reported on (RANK.pt).
+Answers with their exit statuses. Only imports happen before the fork, so that a child starts as clean as a
+new process.
 """
 
 import ast

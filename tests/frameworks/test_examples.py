@@ -48,9 +48,9 @@ each_name = pytest.mark.parametrize("name", NAMES)
 
 
 @each_name
-@each("compiled.py", "timm_factory.py", "in_backward.py")
-def test_in_one_process(server, plain, name, script):
-    [[parameters]] = server.run(script, name, warnings=need(script))
+@each("compiled.py", "timm_factory.py", "in_backward.py", "hf_trainer_optimizers.py")
+def test_in_one_process(server, plain, name, script, tmp_path):
+    [[parameters]] = server.run(script, name, "--folder", str(tmp_path), warnings=need(script))
     assert_same(parameters, plain(name))
 
 
@@ -89,9 +89,7 @@ def test_fsdp2_checkpoint_of_another_number_of_processes(server, plain, name, be
 @pytest.mark.parametrize("clip", [(), CLIP], ids=["", "clip"])
 def test_deepspeed(server, plain, name, clip):
     """Stages 1 and 2; DeepSpeed keeps the parameters that are stepped in float32."""
-    for stages in server.run(
-        "deepspeed_zero.py", name, *clip, world=2, warnings=need("deepspeed_zero.py")
-    ):
+    for stages in server.run("deepspeed_zero.py", name, *clip, world=2, warnings=need("deepspeed_zero.py")):
         assert len(stages) == 2
         for parameters in stages:
             assert_same(parameters, plain(name, *clip), tolerance=1e-5)
@@ -129,7 +127,9 @@ def sections() -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "task.py"))
+@pytest.mark.parametrize(
+    "script", sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "task.py")
+)
 def test_the_page_shows_what_the_example_does(script):
     section = sections()[script]
     code = (EXAMPLES / script).read_text()

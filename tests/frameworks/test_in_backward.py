@@ -133,13 +133,13 @@ def test_bytes_of_gradients(name):
     for inside in (False, True):
         model = nn.Sequential(*[nn.Linear(256, 256) for _ in range(8)])
         optimizer = optim.build_optimizer(model, name, **OPTIONS)
-        alive = []
-        for p in model.parameters():
-            p.register_post_accumulate_grad_hook(
-                lambda _, all=list(model.parameters()), alive=alive: alive.append(
-                    sum(p.grad.nbytes for p in all if p.grad is not None)
-                )
-            )
+        params, alive = list(model.parameters()), []
+
+        def look(_, params=params, alive=alive):
+            alive.append(sum(p.grad.nbytes for p in params if p.grad is not None))
+
+        for p in params:
+            p.register_post_accumulate_grad_hook(look)
         if inside:
             optim.step_in_backward(optimizer)
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""torchrun: ZeroRedundancyOptimizer's whole states, consolidated on one process, are loaded into a new one."""
+"""torchrun: ZeroRedundancyOptimizer's states, consolidated on one process, are loaded into a new one."""
 
 import torch.distributed as dist
 from task import ARGS, OPTIONS, batch, loss, network, report
@@ -11,12 +11,12 @@ dist.init_process_group("gloo")
 
 
 def build(model):
-    """With an option of the whole optimizer, too; and parameters that are views of buckets."""
+    """With an option of the whole optimizer, which it repeats in the groups, and parameters in buckets."""
     return ZeroRedundancyOptimizer(
         optim.param_groups(model, OPTIONS["lr"], OPTIONS["weight_decay"]),
         optimizer_class=optim.OPTIMIZERS[ARGS.optimizer],
         parameters_as_bucket_view=True,
-        nonfinite="raise",
+        foreach=True,
     )
 
 
