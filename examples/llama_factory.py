@@ -1,6 +1,6 @@
 """LLaMA-Factory: what its trainers ask Hugging Face's Trainer for, class and arguments, is answered here.
 
-With the two lines after "the plug", `run_exp()` is `llamafactory-cli train`. The rest is a tiny model and data.
+The rest is a tiny model, and what `llamafactory-cli train` does.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Puts our optimizers into the registry of a framework that has one; imports the framework where it is used."""
+"""Puts our optimizers into registries of frameworks, which are imported where they are used."""
 
 import inspect
 

@@ -97,12 +97,12 @@ def test_deepspeed(server, plain, name, clip):
 
 @each_name
 def test_llama_factory(server, name, tmp_path):
-    """Its checkpoint has the states of our optimizer, and its log says that the loss fell."""
+    """Its checkpoint has the states of our optimizer, after all steps."""
     server.run("llama_factory.py", name, "--folder", str(tmp_path), warnings=need("llama_factory.py"))
     (saved,) = tmp_path.rglob("optimizer.pt")
     states = torch.load(saved)["state"].values()
+    assert len(states) > 10
     assert all(int(state["step"]) == 8 and set(state) >= set(optim.CARDS[name].states) for state in states)
-    assert "train_loss" in server.printed
 
 
 def test_torchrun():

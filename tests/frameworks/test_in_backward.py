@@ -126,13 +126,13 @@ def test_a_step_does_not_look_at_all_parameters(name, monkeypatch):
     assert len(looked_at) == 3
 
 
-@each_name
-def test_bytes_of_gradients(name):
+@pytest.mark.parametrize(("name", "options"), [*((n, {}) for n in NAMES), ("adan", {"take_gradients": True})])
+def test_bytes_of_gradients(name, options):
     """Those alive when a gradient is complete, at most: what the page says."""
     peaks = []
     for inside in (False, True):
         model = nn.Sequential(*[nn.Linear(256, 256) for _ in range(8)])
-        optimizer = optim.build_optimizer(model, name, **OPTIONS)
+        optimizer = optim.build_optimizer(model, name, **OPTIONS, **options)
         params, alive = list(model.parameters()), []
 
         def look(_, params=params, alive=alive):
