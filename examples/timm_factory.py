@@ -7,7 +7,8 @@ from optim.integrations import register_with_timm
 
 register_with_timm()
 model = network()
-optimizer = create_optimizer_v2(model, f"optim.{ARGS.optimizer}", **OPTIONS)
+name = ARGS.optimizer.replace("_", "-")
+optimizer = create_optimizer_v2(model, f"optim.{name}", **OPTIONS)
 for step in range(ARGS.steps):
     optimizer.zero_grad()
     loss(model, *batch(step)).backward()

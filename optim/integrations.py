@@ -8,6 +8,8 @@ from .registry import OPTIMIZERS
 def register_with_timm() -> None:
     """Makes every optimizer known to timm as "optim.NAME", beside timm's own of the same name.
 
+    In names, "-" stands for "_", where timm would begin another name.
+
     Example:
         >>> optim.integrations.register_with_timm()
         >>> timm.optim.create_optimizer_v2(model, "optim.adan", lr=1e-3, weight_decay=0.02)
@@ -21,7 +23,7 @@ def register_with_timm() -> None:
     for name, cls in OPTIMIZERS.items():
         arguments = inspect.signature(cls).parameters
         info = OptimInfo(
-            name=f"optim.{name}",
+            name=f"optim.{name.replace('_', '-')}",
             opt_class=cls,
             description=f"{cls.card.title}: {cls.card.when}",
             has_eps="eps" in arguments,

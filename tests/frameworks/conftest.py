@@ -84,10 +84,10 @@ def plain(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     """What PyTorch alone arrives at, in one process."""
     known: dict[tuple[str, ...], Parameters] = {}
 
-    def parameters(name: str, *arguments: str) -> Parameters:
-        if (name, *arguments) not in known:
-            folder = str(tmp_path_factory.mktemp("plain"))
-            [[known[name, *arguments]]] = server.run("plain.py", name, *arguments, "--folder", folder)
-        return known[name, *arguments]
+    def parameters(name: str, *arguments: str, by_class: bool = False) -> Parameters:
+        run = ("by_class.py" if by_class else "plain.py", name, *arguments)
+        if run not in known:
+            [[known[run]]] = server.run(*run, "--folder", str(tmp_path_factory.mktemp("plain")))
+        return known[run]
 
     return parameters

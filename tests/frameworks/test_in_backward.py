@@ -58,7 +58,7 @@ def test_it_is_the_same_step(name):
     results = []
     for inside in (False, True):
         model = Tied()
-        optimizer = optim.build_optimizer(model, name, **OPTIONS)
+        optimizer = optim.build_optimizer(optim.param_groups(model, **OPTIONS), name)
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
         if inside:
             optim.step_in_backward(optimizer)
