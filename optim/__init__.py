@@ -14,6 +14,7 @@ from .lamb import Lamb
 from .lars import Lars
 from .monitor import Monitor
 from .partition import Partition, partition
+from .in_backward import step_in_backward
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
 from .shampoo import Shampoo
 from .sophia import Sophia, gauss_newton_bartlett, hutchinson
@@ -46,4 +47,5 @@ __all__ = [
     "partition",
     "path_in_use",
     "state_bytes",
+    "step_in_backward",
 ]

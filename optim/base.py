@@ -253,6 +253,8 @@ class Optimizer(torch.optim.Optimizer):
     def _check_group(self, group: Group) -> None:
         for key in group.keys() - self.defaults.keys() - {"params", "param_names"}:
             if key in OPTIMIZER_WIDE:
+                if group[key] == getattr(self, key):  # ZeroRedundancyOptimizer repeats them in the groups
+                    continue
                 raise ValueError(f"{key} is an option of the whole optimizer: give it to the constructor")
             if near := difflib.get_close_matches(key, self.defaults, n=1, cutoff=0.8):
                 raise ValueError(f"unknown key {key!r}: did you mean {near[0]!r}?")

@@ -180,7 +180,7 @@ def test_misspelt_keys_of_a_group(name, key, near):
 @each_name
 @pytest.mark.parametrize("key", OPTIMIZER_WIDE)
 def test_options_of_the_whole_optimizer_are_no_keys_of_a_group(name, key):
-    refused(name, ValueError, f"{key} is an option of the whole optimizer", [{"params": one(), key: None}])
+    refused(name, ValueError, f"{key} is an option of the whole optimizer", [{"params": one(), key: 0.5}])
 
 
 @each_name

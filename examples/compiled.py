@@ -1,0 +1,15 @@
+"""torch.compile: the model is compiled; the step, which is one kernel already, runs as it is."""
+
+import torch
+from task import ARGS, OPTIONS, batch, loss, network, report
+
+import optim
+
+model = network()
+optimizer = optim.build_optimizer(model, ARGS.optimizer, **OPTIONS)
+compiled = torch.compile(model, backend="aot_eager")  # without the backend it also generates code
+for step in range(ARGS.steps):
+    optimizer.zero_grad()
+    loss(compiled, *batch(step)).backward()
+    optimizer.step()
+report(model)

@@ -1,0 +1,62 @@
+"""What every example trains: a small network in float64, on eight batches that are made from a formula.
+
+All of them make the same steps with the same optimizer, so all of them end at the loss that plain.py prints.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+
+_parser = argparse.ArgumentParser()
+_parser.add_argument("optimizer", nargs="?", default="adan", help="a name of optim.OPTIMIZERS")
+_parser.add_argument("--steps", type=int, default=8)
+_parser.add_argument("--max-grad-norm", type=float, default=0.0)
+_parser.add_argument("--folder", default="runs/examples", help="of checkpoints")
+ARGS = _parser.parse_args()
+OPTIONS = {"lr": 0.01, "weight_decay": 0.1, "max_grad_norm": ARGS.max_grad_norm}  # of the optimizer
+
+
+def network() -> nn.Sequential:
+    """Layers of odd sizes, and one with fewer rows than processes: no two shards are alike."""
+    torch.manual_seed(0)
+    layers = nn.Linear(6, 9), nn.LayerNorm(9), nn.GELU(), nn.Linear(9, 5), nn.GELU(), nn.Linear(5, 1)
+    return nn.Sequential(*layers).double()
+
+
+def batch(step: int, rank: int = RANK, world: int = WORLD) -> tuple[Tensor, Tensor]:
+    """Inputs (8, 6) and targets (8, 1) of a step; of several processes, each gets its part of the rows."""
+    x = torch.randn(8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+    return x[rank::world], x.sin().sum(dim=1, keepdim=True)[rank::world]
+
+
+def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The mean squared error."""
+    return (model(x) - y).square().mean()
+
+
+def checkpoint(step: int) -> Path:
+    """Where the checkpoint of a step is kept."""
+    return Path(ARGS.folder) / Path(sys.argv[0]).stem / ARGS.optimizer / f"checkpoint-{step}"
+
+
+def last_checkpoint() -> int:
+    """The step of the last checkpoint; 0 if there is none."""
+    return max(
+        (int(path.name.partition("-")[2]) for path in checkpoint(0).parent.glob("checkpoint-*")), default=0
+    )
+
+
+def report(model: nn.Module) -> None:
+    """Prints the loss on a batch that was not trained on."""
+    with torch.no_grad():
+        value = loss(model, *batch(1000, rank=0, world=1)).item()
+    if RANK == 0:
+        print(f"{ARGS.optimizer}: loss {value:.9f}")

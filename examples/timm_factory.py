@@ -1,0 +1,16 @@
+"""timm: its factory builds the optimizer, with its parameter groups and its options."""
+
+from task import ARGS, OPTIONS, batch, loss, network, report
+from timm.optim import create_optimizer_v2
+
+from optim.integrations import register_with_timm
+
+register_with_timm()
+model = network()
+name = ARGS.optimizer.replace("_", "-")
+optimizer = create_optimizer_v2(model, f"optim.{name}", **OPTIONS)
+for step in range(ARGS.steps):
+    optimizer.zero_grad()
+    loss(model, *batch(step)).backward()
+    optimizer.step()
+report(model)

@@ -1,0 +1,24 @@
+"""ZeroRedundancyOptimizer (ZeRO-1): each process keeps the states of its share of the parameters.
+
+torchrun --nproc-per-node 2 examples/zero_redundancy.py
+"""
+
+import torch.distributed as dist
+from task import ARGS, OPTIONS, batch, loss, network, report
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
+
+import optim
+
+dist.init_process_group("gloo")
+model = network()
+parallel = DistributedDataParallel(model)
+groups = optim.param_groups(model, OPTIONS["lr"], OPTIONS["weight_decay"])
+optimizer = ZeroRedundancyOptimizer(groups, optimizer_class=optim.OPTIMIZERS[ARGS.optimizer])
+for step in range(ARGS.steps):
+    optimizer.zero_grad()
+    loss(parallel, *batch(step)).backward()
+    optimizer.step()
+optimizer.consolidate_state_dict(to=0)  # before optimizer.state_dict() on process 0: the states of all
+report(model)
+dist.destroy_process_group()

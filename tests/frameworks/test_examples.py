@@ -1,0 +1,148 @@
+"""The examples run, with every optimizer, and arrive where PyTorch alone does."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import optim
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+NAMES = list(optim.OPTIMIZERS)
+CLIP = ("--max-grad-norm", "0.5")
+# Frameworks that no extra of this package installs.
+OPTIONAL = {
+    "deepspeed_zero.py": "deepspeed",
+    "lightning_module.py": "lightning",
+    "llama_factory.py": "llamafactory",
+    "torchtitan_container.py": "torchtitan",
+}
+# Frameworks that take a class, and make groups without the model.
+BY_CLASS = (
+    "hf_trainer.py",
+    "timm_factory.py",
+    "torchtitan_container.py",
+    "zero_redundancy.py",
+    "zero_states.py",
+)
+# DeepSpeed flattens all parameters into one before it shards them: for optimizers that update every element
+# by itself.
+BY_ELEMENT = [name for name in NAMES if name in ("adam", "adamw", "adan", "sophia")]
+
+
+def need(script: str) -> str:
+    """How warnings are treated: the frameworks that are not ours to install have some of their own."""
+    module = OPTIONAL.get(script)
+    if module and importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+    return "ignore" if module else "error"
+
+
+def assert_same(ours: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float = 1e-8) -> None:
+    for p, q in zip(ours, expected, strict=True):
+        torch.testing.assert_close(p, q, rtol=tolerance, atol=tolerance)
+
+
+def each(*scripts: str):
+    return pytest.mark.parametrize("script", scripts, ids=lambda script: script.removesuffix(".py"))
+
+
+each_name = pytest.mark.parametrize("name", NAMES)
+
+
+@each_name
+@each("compiled.py", "timm_factory.py", "in_backward.py", "hf_trainer_optimizers.py")
+def test_in_one_process(server, plain, name, script, tmp_path):
+    [[parameters]] = server.run(script, name, "--folder", str(tmp_path), warnings=need(script))
+    assert_same(parameters, plain(name, by_class=script in BY_CLASS))
+
+
+@each_name
+@each("plain.py", "hf_accelerate.py", "hf_trainer.py", "lightning_module.py")
+def test_goes_on_from_a_checkpoint(server, plain, name, script, tmp_path):
+    """And neither the model nor the optimizer remembers that it was interrupted."""
+    options = (*CLIP, "--folder", str(tmp_path))
+    server.run(script, name, "--steps", "4", *options, warnings=need(script))
+    assert list(tmp_path.rglob("checkpoint-4"))
+    [[parameters]] = server.run(script, name, "--steps", "8", *options, warnings=need(script))
+    assert_same(parameters, plain(name, *CLIP, by_class=script in BY_CLASS))
+
+
+@each_name
+@each("ddp.py", "zero_redundancy.py", "zero_states.py", "fsdp2_in_backward.py", "torchtitan_container.py")
+def test_in_two_processes(server, plain, name, script):
+    """Which have the same bits afterwards, and those of one process but for rounding."""
+    clip = CLIP if script in ("ddp.py", "torchtitan_container.py") else ()
+    [first], [second] = server.run(script, name, *clip, world=2, warnings=need(script))
+    assert all(torch.equal(p, q) for p, q in zip(first, second, strict=True))
+    assert_same(first, plain(name, *clip, by_class=script in BY_CLASS))
+
+
+@each_name
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_fsdp2_checkpoint_of_another_number_of_processes(server, plain, name, before, after, tmp_path):
+    options = (*CLIP, "--folder", str(tmp_path))
+    halfway = server.run("fsdp2.py", name, "--steps", "4", *options, world=before)
+    assert_same(halfway[0][0], plain(name, "--steps", "4", *CLIP))
+    for [parameters] in server.run("fsdp2.py", name, "--steps", "8", *options, world=after):
+        assert_same(parameters, plain(name, *CLIP))
+
+
+@pytest.mark.parametrize("name", BY_ELEMENT)
+@pytest.mark.parametrize("clip", [(), CLIP], ids=["", "clip"])
+def test_deepspeed(server, plain, name, clip):
+    """Stages 1 and 2; DeepSpeed keeps the parameters that are stepped in float32."""
+    for stages in server.run("deepspeed_zero.py", name, *clip, world=2, warnings=need("deepspeed_zero.py")):
+        assert len(stages) == 2
+        for parameters in stages:
+            assert_same(parameters, plain(name, *clip), tolerance=1e-5)
+
+
+@each_name
+def test_llama_factory(server, name, tmp_path):
+    """Its checkpoint has the states of our optimizer, after all steps."""
+    server.run("llama_factory.py", name, "--folder", str(tmp_path), warnings=need("llama_factory.py"))
+    (saved,) = tmp_path.rglob("optimizer.pt")
+    states = torch.load(saved)["state"].values()
+    assert len(states) > 10
+    assert all(int(state["step"]) == 8 and set(state) >= set(optim.CARDS[name].states) for state in states)
+
+
+def test_torchrun():
+    """The command of an example, as it stands there."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    script = str(EXAMPLES / "ddp.py")
+    run = subprocess.run([*command, script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert re.fullmatch(r"adan: loss \d\.\d{9}\n", run.stdout)
+
+
+# ---- the page
+
+
+def sections() -> dict[str, str]:
+    """The text of docs/frameworks.md by the example that a section is about."""
+    text = (ROOT / "docs" / "frameworks.md").read_text()
+    return {
+        script: section
+        for section in text.split("\n## ")
+        for script in re.findall(r"\A.*\(\.\./examples/(\w+\.py)\)", section)
+    }
+
+
+@pytest.mark.parametrize(
+    "script", sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "task.py")
+)
+def test_the_page_shows_what_the_example_does(script):
+    section = sections()[script]
+    code = (EXAMPLES / script).read_text()
+    assert len(code.splitlines()) <= 60
+    blocks = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        assert block in code
