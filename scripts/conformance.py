@@ -22,8 +22,8 @@ float32) a cell FAILs, or, where the package means to differ, is a variant. The 
     complex         a complex parameter is refused, or stepped as its real and imaginary parts are
     tensor lr       lr may be a tensor
     weights_only    torch.load(..., weights_only=True) reads a saved state_dict
-    old checkpoint  a state_dict without one of the constructor's flags (each in turn), as it was before the
-                    flag existed, loads and steps as with the flag's default
+    old checkpoint  a state_dict without one of the constructor's flags (each in turn), as one from before it
+                    is, loads and steps as with the flag's default
 
 Every cell is a check that ran just now. "-" is not applicable, with the reason below the table.
 """
