@@ -52,7 +52,7 @@ from tqdm import tqdm
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 sys.path.append(str(Path(__file__).resolve().parent))
 
-from conformance_implementations import Implementation, NotApplicable, Optax, Options, ours, theirs
+from conformance_implementations import INTERVAL, Implementation, NotApplicable, Optax, Options, ours, theirs
 
 from repro.run import environment
 
@@ -85,10 +85,11 @@ OPTIONS: dict[str, dict[str, Options]] = {
     ),
     "adam": option_sets(MOMENTS, weight_decay=DECAYED),
     "adamw": option_sets(MOMENTS, weight_decay=DECAYED),
-    "lamb": option_sets(MOMENTS, weight_decay=DECAYED),
+    "lamb": option_sets(MOMENTS, weight_decay=DECAYED, trust_clip={"trust_clip": True}),
     "adam_mini": option_sets(MOMENTS, weight_decay=DECAYED),
     "lars": option_sets(
-        dict(lr=0.3, momentum=0.6, trust_coefficient=0.05, weight_decay=0.0, nesterov=False, eps=0.0),
+        dict(lr=0.3, momentum=0.6, trust_coefficient=0.05, weight_decay=0.0, nesterov=False, eps=0.0)
+        | {"always_adapt": True},
         weight_decay=DECAYED,
         nesterov={"nesterov": True},
     ),
@@ -100,13 +101,12 @@ OPTIONS: dict[str, dict[str, Options]] = {
         eps_of_squares={"eps": (0.01, 1e-3)},
     ),
     "sophia": option_sets(
-        dict(lr=0.05, betas=(0.7, 0.8), gamma=0.3, eps=0.05, weight_decay=0.0, interval=3),
-        weight_decay=DECAYED,
+        dict(lr=0.05, betas=(0.7, 0.8), rho=0.3, eps=0.05, weight_decay=0.0), weight_decay=DECAYED
     ),
     "shampoo": option_sets(
-        dict(lr=0.05, momentum=0.0, eps=0.3, weight_decay=0.0, interval=1),
+        dict(lr=0.05, betas=(0.7, 0.8), eps=0.05, weight_decay=0.0, shampoo_beta=0.8, matrix_eps=0.1)
+        | dict(exponent=0.4, block_size=4, precondition_frequency=3, start_preconditioning_step=2),
         weight_decay=DECAYED,
-        momentum={"momentum": 0.6},
     ),
 }
 
@@ -186,7 +186,26 @@ def definition(name: str, start: list[np.ndarray], options: Options) -> Any:
     for key in options.keys() - taken.keys():
         if options.pop(key):
             raise ValueError(f"the definition of {name} does not know {key!r} of OPTIONS")
-    return ORACLE.Oracle(name, [(start, {**options, "maximize": maximize})], clip, 0.0)
+    oracle = ORACLE.Oracle(name, [(start, {**options, "maximize": maximize})], clip, 0.0)
+    return _SquaredGradients(oracle, ORACLE.DEFINITIONS[name]) if name == "sophia" else oracle
+
+
+class _SquaredGradients:
+    """The definition of Sophia, given the estimates that the class of this name gives the others."""
+
+    def __init__(self, oracle: Any, definition: Any) -> None:
+        self.oracle, self.definition = oracle, definition
+
+    @property
+    def params(self) -> list[np.ndarray]:
+        return self.oracle.params
+
+    def step(self, gradients: list[np.ndarray]) -> None:
+        oracle = self.oracle
+        for state, hyper, t, g in zip(oracle.states, oracle.hyper, oracle.steps, gradients, strict=True):
+            if t % INTERVAL == 0:
+                state["hessian"] = self.definition.mean(state["hessian"], g**2, betas=hyper["betas"])
+        oracle.step(gradients)
 
 
 # ---- cells

@@ -23,6 +23,9 @@ Options = Mapping[str, Any]
 Name = str | Callable[[Any, Options], Options]  # theirs, or a function of the value and of all options
 
 
+INTERVAL = 3  # of Sophia's estimates
+
+
 class NotApplicable(Exception):
     """What is asked for does not exist there; the message says why."""
 
@@ -159,7 +162,7 @@ def of_module(factory: Callable[..., Any], params: list[Any], arguments: Options
 
 
 class SquaredGradients:
-    """SophiaH with the squared gradient for the Hessian at steps 1, k + 1, 2 k + 1, ..."""
+    """A Sophia that is given the squared gradient for the Hessian in every INTERVAL-th step."""
 
     def __init__(self, factory: Callable[..., Any], params: list[Any], arguments: Options) -> None:
         self.inner = factory(params, **arguments)
@@ -167,11 +170,16 @@ class SquaredGradients:
     def step(self) -> None:
         """One step."""
         groups = self.inner.param_groups
-        if groups[0].get("step", 0) % self.inner.update_period:
+        params = [p for group in groups for p in group["params"]]
+        if hasattr(self.inner, "update_hessian"):  # ours, which counts the steps of each parameter
+            given = (p for p in params if p.grad is not None and not p.grad.is_sparse)
+            due = [p for p in given if self.inner.state.get(p, {}).get("step", 0) % INTERVAL == 0]
+            self.inner.update_hessian({p: p.grad**2 for p in due})
+            self.inner.step()
+        elif groups[0].get("step", 0) % INTERVAL:
             self.inner.step()
         else:
-            every = [p for group in groups for p in group["params"]]
-            self.inner.step(hessian=[torch.zeros_like(p) if p.grad is None else p.grad**2 for p in every])
+            self.inner.step(hessian=[torch.zeros_like(p) if p.grad is None else p.grad**2 for p in params])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -183,7 +191,7 @@ def _optax_sophia(**arguments: Any) -> Any:
     squares = optax.GradientTransformation(
         lambda params: optax.EmptyState(), lambda g, state, params=None: ([x * x for x in g], state)
     )
-    return optax.contrib.sophia(hessian_diagonal_fn=squares, **arguments)
+    return optax.contrib.sophia(hessian_diagonal_fn=squares, update_interval=INTERVAL, **arguments)
 
 
 # ---- the implementations
@@ -197,6 +205,8 @@ def ours() -> list[Implementation]:
         target = f"{cls.__module__}.{cls.__qualname__}"
         base = Implementation("", name, target, same(" ".join(inspect.signature(cls).parameters)))
         base = replace(base, bfloat16={"param_rounding": "kahan"})
+        if name == "sophia":
+            base = replace(base, build=SquaredGradients)
         paths = {
             "reference": ("cpu", {"foreach": False}),
             "foreach": ("cpu", {"foreach": True}),
@@ -389,7 +399,7 @@ def theirs() -> list[Implementation]:
                 "timm",
                 "lamb",
                 "timm.optim.Lamb",
-                same(f"lr {ADAM}", max_grad_norm=lambda norm, _: {"max_grad_norm": norm or None}),
+                same(f"lr {ADAM} trust_clip", max_grad_norm=lambda norm, _: {"max_grad_norm": norm or None}),
                 fixed={"always_adapt": True, "max_grad_norm": None},
             )
         ),
@@ -423,8 +433,7 @@ def theirs() -> list[Implementation]:
                 "timm",
                 "lars",
                 "timm.optim.Lars",
-                same("lr momentum weight_decay nesterov eps", trust_coefficient="trust_coeff"),
-                fixed={"always_adapt": True, "eps": 0.0},
+                same("lr momentum weight_decay nesterov eps always_adapt", trust_coefficient="trust_coeff"),
             )
         ),
         *both(
@@ -432,7 +441,7 @@ def theirs() -> list[Implementation]:
                 "pytorch_optimizer",
                 "lars",
                 "pytorch_optimizer.LARS",
-                same("lr momentum weight_decay nesterov trust_coefficient maximize"),
+                same("lr momentum weight_decay nesterov trust_coefficient maximize", always_adapt=left_out),
                 variants={"": NO_VECTORS},
             )
         ),
@@ -440,7 +449,7 @@ def theirs() -> list[Implementation]:
             "bitsandbytes",
             "lars",
             "bitsandbytes.optim.LARS",
-            same("lr momentum weight_decay nesterov", trust_coefficient="max_unorm"),
+            same("lr momentum weight_decay nesterov", trust_coefficient="max_unorm", always_adapt=left_out),
             variants={"": UNIT_CLIP},
             dtype=FLOAT32,
         ),
@@ -448,14 +457,14 @@ def theirs() -> list[Implementation]:
             "optax",
             "lars",
             "optax.lars",
-            OPTAX | same("momentum weight_decay nesterov trust_coefficient eps"),
+            OPTAX | same("momentum weight_decay nesterov trust_coefficient eps", always_adapt=left_out),
             variants={
                 DECAY: "the trust ratio has the norm of gradient plus decay, not the sum of their norms"
             },
             build=Optax,
         ),
         # Sophia, with the squared gradient for the Hessian, as Sophia-G has it of a sampled loss. This one
-        # clips m / max(h, eps) at p, the paper m / max(gamma h, eps) at 1.
+        # clips m / max(h, eps) at p, the paper m / max(rho h, eps) at 1.
         *(
             replace(implementation, build=SquaredGradients)
             for implementation in both(
@@ -465,12 +474,12 @@ def theirs() -> list[Implementation]:
                     "pytorch_optimizer.SophiaH",
                     same(
                         "betas maximize",
-                        lr=lambda lr, options: {"lr": lr / options["gamma"]},
-                        weight_decay=lambda decay, options: {"weight_decay": decay * options["gamma"]},
-                        gamma="p",
-                        eps=lambda eps, options: {"eps": eps / options["gamma"]},
-                        interval="update_period",
+                        lr=lambda lr, options: {"lr": lr / options["rho"]},
+                        weight_decay=lambda decay, options: {"weight_decay": decay * options["rho"]},
+                        rho="p",
+                        eps=lambda eps, options: {"eps": eps / options["rho"]},
                     ),
+                    fixed={"update_period": INTERVAL},
                 )
             )
         ),
@@ -478,7 +487,7 @@ def theirs() -> list[Implementation]:
             "optax",
             "sophia",
             f"{__name__}._optax_sophia",
-            OPTAX | same("gamma eps weight_decay", betas=two_betas, interval="update_interval"),
+            OPTAX | same("eps weight_decay", betas=two_betas, rho="gamma"),
             fixed={"clip_threshold": 1.0},
             variants={"": "corrects the bias of the momentum, and a Hessian counts from the next step on"},
             build=Optax,
@@ -489,24 +498,32 @@ def theirs() -> list[Implementation]:
             "shampoo",
             "pytorch_optimizer.Shampoo",
             same(
-                "lr weight_decay momentum maximize",
-                eps="matrix_eps",
-                interval="preconditioning_compute_steps",
+                "lr weight_decay matrix_eps maximize",
+                precondition_frequency="preconditioning_compute_steps",
+                **dict.fromkeys(("betas", "eps", "shampoo_beta", "exponent"), left_out),
+                **dict.fromkeys(("block_size", "start_preconditioning_step"), left_out),
             ),
-            variants={"momentum": "averages gradients with the last preconditioned one"},
+            fixed={"weight_decouple": True},
+            variants={"": "the first paper's sums, without averages, blocks, grafting or a relative damping"},
         ),
-        # Adam-mini, on tensors whose names say nothing: one second moment each
+        # Adam-mini
         *both(
             Implementation(
                 "pytorch_optimizer",
                 "adam_mini",
                 "pytorch_optimizer.AdamMini",
                 same(f"lr {ADAM} maximize"),
+                variants={"": "one second moment for a tensor whose name says nothing, not one for each row"},
                 dtype=FLOAT32,  # of its states
                 build=of_module,
             )
         ),
     ]
+
+
+def left_out(_: Any, __: Options) -> Options:
+    """Of an option that is always on there, or that belongs to what a variant does not have."""
+    return {}
 
 
 def _optax_adan_decay(decay: float, options: Options) -> Options:
