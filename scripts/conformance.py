@@ -94,11 +94,11 @@ OPTIONS: dict[str, dict[str, Options]] = {
         nesterov={"nesterov": True},
     ),
     "adafactor": option_sets(
-        dict(lr=0.05, clip_threshold=1.0, decay_rate=0.7, beta1=None, weight_decay=0.0)
-        | dict(eps=(1e-30, 1e-3), scale_parameter=True),
+        dict(lr=0.05, clip_threshold=1.0, decay_rate=0.7, beta1=0.0, weight_decay=0.0)
+        | dict(eps=1e-30, eps_scale=1e-3, scale_parameter=True, relative_step=False),
         weight_decay=DECAYED,
         unscaled={"scale_parameter": False},
-        eps_of_squares={"eps": (0.01, 1e-3)},
+        eps_of_squares={"eps": 0.01},
     ),
     "sophia": option_sets(
         dict(lr=0.05, betas=(0.7, 0.8), rho=0.3, eps=0.05, weight_decay=0.0), weight_decay=DECAYED

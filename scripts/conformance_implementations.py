@@ -327,8 +327,10 @@ def theirs() -> list[Implementation]:
             "adafactor",
             "transformers.optimization.Adafactor",
             same(
-                "lr weight_decay clip_threshold scale_parameter beta1",
-                eps=lambda eps, _: {"eps": tuple(eps)},
+                "lr weight_decay clip_threshold scale_parameter",
+                beta1=lambda beta1, _: {"beta1": beta1 or None},
+                eps=lambda eps, options: {"eps": (eps, options["eps_scale"])},
+                eps_scale=left_out,  # in eps
                 decay_rate=lambda rate, _: {"decay_rate": -rate},
             ),
             fixed={"relative_step": False, "warmup_init": False},
@@ -338,9 +340,8 @@ def theirs() -> list[Implementation]:
             "adafactor",
             "timm.optim.Adafactor",
             same(
-                "lr weight_decay clip_threshold",
-                eps=lambda eps, _: {"eps": eps[0], "eps_scale": eps[1]},
-                beta1=lambda beta1, _: {} if beta1 is None else {"betas": (beta1, 0.999)},
+                "lr weight_decay clip_threshold eps eps_scale",
+                beta1=lambda beta1, _: {"betas": (beta1, 0.999)} if beta1 else {},
                 decay_rate=lambda rate, _: {"decay_rate": -rate},
             ),
             fixed={"min_dim_size_to_factor": 0},
@@ -352,8 +353,9 @@ def theirs() -> list[Implementation]:
                 "pytorch_optimizer.AdaFactor",
                 same(
                     "lr weight_decay clip_threshold scale_parameter maximize",
-                    eps=lambda eps, _: {"eps1": eps[0], "eps2": eps[1]},
-                    beta1=lambda beta1, _: {"betas": (beta1, 0.9999)},  # the second is a cap of beta2
+                    eps="eps1",
+                    eps_scale="eps2",
+                    beta1=lambda beta1, _: {"betas": (beta1 or None, 0.9999)},  # the second is a cap of beta2
                     decay_rate=lambda rate, _: {"decay_rate": -rate},
                 ),
                 fixed={"relative_step": False, "momentum_dtype": torch.float64},
@@ -365,7 +367,9 @@ def theirs() -> list[Implementation]:
                 "adafactor",
                 "torch.optim.Adafactor",
                 same(
-                    "lr eps weight_decay maximize",
+                    "lr weight_decay maximize",
+                    eps=lambda eps, options: {"eps": (eps, options["eps_scale"])},
+                    eps_scale=left_out,  # in eps
                     clip_threshold="d",
                     decay_rate=lambda rate, _: {"beta2_decay": -rate},
                     scale_parameter=_always_scaled,
@@ -385,8 +389,9 @@ def theirs() -> list[Implementation]:
                 "scale_parameter": "multiply_by_parameter_scale",
                 "clip_threshold": "clipping_threshold",
                 "decay_rate": "decay_rate",
-                "beta1": "momentum",
-                "eps": lambda eps, _: {"eps": eps[0]},
+                "beta1": lambda beta1, _: {"momentum": beta1 or None},
+                "eps": "eps",
+                "eps_scale": left_out,  # always 0.001, as in the option sets
                 "weight_decay": lambda decay, options: {"weight_decay_rate": decay * options["lr"]},
             },
             fixed={"min_dim_size_to_factor": 0},
