@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+CONFORMANCE := .venv-conformance
 
-.PHONY: demo test test-all test-gpu test-mutants lint docs bench bench-gpu quality clean
+.PHONY: demo test test-all test-gpu test-mutants lint docs bench bench-gpu quality conformance clean
 
 demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
 	$(RUN) vision/train.py -m optimizer=adan,adamw
@@ -41,6 +42,14 @@ bench-gpu: $(INSTALLED)  ## the same on a CUDA GPU, with the large models
 quality: $(INSTALLED)  ## does a small state cost quality? Continues where it was stopped
 	$(RUN) scripts/state_quality.py
 
+conformance: $(CONFORMANCE)/.installed  ## every implementation against the papers, in an environment of its own
+	$(CONFORMANCE)/bin/python scripts/conformance.py --out results/conformance
+
+$(CONFORMANCE)/.installed: pyproject.toml setup.py $(wildcard csrc/*)
+	$(PYTHON) -m venv $(CONFORMANCE)
+	$(CONFORMANCE)/bin/pip install --quiet -e '.[recipes,test,conformance]'
+	touch $@
+
 $(INSTALLED): pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
@@ -48,4 +57,4 @@ $(INSTALLED): pyproject.toml setup.py $(wildcard csrc/*)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info optim/*.so
+	rm -rf $(VENV) $(CONFORMANCE) build *.egg-info optim/*.so

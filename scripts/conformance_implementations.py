@@ -1,0 +1,543 @@
+"""Who implements which optimizer, and what each calls the options: the data of `conformance.py`.
+
+Options have neutral names, those of this package. An `Implementation` says how its own are called; one that
+it has no name for is fine where it is off (False, 0, None) and `NotApplicable` where it is not. `fixed`
+brings it to the paper's form wherever it has an option for that; where it has none, and means to differ,
+`variants` says in which option sets and how.
+"""
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import optim
+
+Options = Mapping[str, Any]
+Name = str | Callable[[Any, Options], Options]  # theirs, or a function of the value and of all options
+
+
+INTERVAL = 3  # of Sophia's estimates
+
+
+class NotApplicable(Exception):
+    """What is asked for does not exist there; the message says why."""
+
+
+def plain_call(factory: Callable[..., Any], params: list[Any], arguments: Options) -> Any:
+    """Builds it as any torch optimizer is built."""
+    return factory(params, **arguments)
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to step one optimizer.
+
+    Attributes:
+        package: its name on PyPI; "" for this package.
+        optimizer: our name of what it implements.
+        target: import path of the class or function.
+        names: neutral option to its name; a function gives its arguments from the value and all options.
+        path: which of its code paths, in words.
+        fixed: arguments that choose the path and bring it to the paper's form.
+        bfloat16: its best options for bfloat16 parameters.
+        variants: option set ("" is any) to a difference that is its convention, not an error.
+        dtype: in which it is compared: float64, unless it calculates in float32.
+        device: where the path runs.
+        build: makes the optimizer from target, parameters and arguments.
+    """
+
+    package: str
+    optimizer: str
+    target: str
+    names: Mapping[str, Name]
+    path: str = ""
+    fixed: Options = field(default_factory=dict)
+    bfloat16: Options = field(default_factory=dict)
+    variants: Mapping[str, str] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float64
+    device: str = "cpu"
+    build: Callable[[Callable[..., Any], list[Any], Options], Any] = plain_call
+
+    @property
+    def factory(self) -> Callable[..., Any]:
+        """The class or function."""
+        module, _, name = self.target.rpartition(".")
+        return getattr(importlib.import_module(module), name)
+
+    @property
+    def missing(self) -> str:
+        """Why it cannot be run here; empty if it can."""
+        if importlib.util.find_spec(self.target.partition(".")[0]) is None:
+            return f"not installed: pip install {self.package}"
+        if self.device == "cuda" and not torch.cuda.is_available():
+            return "torch finds no CUDA device"
+        return ""
+
+    @property
+    def label(self) -> str:
+        """Package, version and path."""
+        try:
+            version = metadata.version(self.package or "adan-optim")
+        except metadata.PackageNotFoundError:
+            version = ""
+        who = f"{self.package or 'this package'} {version}".strip()
+        return f"{who}, {self.path}" if self.path else who
+
+    def make(self, params: list[Any], options: Options, **extra: Any) -> Any:
+        """An optimizer over parameters or groups, with neutral options and `extra` arguments of its own.
+
+        Raises:
+            NotApplicable: if it has no name for an option.
+        """
+        arguments = dict(self.fixed)
+        for key, value in options.items():
+            name = self.names.get(key)
+            if callable(name):
+                arguments |= name(value, options)
+            elif name is not None:
+                arguments[name] = value
+            elif value:
+                raise NotApplicable(f"has no {key}")
+        return self.build(self.factory, params, {**arguments, **extra})
+
+
+def same(names: str, **others: Name) -> dict[str, Name]:
+    """Options that are called as here, and others."""
+    return {name: name for name in names.split()} | others
+
+
+# ---- what is no torch optimizer
+
+
+class Optax:
+    """A gradient transformation in the place of a torch optimizer: arrays in, arrays out."""
+
+    def __init__(self, factory: Callable[..., Any], params: list[Any], arguments: Options) -> None:
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+        import optax
+
+        arguments = dict(arguments)
+        clip = arguments.pop("clip_by_global_norm", 0)
+        rule = factory(**arguments)
+        self.rule = optax.chain(optax.clip_by_global_norm(clip), rule) if clip else rule
+        self.params = params
+        self.values = [_to_jax(p) for p in params]
+        self.state = self.rule.init(self.values)
+
+    def step(self) -> None:
+        """One step; a transformation has no parameters without a gradient."""
+        import optax
+
+        gradients = [_to_jax(p.grad) for p in self.params]
+        updates, self.state = self.rule.update(gradients, self.state, self.values)
+        self.values = optax.apply_updates(self.values, updates)
+        for p, value in zip(self.params, self.values, strict=True):
+            p.data = torch.tensor(value.astype("float64").tolist()).to(p.dtype).reshape(p.shape)
+
+
+def _to_jax(x: Tensor) -> Any:
+    import jax.numpy as jnp
+
+    return jnp.asarray(x.detach().double().numpy(), dtype=str(x.dtype).removeprefix("torch."))
+
+
+def of_module(factory: Callable[..., Any], params: list[Any], arguments: Options) -> Any:
+    """For an optimizer that takes a model and looks at its names: here they say nothing."""
+    groups = [p for p in params if isinstance(p, dict)]
+    if groups:
+        raise NotApplicable("makes its groups itself, from a model")
+    module = nn.Module()
+    for i, p in enumerate(params):
+        module.register_parameter(f"block{i}", p)
+    return factory(module, **arguments)
+
+
+class SquaredGradients:
+    """A Sophia that is given the squared gradient for the Hessian in every INTERVAL-th step."""
+
+    def __init__(self, factory: Callable[..., Any], params: list[Any], arguments: Options) -> None:
+        self.inner = factory(params, **arguments)
+
+    def step(self) -> None:
+        """One step."""
+        groups = self.inner.param_groups
+        params = [p for group in groups for p in group["params"]]
+        if hasattr(self.inner, "update_hessian"):  # ours, which counts the steps of each parameter
+            given = (p for p in params if p.grad is not None and not p.grad.is_sparse)
+            due = [p for p in given if self.inner.state.get(p, {}).get("step", 0) % INTERVAL == 0]
+            self.inner.update_hessian({p: p.grad**2 for p in due})
+            self.inner.step()
+        elif groups[0].get("step", 0) % INTERVAL:
+            self.inner.step()
+        else:
+            self.inner.step(hessian=[torch.zeros_like(p) if p.grad is None else p.grad**2 for p in params])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def _optax_sophia(**arguments: Any) -> Any:
+    import optax
+
+    squares = optax.GradientTransformation(
+        lambda params: optax.EmptyState(), lambda g, state, params=None: ([x * x for x in g], state)
+    )
+    return optax.contrib.sophia(hessian_diagonal_fn=squares, update_interval=INTERVAL, **arguments)
+
+
+# ---- the implementations
+
+
+def ours() -> list[Implementation]:
+    """This package, on every path of every card."""
+    found = []
+    for name, card in optim.CARDS.items():
+        cls = optim.OPTIMIZERS[name]
+        target = f"{cls.__module__}.{cls.__qualname__}"
+        base = Implementation("", name, target, same(" ".join(inspect.signature(cls).parameters)))
+        base = replace(base, bfloat16={"param_rounding": "kahan"})
+        if name == "sophia":
+            base = replace(base, build=SquaredGradients)
+        paths = {
+            "reference": ("cpu", {"foreach": False}),
+            "foreach": ("cpu", {"foreach": True}),
+            **{f"fused ({device})": (device, {"fused": True}) for device in card.fused_devices},
+        }
+        for path, (device, fixed) in paths.items():
+            if path.split()[0] in card.paths:
+                found.append(replace(base, path=path, device=device, fixed=fixed))
+    return found
+
+
+def on_paths(base: Implementation, **paths: Options) -> list[Implementation]:
+    """The same on several of its paths; underscores in their names become spaces."""
+    return [
+        replace(base, path=path.replace("_", " "), fixed={**base.fixed, **options})
+        for path, options in paths.items()
+    ]
+
+
+def both(base: Implementation) -> list[Implementation]:
+    """Its loop over tensors and its foreach path."""
+    return on_paths(base, loop={"foreach": False}, foreach={"foreach": True})
+
+
+def two_betas(betas: tuple[float, float], _: Options) -> Options:
+    """Betas one by one."""
+    return {"b1": betas[0], "b2": betas[1]}
+
+
+ADAM = "betas eps weight_decay"
+OPTAX: dict[str, Name] = {"lr": "learning_rate", "max_grad_norm": "clip_by_global_norm"}
+KAHAN = {"kahan_sum": True}
+FLOAT32 = torch.float32
+DECAY = "weight decay"  # an option set of conformance.py
+UNIT_CLIP = "an update whose norm is above a bound times the parameter's is cut to it; none is scaled up"
+NO_VECTORS = "vectors and scalars get plain SGD without decay; nothing turns that off"
+
+
+def theirs() -> list[Implementation]:
+    """The implementations of other packages."""
+    return [
+        # Adan
+        *both(Implementation("timm", "adan", "timm.optim.Adan", same(f"lr {ADAM} no_prox"))),
+        *both(
+            Implementation(
+                "pytorch_optimizer",
+                "adan",
+                "pytorch_optimizer.Adan",
+                same(f"lr {ADAM} max_grad_norm maximize", no_prox="weight_decouple"),
+            )
+        ),
+        *both(
+            Implementation(
+                "torch-optimi",
+                "adan",
+                "optimi.Adan",
+                same(f"lr {ADAM}", no_prox="adam_wd"),
+                fixed={"triton": False},
+                bfloat16=KAHAN,
+            )
+        ),
+        Implementation(
+            "adan-pytorch",
+            "adan",
+            "adan_pytorch.Adan",
+            same("lr eps weight_decay", betas=lambda betas, _: {"betas": tuple(1 - b for b in betas)}),
+        ),
+        Implementation(
+            "optax",
+            "adan",
+            "optax.adan",
+            OPTAX
+            | same("eps", betas=lambda betas, _: dict(zip(("b1", "b2", "b3"), betas, strict=True)))
+            | {"weight_decay": _optax_adan_decay, "no_prox": lambda value, _: {}},
+            fixed={"eps_root": 0.0},
+            build=Optax,
+        ),
+        # Adam and AdamW
+        *(
+            implementation
+            for name, cls in {"adam": "Adam", "adamw": "AdamW"}.items()
+            for implementation in [
+                *on_paths(
+                    Implementation("torch", name, f"torch.optim.{cls}", same(f"lr {ADAM} maximize")),
+                    loop={"foreach": False},
+                    foreach={"foreach": True},
+                    fused={"fused": True},
+                ),
+                *both(
+                    Implementation(
+                        "torch-optimi",
+                        name,
+                        f"optimi.{cls}",
+                        same(f"lr {ADAM}"),
+                        fixed={"triton": False},
+                        bfloat16=KAHAN,
+                    )
+                ),
+                Implementation(
+                    "bitsandbytes",
+                    name,
+                    f"bitsandbytes.optim.{cls}",
+                    same(f"lr {ADAM}"),
+                    fixed={"optim_bits": 32},
+                    dtype=FLOAT32,
+                    variants={DECAY: "its Adam decays as AdamW does"} if name == "adam" else {},
+                ),
+            ]
+        ),
+        *both(Implementation("timm", "adamw", "timm.optim.AdamWLegacy", same(f"lr {ADAM} maximize"))),
+        Implementation("optax", "adam", "optax.adam", OPTAX | same("eps", betas=two_betas), build=Optax),
+        Implementation(
+            "optax", "adamw", "optax.adamw", OPTAX | same("eps weight_decay", betas=two_betas), build=Optax
+        ),
+        # Adafactor
+        Implementation(
+            "transformers",
+            "adafactor",
+            "transformers.optimization.Adafactor",
+            same(
+                "lr weight_decay clip_threshold scale_parameter",
+                beta1=lambda beta1, _: {"beta1": beta1 or None},
+                eps=lambda eps, options: {"eps": (eps, options["eps_scale"])},
+                eps_scale=left_out,  # in eps
+                decay_rate=lambda rate, _: {"decay_rate": -rate},
+            ),
+            fixed={"relative_step": False, "warmup_init": False},
+        ),
+        Implementation(
+            "timm",
+            "adafactor",
+            "timm.optim.Adafactor",
+            same(
+                "lr weight_decay clip_threshold eps eps_scale",
+                beta1=lambda beta1, _: {"betas": (beta1, 0.999)} if beta1 else {},
+                decay_rate=lambda rate, _: {"decay_rate": -rate},
+            ),
+            fixed={"min_dim_size_to_factor": 0},
+        ),
+        *both(
+            Implementation(
+                "pytorch_optimizer",
+                "adafactor",
+                "pytorch_optimizer.AdaFactor",
+                same(
+                    "lr weight_decay clip_threshold scale_parameter maximize",
+                    eps="eps1",
+                    eps_scale="eps2",
+                    beta1=lambda beta1, _: {"betas": (beta1 or None, 0.9999)},  # the second is a cap of beta2
+                    decay_rate=lambda rate, _: {"decay_rate": -rate},
+                ),
+                fixed={"relative_step": False, "momentum_dtype": torch.float64},
+            )
+        ),
+        *both(
+            Implementation(
+                "torch",
+                "adafactor",
+                "torch.optim.Adafactor",
+                same(
+                    "lr weight_decay maximize",
+                    eps=lambda eps, options: {"eps": (eps, options["eps_scale"])},
+                    eps_scale=left_out,  # in eps
+                    clip_threshold="d",
+                    decay_rate=lambda rate, _: {"beta2_decay": -rate},
+                    scale_parameter=_always_scaled,
+                ),
+                variants={
+                    DECAY: "decays by lr, not by the step size scaled by the parameter",
+                    "eps of squares": "eps1 bounds the root of the second moment, it is not added to squares",
+                },
+            )
+        ),
+        Implementation(
+            "optax",
+            "adafactor",
+            "optax.adafactor",
+            OPTAX
+            | {
+                "scale_parameter": "multiply_by_parameter_scale",
+                "clip_threshold": "clipping_threshold",
+                "decay_rate": "decay_rate",
+                "beta1": lambda beta1, _: {"momentum": beta1 or None},
+                "eps": "eps",
+                "eps_scale": left_out,  # always 0.001, as in the option sets
+                "weight_decay": lambda decay, options: {"weight_decay_rate": decay * options["lr"]},
+            },
+            fixed={"min_dim_size_to_factor": 0},
+            variants={DECAY: "decays by its rate, not by the step size scaled by the parameter"},
+            build=Optax,
+        ),
+        # LAMB
+        *both(
+            Implementation(
+                "timm",
+                "lamb",
+                "timm.optim.Lamb",
+                same(f"lr {ADAM} trust_clip", max_grad_norm=lambda norm, _: {"max_grad_norm": norm or None}),
+                fixed={"always_adapt": True, "max_grad_norm": None},
+            )
+        ),
+        *both(
+            Implementation(
+                "pytorch_optimizer",
+                "lamb",
+                "pytorch_optimizer.Lamb",
+                same(f"lr {ADAM} max_grad_norm maximize"),
+                fixed={"weight_decouple": False, "pre_norm": True, "max_grad_norm": 0.0},
+                variants={
+                    "": "version 3 of the paper: the second moment has no bias correction, the first's is "
+                    "applied after the trust ratio, whose parameter norm is cut at 10"
+                },
+            )
+        ),
+        Implementation(
+            "bitsandbytes",
+            "lamb",
+            "bitsandbytes.optim.LAMB",
+            same(f"lr {ADAM}"),
+            variants={"": UNIT_CLIP},
+            dtype=FLOAT32,
+        ),
+        Implementation(
+            "optax", "lamb", "optax.lamb", OPTAX | same("eps weight_decay", betas=two_betas), build=Optax
+        ),
+        # LARS
+        *both(
+            Implementation(
+                "timm",
+                "lars",
+                "timm.optim.Lars",
+                same("lr momentum weight_decay nesterov eps always_adapt", trust_coefficient="trust_coeff"),
+            )
+        ),
+        *both(
+            Implementation(
+                "pytorch_optimizer",
+                "lars",
+                "pytorch_optimizer.LARS",
+                same("lr momentum weight_decay nesterov trust_coefficient maximize", always_adapt=left_out),
+                variants={"": NO_VECTORS},
+            )
+        ),
+        Implementation(
+            "bitsandbytes",
+            "lars",
+            "bitsandbytes.optim.LARS",
+            same("lr momentum weight_decay nesterov", trust_coefficient="max_unorm", always_adapt=left_out),
+            variants={"": UNIT_CLIP},
+            dtype=FLOAT32,
+        ),
+        Implementation(
+            "optax",
+            "lars",
+            "optax.lars",
+            OPTAX | same("momentum weight_decay nesterov trust_coefficient eps", always_adapt=left_out),
+            variants={
+                DECAY: "the trust ratio has the norm of gradient plus decay, not the sum of their norms"
+            },
+            build=Optax,
+        ),
+        # Sophia, with the squared gradient for the Hessian, as Sophia-G has it of a sampled loss. This one
+        # clips m / max(h, eps) at p, the paper m / max(rho h, eps) at 1.
+        *(
+            replace(implementation, build=SquaredGradients)
+            for implementation in both(
+                Implementation(
+                    "pytorch_optimizer",
+                    "sophia",
+                    "pytorch_optimizer.SophiaH",
+                    same(
+                        "betas maximize",
+                        lr=lambda lr, options: {"lr": lr / options["rho"]},
+                        weight_decay=lambda decay, options: {"weight_decay": decay * options["rho"]},
+                        rho="p",
+                        eps=lambda eps, options: {"eps": eps / options["rho"]},
+                    ),
+                    fixed={"update_period": INTERVAL},
+                )
+            )
+        ),
+        Implementation(
+            "optax",
+            "sophia",
+            f"{__name__}._optax_sophia",
+            OPTAX | same("eps weight_decay", betas=two_betas, rho="gamma"),
+            fixed={"clip_threshold": 1.0},
+            variants={"": "corrects the bias of the momentum, and a Hessian counts from the next step on"},
+            build=Optax,
+        ),
+        # Shampoo
+        Implementation(
+            "pytorch_optimizer",
+            "shampoo",
+            "pytorch_optimizer.Shampoo",
+            same(
+                "lr weight_decay matrix_eps maximize",
+                precondition_frequency="preconditioning_compute_steps",
+                **dict.fromkeys(("betas", "eps", "shampoo_beta", "exponent"), left_out),
+                **dict.fromkeys(("block_size", "start_preconditioning_step"), left_out),
+            ),
+            fixed={"weight_decouple": True},
+            variants={"": "the first paper's sums, without averages, blocks, grafting or a relative damping"},
+        ),
+        # Adam-mini
+        *both(
+            Implementation(
+                "pytorch_optimizer",
+                "adam_mini",
+                "pytorch_optimizer.AdamMini",
+                same(f"lr {ADAM} maximize"),
+                variants={"": "one second moment for a tensor whose name says nothing, not one for each row"},
+                dtype=FLOAT32,  # of its states
+                build=of_module,
+            )
+        ),
+    ]
+
+
+def left_out(_: Any, __: Options) -> Options:
+    """Of an option that is always on there, or that belongs to what a variant does not have."""
+    return {}
+
+
+def _optax_adan_decay(decay: float, options: Options) -> Options:
+    if decay and not options["no_prox"]:
+        raise NotApplicable("has decoupled decay only")
+    return {"weight_decay": decay}
+
+
+def _always_scaled(scale: bool, _: Options) -> Options:
+    if not scale:
+        raise NotApplicable("always scales the step by the parameter")
+    return {}
