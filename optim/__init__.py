@@ -10,11 +10,11 @@ from .base import Optimizer, state_bytes
 from .card import Card
 from .convert import convert_state
 from .groups import layer_ids, param_groups
+from .in_backward import step_in_backward
 from .lamb import Lamb
 from .lars import Lars
 from .monitor import Monitor
 from .partition import Partition, partition
-from .in_backward import step_in_backward
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
 from .shampoo import Shampoo
 from .sophia import Sophia, gauss_newton_bartlett, hutchinson
