@@ -32,10 +32,10 @@ RULE_FN R total(const R (&x)[kBlock]) {
 
 // The rule for n elements: p, g and the previous gradient in the type of the arithmetic, states as S: that
 // type too, or bfloat16 with stochastic rounding (then at most kBlock elements, with their noise).
-// Element i has the factor x[i]; the numbers to be added up go to sums[j][i].
+// Element i has the factor x[i], and all have decay; the numbers to be added up go to sums[j][i].
 template <class Rule, class S, bool taken, class R>
 RULE_FN void loop(const Common<Rule, R>& common, R* p, const R* g, const R* previous, S* const* states, int64_t n,
-                  const uint32_t* places, uint32_t key, const R* x, R (*sums)[kBlock]) {
+                  const uint32_t* places, uint32_t key, const R* x, R decay, R (*sums)[kBlock]) {
   constexpr bool rounded = !std::is_same_v<S, R>;
   const auto k = common.scalars;  // copies that no store can alias, or the loop is not vectorised
   const R previous_scale = common.previous_scale;
@@ -47,7 +47,7 @@ RULE_FN void loop(const Common<Rule, R>& common, R* p, const R* g, const R* prev
     R parameter = p[i], gradient = g[i], state[rules::kSlots<Rule>], number[rules::kSums<Rule>];
     if constexpr (rounded) gradient = quiet(gradient);
     for (int j = 0; j < Rule::states; ++j) state[j] = kept(j) ? load(s[j][i]) : -previous_scale * previous[i];
-    rules::update<Rule>(k, Rule::factors ? x[i] : R(1), gradient, parameter, state, number);
+    rules::update<Rule>(k, Rule::factors ? x[i] : R(1), decay, gradient, parameter, state, number);
     for (int j = 0; j < Rule::sums; ++j) sums[j][i] = number[j];
     if constexpr (Rule::writes_param) p[i] = parameter;
     for (int j = 0; j < Rule::states; ++j) {
@@ -81,14 +81,16 @@ template <class Rule, class S, bool taken, class R>
 RULE_FN void update(const Common<Rule, R>& common, R* p, const R* g, const R* previous, S* const* states, int64_t n,
                     const uint32_t* places, uint32_t key, void* const* row, int64_t at) {
   if constexpr (!Rule::factors && !Rule::sums)
-    return loop<Rule, S, taken, R>(common, p, g, previous, states, n, places, key, nullptr, nullptr);
+    return loop<Rule, S, taken, R>(common, p, g, previous, states, n, places, key, nullptr, R(0), nullptr);
+  const R decay = row[kDecay] ? *static_cast<const R*>(row[kDecay]) : R(0);
   for (int64_t i = 0; i < n; i += kBlock) {
     const int64_t count = std::min<int64_t>(kBlock, n - i);
     alignas(64) R x[kBlock], sums[rules::kSums<Rule>][kBlock] = {};
     S* s[rules::kSlots<Rule>];
     for (int j = 0; j < Rule::states; ++j) s[j] = states[j] + i;
     if constexpr (Rule::factors) fill_factors(x, row, at + i, count);
-    loop<Rule, S, taken, R>(common, p + i, g + i, taken ? previous + i : nullptr, s, count, places, key, x, sums);
+    loop<Rule, S, taken, R>(common, p + i, g + i, taken ? previous + i : nullptr, s, count, places, key, x, decay,
+                               sums);
     for (int j = 0; j < Rule::sums; ++j)
       static_cast<R*>(row[kBlockSums])[(at + i) / kBlock * Rule::sums + j] = total(sums[j]);
   }
@@ -362,6 +364,7 @@ EXPORT_RULE(adam_mini, AdamMini)
 EXPORT_RULE(lamb_moments, LambMoments)
 EXPORT_RULE(lamb, Lamb)
 EXPORT_RULE(lars, Lars)
+EXPORT_RULE(lars_plain, LarsPlain)
 EXPORT_RULE(adafactor, Adafactor)
 EXPORT_RULE(adafactor_momentum, AdafactorMomentum)
 

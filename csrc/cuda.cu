@@ -234,6 +234,8 @@ class Lane {
       const float most = *maximum(j);
       factor[j] = positive(j) ? Code<false>::decode_factor(most) : Code<true>::decode_factor(most);
     }
+    const R* decays = reinterpret_cast<const R*>(chunk.address[kDecay]);
+    const R decay = Rule::factors && decays ? *decays : R(0);
 #pragma unroll
     for (int j = 0; j < rules::kSums<Rule>; ++j) sum[j] = 0;
 #pragma unroll
@@ -253,7 +255,7 @@ class Lane {
           values[j] = load(s[j][k]);
       }
       const R x = Rule::factors ? factor_of(place<V>(lane, k)) : R(1);
-      rules::update<Rule>(common.scalars, x, gradient, new_param[k], values, numbers);
+      rules::update<Rule>(common.scalars, x, decay, gradient, new_param[k], values, numbers);
 #pragma unroll
       for (int j = 0; j < Rule::sums; ++j)
         if (place<V>(lane, k) < tile.count) sum[j] += numbers[j];

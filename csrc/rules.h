@@ -29,7 +29,8 @@ struct Plain {
   static constexpr bool writes_param = true;
   static constexpr bool writes_states = true;
   static constexpr bool small = true;     // whether parameters and states may be kept in less than the arithmetic's type
-  static constexpr bool factors = false;  // update(k, x, g, p, s): x is a factor that the table gives
+  static constexpr bool factors = false;  // update(k, x, decay, g, p, s): a factor for the element, and a number
+                                          // for the tensor, that the table gives
   static constexpr int sums = 0;          // update(k, g, p, s, q): the numbers q are added up
 };
 
@@ -40,10 +41,10 @@ constexpr int kSums = Rule::sums ? Rule::sums : 1;
 
 // Any rule's update.
 template <class Rule, class T>
-RULE_FN void update(const typename Rule::template Scalars<T>& k, T x, T g, T& p, T (&s)[kSlots<Rule>],
+RULE_FN void update(const typename Rule::template Scalars<T>& k, T x, T decay, T g, T& p, T (&s)[kSlots<Rule>],
                     T (&q)[kSums<Rule>]) {
   if constexpr (Rule::factors)
-    Rule::update(k, x, g, p, s);
+    Rule::update(k, x, decay, g, p, s);
   else if constexpr (Rule::sums > 0)
     Rule::update(k, g, p, s, q);
   else
@@ -185,7 +186,7 @@ struct AdamMini : Plain {
   };
 
   template <class T>
-  static RULE_FN void update(const Scalars<T>& k, T x, T g, T& p, T (&s)[states]) {
+  static RULE_FN void update(const Scalars<T>& k, T x, T, T g, T& p, T (&s)[states]) {
     s[0] = k.beta1 * s[0] + k.rest1 * (g * k.grad_scale);
     p = k.before * p - x * s[0];
   }
@@ -200,7 +201,7 @@ struct LambMoments : Plain {
   static constexpr int sums = 2;
 
   struct Hyper {
-    double lr, beta1, beta2, eps, weight_decay;
+    double lr, beta1, beta2, eps, weight_decay, bias_correction;
   };
 
   template <class T>
@@ -209,7 +210,8 @@ struct LambMoments : Plain {
 
     RULE_FN Scalars(const Hyper& h, double t, double scale)
         : grad_scale(scale), beta1(h.beta1), beta2(h.beta2), rest1(1 - h.beta1), rest2(1 - h.beta2),
-          m_rate(1 / (1 - pow(h.beta1, t))), root_rate(1 / sqrt(1 - pow(h.beta2, t))), eps(h.eps),
+          m_rate(h.bias_correction != 0 ? 1 / (1 - pow(h.beta1, t)) : 1),
+          root_rate(h.bias_correction != 0 ? 1 / sqrt(1 - pow(h.beta2, t)) : 1), eps(h.eps),
           weight_decay(h.weight_decay) {}
   };
 
@@ -238,7 +240,7 @@ struct Lamb : LambMoments {
   static constexpr int sums = 0;
 
   template <class T>
-  static RULE_FN void update(const Scalars<T>& k, T x, T, T& p, T (&s)[states]) {
+  static RULE_FN void update(const Scalars<T>& k, T x, T, T, T& p, T (&s)[states]) {
     p -= x * step(k, p, s);
   }
 };
@@ -263,15 +265,25 @@ struct Lars : Plain {
   };
 
   template <class T>
-  static RULE_FN void update(const Scalars<T>& k, T x, T g, T& p, T (&s)[states]) {
+  static RULE_FN void update(const Scalars<T>& k, T x, T, T g, T& p, T (&s)[states]) {
     const T step = x * (g * k.grad_scale + k.weight_decay * p);
     s[0] = k.momentum * s[0] + step;
     p -= k.lr * (k.ahead * step + k.behind * s[0]);
   }
 };
 
-// Adafactor: arXiv 1804.04235, Algorithm 4, after weight decay. The factor of an element is the step size over the
-// root of its factored second moment, clipped.
+// The same without momentum.
+struct LarsPlain : Lars {
+  static constexpr int states = 0;
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T x, T, T g, T& p, T (&)[1]) {
+    p -= k.lr * (x * (g * k.grad_scale + k.weight_decay * p));
+  }
+};
+
+// Adafactor: arXiv 1804.04235, Algorithm 4. The factor of an element is the step size over the root of its factored
+// second moment, clipped.
 struct Adafactor : Plain {
   static constexpr int states = 0;
   static constexpr bool factors = true;
@@ -289,8 +301,8 @@ struct Adafactor : Plain {
   };
 
   template <class T>
-  static RULE_FN void update(const Scalars<T>& k, T x, T g, T& p, T (&)[1]) {
-    p -= k.lr * (x * (g * k.grad_scale));
+  static RULE_FN void update(const Scalars<T>& k, T x, T decay, T g, T& p, T (&)[1]) {
+    p -= k.lr * (x * (g * k.grad_scale)) + decay * p;
   }
 };
 
@@ -299,9 +311,9 @@ struct AdafactorMomentum : Adafactor {
   static constexpr int states = 1;  // exp_avg m
 
   template <class T>
-  static RULE_FN void update(const Scalars<T>& k, T x, T g, T& p, T (&s)[states]) {
+  static RULE_FN void update(const Scalars<T>& k, T x, T decay, T g, T& p, T (&s)[states]) {
     s[0] = k.beta1 * s[0] + k.rest1 * (k.lr * (x * (g * k.grad_scale)));
-    p -= s[0];
+    p -= s[0] + decay * p;
   }
 };
 

@@ -8,9 +8,9 @@ namespace tables {
 
 // The columns of a table's row, one row a tensor; those that a storage or a rule does not need are null.
 // Element i of a tensor has the factor rows[i / length] * columns[i % length], where null means 1; kLength is
-// a number, not an address. At kBlockSums are Rule::sums numbers for each block of kBlock elements.
+// a number, not an address. At kDecay is one number. At kBlockSums are Rule::sums numbers for each block of kBlock elements.
 enum Column {
-  kParam, kGrad, kStep, kCompensation, kPrevious, kPreviousScale, kRowFactors, kColumnFactors, kLength,
+  kParam, kGrad, kStep, kCompensation, kPrevious, kPreviousScale, kRowFactors, kColumnFactors, kLength, kDecay,
   kBlockSums, kStates
 };
 

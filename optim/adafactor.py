@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Group, Optimizer, Options
-from .card import Card
+from .base import Batch, Group, Optimizer, Options, exact_params
+from .card import Card, FusedRule
 from .checks import number
+from .native import Factors
 from .norm import placed_like
-from .storage import Names, State
+from .storage import Names, State, Storage
+from .sums import column_sums, row_sums
 
 
 class Adafactor(Optimizer):
@@ -72,8 +74,10 @@ class Adafactor(Optimizer):
             "relative_step": "the step is min(lr, 1 / sqrt(t)) instead of lr",
             "warmup_init": "lr grows by 1e-6 with every step until it is lr",
         },
-        paths=("foreach", "reference"),
-        fused_devices=(),
+        rules=(
+            FusedRule("adafactor", (), factors=True),
+            FusedRule("adafactor_momentum", ("exp_avg",), factors=True),
+        ),
     )
 
     def __init__(
@@ -182,6 +186,81 @@ class Adafactor(Optimizer):
         if group["weight_decay"]:
             torch._foreach_mul_(p, (1 - sizes * group["weight_decay"]).unbind())
         torch._foreach_sub_(p, u)
+
+    def why_not_fused(self, p: Tensor, group: Group) -> str:
+        if reason := super().why_not_fused(p, group):
+            return reason
+        kept = Storage.of(p, group, taken=False)
+        if p.ndim > 2 or (p.ndim == 2 and not p.shape[1]):
+            return "it is neither a matrix with columns nor a vector"
+        if p.ndim < 2 and kept.state in ("bfloat16", "int8"):
+            return f"it is a vector, whose second moment is kept in {kept.state}"
+        if not p.is_contiguous():
+            return "its rows do not follow each other in memory"
+        return ""
+
+    def fused_rules(self, names: Names) -> tuple[FusedRule, ...]:
+        return (self.card.rules["exp_avg" in names.full],)
+
+    def fused_hyper(self, group: Group) -> tuple[float, ...]:
+        return 1.0, group["beta1"]
+
+    def make_factors(self, p: Tensor, group: Group) -> Factors:
+        work = torch.promote_types(p.dtype, torch.float32)
+        rows, columns = p.shape if p.ndim == 2 else (1, p.numel())
+        a, b, decay = (torch.zeros(n, dtype=work, device=p.device) for n in (rows, columns, 1))
+        return Factors(a, b, columns, decay)
+
+    @torch.no_grad()
+    def fill_factors(self, batch: Batch, grads: list[Tensor], scale: float | Tensor) -> None:
+        """With u = g a_i b_j the mean of u^2 takes no more than a weighted sum of the squares of g."""
+        group, lengths, params = batch.group, [f.length for f in batch.factors], exact_params(batch)
+        if not batch.constants:
+            counts = [max(p.numel(), 1) for p in params]
+            batch.constants["counts"] = torch.tensor(counts, dtype=torch.float64).to(params[0].device)
+        counts_, whole = batch.constants["counts"], [0] * len(params)
+        t = torch.stack([state["step"] for state in batch.states]).double() + 1
+        a, b = self._rows_and_columns(batch, grads, scale, t ** -group["decay_rate"])
+        weighted = row_sums(grads, lengths, [x.square() for x in b])
+        squares = torch.stack([x.square() @ y for x, y in zip(a, weighted, strict=True)]) * scale**2
+        clip = ((squares / counts_).sqrt() / group["clip_threshold"]).clamp(min=1)
+        sizes = torch.full_like(t, float(group["lr"]))
+        if group["warmup_init"]:
+            sizes = torch.minimum(sizes, 1e-6 * t)
+        if group["relative_step"]:
+            sizes = torch.minimum(sizes, t.rsqrt())
+        if group["scale_parameter"]:
+            rms = (torch.cat(row_sums(params, whole)) / counts_).sqrt()
+            sizes = sizes * rms.clamp(min=group["eps_scale"])
+        rows, columns, _, decays = (list(x) for x in zip(*batch.factors, strict=True))
+        torch._foreach_mul_(a, list((sizes / clip).to(a[0].dtype).unbind()))
+        torch._foreach_copy_(rows + columns, a + b)
+        torch._foreach_copy_(decays, list((sizes * group["weight_decay"]).unsqueeze(1).unbind()))
+
+    def _rows_and_columns(
+        self, batch: Batch, grads: list[Tensor], scale: float | Tensor, new: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Updates the second moments, and returns the a_i and b_j; for a vector a is 1."""
+        lengths, eps, work = [f.length for f in batch.factors], batch.group["eps"], batch.factors[0].columns
+        assert work is not None
+        steps = new.to(work.dtype).unbind()
+        if "exp_avg_sq" in batch.names.full:
+            v = [state["exp_avg_sq"].to(work.dtype).view(-1) for state in batch.states]
+            for vi, g, x, state in zip(v, grads, steps, batch.states, strict=True):
+                vi.lerp_((g.to(vi.dtype).view(-1) * scale).square() + eps, x)
+                state["exp_avg_sq"].view(-1).copy_(vi)
+            return [torch.ones_like(vi[:1]) if len(vi) else vi.new_ones(1) for vi in v], [
+                x.rsqrt() for x in v
+            ]
+        a, b = [], []
+        sums = zip(row_sums(grads, lengths), column_sums(grads, lengths), grads, strict=True)
+        for (of_rows, of_columns, g), x, state in zip(sums, steps, batch.states, strict=True):
+            rows, columns = max(g.shape[0], 1), g.shape[1]
+            r = state["exp_avg_sq_row"].lerp_(of_rows * (scale**2 / columns) + eps, x)
+            c = state["exp_avg_sq_col"].lerp_(of_columns * (scale**2 / rows) + eps, x)
+            a.append((r / r.mean()).rsqrt_())
+            b.append(c.rsqrt())
+        return a, b
 
 
 def _step_size(t: float, group: Group) -> float:

@@ -140,7 +140,7 @@ class AdamMini(Optimizer):
         t = torch.stack([state["step"] for state in batch.states]).double() + 1
         x = block_factors(torch.cat(v), torch.cat(sums) * share * scale**2, t, owner, batch.group)
         torch._foreach_copy_(v, list(torch.split(x[0], counts)))
-        places = [x for rows, columns, _ in batch.factors for x in (rows, columns) if x is not None]
+        places = [x for f in batch.factors for x in (f.rows, f.columns) if x is not None]
         torch._foreach_copy_(places, list(torch.split(x[1], counts)))
 
     def _check_state(self, name: str, p: Tensor, state: dict[str, Any], names: Names) -> None:

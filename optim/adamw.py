@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -52,7 +52,6 @@ class AdamW(Optimizer):
         nonnegative=("exp_avg_sq", "max_exp_avg_sq"),
         options={"amsgrad": "divide by the largest mean square so far; foreach and reference paths only"},
     )
-    decoupled: ClassVar[bool] = True  # weight decay shrinks the parameter; else it is added to the gradient
 
     def __init__(
         self,
@@ -70,6 +69,13 @@ class AdamW(Optimizer):
     ) -> None:
         hyper = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad)
         super().__init__(params, hyper, max_grad_norm=max_grad_norm, foreach=foreach, fused=fused, **options)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, which says in each group how weight decay is meant."""
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            group["decoupled_weight_decay"] = self.decoupled
+        return saved
 
     def names_of(self, p: Tensor, group: Group) -> Names:
         return Names(tuple(name for name in self.card.states if name != "max_exp_avg_sq" or group["amsgrad"]))

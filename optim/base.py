@@ -131,6 +131,7 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     card: ClassVar[Card]
+    decoupled: ClassVar[bool] = True  # weight decay shrinks the parameter; else it is added to the gradient
     _step_supports_amp_scaling = True  # GradScaler then sets grad_scale and found_inf instead of unscaling
 
     def __init__(
@@ -588,7 +589,8 @@ class Optimizer(torch.optim.Optimizer):
         for saved, group in zip(
             groups, self.param_groups, strict=False
         ):  # torch says it if they do not match
-            refuse_options(saved, known=self.defaults)
+            refuse_options(saved, known=self.defaults, decoupled=self.decoupled)
+            saved.pop("decoupled_weight_decay", None)
             group_step = saved.pop("step", None)  # the official Adan counts steps per group
             for name in saved.keys() & {*OPTIMIZER_WIDE, "differentiable"}:
                 del saved[name]
@@ -653,6 +655,25 @@ def why_not_fused(card: Card, p: Tensor) -> str:
             "make it .contiguous()"
         )
     return ""
+
+
+def exact_params(batch: Batch) -> list[Tensor]:
+    """The parameters with what is kept of their rounding, where that is done."""
+    if batch.storage.rounding != "kahan":
+        return batch.params
+    return [p.float() + state["compensation"] for p, state in zip(batch.params, batch.states, strict=True)]
+
+
+def one_factor(p: Tensor) -> native.Factors:
+    """Memory for a single factor on all elements of a parameter."""
+    work = torch.promote_types(p.dtype, torch.float32)
+    return native.Factors(torch.empty(1, dtype=work, device=p.device), None, p.numel())
+
+
+def set_factors(batch: Batch, values: Tensor) -> None:
+    """Sets the single factors of a batch's parameters to the values [parameters]."""
+    rows = [factors.rows for factors in batch.factors if factors.rows is not None]
+    torch._foreach_copy_(rows, list(values.unsqueeze(1).unbind()))
 
 
 def block_sums(p: Tensor, sums: int) -> Tensor:

@@ -32,18 +32,22 @@ UNKNOWN_HERE = {
 }
 
 
-def refuse_options(group: Saved, known: Collection[str] = ()) -> None:
-    """Raises ValueError for an option of another implementation under which its steps are not ours."""
+def refuse_options(group: Saved, known: Collection[str] = (), decoupled: bool = True) -> None:
+    """Raises ValueError for an option of another implementation under which its steps are not ours.
+
+    `decoupled` is how weight decay is understood here, and `known` the options that there are.
+    """
     for name, harmless in UNKNOWN_HERE.items():
         if name not in known and group.get(name, harmless) != harmless:
             raise ValueError(
                 f"a checkpoint with {name}={group[name]!r}: there is no such option here, and without it "
                 "the steps would be others"
             )
-    if group.get("decoupled_weight_decay") is False and group.get("weight_decay"):
+    if group.get("decoupled_weight_decay", decoupled) != decoupled and group.get("weight_decay"):
+        there, here = ("a part of the gradient", "decoupled")[:: 1 if decoupled else -1]
         raise ValueError(
-            f"a checkpoint of Adam with weight_decay={group['weight_decay']} as a part of the gradient "
-            "(decoupled_weight_decay=False): here it is decoupled, and the steps would be others"
+            f"a checkpoint of Adam with weight_decay={group['weight_decay']} as {there} "
+            f"(decoupled_weight_decay={not decoupled}): here it is {here}, and the steps would be others"
         )
 
 
@@ -285,7 +289,7 @@ SOURCES = {
     ),
     "adamw": Source(
         "AdamW of this package", "adamw", _set("step exp_avg exp_avg_sq"), _set(_OWN), _own, _same,
-        marks=_KEPT, options=_set(f"{_GROUP} maximize") | _KEPT,
+        marks=_KEPT, options=_set(f"{_GROUP} amsgrad decoupled_weight_decay maximize") | _KEPT,
     ),
     "torch": Source(
         "AdamW or Adam of torch.optim", "adamw",

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Group, Optimizer, Options
-from .card import Card
+from .base import Batch, Group, Optimizer, Options, one_factor, set_factors
+from .card import Card, FusedRule
+from .native import Factors
 from .storage import State
 
 
@@ -54,8 +55,10 @@ class Lamb(Optimizer):
             "trust_clip": "a tensor's step is never scaled up: ratios of at most 1",
             "always_adapt": "False does not scale steps in groups without weight decay",
         },
-        paths=("foreach", "reference"),
-        fused_devices=(),
+        rules=(
+            FusedRule("lamb_moments", ("exp_avg", "exp_avg_sq"), sums=2, small=False),
+            FusedRule("lamb", ("exp_avg", "exp_avg_sq"), factors=True, small=False),
+        ),
     )
 
     def __init__(
@@ -116,6 +119,24 @@ class Lamb(Optimizer):
             torch._foreach_addcmul_(p, u, (_ratio(p_norm, u_norm, group) * -lr).unbind())
         else:
             torch._foreach_add_(p, u, alpha=-lr)
+
+    def fused_hyper(self, group: Group) -> tuple[float, ...]:
+        numbers = float(group["lr"]), *group["betas"], group["eps"], group["weight_decay"]
+        return *numbers, group["bias_correction"]
+
+    def make_factors(self, p: Tensor, group: Group) -> Factors:
+        return one_factor(p)
+
+    @torch.no_grad()
+    def fill_factors(self, batch: Batch, grads: list[Tensor], scale: float | Tensor) -> None:
+        """The trust ratios, from the sums of u^2 and p^2 of the pass before."""
+        if _adapts(batch.group):
+            sums = torch.stack([x.sum(0, dtype=torch.float64) for x in batch.block_sums])
+            u_norm, p_norm = sums.sqrt().unbind(1)
+            ratios = _ratio(p_norm, u_norm, batch.group)
+        else:
+            ratios = torch.ones(len(batch.params), dtype=torch.float64, device=batch.params[0].device)
+        set_factors(batch, ratios * batch.group["lr"])
 
 
 def _corrections(t: float, group: Group) -> tuple[float, float]:

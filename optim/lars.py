@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Group, Optimizer, Options
-from .card import Card
+from .base import Batch, Group, Optimizer, Options, exact_params, one_factor, set_factors
+from .card import Card, FusedRule
 from .checks import number
+from .native import Factors
 from .storage import Names, State
+from .sums import row_sums
 
 
 class Lars(Optimizer):
@@ -53,8 +55,10 @@ class Lars(Optimizer):
             "trust_clip": "LARC: lr is a bound, and the rate only makes a step smaller",
             "always_adapt": "True scales steps in groups without weight decay, too",
         },
-        paths=("foreach", "reference"),
-        fused_devices=(),
+        rules=(
+            FusedRule("lars", ("momentum_buffer",), factors=True),
+            FusedRule("lars_plain", (), factors=True),
+        ),
     )
 
     def __init__(
@@ -119,6 +123,24 @@ class Lars(Optimizer):
             torch._foreach_add_(v, u)
             u = torch._foreach_add(u, v, alpha=momentum) if group["nesterov"] else tuple(v)
         torch._foreach_add_(p, u, alpha=-float(group["lr"]))
+
+    def fused_rules(self, names: Names) -> tuple[FusedRule, ...]:
+        return (self.card.rules[0 if names.full else 1],)
+
+    def fused_hyper(self, group: Group) -> tuple[float, ...]:
+        return float(group["lr"]), group["momentum"], group["weight_decay"], group["nesterov"]
+
+    def make_factors(self, p: Tensor, group: Group) -> Factors:
+        return one_factor(p)
+
+    @torch.no_grad()
+    def fill_factors(self, batch: Batch, grads: list[Tensor], scale: float | Tensor) -> None:
+        if _adapts(batch.group):
+            whole, params = [0] * len(grads), exact_params(batch)
+            p_norm, g_norm = (torch.cat(row_sums(x, whole)).sqrt() for x in (params, grads))
+            set_factors(batch, _rate(p_norm, (g_norm * scale).abs(), batch.group))
+        else:
+            set_factors(batch, torch.ones(len(grads), device=grads[0].device))
 
 
 def _adapts(group: Group) -> bool:

@@ -145,19 +145,20 @@ def kinds(p: Tensor, storage: Storage) -> Kinds:
 # then states, then scales
 COLUMNS = (
     *("param", "grad", "step", "compensation", "previous", "previous_scale"),
-    *("rows", "columns", "length", "block_sums"),
+    *("rows", "columns", "length", "decay", "block_sums"),
 )
 
 
 class Factors(NamedTuple):
     """The factors of one tensor: rows[i // length] * columns[i % length] for element i in memory's order.
 
-    They have the dtype of the arithmetic; None is 1.
+    They have the dtype of the arithmetic; None is 1. decay is one number, None is 0.
     """
 
     rows: Tensor | None
     columns: Tensor | None
     length: int
+    decay: Tensor | None = None
 
 
 class Table:
@@ -189,17 +190,17 @@ class Table:
         self._library, _ = load()
         self.rows, self._kinds, self._states = len(params), kinds, states
         names = ("step", "compensation", "pre_grad", "pre_grad_scale")
-        ours = ("rows", "columns", "length", "block_sums")  # which the optimizer does not keep
+        ours = ("rows", "columns", "length", "decay", "block_sums")  # which the optimizer does not keep
         kept = (*rule.states, *(f"{name}_scale" for name in rule.states))
         columns = ("param", "grad", *names, *ours, *kept)
         self._width = len(columns)
         addresses = []
         for i, (p, g, state) in enumerate(zip(params, grads, states, strict=True)):
-            rows, cols, length = factors[i] if factors else (None, None, 1)
+            rows, cols, length, decay = factors[i] if factors else Factors(None, None, 1)
             sums = block_sums[i] if block_sums else None
-            before, after = [p, g, *map(state.get, names), rows, cols], [sums, *map(state.get, kept)]
-            at = [0 if x is None else x.data_ptr() for x in (*before, *after)]
-            addresses += [*at[: len(before)], max(length, 1), *at[len(before) :]]
+            row = [p, g, *map(state.get, names), rows, cols, max(length, 1), decay, sums]
+            row += map(state.get, kept)
+            addresses += [x.data_ptr() if isinstance(x, Tensor) else x or 0 for x in row]
         self._table = (ctypes.c_void_p * len(addresses))(*addresses)
         self._fingerprints = (ctypes.c_uint64 * self.rows)(*map(_fingerprint, params))
         self._ends = (ctypes.c_int64 * self.rows)(*itertools.accumulate(p.numel() for p in params))

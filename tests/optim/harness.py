@@ -52,7 +52,20 @@ def variants_of(name, path):
 
 
 PATHS = [(name, path) for name, card in optim.CARDS.items() for path in card.paths]
-CASES = [(name, path, dtype) for name, path in PATHS for dtype in optim.CARDS[name].dtypes]
+
+
+def can(name, path, dtype, kept=None):
+    """Whether a path of an optimizer is for parameters and states that are kept so."""
+    small = dtype.itemsize < 4 or (kept or {}).get("state_dtype") in ("bfloat16", "int8")
+    return path != "fused" or not small or all(rule.small for rule in optim.CARDS[name].fused_rules)
+
+
+CASES = [
+    (name, path, dtype)
+    for name, path in PATHS
+    for dtype in optim.CARDS[name].dtypes
+    if can(name, path, dtype)
+]
 
 
 def case_id(value):
@@ -79,9 +92,10 @@ TAKEN = {
 }
 
 
-def kept_by(name):
-    """The cases of KEPT that an optimizer has."""
-    return {**KEPT, **TAKEN} if optim.CARDS[name].previous else KEPT
+def kept_by(name, path=None):
+    """The cases of KEPT that an optimizer, or one of its paths, has."""
+    cases = {**KEPT, **TAKEN} if optim.CARDS[name].previous else KEPT
+    return {case: kept for case, kept in cases.items() if can(name, path, *kept)}
 
 
 each_kept = pytest.mark.parametrize(
@@ -89,7 +103,7 @@ each_kept = pytest.mark.parametrize(
     [
         pytest.param(name, path, dtype, kept, id=f"{name}-{path}-{case}")
         for name, path in PATHS
-        for case, (dtype, kept) in kept_by(name).items()
+        for case, (dtype, kept) in kept_by(name, path).items()
     ],
 )
 each_path = pytest.mark.parametrize(("name", "path"), PATHS)
@@ -100,9 +114,19 @@ each_case = pytest.mark.parametrize(("name", "path", "dtype"), CASES, ids=case_i
 
 
 def build(name, params, path=None, **options):
-    """The optimizer on one path; where that path cannot run on this machine the test is skipped."""
+    """The optimizer on one path; where that path cannot run on this machine the test is skipped.
+
+    Where the path is not for tensors that are kept so, it is the optimizer's own choice.
+    """
     if path == "fused" and (reason := native.load()[1]):
         pytest.skip(reason)
+    params = list(params)
+    groups = params if isinstance(params[0], dict) else [{"params": params}]
+    fuses = getattr(DEFINITIONS[name], "fuses", lambda p, options: True)
+    for group in groups if path == "fused" else ():
+        group = {**options, **group}
+        if not all(can(name, path, p.dtype, group) and fuses(p, group) for p in group["params"]):
+            path = None
     flags = FLAGS[path] if path else {}
     return optim.OPTIMIZERS[name](params, **{**VARIANTS[name]["decay"], **flags, **options})
 

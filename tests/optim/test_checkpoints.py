@@ -145,7 +145,7 @@ def test_loading_never_changes_what_belongs_to_the_constructor(name, path):
         optimizer.load_state_dict(saved)
         assert optimizer.max_grad_norm == 0.5
         assert optimizer.nonfinite == "skip"
-        assert optimizer.path.startswith(path)
+        assert path in optimizer.path
         assert (
             not {*FLAGS["fused"], "foreach", "max_grad_norm", "nonfinite"} & optimizer.param_groups[0].keys()
         )

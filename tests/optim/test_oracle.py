@@ -155,7 +155,7 @@ each_fused = pytest.mark.parametrize(
     [
         pytest.param(name, dtype, kept, id=f"{name}-{case}")
         for name in FUSED
-        for case, (dtype, kept) in kept_by(name).items()
+        for case, (dtype, kept) in kept_by(name, "fused").items()
     ],
 )
 
@@ -203,7 +203,7 @@ def test_each_of_50_steps(name, path, dtype, variant):
 SMALL_STATES = [
     pytest.param(name, path, dtype, kept, variant, id=f"{name}-{path}-{case}-{variant}")
     for name, path in PATHS
-    for case, (dtype, kept) in kept_by(name).items()
+    for case, (dtype, kept) in kept_by(name, path).items()
     if kept
     for variant in ("decay", "clip", "maximize_clip")
 ]

@@ -13,11 +13,13 @@ FUSED = [name for name, card in optim.CARDS.items() if "fused" in card.paths]
 
 
 def parameters(count: int = 20) -> list[torch.nn.Parameter]:
-    return [torch.nn.Parameter(torch.randn(33, 7)) for _ in range(count)]
+    return [torch.nn.Parameter(torch.randn(330, 70)) for _ in range(count)]
 
 
 @pytest.mark.parametrize("name", FUSED)
 def test_steady_state_allocates_no_tensor_memory(name: str) -> None:
+    """But for rules with factors: theirs are made anew, a few numbers for each row and column."""
+    small = 64 * 1024 if any(rule.factors for rule in optim.CARDS[name].fused_rules) else 0
     params = parameters()
     optimizer = optim.build_optimizer(params, name, fused=True)
     for p in params:
@@ -26,7 +28,7 @@ def test_steady_state_allocates_no_tensor_memory(name: str) -> None:
     optimizer.step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         optimizer.step()
-    assert [event.name for event in seen.events() if event.cpu_memory_usage > 0] == []
+    assert [event.name for event in seen.events() if event.cpu_memory_usage > small] == []
 
 
 TAKE = [{}, {"take_gradients": True}, {"state_dtype": "int8"}]
@@ -39,6 +41,7 @@ TAKE = [{}, {"take_gradients": True}, {"state_dtype": "int8"}]
         for name in FUSED
         for options in TAKE
         if "take_gradients" not in options or name == "adan"
+        if "state_dtype" not in options or all(rule.small for rule in optim.CARDS[name].fused_rules)
     ],
     ids=str,
 )
@@ -61,4 +64,4 @@ def test_new_gradients_need_no_new_table(
             p.grad = torch.randn_like(p)
         optimizer.step()
         optimizer.zero_grad()
-    assert made == 1
+    assert made == len(optimizer.fused_rules(optimizer.names_of(params[0], optimizer.param_groups[0])))

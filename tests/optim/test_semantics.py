@@ -116,16 +116,17 @@ def test_nothing_has_a_gradient(name, path):
 
 @each_path
 def test_a_group_added_in_the_middle(name, path):
-    params = make_params(SHAPES, np.random.default_rng(0))
+    shapes = [(4, 3), (5,), (), (2, 4)]
+    params = make_params(shapes, np.random.default_rng(0))
     optimizer = build(name, params[:2], path)
     train(optimizer, 3)
     optimizer.add_param_group({"params": params[2:], "lr": 0.2})
     train(optimizer, 4, seed=1)
-    own = make_params(SHAPES, np.random.default_rng(0))[2:]
+    own = make_params(shapes, np.random.default_rng(0))[2:]
     other = build(name, own, path, lr=0.2)
     rng = np.random.default_rng(1)
     for _ in range(4):
-        set_grads(make_params(SHAPES, np.random.default_rng(9))[:2], rng)  # the others' share of the stream
+        set_grads(make_params(shapes, np.random.default_rng(9))[:2], rng)  # the others' share of the stream
         set_grads(own, rng)
         other.step()
     assert_same_bits(own, params[2:])

@@ -15,6 +15,7 @@ from harness import (
     all_params,
     array,
     build,
+    can,
     case_id,
     compare,
     each_fused_name,
@@ -89,10 +90,10 @@ def test_layouts(name, path, dtype, of_param, of_grad):
     """Any layout of the parameter with any layout of the gradient, which changes from step to step."""
     rng = np.random.default_rng(0)
     p = LAYOUTS[of_param](random((2, 3, 4, 5), rng, dtype)).detach().requires_grad_()
-    if path == "fused" and of_param == "gaps":
+    if path == "fused" and of_param == "gaps" and optim.CARDS[name].elementwise:
         with pytest.raises(ValueError, match=r"does not fill its memory; make it \.contiguous\(\)"):
             build(name, [p], path)
-        path = None
+    path = None if of_param == "gaps" and path == "fused" else path
     optimizer = build(name, [p], for_any_layout(name, path))
     oracle = oracle_of(optimizer)
     for step in range(4):
@@ -300,7 +301,7 @@ def test_tensors_replaced_between_steps(name, path, replace, options):
 def test_a_model_cast_in_the_middle(name, path, dtype):
     """model.to(dtype): the states follow, and go on in the new type."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
-    optimizer = build(name, model.parameters(), path)
+    optimizer = build(name, model.parameters(), path if can(name, path, dtype) else None)
     rng = np.random.default_rng(1)
     oracle = oracle_of(optimizer)
     for step in range(6):

@@ -166,7 +166,7 @@ def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--steps", "0"], "--steps 0: too small"),
         (["--every", "0"], "every=0: give a whole number >= 1"),
         (["--hidden", "100"], "--hidden 100: give a multiple of 64"),
-        (["--optimizer", "adam"], "unknown optimizer 'adam'"),
+        (["--optimizer", "adamm"], "unknown optimizer 'adamm'"),
         (["--max-grad-norm", "0"], "max_grad_norm=0.0: give a number above 0"),
     ],
 )

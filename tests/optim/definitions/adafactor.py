@@ -58,6 +58,12 @@ def step(
     return p - alpha * weight_decay * p - u, new
 
 
+def fuses(p, options):
+    """Whether the fused rule is for a parameter."""
+    small = options.get("state_dtype") in ("bfloat16", "int8")
+    return p.ndim <= 2 and not (p.ndim < 2 and small) and p.is_contiguous() and (p.ndim < 2 or p.shape[1])
+
+
 BASE = dict(
     lr=0.3,
     eps=1e-8,
