@@ -155,6 +155,20 @@ ENTRIES = {
     "Adan fused, taken gradients": ours("adan", take_gradients=True),
     "Adan fused, bf16 states": ours("adan", "bfloat16"),
     "Adan fused, int8 states": ours("adan", "int8"),
+    "Adam fused": ours("adam"),
+    "Sophia fused": ours("sophia"),
+    "Adam-mini fused": ours("adam_mini", extra=4),  # the means of blocks read g
+    "Adam-mini fused, bf16 states": ours("adam_mini", "bfloat16", extra=4),
+    # the first pass reads p, g and the states and writes these, the second reads p and them and writes p
+    "LAMB fused": ours("lamb", extra=12),
+    "timm LAMB": theirs("timm.optim.Lamb", 8.0, weight_decay=0.02),
+    "LARS fused": ours("lars", extra=8 + 8),  # the momentum; the norms read p and g
+    "timm LARS": theirs("timm.optim.Lars", 4.0, weight_decay=0.02, momentum=0.9),
+    # sums over rows, over columns, and weighted ones read g, a norm reads p; tensors of four dimensions take
+    # the foreach path
+    "Adafactor fused": ours("adafactor", extra=16, fused=None),
+    "torch Adafactor": theirs("torch.optim.Adafactor", 0.0, foreach=True),
+    "transformers Adafactor": theirs("transformers.optimization.Adafactor", 0.0),
 }
 BASELINE = "torch AdamW fused"
 
