@@ -300,6 +300,11 @@ class Optimizer(torch.optim.Optimizer):
             if self.capturable and (p.device.type != "cuda" or self._path(p, group) != "fused"):
                 reason = self.why_not_fused(p, group) or f"it is on {p.device}, or another path was asked for"
                 raise ValueError(f"capturable=True needs {name} on the fused CUDA path: {reason}")
+            if self.capturable and any(rule.factors for rule in self.card.fused_rules):
+                raise ValueError(
+                    f"capturable=True: a step of {self.card.title} is more than its kernels, "
+                    "and is not captured"
+                )
 
     def _check_betas(self, betas: Any) -> tuple[float, ...]:
         count = self.card.betas

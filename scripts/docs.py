@@ -5,12 +5,14 @@ the exit status is 1 if a table is not what the code says.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
+import torch
 from walkthrough import table as walkthrough
 
-from optim import CARDS
+from optim import CARDS, OPTIMIZERS
 from optim.card import COMMON_OPTIONS, STATE_BYTES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,16 +24,26 @@ def optimizers() -> str:
         "| optimizer | state, B/parameter: float32, bfloat16, int8 | state tensors | paths | when | source |",
         "|---|---|---|---|---|---|",
     ]
-    for card in CARDS.values():
+    for name, card in CARDS.items():
         states = ", ".join(f"(`{name}`)" if name in card.optional else f"`{name}`" for name in card.states)
         paths = ", ".join(
             f"{path} ({', '.join(card.fused_devices)})" if path == "fused" else path for path in card.paths
         )
-        sizes = ", ".join(f"{card.state_bytes(kept):.3g}" for kept in STATE_BYTES)
+        states = ", ".join(filter(None, [states, ", ".join(f"*`{small}`*" for small in card.small)]))
+        sizes = ", ".join(f"{state_bytes(name, kept):.3g}" for kept in STATE_BYTES)
         lines.append(
             f"| `{card.name}` {card.title} | {sizes} | {states} | {paths} | {card.when} | {card.source} |"
         )
     return "\n".join(lines)
+
+
+def state_bytes(name: str, kept: str) -> float:
+    """Bytes per parameter of the states of a 1024 x 1024 matrix, with the defaults and states kept so."""
+    p = torch.nn.Parameter(torch.empty(1024, 1024, device="meta"))
+    optimizer = OPTIMIZERS[name]([p], foreach=True)
+    states = optimizer.names_of(p, optimizer.param_groups[0])
+    small = sum(math.prod(shape) for _, shape in states.small) * STATE_BYTES["float32"]
+    return len(states.full) * STATE_BYTES[kept] + small / p.numel()
 
 
 def options() -> str:

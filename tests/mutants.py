@@ -293,8 +293,8 @@ def stages(first: str) -> list[list[str]]:
     files = [f"tests/optim/test_{name}.py" for name in TESTS if name != first]
     if first in TESTS:
         return [[f"tests/optim/test_{first}.py"], files]
-    own = [file] if (file := f"tests/optim/test_{first}.py") and Path(file).exists() else []
-    return [["tests/optim/test_oracle.py", "-k", first], own + files]
+    own = [[file]] if (file := f"tests/optim/test_{first}.py") and Path(file).exists() else []
+    return [["tests/optim/test_oracle.py", "-k", first], *own, [*files, "-k", first]]
 
 
 def run(tree: Path, file: str, old: str, new: str, first: str) -> None:

@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(NOT_HERE), reason=NOT_HER
 
 EXACT = dict(lr=0.07, eps=0.01, weight_decay=0.4)
 BETAS = (0.5, 0.25, 0.125)
+WITH_FACTORS = [name for name in FUSED if any(rule.factors for rule in optim.CARDS[name].fused_rules)]
+each_capturable = pytest.mark.parametrize("name", [name for name in FUSED if name not in WITH_FACTORS])
 SHAPES = [(3, 4), (), (0, 5), (257,), (100, 123), (70000,)]
 
 
@@ -121,7 +123,7 @@ def test_every_way_to_keep_tensors(name, case):
 # ---- CUDA graphs
 
 
-@each_fused_name
+@each_capturable
 @pytest.mark.parametrize("case", ["f32", "f32_int8", "bf16_bfloat16_stochastic", "bf16_int8_kahan"])
 def test_graph(name, case):
     """Replays between steps outside the graph, with gradients and learning rates from outside."""
@@ -150,7 +152,7 @@ def test_graph(name, case):
     both(4, ours.step)
 
 
-@each_fused_name
+@each_capturable
 def test_graph_of_a_training_step(name):
     """Gradients that are allocated within the graph."""
 
@@ -216,7 +218,7 @@ def test_the_monitor_waits_once_for_a_sample(name):
     assert_same_optimizers(ours, plain)
 
 
-@each_fused_name
+@each_capturable
 def test_the_monitor_leaves_a_capture_alone(name):
     ours, p = fused(name, capturable=True)
     set_grads(p, 0)
@@ -225,6 +227,12 @@ def test_the_monitor_leaves_a_capture_alone(name):
     with torch.cuda.graph(torch.cuda.CUDAGraph()):
         ours.step()
     assert [sample["step"] for sample in monitor.samples] == [1]
+
+
+@pytest.mark.parametrize("name", WITH_FACTORS)
+def test_factors_are_not_captured(name):
+    with pytest.raises(ValueError, match="is more than its kernels, and is not captured"):
+        fused(name, capturable=True)
 
 
 def test_a_graph_needs_capturable():
