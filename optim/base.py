@@ -75,17 +75,17 @@ class Plan:
     """Fused batches that the next step can use again, and what must not have changed until then."""
 
     batches: list[Batch]
-    groups: list[tuple[Group, native.Members]]  # the groups and their parameters
+    groups: list[tuple[Group, native.Members, list[Any]]]  # the groups, their parameters, and their options
     idle: list[Tensor]  # parameters without a gradient
     states: native.Members  # all state dicts of the optimizer
 
-    def holds(self, optimizer: torch.optim.Optimizer) -> bool:
+    def holds(self, optimizer: "Optimizer") -> bool:
         """Takes over the new gradients; False where a tensor moved or another parameter has a gradient."""
         return (
             len(self.groups) == len(optimizer.param_groups)
             and all(
-                old is new and params.unchanged(new["params"])
-                for (old, params), new in zip(self.groups, optimizer.param_groups, strict=True)
+                old is new and params.unchanged(new["params"]) and options == optimizer._options(new)
+                for (old, params, options), new in zip(self.groups, optimizer.param_groups, strict=True)
             )
             and all(p.grad is None for p in self.idle)
             and self.states.unchanged(optimizer.state)
@@ -317,6 +317,10 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(f"betas={values}: each must be in [0, 1)")
         return values
 
+    def _options(self, group: Group) -> list[Any]:
+        """The options of a group that may decide on states and paths."""
+        return [group.get(name) for name in (*self.card.options, *STORAGE_OPTIONS)]
+
     # ---- paths
 
     def why_not_fused(self, p: Tensor, group: Group) -> str:
@@ -460,7 +464,9 @@ class Optimizer(torch.optim.Optimizer):
                 batch.params.append(p)
                 batch.grads.append(g)
                 batch.states.append(state)
-        groups = [(group, native.Members(group["params"])) for group in self.param_groups]
+        groups = [
+            (group, native.Members(group["params"]), self._options(group)) for group in self.param_groups
+        ]
         plan = Plan(list(batches.values()), groups, idle, native.Members(self.state))
         for batch in plan.batches:
             if batch.path == "fused":

@@ -151,4 +151,5 @@ def _rate(p_norm: Tensor, g_norm: Tensor, group: Group) -> Tensor:
     """The paper's local learning rates of tensors with these norms; 1 where either is 0."""
     rate = group["trust_coefficient"] * p_norm / (g_norm + group["weight_decay"] * p_norm + group["eps"])
     rate = torch.where((p_norm == 0) | (g_norm == 0), 1.0, rate)
-    return (rate / float(group["lr"])).clamp(max=1) if group["trust_clip"] else rate
+    lr = max(float(group["lr"]), 1e-30)  # 0 in a schedule must not divide 0
+    return (rate / lr).clamp(max=1) if group["trust_clip"] else rate

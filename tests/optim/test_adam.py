@@ -97,3 +97,18 @@ def test_8_bit_states_are_a_quarter(name):
     p.grad = torch.ones_like(p)
     optimizer.step()
     assert sum(optim.state_bytes(optimizer).values()) == 4 + 2 * (p.numel() + 4 * p.numel() // 256)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_amsgrad_switched_on_between_steps(name):
+    """A step that could go on as the ones before must notice it."""
+    params = make_params([(4, 5)], np.random.default_rng(0))
+    optimizer = build(name, params)
+    rng = np.random.default_rng(1)
+    for step in range(4):
+        optimizer.param_groups[0]["amsgrad"] = step > 1
+        set_grads(params, rng)
+        optimizer.step()
+        assert ("max_exp_avg_sq" in optimizer.state[params[0]]) == (step > 1)
+    optimizer.state[params[0]]["max_exp_avg_sq"].sub_(optimizer.state[params[0]]["exp_avg_sq"])
+    assert (optimizer.state[params[0]]["max_exp_avg_sq"] >= 0).all()

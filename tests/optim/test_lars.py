@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import test_outside
 import torch
-from harness import build, make_params
+from harness import build, make_params, set_grads
 from test_outside import check
 
 import optim
@@ -93,3 +93,13 @@ def test_state(momentum):
 def test_options_that_make_no_sense(options, match):
     with pytest.raises(ValueError, match=match):
         optim.Lars([torch.ones(2)], **options)
+
+
+def test_a_learning_rate_of_zero_with_a_clipped_trust():
+    """Nothing moves, and nothing becomes NaN."""
+    params = make_params([(3, 4)], np.random.default_rng(0))
+    before = params[0].detach().clone()
+    optimizer = build("lars", params, lr=0.0, trust_clip=True, trust_coefficient=0.0)
+    set_grads(params, np.random.default_rng(1))
+    optimizer.step()
+    assert torch.equal(params[0], before)

@@ -289,7 +289,7 @@ def test_taken_gradients_give_the_same_bits(name, path, options):
 
 def trained(name, kept, path=None, steps=3):
     dtype, options = kept
-    params = make_params([(40, 30), (5,), ()], np.random.default_rng(0), dtype)
+    params = make_params([(40, 90), (5,), ()], np.random.default_rng(0), dtype)
     optimizer = build(name, params, path, max_grad_norm=1.0, **options)
     rng = np.random.default_rng(1)
     for _ in range(steps):
@@ -332,13 +332,13 @@ def test_a_checkpoint_is_as_small_as_the_states(name):
         return file.tell()
 
     one = trained(name, KEPT["f32"])
-    p, states = 1200, len(full_states(one, all_params(one)[0]))
+    p, states = 3600, len(full_states(one, all_params(one)[0]))
     full, small = saved(KEPT["f32"]), saved(KEPT["f32_int8"])
-    assert full - small > 0.6 * p * states * 3  # the rest is names
+    assert full - small > 0.7 * p * states * 3  # the rest is names
     held = trained(name, KEPT["f32_int8"]).state_dict()["state"][0]
     for key in full_states(one, all_params(one)[0]):
         assert held[key].dtype == torch.uint8
-        assert held[f"{key}_scale"].shape == (5,)
+        assert held[f"{key}_scale"].shape == (15,)
 
 
 @pytest.mark.parametrize(("name", "path"), [x for x in PATHS if optim.CARDS[x[0]].elementwise])
