@@ -50,6 +50,7 @@ TESTS = (
     "integration",
     "storage",
     "overhead",
+    "sums",
     "monitor",
     "blocks",
 )
@@ -121,7 +122,7 @@ FAULTS = {
         ("float16 subnormals flushed", STORAGE, "magnitude < 0x38800000 ? subnormal :", "magnitude < 0x38800000 ? 0 :"),
         ("float16 overflow too late", STORAGE, "magnitude >= 0x477ff000", "magnitude >= 0x48800000"),
         ("float16 infinities read as numbers", STORAGE, "rest >= 0x0f800000 ?", "rest > 0x7f800000 ?"),
-        ("step not incremented", CPU, "step += 1;\n", ";\n"),
+        ("step not incremented", CPU, "step += Rule::counts;\n", ";\n"),
         ("threads skip a boundary", CPU, "const int64_t stop = cut(rank + 1, ranks);", "const int64_t stop = cut(rank + 1, ranks) - (rank + 1 < ranks);"),
         ("threads overlap", CPU, "const int64_t stop = cut(rank + 1, ranks);", "const int64_t stop = std::min(total, cut(rank + 1, ranks) + 1);"),
         ("tail of a span dropped", CPU, "i < n; ++i) {\n    R parameter", "i < n - n % 4; ++i) {\n    R parameter"),
@@ -149,7 +150,7 @@ FAULTS = {
         ("raise does not raise", BASE, 'if self.nonfinite == "raise":', 'if self.nonfinite == "raises":'),
     ],
     "tensors": [
-        ("size of a table row", NATIVE, "self._width = 2 + len(names)", "self._width = 1 + len(names)"),
+        ("size of a table row", NATIVE, "self._width = len(columns)", "self._width = len(columns) - 1"),
         ("stale gradients", TENSORS, "table[1] = address(g);", ""),
         ("moved parameters not noticed", TENSORS, "address(p) != table[0] ||", ""),
         ("another layout not noticed", TENSORS, "fingerprint(p) != fingerprints[i] ||", ""),

@@ -72,4 +72,13 @@ FAULTS = [
     ("fused weights of as many heads as queries", PARTITION, "heads + 2 * (kv_heads or heads)", "heads"),
     ("the last rule counts", PARTITION, "                break\n", ""),
     ("frozen parameters in the partition", PARTITION, "if not p.requires_grad:", "if False:"),
+    ('fused: decay dropped', 'csrc/rules.h', 'p = k.before * p - x * s[0];', 'p = p - x * s[0];'),
+    ('fused: the gradient is not scaled', 'csrc/rules.h', 's[0] = k.beta1 * s[0] + k.rest1 * (g * k.grad_scale);', 's[0] = k.beta1 * s[0] + k.rest1 * g;'),
+    ('fused: means of the unscaled gradient', 'optim/adam_mini.py', 'torch.cat(sums) * share * scale**2', 'torch.cat(sums) * share'),
+    ('fused: sums instead of means', 'optim/adam_mini.py', 'torch.cat(sums) * share * scale**2', 'torch.cat(sums) * scale**2'),
+    ('fused: step not counted in factors', 'optim/adam_mini.py', '.double() + 1', '.double()'),
+    ('fused: second moments are not kept', 'optim/adam_mini.py', '        torch._foreach_copy_(v, list(torch.split(x[0], counts)))\n', ''),
+    ('fused: bias correction of the first parameter', 'optim/adam_mini.py', 'root.to(v.dtype)[owner]', 'root.to(v.dtype)[0]'),
+    ('fused: blocks in any memory', 'optim/blocks.py', 'return first and p.shape[0] % blocks[0] == 0', 'return True'),
+    ('fused: last row of factors', 'csrc/cpu.cpp', '++r, c = 0) {', 'c = 0) {'),
 ]  # fmt: skip

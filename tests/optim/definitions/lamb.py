@@ -67,4 +67,13 @@ FAULTS = [
     ("foreach: norm of all tensors together", LAMB, "(torch.stack(torch._foreach_norm(x)) for x in (p, u))", "(torch.stack(torch._foreach_norm(x)).norm().expand(len(x)) for x in (p, u))"),
     ("foreach: norms the wrong way round", LAMB, "p_norm, u_norm = (", "u_norm, p_norm = ("),
     ("foreach: no learning rate without ratios", LAMB, "torch._foreach_add_(p, u, alpha=-lr)", "torch._foreach_sub_(p, u)"),
+    ('fused: sum of u', 'csrc/rules.h', 'q[0] = u * u;', 'q[0] = u;'),
+    ('fused: norms the wrong way round', 'optim/lamb.py', 'u_norm, p_norm = sums.sqrt()', 'p_norm, u_norm = sums.sqrt()'),
+    ('fused: no learning rate', 'optim/lamb.py', 'set_factors(batch, ratios * batch.group["lr"])', 'set_factors(batch, ratios)'),
+    ('fused: no root', 'optim/lamb.py', 'sums.sqrt().unbind(1)', 'sums.unbind(1)'),
+    ('fused: the second pass counts, too', 'csrc/rules.h', '  static constexpr bool counts = false;\n', '  static constexpr bool counts = true;\n'),
+    ('fused: no decay in the step', 'csrc/rules.h', '(root(s[1]) * k.root_rate + k.eps) + k.weight_decay * p;', '(root(s[1]) * k.root_rate + k.eps);'),
+    ('fused: bias correction always', 'csrc/rules.h', 'root_rate(h.bias_correction != 0 ?', 'root_rate(true ?'),
+    ('fused: the last lane is not summed', 'csrc/cpu.cpp', 'for (int half = lanes / 2; half; half /= 2)', 'for (int half = lanes / 2; half > 1; half /= 2)'),
+    ('fused: sums of the first block', 'csrc/cpu.cpp', '[(at + i) / kBlock * Rule::sums + j] = total', '[i / kBlock * Rule::sums + j] = total'),
 ]  # fmt: skip
