@@ -216,21 +216,21 @@ class Adafactor(Optimizer):
         """With u = g a_i b_j the mean of u^2 takes no more than a weighted sum of the squares of g."""
         group, lengths, params = batch.group, [f.length for f in batch.factors], exact_params(batch)
         if not batch.constants:
-            counts = [max(p.numel(), 1) for p in params]
-            batch.constants["counts"] = torch.tensor(counts, dtype=torch.float64).to(params[0].device)
-        counts_, whole = batch.constants["counts"], [0] * len(params)
+            numels = torch.tensor([max(p.numel(), 1) for p in params], dtype=torch.float64)
+            batch.constants["numels"] = numels.to(params[0].device)
+        numels, whole = batch.constants["numels"], [0] * len(params)
         t = torch.stack([state["step"] for state in batch.states]).double() + 1
         a, b = self._rows_and_columns(batch, grads, scale, t ** -group["decay_rate"])
         weighted = row_sums(grads, lengths, [x.square() for x in b])
         squares = torch.stack([x.square() @ y for x, y in zip(a, weighted, strict=True)]) * scale**2
-        clip = ((squares / counts_).sqrt() / group["clip_threshold"]).clamp(min=1)
+        clip = ((squares / numels).sqrt() / group["clip_threshold"]).clamp(min=1)
         sizes = torch.full_like(t, float(group["lr"]))
         if group["warmup_init"]:
             sizes = torch.minimum(sizes, 1e-6 * t)
         if group["relative_step"]:
             sizes = torch.minimum(sizes, t.rsqrt())
         if group["scale_parameter"]:
-            rms = (torch.cat(row_sums(params, whole)) / counts_).sqrt()
+            rms = (torch.cat(row_sums(params, whole)) / numels).sqrt()
             sizes = sizes * rms.clamp(min=group["eps_scale"])
         rows, columns, _, decays = (list(x) for x in zip(*batch.factors, strict=True))
         torch._foreach_mul_(a, list((sizes / clip).to(a[0].dtype).unbind()))
@@ -249,9 +249,7 @@ class Adafactor(Optimizer):
             for vi, g, x, state in zip(v, grads, steps, batch.states, strict=True):
                 vi.lerp_((g.to(vi.dtype).view(-1) * scale).square() + eps, x)
                 state["exp_avg_sq"].view(-1).copy_(vi)
-            return [torch.ones_like(vi[:1]) if len(vi) else vi.new_ones(1) for vi in v], [
-                x.rsqrt() for x in v
-            ]
+            return [vi.new_ones(1) for vi in v], [vi.rsqrt() for vi in v]
         a, b = [], []
         sums = zip(row_sums(grads, lengths), column_sums(grads, lengths), grads, strict=True)
         for (of_rows, of_columns, g), x, state in zip(sums, steps, batch.states, strict=True):

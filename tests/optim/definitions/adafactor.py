@@ -136,7 +136,7 @@ FAULTS = [
     ("foreach: momentum of 1 - beta1", FILE, "_foreach_lerp_(m, u, 1 - beta1)", "_foreach_lerp_(m, u, beta1)"),
     ('fused: means over the other side', 'optim/adafactor.py', 'of_rows * (scale**2 / columns)', 'of_rows * (scale**2 / rows)'),
     ('fused: mean square of u unscaled', 'optim/adafactor.py', 'zip(a, weighted, strict=True)]) * scale**2', 'zip(a, weighted, strict=True)])'),
-    ('fused: RMS over one row', 'optim/adafactor.py', '(squares / counts_).sqrt()', 'squares.sqrt()'),
+    ('fused: RMS over one row', 'optim/adafactor.py', '(squares / numels).sqrt()', 'squares.sqrt()'),
     ('fused: no decay', 'optim/adafactor.py', '(sizes * group["weight_decay"])', '(sizes * 0)'),
     ('fused: never clipped', 'optim/adafactor.py', '(sizes / clip)', '(sizes * 1)'),
     ('fused: rows not over their mean', 'optim/adafactor.py', 'a.append((r / r.mean()).rsqrt_())', 'a.append(r.rsqrt())'),
