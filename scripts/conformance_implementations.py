@@ -215,6 +215,8 @@ def ours() -> list[Implementation]:
         for path, (device, fixed) in paths.items():
             if path.split()[0] in card.paths:
                 found.append(replace(base, path=path, device=device, fixed=fixed))
+                if not all(rule.small for rule in card.fused_rules):  # no kernel for bfloat16: ours to choose
+                    found[-1] = replace(found[-1], bfloat16={**base.bfloat16, "fused": None})
     return found
 
 

@@ -103,3 +103,14 @@ def test_a_learning_rate_of_zero_with_a_clipped_trust():
     set_grads(params, np.random.default_rng(1))
     optimizer.step()
     assert torch.equal(params[0], before)
+
+
+@each_path
+def test_gradients_stay_as_they_are_without_weight_decay(path):
+    """Where nothing is added to them first, steps must not be computed in their memory."""
+    params = make_params([(3, 4), (5,)], np.random.default_rng(0))
+    optimizer = build("lars", params, path, weight_decay=0.0, always_adapt=True)
+    set_grads(params, np.random.default_rng(1))
+    before = [p.grad.clone() for p in params]
+    optimizer.step()
+    assert all(torch.equal(p.grad, g) for p, g in zip(params, before, strict=True))

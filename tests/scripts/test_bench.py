@@ -28,7 +28,12 @@ def test_bytes_by_design() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", [key for key, entry in BENCH["ENTRIES"].items() if key.startswith("Ad") and not entry.device]
+    "key",
+    [
+        key
+        for key, entry in BENCH["ENTRIES"].items()
+        if key.startswith("Ad") and not entry.device and key != "Adafactor fused"  # rows, columns, vectors
+    ],
 )
 def test_states_are_as_large_as_designed(key: str) -> None:
     entry, size = BENCH["ENTRIES"][key], 8192
