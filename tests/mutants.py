@@ -51,6 +51,7 @@ TESTS = (
     "storage",
     "overhead",
     "sums",
+    "adam",
     "monitor",
     "blocks",
 )

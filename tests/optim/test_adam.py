@@ -112,3 +112,13 @@ def test_amsgrad_switched_on_between_steps(name):
         assert ("max_exp_avg_sq" in optimizer.state[params[0]]) == (step > 1)
     optimizer.state[params[0]]["max_exp_avg_sq"].sub_(optimizer.state[params[0]]["exp_avg_sq"])
     assert (optimizer.state[params[0]]["max_exp_avg_sq"] >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_the_largest_mean_square_needs_no_sign_in_8_bits(name):
+    """So its codes go up to 255."""
+    params = make_params([(20, 20)], np.random.default_rng(0))
+    optimizer = build(name, params, amsgrad=True, state_dtype="int8", min_int8_size=0)
+    set_grads(params, np.random.default_rng(1))
+    optimizer.step()
+    assert optimizer.state[params[0]]["max_exp_avg_sq"].max() == 255
