@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -30,9 +29,8 @@ def entry_point(config_name: str, schema: type[Config]) -> Callable[[Main[Config
 
     The command takes a list of arguments (default: the process's) and returns the exit status: 0, or 2 after
     `error: ...` on stderr. With `--debug` (or HYDRA_FULL_ERROR=1) errors are raised instead. The config's
-    defaults start with `<config_name>_schema`, which is `schema`.
+    defaults start with `<config_name>_schema`, which is `schema`; the module that defines it registers it.
     """
-    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
 
     def decorate(main: Main[Config]) -> Callable[..., int]:
         def command(arguments: Sequence[str] | None = None) -> int:

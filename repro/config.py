@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from repro.errors import UserError
+from repro.ledger import Row
 
 
 @dataclass
@@ -36,7 +37,9 @@ class ScheduleConfig:
 
     name: str = "cosine"  # cosine | polynomial | constant
     per: str = "epoch"  # epoch | step: when the learning rate changes
+    join: str = "cut"  # cosine only: cut | shift | scale, how it meets the warm-up
     warmup_epochs: float = 0.0
+    warmup_steps: int | None = None  # instead of warmup_epochs
     warmup_lr: float = 0.0  # learning rate at step 0 when there is a warm-up
     min_lr: float = 0.0  # learning rate at the end
     cooldown_epochs: int = 0  # epochs at min_lr after the last of `epochs`
@@ -49,8 +52,11 @@ class TrainConfig:
 
     seed: int = 0
     epochs: int = 10
+    steps: int | None = None  # optimizer steps in all, instead of epochs
+    measure_every: int | None = None  # steps between measurements on the test set, besides every epoch's end
     batch_size: int = 64  # samples per optimizer step, over all processes and micro-batches
     accumulate: int = 1  # micro-batches per optimizer step
+    repeats: int = 1  # copies of a sample in an epoch, augmented apart; the epoch is as long as without
     amp: str = "no"  # no | bf16 | fp16
     clip_grad: float | None = None  # global norm, applied by the loop before the optimizer
     hessian_every: int = 10  # steps between estimates of the Hessian, for optimizer=sophia
@@ -61,10 +67,19 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    row: Row | None = None  # of the ledger, from +paper=<table>/<row>
 
     def check(self) -> None:
         """Raise UserError for a value that cannot work, naming it."""
-        for key in ("epochs", "batch_size", "accumulate", "hessian_every", "run.keep", "run.log_every"):
+        for key in (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "repeats",
+            "hessian_every",
+            "run.keep",
+            "run.log_every",
+        ):
             _at_least(1, key, _lookup(self, key))
         for key in ("seed", "workers", "schedule.warmup_epochs", "schedule.cooldown_epochs"):
             _at_least(0, key, _lookup(self, key))
@@ -74,6 +89,15 @@ class TrainConfig:
             _at_least(1, "run.checkpoint_every", self.run.checkpoint_every)
         if self.run.monitor is not None:
             _at_least(1, "run.monitor", self.run.monitor)
+        for key in ("steps", "measure_every"):
+            if _lookup(self, key) is not None:
+                _at_least(1, key, _lookup(self, key))
+        if self.schedule.warmup_steps is not None:
+            _at_least(0, "schedule.warmup_steps", self.schedule.warmup_steps)
+            if self.schedule.warmup_epochs:
+                raise UserError("schedule.warmup_steps: set schedule.warmup_epochs=0 beside it")
+        if self.steps is not None and self.schedule.cooldown_epochs:
+            raise UserError(f"steps={self.steps}: a run in steps has no schedule.cooldown_epochs")
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise UserError(f"clip_grad={self.clip_grad}: must be above 0, or null for no clipping")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -81,6 +105,7 @@ class TrainConfig:
         one_of("amp", self.amp, ("no", "bf16", "fp16"))
         one_of("schedule.name", self.schedule.name, ("cosine", "polynomial", "constant"))
         one_of("schedule.per", self.schedule.per, ("epoch", "step"))
+        one_of("schedule.join", self.schedule.join, ("cut", "shift", "scale"))
         one_of("tracking.mode", self.tracking.mode, ("online", "offline"))
         if self.tracking.name is not None:
             one_of("tracking.name", self.tracking.name, ("wandb", "tensorboard"))

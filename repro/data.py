@@ -1,7 +1,7 @@
 """Data loading whose every batch is a function of (seed, epoch, index), hence resumable anywhere.
 
 The order of an epoch depends on (seed, epoch) alone, and the randomness of one sample's augmentation on
-(seed, epoch, index) alone: not on the number of workers, nor on which samples were loaded before.
+(seed, epoch, index, copy) alone: not on the number of workers, nor on which samples were loaded before.
 """
 
 import random
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-Key = tuple[int, int]  # (epoch, index)
+Key = tuple[int, int, int]  # (epoch, index, copy): copies of a sample in one epoch are augmented apart
 
 
 class Sized(Protocol):
@@ -27,13 +27,24 @@ class TrainingSampler(Sampler[list[Key]]):
 
     Every optimizer step takes the next `batch_size` samples of the epoch's order; each process gets an equal,
     contiguous share of each micro-batch. What does not fill a step is left out.
+
+    With `repeats` above 1 each sample comes that often in a row, and the epoch is as long as without: it sees
+    `size / repeats` samples (repeated augmentation, Hoffer et al., arXiv 1901.09335).
     """
 
     def __init__(
-        self, size: int, batch_size: int, seed: int, accumulate: int = 1, processes: int = 1, rank: int = 0
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        accumulate: int = 1,
+        processes: int = 1,
+        rank: int = 0,
+        repeats: int = 1,
     ) -> None:
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.accumulate, self.processes, self.rank = accumulate, processes, rank
+        self.repeats = repeats
         self.steps = size // batch_size
         self.epoch, self.first_step = 0, 0
 
@@ -52,7 +63,8 @@ class TrainingSampler(Sampler[list[Key]]):
         for step in range(self.first_step, self.steps):
             for micro in range(self.accumulate):
                 begin = step * self.batch_size + (micro * self.processes + self.rank) * share
-                yield [(epoch, index) for index in order[begin : begin + share]]
+                places = (divmod(place, self.repeats) for place in range(begin, begin + share))
+                yield [(epoch, order[sample], copy) for sample, copy in places]
 
 
 class EvaluationSampler(Sampler[list[Key]]):
@@ -67,11 +79,11 @@ class EvaluationSampler(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         for begin in range(0, len(self.indices), self.batch_size):
-            yield [(0, index) for index in self.indices[begin : begin + self.batch_size]]
+            yield [(0, index, 0) for index in self.indices[begin : begin + self.batch_size]]
 
 
 class SeededDataset(Dataset[Any]):
-    """`data` addressed by (epoch, index), with the global random generators seeded during each access.
+    """`data` addressed by (epoch, index, copy), with the global random generators seeded during each access.
 
     With `seed=None` (nothing random in `data`) the generators are left alone.
     """
@@ -80,11 +92,11 @@ class SeededDataset(Dataset[Any]):
         self.data, self.seed = data, seed
 
     def __getitem__(self, key: Key) -> Any:
-        epoch, index = key
+        epoch, index, copy = key
         if self.seed is None:
             return self.data[index]
         before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (timm uses it)
-        random.seed(_hash(f"sample {self.seed} {epoch} {index}"))
+        random.seed(_hash(f"sample {self.seed} {epoch} {index}" + (f" {copy}" if copy else "")))
         np.random.seed(random.getrandbits(32))  # noqa: NPY002
         torch.default_generator.manual_seed(random.getrandbits(63))  # the CPU's only: samples are made there
         try:

@@ -87,12 +87,13 @@ class Trainer:
         share = self._share(len(train_data))
         ranks = accelerator.num_processes, accelerator.process_index
         self.sampler = TrainingSampler(
-            len(train_data), config.batch_size, config.seed, config.accumulate, *ranks
+            len(train_data), config.batch_size, config.seed, config.accumulate, *ranks, config.repeats
         )
         self.loader = make_loader(train_data, self.sampler, config.seed, config.workers)
         test_sampler = EvaluationSampler(len(test_data), share, *ranks)
         self.test_loader = make_loader(test_data, test_sampler, None, config.workers)
-        self.epochs = config.epochs + config.schedule.cooldown_epochs
+        self.total = config.steps or self.sampler.steps * (config.epochs + config.schedule.cooldown_epochs)
+        self.epochs = -(-self.total // self.sampler.steps)
 
         self.module = task.build_model()  # the bare model; self.model is what accelerate wraps around it
         self.ema: AveragedModel | None = None
@@ -102,7 +103,9 @@ class Trainer:
         self.bare_optimizer = build_optimizer(self.module, config.optimizer)
         self.base_lrs = [group["lr"] for group in self.bare_optimizer.param_groups]
         self.lr: float = self.bare_optimizer.defaults["lr"]
-        self.multiplier = build_schedule(config.schedule, self.lr, config.epochs, self.sampler.steps)
+        self.multiplier = build_schedule(
+            config.schedule, self.lr, config.epochs, self.sampler.steps, config.steps
+        )
         self.model, self.optimizer = accelerator.prepare(self.module, self.bare_optimizer)
         self.losses = torch.zeros(self.sampler.steps, device=self.device)  # of this epoch's steps
         set_seed(config.seed, device_specific=True)  # from here on processes draw different numbers
@@ -113,15 +116,13 @@ class Trainer:
         start_trackers(self.accelerator, self.config, self.folder.path)
         self.monitor = self._monitor()
         self.mark = time.perf_counter()
-        total = self.epochs * self.sampler.steps
         show = self.accelerator.is_main_process
         with tqdm(
-            total=total, initial=self.progress.step, unit="step", disable=None if show else True
+            total=self.total, initial=self.progress.step, unit="step", disable=None if show else True
         ) as self.bar:
-            while self.progress.step < total:
+            while self.progress.step < self.total:
                 epoch, done = divmod(self.progress.step, self.sampler.steps)
                 self._train_epoch(epoch, done)
-                self._end_epoch(epoch)
         return report.summarise(self)
 
     def _train_epoch(self, epoch: int, done: int) -> None:
@@ -152,6 +153,8 @@ class Trainer:
             if self.accelerator.sync_gradients:
                 done += 1
                 self._end_step(epoch, done)
+                if self.progress.step == self.total:
+                    return
 
     def _estimate_hessian(self, batch: Any) -> None:
         """Give an optimizer that wants them estimates of the Hessian's diagonal, from a micro-batch."""
@@ -190,12 +193,15 @@ class Trainer:
             self.ema.update_parameters(self.module)
         self.progress.step += 1
         self.bar.update()
-        if done == self.sampler.steps:
-            return  # the epoch's end logs and saves
+        every = self.config.measure_every
+        due = every is not None and self.progress.step % every == 0
+        if due or done == self.sampler.steps or self.progress.step == self.total:
+            self._end_stretch(epoch, done)
+            self.model.train()
+            return
         if done % self.config.run.log_every == 0:
             loss = self._mean_loss(done - self.config.run.log_every, done)
-            record = {"epoch": round(epoch + done / self.sampler.steps, 6), "train_loss": loss}
-            self._log(record)
+            self._log({"epoch": self._epochs_at(epoch, done), "train_loss": loss})
             self.bar.set_postfix(
                 epoch=f"{epoch + 1}/{self.epochs}", loss=f"{loss:.4g}", lr=f"{self._lr():.3g}"
             )
@@ -203,9 +209,9 @@ class Trainer:
         if every is not None and self.progress.step % every == 0:
             self._save()
 
-    def _end_epoch(self, epoch: int) -> None:
-        """Measure, log and save."""
-        record = {"epoch": epoch + 1, "train_loss": self._mean_loss(0, self.sampler.steps)}
+    def _end_stretch(self, epoch: int, done: int) -> None:
+        """Measure, log and save: at the end of an epoch or of the run, and every `measure_every` steps."""
+        record = {"epoch": self._epochs_at(epoch, done), "train_loss": self._mean_loss(0, done)}
         self._tick("train_seconds")
         record |= self._measure(self.accelerator.unwrap_model(self.model))
         if self.ema is not None:
@@ -217,7 +223,11 @@ class Trainer:
             self.progress.best = self.progress.last
         if self.accelerator.is_main_process:
             self.bar.write(report.epoch_line(self))
-        self._save()
+        self._save(measured=True)
+
+    def _epochs_at(self, epoch: int, done: int) -> float:
+        """Return the number of epochs after `done` steps of `epoch`, an int where it is whole."""
+        return epoch + 1 if done == self.sampler.steps else round(epoch + done / self.sampler.steps, 6)
 
     @torch.no_grad()
     def _measure(self, model: nn.Module) -> dict[str, float]:
@@ -265,12 +275,14 @@ class Trainer:
             setattr(self.progress, kind, getattr(self.progress, kind) + now - self.mark)
         self.mark = now
 
-    def _save(self) -> None:
-        """Write a checkpoint and delete those no longer needed."""
-        done = self.progress.step % self.sampler.steps
-        if done:
-            self._mean_loss(0, done)  # weights made from a loss that is not finite are not worth keeping
-        self._tick(*(["train_seconds"] if done else []))
+    def _save(self, measured: bool = False) -> None:
+        """Write a checkpoint and delete those no longer needed; `measured` if that was what came before."""
+        if measured:
+            self._tick()
+        else:
+            # weights made from a loss that is not finite are not worth keeping
+            self._mean_loss(0, self.progress.step % self.sampler.steps)
+            self._tick("train_seconds")
         generators = gather_object([get_generators()])
         if not self.accelerator.is_main_process:
             return

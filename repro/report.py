@@ -18,8 +18,7 @@ def epoch_line(trainer: "Trainer") -> str:
     measures = "  ".join(
         f"{key} {value:.4g}" for key, value in record.items() if key not in ("step", "epoch", "lr")
     )
-    total = trainer.epochs * trainer.sampler.steps
-    left = progress.seconds / progress.step * (total - progress.step)
+    left = progress.seconds / progress.step * (trainer.total - progress.step)
     return (
         f"epoch {record['epoch']}/{trainer.epochs}  {measures}  lr {record['lr']:.3g}  left {_duration(left)}"
     )

@@ -3,8 +3,8 @@
 runs/<entry point>/<name>/
     config.yaml        the resolved configuration
     environment.json   a list with one entry per start: versions, commit, devices, threads, command
-    metrics.jsonl      one JSON object per record; `epoch` is a whole number where an epoch ends (these
-                       records have the test metrics) and a fraction in between. Nothing but what the
+    metrics.jsonl      one JSON object per record; `epoch` is a whole number where an epoch ends, a fraction
+                       in between; records of a measurement have the test metrics. Nothing but what the
                        configuration determines is in it, so that two runs of one configuration on one
                        machine agree in every byte; times are in summary.json.
     monitor.jsonl      with run.monitor: samples of optim.Monitor, which have times and memory in them
@@ -33,7 +33,7 @@ from omegaconf import OmegaConf
 from repro.errors import UserError
 
 # A continued run may differ from its beginning in these keys (and those below them), and in no other.
-FREE_KEYS = ("run", "tracking", "workers", "data.root")
+FREE_KEYS = ("run", "tracking", "workers", "data.root", "row")
 
 _PACKAGES = ("torch", "accelerate", "timm", "transformers", "datasets", "numpy", "safetensors", "hydra-core")
 

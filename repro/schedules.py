@@ -11,17 +11,29 @@ from repro.config import ScheduleConfig
 from repro.errors import UserError
 
 
-def cosine(t: float, total: float, warmup: float = 0, start: float = 0.0, end: float = 0.0) -> float:
-    """Half a cosine from 1 to `end`; the same numbers as timm.scheduler.CosineLRScheduler with one cycle.
+def cosine(
+    t: float, total: float, warmup: float = 0, start: float = 0.0, end: float = 0.0, join: str = "cut"
+) -> float:
+    """Half a cosine from 1 to `end`, after a linear warm-up that it meets in one of three ways.
 
-    As in timm, the warm-up is not prefixed: the cosine's clock starts at t = 0 too, so that the multiplier
-    just after the warm-up already lies on the curve, below 1.
+    cut     the cosine's clock starts at t = 0 too, so that the multiplier just after the warm-up already lies
+            on the curve, below 1: timm.scheduler.CosineLRScheduler with one cycle
+    shift   the clock starts when the warm-up ends: MAE, fairseq, Megatron
+    scale   the clock starts at t = 0, and the curve is scaled to go on from the last step of the warm-up:
+            Transformer-XL, whose logs follow lr *= (1 + cos(pi t / T)) / (1 + cos(pi (t - 1) / T)), where `t`
+            counts steps and `end` is 0
     """
     if t < warmup:
         return start + t * (1 - start) / warmup
     if t >= total:
         return end
-    return end + 0.5 * (1 - end) * (1 + math.cos(math.pi * t / total))
+    if join == "shift":
+        t, total = t - warmup, total - warmup
+    share = 0.5 * (1 + math.cos(math.pi * t / total))
+    if join == "scale" and warmup > 0:
+        last = warmup - 1
+        return (start + last * (1 - start) / warmup) * share / (0.5 * (1 + math.cos(math.pi * last / total)))
+    return end + (1 - end) * share
 
 
 def polynomial(
@@ -44,29 +56,37 @@ def constant(t: float, warmup: float = 0, start: float = 0.0) -> float:
 
 
 def build_schedule(
-    config: ScheduleConfig, lr: float, epochs: int, steps_per_epoch: int
+    config: ScheduleConfig, lr: float, epochs: int, steps_per_epoch: int, steps: int | None = None
 ) -> Callable[[int], float]:
     """Return the function `step -> multiplier` for a run.
 
     `lr` is the base learning rate that turns `warmup_lr` and `min_lr` into multipliers. The decay ends after
-    `epochs`; the cool-down comes on top.
+    `epochs`, or after `steps` where that is given; the cool-down comes on top.
 
     Raises:
-        UserError: a warm-up as long as the run or longer.
+        UserError: a warm-up as long as the run or longer, or settings that exclude each other.
     """
-    if config.warmup_epochs > epochs or (config.name == "polynomial" and config.warmup_epochs == epochs):
+    warmup_key = "warmup_epochs" if config.warmup_steps is None else "warmup_steps"
+    by_step = config.per == "step"
+    if not by_step and (steps is not None or config.warmup_steps is not None):
+        raise UserError("schedule.per=epoch: a run in steps, or a warm-up in steps, needs schedule.per=step")
+    if config.join == "scale" and not (by_step and config.min_lr == 0):
+        raise UserError("schedule.join=scale: needs schedule.per=step and schedule.min_lr=0")
+    scale = steps_per_epoch if by_step else 1
+    total = epochs * scale if steps is None else steps
+    warmup = config.warmup_epochs * scale if config.warmup_steps is None else config.warmup_steps
+    if warmup > total or (warmup == total and (config.name, config.join) != ("cosine", "cut")):
+        length = f"epochs={epochs}" if steps is None else f"steps={steps}"
         raise UserError(
-            f"schedule.warmup_epochs={config.warmup_epochs:g}: must be below epochs={epochs}, "
+            f"schedule.{warmup_key}={getattr(config, warmup_key):g}: must be below {length}, "
             "or nothing is left to train"
         )
-    scale = 1 if config.per == "epoch" else steps_per_epoch
-    total, warmup = epochs * scale, config.warmup_epochs * scale
     start, end = (config.warmup_lr / lr, config.min_lr / lr) if lr else (1.0, 1.0)
 
     def multiplier(step: int) -> float:
-        t = step // steps_per_epoch if config.per == "epoch" else step
+        t = step if by_step else step // steps_per_epoch
         if config.name == "cosine":
-            return cosine(t, total, warmup, start, end)
+            return cosine(t, total, warmup, start, end, config.join)
         if config.name == "polynomial":
             return polynomial(t, total, warmup, start, end, config.power)
         return constant(t, warmup, start)

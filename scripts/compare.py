@@ -24,6 +24,8 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
+UNMEASURED = {"step", "lr", "epoch", "train_loss"}  # all that a record has without a measurement
+
 
 @dataclass
 class Run:
@@ -88,7 +90,7 @@ def load(path: Path) -> Run:
         # a run in progress may be in the middle of its last line
         records = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         summary = path / "summary.json"
-        epochs = [record for record in records if isinstance(record["epoch"], int)]
+        epochs = [record for record in records if record.keys() - UNMEASURED]
         if not epochs:
             raise UserError(f"{path}: no epoch is finished yet")
         return Run(path, config, epochs, json.loads(summary.read_text()) if summary.exists() else {})

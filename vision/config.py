@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
+
 from repro.config import TrainConfig, one_of
 from repro.errors import UserError
 
@@ -89,3 +91,6 @@ class VisionConfig(TrainConfig):
     def mixes(self) -> bool:
         """Whether images of a batch are mixed."""
         return self.augment.mixup > 0 or self.augment.cutmix > 0
+
+
+ConfigStore.instance().store(name="vision_schema", node=VisionConfig)

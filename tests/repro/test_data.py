@@ -29,8 +29,8 @@ def test_a_resumed_epoch_is_the_rest_of_a_whole_one() -> None:
 def test_epochs_differ_in_order_and_augmentation() -> None:
     assert not torch.equal(batches(epoch=1)[0], batches(epoch=2)[0])
     data = SeededDataset(Points(64, 0.1), 3)
-    assert not torch.equal(data[0, 7][0], data[1, 7][0])
-    assert torch.equal(data[1, 7][0], data[1, 7][0])
+    assert not torch.equal(data[0, 7, 0][0], data[1, 7, 0][0])
+    assert torch.equal(data[1, 7, 0][0], data[1, 7, 0][0])
 
 
 def test_loading_leaves_the_global_generators_alone() -> None:
@@ -56,7 +56,18 @@ def test_processes_and_micro_batches_share_a_step() -> None:
         assert sum(shared, []) == keys  # noqa: RUF017 (short)
 
 
+def test_repeated_samples_are_augmented_apart() -> None:
+    keys = [key for batch in TrainingSampler(64, 8, seed=0, repeats=3) for key in batch]
+    assert (
+        len(keys) == len(set(keys)) == 64
+    )  # an epoch is as long as without, and no augmentation comes twice
+    assert [copy for _, _, copy in keys[:7]] == [0, 1, 2, 0, 1, 2, 0]
+    assert len({index for _, index, _ in keys}) == 22
+    data = SeededDataset(Points(64, 0.1), 3)
+    assert not torch.equal(data[0, 7, 0][0], data[0, 7, 1][0])
+
+
 def test_evaluation_sees_every_sample_once() -> None:
     keys = [key for rank in range(3) for batch in EvaluationSampler(10, 2, 3, rank) for key in batch]
-    assert sorted(keys) == [(0, index) for index in range(10)]
+    assert sorted(keys) == [(0, index, 0) for index in range(10)]
     assert [len(EvaluationSampler(10, 2, 3, rank)) for rank in range(3)] == [2, 2, 2]

@@ -78,6 +78,24 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert result(folder(config, "broken")) == result(folder(config, "whole"))
 
 
+@pytest.mark.parametrize("stop", [5, 6, 16, 17])
+def test_a_run_in_steps(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+    config.steps, config.measure_every = 19, 6  # two epochs of eight and three steps
+    config.schedule.per = "step"
+    train(ToyTask(), config, "whole")
+    lines, _ = result(folder(config, "whole"))
+    records = [json.loads(line) for line in lines.splitlines()]
+    measured = [record["step"] for record in records if "accuracy" in record]
+    assert measured == [6, 8, 12, 16, 18, 19]
+    assert [record["epoch"] for record in records if record["step"] in (8, 12, 19)] == [1, 1.5, 2.375]
+    with monkeypatch.context() as patch:
+        stop_after(patch, stop)
+        with pytest.raises(StopError):
+            train(ToyTask(), config, "broken")
+    train(ToyTask(), config, "broken")
+    assert result(folder(config, "broken")) == result(folder(config, "whole"))
+
+
 def test_workers_do_not_change_the_result(config: TrainConfig) -> None:
     config.epochs = 1
     train(ToyTask(), config, "alone")

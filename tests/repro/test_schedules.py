@@ -1,10 +1,12 @@
 """Schedules against timm's and transformers'."""
 
+import math
+
 import pytest
 import timm.scheduler
 import torch
 from torch import nn
-from transformers import get_linear_schedule_with_warmup
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from repro.config import ScheduleConfig
 from repro.errors import UserError
@@ -69,3 +71,40 @@ def test_per_step_and_cooldown() -> None:
 def test_warmup_longer_than_the_run() -> None:
     with pytest.raises(UserError, match=r"schedule\.warmup_epochs=11: .*epochs=10"):
         build_schedule(ScheduleConfig(warmup_epochs=11), LR, 10, 5)
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(50, 0), (50, 5), (200, 3)])
+def test_a_scaled_cosine_is_the_recursion_of_transformer_xl(total: int, warmup: int) -> None:
+    config = ScheduleConfig(name="cosine", per="step", join="scale", warmup_steps=warmup)
+    multiplier = build_schedule(config, LR, 1, 10, steps=total)
+    expected = 1.0
+    for step in range(1, total + 1):
+        if step < warmup:
+            expected = step / warmup
+        else:
+            grow = [1 + math.cos(math.pi * t / total) for t in (step, step - 1)]
+            expected *= grow[0] / grow[1]
+        assert multiplier(step) == pytest.approx(expected, rel=1e-10, abs=1e-15)
+
+
+def test_a_shifted_cosine_is_transformers() -> None:
+    sgd = optimizer()
+    theirs = get_cosine_schedule_with_warmup(sgd, num_warmup_steps=7, num_training_steps=50)
+    for t in range(50):
+        assert cosine(t, 50, 7, join="shift") == pytest.approx(sgd.param_groups[0]["lr"] / LR, rel=1e-12)
+        sgd.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "message"),
+    [
+        (dict(warmup_steps=50), 50, "schedule.warmup_steps=50: must be below steps=50"),
+        (dict(per="epoch"), 50, "needs schedule.per=step"),
+        (dict(join="scale", min_lr=0.1), 50, "schedule.join=scale: needs"),
+    ],
+)
+def test_schedules_in_steps_that_cannot_work(changes: dict[str, object], steps: int, message: str) -> None:
+    config = ScheduleConfig(**{"per": "step", "join": "shift", "warmup_lr": 0.0, **changes})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=message):
+        build_schedule(config, LR, 1, 10, steps=steps)

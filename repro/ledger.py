@@ -1,0 +1,223 @@
+"""The ledger: what was published, row by row, and how to run it again.
+
+configs/paper/<table>/<row>.yaml is the row's Hydra configuration (`+paper=<table>/<row>`), and its node `row`
+says what was published, what was released beside it, what is not known, and where the sources disagree.
+Files whose name begins with `_` hold what the rows of a table share.
+"""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from repro.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+REPOSITORY = "sail-sg/Adan"
+COMMIT = "2c65beaf400775753b155da4082c3819fea689b9"  # of the repository, to which all paths and hashes belong
+
+
+@dataclass
+class Figure:
+    """One published number."""
+
+    metric: str = MISSING  # as our recipe's records name it
+    value: float = MISSING  # with the digits that were printed
+    unit: str = MISSING
+    higher_is_better: bool = True
+    column: str | None = None  # the released log's name for it
+    best: float | None = None  # in the released log, to the log's digits
+    final: float | None = None
+
+    @property
+    def shows(self) -> str:
+        """Which value of the released log was published: best, final, both, neither or unknown (no log)."""
+        if self.best is None or self.final is None:
+            return "unknown"
+        same = [name for name in ("best", "final") if self.agrees(getattr(self, name))]
+        return {0: "neither", 1: "".join(same), 2: "both"}[len(same)]
+
+    def agrees(self, logged: float) -> bool:
+        """Tell whether a logged value rounds (half up) to the published one, at its number of decimals."""
+        published = Decimal(str(self.value))
+        return abs(Decimal(str(logged)) - published) <= Decimal(1).scaleb(_exponent(published)) / 2
+
+
+@dataclass
+class File:
+    """A file of the official repository."""
+
+    path: str = MISSING
+    sha256: str = MISSING
+    kind: str = "log"  # log (several are parts of one run, in order) | settings | other
+    records: int | None = None  # of a log: how many the file has
+
+
+@dataclass
+class Discrepancy:
+    """Two sources that say different things, in our words."""
+
+    what: str = MISSING
+    follow: str | None = None  # which of them this row follows: table | readme | settings | log
+    because: str | None = None
+    instead: list[str] = field(default_factory=list)  # overrides that follow the other
+
+
+@dataclass
+class Sibling:
+    """A row with the same settings for a while: what they differ by until then is chance."""
+
+    row: str = MISSING
+    until: int = MISSING  # position (epoch or step, as the logs count) up to which they agree
+
+
+@dataclass
+class Cost:
+    """What the row takes to compute."""
+
+    forward_flops: float = MISSING  # multiplications and additions of one sample's forward pass
+    samples: float = MISSING  # seen in training: images, sequences, ...
+    passes: float = 3.0  # forward passes' worth of a training step; 4 where activations are recomputed
+
+    @property
+    def flops(self) -> float:
+        """Of the whole training."""
+        return self.forward_flops * self.samples * self.passes
+
+
+@dataclass
+class Row:
+    """One published result. `name` is <table>/<row>."""
+
+    name: str = MISSING
+    table: str = MISSING  # where it was published
+    title: str = MISSING
+    model: str = MISSING
+    data: str = MISSING
+    script: str = MISSING  # the recipe, from the repository's root
+    config: str | None = None  # the recipe's primary config; None where the script is no Hydra recipe
+    arguments: list[str] = field(default_factory=list)  # of a script that is no Hydra recipe
+    after: str | None = None  # the row whose result this one starts from
+    parameters: int | None = None  # of the model, exactly
+    published: list[Figure] = field(default_factory=list)
+    cells: list[dict[str, float]] = field(default_factory=list)  # of a table that is one row here
+    files: list[File] = field(default_factory=list)
+    elsewhere: dict[str, str] = field(
+        default_factory=dict
+    )  # released, but not in the repository: what, where
+    track: dict[str, str] = field(default_factory=dict)  # our recipe's record key: the released log's column
+    siblings: list[Sibling] = field(default_factory=list)
+    unpublished: dict[str, str] = field(default_factory=dict)  # what is not known, and what follows
+    chosen: dict[str, str] = field(default_factory=dict)  # key of the config: why this value, which is ours
+    discrepancies: list[Discrepancy] = field(default_factory=list)
+    cost: Cost | None = None
+    proxy: str | None = None  # name in configs/proxy
+    scale: str = "paper"  # paper | proxy: a proxy's numbers are never the paper's
+    not_runnable: str | None = None  # why this row cannot be run here at all
+
+    @property
+    def logs(self) -> list[File]:
+        """The released log's files, in the order they were written in."""
+        return [file for file in self.files if file.kind == "log"]
+
+    @property
+    def status(self) -> str:
+        """`runnable`, `not runnable yet: why` or `not runnable: why`."""
+        if self.not_runnable is not None:
+            return f"not runnable: {self.not_runnable}"
+        if not (ROOT / self.script).exists():
+            return f"not runnable yet: {self.script} is to come"
+        return "runnable"
+
+
+@dataclass
+class Recipe:
+    """A row with the whole configuration that runs it."""
+
+    row: Row
+    config: dict[str, Any]
+
+    def get(self, key: str) -> Any:
+        """Return the value at a dotted key.
+
+        Raises:
+            KeyError: there is none.
+        """
+        value: Any = self.config
+        for part in key.split("."):
+            value = value[part]
+        return value
+
+
+def names() -> list[str]:
+    """Return the names of all rows, table by table."""
+    files = sorted((CONFIGS / "paper").glob("*/*.yaml"))
+    return [f"{path.parent.name}/{path.stem}" for path in files if not path.stem.startswith("_")]
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Return a row and its configuration, with overrides as on the command line.
+
+    Raises:
+        UserError: there is no such row, or it does not fit the schema.
+    """
+    if name not in names():
+        raise UserError(f"{name}: no such row; python scripts/reproduce.py --list shows all{_hint(name)}")
+    config, script = _primary(name)
+    arguments = list(overrides)
+    if config is not None and script is not None and (ROOT / script).exists():
+        # a recipe registers the schema of its primary config where it defines it: <folder>/config.py
+        importlib.import_module(f"{Path(script).parent.name}.config")
+        arguments = [f"+paper={name}", *arguments]
+    else:
+        config = f"paper/{name}"
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        composed = compose(config, arguments)
+    try:
+        row = _typed(composed.row)
+    except Exception as error:
+        raise UserError(f"configs/paper/{name}.yaml: {' '.join(str(error).split())}") from error
+    if row.name != name:
+        raise UserError(f"configs/paper/{name}.yaml: row.name is {row.name}")
+    values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+    del values["row"]
+    return Recipe(row, values)
+
+
+def _typed(node: DictConfig) -> Row:
+    return cast(Row, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Row), node)))
+
+
+def _primary(name: str) -> tuple[str | None, str | None]:
+    """The primary config and the script of a row, which may stand in a file that it builds on."""
+    path = CONFIGS / "paper" / f"{name}.yaml"
+    content = yaml.safe_load(path.read_text())
+    node = content.get("row", {})
+    if "script" in node:
+        return node.get("config"), node["script"]
+    for parent in content.get("defaults", []):
+        if isinstance(parent, str) and parent.startswith("/paper/"):
+            return _primary(parent.removeprefix("/paper/"))
+    return None, None
+
+
+def _hint(name: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, names(), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _exponent(number: Decimal) -> int:
+    exponent = number.as_tuple().exponent
+    assert isinstance(exponent, int)
+    return exponent

@@ -1,0 +1,18 @@
+"""What tests of several folders use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def released(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of logs that were released with Adan, which the code under test finds, too."""
+    named = os.environ.get("ADAN_RELEASED")
+    data = os.environ.get("ADAN_DATA")
+    path = Path(named) if named else Path(data).parent / "released_adan" if data else None
+    if path is None or not path.is_dir():
+        pytest.skip("neither ADAN_RELEASED nor ADAN_DATA leads to the released logs")
+    monkeypatch.setenv("ADAN_RELEASED", str(path))
+    return path
