@@ -1,4 +1,4 @@
-"""Where the released files are on this machine. They are not part of this project: see scripts/released.py."""
+"""Where the released files are on this machine; they are no part of this project (scripts/released.py)."""
 
 import os
 from pathlib import Path
