@@ -1,0 +1,217 @@
+"""The report: one HTML page with the ledger, released and own curves, and times of a step; no script."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd  # type: ignore[import-untyped]
+
+from repro import ledger
+from repro.charts import Chart, Line, bars
+from repro.ledger import ROOT, Row
+from repro.released import read
+from repro.released.files import read_log
+from repro.released.log import Log, LogError
+from repro.run import environment, read_config
+
+VERIFIED = ROOT / "results" / "ledger" / "verify.json"  # of scripts/verify_ledger.py
+
+
+@dataclass
+class Shown:
+    """A row of the ledger as the page shows it."""
+
+    row: Row
+    verdict: str
+    own: str
+    hours: str
+
+    @property
+    def name(self) -> str:
+        return self.row.name
+
+    @property
+    def title(self) -> str:
+        return self.row.title
+
+    @property
+    def status(self) -> str:
+        return self.row.status
+
+    @property
+    def mood(self) -> str:
+        """The class that colours the verdict."""
+        return {"verified": "good", "differs": "bad"}.get(self.verdict.partition(":")[0], "wait")
+
+    @property
+    def published(self) -> list[str]:
+        return [f"{figure.value:g} {figure.unit}".strip() for figure in self.row.published]
+
+    @property
+    def logged(self) -> list[str]:
+        figures = [figure for figure in self.row.published if figure.best is not None]
+        return [f"{figure.best:g}, {figure.final:g}" for figure in figures]
+
+    @property
+    def shows(self) -> str:
+        """Which of the log's values the table shows, where there is a log."""
+        return ", ".join(
+            dict.fromkeys(figure.shows for figure in self.row.published if figure.best is not None)
+        )
+
+    @property
+    def notes(self) -> list[str]:
+        """All that is known to be uncertain about the row."""
+        unknown = [f"Not published: {key}: {what}" for key, what in self.row.unpublished.items()]
+        chosen = [f"Chosen by us: {key}: {why}" for key, why in self.row.chosen.items()]
+        return [*(discrepancy.what for discrepancy in self.row.discrepancies), *unknown, *chosen]
+
+
+def write(out: Path, runs: Sequence[Path]) -> str:
+    """Write the page to `out` and return a line that says what is in it.
+
+    Args:
+        runs: folders in and below which our own run folders are looked for.
+    """
+    rows = [ledger.load(name).row for name in ledger.names()]
+    verdicts = json.loads(VERIFIED.read_text())["rows"] if VERIFIED.exists() else {}
+    shown = [Shown(row, _verdict(row, verdicts), "", "") for row in rows]
+    folders = sorted({path.parent for root in runs for path in root.rglob("summary.json")})
+    curves = released_curves(rows)
+    text = _template().render(
+        made=_made(),
+        counts=_counts(shown, curves),
+        tables=_tables(shown),
+        curves=curves,
+        runs=[_run(path) for path in folders],
+        run_curves=list(run_curves(folders)),
+        benches=list(_benches()),
+    )
+    out.write_text(text)
+    return f"{out}: {len(rows)} rows, {len(curves)} charts of released curves, {len(folders)} own runs"
+
+
+def released_curves(rows: Sequence[Row]) -> list[Chart]:
+    """One chart for each table and model: the published metric, or the loss where none was published."""
+    charts: dict[tuple[str, str], Chart] = {}
+    for row in rows:
+        if not row.logs:
+            continue
+        table = row.name.partition("/")[0]
+        chart = charts.setdefault((table, row.model), Chart(f"{row.model}, {row.data}", "", ""))
+        try:
+            log = read_log(row)
+        except LogError:
+            chart.missing.append(row.name)
+            continue
+        column = _column(row, log)
+        chart.x, chart.y = log.position, f"{column}, {log.units[column]}"
+        chart.higher_is_better = "loss" not in column and "ppl" not in column
+        chart.lines.append(Line(row.name.partition("/")[2], log.series(column)))
+    return [chart for chart in charts.values() if chart.lines]
+
+
+def _column(row: Row, log: Log) -> str:
+    """The column of the log that the row is judged by."""
+    named = [figure.column for figure in row.published if figure.column is not None]
+    likely = [*named, "eval_ppl", "eval_loss", "train_loss"]
+    return next(column for column in likely if column in log.table and len(log.series(column)) > 1)
+
+
+def run_curves(folders: Sequence[Path]) -> Iterator[Chart]:
+    """One chart for each data set: the metric of our own runs over epochs."""
+    by_data: dict[str, list[Path]] = defaultdict(list)
+    for path in folders:
+        by_data[str(read_config(path / "config.yaml").get("data.name"))].append(path)
+    for data, paths in by_data.items():
+        metric = _summary(paths[0])["metric"]
+        chart = Chart(data, "epoch", metric)
+        for path in paths:
+            table = read(path / "metrics.jsonl").table
+            measured = table.dropna(subset=[metric])
+            values = pd.Series(measured[metric].to_numpy(), measured["epoch"].to_numpy())
+            chart.lines.append(Line(path.name, values, own=True))
+        yield chart
+
+
+def _run(path: Path) -> dict[str, str]:
+    summary, config = _summary(path), read_config(path / "config.yaml")
+    metric, starts = summary["metric"], json.loads((path / "environment.json").read_text())
+    return {
+        "path": str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path),
+        "what": f"{summary['model']} on {config.get('data.name')}, {summary['epochs']} epochs",
+        "optimizer": f"{summary['optimizer']}, lr {config['optimizer.lr']:g}",
+        "result": f"{metric} {summary['final'][metric]:.2f} (best {summary['best'][metric]:.2f})",
+        "time": f"{summary['seconds']:.0f} s",
+        "commit": (starts[-1]["commit"] or "")[:10],
+    }
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((path / "summary.json").read_text())
+    return summary
+
+
+def _benches() -> Iterator[dict[str, Any]]:
+    """Bar charts of every benchmark of steps: time relative to torch's fused AdamW, shortest first."""
+    for path in sorted((ROOT / "results").glob("*/optimizers.json")):
+        content = json.loads(path.read_text())
+        machine = content["machine"]
+        charts = []
+        for name, measured in content["lists"].items():
+            rows = [(label, row["ratio"]) for label, row in measured["rows"].items() if row.get("ratio")]
+            values = [(label, ratio, _is_ours(label)) for label, ratio in sorted(rows, key=lambda x: x[1])]
+            title = f"{name}: {measured['parameters'] / 1e6:.1f} M parameters"
+            charts.append((title, bars(title, "time, torch's fused AdamW = 1", values)))
+        yield {
+            "caption": f"{machine['command']} at commit {machine['commit']}: {machine['device']}, "
+            f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}. Ours in colour.",
+            "charts": charts,
+        }
+
+
+def _is_ours(label: str) -> bool:
+    return re.match(r"(torch|timm|transformers|apex|bitsandbytes|torchao|.*official)", label) is None
+
+
+def _tables(rows: Sequence[Shown]) -> list[dict[str, Any]]:
+    tables: dict[str, list[Shown]] = defaultdict(list)
+    for row in rows:
+        tables[row.name.partition("/")[0]].append(row)
+    return [{"title": _title(group), "rows": group} for group in tables.values()]
+
+
+def _title(rows: Sequence[Shown]) -> str:
+    return " / ".join(dict.fromkeys(shown.row.table for shown in rows))
+
+
+def _counts(rows: Sequence[Shown], curves: Sequence[Chart]) -> list[tuple[int, str]]:
+    return [
+        (len(rows), "published rows"),
+        (sum(shown.mood == "good" for shown in rows), "verified against what was released"),
+        (sum(shown.mood == "bad" for shown in rows), "differ from it"),
+        (sum(shown.status == "runnable" for shown in rows), "runnable today"),
+        (sum(len(chart.lines) for chart in curves), "released curves read"),
+    ]
+
+
+def _verdict(row: Row, verdicts: dict[str, Any]) -> str:
+    return str(verdicts.get(row.name, {}).get("verdict", "not verified yet"))
+
+
+def _made() -> str:
+    now = environment()
+    commit = (now["commit"] or "unknown")[:10]
+    return f"Made on {now['time'][:10]} at commit {commit}: {' '.join(now['command'])}"
+
+
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
+        "page.html"
+    )

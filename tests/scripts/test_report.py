@@ -1,0 +1,93 @@
+"""The report: complete, self-contained, and readable in a browser, also on a phone and in the dark."""
+
+import html
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from repro import ledger
+from repro.charts import Chart, Line, bars
+from repro.ledger import ROOT
+from scripts import report
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PHONE = 360  # pixels
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report on the runs that come with the project, without released logs."""
+    folder = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADAN_RELEASED", str(folder))
+        assert report.main([str(ROOT / "results"), "--out", str(folder / "report.html")]) == 0
+    return folder / "report.html"
+
+
+def test_every_row_is_there_and_nothing_is_fetched(page: Path) -> None:
+    text = page.read_text()
+    for name in ledger.names():
+        assert name in text
+    assert "digits-adan" in text
+    assert "no released log is on this machine" in text.lower()
+    outside = re.findall(r"(?:src|href|url\(|@import)\s*=?\s*[\"'(]?(?:https?:)?//[^\"')]*", text)
+    assert not outside
+    assert "<script" not in text
+
+
+def test_released_curves_are_drawn(released: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    assert report.main([str(tmp_path), "--out", str(out)]) == 0
+    text = out.read_text()
+    assert "vit_s_150_i" in text
+    assert text.count('role="img"') > 5
+
+
+def test_charts_take_the_pages_ink_and_share_no_ids() -> None:
+    chart = Chart("a", "epoch", "loss, nats", [Line("one", pd.Series([3.0, 2.0, 1.0], [1, 2, 3]))])
+    first, second = chart.svg(), bars("b", "ratio", [("x", 0.5, True), ("y", 3.0, False)])
+    ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in (first, second)]
+    hashed = [{name for name in names if re.fullmatch(r"[a-z][0-9a-f]{10}", name)} for names in ids]
+    assert not hashed[0] & hashed[1]
+    for svg in (first, second):
+        assert "currentColor" in svg
+        assert "#010203" not in svg
+        assert "#000000" not in svg
+
+
+def browser(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Have a headless browser load a file, and return what it prints."""
+    program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if program is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", *options]
+    return subprocess.run(
+        [*command, path.as_uri()], capture_output=True, text=True, check=True, timeout=120, cwd=path.parent
+    )
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_renders_without_errors(page: Path, scheme: str) -> None:
+    shell = page.with_name(f"phone-{scheme}.html")  # a frame of a phone's width, because windows are wider
+    content = html.escape(page.read_text())
+    shell.write_text(f"""<iframe id=f width={PHONE} height=800 srcdoc="{content}"></iframe><script>
+f.onload = () => {{ const root = f.contentDocument.documentElement;
+document.body.dataset.result = [root.clientWidth, root.scrollWidth, f.contentDocument.images.length,
+f.contentWindow.getComputedStyle(f.contentDocument.body).backgroundColor].join("|") }}</script>""")
+    dark = (
+        "--blink-settings=preferredColorScheme=0"
+        if scheme == "dark"
+        else "--blink-settings=preferredColorScheme=1"
+    )
+    done = browser(shell, dark, "--virtual-time-budget=5000", "--dump-dom")
+    assert "CONSOLE" not in done.stderr
+    found = re.search(r'data-result="([^"]+)"', done.stdout)
+    assert found is not None
+    width, content, _, background = found[1].split("|")
+    assert int(content) <= int(width) <= PHONE
+    red = int(background.removeprefix("rgb(").split(",")[0])
+    assert (red < 64) == (scheme == "dark")
