@@ -50,12 +50,16 @@ class Shown:
 
     @property
     def published(self) -> list[str]:
-        return [f"{figure.value:g} {figure.unit}".strip() for figure in self.row.published]
+        several = len(self.row.published) > 1
+        return [
+            (f"{figure.metric}: " if several else "") + f"{figure.value} {figure.unit}".strip()
+            for figure in self.row.published
+        ]
 
     @property
     def logged(self) -> list[str]:
         figures = [figure for figure in self.row.published if figure.best is not None]
-        return [f"{figure.best:g}, {figure.final:g}" for figure in figures]
+        return [f"{figure.best}, {figure.final}" for figure in figures]
 
     @property
     def shows(self) -> str:
