@@ -205,7 +205,7 @@ def test_adan_of_a_mixture_is_the_authors_advice(name: str) -> None:
 
 
 def flops(layers: int, width: int, matrices: int, tokens: int, head: float) -> float:
-    """Of a forward pass: each token meets `matrices` numbers in a layer, `head` at the end, and all tokens."""
+    """Of a forward pass: a token meets `matrices` numbers in a layer, `head` at the end, and all tokens."""
     return 2 * tokens * (layers * matrices + head) + 4 * layers * tokens**2 * width
 
 
