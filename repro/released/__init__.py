@@ -23,6 +23,10 @@ def recognise(source: Source) -> Format:
         if format.matches(source):
             return format
     known = ", ".join(format.title for format in FORMATS.values())
+    if source.path.is_dir():
+        raise LogError(f"{source.path}: a folder, and not one that holds a log ({known})")
+    if source.binary:
+        raise LogError(f"{source.path}: a binary file, not a log ({known})")
     first = f"; it begins with {source.head[0][:80]!r}" if source.head else ""
     raise LogError(f"{source.path}: not a log that this reads ({known}){first}")
 

@@ -8,6 +8,7 @@ starts anew with each process. A message may go on over lines without a time: th
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -52,20 +53,21 @@ UNITS = {
     "train_seconds": "s",
     "gb_free": "GiB",
 }
-CHECKPOINT = r"checkpoint (?P<path>.*) \(epoch (?P<epoch>\d+) @ (?P<step>\d+) updates"
+CHECKPOINT = r"checkpoint (?P<path>.*) \(epoch (?P<epoch>\d{1,15}) @ (?P<step>\d{1,15}) updates"
 EVENTS = {
     "overflow": re.compile(r"NOTE: gradient overflow detected.*setting loss scale to: (?P<loss_scale>\S+)"),
     "checkpoint": re.compile("Saved " + CHECKPOINT),
     "loaded": re.compile("Loaded " + CHECKPOINT),
     "done": re.compile(r"done training in (?P<seconds>\S+) seconds"),
 }
+VALUES: dict[str, Callable[[str], Any]] = {"path": str, "epoch": whole, "step": whole}  # of events
 FACTS = {  # what the log says of model and data, beside the configuration
-    "parameters": re.compile(r"num\. shared model params: ([\d,]+)"),
-    "devices": re.compile(r"training on (\d+) devices"),
-    "dictionary": re.compile(r"dictionary: (\d+) types"),
-    "iterations_per_epoch": re.compile(r"grouped total_num_itrs = (\d+)"),
+    "parameters": re.compile(r"num\. shared model params: (\d[\d,]{,20})"),
+    "devices": re.compile(r"training on (\d{1,15}) devices"),
+    "dictionary": re.compile(r"dictionary: (\d{1,15}) types"),
+    "iterations_per_epoch": re.compile(r"grouped total_num_itrs = (\d{1,15})"),
 }
-LOADED = re.compile(r"loaded ([\d,]+) (examples|blocks) from: .*?([^/\s]+)/?$")
+LOADED = re.compile(r"loaded (\d[\d,]{,20}) (examples|blocks) from: .*?([^/\s]+)/?$")
 
 
 def matches(source: Source) -> bool:
@@ -139,7 +141,7 @@ def _message(reading: Reading, number: int, message: str, config: dict[str, Any]
         if match := pattern.match(message):
             step = max((row["step"] for row in reading.rows[-1:]), default=0)
             event = {"line": number, "what": what, "step": step}
-            event |= {key: literal(value) for key, value in match.groupdict().items()}
+            event |= {key: VALUES.get(key, literal)(value) for key, value in match.groupdict().items()}
             reading.events.append(event)
             if what == "loaded" and event["step"]:  # weights to begin with are of update 0
                 reading.resumed(number, f"from update {event['step']}")
@@ -169,13 +171,12 @@ def read_config(source: Source) -> dict[str, Any]:
     Raises:
         LogError: it is none.
     """
+    text = "\n".join(source.lines)
     try:
-        config = OmegaConf.create("\n".join(source.lines))
+        config = OmegaConf.create(text)
         if isinstance(config, DictConfig):
             config.pop("hydra", None)
         settings = OmegaConf.to_container(config, resolve=True)
-    except LogError:
-        raise
     except Exception as error:  # OmegaConf's own, and whatever PyYAML lets through
         raise LogError(f"{source.path}: not a configuration ({' '.join(str(error).split())})") from error
     if not isinstance(settings, dict) or "task" not in settings:

@@ -137,7 +137,7 @@ class Reading:
         if self.resumed_at != len(self.rows):
             self.segment += 1
             self.resumed_at = len(self.rows)
-        self.odd(number, f"the run was resumed here ({how})")
+            self.odd(number, f"the run was resumed here ({how})")
 
     def log(self, format: str, units: dict[str, str], config: dict[str, Any] | None = None) -> Log:
         """Return the log, in order, later records replacing earlier ones of the same position.

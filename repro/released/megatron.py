@@ -17,10 +17,10 @@ LINE = re.compile(TAG + r"iteration +\d+ */ *\d+ *\|")
 TRAIN = re.compile(TAG + r"iteration +(\d+) */ *(\d+) *\|(.*)")
 EVAL = re.compile(TAG + r"(?:validation|test) loss at ([^|]*)\|(.*)")
 ARGUMENT = re.compile(TAG + r"(\w+) \.{3,} (.*)")
-PARAMETERS = re.compile(TAG + r">? *number of parameters on .*rank (\(.*\)): (\d+)")
+PARAMETERS = re.compile(TAG + r">? *number of parameters on .*rank (\(.*\)): (\d{1,15})")
 EVENTS = {
-    "checkpoint": re.compile(TAG + r"successfully saved checkpoint at iteration +(\d+)"),
-    "loaded": re.compile(TAG + r"successfully loaded checkpoint from .* at iteration +(\d+)"),
+    "checkpoint": re.compile(TAG + r"successfully saved checkpoint at iteration +(\d{1,15})"),
+    "loaded": re.compile(TAG + r"successfully loaded checkpoint from .* at iteration +(\d{1,15})"),
     "done": re.compile(TAG + r"\[after training is done\]()"),
 }
 COLUMNS = {

@@ -139,9 +139,10 @@ def read_args(source: Source) -> dict[str, Any]:
     Raises:
         LogError: it is no flat mapping.
     """
+    text = "\n".join(source.lines)
     try:
-        args = yaml.safe_load("\n".join(source.lines))
-    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:  # all of them PyYAML's
+        args = yaml.safe_load(text)
+    except Exception as error:  # PyYAML lets many kinds through
         raise LogError(f"{source.path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(args, dict) or "model" not in args:
         raise LogError(f"{source.path}: not the arguments of a timm run (no `model: ...` in it)")
