@@ -18,7 +18,7 @@ import optim
 from repro import ledger
 from repro.config import TrainConfig
 from repro.errors import UserError
-from repro.ledger import CONFIGS, ROOT, Figure, Recipe, Row, Sibling
+from repro.ledger import CONFIGS, ROOT, Discrepancy, Figure, Recipe, Row
 from repro.released.files import locate, read_log
 from repro.released.log import Log, LogError
 from repro.schedules import build_schedule
@@ -102,42 +102,55 @@ class TestEveryRow:
         recipe = load(name)
         for discrepancy in recipe.row.discrepancies:
             assert discrepancy.follow in (None, "table", "readme", "settings", "log"), discrepancy
-        for overrides in together(recipe.row):
-            other = ledger.load(name, overrides)
-            for override in overrides:
-                key = override.split("=")[0]
-                assert value(other, key) != value(recipe, key), f"{override} changes nothing"
+        for discrepancies in together(recipe.row):
+            other = ledger.load(name, [override for each in discrepancies for override in each.instead])
+            for each in discrepancies:
+                changed = [key for key in keys(each) if value(other, key) != value(recipe, key)]
+                assert changed, f"{each.instead} changes nothing"
 
     def test_agrees_with_its_siblings(self, name: str) -> None:
         for sibling in load(name).row.siblings:
             other = load(sibling.row)
             [back] = [each for each in other.row.siblings if each.row == name]
-            assert (back.since, back.until) == (sibling.since, sibling.until)
-            assert sibling.since <= sibling.until
+            assert back.until == sibling.until
             peak = load(name).get("optimizer.lr")
             pairs = zip(*(rates(load(row), sibling.until + 1) for row in (name, sibling.row)), strict=True)
             apart = [abs(a - b) / peak for a, b in pairs]
             assert max(apart[:-1]) < 1e-3  # what the warm-up begins at may differ
-            assert apart[-1] > 1e-3, f"they agree beyond {sibling.until}"
+            assert apart[-1] > max(apart[:-1]), f"they agree beyond {sibling.until}"
 
     def test_knows_its_files(self, name: str, released: Path) -> None:
         known = sums(released)
         for file in load(name).row.files:
-            assert known[file.path] == file.sha256, file.path
+            if file.kind == "other" and file.path not in known:  # the sums are those of logs and settings
+                assert len(bytes.fromhex(file.sha256)) == 32
+            else:
+                assert known[file.path] == file.sha256, file.path
 
 
-def together(row: Row) -> list[list[str]]:
-    """The overrides of all discrepancies in as few lists as have no key twice."""
-    lists: list[list[str]] = []
-    for override in (override for discrepancy in row.discrepancies for override in discrepancy.instead):
-        free = (each for each in lists if override.split("=")[0] not in [o.split("=")[0] for o in each])
-        next(free, lists.append([]) or lists[-1]).append(override)
-    return [each for each in lists if each]
+def keys(discrepancy: Discrepancy) -> list[str]:
+    """What a discrepancy's overrides set or take away."""
+    return [override.split("=")[0].lstrip("+~") for override in discrepancy.instead]
+
+
+def together(row: Row) -> list[list[Discrepancy]]:
+    """The discrepancies that have overrides, in as few groups as have no key twice."""
+    groups: list[list[Discrepancy]] = []
+    for discrepancy in (each for each in row.discrepancies if each.instead):
+        taken = [{key for each in group for key in keys(each)} for group in groups]
+        free = [
+            group for group, used in zip(groups, taken, strict=True) if used.isdisjoint(keys(discrepancy))
+        ]
+        if free:
+            free[0].append(discrepancy)
+        else:
+            groups.append([discrepancy])
+    return groups
 
 
 def value(recipe: Recipe, key: str) -> Any:
     """The value of a key of the configuration or of the row."""
-    return OmegaConf.select(OmegaConf.create({**recipe.config, "row": asdict(recipe.row)}), key.lstrip("+"))
+    return OmegaConf.select(OmegaConf.create({**recipe.config, "row": asdict(recipe.row)}), key)
 
 
 def rates(recipe: Recipe, last: int) -> list[float]:
@@ -163,8 +176,6 @@ def test_logs_are_as_the_rows_say(name: str, released: Path) -> None:
     [figure] = row.published
     series = log.series(figure.column or "")
     assert (series.max(), series.iloc[-1]) == (figure.best, figure.final)
-    for sibling in row.siblings:
-        agree_until(log, read_or_skip(load(sibling.row).row), sibling)
 
 
 def read_or_skip(row: Row) -> Log:
@@ -176,11 +187,16 @@ def read_or_skip(row: Row) -> Log:
     return read_log(row)
 
 
-def agree_until(log: Log, other: Log, sibling: Sibling) -> None:
-    ours, theirs = (each.series("eval_loss") for each in (log, other))
-    same = [ours[epoch] == theirs[epoch] for epoch in range(sibling.until + 1)]
-    assert all(same[: sibling.since])
-    assert not any(same[sibling.since :])
+def test_siblings_are_one_run_first_and_two_then(released: Path) -> None:
+    shared = {}
+    for name in ("vit_s_150", "vit_b_150", "resnet50_200"):
+        row = load(f"imagenet/{name}").row
+        [sibling] = row.siblings
+        ours, theirs = (read_or_skip(each).series("eval_loss") for each in (row, load(sibling.row).row))
+        same = [ours[epoch] == theirs[epoch] for epoch in range(sibling.until + 2)]
+        assert same == sorted(same, reverse=True)
+        shared[name] = sum(same)
+    assert shared == {"vit_s_150": 38, "vit_b_150": 60, "resnet50_200": 0}
 
 
 @pytest.mark.parametrize("name", [*IMAGENET, *FINE_TUNING])
