@@ -6,6 +6,7 @@ import torch
 
 import optim
 from optim.readings import peak_resident_bytes
+from repro import tracking
 
 if TYPE_CHECKING:
     from repro.loop import Trainer
@@ -16,11 +17,13 @@ def epoch_line(trainer: "Trainer") -> str:
     progress = trainer.progress
     record = progress.last or {}
     measures = "  ".join(
-        f"{key} {value:.4g}" for key, value in record.items() if key not in ("step", "epoch", "lr")
+        f"{key} {value:.4g}" for key, value in record.items() if key not in ("step", "epoch", "lr", "verdict")
     )
     left = progress.seconds / progress.step * (trainer.total - progress.step)
+    verdict = f"  {trainer.tracker}" if trainer.tracker.verdict else ""
     return (
         f"epoch {record['epoch']}/{trainer.epochs}  {measures}  lr {record['lr']:.3g}  left {_duration(left)}"
+        f"{verdict}"
     )
 
 
@@ -48,6 +51,9 @@ def summarise(trainer: "Trainer") -> dict[str, Any]:
         "peak_memory_mib": round(peak / 2**20),
         "memory_of": "GPU, allocated" if on_gpu else "process, resident",
     }
+    paper = trainer.tracker.summarise(progress.last, progress.best)
+    if paper is not None:
+        summary["paper"] = paper
     if trainer.monitor is not None:
         summary["monitor"] = trainer.monitor.report().splitlines()
     return summary
@@ -68,6 +74,8 @@ def describe(summary: dict[str, Any]) -> str:
         "folder": summary["run"],
     }
     lines = [f"{key:<10} {value}" for key, value in rows.items()]
+    if "paper" in summary:
+        lines += [f"{'paper':<10} {line}" for line in tracking.describe(summary["paper"])]
     return "\n".join([*lines, *(["", *summary["monitor"]] if "monitor" in summary else [])])
 
 
