@@ -16,6 +16,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from repro.errors import UserError
 
@@ -73,10 +74,12 @@ class Discrepancy:
 
 @dataclass
 class Sibling:
-    """A row with the same settings for a while: what they differ by until then is chance."""
+    """A row with the same settings for a while: what the two logs differ by until then is chance."""
 
     row: str = MISSING
-    until: int = MISSING  # position (epoch or step, as the logs count) up to which they agree
+    until: int = MISSING  # position (epoch or step, as the logs count) up to which the settings agree
+    since: int = 0  # where two runs begin: up to there the logs are one run's, to the last digit
+    but: str | None = None  # settings that differ nevertheless, too little to matter beside chance
 
 
 @dataclass
@@ -84,7 +87,7 @@ class Cost:
     """What the row takes to compute."""
 
     forward_flops: float = MISSING  # multiplications and additions of one sample's forward pass
-    samples: float = MISSING  # seen in training: images, sequences, ...
+    samples: float = MISSING  # seen in training, batch_size times optimizer steps: images, sequences, ...
     passes: float = 3.0  # forward passes' worth of a training step; 4 where activations are recomputed
 
     @property
@@ -102,7 +105,7 @@ class Row:
     title: str = MISSING
     model: str = MISSING
     data: str = MISSING
-    script: str = MISSING  # the recipe, from the repository's root
+    script: str = MISSING  # the recipe, from the repository's root; "" where there will be none
     config: str | None = None  # the recipe's primary config; None where the script is no Hydra recipe
     arguments: list[str] = field(default_factory=list)  # of a script that is no Hydra recipe
     after: str | None = None  # the row whose result this one starts from
@@ -121,6 +124,7 @@ class Row:
     cost: Cost | None = None
     proxy: str | None = None  # name in configs/proxy
     scale: str = "paper"  # paper | proxy: a proxy's numbers are never the paper's
+    waits_for: str | None = None  # what the script, which exists, still lacks for this row
     not_runnable: str | None = None  # why this row cannot be run here at all
 
     @property
@@ -135,6 +139,8 @@ class Row:
             return f"not runnable: {self.not_runnable}"
         if not (ROOT / self.script).exists():
             return f"not runnable yet: {self.script} is to come"
+        if self.waits_for is not None:
+            return f"not runnable yet: it waits for {self.waits_for}"
         return "runnable"
 
 
@@ -167,10 +173,24 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return a row and its configuration, with overrides as on the command line.
 
     Raises:
-        UserError: there is no such row, or it does not fit the schema.
+        UserError: there is no such row, or it or an override does not fit the schema.
     """
     if name not in names():
         raise UserError(f"{name}: no such row; python scripts/reproduce.py --list shows all{_hint(name)}")
+    where = " with ".join([f"configs/paper/{name}.yaml", *([" ".join(overrides)] if overrides else [])])
+    try:
+        composed = _compose(name, overrides)
+        row = _typed(composed.row)
+    except Exception as error:  # of Hydra, of OmegaConf, or of the YAML reader
+        raise UserError(f"{where}: {_reason(error)}") from error
+    if row.name != name:
+        raise UserError(f"configs/paper/{name}.yaml: row.name is {row.name}")
+    values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+    del values["row"]
+    return Recipe(row, values)
+
+
+def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
     config, script = _primary(name)
     arguments = list(overrides)
     if config is not None and script is not None and (ROOT / script).exists():
@@ -181,16 +201,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
         config = f"paper/{name}"
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base=None):
-        composed = compose(config, arguments)
-    try:
-        row = _typed(composed.row)
-    except Exception as error:
-        raise UserError(f"configs/paper/{name}.yaml: {' '.join(str(error).split())}") from error
-    if row.name != name:
-        raise UserError(f"configs/paper/{name}.yaml: row.name is {row.name}")
-    values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
-    del values["row"]
-    return Recipe(row, values)
+        return compose(config, arguments)
 
 
 def _typed(node: DictConfig) -> Row:
@@ -208,6 +219,13 @@ def _primary(name: str) -> tuple[str | None, str | None]:
         if isinstance(parent, str) and parent.startswith("/paper/"):
             return _primary(parent.removeprefix("/paper/"))
     return None, None
+
+
+def _reason(error: Exception) -> str:
+    from repro.cli import explain  # which imports this module
+
+    below = error.__context__ if isinstance(error.__context__, OmegaConfBaseException) else error
+    return explain(below) or " ".join(str(error).split())
 
 
 def _hint(name: str) -> str:
