@@ -9,7 +9,7 @@ augmentation).
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 import optim
-from repro import checkpoint, report
+from repro import checkpoint, report, tracking
 from repro.accelerator import build, build_optimizer, shut_down, start_trackers
 from repro.config import TrainConfig
 from repro.data import EvaluationSampler, TrainingSampler, make_loader
@@ -71,6 +71,7 @@ class Progress:
     train_seconds: float = 0.0  # of these, on training steps
     last: dict[str, Any] | None = None  # the newest record of a finished epoch
     best: dict[str, Any] | None = None  # the one with the best metric
+    tracked: dict[str, Any] = field(default_factory=dict)  # what the tracker remembers
 
 
 class Trainer:
@@ -115,6 +116,9 @@ class Trainer:
         self._resume()
         start_trackers(self.accelerator, self.config, self.folder.path)
         self.monitor = self._monitor()
+        self.tracker = tracking.Tracker(self.config.row, self.progress.tracked)
+        if self.tracker.untracked is not None:
+            self.accelerator.print(f"not tracked: {self.tracker.untracked}")
         self.mark = time.perf_counter()
         show = self.accelerator.is_main_process
         with tqdm(
@@ -202,9 +206,8 @@ class Trainer:
         if done % self.config.run.log_every == 0:
             loss = self._mean_loss(done - self.config.run.log_every, done)
             self._log({"epoch": self._epochs_at(epoch, done), "train_loss": loss})
-            self.bar.set_postfix(
-                epoch=f"{epoch + 1}/{self.epochs}", loss=f"{loss:.4g}", lr=f"{self._lr():.3g}"
-            )
+            shown = {"epoch": f"{epoch + 1}/{self.epochs}", "loss": f"{loss:.4g}", "lr": f"{self._lr():.3g}"}
+            self.bar.set_postfix(shown | ({"verdict": self.tracker.verdict} if self.tracker.verdict else {}))
         every = self.config.run.checkpoint_every
         if every is not None and self.progress.step % every == 0:
             self._save()
@@ -216,7 +219,7 @@ class Trainer:
         record |= self._measure(self.accelerator.unwrap_model(self.model))
         if self.ema is not None:
             record |= {f"ema_{key}": value for key, value in self._measure(self.ema.module).items()}
-        self.progress.last = self._log(record)
+        self.progress.last = self._log(record, measured=True)
         sign = 1 if self.task.higher_is_better else -1
         best = self.progress.best
         if best is None or sign * record[self.metric] > sign * best[self.metric]:
@@ -261,9 +264,10 @@ class Trainer:
     def _lr(self) -> float:
         return self.lr * self.multiplier(self.progress.step - 1)
 
-    def _log(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Append a record to metrics.jsonl and the tracker, and return it."""
+    def _log(self, values: dict[str, Any], measured: bool = False) -> dict[str, Any]:
+        """Append a record, compared with the released curve, to metrics.jsonl and the trackers; return it."""
         record = {"step": self.progress.step, "lr": self._lr(), **values}
+        record |= self.tracker.compare(record, measured)
         self.folder.log(record)
         self.accelerator.log(record, step=self.progress.step)
         return record

@@ -6,6 +6,7 @@ import torch
 
 import optim
 from optim.readings import peak_resident_bytes
+from repro import tracking
 
 if TYPE_CHECKING:
     from repro.loop import Trainer
@@ -15,13 +16,25 @@ def epoch_line(trainer: "Trainer") -> str:
     """Return one line on the epoch just finished."""
     progress = trainer.progress
     record = progress.last or {}
-    measures = "  ".join(
-        f"{key} {value:.4g}" for key, value in record.items() if key not in ("step", "epoch", "lr")
-    )
     left = progress.seconds / progress.step * (trainer.total - progress.step)
-    return (
-        f"epoch {record['epoch']}/{trainer.epochs}  {measures}  lr {record['lr']:.3g}  left {_duration(left)}"
-    )
+    parts = [
+        f"epoch {record['epoch']}/{trainer.epochs}",
+        *measures(record),
+        f"lr {record['lr']:.3g}",
+        f"left {_duration(left)}",
+        str(trainer.tracker),
+    ]
+    return "  ".join(part for part in parts if part)
+
+
+def measures(record: dict[str, Any]) -> list[str]:
+    """Return what a record measured, each with what the released run had there."""
+    return [
+        f"{key} {value:.4g}"
+        + (f" (released {record[f'released_{key}']:.4g})" if f"released_{key}" in record else "")
+        for key, value in record.items()
+        if key not in ("step", "epoch", "lr", "verdict") and not key.startswith("released_")
+    ]
 
 
 def summarise(trainer: "Trainer") -> dict[str, Any]:
@@ -48,6 +61,9 @@ def summarise(trainer: "Trainer") -> dict[str, Any]:
         "peak_memory_mib": round(peak / 2**20),
         "memory_of": "GPU, allocated" if on_gpu else "process, resident",
     }
+    paper = trainer.tracker.summarise(progress.last, progress.best)
+    if paper is not None:
+        summary["paper"] = paper
     if trainer.monitor is not None:
         summary["monitor"] = trainer.monitor.report().splitlines()
     return summary
@@ -68,6 +84,8 @@ def describe(summary: dict[str, Any]) -> str:
         "folder": summary["run"],
     }
     lines = [f"{key:<10} {value}" for key, value in rows.items()]
+    if "paper" in summary:
+        lines += [f"{'paper':<10} {line}" for line in tracking.describe(summary["paper"])]
     return "\n".join([*lines, *(["", *summary["monitor"]] if "monitor" in summary else [])])
 
 
