@@ -3,10 +3,23 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from repro.released import timm
+from repro.released import (
+    huggingface,
+    runs,
+    tensorboard,
+    timm,
+    wandb,
+)
 from repro.released.log import SHOWN_FAULTS, Format, Log, LogError, Source, merge
 
-FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in (timm,)}
+_READERS = (
+    timm,
+    runs,
+    huggingface,
+    wandb,
+    tensorboard,
+)
+FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in _READERS}
 
 __all__ = ["FORMATS", "Format", "Log", "LogError", "read", "recognise"]
 
