@@ -4,12 +4,21 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from repro.released import fairseq, mae, megatron, timm, transformer_xl
+from repro.released import (
+    fairseq,
+    huggingface,
+    mae,
+    megatron,
+    runs,
+    tensorboard,
+    timm,
+    transformer_xl,
+    wandb,
+)
 from repro.released.log import SHOWN_FAULTS, Format, Log, LogError, Source, merge
 
-FORMATS: dict[str, Format] = {
-    module.FORMAT.name: module.FORMAT for module in (timm, mae, fairseq, transformer_xl, megatron)
-}
+_READERS = (timm, mae, fairseq, transformer_xl, megatron, runs, huggingface, wandb, tensorboard)
+FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in _READERS}
 
 __all__ = ["FORMATS", "Format", "Log", "LogError", "read", "recognise"]
 

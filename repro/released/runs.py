@@ -1,0 +1,106 @@
+"""Our own runs: a run's folder, or its metrics.jsonl (see repro.run).
+
+A record with test metrics is a measurement: `epoch` where an epoch ends, `eval` where it does not
+(`measure_every`); its train_loss is the mean since the epoch began. The others are `train`, with the mean
+over `run.log_every` steps. Columns are named as in the file; `epoch` counts epochs done. Continuing a run
+drops what the file has beyond the checkpoint, so that no record is there twice.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from repro.released.gather import UNITS, number, whole
+from repro.released.log import Format, Log, Reading, Source
+
+FILE = "metrics.jsonl"
+REQUIRED = ("step", "lr", "epoch")
+TRAINING = {*REQUIRED, "train_loss"}  # all that a record has without a measurement
+
+
+def matches(source: Source) -> bool:
+    """Tell whether it is a run's folder or its metrics: lines of JSON with a step, lr and epoch."""
+    if source.path.is_dir():
+        return (source.path / FILE).is_file()
+    return any(isinstance(_parse(line), dict) for line in source.head)
+
+
+def read(source: Source) -> Log:
+    """Read the records of a run, finished or not, and the configuration beside them.
+
+    Raises:
+        LogError: there is no record yet.
+    """
+    if source.path.is_dir():
+        source = Source(source.path / FILE)
+    reading = Reading(source)
+    complete = source.data.endswith(b"\n")
+    for number_, line in enumerate(source.lines, 1):
+        record = _parse(line)
+        if not line.strip():
+            reading.other()
+        elif isinstance(record, dict):
+            measured = record.keys() - TRAINING
+            kind = "train" if not measured else "epoch" if record["epoch"].is_integer() else "eval"
+            reading.record(number_, kind, record)
+        elif number_ == len(source.lines) and not complete:
+            reading.fault(number_, "the last line is incomplete: it was being written (continuing drops it)")
+        else:
+            reading.fault(number_, record)
+    folder = source.path.parent
+    config = _config(reading, folder / "config.yaml")
+    _events(reading, folder)
+    columns = {column for row in reading.rows for column in row}
+    units = {column: unit for column in sorted(columns) if (unit := _unit(column))}
+    return reading.log("run", units, config)
+
+
+def _parse(line: str) -> dict[str, Any] | str:
+    """The record of a line, or why it is none."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON ({error})"
+    if not isinstance(values, dict) or any(key not in values for key in REQUIRED):
+        return f"not a record: it must have {', '.join(REQUIRED)}"
+    record: dict[str, Any] = {key: number(value) for key, value in values.items()}
+    record["step"] = whole(values["step"])
+    wrong = [key for key, value in record.items() if value is None]
+    return f"{wrong[0]} is no number ({json.dumps(values[wrong[0]])[:40]})" if wrong else record
+
+
+def _unit(column: str) -> str | None:
+    if column.endswith(("accuracy", "top1", "top5")):
+        return "%"
+    return UNITS.get(column.removeprefix("ema_"))
+
+
+def _config(reading: Reading, path: Path) -> dict[str, Any]:
+    """The configuration, flat; a damaged one is remarked upon, as the records do not need it."""
+    if not path.is_file():
+        return {}
+    from repro.run import read_config  # with it comes torch, which takes a second
+
+    try:
+        return read_config(path)
+    except Exception as error:  # whatever YAML and OmegaConf find wrong with it
+        reading.oddities.append(f"{path}: cannot be read ({' '.join(str(error).split())})")
+        return {}
+
+
+def _events(reading: Reading, folder: Path) -> None:
+    """What environment.json and summary.json say: the run's starts, and that it is finished."""
+    for name, what in (("environment.json", "start"), ("summary.json", "finished")):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_bytes())
+            entries = [dict(entry) for entry in (content if isinstance(content, list) else [content])]
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            reading.oddities.append(f"{path}: cannot be read ({error})")
+            continue
+        reading.events += [{"line": 0, "what": what, **entry} for entry in entries]
+
+
+FORMAT = Format("run", "run folder of this project", matches, read)
