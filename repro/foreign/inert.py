@@ -25,10 +25,10 @@ from repro.errors import UserError
 
 MAX_NAMES = 1000  # of stand-ins in one file; a fairseq checkpoint has a few dozen
 # What runs programs or code. It would stay inert like all else, but whoever wrote it meant harm.
-HARMFUL_MODULES = frozenset(
-    "ctypes importlib marshal nt os pickle posix pty runpy shutil socket subprocess sys webbrowser".split()
+HARMFUL = re.compile(
+    r"builtins\.(__import__|breakpoint|compile|eval|exec|input|open)$|"
+    r"(ctypes|importlib|marshal|nt|os|pickle|posix|pty|runpy|shutil|socket|subprocess|sys|webbrowser)\."
 )
-HARMFUL = frozenset(f"builtins.{name}" for name in "__import__ breakpoint compile eval exec input open".split())
 
 
 class Foreign:
@@ -83,8 +83,8 @@ def _numbers(dtype: Foreign, data: bytes) -> "np.ndarray[Any, Any] | None":
     code = dtype.arguments[0] if dtype.arguments else None
     if not isinstance(code, str) or not re.fullmatch(r"b1|[iu][1248]|f[248]|c(8|16)", code):
         return None
-    order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "="
-    return np.frombuffer(data, np.dtype(code).newbyteorder(order if order in ("<", ">") else "=")).copy()
+    order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "<"
+    return np.frombuffer(data, np.dtype(code).newbyteorder(">" if order == ">" else "<")).copy()
 
 
 def _scalar(dtype: Any, data: Any = b"") -> Any:
@@ -99,13 +99,11 @@ def _contained(kind: str, container: type, file: str, source: str) -> type:
 
 
 # Known data: the command line's settings, which are a bare holder of attributes, and NumPy's numbers.
+_NUMPY: dict[str, Callable[..., Any]] = {"scalar": _scalar, "_reconstruct": _Array}
 KNOWN: dict[str, Callable[..., Any]] = {
     "argparse.Namespace": argparse.Namespace,
     f"{__name__}._contained": _contained,
-} | {
-    f"numpy.{core}.multiarray.{name}": made
-    for core in ("core", "_core")
-    for name, made in (("scalar", _scalar), ("_reconstruct", _Array))
+    **{f"numpy.{core}.multiarray.{name}": _NUMPY[name] for core in ("core", "_core") for name in _NUMPY},
 }
 UNREPORTED = ("numpy.dtype", "numpy.ndarray")  # parts of the above
 
@@ -123,10 +121,10 @@ def read(path: Path) -> tuple[Any, list[str]]:
             zipped = file.read(4) == b"PK\x03\x04"
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    stand_ins: dict[str, type] = {}
+    stand_ins: dict[str, Any] = {}
     source: Path | io.BytesIO = path
     while len(stand_ins) <= MAX_NAMES:
-        known = [(made, name) for name, made in (KNOWN | stand_ins).items()]
+        known: list[Any] = [(made, name) for name, made in (KNOWN | stand_ins).items()]
         try:
             with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(known):
                 content = torch.load(source, map_location="cpu", weights_only=True, mmap=zipped)
@@ -137,25 +135,23 @@ def read(path: Path) -> tuple[Any, list[str]]:
                 continue
             name, base = _lacking(str(error))
             if base is None or base is stand_ins.get(name, object).__base__:
-                raise UserError(f"cannot read {path}: {_reason(str(error))}") from None
-            if name in HARMFUL or name.partition(".")[0] in HARMFUL_MODULES:
+                raise _unreadable(path, str(error)) from None
+            if HARMFUL.match(name):
                 raise UserError(
-                    f"{path} wants {name} to be called when it is read, which no checkpoint needs: it was not "
-                    "called, and the file was not read; do not open it elsewhere"
+                    f"{path} wants {name} to be called when it is read, which no checkpoint needs: it was "
+                    "not called, and the file was not read; do not open it elsewhere"
                 ) from None
             module, _, last = name.rpartition(".")
             stand_ins[name] = type(last, (base,), {"name": name, "__module__": module})
             if isinstance(source, io.BytesIO):
                 source.seek(0)
         except Exception as error:  # a damaged pickle can fail in any way at all
-            raise UserError(
-                f"{path} was not written by torch.save, or is damaged ({_reason(repr(error))})"
-            ) from None
+            raise _unreadable(path, repr(error)) from None
     raise UserError(f"cannot read {path}: it names more than {MAX_NAMES} foreign classes")
 
 
 def _lacking(message: str) -> tuple[str, type | None]:
-    """The name that torch.load lacked, and the base of a stand-in for it; None if that was not the trouble."""
+    """The name that torch.load lacked, and a base for a stand-in; None if that was not the trouble."""
     for pattern, base in (
         (r"GLOBAL (\S+) (?:was not an allowed global|whose module \S+ is blocked)", Foreign),
         (r"Can only SETITEMS? for .* but got <class '(\S+)'>", _Mapping),
@@ -186,14 +182,18 @@ class _List(list[Any]):
         """Do nothing."""
 
 
-def _reason(message: str) -> str:
-    """The part of torch's long messages that says what is wrong, in a line."""
+def _unreadable(path: Path, message: str) -> UserError:
+    """The error for a file, with the part of torch's long message that says what is wrong."""
     if "Unsupported operand" in message:
-        return "its pickle is damaged, or of a protocol that torch's safe reader does not know (it is not 2)"
+        return UserError(
+            f"{path} was not written by torch.save, or is damaged, or its pickle is of another protocol than 2, "
+            "which torch's safe reader does not know"
+        )
     if "TorchScript" in message:
-        return "a TorchScript archive is a program, not a checkpoint"
+        return UserError(f"{path} is a TorchScript archive, a program: it was not run, and is not read")
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return next((line for line in lines if "Weights only load failed" not in line), "".join(lines[:1]))[:150]
+    reason = next((line for line in lines if "Weights only load failed" not in line), "no reason given")
+    return UserError(f"{path} was not written by torch.save, or is damaged ({reason[:150]})")
 
 
 def _without_sources(path: Path) -> io.BytesIO:
@@ -210,7 +210,7 @@ def _without_sources(path: Path) -> io.BytesIO:
                 pass
         operations = list(pickletools.genops(file))
     except Exception as error:  # as above
-        raise UserError(f"{path} was not written by torch.save, or is damaged ({error!r:.100})") from None
+        raise _unreadable(path, repr(error)) from None
     marks: list[int] = []
     strings: dict[Any, Any] = {}  # by number in the memo
     edits: list[tuple[int, int, bytes]] = []  # position, bytes to leave out, bytes to put there
@@ -225,7 +225,8 @@ def _without_sources(path: Path) -> io.BytesIO:
             strings[argument] = operations[i - 1][1]
         elif name == "BINPERSID":
             first, value, _ = operations[closed + 1]
-            if "module" == (strings.get(value) if first.name in ("BINGET", "LONG_BINGET") else value):
+            kind = strings.get(value) if first.name in ("BINGET", "LONG_BINGET") else value
+            if kind == "module":
                 call = f"c{__name__}\n_contained\n".encode()
                 edits += [(operations[closed][2] or 0, 0, call), (position or 0, 1, b"R")]
     parts, end = [], 0
@@ -275,6 +276,8 @@ def _data(value: Foreign, namespaces: bool, memo: dict[int, Any]) -> Any:
             if content in state:
                 return plain(state[content], namespaces, memo)
         return {str(k): plain(x, namespaces, memo) for k, x in state.items()}
+    if value.name.startswith("pathlib."):
+        return "/".join(map(str, value.arguments)).replace("//", "/")
     if state is None and len(value.arguments) == 1:
         return plain(value.arguments[0], namespaces, memo)  # an enumeration's value
     arguments = ", ".join(str(plain(x, namespaces, memo)) for x in value.arguments)
