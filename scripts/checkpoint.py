@@ -142,10 +142,11 @@ def _folder(path: Path) -> str:
     """Why a folder cannot be converted, and which of its files can."""
     inside = ", ".join(sorted(file.name for file in path.iterdir())) or "nothing"
     try:
-        places = [place.rpartition(": ")[0] for place in foreign.read(path).optimizers]
+        found = foreign.read(path)
+        names = [str(found.path / place.split(": ")[0]) for place in found.optimizers]
     except UserError:
-        places = []
-    files = f" ({', '.join(dict.fromkeys(filter(None, places)))})" if any(places) else ""
+        names = []
+    files = f": {', '.join(dict.fromkeys(names))}" if names else ""
     return f"{path} is a folder with {inside}: name the file with the optimizer's state{files}"
 
 

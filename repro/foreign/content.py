@@ -103,7 +103,8 @@ def is_buffer(name: str, x: Tensor) -> bool:
     """Whether a tensor of a state dict, which does not say, is no parameter: by its type and name."""
     last = name.rpartition(".")[2]
     return not (x.is_floating_point() or x.is_complex()) or last in (
-        "running_mean", "running_var", "version", "_float_tensor", "inv_freq", "attn_mask",
+        "running_mean", "running_var", "num_batches_tracked", "version", "_float_tensor", "inv_freq",
+        "attn_mask",
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from repro.run import flatten
 
 # What of the settings is shown first, by the last part of the name.
 FIRST = (
-    "arch", "model", "_name", "task", "dataset", "data", "data_path", "opt", "optimizer", "optim",
+    "arch", "model", "_name", "name", "task", "dataset", "data", "data_path", "opt", "optimizer", "optim",
     "lr", "blr", "max_lr", "learning_rate", "betas", "opt_betas", "adan_betas", "adam_betas", "eps",
     "weight_decay", "wd", "max_grad_norm", "no_prox", "clip", "clip_grad", "clip_norm", "sched", "scheduler",
     "lr_scheduler", "lr_scheduler_type", "lr_decay_style", "min_lr", "warmup_epochs", "warmup_updates",

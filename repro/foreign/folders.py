@@ -22,6 +22,7 @@ def read_folder(path: Path) -> Checkpoint:
         return megatron.read_ranks(path)
     if "model.pt" in names:
         found = read_file(path / "model.pt")
+        found.path = path
         if "optimizer.pt" in names:
             _add_optimizer(found, path / "optimizer.pt")
             found.notes = [note for note in found.notes if "optimizer.pt" not in note]
@@ -81,12 +82,13 @@ HF_WEIGHTS = (
 def _hugging_face(path: Path, names: set[str]) -> Checkpoint:
     config = read_json(path / "config.json")
     state = read_json(path / "trainer_state.json")
+    classes = config.get("architectures")
     found = Checkpoint(
         path,
         "Hugging Face Trainer checkpoint" if state else "Hugging Face model folder",
         position=known({"epoch": state.get("epoch"), "step": state.get("global_step")}),
         metric=known({"best metric": state.get("best_metric")}),
-        model=text(next(iter(config.get("architectures") or []), config.get("model_type"))),
+        model=text(classes[0] if isinstance(classes, list) and classes else config.get("model_type")),
         config=config,
     )
     for file in _shards(path, names):
@@ -94,7 +96,8 @@ def _hugging_face(path: Path, names: set[str]) -> Checkpoint:
         found.weights |= part.weights
         found.foreign += part.foreign
     if "training_args.bin" in names:
-        content, _ = inert.read(path / "training_args.bin")
+        content, foreign = inert.read(path / "training_args.bin")
+        found.foreign += foreign
         found.settings = settings_of(content)
     if "optimizer.pt" in names:
         _add_optimizer(found, path / "optimizer.pt")

@@ -26,9 +26,9 @@ from repro.errors import UserError
 MAX_NAMES = 1000  # of stand-ins in one file; a fairseq checkpoint has a few dozen
 # What runs programs or code. It would stay inert like all else, but whoever wrote it meant harm.
 HARMFUL = re.compile(
-    r"builtins\.(__import__|breakpoint|compile|eval|exec|input|open)$|"
-    r"(ctypes|importlib|marshal|nt|os|pickle|posix|pty|runpy|shutil|socket|subprocess|sys|webbrowser)\."
-)
+    r"builtins\.(__import__|breakpoint|compile|eval|exec|input|open)$|_?io\.(open|FileIO)|"
+    r"(commands|ctypes|importlib|marshal|nt|os|pickle|posix|pty|runpy|shutil|socket|subprocess|sys|webbrowser)\."
+)  # commands is what subprocess is called in pickles of protocol 2
 
 
 class Foreign:
@@ -58,8 +58,8 @@ class Foreign:
         self.state = state
 
     def __repr__(self) -> str:
-        """Return the class and the arguments."""
-        return f"{self.name.rpartition('.')[2]}({', '.join(map(repr, self.arguments))})"
+        """Return the class."""
+        return f"<{self.name}>"
 
 
 class _Array(Foreign):
@@ -186,13 +186,13 @@ def _unreadable(path: Path, message: str) -> UserError:
     """The error for a file, with the part of torch's long message that says what is wrong."""
     if "Unsupported operand" in message:
         return UserError(
-            f"{path} was not written by torch.save, or is damaged, or its pickle is of another protocol than 2, "
-            "which torch's safe reader does not know"
+            f"{path} was not written by torch.save, or is damaged, or its pickle is of another protocol "
+            "than 2, which torch's safe reader does not know"
         )
     if "TorchScript" in message:
         return UserError(f"{path} is a TorchScript archive, a program: it was not run, and is not read")
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    reason = next((line for line in lines if "Weights only load failed" not in line), "no reason given")
+    reason = next((line for line in lines if not re.match("Weights only load|Please file", line)), "nothing")
     return UserError(f"{path} was not written by torch.save, or is damaged ({reason[:150]})")
 
 
@@ -280,5 +280,7 @@ def _data(value: Foreign, namespaces: bool, memo: dict[int, Any]) -> Any:
         return "/".join(map(str, value.arguments)).replace("//", "/")
     if state is None and len(value.arguments) == 1:
         return plain(value.arguments[0], namespaces, memo)  # an enumeration's value
-    arguments = ", ".join(str(plain(x, namespaces, memo)) for x in value.arguments)
+    simple = (plain(x, namespaces, memo) for x in value.arguments)
+    known = (str, bytes, bool, int, float, type(None))
+    arguments = ", ".join(repr(x) if isinstance(x, known) else type(x).__name__ for x in simple)
     return f"{value.name.rpartition('.')[2]}({arguments})"

@@ -35,10 +35,12 @@ def read_ranks(path: Path) -> Checkpoint:
     shards = {place: read_file(file) for place, file in files.items()}
     found = next(iter(shards.values()))
     found.path = path
+    found.optimizers = {
+        f"{files[place].relative_to(path)}: {key}": state_dict
+        for place, shard in shards.items()
+        for key, state_dict in shard.optimizers.items()
+    }
     if len(shards) > 1:
-        for shard, file in zip(shards.values(), files.values(), strict=True):
-            shard.optimizers = {f"{file.relative_to(path)}: {k}": v for k, v in shard.optimizers.items()}
-        found.optimizers = {k: v for shard in shards.values() for k, v in shard.optimizers.items()}
         found.weights = _joined({place: shard.weights for place, shard in shards.items()}, found, path)
         found.notes.append(f"joined from {len(shards)} ranks")
     return found

@@ -20,6 +20,9 @@ SWINS = {
 ASSUMED_HEAD = 64  # elements, of all ViTs but the largest, which have 16 heads of 80
 
 
+HEADS = ("model.kwargs.num_heads", "model_kwargs.num_heads")  # in our settings and in timm's
+
+
 def vit_heads(width: int) -> int:
     """The number of heads that ViTs of this width have."""
     return 16 if width == 1280 else max(width // ASSUMED_HEAD, 1)
@@ -43,7 +46,7 @@ def _vit(found: Checkpoint, weights: Weights, known: Architecture, heads: int | 
         "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
         "fc_norm": "fc_norm.weight" in weights,
         "init_values": 1e-5 if "blocks.0.ls1.gamma" in weights else None,
-        "num_heads": heads or found.settings.get("model.kwargs.num_heads"),
+        "num_heads": heads or next((n for key in HEADS if (n := found.settings.get(key))), None),
     }
     if config["num_heads"] is None:
         if name is None:
