@@ -20,7 +20,10 @@ Saved = dict[str, Any]  # a state of a parameter, or a group, as saved
 
 # Keys of a group that say nothing about the update: they are kept as they are.
 LEARNING_RATES = frozenset({"initial_lr", "max_lr", "min_lr", "swa_lr"})  # of schedulers
-BOOKKEEPING = LEARNING_RATES | {"params", "param_names", "name", "lr_scale", "base_momentum", "max_momentum"}
+BOOKKEEPING = LEARNING_RATES | {
+    *("params", "param_names", "name", "base_momentum", "max_momentum"),
+    *("lr_scale", "lr_mult", "wd_mult"),  # by which MAE's and Megatron's schedules multiply
+}
 # Options of others that change their steps in a way that ours do not know, with the value that does no harm.
 UNKNOWN_HERE = {
     "adanorm": False,

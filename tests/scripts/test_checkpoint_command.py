@@ -1,6 +1,7 @@
 """scripts/checkpoint.py: finding, showing and converting optimizer states in the files of usual trainers."""
 
 import argparse
+import enum
 import pickle
 import runpy
 from pathlib import Path
@@ -12,6 +13,10 @@ import optim
 
 COMMAND = runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "checkpoint.py"))
 MAIN = COMMAND["main"]
+
+
+class Kind(enum.Enum):
+    A = "a"
 
 
 def steps(optimizer: torch.optim.Optimizer, count: int = 3) -> torch.optim.Optimizer:
@@ -70,19 +75,20 @@ def test_convert(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
 
 
-def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", [["show"], []], ids=["show", "by default"])
+def test_show(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     optimizer = timm_adan()
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "lr": 0.5})
     torch.save({"optimizer": optimizer.state_dict()}, tmp_path / "in.pt")
-    assert MAIN(["show", str(tmp_path / "in.pt")]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{tmp_path / 'in.pt'} at optimizer: Adan of timm (timm)"
-    assert lines[1] == "2 parameters with a state, 8 tensors, 240 bytes, step 3"
+    assert MAIN([*command, str(tmp_path / "in.pt")]) == 0
+    lines = [line[12:] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert lines[0] == "at optimizer: Adan of timm (timm)"
+    assert lines[1] == ("2 parameters with a state, 8 tensors, 240 bytes, step 3; 16 bytes per parameter")
     assert lines[2].startswith("group 0: 2 parameters, lr=0.1, betas=(0.98, 0.92, 0.99), ")
     assert lines[3].startswith("group 1: 1 parameters, lr=0.5, ")
     sgd = steps(torch.optim.SGD([torch.ones(3, requires_grad=True)], lr=0.1, momentum=0.9))
     torch.save(sgd.state_dict(), tmp_path / "sgd.pt")
-    assert MAIN(["show", str(tmp_path / "sgd.pt")]) == 0
+    assert MAIN([*command, str(tmp_path / "sgd.pt")]) == 0
     assert "not recognised: a state dict of no implementation" in capsys.readouterr().out
 
 
@@ -166,16 +172,17 @@ def test_a_failed_write_leaves_what_was_there(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pt", "out.pt"]
 
 
-def test_what_needs_trust(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_stay_and_foreign_classes_become_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """timm's and fairseq's checkpoints have the command line in them."""
-    torch.save({"args": argparse.Namespace(lr=1), "optimizer": timm_adan().state_dict()}, tmp_path / "in.pt")
-    arguments = ["convert", str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]
-    assert MAIN(arguments) == 2
-    error = capsys.readouterr().err
-    assert "holds more than tensors and numbers (argparse.Namespace): add --trust" in error
-    assert error.count("\n") == 1
-    assert MAIN([*arguments, "--trust"]) == 0
-    assert torch.load(tmp_path / "out.pt", weights_only=False)["args"].lr == 1
+    args = argparse.Namespace(lr=1, kind=Kind.A)
+    torch.save({"args": args, "optimizer": timm_adan().state_dict()}, tmp_path / "in.pt")
+    assert MAIN(["convert", str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]) == 0
+    assert f"because their classes are not loaded: {__name__}.Kind\n" in capsys.readouterr().out
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        new = torch.load(tmp_path / "out.pt", weights_only=True)["args"]
+    assert new == argparse.Namespace(lr=1, kind="a")
 
 
 @pytest.mark.parametrize(
@@ -210,6 +217,8 @@ def test_bad_files(content: object, message: str, tmp_path: Path, capsys: pytest
 def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "training.pt").touch()
     assert MAIN(["show", str(tmp_path)]) == 2
+    assert "name one of its files: training.pt" in capsys.readouterr().err
+    assert MAIN(["convert", str(tmp_path), str(tmp_path / "out.pt")]) == 2
     assert "is a folder with training.pt: name the file" in capsys.readouterr().err
     torch.save(timm_adan().state_dict(), tmp_path / "in.pt")
     assert MAIN(["convert", str(tmp_path / "in.pt"), str(tmp_path / "absent" / "out.pt")]) == 2

@@ -1,0 +1,286 @@
+"""Files of torch.save, read without running anything that they bring along.
+
+A checkpoint is a pickle, and a pickle may name any function and have it called. torch.load(weights_only=True)
+refuses every name but those of tensors and plain containers. Training scripts also save their settings
+(enumerations, OmegaConf), meters, or a whole module: for each name that torch refuses, it is told of a
+stand-in, a class made here that keeps what it is given and does nothing. Nothing foreign is imported or
+called, and what is inside can still be read. Names that only an attack has are refused.
+"""
+
+import argparse
+import io
+import pickle
+import pickletools
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from repro.errors import UserError
+
+MAX_NAMES = 1000  # of stand-ins in one file; a fairseq checkpoint has a few dozen
+# What runs programs or code. It would stay inert like all else, but whoever wrote it meant harm.
+HARMFUL = re.compile(
+    r"builtins\.(__import__|breakpoint|compile|eval|exec|input|open)$|_?io\.(open|FileIO)|"
+    r"(commands|ctypes|importlib|marshal|nt|os|pickle|posix|pty|runpy|shutil|socket|subprocess|sys|webbrowser)\."
+)  # commands is what subprocess is called in pickles of protocol 2
+
+
+class Foreign:
+    """An object of a class that is not loaded: what it was made from, and the state it was given.
+
+    Attributes:
+        name: `module.Class` as the file says.
+        arguments: those of the call or of `__new__`.
+        state: what the file would set afterwards (mostly a dict of attributes), None if nothing.
+    """
+
+    name = ""
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+
+    def __new__(cls, *arguments: Any) -> "Foreign":
+        """Keep the arguments."""
+        made = super().__new__(cls)
+        made.arguments = arguments
+        return made
+
+    def __init__(self, *arguments: Any) -> None:
+        """Do nothing."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep the state as it is."""
+        self.state = state
+
+    def __repr__(self) -> str:
+        """Return the class."""
+        return f"<{self.name}>"
+
+
+class _Array(Foreign):
+    """NumPy's array, as its state says."""
+
+    name = "numpy.ndarray"
+
+    def value(self) -> Any:
+        """Return the array; the object itself where its state is not that of an array of numbers."""
+        match self.state:
+            case (_, tuple() as shape, Foreign() as dtype, bool() as fortran, bytes() as data):
+                flat = _numbers(dtype, data)
+                if flat is not None and all(isinstance(n, int) and n >= 0 for n in shape):
+                    array: np.ndarray[Any, Any] = flat.reshape(shape, order="F" if fortran else "C")
+                    return array
+        return self
+
+
+def _numbers(dtype: Foreign, data: bytes) -> "np.ndarray[Any, Any] | None":
+    """Numbers from bytes; None unless the dtype is one of booleans or plain numbers."""
+    code = dtype.arguments[0] if dtype.arguments else None
+    if not isinstance(code, str) or not re.fullmatch(r"b1|[iu][1248]|f[248]|c(8|16)", code):
+        return None
+    order = dtype.state[1] if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "<"
+    return np.frombuffer(data, np.dtype(code).newbyteorder(">" if order == ">" else "<")).copy()
+
+
+def _scalar(dtype: Any, data: Any = b"") -> Any:
+    """What numpy.core.multiarray.scalar returns, for numbers."""
+    numbers = _numbers(dtype, data) if isinstance(dtype, Foreign) and isinstance(data, bytes) else None
+    return numbers[0] if numbers is not None and len(numbers) == 1 else repr(data)
+
+
+def _contained(kind: str, container: type, file: str, source: str) -> type:
+    """The class of a module from torch's note on it, which has its source with it."""
+    return container
+
+
+# Known data: the command line's settings, which are a bare holder of attributes, and NumPy's numbers.
+_NUMPY: dict[str, Callable[..., Any]] = {"scalar": _scalar, "_reconstruct": _Array}
+KNOWN: dict[str, Callable[..., Any]] = {
+    "argparse.Namespace": argparse.Namespace,
+    f"{__name__}._contained": _contained,
+    **{f"numpy.{core}.multiarray.{name}": _NUMPY[name] for core in ("core", "_core") for name in _NUMPY},
+}
+UNREPORTED = ("numpy.dtype", "numpy.ndarray")  # parts of the above
+
+
+def read(path: Path) -> tuple[Any, list[str]]:
+    """Return what torch.save wrote, and the names of foreign classes and functions that became stand-ins.
+
+    Tensors are on the CPU, and are read from the disk only when they are used where the format allows.
+
+    Raises:
+        UserError: not a file of torch.save, damaged, or one that only an attacker would write.
+    """
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    stand_ins: dict[str, Any] = {}
+    source: Path | io.BytesIO = path
+    while len(stand_ins) <= MAX_NAMES:
+        known: list[Any] = [(made, name) for name, made in (KNOWN | stand_ins).items()]
+        try:
+            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(known):
+                content = torch.load(source, map_location="cpu", weights_only=True, mmap=zipped)
+            return content, sorted(stand_ins.keys() - UNREPORTED)
+        except pickle.UnpicklingError as error:
+            if "persistent_load of storage" in str(error) and source is path and not zipped:
+                source = _without_sources(path)
+                continue
+            name, base = _lacking(str(error))
+            if base is None or base is stand_ins.get(name, object).__base__:
+                raise _unreadable(path, str(error)) from None
+            if HARMFUL.match(name):
+                raise UserError(
+                    f"{path} wants {name} to be called when it is read, which no checkpoint needs: it was "
+                    "not called, and the file was not read; do not open it elsewhere"
+                ) from None
+            module, _, last = name.rpartition(".")
+            stand_ins[name] = type(last, (base,), {"name": name, "__module__": module})
+            if isinstance(source, io.BytesIO):
+                source.seek(0)
+        except Exception as error:  # a damaged pickle can fail in any way at all
+            raise _unreadable(path, repr(error)) from None
+    raise UserError(f"cannot read {path}: it names more than {MAX_NAMES} foreign classes")
+
+
+def _lacking(message: str) -> tuple[str, type | None]:
+    """The name that torch.load lacked, and a base for a stand-in; None if that was not the trouble."""
+    for pattern, base in (
+        (r"GLOBAL (\S+) (?:was not an allowed global|whose module \S+ is blocked)", Foreign),
+        (r"Can only SETITEMS? for .* but got <class '(\S+)'>", _Mapping),
+        (r"Can only append to lists, but got <class '(\S+)'>", _List),
+    ):
+        if found := re.search(pattern, message):
+            name = found[1]
+            return name if "." in name else f"builtins.{name}", base  # which torch leaves out
+    return "", None
+
+
+class _Mapping(Foreign):
+    """A foreign dict: a plain one, which torch fills, takes its entries."""
+
+    def __new__(cls, *arguments: Any) -> Any:
+        """Return an OrderedDict."""
+        return OrderedDict()
+
+
+class _List(list[Any]):
+    """A foreign list."""
+
+    def __new__(cls, *arguments: Any) -> "_List":
+        """Return an empty one, whatever the arguments."""
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: Any) -> None:
+        """Do nothing."""
+
+
+def _unreadable(path: Path, message: str) -> UserError:
+    """The error for a file, with the part of torch's long message that says what is wrong."""
+    if "Unsupported operand" in message:
+        return UserError(
+            f"{path} was not written by torch.save, or is damaged, or its pickle is of another protocol "
+            "than 2, which torch's safe reader does not know"
+        )
+    if "TorchScript" in message:
+        return UserError(f"{path} is a TorchScript archive, a program: it was not run, and is not read")
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    reason = next((line for line in lines if not re.match("Weights only load|Please file", line)), "nothing")
+    return UserError(f"{path} was not written by torch.save, or is damaged ({reason[:150]})")
+
+
+def _without_sources(path: Path) -> io.BytesIO:
+    """A file of torch 0.x and 1.x with a module in it, as one that torch's safe reader takes.
+
+    Its pickle has, for the class of each module, a persistent id ("module", class, file, source). The same
+    bytes with a call of `_contained` in place of the lookup leave the class there.
+    """
+    raw = path.read_bytes()
+    file = io.BytesIO(raw)
+    try:
+        for _ in range(3):  # magic number, protocol, sizes of integers
+            for _ in pickletools.genops(file):
+                pass
+        operations = list(pickletools.genops(file))
+    except Exception as error:  # as above
+        raise _unreadable(path, repr(error)) from None
+    marks: list[int] = []
+    strings: dict[Any, Any] = {}  # by number in the memo
+    edits: list[tuple[int, int, bytes]] = []  # position, bytes to leave out, bytes to put there
+    closed = 0
+    for i, (operation, argument, position) in enumerate(operations):
+        name = operation.name
+        if name == "MARK":
+            marks.append(i)
+        elif name in ("TUPLE", "APPENDS", "SETITEMS") and marks:
+            closed = marks.pop()
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            strings[argument] = operations[i - 1][1]
+        elif name == "BINPERSID":
+            first, value, _ = operations[closed + 1]
+            kind = strings.get(value) if first.name in ("BINGET", "LONG_BINGET") else value
+            if kind == "module":
+                call = f"c{__name__}\n_contained\n".encode()
+                edits += [(operations[closed][2] or 0, 0, call), (position or 0, 1, b"R")]
+    parts, end = [], 0
+    for position, skipped, inserted in edits:
+        parts += [raw[end:position], inserted]
+        end = position + skipped
+    return io.BytesIO(b"".join([*parts, raw[end:]]))
+
+
+def plain(value: Any, namespaces: bool = False, _memo: dict[int, Any] | None = None) -> Any:
+    """Return the same with plain data in place of stand-ins: values of enumerations, dicts of attributes.
+
+    Settings of the command line become dicts, too, unless `namespaces` are to stay. Tensors are not copied.
+    """
+    memo: dict[int, Any] = {} if _memo is None else _memo
+    if id(value) in memo:
+        return memo[id(value)]
+    made: Any = value
+    if isinstance(value, dict):
+        made = memo[id(value)] = OrderedDict() if isinstance(value, OrderedDict) else {}
+        made.update({plain(k, namespaces, memo): plain(x, namespaces, memo) for k, x in value.items()})
+    elif isinstance(value, list):
+        made = memo[id(value)] = []
+        made.extend(plain(x, namespaces, memo) for x in value)
+    elif isinstance(value, (tuple, set)) and not isinstance(value, torch.Size):
+        made = type(value)(plain(x, namespaces, memo) for x in value)
+    elif isinstance(value, argparse.Namespace):
+        made = memo[id(value)] = argparse.Namespace() if namespaces else {}
+        inside = vars(made) if namespaces else made
+        inside.update({k: plain(x, namespaces, memo) for k, x in vars(value).items()})
+    elif isinstance(value, _Array):
+        made = value.value()
+        made = repr(made) if made is value else made
+    elif isinstance(value, Foreign):
+        memo[id(value)] = value.name  # where it contains itself
+        made = _data(value, namespaces, memo)
+    elif isinstance(value, type) and issubclass(value, Foreign):
+        made = value.name
+    memo[id(value)] = made
+    return made
+
+
+def _data(value: Foreign, namespaces: bool, memo: dict[int, Any]) -> Any:
+    state = value.state
+    if isinstance(state, dict):
+        for content in ("_content", "_val"):  # OmegaConf's nodes
+            if content in state:
+                return plain(state[content], namespaces, memo)
+        return {str(k): plain(x, namespaces, memo) for k, x in state.items()}
+    if value.name.startswith("pathlib."):
+        return "/".join(map(str, value.arguments)).replace("//", "/")
+    if state is None and len(value.arguments) == 1:
+        return plain(value.arguments[0], namespaces, memo)  # an enumeration's value
+    simple = (plain(x, namespaces, memo) for x in value.arguments)
+    known = (str, bytes, bool, int, float, type(None))
+    arguments = ", ".join(repr(x) if isinstance(x, known) else type(x).__name__ for x in simple)
+    return f"{value.name.rpartition('.')[2]}({arguments})"
