@@ -98,12 +98,13 @@ class Gathering:
     def add(self, number: int, step: int, values: dict[str, float], file: int = 0) -> None:
         """Take in the piece (column: value) that stands at line or event `number`, and account for it."""
         at = (self.reading.segment, step)
-        self._shared.setdefault(at, {}).update({k: v for k, v in values.items() if k in SHARED})
         pieces = split(values)
-        if pieces:
-            self.reading.lines["record"] += 1
-        else:
+        shared = {name: value for name, value in values.items() if name in SHARED}
+        self._shared.setdefault(at, {}).update(shared)
+        if shared and not pieces:
             self._lone[at] += 1
+        else:
+            self.reading.lines["record" if pieces else "other"] += 1
         for kind, piece in pieces.items():
             row = self._rows.setdefault(at, {}).setdefault(kind, {"file": file, "line": number})
             self.repeated += not piece.keys().isdisjoint(row)

@@ -82,11 +82,11 @@ def _at(series: pd.Series, index: int) -> str:
 def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]:
     """Write a figure with a panel for each column and a line for each log, and return the columns.
 
-    Without `only`: losses, perplexities, metrics and the learning rate, where a log has two values or more. The
-    x axis is the step if all logs have it, else epochs done, whether a log counts them from 0 or from 1.
+    Without `only`: losses, perplexities, metrics and the learning rate, where a log has two values or more.
+    The x axis is the step if all logs have it, else epochs done, whether a log counts from 0 or from 1.
 
     Raises:
-        UserError: no log has such a column, the logs have no position in common, or the file cannot be written.
+        UserError: no log has such a column, the logs have no position in common, or OUT cannot be written.
     """
     import matplotlib as mpl
 
