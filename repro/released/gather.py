@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 from collections import Counter
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ class Gathering:
         reading = self.reading
         for at, count in self._lone.items():
             reading.lines["record" if at in self._rows else "other"] += count
-        for (reading.segment, step), kinds in self._rows.items():
+        for (reading.segment, step), kinds in sorted(self._rows.items(), key=itemgetter(0)):
             for kind, row in kinds.items():
                 file, line = row.pop("file"), row.pop("line")
                 values = {"step": step, **self._shared[reading.segment, step], **row}

@@ -56,7 +56,7 @@ def test_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.count("1 values under 5 columns") == 7
     assert RELEASED(["show", "--strict", str(path)]) == 2
     (error,) = capsys.readouterr().err.splitlines()
-    assert error.startswith(f"error: 7 lines cannot be read: {path}:12: 1 values under 5 columns; ")
+    assert re.match(rf"error: 7 .*: {path}:12: 1 values under 5 columns; ", error)
 
 
 def test_show_parts_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
