@@ -67,12 +67,9 @@ def _values(log: Log) -> str:
         rows = _curve(log, name, log.position)
         series = pd.Series(rows[name].to_numpy(), rows[log.position].to_numpy())
         sign = direction(name)
-        best = (
-            _at(series, int((sign * series).reset_index(drop=True).argmax())) if sign and len(series) else "-"
-        )
-        table.append(
-            [name, str(len(series)), _at(series, 0), _at(series, -1), best, log.units.get(name, "-")]
-        )
+        best = _at(series, int((sign * series).to_numpy().argmax())) if sign and len(series) else "-"
+        shown = [_at(series, 0), _at(series, -1), best]
+        table.append([name, str(len(series)), *shown, log.units.get(name, "-")])
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
 
@@ -94,6 +91,7 @@ def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     counts = Counter[str]()
     for log in logs.values():
@@ -129,6 +127,8 @@ def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]
         values = [y for line in axis.lines for y in line.get_ydata() if math.isfinite(y)]
         if direction(name) < 0 and values and 0 < LOG_FROM * min(values) < max(values):
             axis.set_yscale("log")
+        axis.xaxis.set_major_locator(MaxNLocator(6))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[len(names) :]:
