@@ -24,7 +24,7 @@ from repro.released.log import Log, LogError
 VARIABLE = "ADAN_RELEASED"  # environment: a folder with the files at the official repository's own paths
 URL = f"https://raw.githubusercontent.com/{REPOSITORY}/{COMMIT}"
 ATTEMPTS = 3  # in a row that bring nothing
-PAUSE = 1.0  # s before the second of them, twice that before the third
+PAUSE = 1.0  # s after the first of them, twice that after the second
 TIMEOUT = 30  # s without an answer
 CHUNK = 1 << 16
 CURE = "take a local copy with `python scripts/released.py get --from DIR`"
@@ -187,6 +187,7 @@ def _download(url: str, part: Path) -> bool:
                 _receive(response, part)
             return True
         except HTTPError as error:
+            error.close()
             if error.code == 404:
                 return False
             if error.code == 416 and size:  # nothing is left to get: it is whole, or no part of this file
@@ -199,12 +200,12 @@ def _download(url: str, part: Path) -> bool:
         except (ConnectionError, TimeoutError, HTTPException, ssl.SSLError) as error:
             lost = error  # go on from there
         now = part.stat().st_size if part.exists() else 0
-        attempts = 1 if now > size else attempts + 1
-        if attempts > ATTEMPTS:
+        attempts = 0 if now > size else attempts + 1
+        if attempts == ATTEMPTS:
             raise UserError(
                 f"{url}: failed again and again ({lost}); the same command continues later"
             ) from lost
-        time.sleep(PAUSE * (attempts - 1))
+        time.sleep(PAUSE * attempts)
 
 
 def _receive(response: HTTPResponse, part: Path) -> None:

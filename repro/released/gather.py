@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 from collections import Counter
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,13 @@ class Gathering:
     def add(self, number: int, step: int, values: dict[str, float], file: int = 0) -> None:
         """Take in the piece (column: value) that stands at line or event `number`, and account for it."""
         at = (self.reading.segment, step)
-        self._shared.setdefault(at, {}).update({k: v for k, v in values.items() if k in SHARED})
         pieces = split(values)
-        if pieces:
-            self.reading.lines["record"] += 1
-        else:
+        shared = {name: value for name, value in values.items() if name in SHARED}
+        self._shared.setdefault(at, {}).update(shared)
+        if shared and not pieces:
             self._lone[at] += 1
+        else:
+            self.reading.lines["record" if pieces else "other"] += 1
         for kind, piece in pieces.items():
             row = self._rows.setdefault(at, {}).setdefault(kind, {"file": file, "line": number})
             self.repeated += not piece.keys().isdisjoint(row)
@@ -118,7 +120,7 @@ class Gathering:
         reading = self.reading
         for at, count in self._lone.items():
             reading.lines["record" if at in self._rows else "other"] += count
-        for (reading.segment, step), kinds in self._rows.items():
+        for (reading.segment, step), kinds in sorted(self._rows.items(), key=itemgetter(0)):
             for kind, row in kinds.items():
                 file, line = row.pop("file"), row.pop("line")
                 values = {"step": step, **self._shared[reading.segment, step], **row}

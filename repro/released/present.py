@@ -62,17 +62,16 @@ def describe(log: Log, everything: bool = False) -> str:
 
 def _values(log: Log) -> str:
     """A line for each column: first, last and best with their positions, unit."""
-    rows = [["column", "values", "first", "last", "best", "unit"]]
+    table = [["column", "values", "first", "last", "best", "unit"]]
     for name in columns(log):
-        series = log.series(name)
-        sound = series.dropna()
-        best = "-"
-        if (sign := direction(name)) and len(sound):
-            at = int((sign * sound).reset_index(drop=True).argmax())
-            best = _at(sound, at)
-        rows.append([name, str(len(series)), _at(series, 0), _at(series, -1), best, log.units.get(name, "-")])
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        rows = _curve(log, name, log.position)
+        series = pd.Series(rows[name].to_numpy(), rows[log.position].to_numpy())
+        sign = direction(name)
+        best = _at(series, int((sign * series).to_numpy().argmax())) if sign and len(series) else "-"
+        shown = [_at(series, 0), _at(series, -1), best]
+        table.append([name, str(len(series)), *shown, log.units.get(name, "-")])
+    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
 
 
 def _at(series: pd.Series, index: int) -> str:
@@ -82,16 +81,17 @@ def _at(series: pd.Series, index: int) -> str:
 def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]:
     """Write a figure with a panel for each column and a line for each log, and return the columns.
 
-    Without `only`: losses, perplexities, metrics and the learning rate, where a log has two values or more. The
-    x axis is the step if all logs have it, else epochs done, whether a log counts them from 0 or from 1.
+    Without `only`: losses, perplexities, metrics and the learning rate, where a log has two values or more.
+    The x axis is the step if all logs have it, else epochs done, whether a log counts from 0 or from 1.
 
     Raises:
-        UserError: no log has such a column, the logs have no position in common, or the file cannot be written.
+        UserError: no log has such a column, the logs have no position in common, or OUT cannot be written.
     """
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     counts = Counter[str]()
     for log in logs.values():
@@ -121,12 +121,14 @@ def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]
             done = 1 - FORMATS[log.format].epochs_from if over == "epoch" else 0
             style = {"color": f"C{index}", "marker": "." if len(rows) < 30 else None, "linewidth": 1.2}
             (lines[label],) = axis.plot(rows[over] + done, rows[name], **style)
-        units = {log.units[name] for log in logs.values() if name in log.units} - {"1"}
+        units = {log.units[name] for log in logs.values() if name in log.units} - {"1", "as logged"}
         unit = f"\n({'; '.join(sorted(units))})" if units else ""
         axis.set(xlabel="step" if over == "step" else "epochs done", ylabel=name.replace("_", " ") + unit)
         values = [y for line in axis.lines for y in line.get_ydata() if math.isfinite(y)]
         if direction(name) < 0 and values and 0 < LOG_FROM * min(values) < max(values):
             axis.set_yscale("log")
+        axis.xaxis.set_major_locator(MaxNLocator(6))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[len(names) :]:
@@ -150,7 +152,7 @@ def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]
 def _curve(log: Log, name: str, over: str) -> pd.DataFrame:
     """The rows that make a column's curve: records of training, or the others if those have more of it.
 
-    A log may have a loss twice, as a mean over some steps and over an epoch; one line shows one of them.
+    A log may have a loss twice, as a mean over some steps and over an epoch; a curve is one of them.
     """
     if name not in log.table:
         return pd.DataFrame({over: [], name: []})

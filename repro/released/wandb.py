@@ -79,6 +79,8 @@ def _log(reading: Reading, rows: list[tuple[int, int | None, dict[str, Any]]], c
     columns = Columns()
     gathering = Gathering(reading)
     own = next((key for key in _STEPS if rows and all(key in row for *_, row in rows)), None)
+    if own is None and any(key in row for *_, row in rows for key in _STEPS):
+        reading.oddities.append(f"{reading.source.path}: some rows lack a global step: wandb's own is taken")
     for count, index, row in rows:
         step = whole(row[own] if own else row.get("_step", index))
         if step is None:
@@ -89,7 +91,7 @@ def _log(reading: Reading, rows: list[tuple[int, int | None, dict[str, Any]]], c
             converted = number(value)
             if tag == "_runtime" and converted is not None:
                 values["seconds"] = converted
-            elif tag == own or tag.startswith("_"):
+            elif tag in _STEPS or tag.startswith("_"):
                 continue
             elif converted is None:
                 reading.events.append({"line": count, "what": _kind(value), "step": step})
