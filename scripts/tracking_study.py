@@ -294,7 +294,7 @@ def page(results: dict[str, Any], seeds: int) -> str:
             "All rows that log epochs, with one tolerance for all. repro/rule.py has "
             f"{100 * rule.WINDOW:g} %, {100 * rule.REACH:g} %, {100 * rule.TOLERANCE:g} % and {rule.RECORDS} "
             "records: of those that call fewer than one good run in a hundred behind, the ones that notice a "
-            "slower run soonest.",
+            "bad one soonest.",
             _markdown(results["choices"]),
         ]
     )
