@@ -34,6 +34,18 @@ sys.path.append(str(Path(__file__).resolve().parent))
 from bench_optimizers import table
 from tracking_faults import FAULTS, Case, rerun
 
+CONSTANTS = [  # window, reach, tolerance, records
+    *(
+        (0.1, 0.02, tolerance, records)
+        for tolerance in (0.005, 0.01, 0.015, 0.02)
+        for records in (1, 2, 3, 4)
+    ),
+    *(
+        (window, reach, 0.015, 3)
+        for window, reach in ((0, 0), (0.05, 0.02), (0.2, 0.02), (0.1, 0.01), (0.1, 0.05))
+    ),
+]
+
 
 def cases() -> tuple[list[Case], list[str]]:
     """The rows whose log is here, and why others have none."""
@@ -78,6 +90,11 @@ def sibling_spread(found: Sequence[Case]) -> tuple[float, list[dict[str, Any]]]:
                     "positions": len(verdicts),
                     "that differ": max(len(values) for values in differences.values()),
                     "alarms": sum(verdict > 0 for verdict in verdicts),
+                    "with tolerance 0": sum(
+                        verdict > 0
+                        for position, verdict in case.with_tolerance(0.0).verdicts(runs)
+                        if position <= until
+                    ),
                     "ahead": sum(verdict < 0 for verdict in verdicts),
                     "tolerance, %": "/".join(f"{100 * c.tolerance:.2g}" for c in case.curves.values()),
                 }
@@ -157,32 +174,33 @@ def other_recipes(found: Sequence[Case]) -> list[dict[str, Any]]:
 
 def choices(found: Sequence[Case], seeds: int, spread: float) -> list[dict[str, Any]]:
     """False alarms and delays under other constants than those of repro/rule.py, on the rows in epochs."""
-    chosen = [case for case in found if case.log.position == "epoch"]
-    kept, rows = rule.RECORDS, []
+    kept = rule.WINDOW, rule.REACH, rule.RECORDS
     faults = [fault for fault in FAULTS if fault.name in ("20 % slower", "accuracy 1 points lower")]
-    for tolerance in (0.005, 0.01, 0.015, 0.02, 0.03):
-        group = [case.with_tolerance(tolerance) for case in chosen]
-        for records in (1, 2, 3, 4):
-            rule.RECORDS = records
-            random = np.random.default_rng(2)
-            wrong = [case.alarm(rerun(case, random, spread)) for case in group for _ in range(seeds)]
-            row = {
-                "tolerance, %": 100 * tolerance,
-                "records": records,
-                "reruns called behind, %": 100 * statistics.fmean(p is not None for p in wrong),
-            }
-            for fault in faults:
-                late = [
-                    case.alarm(fault.disturb(case, rerun(case, random, spread)))
-                    for case in group
-                    if fault.concerns(case)
-                    for _ in range(max(1, seeds // 4))
-                ]
-                seen = [position for position in late if position is not None]
-                row[f"{fault.name}: median epoch"] = statistics.median(seen) if seen else None
-                row[f"{fault.name}: missed, %"] = 100 * (1 - len(seen) / len(late))
-            rows.append(row)
-    rule.RECORDS = kept
+    rows = []
+    for window, reach, tolerance, records in CONSTANTS:
+        rule.WINDOW, rule.REACH, rule.RECORDS = window, reach, records
+        group = [case.with_tolerance(tolerance) for case in found if case.log.position == "epoch"]
+        random = np.random.default_rng(2)
+        wrong = [case.alarm(rerun(case, random, spread)) for case in group for _ in range(seeds)]
+        row = {
+            "window, %": 100 * window,
+            "reach, %": 100 * reach,
+            "tolerance, %": 100 * tolerance,
+            "records": records,
+            "reruns called behind, %": 100 * statistics.fmean(position is not None for position in wrong),
+        }
+        for fault in faults:
+            late = [
+                case.alarm(fault.disturb(case, rerun(case, random, spread)))
+                for case in group
+                if fault.concerns(case)
+                for _ in range(max(1, seeds // 4))
+            ]
+            seen = [position for position in late if position is not None]
+            row[f"{fault.name}: median epoch"] = statistics.median(seen) if seen else None
+            row[f"{fault.name}: missed, %"] = 100 * (1 - len(seen) / len(late))
+        rows.append(row)
+    rule.WINDOW, rule.REACH, rule.RECORDS = kept
     return rows
 
 
@@ -261,7 +279,8 @@ def page(results: dict[str, Any], seeds: int) -> str:
             "## Good runs",
             f"Every released log against itself: {themselves['records']} records, "
             f"{themselves['not on track']} not on track.",
-            "Sibling logs, while their settings agree (`tolerance`: of each column, measured by them):",
+            "Sibling logs, while their settings agree. `tolerance` is of each column and measured by them; "
+            "`with tolerance 0` are the alarms if it were not.",
             _markdown(results["siblings"]),
             f"Reruns, with a spread of {100 * results['spread']:.2f} % of the error, as siblings' means:",
             _markdown(results["reruns"]),
@@ -272,9 +291,10 @@ def page(results: dict[str, Any], seeds: int) -> str:
             "it is first called what:",
             _markdown(results["recipes"]),
             "## Other constants",
-            f"All rows that log epochs, with one tolerance for all. repro/rule.py has {rule.RECORDS} records "
-            f"and {100 * rule.TOLERANCE:g} %: of those that call fewer than one good run in fifty behind, "
-            "the ones that notice most soonest.",
+            "All rows that log epochs, with one tolerance for all. repro/rule.py has "
+            f"{100 * rule.WINDOW:g} %, {100 * rule.REACH:g} %, {100 * rule.TOLERANCE:g} % and {rule.RECORDS} "
+            "records: of those that call fewer than one good run in a hundred behind, the ones that notice a "
+            "bad one soonest.",
             _markdown(results["choices"]),
         ]
     )
