@@ -32,7 +32,7 @@ class Figure:
     """One published number."""
 
     metric: str = MISSING  # as our recipe's records name it
-    value: float = MISSING  # with the digits that were printed
+    value: int | float | None = None  # with the digits that were printed; None where only the log tells it
     unit: str = MISSING
     higher_is_better: bool = True
     column: str | None = None  # the released log's name for it
@@ -40,9 +40,21 @@ class Figure:
     final: float | None = None
 
     @property
+    def goal(self) -> float:
+        """What a run is measured by: the published value, or else the log's final one."""
+        goal = self.final if self.value is None else self.value
+        assert goal is not None, f"{self.metric} has neither a published value nor a log's"
+        return goal
+
+    @property
+    def printed(self) -> str:
+        """The published value with its unit."""
+        return "none" if self.value is None else f"{self.value} {self.unit}".strip()
+
+    @property
     def shows(self) -> str:
-        """Which value of the released log was published: best, final, both, neither or unknown (no log)."""
-        if self.best is None or self.final is None:
+        """Which of the released log's values was published: best, final, both, neither or unknown."""
+        if self.value is None or self.best is None or self.final is None:
             return "unknown"
         same = [name for name in ("best", "final") if self.agrees(getattr(self, name))]
         return {0: "neither", 1: "".join(same), 2: "both"}[len(same)]

@@ -52,8 +52,7 @@ class Shown:
     def published(self) -> list[str]:
         several = len(self.row.published) > 1
         return [
-            (f"{figure.metric}: " if several else "") + f"{figure.value} {figure.unit}".strip()
-            for figure in self.row.published
+            (f"{figure.metric}: " if several else "") + figure.printed for figure in self.row.published
         ]
 
     @property

@@ -106,7 +106,7 @@ def describe(summary: dict[str, Any]) -> list[str]:
             if figure[f"released_{name}"] is not None
         ]
         lines.append(
-            f"{figure['metric']}: published {figure['published']:g} {figure['unit']}, "
+            f"{figure['metric']}: published {figure['published']} {figure['unit']}, "
             f"released log {' '.join(log) or 'none'}, ours {' '.join(ours) or 'not measured'}: "
             f"{figure['verdict'] or 'no verdict'}"
         )
@@ -261,7 +261,7 @@ def _figure(figure: Figure, final: dict[str, Any], best: dict[str, Any]) -> dict
     if counted is not None:
         perfect = (100.0 if figure.unit == "%" else 1.0) if figure.higher_is_better else None
         error, published = (
-            value if perfect is None else perfect - value for value in (counted, figure.value)
+            value if perfect is None else perfect - value for value in (counted, figure.goal)
         )
         off = (error - published) / abs(published)
         verdict = "on track" if abs(off) <= TOLERANCE else "behind" if off > 0 else "ahead"
@@ -272,6 +272,6 @@ def _figure(figure: Figure, final: dict[str, Any], best: dict[str, Any]) -> dict
         "released_best": figure.best,
         "released_final": figure.final,
         **ours,
-        "difference": None if counted is None else counted - figure.value,
+        "difference": None if counted is None else counted - figure.goal,
         "verdict": verdict,
     }
