@@ -51,9 +51,7 @@ class Shown:
     @property
     def published(self) -> list[str]:
         several = len(self.row.published) > 1
-        return [
-            (f"{figure.metric}: " if several else "") + figure.printed for figure in self.row.published
-        ]
+        return [(f"{figure.metric}: " if several else "") + figure.printed for figure in self.row.published]
 
     @property
     def logged(self) -> list[str]:

@@ -96,7 +96,7 @@ def describe(summary: dict[str, Any]) -> list[str]:
     lines = []
     for figure in summary["figures"]:
         ours = [
-            f"{name} {value:.6g} ({value - figure['published']:+.4g})"
+            f"{name} {value:.6g} ({value - figure['goal']:+.4g})"
             for name, value in (("best", figure["best"]), ("final", figure["final"]))
             if value is not None
         ]
@@ -106,7 +106,7 @@ def describe(summary: dict[str, Any]) -> list[str]:
             if figure[f"released_{name}"] is not None
         ]
         lines.append(
-            f"{figure['metric']}: published {figure['published']} {figure['unit']}, "
+            f"{figure['metric']}: published {figure['published'] or 'nowhere'} {figure['unit']}, "
             f"released log {' '.join(log) or 'none'}, ours {' '.join(ours) or 'not measured'}: "
             f"{figure['verdict'] or 'no verdict'}"
         )
@@ -260,15 +260,14 @@ def _figure(figure: Figure, final: dict[str, Any], best: dict[str, Any]) -> dict
     verdict = None
     if counted is not None:
         perfect = (100.0 if figure.unit == "%" else 1.0) if figure.higher_is_better else None
-        error, published = (
-            value if perfect is None else perfect - value for value in (counted, figure.goal)
-        )
+        error, published = (value if perfect is None else perfect - value for value in (counted, figure.goal))
         off = (error - published) / abs(published)
         verdict = "on track" if abs(off) <= TOLERANCE else "behind" if off > 0 else "ahead"
     return {
         "metric": figure.metric,
         "unit": figure.unit,
         "published": figure.value,
+        "goal": figure.goal,
         "released_best": figure.best,
         "released_final": figure.final,
         **ours,
