@@ -1,0 +1,135 @@
+"""Deterministic replay: what released files fix of a row must come out of our configuration exactly.
+
+Nothing is trained. Each row of the ledger gets the same checks, as far as files were released for it:
+
+    files       they are those of the row, and their logs have as many records as the row says
+    settings    the configuration says what the released settings say, key by key
+    lr          it gives every learning rate in the log
+    epochs      it gives the log's epochs and steps, and the iterations of an epoch
+    validation  and the positions of the log's measurements on held-out data
+    parameters  log and model have the row's number of parameters
+    figure      best and final value of the log are the row's; it says which of them was published
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import chain, combinations
+from pathlib import PurePosixPath
+from typing import Any
+
+from repro.ledger import File, Recipe, load
+from repro.released import fairseq as fairseq_files
+from repro.released import megatron as megatron_files
+from repro.released import timm as timm_files
+from repro.released.files import locate
+from repro.released.log import Source
+from repro.replay import fairseq, mae, megatron, timm, transformer_xl
+from repro.replay.checks import Check, Evidence, figures, gather, shown
+from repro.replay.models import parameters
+from repro.replay.settings import Settings, Table, compare
+from repro.run import flatten
+
+FORMATS = {"timm": timm, "mae": mae, "fairseq": fairseq, "transformer_xl": transformer_xl}  # of logs
+READERS: dict[str, tuple[Callable[[Source], dict[str, Any]], Callable[[Settings], Table]]] = {  # of settings
+    "CV/timm/*.yaml": (timm_files.read_args, lambda _: timm.TABLE),
+    "NLP/BERT/*.yaml": (fairseq_files.read_config, fairseq.table),
+    "gpt2/*/gpt_args": (megatron_files.read_args, lambda _: megatron.TABLE),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The checks of a row, by name, and what they amount to."""
+
+    name: str
+    checks: dict[str, Check]
+    missing: list[str]  # released, but not on this machine
+    released: bool  # a log or settings, wherever
+
+    @property
+    def failed(self) -> list[str]:
+        """The names of the checks that failed."""
+        return [name for name, check in self.checks.items() if check.passed is False]
+
+    @property
+    def says(self) -> str:
+        """`verified`, `differs: ...`, `log not here: ...` or `nothing released`."""
+        if self.failed:
+            return f"differs: {', '.join(self.failed)}"
+        if self.missing:
+            return f"log not here: {', '.join(self.missing)}"
+        return "verified" if self.released else "nothing released"
+
+
+def verify(name: str) -> Verdict:
+    """Check a row of the ledger against what was released with it.
+
+    Raises:
+        UserError: there is no such row, or a released file that is here cannot be read.
+    """
+    recipe = load(name)
+    row = recipe.row
+    evidence, files = gather(row, read_settings)
+    checks = {"files": files, "settings": _or_departed("settings", settings, evidence, recipe)}
+    module = None if evidence.log is None else FORMATS[evidence.log.format]
+    for check in ("lr", "epochs", "validation"):
+        if module is None:
+            checks[check] = Check(None, "log not here" if row.logs else "no log")
+        else:
+            checks[check] = _or_departed("log", getattr(module, check), evidence, recipe)
+    checks["parameters"] = parameters(evidence, recipe)
+    checks["figure"] = figures(evidence)
+    wanted = {file.path for file in row.files if file.kind in ("log", "settings")}
+    missing = [PurePosixPath(path).name for path in evidence.missing if path in wanted]
+    missing += [PurePosixPath(where).name for where in row.elsewhere.values()]
+    return Verdict(name, checks, missing, bool(wanted or row.elsewhere))
+
+
+def read_settings(path: str) -> dict[str, Any]:
+    """Return a released file's settings, flat."""
+    read, _ = _reader(path)
+    return flatten(read(Source(locate(File(path=path)))))
+
+
+def settings(evidence: Evidence, recipe: Recipe) -> Check:
+    """Compare the configuration with every file of settings, and with those that a log begins with."""
+    found = {path: (values, _reader(path)[1](values)) for path, values in evidence.settings.items()}
+    if evidence.log is not None and evidence.log.format == "transformer_xl":
+        found[str(evidence.log.paths[0].name)] = evidence.log.config, transformer_xl.TABLE
+    if not found:
+        return Check(None, "not here" if evidence.missing else "none released")
+    compared = [compare(values, recipe, table) for values, table in found.values()]
+    differences = [difference for comparison in compared for difference in comparison.differences]
+    fields = sum(comparison.fields for comparison in compared)
+    ours, must, free = (
+        sum(counts) for counts in zip(*(comparison.kinds for comparison in compared), strict=True)
+    )
+    kinds = f"{ours} keys are ours, {must} must have one value, {free} have no bearing"
+    says = f"{fields - len(differences)} of {fields} fields"
+    return Check(not differences, says, fields, (*shown(differences), kinds))
+
+
+def _or_departed(
+    source: str, check: Callable[[Evidence, Recipe], Check], evidence: Evidence, recipe: Recipe
+) -> Check:
+    """Check the row's configuration, or else what it becomes with overrides that lead back to `source`.
+
+    A row that follows another source than this one, and says so, passes with the overrides that it names
+    for following this one. As few of them as will do are taken.
+    """
+    result = check(evidence, recipe)
+    if result.passed is not False:
+        return result
+    departures = [each.instead for each in recipe.row.discrepancies if each.instead and each.follow != source]
+    for some in chain.from_iterable(combinations(departures, n + 1) for n in range(len(departures))):
+        overrides = [override for instead in some for override in instead]
+        again = check(evidence, load(recipe.row.name, overrides))
+        if again.passed:
+            note = f"with {' '.join(overrides)}, from which the row departs"
+            return replace(again, says=f"{again.says} *", notes=(*again.notes, note))
+    return result
+
+
+def _reader(path: str) -> tuple[Callable[[Source], dict[str, Any]], Callable[[Settings], Table]]:
+    return next(reader for pattern, reader in READERS.items() if fnmatchcase(path, pattern))
