@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from repro.released import timm
+from repro.released import fairseq, mae, megatron, timm, transformer_xl
 from repro.released.log import SHOWN_FAULTS, Format, Log, LogError, Source, merge
 
-FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in (timm,)}
+FORMATS: dict[str, Format] = {
+    module.FORMAT.name: module.FORMAT for module in (timm, mae, fairseq, transformer_xl, megatron)
+}
 
 __all__ = ["FORMATS", "Format", "Log", "LogError", "read", "recognise"]
 
@@ -21,6 +23,10 @@ def recognise(source: Source) -> Format:
         if format.matches(source):
             return format
     known = ", ".join(format.title for format in FORMATS.values())
+    if source.path.is_dir():
+        raise LogError(f"{source.path}: a folder, and not one that holds a log ({known})")
+    if source.binary:
+        raise LogError(f"{source.path}: a binary file, not a log ({known})")
     first = f"; it begins with {source.head[0][:80]!r}" if source.head else ""
     raise LogError(f"{source.path}: not a log that this reads ({known}){first}")
 
@@ -36,10 +42,12 @@ def read(paths: Path | Sequence[Path], strict: bool = False) -> Log:
     logs = []
     for path in [paths] if isinstance(paths, Path) else paths:
         source = Source(path)
-        logs.append(recognise(source).read(source))
+        format = recognise(source)
+        source.strangers = {f.title: f.line for f in FORMATS.values() if f is not format and f.line}
+        logs.append(format.read(source))
     log = logs[0] if len(logs) == 1 else merge(logs)
     if strict and log.faults:
         more = len(log.faults) - SHOWN_FAULTS
         shown = "; ".join(log.faults[:SHOWN_FAULTS]) + (f"; and {more} more" if more > 0 else "")
-        raise LogError(f"{len(log.faults)} lines cannot be read: {shown}")
+        raise LogError(f"{len(log.faults)} faults: {shown}")
     return log

@@ -10,24 +10,21 @@ One table serves all formats. Each row of it is one record of the log; columns a
 """
 
 import math
-import zlib
-from collections import Counter
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped]
 
-from repro.errors import UserError
+from repro.released.source import LogError, Source
+
+__all__ = ["POSITION", "SHOWN_FAULTS", "Format", "Log", "LogError", "Reading", "Source", "merge"]
 
 POSITION = ("record", "epoch", "step", "segment", "file", "line")
 SHOWN_FAULTS = 3  # in an error; a log has them all
-
-
-class LogError(UserError):
-    """A file that is no log, or not one that can be read. The message names the file and the line."""
 
 
 @dataclass
@@ -41,7 +38,7 @@ class Log:
     config: dict[str, Any] = field(default_factory=dict)  # settings, where the log states them
     lines: Counter[str] = field(default_factory=Counter)  # record, other, fault: of these each line is one
     repeated: int = 0  # records that a later one of the same position replaced
-    faults: list[str] = field(default_factory=list)  # "FILE:LINE: why": lines that could not be read
+    faults: list[str] = field(default_factory=list)  # "FILE:LINE: why": what could not be read
     oddities: list[str] = field(default_factory=list)  # what was read, but is worth knowing
     events: list[dict[str, Any]] = field(default_factory=list)  # {"line", "what", "step", ...} beside records
 
@@ -71,65 +68,10 @@ class Format:
 
     name: str
     title: str
-    matches: Callable[["Source"], bool]
-    read: Callable[["Source"], Log]
+    matches: Callable[[Source], bool]
+    read: Callable[[Source], Log]
     epochs_from: int = 1  # the number the log gives to the end of its first epoch
-
-
-class Source:
-    """A file or folder to be read, with its text as numbered lines.
-
-    Compressed files (gzip) are opened; a byte order mark and CRLF are removed; bytes that are not UTF-8
-    become U+FFFD, so that a damaged line is one line's fault.
-
-    Raises:
-        LogError: there is no such file, or it cannot be read.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.exists():
-            raise LogError(f"{path}: no such file or folder")
-
-    @cached_property
-    def data(self) -> bytes:
-        """The file's content, decompressed as far as it goes."""
-        try:
-            content = self.path.read_bytes()
-        except OSError as error:
-            raise LogError(f"{self.path}: cannot be read ({error.strerror})") from error
-        if content[:2] != b"\x1f\x8b":
-            return content
-        stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-        try:
-            content = stream.decompress(content)
-        except zlib.error as error:
-            raise LogError(f"{self.path}: broken gzip file ({error}); get it again") from error
-        self.truncated = not stream.eof
-        return content
-
-    truncated = False  # the compressed file ends early
-
-    @cached_property
-    def lines(self) -> list[str]:
-        """The lines of text; line number n is at n - 1.
-
-        Raises:
-            LogError: the file is empty, or is no text.
-        """
-        if not self.data:
-            raise LogError(f"{self.path}: the file is empty")
-        if b"\0" in self.data[:8192]:
-            raise LogError(f"{self.path}: a binary file, not a log that this reads")
-        text = self.data.decode("utf-8-sig", errors="replace").replace("\r\n", "\n")
-        return text.removesuffix("\n").split("\n")
-
-    @property
-    def head(self) -> list[str]:
-        """The first lines that are not blank, stripped: enough to recognise a format by."""
-        if self.path.is_dir() or b"\0" in self.data[:8192]:
-            return []
-        return [line.strip() for line in self.lines[:200] if line.strip()][:20]
+    line: re.Pattern[str] | None = None  # how its records begin, to know them in a log of another format
 
 
 class Reading:
@@ -143,20 +85,37 @@ class Reading:
         self.oddities: list[str] = []
         self.events: list[dict[str, Any]] = []
         self.segment = 0
-        if source.truncated:
-            self.oddities.append(f"{source.path}: the compressed file ends early; get it again")
+        self.resumed_at = -1  # number of records there were
 
     def at(self, number: int) -> str:
         """Name a place."""
         return f"{self.source.path}:{number}"
 
+    def sound(self, closed: bool = False) -> Iterator[tuple[int, str]]:
+        """Yield the lines to be read, with their numbers; blank and damaged ones are accounted for here.
+
+        Damaged are lines with bytes that are not text, records of another format, and a last line without a
+        line end, as its last number may have lost digits. Lines of a `closed` format (JSON) show by
+        themselves whether they are whole.
+        """
+        lines = self.source.lines
+        for number, line in enumerate(lines, 1):
+            strangers = (title for title, record in self.source.strangers.items() if record.match(line))
+            if not line.strip():
+                self.other()
+            elif "\ufffd" in line or "\0" in line:
+                self.fault(number, "bytes that are not text")
+            elif stranger := next(strangers, None):
+                self.fault(number, f"a line of another log ({stranger})")
+            elif number == len(lines) and self.source.unfinished and not closed:
+                self.fault(number, "cut off: the file ends without a line end")
+            else:
+                yield number, line
+
     def record(self, number: int, record: str, values: dict[str, Any], same_line: bool = False) -> None:
         """Keep the record of line `number`; `same_line` if the line has given one already."""
         if not same_line:
             self.lines["record"] += 1
-        for column, value in values.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                self.odd(number, f"{column} is {value}")
         place = {"segment": self.segment, "file": 0, "line": number}
         self.rows.append({"record": record, **values, **place})
 
@@ -174,9 +133,11 @@ class Reading:
         self.oddities.append(f"{self.at(number)}: {what}")
 
     def resumed(self, number: int, how: str) -> None:
-        """Begin a new segment at line `number`."""
-        self.segment += 1
-        self.odd(number, f"the run was resumed here ({how})")
+        """Begin a new segment at line `number`, unless no record has come since the last one began."""
+        if self.resumed_at != len(self.rows):
+            self.segment += 1
+            self.resumed_at = len(self.rows)
+            self.odd(number, f"the run was resumed here ({how})")
 
     def log(self, format: str, units: dict[str, str], config: dict[str, Any] | None = None) -> Log:
         """Return the log, in order, later records replacing earlier ones of the same position.
@@ -184,18 +145,51 @@ class Reading:
         Raises:
             LogError: not one record was found.
         """
+        if self.source.truncated:
+            self.faults.append(f"{self.source.path}: the compressed file ends early or is damaged")
         if not self.rows:
             first = f"; first fault: {self.faults[0]}" if self.faults else ""
             raise LogError(f"{self.source.path}: no record in it that could be read{first}")
+        self._remark_on_numbers()
+        self._find_resumes("step" if any("step" in row for row in self.rows) else "epoch")
         table = pd.DataFrame(self.rows)
-        position = "step" if "step" in table else "epoch"
-        back = int(sum((rows[position].diff() < 0).sum() for _, rows in table.groupby("record")))
-        if back > max(1, self.segment):
-            why = "several processes wrote it, or it restarted often"
-            self.oddities.append(f"{self.source.path}: the {position} goes back {back} times: {why}")
+        units = {column: units.get(column, "as logged") for column in table if column not in POSITION}
         log = Log(format, [self.source.path], table, units, config or {}, self.lines)
         log.faults, log.oddities, log.events = self.faults, self.oddities, self.events
         return _resolve(log)
+
+    def _remark_on_numbers(self) -> None:
+        """Say which columns have values that are not finite."""
+        places = defaultdict(list)
+        for row in self.rows:
+            for column, value in row.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    places[column, str(value)].append(row["line"])
+        for (column, value), lines in places.items():
+            more = f" (and in {len(lines) - 1} more records)" if len(lines) > 1 else ""
+            self.odd(lines[0], f"{column} is {value}{more}")
+
+    def _find_resumes(self, position: str) -> None:
+        """Begin a segment where the records of a kind go back, unless they do so all the time."""
+        last: dict[tuple[str, int], float] = {}
+        segments: list[int] = []
+        backs: list[tuple[int, float]] = []
+        for row in self.rows:
+            now, key = row.get(position, math.nan), (row["record"], row["segment"] + len(backs))
+            if now <= last.get(key, -math.inf):
+                backs.append((row["line"], now))
+                key = (row["record"], row["segment"] + len(backs))
+            segments.append(key[1])
+            if not math.isnan(now):
+                last[key] = now
+        if len(backs) > max(1, len(self.rows) // 4):
+            why = "several processes wrote it, or it restarted often"
+            self.oddities.append(f"{self.source.path}: the {position} goes back {len(backs)} times: {why}")
+            return
+        for row, segment in zip(self.rows, segments, strict=True):
+            row["segment"] = segment
+        for number, now in backs:
+            self.odd(number, f"the run was resumed here ({position} goes back to {now})")
 
 
 def merge(logs: Sequence[Log]) -> Log:
@@ -211,8 +205,9 @@ def merge(logs: Sequence[Log]) -> Log:
     for index, log in enumerate(logs):
         if log.format != first.format:
             raise LogError(f"{log.paths[0]} is a {log.format} log, {first.paths[0]} a {first.format} one")
-        tables.append(log.table.assign(file=index, segment=log.table["segment"] + segment))
-        segment = int(tables[-1]["segment"].max()) + 1
+        segments = log.table["segment"] - log.table["segment"].min() + segment
+        tables.append(log.table.assign(file=index, segment=segments))
+        segment = int(segments.max()) + 1
         lines += log.lines
     merged = Log(
         first.format,
@@ -236,7 +231,7 @@ def _resolve(log: Log) -> Log:
     later = table.duplicated(key, keep="last")
     if later.any():
         positions = sorted(table[position][later].unique())
-        shown = f"{positions[0]:g}" + (f" to {positions[-1]:g}" if len(positions) > 1 else "")
+        shown = f"{positions[0]:.15g}" + (f" to {positions[-1]:.15g}" if len(positions) > 1 else "")
         log.oddities.append(f"{int(later.sum())} records repeat a {position} ({shown}): the last one is kept")
     log.repeated += int(later.sum())
     columns = [*(c for c in POSITION if c in table), *(c for c in table if c not in POSITION)]

@@ -6,13 +6,18 @@ column for the learning rate unless it is a recent version.
 """
 
 import csv
+import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from repro.released.log import Format, Log, LogError, Reading, Source
+from repro.released.log import POSITION, Format, Log, Reading
+from repro.released.source import LogError, Source, numeric, whole
 
 REQUIRED = ("epoch", "train_loss")
+RENAMED = {"eval_prec1": "eval_top1", "eval_prec5": "eval_top5"}  # as versions before 0.1.20 had it
+LINE = re.compile(r"epoch,train_loss|\d+(,-?\d+\.\d+(e[+-]?\d+)?){2,}\s*$")
 UNITS = {
     "lr": "1",
     "train_loss": "the training loss's own",
@@ -22,6 +27,7 @@ UNITS = {
 }
 BCE = "nats per class, mean over classes"
 CE = "nats, against mixed and smoothed labels"
+MIXES = ("mixup", "cutmix", "cutmix_minmax", "smoothing")  # arguments by which labels are not the plain ones
 
 
 def matches(source: Source) -> bool:
@@ -35,44 +41,96 @@ def is_header(cells: list[str]) -> bool:
 
 
 def read(source: Source) -> Log:
-    """Read a summary.
+    """Read a summary, with the arguments beside it where there are any.
 
     Raises:
         LogError: there is no header, or no record.
     """
     reading = Reading(source)
     columns: list[str] = []
-    for number, line in enumerate(source.lines, 1):
-        cells = [cell.strip() for cell in next(csv.reader([line]), [])]
-        if not any(cells):
-            reading.other()
-        elif is_header(cells):
-            if columns and reading.rows:
-                reading.resumed(number, "a second header")
-            columns = cells
-            reading.other()
-        elif not columns:
-            raise LogError(f"{reading.at(number)}: no header with {', '.join(REQUIRED)} before the first row")
-        else:
+    for number, line in reading.sound():
+        try:
+            cells = [cell.strip() for cell in next(csv.reader([line]))]
+        except csv.Error as error:
+            reading.fault(number, f"not comma-separated values ({error})")
+            continue
+        if is_header(cells):
+            columns = _header(reading, number, columns, cells)
+        elif columns:
             _record(reading, number, columns, cells)
-    known = [c for c in columns if c in UNITS]
-    return reading.log("timm", {column: UNITS[column] for column in known})
+        else:
+            reading.fault(number, f"no header with {', '.join(REQUIRED)} before it")
+    args = _args_beside(reading)
+    units = dict(UNITS)
+    if args:
+        _compare(reading, args)
+        mixed = any(args.get(name) for name in MIXES)
+        units["train_loss"] = BCE if args.get("bce_loss") else CE if mixed else "nats"
+    return reading.log("timm", units, args)
+
+
+def _header(reading: Reading, number: int, before: list[str], cells: list[str]) -> list[str]:
+    """Account for a line of names, and return those that hold from here on."""
+    columns = [RENAMED.get(cell, cell) for cell in cells]
+    bad = {c for c in columns if (c in POSITION and c != "epoch") or columns.count(c) > 1 or not c}
+    if bad:
+        reading.fault(number, f"a header with columns that cannot be told apart: {', '.join(sorted(bad))!r}")
+        return before
+    if reading.rows:
+        reading.resumed(number, "a second header")
+    reading.other()
+    return columns
 
 
 def _record(reading: Reading, number: int, columns: list[str], cells: list[str]) -> None:
     if len(cells) != len(columns):
         reading.fault(number, f"{len(cells)} values under {len(columns)} columns")
         return
+    filled = {column: cell for column, cell in zip(columns, cells, strict=True) if cell}
+    missing = [name for name in REQUIRED if name not in filled]
+    if missing:
+        reading.fault(number, f"no {' and no '.join(missing)}")
+        return
     try:
-        values: dict[str, Any] = {c: float(v) for c, v in zip(columns, cells, strict=True) if v}
-        values["epoch"] = int(values["epoch"])
-    except (ValueError, KeyError, OverflowError) as error:
+        epoch = whole(filled.pop("epoch"))
+        values = {column: numeric(cell) for column, cell in filled.items()}
+    except ValueError as error:
         reading.fault(number, f"not a row of numbers ({error})")
         return
     for column in ("eval_top1", "eval_top5"):
         if column in values:
             values[column] = round(values[column], 3)  # of 50,000 images; the rest is float noise
-    reading.record(number, "epoch", values)
+    reading.record(number, "epoch", {"epoch": epoch, **values})
+
+
+def args_beside(summary: Path) -> Path | None:
+    """Return the `args.yaml` that belongs to a `summary.csv`: `args_X.yaml` to `summary_X.csv`."""
+    name = re.sub(r"^summary(.*?)\.csv(\.gz)?$", r"args\1.yaml", summary.name)
+    candidates = (summary.with_name(name), summary.with_name("args.yaml"))
+    return next((path for path in candidates if path != summary and path.is_file()), None)
+
+
+def _args_beside(reading: Reading) -> dict[str, Any]:
+    path = args_beside(reading.source.path)
+    if path is None:
+        return {}
+    try:
+        return read_args(Source(path))
+    except LogError as error:
+        reading.oddities.append(str(error))
+        return {}
+
+
+def _compare(reading: Reading, args: dict[str, Any]) -> None:
+    """Say where the log and the arguments do not fit, or where these change what a column means."""
+    path = reading.source.path
+    if args.get("model_ema"):
+        reading.oddities.append(f"{path}: the eval columns are those of the averaged (EMA) model")
+    expected, cooldown = args.get("epochs"), args.get("cooldown_epochs", 0)
+    epochs = len({row["epoch"] for row in reading.rows})
+    if isinstance(expected, int) and isinstance(cooldown, int) and epochs not in (0, expected + cooldown):
+        planned = f"{expected} + {cooldown} of cool-down"
+        reading.oddities.append(f"{path}: {epochs} epochs, where the arguments have {planned}")
 
 
 def read_args(source: Source) -> dict[str, Any]:
@@ -81,13 +139,14 @@ def read_args(source: Source) -> dict[str, Any]:
     Raises:
         LogError: it is no flat mapping.
     """
+    text = "\n".join(source.lines)
     try:
-        args = yaml.safe_load("\n".join(source.lines))
-    except yaml.YAMLError as error:
+        args = yaml.safe_load(text)
+    except Exception as error:  # PyYAML lets many kinds through
         raise LogError(f"{source.path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(args, dict) or "model" not in args:
         raise LogError(f"{source.path}: not the arguments of a timm run (no `model: ...` in it)")
     return {"no_prox": False, **args}
 
 
-FORMAT = Format("timm", "timm summary", matches, read, epochs_from=0)
+FORMAT = Format("timm", "timm summary", matches, read, epochs_from=0, line=LINE)

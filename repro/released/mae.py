@@ -1,0 +1,90 @@
+"""The `log.txt` of MAE's scripts, as of DeiT's and others that come from them: a JSON object an epoch.
+
+Epochs count from 0. lr is the mean over the epoch's iterations, of the largest group's rate where layers have
+different ones. Pre-training logs hold the training loss alone. The settings are not in the file.
+"""
+
+import json
+import re
+from typing import Any
+
+from repro.released.log import POSITION, Format, Log, Reading
+from repro.released.source import Source, numeric, whole
+
+KEYS = ("epoch", "train_lr", "train_loss")  # in every record
+LINE = re.compile(r'\{"train_[a-z]+": ')
+COLUMNS = {
+    "train_lr": "lr",
+    "test_loss": "eval_loss",
+    "test_acc1": "eval_top1",
+    "test_acc5": "eval_top5",
+    "train_grad_norm": "grad_norm",
+    "train_loss_scale": "loss_scale",
+}
+UNITS = {
+    "lr": "1",
+    "eval_loss": "nats",
+    "eval_top1": "%",
+    "eval_top5": "%",
+    "grad_norm": "1",
+    "loss_scale": "1",
+}
+PRETRAINING = "mean squared error of normalised patches"
+FINETUNING = "nats, against mixed and smoothed labels"
+
+
+def matches(source: Source) -> bool:
+    """Tell whether one of the first lines is such a record."""
+    return any(isinstance(_parse(line), dict) for line in source.head)
+
+
+def read(source: Source) -> Log:
+    """Read a log of pre-training or fine-tuning; `config` gets the number of `parameters` where it is logged.
+
+    Raises:
+        LogError: there is no record.
+    """
+    reading = Reading(source)
+    config: dict[str, Any] = {}
+    for number, line in reading.sound(closed=True):
+        record = _parse(line)
+        if isinstance(record, str):
+            reading.fault(number, record)
+            continue
+        try:
+            if "n_parameters" in record:
+                config["parameters"] = whole(record.pop("n_parameters"))
+            values: dict[str, Any] = {"epoch": whole(record.pop("epoch"))}
+            values |= {_column(key): numeric(value) for key, value in record.items()}
+        except ValueError as error:
+            reading.fault(number, str(error))
+            continue
+        reading.record(number, "epoch", values)
+    finetuning = any("eval_loss" in row for row in reading.rows)
+    return reading.log("mae", {**UNITS, "train_loss": FINETUNING if finetuning else PRETRAINING}, config)
+
+
+def _parse(line: str) -> dict[str, Any] | str:
+    """Return the record of a line, or why it is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON ({error})"
+    if not isinstance(record, dict) or any(key not in record for key in KEYS):
+        return f"not a JSON object with {', '.join(KEYS)}"
+    return record
+
+
+def _column(key: str) -> str:
+    """Return the table's name for a key.
+
+    Raises:
+        ValueError: the table has this name for something else.
+    """
+    column = COLUMNS.get(key, key.replace("test_", "eval_", 1) if key.startswith("test_") else key)
+    if column in POSITION or (column in COLUMNS.values() and key not in COLUMNS):
+        raise ValueError(f"key {key!r:.80} is a name that the table of records has for something else")
+    return column
+
+
+FORMAT = Format("mae", "MAE JSON lines", matches, read, epochs_from=0, line=LINE)
