@@ -111,7 +111,7 @@ class Row:
     after: str | None = None  # the row whose result this one starts from
     parameters: int | None = None  # of the model, exactly
     published: list[Figure] = field(default_factory=list)
-    cells: list[dict[str, float]] = field(default_factory=list)  # of a table that is one row here
+    cells: list[dict[str, Any]] = field(default_factory=list)  # numbers of a table that is one row here
     files: list[File] = field(default_factory=list)
     elsewhere: dict[str, str] = field(
         default_factory=dict

@@ -183,9 +183,9 @@ TIMM = {
     "ConvNeXt-B": "convnext_base",
     "ConvNeXt-L": "convnext_large",
 }
-# Width d and heads; 24 layers, 49,280 tokens, 2,048 positions, tied embeddings, as in sail-sg/Adan's
-# fused_adan/README.md: 24 (12 d^2 + 13 d) + (49280 + 2048 + 2) d = 758,799,360 and 1,313,722,368 parameters.
-GPT2 = {"GPT-2 758M": (1536, 12), "GPT-2 1313M": (2048, 16)}
+# Layers L and width d; 49,280 tokens, 2,048 positions, tied embeddings, as in sail-sg/Adan's
+# fused_adan/README.md: L (12 d^2 + 13 d) + (49280 + 2048 + 2) d = 758,799,360 and 1,313,722,368 parameters.
+GPT2 = {"GPT-2 758M": (24, 1536), "GPT-2 1313M": (24, 2048)}
 MATRICES = "4 x 4096x4096"
 LISTS = {
     "cpu": ["ViT-S", "ResNet-50", MATRICES, "ViT-B"],
@@ -202,17 +202,18 @@ def shapes(name: str) -> list[torch.Size]:
     """Parameter shapes of a model, made without its memory."""
     if name == MATRICES:
         return [torch.Size((4096, 4096))] * 4
+    size = gpt2_size(name)
     with torch.device("meta"):
-        if name in GPT2:
+        if size is not None:
             from transformers import GPT2Config, GPT2LMHeadModel
 
-            width, heads = GPT2[name]
+            layers, width = size
             config = GPT2Config(
                 vocab_size=49280,
                 n_positions=2048,
                 n_embd=width,
-                n_layer=24,
-                n_head=heads,
+                n_layer=layers,
+                n_head=1,  # which does not change the shapes
                 bos_token_id=0,
                 eos_token_id=0,
             )
@@ -222,11 +223,17 @@ def shapes(name: str) -> list[torch.Size]:
         return [p.shape for p in timm.create_model(TIMM.get(name, name)).parameters()]
 
 
+def gpt2_size(name: str) -> tuple[int, int] | None:
+    """Layers and width of a GPT-2 by its name in `GPT2`, or by its size, as in "GPT-2 12x768"."""
+    size = re.fullmatch(r"GPT-2 ([1-9]\d*)x([1-9]\d*)", name)
+    return (int(size[1]), int(size[2])) if size else GPT2.get(name)
+
+
 def check(name: str) -> None:
     """Raises ValueError for a name that `shapes` does not know."""
     import timm
 
-    if name not in LISTS["cuda"] and not timm.is_model(name):
+    if name not in LISTS["cuda"] and gpt2_size(name) is None and not timm.is_model(name):
         raise ValueError(f"--lists {name}: neither a timm model nor one of {', '.join(LISTS['cuda'])}")
 
 
@@ -557,7 +564,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     known = ", ".join(f"'{name}'" for name in LISTS["cuda"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--lists", nargs="+", metavar="LIST", help=f"{known}, or any timm model")
+    parser.add_argument(
+        "--lists", nargs="+", metavar="LIST", help=f"{known}, GPT-2 LAYERSxWIDTH, or any timm model"
+    )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--processes", type=int, help="default: 7, with CUDA 3")
     parser.add_argument("--memory", type=float, metavar="GIB", help="default: nine tenths of what is free")

@@ -1,7 +1,8 @@
 """What memory bandwidth the published times of a step imply: `python scripts/published_step_times.py`.
 
-The tables of sail-sg/Adan (results/published/fused_adan.yaml) call their times those of 200 steps. A step
-that moves b bytes a parameter in t seconds needs parameters * b / t bytes a second; b is known from the code:
+The tables of sail-sg/Adan (the ledger's rows in configs/paper/memory) call their times those of 200 steps. A
+step that moves b bytes a parameter in t seconds needs parameters * b / t bytes a second; b is known from the
+code:
 
     60     fused Adan: the kernel reads p, g, m, v, n, -g' and writes all but the last (24 + 20), then the
            previous gradient is zeroed (4) and the gradient subtracted from it (12)
@@ -13,14 +14,29 @@ that the device has.
 """
 
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-DATA = Path(__file__).resolve().parents[1] / "results" / "published" / "fused_adan.yaml"
-BYTES = {"fused_adan_ms": 60, "adan_ms": 180}  # a parameter
+from repro import ledger
+
+GRID = "memory/gpt2_grid"
+BYTES = {"fused_adan_step_ms": 60, "adan_step_ms": 180}  # a parameter
 STEPS = 200  # as the captions say
+PEAK = 1555  # GB/s of an A100 with 40 GB, NVIDIA's data sheet
+
+
+def models() -> list[ledger.Row]:
+    """The rows of one model each, smallest first."""
+    names = [name for name in ledger.names() if name.startswith("memory/") and name != GRID]
+    return sorted((ledger.load(name).row for name in names), key=lambda row: row.parameters or 0)
+
+
+def grid() -> list[dict[str, Any]]:
+    """The cells of the table of GPT-2's sizes."""
+    return ledger.load(GRID).row.cells
 
 
 def bandwidth(parameters: float, bytes_each: float, ms: float) -> float:
@@ -33,31 +49,35 @@ def gpt2_parameters(layers: int, width: int) -> int:
     return layers * (12 * width**2 + 13 * width) + (49280 + 2048 + 2) * width
 
 
-def report(data: dict[str, Any]) -> str:
+def report() -> str:
     """Both tables and what follows from them."""
     lines = ["README.md, Memory and Efficiency            ms fused    GB/s   ms foreach    GB/s"]
-    for row in data["memory_and_efficiency"]:
-        fused, foreach = (bandwidth(row["parameters_m"] * 1e6, BYTES[key], row[key]) for key in BYTES)
+    for row in models():
+        assert row.parameters is not None
+        ms = {figure.metric: figure.value for figure in row.published}
+        fused, foreach = (bandwidth(row.parameters, BYTES[key], ms[key]) for key in BYTES)
+        name = f"{row.model}, {row.parameters / 1e6:.1f} M"
         lines.append(
-            f"{row['model']:<42}{row['fused_adan_ms']:>10}{fused:>8.0f}{row['adan_ms']:>13}{foreach:>8.0f}"
+            f"{name:<42}{ms['fused_adan_step_ms']:>10}{fused:>8.0f}{ms['adan_step_ms']:>13}{foreach:>8.0f}"
         )
     lines += ["", "fused_adan/README.md, GPT-2                 ms fused    GB/s"]
     seen = []
-    for row in data["gpt2_grid"]:
-        parameters = gpt2_parameters(row["layers"], row["width"])
-        seen.append(bandwidth(parameters, BYTES["fused_adan_ms"], row["fused_adan_ms"]))
-        name = f"{row['layers']} layers, width {row['width']}, {row['heads']} heads, {parameters / 1e6:.1f} M"
-        lines.append(f"{name:<42}{row['fused_adan_ms']:>10}{seen[-1]:>8.0f}")
-    middle, peak = statistics.median(seen), data["peak_bandwidth_gb_per_s"]
+    for cell in grid():
+        parameters = gpt2_parameters(cell["layers"], cell["width"])
+        seen.append(bandwidth(parameters, BYTES["fused_adan_step_ms"], cell["fused_adan_step_ms"]))
+        size = f"{cell['layers']} layers, width {cell['width']}, {cell['heads']} heads"
+        name = f"{size}, {parameters / 1e6:.1f} M"
+        lines.append(f"{name:<42}{cell['fused_adan_step_ms']:>10}{seen[-1]:>8.0f}")
+    middle = statistics.median(seen)
     lines += [
         "",
         f"as ms per step:      {min(seen):.0f} to {max(seen):.0f} GB/s over {len(seen)} rows, median "
-        f"{middle:.0f}, {middle / peak:.0%} of the device's {peak}",
-        f"as ms per {STEPS} steps: {STEPS * middle / 1e3:.0f} TB/s, {STEPS * middle / peak:.0f} times what "
+        f"{middle:.0f}, {middle / PEAK:.0%} of the device's {PEAK}",
+        f"as ms per {STEPS} steps: {STEPS * middle / 1e3:.0f} TB/s, {STEPS * middle / PEAK:.0f} times what "
         "the device has",
     ]
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(report(OmegaConf.to_container(OmegaConf.load(DATA))))  # type: ignore[arg-type]
+    print(report())
