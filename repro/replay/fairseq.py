@@ -1,27 +1,24 @@
 """What fairseq's configurations and logs fix of a row."""
 
 import math
-from typing import Any
 
 from repro.ledger import Recipe
 from repro.replay.checks import Check, Evidence, all_of, digits, positions, rates, shown
-from repro.replay.settings import Must, Ours, Rule, Settings, Table, FREE, free, must, ours
+from repro.replay.settings import Must, Ours, Rule, Settings, Table, rules
 
 GPUS = 8  # "training on 8 devices", as BERT's logs say
 
 
 def _total_batch(config: Settings) -> int:
-    updates = config["optimization.update_freq"][0]
-    return int(config["dataset.batch_size"] * config["distributed_training.distributed_world_size"] * updates)
+    processes: int = config["distributed_training.distributed_world_size"]
+    return processes * int(config["dataset.batch_size"]) * int(config["optimization.update_freq"][0])
 
 
 def _loss_scale_window(config: Settings) -> int:
     """Steps without overflow until the scale doubles; fairseq's default shrinks with the batch."""
-    given = config["common.fp16_scale_window"]
-    if given is not None:
-        return int(given)
-    processes = config["distributed_training.distributed_world_size"]
-    return 2**14 // (processes * config["optimization.update_freq"][0])
+    processes: int = config["distributed_training.distributed_world_size"]
+    default = 2**14 // (processes * int(config["optimization.update_freq"][0]))
+    return int(config["common.fp16_scale_window"] or default)
 
 
 def _selected(config: Settings) -> str:
@@ -36,92 +33,183 @@ def _betas(key: str) -> Ours:
     )
 
 
+def _loss(config: Settings) -> str:
+    return "mse" if config["criterion.regression_target"] else "cross_entropy"
+
+
 BATCH = Ours("batch_size", _total_batch)
 NAMES = {
     "adam": "adamw",
     "adan": "adan",
     "polynomial_decay": "polynomial",
     "cosine": "cosine",
-}  # fairseq's, ours
+}  # theirs, ours
 
 COMMON: dict[str, Rule] = {
-    **ours("common.", seed="seed", log_interval="run.log_every"),
-    **ours("common.", fp16_init_scale="loss_scale.initial", min_loss_scale="loss_scale.minimum"),
-    "common.threshold_loss_scale": Ours("loss_scale.threshold"),
-    "common.fp16_scale_window": Ours("loss_scale.window", _loss_scale_window),
-    "common.fp16": Ours("amp", lambda config: "fp16" if config["common.fp16"] else "no"),
-    **must("common.", bf16=False, memory_efficient_bf16=False, memory_efficient_fp16=False, amp=False),
-    **must("common.", fp16_scale_tolerance=0.0, cpu=False, tpu=False, model_parallel_size=1),
-    **must("common.", on_cpu_convert_precision=False, quantization_config_path=None, user_dir=None),
-    **free(
-        "log_format log_file no_progress_bar aim_repo aim_run_hash tensorboard_logdir wandb_project",
+    **rules(
         "common.",
+        ours={
+            "seed": "seed",
+            "log_interval": "run.log_every",
+            "fp16": Ours("amp", lambda config: "fp16" if config["common.fp16"] else "no"),
+            "fp16_init_scale": "loss_scale.initial",
+            "fp16_scale_window": Ours("loss_scale.window", _loss_scale_window),
+            "min_loss_scale": "loss_scale.minimum",
+            "threshold_loss_scale": "loss_scale.threshold",
+        },
+        must={
+            "amp": False,
+            "bf16": False,
+            "cpu": False,
+            "fp16_scale_tolerance": 0.0,
+            "memory_efficient_bf16": False,
+            "memory_efficient_fp16": False,
+            "model_parallel_size": 1,
+            "on_cpu_convert_precision": False,
+            "quantization_config_path": None,
+            "tpu": False,
+            "user_dir": None,
+        },
+        free="aim_repo aim_run_hash all_gather_list_size amp_batch_retries amp_init_scale amp_scale_window "
+        "azureml_logging empty_cache_freq fp16_no_flatten_grads log_file log_format no_progress_bar "
+        "plasma_path profile reset_logging suppress_crashes tensorboard_logdir use_plasma_view "
+        "wandb_project",
     ),
-    **free(
-        "azureml_logging fp16_no_flatten_grads amp_batch_retries amp_init_scale amp_scale_window", "common."
-    ),
-    **free("empty_cache_freq all_gather_list_size profile reset_logging suppress_crashes", "common."),
-    **free("use_plasma_view plasma_path", "common."),
-    "distributed_training.distributed_world_size": BATCH,
-    **must("distributed_training.", fix_batches_to_gpus=False, slowmo_momentum=None),
-    **must(
-        "distributed_training.", pipeline_model_parallel=False, zero_sharding="none", ddp_comm_hook="none"
-    ),
-    # how processes find each other and share the work; the gradients are the same
-    **free("distributed_*", "distributed_training."),
-    **free(
-        "ddp_backend device_id bucket_cap_mb find_unused_parameters fast_stat_sync", "distributed_training."
-    ),
-    **free(
-        "gradient_as_bucket_view heartbeat_timeout broadcast_buffers nprocs_per_node", "distributed_training."
-    ),
-    **free(
-        "slowmo_base_algorithm localsgd_frequency pipeline_* fp16 memory_efficient_fp16",
+    **rules(  # how processes find each other and share the work, mostly
         "distributed_training.",
+        ours={"distributed_world_size": BATCH},
+        must={
+            "cpu_offload": False,
+            "ddp_comm_hook": "none",
+            "fix_batches_to_gpus": False,
+            "fp32_reduce_scatter": False,
+            "pipeline_model_parallel": False,
+            "slowmo_momentum": None,
+            "zero_sharding": "none",
+        },
+        free="broadcast_buffers bucket_cap_mb ddp_backend device_id distributed_backend "
+        "distributed_init_method distributed_no_spawn distributed_num_procs distributed_port "
+        "distributed_rank fast_stat_sync find_unused_parameters fp16 gradient_as_bucket_view "
+        "heartbeat_timeout localsgd_frequency memory_efficient_fp16 no_reshard_after_forward "
+        "not_fsdp_flatten_parameters nprocs_per_node pipeline_* slowmo_base_algorithm tpu "
+        "use_sharded_state",
     ),
-    **free("tpu no_reshard_after_forward fp32_reduce_scatter cpu_offload", "distributed_training."),
-    **free("use_sharded_state not_fsdp_flatten_parameters", "distributed_training."),
-    "dataset.batch_size": BATCH,
-    "dataset.max_tokens": Ours("data.max_tokens"),
-    **must("dataset.", required_seq_len_multiple=1, train_subset="train", valid_subset="valid", curriculum=0),
-    **must("dataset.", combine_valid_subsets=None, validate_after_updates=0, disable_validation=False),
-    **must("dataset.", fixed_validation_seed=None, max_valid_steps=None, num_shards=1, shard_id=0),
-    **must(
-        "dataset.", grouped_shuffling=False, update_epoch_batch_itr=False, update_ordered_indices_seed=False
+    **rules(
+        "dataset.",
+        ours={"batch_size": BATCH, "max_tokens": "data.max_tokens"},
+        must={
+            "combine_valid_subsets": None,
+            "curriculum": 0,
+            "disable_validation": False,
+            "fixed_validation_seed": None,
+            "grouped_shuffling": False,
+            "max_valid_steps": None,
+            "num_shards": 1,
+            "required_seq_len_multiple": 1,
+            "shard_id": 0,
+            "train_subset": "train",
+            "update_epoch_batch_itr": False,
+            "update_ordered_indices_seed": False,
+            "valid_subset": "valid",
+            "validate_after_updates": 0,
+        },
+        free="batch_size_valid data_buffer_size dataset_impl gen_subset ignore_unused_valid_subsets "
+        "max_tokens_valid num_workers",
     ),
-    **free("num_workers dataset_impl data_buffer_size ignore_unused_valid_subsets gen_subset", "dataset."),
-    **free("max_tokens_valid batch_size_valid", "dataset."),
-    "optimization.max_update": Ours("steps"),
-    "optimization.update_freq": Ours("accumulate", lambda config: config["optimization.update_freq"][0]),
-    "optimization.clip_norm": Ours("clip_grad", lambda config: config["optimization.clip_norm"] or None),
-    "optimization.lr": Ours("optimizer.lr", lambda config: config["optimization.lr"][0]),
-    **must("optimization.", stop_time_hours=0.0, sentence_avg=False, stop_min_lr=-1.0, use_bmuf=False),
-    **must("optimization.", skip_remainder_batch=False),
-    "checkpoint.best_checkpoint_metric": Ours("select.metric", _selected),
-    "checkpoint.maximize_best_checkpoint_metric": Ours("select.higher_is_better"),
-    **must("checkpoint.", finetune_from_model=None, optimizer_overrides="{}", patience=-1),
-    **must("checkpoint.", reset_lr_scheduler=False),
-    # where and how often checkpoints are kept, and where a run goes on from after a stop
-    **free(
-        "save_* keep_* no_* restore_file continue_once checkpoint_* load_checkpoint_on_all_dp_ranks",
+    **rules(
+        "optimization.",
+        ours={
+            "clip_norm": Ours("clip_grad", lambda config: config["optimization.clip_norm"] or None),
+            "lr": Ours("optimizer.lr", lambda config: config["optimization.lr"][0]),
+            "max_update": "steps",
+            "update_freq": Ours("accumulate", lambda config: config["optimization.update_freq"][0]),
+        },
+        must={
+            "sentence_avg": False,
+            "skip_remainder_batch": False,
+            "stop_min_lr": -1.0,
+            "stop_time_hours": 0.0,
+            "use_bmuf": False,
+        },
+    ),
+    **rules(  # where and how often they are kept, mostly
         "checkpoint.",
+        ours={
+            "best_checkpoint_metric": Ours("select.metric", _selected),
+            "maximize_best_checkpoint_metric": "select.higher_is_better",
+        },
+        must={
+            "finetune_from_model": None,
+            "optimizer_overrides": "{}",
+            "patience": -1,
+            "reset_lr_scheduler": False,
+        },
+        free="checkpoint_shard_count checkpoint_suffix continue_once keep_best_checkpoints "
+        "keep_interval_updates keep_interval_updates_pattern keep_last_epochs "
+        "load_checkpoint_on_all_dp_ranks model_parallel_size no_epoch_checkpoints no_last_checkpoints "
+        "no_save no_save_optimizer_state restore_file save_dir save_interval save_interval_updates "
+        "write_checkpoints_asynchronously",
     ),
-    **free("write_checkpoints_asynchronously model_parallel_size", "checkpoint."),
-    "model._name": Ours("model.name"),
-    "model.dropout": Ours("model.hidden_dropout_prob"),
-    "model.attention_dropout": Ours("model.attention_probs_dropout_prob"),
-    "optimizer._name": Ours("optimizer.name", lambda config: NAMES[config["optimizer._name"]]),
-    "optimizer.weight_decay": Ours("optimizer.weight_decay"),
-    "lr_scheduler._name": Ours("schedule.name", lambda config: NAMES[config["lr_scheduler._name"]]),
-    "lr_scheduler.warmup_updates": Ours("schedule.warmup_steps"),
-    "task.data": FREE,
+    **rules(
+        "model.",
+        ours={
+            "_name": "model.name",
+            "attention_dropout": "model.attention_probs_dropout_prob",
+            "dropout": "model.hidden_dropout_prob",
+        },
+    ),
+    **rules(
+        "optimizer.",
+        ours={
+            "_name": Ours("optimizer.name", lambda config: NAMES[config["optimizer._name"]]),
+            "weight_decay": "optimizer.weight_decay",
+        },
+    ),
+    **rules(
+        "lr_scheduler.",
+        ours={
+            "_name": Ours("schedule.name", lambda config: NAMES[config["lr_scheduler._name"]]),
+            "warmup_updates": "schedule.warmup_steps",
+        },
+    ),
     "ema.store_ema": Must(False),
-    # parts that training does not use, and names of fairseq's own classes
-    **free(
-        "*._name _name common_eval.* eval_lm.* generation.* interactive.* bmuf.* ema.* scoring bpe tokenizer"
+    # parts that are not used in training, and names of fairseq's classes for those that are
+    **rules(free="*._name _name bmuf.* bpe common_eval.* ema.* eval_lm.* generation.* interactive.* scoring"),
+    **rules(free="task.data tokenizer"),
+}
+PRETRAINING: dict[str, Rule] = {
+    **rules(
+        "dataset.",
+        ours={"validate_interval": "measure_epochs", "validate_interval_updates": "measure_every"},
+        must={"required_batch_size_multiple": 8, "skip_invalid_size_inputs_valid_test": True},
+    ),
+    **rules("optimization.", must={"max_epoch": 0}),
+    **rules("checkpoint.", must={"reset_dataloader": False, "reset_meters": False, "reset_optimizer": False}),
+    **rules("model.", ours={"max_positions": "data.block_size"}),
+    **rules(
+        "task.",
+        ours={"sample_break_mode": "data.block", "tokens_per_sample": "data.block_size"},
+        must={"_name": "masked_lm"},
+    ),
+    **rules(must={"criterion": "masked_lm"}),
+}
+FINETUNING: dict[str, Rule] = {
+    **rules("dataset.", must={"required_batch_size_multiple": 1}),
+    **rules("optimization.", ours={"max_epoch": "max_epochs"}),
+    # weights are all that it starts from
+    **rules("checkpoint.", must={"reset_dataloader": True, "reset_meters": True, "reset_optimizer": True}),
+    **rules(
+        "task.",
+        ours={"max_positions": "data.max_length", "num_classes": "model.num_labels"},
+        must={"_name": "sentence_prediction", "init_token": 0, "separator_token": 2},
+    ),
+    **rules(
+        "criterion.",
+        ours={"regression_target": Ours("loss", _loss)},
+        must={"_name": "sentence_prediction"},
     ),
 }
-# What fairseq takes where a file says nothing; the full configurations have it all.
+# What fairseq takes where a file says nothing of a key of ours; the full configurations have them all.
 DEFAULTS = {
     "common.seed": 1,
     "common.fp16_init_scale": 128,
@@ -130,58 +218,25 @@ DEFAULTS = {
     "common.threshold_loss_scale": None,
     "distributed_training.distributed_world_size": GPUS,  # as many as there are
     "dataset.max_tokens": None,
-    "dataset.validate_interval_updates": 0,
+    "optimization.update_freq": [1],
     "checkpoint.best_checkpoint_metric": "loss",
     "checkpoint.maximize_best_checkpoint_metric": False,
     "criterion.regression_target": False,
 }
 
 
-def _pretraining() -> dict[str, Rule]:
-    """Of BERT."""
-    return {
-        "dataset.validate_interval": Ours("measure_epochs"),
-        "dataset.validate_interval_updates": Ours("measure_every"),
-        "dataset.skip_invalid_size_inputs_valid_test": Must(True),
-        "dataset.required_batch_size_multiple": Must(8),
-        "optimization.max_epoch": Must(0),
-        **must("checkpoint.", reset_dataloader=False, reset_meters=False, reset_optimizer=False),
-        "model.max_positions": Ours("data.block_size"),
-        **must("task.", _name="masked_lm"),
-        **ours("task.", sample_break_mode="data.block", tokens_per_sample="data.block_size"),
-        "criterion": Must("masked_lm"),
-    }
-
-
-def _finetuning() -> dict[str, Rule]:
-    """Of GLUE."""
-    return {
-        "dataset.required_batch_size_multiple": Must(1),
-        "optimization.max_epoch": Ours("max_epochs"),
-        # weights are all that it starts from
-        **must("checkpoint.", reset_dataloader=True, reset_meters=True, reset_optimizer=True),
-        **must("task.", _name="sentence_prediction", init_token=0, separator_token=2),
-        **ours("task.", max_positions="data.max_length", num_classes="model.num_labels"),
-        "criterion._name": Must("sentence_prediction"),
-        "criterion.regression_target": Ours("loss", _loss),
-    }
-
-
 def table(settings: Settings) -> Table:
     """Return the table for a configuration: a full one, or one that names what differs from the defaults."""
     optimizer = settings.get("optimizer._name")
-    rules = {
+    known = {
         **COMMON,
-        **(_pretraining() if settings.get("task._name") == "masked_lm" else _finetuning()),
+        **(PRETRAINING if settings.get("task._name") == "masked_lm" else FINETUNING),
         f"optimizer.{optimizer}_betas": _betas(f"optimizer.{optimizer}_betas"),
         f"optimizer.{optimizer}_eps": Ours("optimizer.eps"),
     }
     partial = "common_eval.path" not in settings
-    return Table(rules, DEFAULTS if partial else {}, partial)
-
-
-def _loss(config: Settings) -> str:
-    return "mse" if config["criterion.regression_target"] else "cross_entropy"
+    absent = {key: value for key, value in DEFAULTS.items() if key in known}
+    return Table(known, absent if partial else {}, partial)
 
 
 def lr(evidence: Evidence, recipe: Recipe) -> Check:
@@ -214,19 +269,15 @@ def epochs(evidence: Evidence, recipe: Recipe) -> Check:
 
 def _overflows(evidence: Evidence, file: int, line: int) -> int:
     """Return how many updates had been left out before a line of the run, without those done again later."""
-    count = 0
-    for index, log in enumerate(evidence.logs[: file + 1]):
-        later = [
-            event["step"]
-            for log in evidence.logs[index + 1 :]
-            for event in log.events
-            if event["what"] == "loaded"
-        ]
-        for event in log.events:
-            superseded = any(event["step"] >= step for step in later)
-            if event["what"] == "overflow" and not superseded and (index < file or event["line"] < line):
-                count += 1
-    return count
+    resumed = [[event["step"] for event in log.events if event["what"] == "loaded"] for log in evidence.logs]
+    places = [
+        (index, event["line"])
+        for index, log in enumerate(evidence.logs)
+        for event in log.events
+        if event["what"] == "overflow"
+        and all(event["step"] < step for later in resumed[index + 1 :] for step in later)
+    ]
+    return sum(place < (file, line) for place in places)
 
 
 def validation(evidence: Evidence, recipe: Recipe) -> Check:

@@ -11,55 +11,62 @@ from repro.ledger import Recipe
 from repro.replay.checks import Check, Evidence
 
 IMAGENET_CLASSES = 1000
-CONFIGURED = {  # by model.name: what transformers calls it, with a head for pre-training and one for classes
-    "roberta": (
-        transformers.RobertaConfig,
-        transformers.RobertaForMaskedLM,
-        transformers.RobertaForSequenceClassification,
-    ),
-    "gpt2": (
-        transformers.GPT2Config,
-        transformers.GPT2LMHeadModel,
-        transformers.GPT2ForSequenceClassification,
-    ),
-}
 
 
 def parameters(evidence: Evidence, recipe: Recipe) -> Check:
-    """Check that the row, the log and the model have one number of parameters, as far as each has one."""
+    """Check that the row has the log's and the model's number of trained parameters, where these have one."""
     stated = recipe.row.parameters
     found: dict[str, int] = {}
-    if evidence.log is not None and (logged := _logged(evidence.log.format, evidence.log.config)):
+    logged = None if evidence.log is None else _logged(evidence.log.format, evidence.log.config)
+    if logged is not None:
         found["log"] = logged
     model = build(recipe.config.get("model") or {})
     if model is not None:
-        found["model"] = sum(p.numel() for p in model.parameters())
-    if stated is None:
-        return Check(None, "not stated")
+        found["model"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if not found:
-        return Check(None, f"{stated:,}, by the row alone")
+        return Check(None, "not stated" if stated is None else f"{stated:,}, by the row alone")
+    wrong = {source: count for source, count in found.items() if count != stated}
     notes = tuple(
-        f"parameters: the {of} has {count:,}, the row {stated:,}"
-        for of, count in found.items()
-        if count != stated
+        f"parameters: the {source} has {count:,}, the row {stated}" for source, count in wrong.items()
     )
-    return Check(not notes, f"{stated:,} ({', '.join(found)})", len(found), notes)
+    return Check(not notes, f"{stated:,} ({', '.join(found)})" if stated else "not stated", len(found), notes)
 
 
 def build(config: dict[str, Any]) -> nn.Module | None:
-    """Return the model of a configuration's node `model`, without memory; None if no library has it."""
+    """Return the model of a configuration's node `model`, without memory; None where no library has it."""
     name = config.get("name", "")
+    options = {key: value for key, value in config.items() if key not in ("name", "checkpoint")}
     with torch.device("meta"):
-        if "decoder" not in config and timm.is_model(name):
-            kwargs = config.get("kwargs", {})
-            return timm.create_model(
-                name, num_classes=IMAGENET_CLASSES, drop_path_rate=config.get("drop_path", 0.0), **kwargs
-            )
-        if name in CONFIGURED:
-            describe, pretraining, classification = CONFIGURED[name]
-            options = {key: value for key, value in config.items() if key not in ("name", "checkpoint")}
-            return (classification if "num_labels" in config else pretraining)(describe(**options))
+        if "decoder" in config:
+            return _autoencoder(name, config["decoder"])
+        if timm.is_model(name):
+            rest = {"drop_path_rate": config.get("drop_path", 0.0), **config.get("kwargs", {})}
+            model: nn.Module = timm.create_model(name, num_classes=IMAGENET_CLASSES, **rest)
+            return model
+        if name == "roberta":
+            described = transformers.RobertaConfig(**options)
+            if "num_labels" in options:
+                return transformers.RobertaForSequenceClassification(described)
+            return transformers.RobertaForMaskedLM(described)
+        if name == "gpt2":
+            return transformers.GPT2LMHeadModel(transformers.GPT2Config(**options))
     return None
+
+
+def _autoencoder(name: str, decoder: dict[str, int]) -> nn.Module:
+    """Return the masked autoencoder with an encoder of timm's; its decoder's MLPs are 4 wide, too."""
+    encoder: Any = timm.create_model(name)
+    described = transformers.ViTMAEConfig(
+        hidden_size=encoder.embed_dim,
+        num_hidden_layers=len(encoder.blocks),
+        num_attention_heads=encoder.blocks[0].attn.num_heads,
+        intermediate_size=4 * encoder.embed_dim,
+        decoder_hidden_size=decoder["embed_dim"],
+        decoder_num_hidden_layers=decoder["depth"],
+        decoder_num_attention_heads=decoder["num_heads"],
+        decoder_intermediate_size=4 * decoder["embed_dim"],
+    )
+    return transformers.ViTMAEForPreTraining(described)
 
 
 def _logged(format: str, config: dict[str, Any]) -> int | None:

@@ -119,16 +119,19 @@ def _same(a: Any, b: Any) -> bool:
     return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
 
 
-def free(keys: str, under: str = "") -> dict[str, Rule]:
-    """Return rules for keys of no bearing, given as words."""
-    return {under + key: FREE for key in keys.split()}
+def rules(
+    under: str = "",
+    ours: Mapping[str, str | Ours] | None = None,
+    must: Mapping[str, Any] | None = None,
+    free: str = "",
+) -> dict[str, Rule]:
+    """Return the rules of a part of a file, whose keys all begin with `under`.
 
-
-def must(under: str = "", **values: Any) -> dict[str, Rule]:
-    """Return rules for keys that must have these values."""
-    return {under + key: Must(value) for key, value in values.items()}
-
-
-def ours(under: str = "", **keys: str) -> dict[str, Rule]:
-    """Return rules for keys that have our values as they are, with ours for each."""
-    return {under + key: Ours(our) for key, our in keys.items()}
+    ours: for a key, where our configuration has the same value, or `Ours` where it is not the same.
+    must: for a key, the one value that it may have.
+    free: keys of no bearing, as words.
+    """
+    named = {key: Ours(where) if isinstance(where, str) else where for key, where in (ours or {}).items()}
+    fixed = {key: Must(value) for key, value in (must or {}).items()}
+    every: dict[str, Rule] = {**named, **fixed, **dict.fromkeys(free.split(), FREE)}
+    return {under + key: rule for key, rule in every.items()}

@@ -9,11 +9,11 @@ from typing import Any
 
 import timm
 import torch
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler.cosine_lr import CosineLRScheduler
 
 from repro.ledger import Recipe
 from repro.replay.checks import Check, Evidence, closeness, positions, rates
-from repro.replay.settings import FREE, Must, Ours, Settings, Table, free, must, ours
+from repro.replay.settings import Ours, Settings, Table, rules
 
 GPUS = 8  # of the launch commands in CV/timm; no file of settings says how many there were
 
@@ -33,6 +33,10 @@ def _image_size(args: Settings) -> int:
     return int(args["img_size"] or _or_default("input_size", "input_size")(args)[-1])
 
 
+def _ema(args: Settings) -> float | None:
+    return args["model_ema_decay"] if args["model_ema"] else None
+
+
 def _batch(args: Settings) -> int:
     """batch_size is a GPU's; the total is in no file, unless the experiment is named after it (bs4096)."""
     named = re.fullmatch(r"bs(\d+)", args["experiment"] or "")
@@ -40,103 +44,98 @@ def _batch(args: Settings) -> int:
 
 
 TABLE = Table(
-    {
-        **ours(
-            aa="augment.auto_augment",
-            bias_decay="optimizer.decay_bias_and_norm",
-            channels_last="channels_last",
-            clip_grad="clip_grad",
-            color_jitter="augment.color_jitter",
-            cooldown_epochs="schedule.cooldown_epochs",
-            cutmix="augment.cutmix",
-            drop_path="model.drop_path",
-            epochs="epochs",
-            hflip="augment.hflip",
-            lr="optimizer.lr",
-            max_grad_norm="optimizer.max_grad_norm",
-            min_lr="schedule.min_lr",
-            mixup="augment.mixup",
-            mixup_mode="augment.mixup_mode",
-            mixup_prob="augment.mixup_prob",
-            mixup_switch_prob="augment.mixup_switch_prob",
-            model="model.name",
-            no_prox="optimizer.no_prox",
-            num_classes="data.classes",
-            opt="optimizer.name",
-            opt_betas="optimizer.betas",
-            opt_eps="optimizer.eps",
-            pretrained="model.pretrained",
-            ratio="augment.ratio",
-            recount="augment.erase_count",
-            remode="augment.erase_mode",
-            reprob="augment.erase",
-            scale="augment.scale",
-            sched="schedule.name",
-            seed="seed",
-            smoothing="augment.label_smoothing",
-            train_interpolation="augment.interpolation",
-            warmup_epochs="schedule.warmup_epochs",
-            warmup_lr="schedule.warmup_lr",
-            weight_decay="optimizer.weight_decay",
-            workers="workers",
-        ),
-        "amp": Ours("amp", lambda args: "fp16" if args["amp"] or args["native_amp"] else "no"),
-        "aug_repeats": Ours("repeats", lambda args: args["aug_repeats"] or 1),
-        "batch_size": Ours("batch_size", _batch),
-        "bce_loss": Ours("loss", lambda args: "bce" if args["bce_loss"] else "ce"),
-        "crop_pct": Ours("data.crop_pct", _or_default("crop_pct", "crop_pct")),
-        "dataset": Ours("data.name", lambda args: args["dataset"] or "imagefolder"),
-        "img_size": Ours("data.size", _image_size),
-        "initial_checkpoint": Ours("model.checkpoint", lambda args: args["initial_checkpoint"] or None),
-        "input_size": Ours("data.size", _image_size),
-        "interpolation": Ours("data.interpolation", _or_default("interpolation", "interpolation")),
-        "mean": Ours("data.mean", _or_default("mean", "mean")),
-        "model_ema": Ours("ema_decay", lambda args: args["model_ema_decay"] if args["model_ema"] else None),
-        "model_ema_decay": FREE,  # counted with model_ema
-        "native_amp": FREE,  # amp says it, too: timm chooses after it has written the file
-        "std": Ours("data.std", _or_default("std", "std")),
-        **must(
-            apex_amp=False,
-            aug_splits=0,
-            bn_eps=None,
-            bn_momentum=None,
-            bn_tf=False,
-            cutmix_minmax=None,
-            dist_bn="reduce",  # averages the statistics of BatchNorm over the GPUs at the end of an epoch
-            drop=0.0,
-            drop_block=None,
-            drop_connect=None,
-            epoch_repeats=0.0,
-            eval_metric="top1",
-            gp=None,
-            jsd_loss=False,
-            lr_cycle_limit=1,
-            lr_cycle_mul=1.0,
-            lr_k_decay=1.0,
-            lr_noise=None,
-            mixup_off_epoch=0,
-            no_aug=False,
-            resplit=False,
-            split_bn=False,
-            start_epoch=None,
-            sync_bn=False,
-            train_split="train",
-            tta=0,
-            val_split="validation",
-            validation_batch_size=None,
-            vflip=0.0,
-        ),
-        # of other optimizers and schedules, and of what is off
-        **free(
-            "clip_mode decay_epochs decay_rate lr_cycle_decay lr_noise_pct lr_noise_std momentum patience_epochs"
-        ),
-        # of logs, files and speed
-        **free(
-            "checkpoint_hist configure data_dir experiment local_rank log_interval log_wandb model_ema_force_cpu "
-            "no_prefetcher no_resume_opt opt_debug output pin_mem recovery_interval resume save_images torchscript "
-            "use_multi_epochs_loader"
-        ),
-    },
+    rules(
+        ours={
+            "aa": "augment.auto_augment",
+            "bias_decay": "optimizer.decay_bias_and_norm",
+            "channels_last": "channels_last",
+            "clip_grad": "clip_grad",
+            "color_jitter": "augment.color_jitter",
+            "cooldown_epochs": "schedule.cooldown_epochs",
+            "cutmix": "augment.cutmix",
+            "drop_path": "model.drop_path",
+            "epochs": "epochs",
+            "hflip": "augment.hflip",
+            "lr": "optimizer.lr",
+            "max_grad_norm": "optimizer.max_grad_norm",
+            "min_lr": "schedule.min_lr",
+            "mixup": "augment.mixup",
+            "mixup_mode": "augment.mixup_mode",
+            "mixup_prob": "augment.mixup_prob",
+            "mixup_switch_prob": "augment.mixup_switch_prob",
+            "model": "model.name",
+            "no_prox": "optimizer.no_prox",
+            "num_classes": "data.classes",
+            "opt": "optimizer.name",
+            "opt_betas": "optimizer.betas",
+            "opt_eps": "optimizer.eps",
+            "pretrained": "model.pretrained",
+            "ratio": "augment.ratio",
+            "recount": "augment.erase_count",
+            "remode": "augment.erase_mode",
+            "reprob": "augment.erase",
+            "scale": "augment.scale",
+            "sched": "schedule.name",
+            "seed": "seed",
+            "smoothing": "augment.label_smoothing",
+            "train_interpolation": "augment.interpolation",
+            "warmup_epochs": "schedule.warmup_epochs",
+            "warmup_lr": "schedule.warmup_lr",
+            "weight_decay": "optimizer.weight_decay",
+            "workers": "workers",
+            "amp": Ours("amp", lambda args: "fp16" if args["amp"] or args["native_amp"] else "no"),
+            "aug_repeats": Ours("repeats", lambda args: args["aug_repeats"] or 1),
+            "batch_size": Ours("batch_size", _batch),
+            "bce_loss": Ours("loss", lambda args: "bce" if args["bce_loss"] else "ce"),
+            "crop_pct": Ours("data.crop_pct", _or_default("crop_pct", "crop_pct")),
+            "dataset": Ours("data.name", lambda args: args["dataset"] or "imagefolder"),
+            "img_size": Ours("data.size", _image_size),
+            "initial_checkpoint": Ours("model.checkpoint", lambda args: args["initial_checkpoint"] or None),
+            "input_size": Ours("data.size", _image_size),
+            "interpolation": Ours("data.interpolation", _or_default("interpolation", "interpolation")),
+            "mean": Ours("data.mean", _or_default("mean", "mean")),
+            "model_ema": Ours("ema_decay", _ema),
+            "model_ema_decay": Ours("ema_decay", _ema),
+            "std": Ours("data.std", _or_default("std", "std")),
+        },
+        must={
+            "apex_amp": False,
+            "aug_splits": 0,
+            "bn_eps": None,
+            "bn_momentum": None,
+            "bn_tf": False,
+            "cutmix_minmax": None,
+            "dist_bn": "reduce",  # see docs/ledger.md: the loop does not average the statistics of BatchNorm
+            "drop": 0.0,
+            "drop_block": None,
+            "drop_connect": None,
+            "epoch_repeats": 0.0,
+            "eval_metric": "top1",
+            "gp": None,
+            "jsd_loss": False,
+            "lr_cycle_limit": 1,
+            "lr_cycle_mul": 1.0,
+            "lr_k_decay": 1.0,
+            "lr_noise": None,
+            "mixup_off_epoch": 0,
+            "no_aug": False,
+            "resplit": False,
+            "split_bn": False,
+            "start_epoch": None,
+            "sync_bn": False,
+            "train_split": "train",
+            "tta": 0,
+            "val_split": "validation",
+            "validation_batch_size": None,
+            "vflip": 0.0,
+        },
+        # of other optimizers and schedules, of what is off, of logs, files and speed; native_amp is set after
+        # the file was written
+        free="checkpoint_hist clip_mode configure data_dir decay_epochs decay_rate experiment local_rank "
+        "log_interval log_wandb lr_cycle_decay lr_noise_pct lr_noise_std model_ema_force_cpu momentum "
+        "native_amp no_prefetcher no_resume_opt opt_debug output patience_epochs pin_mem "
+        "recovery_interval resume save_images torchscript use_multi_epochs_loader",
+    ),
     absent={"bn_tf": False, "no_prox": False},  # of other versions of the script
 )
 
