@@ -263,7 +263,7 @@ def epochs(evidence: Evidence, recipe: Recipe) -> Check:
                 notes.append(
                     f"epoch {end.epoch} ends after {seen} iterations, ours after {end.epoch * iterations}"
                 )
-    says = f"{steps:,} updates, {iterations:,} iterations an epoch"
+    says = f"{steps:,}, {iterations:,} an epoch"
     return all_of(Check(not notes, says, ends, shown(notes)), records)
 
 
@@ -286,5 +286,5 @@ def validation(evidence: Evidence, recipe: Recipe) -> Check:
     steps, every, epochs = recipe.get("steps"), recipe.get("measure_every"), recipe.get("measure_epochs")
     ends = evidence.log.of("epoch").itertuples()
     due = {end.step for end in ends if end.epoch % epochs == 0} | set(range(every, steps + 1, every))
-    says = f"every {every:,} updates and {epochs} epochs"
+    says = f"every {every:,}, every {epochs} epochs"
     return positions("validation at update", sorted(due), evidence.log.of("eval")["step"], says)

@@ -29,7 +29,7 @@ def lr(evidence: Evidence, recipe: Recipe) -> Check:
             for first in range(0, count, accumulated)
         )
         pairs.append((int(epoch), total / count, logged))
-    return closeness(pairs, f"{len(pairs)} epochs of {count} iterations", 1e-12)
+    return closeness(pairs, f"{len(pairs)} epochs of {count} batches", 1e-12)
 
 
 def epochs(evidence: Evidence, recipe: Recipe) -> Check:

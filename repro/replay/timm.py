@@ -162,7 +162,7 @@ def lr(evidence: Evidence, recipe: Recipe) -> Check:
     for epoch in range(args["epochs"] + args["cooldown_epochs"]):
         scheduler.step(epoch)
         pairs.append((epoch, ours(epoch), optimizer.param_groups[0]["lr"]))
-    return closeness(pairs, f"{len(pairs)} epochs of timm's scheduler", 1e-12)
+    return closeness(pairs, f"{len(pairs)} epochs, timm's scheduler", 1e-12)
 
 
 def epochs(evidence: Evidence, recipe: Recipe) -> Check:

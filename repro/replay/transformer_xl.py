@@ -101,7 +101,7 @@ def epochs(evidence: Evidence, recipe: Recipe) -> Check:
         for record in table.itertuples()
         if record.step != (record.epoch - 1) * batches + record.batch
     ]
-    says = f"{steps:,} steps, {batches:,} batches an epoch"
+    says = f"{steps:,}, {batches:,} an epoch"
     return all_of(Check(not notes, says, len(table), shown(notes)), records)
 
 
@@ -110,4 +110,4 @@ def validation(evidence: Evidence, recipe: Recipe) -> Check:
     assert evidence.log is not None
     steps, every = recipe.get("steps"), recipe.get("measure_every")
     logged = evidence.log.of("eval")["step"]
-    return positions("validation at step", range(every, steps + 1, every), logged, f"every {every:,} steps")
+    return positions("validation at step", range(every, steps + 1, every), logged, f"every {every:,}")
