@@ -6,9 +6,10 @@ Files whose name begins with `_` hold what the rows of a table share.
 """
 
 import importlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,8 +49,10 @@ class Figure:
 
     def agrees(self, logged: float) -> bool:
         """Tell whether a logged value rounds (half up) to the published one, at its number of decimals."""
+        if not math.isfinite(logged):
+            return False
         published = Decimal(str(self.value))
-        return abs(Decimal(str(logged)) - published) <= Decimal(1).scaleb(_exponent(published)) / 2
+        return Decimal(str(logged)).quantize(published, ROUND_HALF_UP) == published
 
 
 @dataclass
@@ -74,11 +77,13 @@ class Discrepancy:
 
 @dataclass
 class Sibling:
-    """A row with the same settings for a while: what the two logs differ by until then is chance."""
+    """A row with the same settings for a while: what the two logs differ by until then is chance.
+
+    As far as they are equal to the last digit one run lies under both, which tells nothing about chance.
+    """
 
     row: str = MISSING
     until: int = MISSING  # position (epoch or step, as the logs count) up to which the settings agree
-    since: int = 0  # where two runs begin: up to there the logs are one run's, to the last digit
     but: str | None = None  # settings that differ nevertheless, too little to matter beside chance
 
 
@@ -233,9 +238,3 @@ def _hint(name: str) -> str:
 
     close = difflib.get_close_matches(name, names(), n=1)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def _exponent(number: Decimal) -> int:
-    exponent = number.as_tuple().exponent
-    assert isinstance(exponent, int)
-    return exponent
