@@ -93,7 +93,9 @@ def summary(verdicts: Sequence[Verdict]) -> list[str]:
     for name, check in checks:
         compared[name] += check.compared
     return [
-        f"{len(verdicts)} rows: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) + ".",
+        f"{len(verdicts)} row{'s' * (len(verdicts) != 1)}: "
+        + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        + ".",
         f"{len(checks)} checks: {results[True]} passed, {results[False]} failed, "
         f"{results[None]} had nothing to check against.",
         "Compared: " + ", ".join(f"{compared[name]:,} {what}" for name, what in COMPARED.items()) + ".",
@@ -116,8 +118,9 @@ def write(folder: Path, verdicts: Sequence[Verdict], command: list[str]) -> None
     lines = [
         "# The ledger against what was released",
         "",
-        f"`{made['command']} --out DIR` at commit {made['commit']}, {made['date']}. Released: {REPOSITORY} at {COMMIT[:7]}.",
-        "A `-` has nothing to check against; a `*` passed with overrides that the row names; see docs/ledger.md.",
+        f"`{made['command']} --out DIR` at commit {made['commit']}, {made['date']}, against the files of "
+        f"{REPOSITORY} at {COMMIT[:7]}. A `-` has nothing to check against; a `*` passed with overrides that "
+        "the row names. What each check is: docs/ledger.md.",
         "",
         *summary(verdicts),
         "",

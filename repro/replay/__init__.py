@@ -67,7 +67,7 @@ def verify(name: str) -> Verdict:
     """Check a row of the ledger against what was released with it.
 
     Raises:
-        UserError: there is no such row, or a released file that is here cannot be read.
+        UserError: there is no such row, or it does not fit the schema.
     """
     recipe = load(name)
     row = recipe.row
@@ -87,10 +87,14 @@ def verify(name: str) -> Verdict:
     return Verdict(name, checks, missing, bool(wanted or missing))
 
 
-def read_settings(path: str) -> dict[str, Any]:
-    """Return a released file's settings, flat."""
-    read, _ = _reader(path)
-    return flatten(read(Source(locate(File(path=path)))))
+def read_settings(file: File) -> dict[str, Any]:
+    """Return the settings in a released file, flat.
+
+    Raises:
+        LogError: it is not here, or holds no settings.
+    """
+    read, _ = _reader(file.path)
+    return flatten(read(Source(locate(file))))
 
 
 def settings(evidence: Evidence, recipe: Recipe) -> Check:
@@ -119,20 +123,30 @@ def _or_departed(
     A row that follows another source than this one, and says so, passes with the overrides that it names
     for following this one: of one discrepancy, or else of two.
     """
-    result = check(evidence, recipe)
+    result = _run(check, evidence, recipe)
     if result.passed is not False:
         return result
     departures = [each.instead for each in recipe.row.discrepancies if each.instead and each.follow != source]
     for some in chain.from_iterable(combinations(departures, n + 1) for n in range(2)):
         overrides = [override for instead in some for override in instead]
         try:
-            again = check(evidence, load(recipe.row.name, overrides))
+            again = _run(check, evidence, load(recipe.row.name, overrides))
         except UserError:  # two that exclude each other
             continue
         if again.passed:
             note = f"with {' '.join(overrides)}, from which the row departs"
             return replace(again, says=f"{again.says} *", notes=(*again.notes, note))
     return result
+
+
+def _run(check: Callable[[Evidence, Recipe], Check], evidence: Evidence, recipe: Recipe) -> Check:
+    """Check; what lacks a value that it takes, or has a schedule that cannot be, does not pass."""
+    try:
+        return check(evidence, recipe)
+    except KeyError as error:
+        return Check(False, "incomplete", notes=(f"no {error.args[0]} in the configuration or the log",))
+    except UserError as error:
+        return Check(False, "impossible", notes=(str(error),))
 
 
 def _reader(path: str) -> tuple[Callable[[Source], dict[str, Any]], Callable[[Settings], Table]]:

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from repro.config import ScheduleConfig
-from repro.ledger import Figure, Recipe, Row
+from repro.ledger import File, Recipe, Row
 from repro.released import read
 from repro.released.files import locate
 from repro.released.log import Log, LogError, merge
 from repro.schedules import build_schedule
 
 SHOWN = 3  # differences that a check tells of
+ROUNDED = 5e-4  # rows have the figures of logs to three decimals
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,9 @@ class Evidence:
     missing: list[str] = field(default_factory=list)  # paths
 
 
-def gather(row: Row, read_settings: Callable[[str], dict[str, Any]]) -> tuple[Evidence, Check]:
-    """Read a row's released files, and check that they are those whose hashes the row has.
-
-    Raises:
-        LogError: a file is there that cannot be read, or only in part.
-    """
-    evidence = Evidence(row)
-    here, notes = 0, []
+def gather(row: Row, read_settings: Callable[[File], dict[str, Any]]) -> tuple[Evidence, Check]:
+    """Read a row's released files, and check that they are those whose hashes and records the row has."""
+    evidence, here, notes = Evidence(row), 0, []
     for file in row.files:
         try:
             path = locate(file)
@@ -54,13 +50,16 @@ def gather(row: Row, read_settings: Callable[[str], dict[str, Any]]) -> tuple[Ev
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest != file.sha256:
             notes.append(f"{file.path} has SHA-256 {digest}, the row {file.sha256}")
-        if file.kind == "settings":
-            evidence.settings[file.path] = read_settings(file.path)
-        if file.kind == "log":
-            log = read(path, strict=True)
-            evidence.logs.append(log)
-            if log.lines["record"] != file.records:
-                notes.append(f"{file.path} has {log.lines['record']} records, the row {file.records}")
+        try:
+            if file.kind == "settings":
+                evidence.settings[file.path] = read_settings(file)
+            elif file.kind == "log":
+                evidence.logs.append(read(path, strict=True))
+        except LogError as error:
+            notes.append(f"{file.path} cannot be read: {error}")
+            continue
+        if file.kind == "log" and (count := evidence.logs[-1].lines["record"]) != file.records:
+            notes.append(f"{file.path} has {count} records, the row {file.records}")
     if evidence.logs and len(evidence.logs) == len(row.logs):
         evidence.log = merge(evidence.logs)
     absent = tuple(f"not here: {path}" for path in evidence.missing)
@@ -107,9 +106,9 @@ def positions(name: str, ours: Iterable[int], theirs: Iterable[int], says: str) 
     ours, theirs = list(ours), list(theirs)
     if ours == theirs:
         return Check(True, says, len(theirs))
-    only_theirs, only_ours = sorted(set(theirs) - set(ours)), sorted(set(ours) - set(theirs))
-    notes = [f"{name}: {position} in the log alone" for position in only_theirs]
-    notes += [f"{name}: {position} in the configuration alone" for position in only_ours]
+    alone = sorted(set(theirs) ^ set(ours))
+    places = ["the configuration" if position in set(ours) else "the log" for position in alone]
+    notes = [f"{name} {position:g}: in {place} alone" for position, place in zip(alone, places, strict=True)]
     notes = notes or [f"{name}: in another order, or more than once"]
     return Check(False, f"{len(theirs):,}, ours {len(ours):,}", len(theirs), shown(notes))
 
@@ -135,7 +134,7 @@ def figures(evidence: Evidence) -> Check:
         found = {"best": values.max() if figure.higher_is_better else values.min(), "final": values.iloc[-1]}
         for which, value in found.items():
             stated: float | None = getattr(figure, which)
-            if stated is None or not Figure(value=stated).agrees(float(value)):
+            if stated is None or abs(stated - value) > ROUNDED:
                 notes.append(f"{figure.metric}: the log's {which} is {value}, the row's {stated}")
     return Check(not notes, ", ".join(figure.shows for figure in figures), 2 * len(figures), tuple(notes))
 

@@ -254,15 +254,17 @@ def epochs(evidence: Evidence, recipe: Recipe) -> Check:
     logged = evidence.log.of("train")["step"]
     records = positions("record at update", range(every, steps + 1, every), logged, f"{steps:,} updates")
     iterations = math.ceil(recipe.get("data.train_sequences") / recipe.get("batch_size"))
-    notes, ends = [], 0
+    stated = evidence.log.config.get("iterations_per_epoch", iterations)
+    notes = (
+        [] if stated == iterations else [f"iterations an epoch: {stated:,} in the log, ours {iterations:,}"]
+    )
+    ends = 0
     for end in evidence.log.of("epoch").itertuples():
         if end.step < steps:  # the last epoch is cut off by the last update
             ends += 1
-            seen = end.step + _overflows(evidence, end.file, end.line)
-            if seen != end.epoch * iterations:
-                notes.append(
-                    f"epoch {end.epoch} ends after {seen} iterations, ours after {end.epoch * iterations}"
-                )
+            seen, ours = end.step + _overflows(evidence, end.file, end.line), end.epoch * iterations
+            if seen != ours:
+                notes.append(f"epoch {end.epoch:g} ends after {seen:g} iterations, ours after {ours:g}")
     says = f"{steps:,}, {iterations:,} an epoch"
     return all_of(Check(not notes, says, ends, shown(notes)), records)
 

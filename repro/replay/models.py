@@ -50,6 +50,8 @@ def build(config: dict[str, Any]) -> nn.Module | None:
             return transformers.RobertaForMaskedLM(described)
         if name == "gpt2":
             return transformers.GPT2LMHeadModel(transformers.GPT2Config(**options))
+        if name == "mixtral":
+            return transformers.MixtralForCausalLM(transformers.MixtralConfig(**options))
     return None
 
 
