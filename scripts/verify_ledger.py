@@ -110,10 +110,10 @@ def write(folder: Path, verdicts: Sequence[Verdict], command: list[str]) -> None
     """
     here = environment()
     made = {"command": " ".join(command), "commit": here["commit"], "date": here["time"]}
-    rows = [
-        {"row": verdict.name, "verdict": verdict.says, **asdict(verdict), "failed": verdict.failed}
+    rows = {
+        verdict.name: {"verdict": verdict.says, "failed": verdict.failed, **asdict(verdict)}
         for verdict in verdicts
-    ]
+    }
     content: dict[str, Any] = {**made, "summary": summary(verdicts), "rows": rows}
     lines = [
         "# The ledger against what was released",

@@ -42,8 +42,8 @@ def test_a_difference(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "1 row: 1 differs." in out
     written = json.loads((tmp_path / "out" / "verify.json").read_text())
     assert written["command"] == "python scripts/verify_ledger.py glue/cola"
-    assert written["rows"][0]["verdict"] == "differs: files, settings"
-    assert written["rows"][0]["checks"]["settings"]["passed"] is False
+    assert written["rows"][ROW]["verdict"] == "differs: files, settings"
+    assert written["rows"][ROW]["checks"]["settings"]["passed"] is False
     assert "| glue/cola" in (tmp_path / "out" / "verify.md").read_text()
 
 
