@@ -1,0 +1,140 @@
+"""Check the ledger against what was released: `python scripts/verify_ledger.py [ROW...] [--out DIR]`.
+
+Without rows, all of them. Nothing is trained; see docs/ledger.md for what each check is. The exit status is 1
+if one fails. With --out, DIR gets verify.json, with all notes, and verify.md.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+from repro.errors import UserError
+from repro.ledger import COMMIT, REPOSITORY, names
+from repro.replay import Verdict, verify
+from repro.replay.checks import Check
+from repro.run import environment, write_atomically
+
+COMPARED = {  # what a check counts
+    "files": "files",
+    "settings": "keys of settings",
+    "lr": "learning rates",
+    "epochs": "epochs and positions of records",
+    "validation": "positions of validations",
+    "parameters": "numbers of parameters",
+    "figure": "best and final values",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table and the summary, write them, and return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="<table>/<row>; default: all")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write verify.json and verify.md there")
+    options = parser.parse_args(arguments)
+    try:
+        rows = tqdm(options.rows or names(), unit="row", leave=False, disable=None)
+        verdicts = [verify(name) for name in rows]
+        print("\n".join([table(verdicts), "", *notes(verdicts), *summary(verdicts)]))
+        if options.out is not None:
+            write(options.out, verdicts, ["python", "scripts/verify_ledger.py", *options.rows])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 1 if any(verdict.failed for verdict in verdicts) else 0
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+    """Return a Markdown table with a line for each row of the ledger."""
+    lines = [["row", *COMPARED, "verdict"]]
+    lines += [
+        [verdict.name, *(cell(verdict.checks[name]) for name in COMPARED), verdict.says]
+        for verdict in verdicts
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    padded = ([text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def cell(check: Check) -> str:
+    """Return a check's place in the table."""
+    return {True: "", False: "DIFFERS: ", None: "- "}[check.passed] + check.says
+
+
+def notes(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return what stands below the table: what differs, what passed as a departure only, what is not here."""
+    lines = [
+        f"* {verdict.name}, {name}: {note}"
+        for verdict in verdicts
+        for name, check in verdict.checks.items()
+        for note in check.notes
+        if check.passed is False or name == "files" or "departs" in note
+    ]
+    return [*lines, ""] if lines else []
+
+
+def summary(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return what it amounts to."""
+    kinds = Counter(verdict.says.split(":")[0] for verdict in verdicts)
+    checks = [(name, check) for verdict in verdicts for name, check in verdict.checks.items()]
+    results = Counter(check.passed for _, check in checks)
+    compared: Counter[str] = Counter()
+    for name, check in checks:
+        compared[name] += check.compared
+    return [
+        f"{len(verdicts)} row{'s' * (len(verdicts) != 1)}: "
+        + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        + ".",
+        f"{len(checks)} checks: {results[True]} passed, {results[False]} failed, "
+        f"{results[None]} had nothing to check against.",
+        "Compared: " + ", ".join(f"{compared[name]:,} {what}" for name, what in COMPARED.items()) + ".",
+    ]
+
+
+def write(folder: Path, verdicts: Sequence[Verdict], command: list[str]) -> None:
+    """Write verify.json and verify.md.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    here = environment()
+    made = {"command": " ".join(command), "commit": here["commit"], "date": here["time"]}
+    rows = {
+        verdict.name: {"verdict": verdict.says, "failed": verdict.failed, **asdict(verdict)}
+        for verdict in verdicts
+    }
+    content: dict[str, Any] = {**made, "summary": summary(verdicts), "rows": rows}
+    lines = [
+        "# The ledger against what was released",
+        "",
+        f"`{made['command']} --out DIR` at commit {made['commit']}, {made['date']}, against the files of "
+        f"{REPOSITORY} at {COMMIT[:7]}. A `-` has nothing to check against; a `*` passed with overrides that "
+        "the row names. What each check is: docs/ledger.md.",
+        "",
+        *summary(verdicts),
+        "",
+        table(verdicts),
+        "",
+        *notes(verdicts),
+    ]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "verify.json", json.dumps(content, indent=1) + "\n")
+        write_atomically(folder / "verify.md", "\n".join(lines).rstrip() + "\n")
+    except OSError as error:
+        raise UserError(f"--out={folder}: cannot be written to ({error.strerror})") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

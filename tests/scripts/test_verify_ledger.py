@@ -1,0 +1,55 @@
+"""scripts/verify_ledger.py: the table, the files, the exit status."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from repro.ledger import ROOT, load
+
+VERIFY = runpy.run_path(str(ROOT / "scripts" / "verify_ledger.py"))["main"]
+ROW = "glue/cola"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of released files with nothing in it."""
+    monkeypatch.setenv("ADAN_RELEASED", str(tmp_path / "released"))
+    return tmp_path / "released"
+
+
+def test_without_the_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert VERIFY([ROW, "memory/resnet50"]) == 0
+    header, _, cola, resnet, *rest = capsys.readouterr().out.splitlines()
+    assert [cell.strip() for cell in header.split("|")][1:-1] == [
+        *("row", "files", "settings", "lr", "epochs", "validation", "parameters", "figure", "verdict")
+    ]
+    assert "| log not here: cola-adan.yaml" in cola
+    assert "| nothing released" in resnet
+    assert "* glue/cola, files: not here: NLP/BERT/config/finetuning/cola-adan.yaml" in rest
+    assert "2 rows: 1 log not here, 1 nothing released." in rest
+
+
+def test_a_difference(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = here / load(ROW).row.files[0].path
+    path.parent.mkdir(parents=True)
+    path.write_text("task: {_name: sentence_prediction}\noptimization: {lr: [0.001]}\n")
+    assert VERIFY([ROW, "--out", str(tmp_path / "out")]) == 1
+    out = capsys.readouterr().out
+    assert "| differs: files, settings" in out
+    assert "* glue/cola, settings: checkpoint.reset" not in out  # a partial file need not have it
+    assert "1 row: 1 differs." in out
+    written = json.loads((tmp_path / "out" / "verify.json").read_text())
+    assert written["command"] == "python scripts/verify_ledger.py glue/cola"
+    assert written["rows"][ROW]["verdict"] == "differs: files, settings"
+    assert written["rows"][ROW]["checks"]["settings"]["passed"] is False
+    assert "| glue/cola" in (tmp_path / "out" / "verify.md").read_text()
+
+
+def test_bad_input(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert VERIFY(["glue/colla"]) == 2
+    assert "did you mean glue/cola?" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert VERIFY([ROW, "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --out={tmp_path / 'file'}: cannot be written to")
