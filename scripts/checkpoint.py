@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RecursionError:
+        print("error: what is in it is nested deeper than in any checkpoint", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import runpy
 import shutil
+import zipfile
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -361,6 +362,20 @@ def test_the_official_adan_becomes_ours(
     assert all(ours.state[p]["step"] == STEP + 1 for p in params)
 
 
+def deep(path: Path) -> None:
+    """Settings of lists in lists; the pickle by hand, because Python's pickler stops before."""
+
+    def text(word: str) -> bytes:
+        return b"X" + len(word).to_bytes(4, "little") + word.encode()
+
+    optimizer = b"}(" + text("state") + b"}" + text("param_groups") + b"]u"
+    lists = b"]" * 100_000 + b"a" * 99_999
+    content = b"\x80\x02}(" + text("optimizer") + optimizer + text("args") + lists + b"u."
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in (("data.pkl", content), ("version", b"3\n"), ("byteorder", b"little")):
+            file.writestr(f"x/{name}", data)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -373,6 +388,7 @@ def test_the_official_adan_becomes_ours(
         (lambda p: torch.save({"lr": 1}, p), "neither weights nor an optimizer's state in it, only: lr"),
         (lambda p: torch.save({}, p), "neither weights nor an optimizer's state in it, only: nothing"),
         (lambda p: torch.save(Namespace(a=1), p), "in it, only: Namespace"),
+        (deep, "nested deeper than in any checkpoint"),
         (lambda p: p.write_text("epoch"), "was not written by torch.save, or is damaged"),
         (lambda p: (p.mkdir(), (p / "checkpoints").mkdir()), "has no checkpoint in it"),
         (
