@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RecursionError:
+        print("error: what is in it is nested deeper than in any checkpoint", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -105,15 +108,20 @@ def convert(options: argparse.Namespace) -> None:
             "Transformer-XL keeps that in optimizer.pt beside it"
         )
     keys, state_dict = states.find(content, options.at, options.file)
-    source = options.source or recognise(state_dict)
-    converted = convert_state(
-        state_dict,
-        options.source,
-        options.target,
-        blocks=options.blocks,
-        shapes=_shapes(content),
-        regime=options.regime,
-    )
+    try:
+        source = options.source or recognise(state_dict)
+        converted = convert_state(
+            state_dict,
+            options.source,
+            options.target,
+            blocks=options.blocks,
+            shapes=_shapes(content),
+            regime=options.regime,
+        )
+    except states.MALFORMED as error:
+        raise UserError(
+            f"{options.file}{_at(keys)}: not a sound state of an optimizer ({error!r:.150})"
+        ) from None
     rest = {key: value for key, value in state_dict.items() if key not in converted}  # fairseq's loss_scale
     new = states.replaced(content, keys, {**rest, **converted})
     with export.replacing(options.out) as temporary, temporary.open("wb") as file:

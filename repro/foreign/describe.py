@@ -10,6 +10,7 @@ from optim.convert import SOURCES, recognise
 from repro.foreign import states
 from repro.foreign.content import Checkpoint, identity
 from repro.foreign.export import architecture
+from repro.foreign.states import MALFORMED
 from repro.run import flatten
 
 # What of the settings is shown first, by the last part of the name.
@@ -72,7 +73,7 @@ def _optimizer(place: str, state_dict: dict[str, Any], count: int, everything: b
     try:
         source = recognise(state_dict)
         title = f"{SOURCES[source].title} ({source})"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, *MALFORMED) as error:
         title = f"not recognised: {error}"
     size, elements = states.size(state_dict), states.elements(state_dict)
     per = f"; {size / elements:.4g} bytes per parameter" if elements else ""

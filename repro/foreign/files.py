@@ -77,7 +77,8 @@ def _timm(content: dict[Any, Any], path: Path) -> Checkpoint:
 
 def _fairseq(content: dict[Any, Any], path: Path) -> Checkpoint:
     settings = settings_of(content.get("cfg") or content.get("args"))
-    history = mapping((content.get("optimizer_history") or [None])[-1])
+    updates = content.get("optimizer_history")
+    history = mapping(updates[-1]) if isinstance(updates, list) and updates else {}
     extra = mapping(content.get("extra_state"))
     epoch = mapping(extra.get("train_iterator")).get("epoch")
     metric_name = settings.get("checkpoint.best_checkpoint_metric", settings.get("best_checkpoint_metric"))
@@ -103,15 +104,15 @@ def _fairseq(content: dict[Any, Any], path: Path) -> Checkpoint:
 
 
 def _megatron(content: dict[Any, Any], path: Path) -> Checkpoint:
+    version = content.get("checkpoint_version", 0)
+    if not isinstance(version, (int, float)):
+        raise UserError(f"{path}: checkpoint_version={version!r:.40} is not a number")
     found = Checkpoint(
         path,
-        f"Megatron-LM checkpoint (checkpoint_version {content.get('checkpoint_version', 0)})",
+        f"Megatron-LM checkpoint (checkpoint_version {version})",
         named(content["model"]),
         position=some(content, step="iteration"),
-        settings={
-            "checkpoint_version": content.get("checkpoint_version", 0),
-            **settings_of(content.get("args")),
-        },
+        settings=settings_of(content.get("args")) | {"checkpoint_version": version},
     )
     copies = mapping(content.get("optimizer")).get("fp32_from_fp16_params")
     masters = [x for group in copies if isinstance(group, list) for x in group] if copies else []

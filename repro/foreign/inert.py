@@ -134,7 +134,7 @@ def read(path: Path) -> tuple[Any, list[str]]:
                 source = _without_sources(path)
                 continue
             name, base = _lacking(str(error))
-            if base is None or base is stand_ins.get(name, object).__base__:
+            if base is None or not name.isprintable() or base is stand_ins.get(name, object).__base__:
                 raise _unreadable(path, str(error)) from None
             if HARMFUL.match(name):
                 raise UserError(
@@ -247,12 +247,14 @@ def plain(value: Any, namespaces: bool = False, _memo: dict[int, Any] | None = N
     made: Any = value
     if isinstance(value, dict):
         made = memo[id(value)] = OrderedDict() if isinstance(value, OrderedDict) else {}
-        made.update({plain(k, namespaces, memo): plain(x, namespaces, memo) for k, x in value.items()})
+        made.update({_hashable(k, memo): plain(x, namespaces, memo) for k, x in value.items()})
     elif isinstance(value, list):
         made = memo[id(value)] = []
         made.extend(plain(x, namespaces, memo) for x in value)
-    elif isinstance(value, (tuple, set)) and not isinstance(value, torch.Size):
-        made = type(value)(plain(x, namespaces, memo) for x in value)
+    elif isinstance(value, tuple) and not isinstance(value, torch.Size):
+        made = tuple(plain(x, namespaces, memo) for x in value)
+    elif isinstance(value, set):
+        made = {_hashable(x, memo) for x in value}
     elif isinstance(value, argparse.Namespace):
         made = memo[id(value)] = argparse.Namespace() if namespaces else {}
         inside = vars(made) if namespaces else made
@@ -266,6 +268,16 @@ def plain(value: Any, namespaces: bool = False, _memo: dict[int, Any] | None = N
     elif isinstance(value, type) and issubclass(value, Foreign):
         made = value.name
     memo[id(value)] = made
+    return made
+
+
+def _hashable(key: Any, memo: dict[int, Any]) -> Any:
+    """A key as plain data; as text, where a stand-in becomes a dict."""
+    made = plain(key, _memo=memo)
+    try:
+        hash(made)
+    except TypeError:
+        return str(made)
     return made
 
 

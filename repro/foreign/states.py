@@ -9,6 +9,7 @@ from torch import Tensor
 from repro.errors import UserError
 
 Place = list[Any]  # keys from the outside in
+MALFORMED = (TypeError, LookupError, AttributeError, RuntimeError)  # what odd values in a state dict raise
 DEPTH = 3  # of the deepest known place: Megatron's optimizer.optimizer, with one to spare
 
 
@@ -98,4 +99,7 @@ def _tensors(state: dict[str, Any]) -> Iterator[Tensor]:
 
 
 def _steps(states: list[dict[str, Any]], groups: list[dict[str, Any]]) -> Iterator[float]:
-    yield from (float(holder["step"]) for holder in (*states, *groups) if "step" in holder)
+    for holder in (*states, *groups):
+        step = holder.get("step")
+        if isinstance(step, (int, float)) or (isinstance(step, Tensor) and step.numel() == 1):
+            yield float(step)

@@ -55,7 +55,7 @@ def _heads(found: Checkpoint, width: int, said: int | None, notes: list[str], *k
     if stated is None:
         stated = vit_heads(width)
         notes.append(f"{stated} heads of {ASSUMED_HEAD} are assumed: the file does not say; --heads does")
-    if not isinstance(stated, int) or width % stated:
+    if not isinstance(stated, int) or stated < 1 or width % stated:
         raise UserError(f"{found.path}: {stated} heads do not divide a width of {width}")
     return stated
 

@@ -145,7 +145,8 @@ def nested(weights: dict[str, Tensor], stack: str) -> dict[str, Any]:
         for name, x in weights.items()
         if name.startswith(f"{start}{stack}.")
     }
-    return {"language_model": {"embedding": embedding, stack: OrderedDict(layers)}}
+    copies = {name[:-7]: {"weight": x} for name, x in weights.items() if not name.startswith(start)}
+    return {"language_model": {"embedding": embedding, stack: OrderedDict(layers)}, **copies}
 
 
 def megatron_folder(

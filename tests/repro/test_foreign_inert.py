@@ -144,6 +144,19 @@ def test_data(legacy: bool, tmp_path: Path) -> None:
     assert kept.kind == "complete"
 
 
+def test_keys_of_foreign_classes(tmp_path: Path) -> None:
+    """An enumeration's member is its value; an object, whose attributes make no key, is text."""
+    module = foreign_module(
+        "absent_keys", "import enum\nclass Kind(enum.Enum):\n    A = 'a'\nclass Thing:\n    pass\n"
+    )
+    thing = module.Thing()
+    thing.x = 1
+    path = save({"d": {module.Kind.A: 1, (module.Kind.A, 2): 2, thing: 3}, "s": {thing}}, tmp_path / "x.pt")
+    forget("absent_keys")
+    plain = inert.plain(inert.read(path)[0])
+    assert plain == {"d": {"a": 1, ("a", 2): 2, "{'x': 1}": 3}, "s": {"{'x': 1}"}}
+
+
 def test_arrays_of_objects_stay_stand_ins(tmp_path: Path) -> None:
     """NumPy's own unpickling would make objects of them."""
     path = save({"a": np.array([{}, None], dtype=object)}, tmp_path / "x.pt")

@@ -4,9 +4,11 @@ import copy
 import json
 import runpy
 import shutil
+import zipfile
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -360,6 +362,20 @@ def test_the_official_adan_becomes_ours(
     assert all(ours.state[p]["step"] == STEP + 1 for p in params)
 
 
+def deep(path: Path) -> None:
+    """Settings of lists in lists; the pickle by hand, because Python's pickler stops before."""
+
+    def text(word: str) -> bytes:
+        return b"X" + len(word).to_bytes(4, "little") + word.encode()
+
+    optimizer = b"}(" + text("state") + b"}" + text("param_groups") + b"]u"
+    lists = b"]" * 100_000 + b"a" * 99_999
+    content = b"\x80\x02}(" + text("optimizer") + optimizer + text("args") + lists + b"u."
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in (("data.pkl", content), ("version", b"3\n"), ("byteorder", b"little")):
+            file.writestr(f"x/{name}", data)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -372,6 +388,7 @@ def test_the_official_adan_becomes_ours(
         (lambda p: torch.save({"lr": 1}, p), "neither weights nor an optimizer's state in it, only: lr"),
         (lambda p: torch.save({}, p), "neither weights nor an optimizer's state in it, only: nothing"),
         (lambda p: torch.save(Namespace(a=1), p), "in it, only: Namespace"),
+        (deep, "nested deeper than in any checkpoint"),
         (lambda p: p.write_text("epoch"), "was not written by torch.save, or is damaged"),
         (lambda p: (p.mkdir(), (p / "checkpoints").mkdir()), "has no checkpoint in it"),
         (
@@ -406,3 +423,79 @@ def test_bad_input(
     assert pytest.importorskip("re").search(message, error)
     assert error.count("\n") == 1
     assert output == ""
+
+
+def places(content: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """All keys within dicts and lists, from the outside in, down to the fourth level."""
+    inside = (
+        content.items()
+        if isinstance(content, dict)
+        else enumerate(content)
+        if isinstance(content, list)
+        else ()
+    )
+    found = [(*above, key) for key, _ in inside]
+    return found + [p for key, x in inside for p in places(x, (*above, key)) if len(above) < 3]
+
+
+@pytest.fixture(scope="module")
+def contents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the files of each kind hold."""
+    folder = tmp_path_factory.mktemp("kinds")
+    small: dict[str, Any] = dict(depth=1, embed_dim=16, num_heads=2)
+    files = {
+        "fairseq": fairseq_file(folder, roberta()),
+        "Megatron": megatron_folder(folder, {"mp_rank_00": gpt2()}, 3.0),
+        "MAE": mae_finetuned_file(folder, vit(**small)),
+        "timm": timm_file(folder, vit(**small)),
+    }
+    files["Megatron"] = folder / "iter_0150000" / "mp_rank_00" / "model_optim_rng.pt"
+    return {kind: inert.plain(inert.read(file)[0], namespaces=True) for kind, file in files.items()}
+
+
+JUNK = [
+    None,
+    5,
+    -1.5,
+    "text",
+    [],
+    {},
+    [1],
+    {"a": 1},
+    {0: {}},
+    torch.ones(3),
+    torch.tensor(2),
+    Namespace(x=1),
+    True,
+]
+
+
+@pytest.mark.parametrize("kind", ["fairseq", "Megatron", "MAE", "timm"])
+def test_junk_in_a_known_place(
+    kind: str, contents: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is in the place of a value that a reader looks at: it is shown, or refused in one line."""
+    random = Random(kind)
+    everywhere = places(contents[kind])
+    for *outer, last in random.sample(everywhere, 12) + [place for place in everywhere if len(place) == 1]:
+        content = holder = dict(contents[kind])
+        for key in outer:  # copies of the containers on the way, not of the rest
+            holder[key] = holder = list(holder[key]) if isinstance(holder[key], list) else dict(holder[key])
+        holder[last] = random.choice(JUNK)
+        torch.save(content, tmp_path / "x.pt")
+        for words in (
+            [str(tmp_path / "x.pt")],
+            [
+                str(tmp_path / "x.pt"),
+                "--export",
+                str(tmp_path / "out.safetensors"),
+                "--for",
+                "same",
+                "--force",
+            ],
+            ["convert", str(tmp_path / "x.pt"), str(tmp_path / "out.pt"), "--force"],
+        ):
+            assert MAIN(words) in (0, 2), (outer, last, holder[last])
+            error = capsys.readouterr().err
+            assert error == "" or error.startswith("error: ")
+            assert error.count("\n") <= 1
