@@ -13,7 +13,6 @@ import argparse
 import itertools
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from repro import ledger, rule, tracking
 from repro.errors import UserError
 from repro.released.files import read_log
 from repro.released.log import LogError
-from repro.run import write_atomically
+from repro.run import environment, write_atomically
 
 sys.path.append(str(Path(__file__).resolve().parent))
 from bench_optimizers import table
@@ -221,10 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=20, metavar="N", help="reruns of each row (default: 20)")
     options = parser.parse_args(arguments)
     try:
-        found, missing = cases()
-        if not found:
-            raise UserError(f"no released log is here; the first: {missing[0]}")
-        results = study(found, missing, options.seeds)
+        results = study(options.seeds)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -237,21 +233,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def study(found: Sequence[Case], missing: Sequence[str], seeds: int) -> dict[str, Any]:
-    """All tables of the study."""
+def study(seeds: int) -> dict[str, Any]:
+    """All tables of the study.
+
+    Raises:
+        UserError: no released log is here.
+    """
+    commit = environment()["commit"]
+    found, missing = cases()
+    if not found:
+        raise UserError(f"no released log is here; the first: {missing[0]}")
     spread, siblings = sibling_spread(found)
     themselves = {case.row.name: tracking.compare_log(case.row, case.log)["verdict"] for case in found}
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
-        "commit": commit.stdout.strip(),
+        "commit": commit,
         "date": time.strftime("%Y-%m-%d"),
         "rows": [case.row.name for case in found],
-        "missing": list(missing),
+        "missing": missing,
         "spread": spread,
         "themselves": {
             "records": sum(len(verdicts) for verdicts in themselves.values()),
