@@ -6,9 +6,10 @@ Files whose name begins with `_` hold what the rows of a table share.
 """
 
 import importlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,8 +49,10 @@ class Figure:
 
     def agrees(self, logged: float) -> bool:
         """Tell whether a logged value rounds (half up) to the published one, at its number of decimals."""
+        if not math.isfinite(logged):
+            return False
         published = Decimal(str(self.value))
-        return abs(Decimal(str(logged)) - published) <= Decimal(1).scaleb(_exponent(published)) / 2
+        return Decimal(str(logged)).quantize(published, ROUND_HALF_UP) == published
 
 
 @dataclass
@@ -233,9 +236,3 @@ def _hint(name: str) -> str:
 
     close = difflib.get_close_matches(name, names(), n=1)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def _exponent(number: Decimal) -> int:
-    exponent = number.as_tuple().exponent
-    assert isinstance(exponent, int)
-    return exponent

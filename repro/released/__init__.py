@@ -1,5 +1,6 @@
 """Readers of training logs: those released with Adan, and those that people's own runs leave."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,14 +15,14 @@ __all__ = ["FORMATS", "Format", "Log", "LogError", "read", "recognise"]
 
 
 def recognise(source: Source) -> Format:
-    """Return the format of a file or folder, by its content.
+    """Return the format of a file or folder, by its content; of two, the one whose records come first.
 
     Raises:
         LogError: none of FORMATS.
     """
-    for format in FORMATS.values():
-        if format.matches(source):
-            return format
+    found = [format for format in FORMATS.values() if format.matches(source)]
+    if found:
+        return found[0] if len(found) == 1 else min(found, key=lambda format: _first_record(source, format))
     known = ", ".join(format.title for format in FORMATS.values())
     if source.path.is_dir():
         raise LogError(f"{source.path}: a folder, and not one that holds a log ({known})")
@@ -29,6 +30,12 @@ def recognise(source: Source) -> Format:
         raise LogError(f"{source.path}: a binary file, not a log ({known})")
     first = f"; it begins with {source.head[0][:80]!r}" if source.head else ""
     raise LogError(f"{source.path}: not a log that this reads ({known}){first}")
+
+
+def _first_record(source: Source, format: Format) -> float:
+    """Return the index of the first line that is a record of a format, which is infinite if none is."""
+    record = format.line
+    return next((n for n, line in enumerate(source.lines) if record and record.match(line)), math.inf)
 
 
 def read(paths: Path | Sequence[Path], strict: bool = False) -> Log:

@@ -232,7 +232,9 @@ def _resolve(log: Log) -> Log:
     if later.any():
         positions = sorted(table[position][later].unique())
         shown = f"{positions[0]:.15g}" + (f" to {positions[-1]:.15g}" if len(positions) > 1 else "")
-        log.oddities.append(f"{int(later.sum())} records repeat a {position} ({shown}): the last one is kept")
+        log.oddities.append(
+            f"{int(later.sum())} records repeat their {position} ({shown}): the last one is kept"
+        )
     log.repeated += int(later.sum())
     columns = [*(c for c in POSITION if c in table), *(c for c in table if c not in POSITION)]
     log.table = table[~later].sort_values(position, kind="stable", ignore_index=True)[columns]

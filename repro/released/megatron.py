@@ -13,7 +13,7 @@ from repro.released.log import POSITION, Format, Log, Reading
 from repro.released.source import LogError, Source, literal, numeric, whole
 
 TAG = r"(?:\[[^\]|]*\]:?|\d+:|\s)*"  # of the process, and the time
-LINE = re.compile(TAG + r"iteration +\d+ */ *\d+ *\|")
+LINE = re.compile(TAG + r"(?:iteration +\d+ */ *\d+ *\||(?:validation|test) loss at [^|]*\|)")
 TRAIN = re.compile(TAG + r"iteration +(\d+) */ *(\d+) *\|(.*)")
 EVAL = re.compile(TAG + r"(?:validation|test) loss at ([^|]*)\|(.*)")
 ARGUMENT = re.compile(TAG + r"(\w+) \.{3,} (.*)")
@@ -97,8 +97,10 @@ def _pairs(text: str, columns: dict[str, str]) -> dict[str, float]:
     for cell in filter(None, (cell.strip() for cell in text.split("|"))):
         name, _, value = (part.strip() for part in cell.rpartition(":"))
         column = columns.get(name) or re.sub(r"\W+", "_", name).strip("_")
-        if not column or column in POSITION or column in pairs:
-            raise ValueError(f"{name!r:.80} where the name of one more number is expected")
+        if not column:
+            raise ValueError(f"{cell!r:.80} is no `name: value`")
+        if column in POSITION or column in pairs:
+            raise ValueError(f"{name!r:.80} has the column of something else")
         pairs[column] = numeric(value)
     if not pairs:
         raise ValueError("no values")

@@ -88,8 +88,9 @@ class _Clock:
 
     def evaluation(self, index: int, seconds: float) -> dict[str, float]:
         """Return the time at evaluation `index` (from 1) of the run, if it is known."""
-        self.seconds = self.seconds + seconds if index == self.index + 1 else math.nan
-        self.index = index
+        if index != self.index:  # else another process wrote it, too
+            self.seconds = self.seconds + seconds if index == self.index + 1 else math.nan
+            self.index = index
         return {} if math.isnan(self.seconds) else {"seconds": self.seconds}
 
 

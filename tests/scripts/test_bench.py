@@ -121,6 +121,7 @@ def test_published_times_are_those_of_one_step() -> None:
     assert len(cells) == 25
     for cell in cells:
         parameters = PUBLISHED["gpt2_parameters"](cell["layers"], cell["width"])
+        assert parameters // 1_000_000 == cell["parameters_m"]
         assert 1150 < PUBLISHED["bandwidth"](parameters, 60, cell["fused_adan_step_ms"]) < 1250
 
 
