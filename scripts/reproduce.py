@@ -1,0 +1,207 @@
+"""Rerun a published result, or see what there is to rerun.
+
+    python scripts/reproduce.py --list [PATTERN]                     every row: published, cost, own result
+    python scripts/reproduce.py ROW [--scale proxy] [key=value ...]  run one; the same command continues it
+    python scripts/reproduce.py ROW --dry-run [key=value ...]        show all about such a run, start nothing
+    python scripts/reproduce.py ROW --track FILE...                  compare any training log with a row
+
+ROW is <table>/<name>, as --list shows it. What follows it goes to the recipe: key=value, or, after `--`,
+whatever the recipe's own command line takes. Several processes: --processes N, or start this under torchrun.
+"""
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+from repro import cost, ledger, own, sheet
+from repro.cli import explain
+from repro.errors import UserError
+from repro.ledger import ROOT, Recipe
+from repro.released import read
+
+RUNS = (Path("runs"), ROOT / "results")  # where own results are looked for
+SHOWN = 40  # lines of a comparison
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return the exit status: the recipe's, or 2 where it was not started."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    split = words.index("--") if "--" in words else len(words)
+    options = parser().parse_intermixed_args(words[:split])
+    try:
+        if options.list is not None:
+            print(table(options.list))
+            return 0
+        if options.row is None:
+            raise UserError("name a row, as in `python scripts/reproduce.py ROW`, or --list them")
+        recipe, command = prepare(options.row, options.scale, options.overrides)
+        command += words[split + 1 :]
+        if options.track:
+            compare(recipe, options.track)
+        elif options.dry_run:
+            print(sheet.describe(recipe, shown(command, options.processes)))
+        else:
+            return start(recipe, command, options.processes)
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("row", nargs="?", metavar="ROW")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
+    parser.add_argument(
+        "--list", nargs="?", const="", metavar="PATTERN", help="rows whose name has PATTERN in it"
+    )
+    parser.add_argument(
+        "--scale", choices=["paper", "proxy"], default="paper",
+        help="paper: as published (default); proxy: the same with a small model on small data, for CPUs",
+    )  # fmt: skip
+    parser.add_argument("--processes", type=int, metavar="N", help="processes on this machine, one per GPU")
+    parser.add_argument("--dry-run", action="store_true", help="show configuration, command, data, cost")
+    parser.add_argument(
+        "--track", nargs="+", type=Path, metavar="FILE", help="a log to compare; several are parts of one run"
+    )
+    return parser
+
+
+def prepare(name: str, scale: str, overrides: Sequence[str]) -> tuple[Recipe, list[str]]:
+    """Return a row with its configuration at a scale, and the words of the command that runs it.
+
+    Raises:
+        UserError: there is no such row, it has no proxy, or an override does not fit.
+    """
+    recipe = ledger.load(name)
+    row = recipe.row
+    overrides = list(overrides)
+    if scale == "proxy":
+        if row.proxy is None:
+            raise UserError(f"{name} has no proxy: leave out --scale proxy")
+        overrides.insert(0, f"+proxy={row.proxy}")
+    if row.config is None:  # no Hydra recipe: it has a command line of its own
+        return recipe, [row.script, *row.arguments, *overrides]
+    return ledger.load(name, overrides), [row.script, f"+paper={name}", *overrides]
+
+
+def shown(command: Sequence[str], processes: int | None) -> str:
+    """Return a command as one would type it."""
+    launcher = ["python"] if processes is None else ["torchrun", f"--nproc-per-node={processes}"]
+    return shlex.join([*launcher, *command])
+
+
+def start(recipe: Recipe, command: Sequence[str], processes: int | None) -> int:
+    """Become the recipe, or launch several processes of it and return their exit status.
+
+    Raises:
+        UserError: the row is not runnable.
+    """
+    row = recipe.row
+    if row.status != "runnable":
+        tables = Counter(name.split("/")[0] for name in ledger.names() if runs_now(name))
+        now = ", ".join(f"{table} ({count} rows)" for table, count in tables.items())
+        raise UserError(f"{row.name} is {row.status}. Runnable now: {now}")
+    if processes is not None and processes < 1:
+        raise UserError(f"--processes {processes}: must be at least 1")
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # of those that torchrun starts, if it does
+        print(shown(command, processes), flush=True)
+    words = [os.path.relpath(ROOT / command[0]), *command[1:]]
+    if processes is None:
+        os.execv(sys.executable, [sys.executable, *words])
+    return launch(words, processes)
+
+
+def runs_now(name: str) -> bool:
+    """Tell whether a row is runnable."""
+    return ledger.load(name).row.status == "runnable"
+
+
+def launch(words: list[str], processes: int) -> int:
+    """Run a script in several processes here and return the exit status of the first that failed."""
+    logging.disable(logging.CRITICAL)  # torchrun's own reports, between which the recipe's are hard to find
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    try:
+        torchrun([f"--nproc-per-node={processes}", "--standalone", *words])
+    except ChildFailedError as error:
+        return error.get_first_failure()[1].exitcode
+    except (SignalException, KeyboardInterrupt):
+        return 130
+    return 0
+
+
+def compare(recipe: Recipe, files: Sequence[Path]) -> None:
+    """Print a log beside the row's released curve, and the verdict."""
+    from repro.tracking import compare_log, verdict
+
+    log = read(files)
+    frame = compare_log(recipe.row, log)
+    print(thinned(frame).to_string(index=False, float_format=lambda value: f"{value:.6g}"))
+    if len(frame) > SHOWN:
+        print(f"({len(frame):,} lines; shown are some of them, and all where a verdict changes)")
+    print(f"{recipe.row.name}: {verdict(frame)}")
+
+
+def thinned(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return some lines of a comparison, evenly, with those where a verdict changes."""
+    if len(frame) <= SHOWN:
+        return frame
+    before = frame.groupby("column")["verdict"].shift()
+    keep = set(np.flatnonzero(before.notna() & (frame["verdict"] != before)))
+    keep |= set(np.linspace(0, len(frame) - 1, SHOWN).round().astype(int))
+    return frame.iloc[sorted(keep)]
+
+
+def table(pattern: str) -> str:
+    """Return the rows whose name has `pattern` in it as a table, and why some of them are not runnable.
+
+    Raises:
+        UserError: there are none.
+    """
+    names = [name for name in ledger.names() if pattern in name]
+    if not names:
+        raise UserError(f"--list {pattern}: no row has that in its name; leave it out to see all")
+    finished = own.runs(RUNS)
+    columns = ["row", "model", "data", "optimizer", "published", "status", *(f"{gpu} h" for gpu in cost.PEAK)]
+    cells, reasons = [[*columns, "own result"]], Counter[str]()
+    for name in names:
+        recipe = ledger.load(name)
+        row = recipe.row
+        status, _, why = row.status.partition(": ")
+        if why:
+            reasons[row.status] += 1
+        hours = [
+            "-" if row.cost is None else cost.show_hours(cost.gpu_hours(row.cost, gpu)) for gpu in cost.PEAK
+        ]
+        last = own.last(finished, name)
+        optimizer = recipe.config.get("optimizer", {}).get("name", "-")
+        result = "-" if last is None else last.describe(recipe)
+        cells.append([name, row.model, row.data, optimizer, sheet.published(row), status, *hours, result])
+    lines = sheet.aligned(cells, right={f"{gpu} h" for gpu in cost.PEAK})
+    notes = [f"{status} ({count} row{'s'[: count > 1]})" for status, count in reasons.items()]
+    return "\n".join(
+        [*lines, "", *notes, f"Hours of one GPU, estimated: {cost.ASSUMPTIONS} (docs/reproduce.md)."]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

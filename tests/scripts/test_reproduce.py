@@ -1,0 +1,354 @@
+"""scripts/reproduce.py: the list, the sheet of a row, starting a recipe, and comparing a log."""
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from repro import cost, ledger, own
+from repro.ledger import ROOT, Cost
+
+SCRIPT = ROOT / "scripts" / "reproduce.py"
+MAIN = runpy.run_path(str(SCRIPT))["main"]
+ROW = "imagenet/vit_s_150_i"
+TABLES = sorted({name.split("/")[0] for name in ledger.names()})
+# of the four proxies, and of the options that only some rows have
+PROXIED = [
+    ROW,
+    "imagenet/vit_b_300_t",
+    "imagenet/resnet50_100",
+    "imagenet/convnext_t_150",
+    "imagenet/convnext_t_300",
+]
+TINY = [
+    "epochs=2", "schedule.warmup_epochs=1", "schedule.cooldown_epochs=0", "batch_size=256",
+    "model.kwargs.depth=1", "model.kwargs.embed_dim=16",
+]  # fmt: skip
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run the command in an empty folder, without released files; returns (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ADAN_RELEASED", str(tmp_path / "released"))
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = MAIN(list(arguments))
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that would have taken this process's place."""
+    commands: list[list[str]] = []
+
+    def execv(path: str, words: list[str]) -> None:
+        assert path == sys.executable
+        commands.append(words)
+        raise SystemExit(7)
+
+    monkeypatch.setattr(os, "execv", execv)
+    return commands
+
+
+def finished_run(folder: Path, scale: str, date: str, accuracy: float, **changes: Any) -> None:
+    """Write what a finished run of ROW leaves."""
+    recipe = ledger.load(ROW)
+    config = {**recipe.config, **changes, "row": {"name": ROW, "scale": scale}}
+    final = {"step": 1, "epoch": 1, "test_accuracy": accuracy}
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    (folder / "environment.json").write_text(
+        json.dumps([{"time": "2020-01-01T00:00:00+0000"}, {"time": date}])
+    )
+    (folder / "summary.json").write_text(
+        json.dumps({"metric": "test_accuracy", "final": final, "best": final})
+    )
+
+
+def test_list(command: Command) -> None:
+    """Every row is a line with all columns, and every reason not to be runnable is told once."""
+    status, out, err = command("--list")
+    assert (status, err) == (0, "")
+    above, below = out.split("\n\n")
+    header, rule, *lines = above.splitlines()
+    starts = [i for i, character in enumerate(rule) if character == "-" and rule[i - 1 : i] in ("", " ")]
+    cells = [
+        [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
+        for line in [header, *lines]
+    ]
+    columns = ["row", "model", "data", "optimizer", "published", "status", "A100 h", "H100 h", "own result"]
+    assert cells[0] == columns
+    assert [row[0] for row in cells[1:]] == ledger.names()
+    table = {row[0]: dict(zip(columns, row, strict=True)) for row in cells[1:]}
+    assert all(all(row.values()) for row in table.values())
+    assert table[ROW]["published"] == "test_accuracy 80.1 %"
+    assert table[ROW]["optimizer"] == "adan"
+    assert table[ROW]["status"] == "runnable"
+    assert table[ROW]["own result"] == "-"
+    ratio = float(table[ROW]["A100 h"]) / float(table[ROW]["H100 h"])
+    assert ratio == pytest.approx(989 / 312, rel=0.01)
+    assert table["gpt2/adan_150k"]["published"] == (
+        "pass@1 0.0843, pass@10 0.221, pass@100 0.377 share of problems"
+    )
+    assert table["memory/vit_b"]["A100 h"] == "-"
+    counts = [int(line.rsplit("(", 1)[1].split()[0]) for line in below.splitlines()[:-1]]
+    assert sum(counts) == sum(row["status"] != "runnable" for row in table.values()) > 0
+    assert "25% of the peak" in below.splitlines()[-1]
+
+
+def test_list_with_a_pattern(command: Command) -> None:
+    out = command("--list", "vit_s")[1]
+    assert [line.split()[0] for line in out.split("\n\n")[0].splitlines()[2:]] == [
+        name for name in ledger.names() if "vit_s" in name
+    ]
+    status, _, err = command("--list", "nothing")
+    assert (status, err) == (
+        2,
+        "error: --list nothing: no row has that in its name; leave it out to see all\n",
+    )
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_dry_run(command: Command, started: list[list[str]], table: str) -> None:
+    """Of one row of each table: all that the row says, the configuration as YAML; nothing is started."""
+    name = next(name for name in ledger.names() if name.startswith(f"{table}/"))
+    status, out, err = command(name, "--dry-run")
+    assert (status, err, started, list(Path().iterdir())) == (0, "", [], [])
+    recipe = ledger.load(name)
+    words = " ".join(out.split())
+    row = recipe.row
+    for text in [row.title, row.status, *row.unpublished.values(), *row.chosen.values()]:
+        assert " ".join(text.split()) in words
+    for discrepancy in row.discrepancies:
+        assert " ".join(discrepancy.what.split()) in words
+        assert all(override in words for override in discrepancy.instead)
+    for file in row.files:
+        assert f"{ledger.COMMIT}/{file.path}" in words
+    assert ("scripts/released.py get" in words) == bool(row.files)
+    assert ("FLOP in training" in words) == (row.cost is not None)
+    if recipe.config:
+        assert yaml.safe_load(out.split("\nconfiguration:\n")[1]).keys() == recipe.config.keys()
+
+
+def test_dry_run_shows_the_overrides(command: Command, tmp_path: Path) -> None:
+    out = command(ROW, "epochs=160", f"data.root={tmp_path}", "--dry-run")[1]
+    assert f"python vision/train.py +paper={ROW} epochs=160 data.root={tmp_path}" in out
+    assert "which is there" in out
+    assert yaml.safe_load(out.split("\nconfiguration:\n")[1])["epochs"] == 160
+    out = command(ROW, "--dry-run")[1]
+    assert "data.root is not set: add data.root=PATH" in out
+    assert "image-net.org" in out
+    out = command(ROW, "--scale", "proxy", "--processes", "2", "--dry-run")[1]
+    assert f"torchrun --nproc-per-node=2 vision/train.py +paper={ROW} +proxy=vit" in out
+    assert "never the paper's" in out
+    assert "data.root" not in out.split("\nconfiguration:\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["imagenet/vit_s_150i"],
+            "no such row; python scripts/reproduce.py --list shows all; did you mean",
+        ),
+        ([], "name a row"),
+        ([ROW, "epochz=3"], "epochz: no such key; did you mean epochs?"),
+        ([ROW, "data=cifar"], "data=cifar: no such option; did you mean cifar10?"),
+        (["bert/adan", "--scale", "proxy"], "bert/adan has no proxy"),
+        ([ROW, "--processes", "0"], "--processes 0: must be at least 1"),
+        ([ROW, "--track", "absent.csv"], "absent.csv: no such file"),
+    ],
+)
+def test_bad_input(command: Command, started: list[list[str]], arguments: list[str], message: str) -> None:
+    status, _, err = command(*arguments)
+    assert status == 2
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert not started
+
+
+def test_a_row_that_is_not_runnable(
+    command: Command, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Says why, and what is."""
+    row = ledger.load(ROW).row
+    waiting = next(name for name in ledger.names() if ledger.load(name).row.status != row.status)
+    monkeypatch.setattr(ledger, "names", lambda: [waiting, ROW, "imagenet/resnet50_100", "memory/vit_b"])
+    status, out, err = command(waiting)
+    assert (status, out, started) == (2, "", [])
+    assert ledger.load(waiting).row.status in err
+    assert err.endswith("Runnable now: imagenet (2 rows), memory (1 rows)\n")
+
+
+def test_what_is_started(
+    command: Command,
+    started: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The recipe takes this process's place, with the overrides as they are; so its exit status is ours."""
+    for arguments in (
+        [ROW, "epochs=3", "data.root=/a b"],
+        ["--scale", "proxy", ROW, "seed=2"],
+        [ROW, "--", "--debug"],
+        ["memory/vit_b", "--", "--device", "cpu"],
+    ):
+        with pytest.raises(SystemExit, match="7"):
+            command(*arguments)
+    python, script = sys.executable, os.path.relpath(ROOT / "vision" / "train.py")
+    bench = os.path.relpath(ROOT / "scripts" / "bench_optimizers.py")
+    assert started == [
+        [python, script, f"+paper={ROW}", "epochs=3", "data.root=/a b"],
+        [python, script, f"+paper={ROW}", "+proxy=vit", "seed=2"],
+        [python, script, f"+paper={ROW}", "--debug"],
+        [python, bench, "--device", "cuda", "--lists", "ViT-B", "--device", "cpu"],
+    ]
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == f"python vision/train.py +paper={ROW} epochs=3 'data.root=/a b'"
+    monkeypatch.setenv("LOCAL_RANK", "1")  # one of several, started by torchrun
+    with pytest.raises(SystemExit, match="7"):
+        command(ROW)
+    assert started[-1] == [python, script, f"+paper={ROW}"]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_proxy_trains(command: Command, tmp_path: Path) -> None:
+    """From the command line to the list: two epochs, a summary and a list that call them a proxy's."""
+    words = [sys.executable, str(SCRIPT), ROW, "--scale", "proxy", *TINY]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"{ROW} as a proxy: its numbers are not the paper's" in done.stdout
+    (path,) = tmp_path.glob("runs/vision/*/summary.json")
+    summary = json.loads(path.read_text())
+    assert summary["paper"]["scale"] == "proxy"
+    assert summary["paper"]["row"] == ROW
+    assert summary["final"]["epoch"] == 2
+    (found,) = own.runs([tmp_path / "runs"])
+    accuracy = summary["final"]["test_accuracy"]
+    assert found.describe(ledger.load(ROW)) == f"{accuracy:.4g} (proxy; {found.date:%Y-%m-%d})"
+    assert found.describe(ledger.load(ROW)) in command("--list", ROW)[1]
+
+
+def test_the_exit_status_is_the_recipes(tmp_path: Path) -> None:
+    words = [sys.executable, str(SCRIPT), ROW, "--scale", "proxy", "epochs=0"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: epochs=0: must be at least 1\n")
+
+
+@pytest.mark.slow
+def test_several_processes(tmp_path: Path) -> None:
+    """A run, the same command again, and the exit status where they fail."""
+    words = [sys.executable, str(SCRIPT), ROW, "--scale", "proxy", "--processes", "2", *TINY]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for message in ("result ", "is finished"):
+        done = subprocess.run(
+            words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert message in done.stdout
+    done = subprocess.run([*words, "seed=-1"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert set(done.stderr.splitlines()) == {"error: seed=-1: must be at least 0"}
+
+
+def test_own_results(command: Command, tmp_path: Path) -> None:
+    """The newest, a proxy's only where there is no other; settings that are not the row's are named."""
+    finished_run(tmp_path / "runs/a", "proxy", "2026-03-03T00:00:00+0000", 99.0, epochs=3)
+    assert command("--list", ROW)[1].splitlines()[2].endswith(" 99 (proxy; 2026-03-03)")
+    finished_run(tmp_path / "runs/b", "paper", "2026-01-01T00:00:00+0000", 80.15)
+    finished_run(tmp_path / "runs/deep/down/c", "paper", "2026-01-02T00:00:00+0000", 80.161, workers=3)
+    shutil.copytree(tmp_path / "runs/a", tmp_path / "runs/unfinished")
+    (tmp_path / "runs/unfinished/summary.json").unlink()
+    assert command("--list", ROW)[1].splitlines()[2].endswith(" 80.16 (paper; 2026-01-02)")
+    changes = {"epochs": 160, "batch_size": 256, "loss": "ce", "seed": 1}
+    finished_run(tmp_path / "runs/d", "paper", "2026-01-03T00:00:00+0000", 80.3, **changes)
+    expected = " 80.3 (other batch_size, epochs, loss and 1 more; 2026-01-03)"
+    assert command("--list", ROW)[1].splitlines()[2].endswith(expected)
+
+
+def test_track(command: Command, tmp_path: Path) -> None:
+    """A log like the released one is on track; one that gets worse is not, and the table shows where."""
+    lines = ["epoch,train_loss,eval_loss,eval_top1,eval_top5"]
+    lines += [f"{i},{6 - i / 40:.3f},{5 - i / 40:.3f},{i / 2:.3f},{i / 2 + 10:.3f}" for i in range(160)]
+    released = tmp_path / "released" / ledger.load(ROW).row.logs[0].path
+    released.parent.mkdir(parents=True)
+    for path in (released, tmp_path / "log.csv"):
+        path.write_text("\r\n".join(lines) + "\r\n")
+    status, out, err = command(ROW, "--track", "log.csv")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0].split() == ["position", "column", "ours", "released", "low", "high", "verdict"]
+    assert out.splitlines()[-1] == f"{ROW}: on track"
+    assert len(out.splitlines()) < 50
+
+    bad = [f"{i},6.9,6.9,0.1,0.5" if i >= 80 else line for i, line in enumerate(lines[1:])]
+    (tmp_path / "log.csv").write_text("\n".join([lines[0], *bad]) + "\n")
+    status, out, _ = command(ROW, "--track", "log.csv")
+    assert status == 0
+    verdicts = [line.rsplit(None, 1)[-1] for line in out.splitlines()[1:-2]]
+    assert verdicts[0] == "track"
+    assert out.splitlines()[-1] in (f"{ROW}: diverged", f"{ROW}: behind")
+    turns = [line for line in out.splitlines()[1:-2] if not line.endswith("on track")]
+    assert 80 <= float(turns[0].split()[0]) <= 90
+    released.unlink()
+    status, _, err = command(ROW, "--track", "log.csv")
+    assert status == 2
+    assert "scripts/released.py get" in err
+
+
+@pytest.mark.parametrize("name", PROXIED)
+def test_a_proxy_keeps_what_makes_the_row(name: str) -> None:
+    """It changes the size of things, and nothing else; the command line has the last word, over all."""
+    row = ledger.load(name).row
+    assert row.proxy is not None
+    before = own.flatten(ledger.load(name).config)
+    proxy = ledger.load(name, [f"+proxy={row.proxy}"])
+    assert (proxy.row.scale, row.scale) == ("proxy", "paper")
+    after = own.flatten(proxy.config)
+    changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    sizes = {"epochs", "batch_size", "amp", "workers", "schedule.warmup_epochs", "schedule.cooldown_epochs"}
+    sizes |= {
+        f"augment.{key}"
+        for key in ("crop", "padding", "interpolation", "hflip", "color_jitter", "auto_augment")
+    }
+    lr = {"optimizer.lr"} if row.proxy == "vit" else set()
+    ema = {"ema_decay"} if before["ema_decay"] is not None else set()
+    rest = {key for key in changed if not key.startswith(("model.", "data."))}
+    assert rest <= sizes | lr | ema
+    assert lr | ema <= rest
+    assert before["model.drop_path"] == after["model.drop_path"]
+    reasons = {key for key in sizes | lr | ema if not key.startswith("augment.")} - {"workers"}
+    assert reasons <= proxy.row.chosen.keys()
+    overridden = ledger.load(name, [f"+proxy={row.proxy}", "data=cifar10", "batch_size=32"]).config
+    assert (overridden["data"]["name"], overridden["batch_size"]) == ("cifar10", 32)
+    assert overridden["epochs"] == after["epochs"]  # the proxy's, though the data set has some, too
+
+
+def test_every_imagenet_row_has_a_proxy() -> None:
+    groups = {path.stem for path in (ROOT / "configs" / "proxy").glob("[!_]*.yaml")}
+    names = [name for name in ledger.names() if name.startswith("imagenet/")]
+    assert {ledger.load(name).row.proxy for name in names} == groups
+
+
+def test_hours() -> None:
+    """Worked by hand: 1e9 * 1e6 * 3 operations at a quarter of 312e12 a second."""
+    counted = Cost(forward_flops=1e9, samples=1e6)
+    assert cost.gpu_hours(counted, "A100") == pytest.approx(3e15 / 78e12 / 3600)
+    assert cost.gpu_hours(counted, "H100") == pytest.approx(3e15 / 247.25e12 / 3600)
+    shown = {0.0123456: "0.0123", 1.0: "1.00", 9.999: "10.0", 99.94: "99.9", 99.96: "100", 12345.6: "12,346"}
+    assert {hours: cost.show_hours(hours) for hours in shown} == shown
