@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from repro import cost
-from repro.ledger import COMMIT, CONFIGS, REPOSITORY, Discrepancy, Figure, Recipe, Row
+from repro.ledger import COMMIT, CONFIGS, REPOSITORY, Discrepancy, Recipe, Row
 from repro.released import files
 from repro.released.log import LogError
 
@@ -42,18 +42,14 @@ def describe(recipe: Recipe, command: str) -> str:
 
 def published(row: Row) -> str:
     """Return the published numbers in a few words: those with the first one's unit, and how many more."""
-    if not row.published:
+    figures = [figure for figure in row.published if figure.value is not None]
+    if not figures:
         return f"{len(row.cells)} cells" if row.cells else "no number"
-    unit = row.published[0].unit
-    shown = [figure for figure in row.published if figure.unit == unit]
-    more = len(row.published) - len(shown)
-    words = ", ".join(f"{figure.metric} {number(figure)}" for figure in shown)
+    unit = figures[0].unit
+    shown = [figure for figure in figures if figure.unit == unit]
+    more = len(figures) - len(shown)
+    words = ", ".join(f"{figure.metric} {figure.value}" for figure in shown)
     return f"{words} {unit}" + (f" and {more} more" if more else "")
-
-
-def number(figure: Figure) -> str:
-    """Return a published value with the digits that were printed, as far as YAML keeps them."""
-    return str(figure.value) if figure.unit == "%" else f"{figure.value:g}"
 
 
 def aligned(cells: Sequence[Sequence[str]], right: set[str]) -> list[str]:
@@ -70,7 +66,7 @@ def aligned(cells: Sequence[Sequence[str]], right: set[str]) -> list[str]:
 def _figures(row: Row) -> Iterator[str]:
     for figure in row.published:
         log = f"; released log: best {figure.best}, final {figure.final}" if figure.best is not None else ""
-        yield f"{figure.metric} {number(figure)} {figure.unit}{log}"
+        yield f"{figure.metric} {figure.printed}{log}"
     if row.cells:
         yield f"{len(row.cells)} cells: row.cells in configs/paper/{row.name}.yaml"
 
