@@ -11,9 +11,9 @@ from typing import Any
 import jinja2
 import pandas as pd  # type: ignore[import-untyped]
 
-from repro import ledger
+from repro import cost, ledger, own
 from repro.charts import Chart, Line, bars
-from repro.ledger import ROOT, Row
+from repro.ledger import ROOT, Recipe, Row
 from repro.released import read
 from repro.released.files import read_log
 from repro.released.log import Log, LogError
@@ -29,7 +29,11 @@ class Shown:
     row: Row
     verdict: str
     own: str
-    hours: str
+
+    @property
+    def hours(self) -> str:
+        """The estimate for one H100."""
+        return "" if self.row.cost is None else cost.show_hours(cost.gpu_hours(self.row.cost, "H100"))
 
     @property
     def name(self) -> str:
@@ -79,9 +83,11 @@ def write(out: Path, runs: Sequence[Path]) -> str:
     Args:
         runs: folders in and below which our own run folders are looked for.
     """
-    rows = [ledger.load(name).row for name in ledger.names()]
+    recipes = [ledger.load(name) for name in ledger.names()]
+    rows = [recipe.row for recipe in recipes]
     verdicts = json.loads(VERIFIED.read_text())["rows"] if VERIFIED.exists() else {}
-    shown = [Shown(row, _verdict(row, verdicts), "", "") for row in rows]
+    finished = own.runs(runs)
+    shown = [Shown(recipe.row, _verdict(recipe.row, verdicts), _own(recipe, finished)) for recipe in recipes]
     folders = sorted({path.parent for root in runs for path in root.rglob("summary.json")})
     curves = released_curves(rows)
     text = _template().render(
@@ -203,6 +209,11 @@ def _counts(rows: Sequence[Shown], curves: Sequence[Chart]) -> list[tuple[int, s
 
 def _verdict(row: Row, verdicts: dict[str, Any]) -> str:
     return str(verdicts.get(row.name, {}).get("verdict", "not verified yet"))
+
+
+def _own(recipe: Recipe, finished: Sequence[own.Own]) -> str:
+    last = own.last(finished, recipe.row.name)
+    return "" if last is None else last.describe(recipe)
 
 
 def _made() -> str:
