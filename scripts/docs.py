@@ -5,15 +5,21 @@ the exit status is 1 if a table is not what the code says.
 """
 
 import argparse
+import json
 import math
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import torch
 from walkthrough import table as walkthrough
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
 from optim import CARDS, OPTIMIZERS
 from optim.card import COMMON_OPTIONS, STATE_BYTES
+from repro import ledger
+from repro.ledger import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,7 +61,26 @@ def options() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"optimizers": optimizers, "options": options, "walkthrough": walkthrough}
+def rows() -> str:
+    """The tables of the ledger: rows, those that are verified, and those that can be run."""
+    verdicts = json.loads((ROOT / "results" / "ledger" / "verify.json").read_text())["rows"]
+    tables: dict[str, list[Row]] = defaultdict(list)
+    for name in ledger.names():
+        tables[name.partition("/")[0]].append(ledger.load(name).row)
+    lines = [
+        "| `configs/paper/` | models | rows | with a log | verified | runnable |",
+        "|---|---|---|---|---|---|",
+    ]
+    for table, rows in tables.items():
+        models = ", ".join(dict.fromkeys(row.model for row in rows))
+        verified = sum(verdicts[row.name]["verdict"] == "verified" for row in rows)
+        runnable = sum(row.status == "runnable" for row in rows)
+        logs = sum(bool(row.logs) for row in rows)
+        lines.append(f"| `{table}` | {models} | {len(rows)} | {logs} | {verified} | {runnable} |")
+    return "\n".join(lines)
+
+
+TABLES = {"ledger": rows, "optimizers": optimizers, "options": options, "walkthrough": walkthrough}
 
 
 def generated(text: str) -> str:
