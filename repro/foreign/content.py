@@ -109,9 +109,14 @@ def is_buffer(name: str, x: Tensor) -> bool:
 
 
 def settings_of(value: Any) -> dict[str, Any]:
-    """Hyper-parameters as a flat dict, from whatever holds them."""
+    """Hyper-parameters as a flat dict, from whatever holds them; empty if it holds none."""
     settings = inert.plain(value)
-    return flatten(_with_text_keys(settings)) if isinstance(settings, dict) else {}
+    flat = flatten(_with_text_keys(settings)) if isinstance(settings, dict) else {}
+    return {name: _number(x) if isinstance(x, Tensor) else x for name, x in flat.items()}
+
+
+def _number(x: Tensor) -> Any:
+    return x.item() if x.numel() == 1 else f"tensor of shape {tuple(x.shape)}"
 
 
 def _with_text_keys(tree: dict[Any, Any], depth: int = 20) -> dict[str, Any]:

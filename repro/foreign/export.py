@@ -18,6 +18,7 @@ from repro.errors import UserError
 from repro.foreign import timm_names, transformers_names
 from repro.foreign.architectures import Architecture, infer
 from repro.foreign.content import Checkpoint, Weights, identity
+from repro.foreign.states import MALFORMED
 from repro.foreign.target import Target, Unfit
 
 LIBRARIES = {"timm": timm_names.FAMILIES, "transformers": transformers_names.FAMILIES}
@@ -70,7 +71,10 @@ def translate(
     if found.config and "transformers" in chosen:
         target, translated, notes = transformers_names.own(found, weights)
     elif known and make:
-        target, translated, notes = make(found, weights, known, heads)
+        try:
+            target, translated, notes = make(found, weights, known, heads)
+        except (ValueError, *MALFORMED) as error:
+            raise UserError(f"{found.path}: not the tensors of {known} ({error!r:.150})") from None
     elif library is None:
         return Export(weights, notes=["no translation for this architecture: the names are as they were"])
     else:

@@ -76,7 +76,7 @@ def _timm(content: dict[Any, Any], path: Path) -> Checkpoint:
 
 
 def _fairseq(content: dict[Any, Any], path: Path) -> Checkpoint:
-    settings = settings_of(content.get("cfg") or content.get("args"))
+    settings = settings_of(content.get("cfg")) or settings_of(content.get("args"))
     updates = content.get("optimizer_history")
     history = mapping(updates[-1]) if isinstance(updates, list) and updates else {}
     extra = mapping(content.get("extra_state"))
@@ -98,7 +98,7 @@ def _fairseq(content: dict[Any, Any], path: Path) -> Checkpoint:
             "fairseq's fp16 training keeps all parameters in one: so are the optimizer's states, and they "
             "fit an optimizer of one flat parameter only"
         )
-    if not content.get("last_optimizer_state"):
+    if not any(candidates(content)):
         found.notes.append("saved without the optimizer's state (--no-save-optimizer-state)")
     return found
 
@@ -157,7 +157,7 @@ def _training(content: dict[Any, Any], path: Path) -> Checkpoint:
         "training checkpoint of an unknown writer",
         weights,
         position=some(content, epoch="epoch", step="step"),
-        settings=settings_of(next((content[key] for key in SETTINGS if content.get(key)), None)),
+        settings=next((found for key in SETTINGS if (found := settings_of(content.get(key)))), {}),
     )
 
 
