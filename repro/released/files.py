@@ -92,8 +92,7 @@ def unique(files: Sequence[File]) -> list[File]:
 
 
 def state(file: File, path: Path) -> str:
-    """Return CURE = "take a local copy with `python scripts/released.py get --from DIR`"
-    PRESENT, MISSING or WRONG for the copy of a file at `path`."""
+    """Return PRESENT, MISSING or WRONG for the copy of a file at `path`."""
     if not path.is_file():
         return MISSING
     return PRESENT if _hash(path) == file.sha256 else WRONG
