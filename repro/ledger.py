@@ -77,11 +77,13 @@ class Discrepancy:
 
 @dataclass
 class Sibling:
-    """A row with the same settings for a while: what the two logs differ by until then is chance."""
+    """A row with the same settings for a while: what the two logs differ by until then is chance.
+
+    As far as they are equal to the last digit one run lies under both, which tells nothing about chance.
+    """
 
     row: str = MISSING
     until: int = MISSING  # position (epoch or step, as the logs count) up to which the settings agree
-    since: int = 0  # where two runs begin: up to there the logs are one run's, to the last digit
     but: str | None = None  # settings that differ nevertheless, too little to matter beside chance
 
 

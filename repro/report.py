@@ -16,15 +16,25 @@ def epoch_line(trainer: "Trainer") -> str:
     """Return one line on the epoch just finished."""
     progress = trainer.progress
     record = progress.last or {}
-    measures = "  ".join(
-        f"{key} {value:.4g}" for key, value in record.items() if key not in ("step", "epoch", "lr", "verdict")
-    )
     left = progress.seconds / progress.step * (trainer.total - progress.step)
-    verdict = f"  {trainer.tracker}" if trainer.tracker.verdict else ""
-    return (
-        f"epoch {record['epoch']}/{trainer.epochs}  {measures}  lr {record['lr']:.3g}  left {_duration(left)}"
-        f"{verdict}"
-    )
+    parts = [
+        f"epoch {record['epoch']}/{trainer.epochs}",
+        *measures(record),
+        f"lr {record['lr']:.3g}",
+        f"left {_duration(left)}",
+        str(trainer.tracker),
+    ]
+    return "  ".join(part for part in parts if part)
+
+
+def measures(record: dict[str, Any]) -> list[str]:
+    """Return what a record measured, each with what the released run had there."""
+    return [
+        f"{key} {value:.4g}"
+        + (f" (released {record[f'released_{key}']:.4g})" if f"released_{key}" in record else "")
+        for key, value in record.items()
+        if key not in ("step", "epoch", "lr", "verdict") and not key.startswith("released_")
+    ]
 
 
 def summarise(trainer: "Trainer") -> dict[str, Any]:

@@ -4,9 +4,10 @@ runs/<entry point>/<name>/
     config.yaml        the resolved configuration
     environment.json   a list with one entry per start: versions, commit, devices, threads, command
     metrics.jsonl      one JSON object per record; `epoch` is a whole number where an epoch ends, a fraction
-                       in between; records of a measurement have the test metrics. Nothing but what the
-                       configuration determines is in it, so that two runs of one configuration on one
-                       machine agree in every byte; times are in summary.json.
+                       in between; records of a measurement have the test metrics. With a row of the ledger,
+                       released_<key> is what the released log has there, and verdict how the run stands.
+                       Nothing but what the configuration determines is in it, so that two runs of one
+                       configuration on one machine agree in every byte; times are in summary.json.
     monitor.jsonl      with run.monitor: samples of optim.Monitor, which have times and memory in them
     checkpoints/       see repro.checkpoint
     summary.json       written at the end; its presence marks the run as finished

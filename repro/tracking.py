@@ -63,15 +63,16 @@ class Tracker:
     @property
     def verdict(self) -> str | None:
         """The verdict on the run as it is now; None before anything was compared."""
-        if not self.memory:
+        if not self.curves or not self.memory:
             return None
         return VERDICTS[worst(Memory(**state).verdict for state in self.memory.values())]
 
     def __str__(self) -> str:
         """The verdict, and the keys that it comes from where it is not `on track`."""
+        if self.verdict is None or self.verdict == VERDICTS[0]:
+            return self.verdict or ""
         verdicts = {key: VERDICTS[Memory(**state).verdict] for key, state in self.memory.items()}
-        keys = ", ".join(key for key, verdict in verdicts.items() if verdict == self.verdict)
-        return self.verdict or "" if self.verdict in (None, VERDICTS[0]) else f"{self.verdict} in {keys}"
+        return f"{self.verdict} in {', '.join(key for key, each in verdicts.items() if each == self.verdict)}"
 
     def summarise(self, final: dict[str, Any] | None, best: dict[str, Any] | None) -> dict[str, Any] | None:
         """Return how the run's final and best record compare with what was published; None without a row."""
@@ -160,7 +161,7 @@ def curves(row: Row, log: Log) -> dict[str, Curve]:
         excess = [
             value
             for other, until in siblings
-            for value in _excess(each, curve(other, each.column, row), until + _shift(other))
+            for value in _excess(each, curve(other, each.column, row), until + shift(other))
         ]
         if len(excess) >= ENOUGH:
             each.tolerance = max(LEAST_TOLERANCE, float(np.quantile(excess, 0.95)))
@@ -183,7 +184,7 @@ def curve(log: Log, column: str, row: Row, record: str | None = None) -> Curve:
     kinds = rows["record"].value_counts()
     kind = record if record is not None and record in kinds else str(kinds.index[0])
     rows = rows[rows["record"] == kind]
-    positions = rows[log.position].to_numpy(float) + _shift(log)
+    positions = rows[log.position].to_numpy(float) + shift(log)
     values = rows[column].to_numpy(float)
     unit = log.units.get(column, "")
     perfect = _perfect(column, unit, row)
@@ -203,10 +204,11 @@ def _compared(curve: Curve, log: Log, name: str, position: str) -> Iterator[tupl
     having = rows["record"][rows[name].notna()].value_counts()
     kind = curve.record if curve.record in kinds else str((having if len(having) else kinds).index[0])
     rows = rows[rows["record"] == kind]
-    shift = _shift(log) if position == "epoch" else 0
     factor = nats(log.units.get(name, "")) / nats(curve.unit)
     memory = Memory()
-    for place, value in zip(rows[position].astype(float) + shift, rows[name] * factor, strict=True):
+    for place, value in zip(
+        rows[position].astype(float) + shift(log, position), rows[name] * factor, strict=True
+    ):
         expected = curve.at(place)
         if expected is not None:
             finding = memory.judge(expected, curve.error(value))
@@ -233,9 +235,9 @@ def _log_of(name: str) -> Log | None:
         return None
 
 
-def _shift(log: Log) -> int:
-    """What to add to a log's positions to get finished epochs, or steps."""
-    return 1 - FORMATS[log.format].epochs_from if log.position == "epoch" else 0
+def shift(log: Log, position: str | None = None) -> int:
+    """Return what to add to a log's epochs to get finished epochs; 0 for steps."""
+    return 1 - FORMATS[log.format].epochs_from if (position or log.position) == "epoch" else 0
 
 
 def _perfect(column: str, unit: str, row: Row) -> float | None:
@@ -246,8 +248,14 @@ def _perfect(column: str, unit: str, row: Row) -> float | None:
 
 
 def _figure(figure: Figure, final: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
-    """Compare a published number with ours: with the best where that was published, else with the final."""
-    ours = {"best": best.get(figure.metric), "final": final.get(figure.metric)}
+    """Compare a published number with ours: with the best where that was published, else with the final.
+
+    All numbers are in the published one's unit.
+    """
+    ours = {
+        name: record[figure.metric] / nats(figure.unit) if figure.metric in record else None
+        for name, record in (("best", best), ("final", final))
+    }
     counted = ours["best" if figure.shows == "best" else "final"]
     verdict = None
     if counted is not None:
@@ -264,5 +272,6 @@ def _figure(figure: Figure, final: dict[str, Any], best: dict[str, Any]) -> dict
         "released_best": figure.best,
         "released_final": figure.final,
         **ours,
+        "difference": None if counted is None else counted - figure.value,
         "verdict": verdict,
     }

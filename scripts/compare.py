@@ -90,7 +90,7 @@ def load(path: Path) -> Run:
         # a run in progress may be in the middle of its last line
         records = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         summary = path / "summary.json"
-        epochs = [record for record in records if record.keys() - UNMEASURED]
+        epochs = [record for record in map(_own, records) if record.keys() - UNMEASURED]
         if not epochs:
             raise UserError(f"{path}: no epoch is finished yet")
         return Run(path, config, epochs, json.loads(summary.read_text()) if summary.exists() else {})
@@ -183,6 +183,11 @@ def plot(groups: dict[str, list[Run]], out: Path) -> None:
         raise UserError(f"--out={out}: cannot write the figure: {error}") from error
     finally:
         plt.close(figure)
+
+
+def _own(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without what tracking adds to it."""
+    return {k: v for k, v in record.items() if k != "verdict" and not k.startswith("released_")}
 
 
 def _spread(values: Sequence[float], form: str) -> str:

@@ -21,8 +21,10 @@ def recognise(source: Source) -> Format:
         LogError: none of FORMATS.
     """
     found = [format for format in FORMATS.values() if format.matches(source)]
+    if len(found) > 1 and source.head:
+        return min(found, key=lambda format: _first_record(source, format))
     if found:
-        return found[0] if len(found) == 1 else min(found, key=lambda format: _first_record(source, format))
+        return found[0]
     known = ", ".join(format.title for format in FORMATS.values())
     if source.path.is_dir():
         raise LogError(f"{source.path}: a folder, and not one that holds a log ({known})")

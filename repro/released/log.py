@@ -214,7 +214,7 @@ def merge(logs: Sequence[Log]) -> Log:
         [path for log in logs for path in log.paths],
         pd.concat(tables, ignore_index=True),
         {column: unit for log in logs for column, unit in log.units.items()},
-        first.config,
+        next((log.config for log in logs if log.config), {}),
         lines,
         sum(log.repeated for log in logs),
         [fault for log in logs for fault in log.faults],

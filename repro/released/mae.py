@@ -12,10 +12,9 @@ from repro.released.log import POSITION, Format, Log, Reading
 from repro.released.source import Source, numeric, whole
 
 KEYS = ("epoch", "train_lr", "train_loss")  # in every record
-LINE = re.compile(r'\{"train_[a-z]+": ')
+LINE = re.compile(r'\{"train_lr": ')
 COLUMNS = {
     "train_lr": "lr",
-    "test_loss": "eval_loss",
     "test_acc1": "eval_top1",
     "test_acc5": "eval_top5",
     "train_grad_norm": "grad_norm",
@@ -55,7 +54,11 @@ def read(source: Source) -> Log:
             if "n_parameters" in record:
                 config["parameters"] = whole(record.pop("n_parameters"))
             values: dict[str, Any] = {"epoch": whole(record.pop("epoch"))}
-            values |= {_column(key): numeric(value) for key, value in record.items()}
+            for key, value in record.items():
+                column = COLUMNS.get(key) or re.sub("^test_", "eval_", key)
+                if column in POSITION or column in values:
+                    raise ValueError(f"key {key!r:.80} has the column of something else")
+                values[column] = numeric(value)
         except ValueError as error:
             reading.fault(number, str(error))
             continue
@@ -73,18 +76,6 @@ def _parse(line: str) -> dict[str, Any] | str:
     if not isinstance(record, dict) or any(key not in record for key in KEYS):
         return f"not a JSON object with {', '.join(KEYS)}"
     return record
-
-
-def _column(key: str) -> str:
-    """Return the table's name for a key.
-
-    Raises:
-        ValueError: the table has this name for something else.
-    """
-    column = COLUMNS.get(key, key.replace("test_", "eval_", 1) if key.startswith("test_") else key)
-    if column in POSITION or (column in COLUMNS.values() and key not in COLUMNS):
-        raise ValueError(f"key {key!r:.80} is a name that the table of records has for something else")
-    return column
 
 
 FORMAT = Format("mae", "MAE JSON lines", matches, read, epochs_from=0, line=LINE)

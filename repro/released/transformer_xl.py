@@ -61,13 +61,13 @@ def read(source: Source) -> Log:
     """
     reading = Reading(source)
     config: dict[str, Any] = {}
-    clock = _Clock()
+    clock = _Clock(0)
     for number, line in reading.sound():
         text = line.strip()
         if setting := SETTING.fullmatch(text):
+            clock = _Clock(None)
             if reading.rows:  # the file goes on with another process's settings
                 reading.resumed(number, "settings again")
-                clock = _Clock()
             else:
                 config[setting[1]] = literal(setting[2] or "")
             reading.other()
@@ -81,16 +81,20 @@ def read(source: Source) -> Log:
 
 
 class _Clock:
-    """Time since the process started, from the time between evaluations."""
+    """Time since the process started, from the time between evaluations.
 
-    def __init__(self) -> None:
-        self.index, self.seconds = 0, 0.0
+    `last` is the evaluation before, counted from 1 over the whole run; None where a process just started.
+    """
+
+    def __init__(self, last: int | None) -> None:
+        self.last, self.seconds = last, 0.0
 
     def evaluation(self, index: int, seconds: float) -> dict[str, float]:
-        """Return the time at evaluation `index` (from 1) of the run, if it is known."""
-        if index != self.index:  # else another process wrote it, too
-            self.seconds = self.seconds + seconds if index == self.index + 1 else math.nan
-            self.index = index
+        """Return the time at evaluation `index`, if it is known."""
+        if index != self.last:  # else another process wrote it, too
+            follows = self.last is None or index == self.last + 1
+            self.seconds = self.seconds + seconds if follows else math.nan
+            self.last = index
         return {} if math.isnan(self.seconds) else {"seconds": self.seconds}
 
 
@@ -128,9 +132,10 @@ def _best(reading: Reading, metric: str) -> int:
     Raises:
         ValueError: there is none.
     """
-    evaluations = [row for row in reading.rows if row["record"] == "eval" and f"eval_{metric}" in row]
-    if evaluations:
-        return int(min(evaluations, key=lambda row: row[f"eval_{metric}"])["step"])
+    results = [(row.get(f"eval_{metric}", math.nan), row["step"]) for row in reading.rows]
+    finite = [result for result in results if math.isfinite(result[0])]
+    if finite:
+        return int(min(finite)[1])
     if reading.rows:
         return int(reading.rows[-1]["step"])
     raise ValueError("nothing before it says which step was tested")

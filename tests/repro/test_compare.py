@@ -1,6 +1,7 @@
 """scripts/compare.py on runs of the toy task."""
 
 import copy
+import json
 import runpy
 from pathlib import Path
 
@@ -38,3 +39,17 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     assert COMPARE([str(tmp_path)]) == 2
     assert "not a complete run folder" in capsys.readouterr().err
+
+
+def test_what_tracking_adds_is_no_measure(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    train(ToyTask(), config, "run")
+    path = Path(config.run.root) / "toy" / "run"
+    (path / "summary.json").unlink()  # an unfinished run names no metric
+    capsys.readouterr()
+    assert COMPARE([str(path)]) == 0
+    plain = capsys.readouterr().out
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    tracked = [{**record, "released_accuracy": 1.0, "verdict": "behind"} for record in records]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in tracked))
+    assert COMPARE([str(path)]) == 0
+    assert capsys.readouterr().out == plain

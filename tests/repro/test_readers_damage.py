@@ -85,9 +85,9 @@ def test_truncated_while_compressed(tmp_path: Path, format: str, content: str) -
 def test_compressed_but_damaged(tmp_path: Path) -> None:
     folder, packed = Folder(tmp_path), bytearray(gzip.compress(MAE.encode()))
     packed[-6] ^= 255  # in the checksum: the content is there
-    assert len(read(folder.write(packed)).table) == 4
+    assert len(read(folder.write(bytes(packed))).table) == 4
     with pytest.raises(LogError, match="log: broken gzip file"):
-        read(folder.write(packed[:5]))
+        read(folder.write(bytes(packed[:5])))
 
 
 @every_log

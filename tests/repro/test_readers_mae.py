@@ -30,11 +30,9 @@ def test_finetuning(tmp_path: Path) -> None:
 
 
 def test_keys_of_scripts_that_come_from_it(tmp_path: Path) -> None:
-    line = (
-        '{"train_lr": 1, "train_loss": 2, "train_grad_norm": 3, "train_min_lr": 4, "test_acc": 5, "epoch": 0}'
-    )
+    line = '{"train_lr": 1, "train_loss": 2, "train_grad_norm": 3, "test_acc": 5, "latest_x": 6, "epoch": 0}'
     row = read(Folder(tmp_path).write(line), strict=True).table.iloc[0]  # JSON is whole without a line end
-    assert (row["grad_norm"], row["train_min_lr"], row["eval_acc"]) == (3, 4, 5)
+    assert (row["grad_norm"], row["eval_acc"], row["latest_x"]) == (3, 5, 6)
 
 
 @pytest.mark.parametrize(

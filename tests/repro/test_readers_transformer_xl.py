@@ -37,8 +37,16 @@ def test_it_tested_the_best_model(tmp_path: Path) -> None:
 def test_clock(tmp_path: Path) -> None:
     log = read(Folder(tmp_path).write(TRANSFORMER_XL))
     assert log.series("seconds").to_dict() == pytest.approx({400: 300.93, 800: 575.6})
-    gap = TRANSFORMER_XL.replace("| Eval   1 at", "| Eval   3 at")  # the sum of those before is not known
-    assert "seconds" not in read(Folder(tmp_path).write(gap)).table.dropna(axis="columns", how="all")
+    restarted = TRANSFORMER_XL.replace("Eval   1 at", "Eval   3 at").replace("Eval   2 at", "Eval   4 at")
+    log = read(Folder(tmp_path).write(restarted))
+    assert log.series("seconds").to_dict() == pytest.approx({400: 300.93, 800: 575.6})
+
+
+def test_clock_that_is_not_known(tmp_path: Path) -> None:
+    gap = TRANSFORMER_XL.replace("Eval   2 at", "Eval   3 at")
+    assert read(Folder(tmp_path).write(gap)).series("seconds").to_dict() == {400: 300.93}
+    lines = TRANSFORMER_XL.replace("Eval   1 at", "Eval   3 at").splitlines(keepends=True)
+    assert "seconds" not in read(Folder(tmp_path).write("".join(lines[12:]))).table
 
 
 def test_settings(tmp_path: Path) -> None:
