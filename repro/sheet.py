@@ -41,10 +41,13 @@ def describe(recipe: Recipe, command: str) -> str:
 
 
 def published(row: Row) -> str:
-    """Return the published numbers in a few words: those with the first one's unit, and how many more."""
+    """Return the published numbers in a few words: those with the last one's unit, and how many more.
+
+    Where a row has several units, sizes come first and what was measured last.
+    """
     if not row.published:
         return f"{len(row.cells)} cells" if row.cells else "no number"
-    unit = row.published[0].unit
+    unit = row.published[-1].unit
     shown = [figure for figure in row.published if figure.unit == unit]
     more = len(row.published) - len(shown)
     words = ", ".join(f"{figure.metric} {number(figure)}" for figure in shown)
