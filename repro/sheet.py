@@ -41,11 +41,14 @@ def describe(recipe: Recipe, command: str) -> str:
 
 
 def published(row: Row) -> str:
-    """Return the published numbers in a few words: those with the first one's unit, and how many more."""
+    """Return the published numbers in a few words: those with the last one's unit, and how many more.
+
+    Where a row has several units, sizes come first and what was measured last.
+    """
     figures = [figure for figure in row.published if figure.value is not None]
     if not figures:
         return f"{len(row.cells)} cells" if row.cells else "no number"
-    unit = figures[0].unit
+    unit = figures[-1].unit
     shown = [figure for figure in figures if figure.unit == unit]
     more = len(figures) - len(shown)
     words = ", ".join(f"{figure.metric} {figure.value}" for figure in shown)

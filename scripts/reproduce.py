@@ -116,7 +116,7 @@ def start(recipe: Recipe, command: Sequence[str], processes: int | None) -> int:
     row = recipe.row
     if row.status != "runnable":
         tables = Counter(name.split("/")[0] for name in ledger.names() if runs_now(name))
-        now = ", ".join(f"{table} ({count} rows)" for table, count in tables.items())
+        now = ", ".join(f"{table} ({rows(count)})" for table, count in tables.items())
         raise UserError(f"{row.name} is {row.status}. Runnable now: {now}")
     if processes is not None and processes < 1:
         raise UserError(f"--processes {processes}: must be at least 1")
@@ -126,6 +126,11 @@ def start(recipe: Recipe, command: Sequence[str], processes: int | None) -> int:
     if processes is None:
         os.execv(sys.executable, [sys.executable, *words])
     return launch(words, processes)
+
+
+def rows(count: int) -> str:
+    """Return a number of rows in words."""
+    return f"{count} row{'s'[: count > 1]}"
 
 
 def runs_now(name: str) -> bool:
@@ -197,7 +202,7 @@ def table(pattern: str) -> str:
         result = "-" if last is None else last.describe(recipe)
         cells.append([name, row.model, row.data, optimizer, sheet.published(row), status, *hours, result])
     lines = sheet.aligned(cells, right={f"{gpu} h" for gpu in cost.PEAK})
-    notes = [f"{status} ({count} row{'s'[: count > 1]})" for status, count in reasons.items()]
+    notes = [f"{status} ({rows(count)})" for status, count in reasons.items()]
     return "\n".join(
         [*lines, "", *notes, f"Hours of one GPU, estimated: {cost.ASSUMPTIONS} (docs/reproduce.md)."]
     )

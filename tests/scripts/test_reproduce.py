@@ -105,6 +105,9 @@ def test_list(command: Command) -> None:
         "pass@1 0.0843, pass@10 0.221, pass@100 0.377 share of problems"
     )
     assert table["memory/vit_b"]["A100 h"] == "-"
+    assert table["memory/vit_b"]["published"] == (
+        "adam_step_ms 8.9, adan_step_ms 12.3, fused_adan_step_ms 4.3 ms and 4 more"
+    )
     counts = [int(line.rsplit("(", 1)[1].split()[0]) for line in below.splitlines()[:-1]]
     assert sum(counts) == sum(row["status"] != "runnable" for row in table.values()) > 0
     assert "25% of the peak" in below.splitlines()[-1]
@@ -192,7 +195,7 @@ def test_a_row_that_is_not_runnable(
     status, out, err = command(waiting)
     assert (status, out, started) == (2, "", [])
     assert ledger.load(waiting).row.status in err
-    assert err.endswith("Runnable now: imagenet (2 rows), memory (1 rows)\n")
+    assert err.endswith("Runnable now: imagenet (2 rows), memory (1 row)\n")
 
 
 def test_what_is_started(
