@@ -1,6 +1,7 @@
 """Line and bar charts as inline SVG that takes its ink from the page: it reads in light and in dark."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -9,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd  # type: ignore[import-untyped]
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 INK = "#010203"  # stands for the page's text colour
 COLOURS = ("#0b84c6", "#e07b00", "#1a9e6b", "#c4549a", "#8f7ae0", "#b8860b", "#d1495b", "#5f8a8b")
@@ -63,7 +65,9 @@ class Chart:
             for line, colour in zip(self.lines, _cycle(len(self.lines)), strict=True):
                 shown = line.values.iloc[:: max(1, len(line.values) // MOST_POINTS)]
                 axes.plot(shown.index, shown, color=colour, lw=2.2 if line.own else 1.2, label=line.label)
-            axes.set(xlabel=self.x, ylabel=self.y)
+            axes.set(xlabel=self.x, ylabel="\n".join(textwrap.wrap(self.y, 40)))
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k
             late = pd.concat([line.values.iloc[len(line.values) // 5 :] for line in self.lines])
             low, high = late.min(), late.max()
             margin = 0.06 * (high - low) or 0.06 * abs(high) or 1

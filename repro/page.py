@@ -110,7 +110,7 @@ def released_curves(rows: Sequence[Row]) -> list[Chart]:
         if not row.logs:
             continue
         table = row.name.partition("/")[0]
-        chart = charts.setdefault((table, row.model), Chart(f"{row.model}, {row.data}", "", ""))
+        chart = charts.setdefault((table, row.model), Chart(f"{table}: {row.model}", "", ""))
         try:
             log = read_log(row)
         except LogError:
