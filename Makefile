@@ -12,10 +12,10 @@ demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
 	$(RUN) scripts/compare.py runs/vision/optimizer=adan runs/vision/optimizer=adamw --out runs/demo.png
 
 test: lint  ## what CI runs
-	$(RUN) -m pytest -n auto --maxprocesses 8 -m "not slow"
+	$(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow"
 
 test-all: lint test-mutants  ## with the slow tests and the planted faults
-	$(RUN) -m pytest -n auto --maxprocesses 8
+	$(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test-gpu: $(INSTALLED)  ## on a GPU; with compute-sanitizer (of the CUDA toolkit) it also sees stray accesses
 	$(shell command -v compute-sanitizer && echo --error-exitcode=1 --target-processes=all) \
