@@ -57,7 +57,7 @@ def cases() -> tuple[list[Case], list[str]]:
             log = read_log(row)
             found.append(Case(row, log, tracking.curves(row, log)))
         except LogError as error:
-            missing.append(str(error))
+            missing.append(str(error).partition(" is not in ")[0])
     return found, missing
 
 
@@ -273,7 +273,7 @@ def page(results: dict[str, Any], seeds: int) -> str:
             f"{results['commit']}, {results['date']}; seeds 0, 1, 2 of numpy. The rule is stated in "
             "repro/rule.py and docs/tracking.md; what reruns and faults are is said at the head of the "
             f"script. {len(results['rows'])} rows; their logs are all released ones that are here. "
-            f"Missing: {'; '.join(m.partition(' is not in ')[0] for m in results['missing']) or 'none'}.",
+            f"Missing: {'; '.join(results['missing']) or 'none'}.",
             "## Good runs",
             f"Every released log against itself: {themselves['records']} records, "
             f"{themselves['not on track']} not on track.",
