@@ -39,8 +39,12 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run the command in an empty folder, without released files; returns (exit status, stdout, stderr)."""
+    """Run the command in an empty folder, without released files; returns (exit status, stdout, stderr).
+
+    Own results are those in this folder, not those that come with the project.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(MAIN.__globals__, "RUNS", (Path("runs"),))
     monkeypatch.setenv("ADAN_RELEASED", str(tmp_path / "released"))
 
     def run(*arguments: str) -> tuple[int, str, str]:
