@@ -1,13 +1,13 @@
 """What readers share where everybody names the values as they like: columns, kinds of record, rows."""
 
 import itertools
-import math
 import re
 from collections import Counter
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from repro.released import source
 from repro.released.log import POSITION, Log, LogError, Reading
 
 UNITS = {
@@ -149,20 +149,18 @@ def split(values: dict[str, float]) -> dict[str, dict[str, float]]:
 
 def number(value: object) -> float | None:
     """Return a number as a float, None for anything else: text, true and false, integers beyond a float."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
     try:
-        return float(value)
-    except OverflowError:
+        return None if isinstance(value, str) else source.numeric(value)
+    except ValueError:
         return None
 
 
 def whole(value: object) -> int | None:
     """Return a step as an int, None for what cannot be one."""
-    converted = number(value)
-    if converted is None or not math.isfinite(converted) or converted != int(converted):
+    try:
+        return None if isinstance(value, str) else source.whole(value)
+    except ValueError:
         return None
-    return int(converted) if abs(converted) < 2**53 else None
 
 
 def find(folder: Path, pattern: str) -> list[Path]:
