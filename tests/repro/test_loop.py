@@ -60,6 +60,8 @@ def test_resume_is_bit_identical(config: TrainConfig, monkeypatch: pytest.Monkey
             train(ToyTask(), config, "broken")
     train(ToyTask(), config, "broken")
     assert result(folder(config, "broken")) == result(folder(config, "whole"))
+    speeds, metrics = (folder(config, "broken") / name for name in ("speed.jsonl", "metrics.jsonl"))
+    assert len(speeds.read_text().splitlines()) == len(metrics.read_text().splitlines())
 
 
 def test_a_damaged_checkpoint_is_passed_over(
@@ -125,6 +127,10 @@ def test_folder_and_summary(config: TrainConfig, capsys: pytest.CaptureFixture[s
     epochs = [record for record in records if isinstance(record["epoch"], int)]
     assert [record["step"] for record in epochs] == [8, 16, 24, 32]
     assert [record["epoch"] for record in records[:4]] == [0.25, 0.5, 0.75, 1]
+    speeds = [json.loads(line) for line in (path / "speed.jsonl").read_text().splitlines()]
+    assert [speed["step"] for speed in speeds] == [record["step"] for record in records]
+    assert all(speed["points_per_second"] > 0 and 0 < speed["wait_share"] < 1 for speed in speeds)
+    assert summary["tflop_per_second"] == pytest.approx(summary["points_per_second"] * 96 / 1e12, rel=1e-3)
     assert summary["final"] == epochs[-1]
     assert summary["best"]["ema_accuracy"] == max(record["ema_accuracy"] for record in epochs)
     hits = epochs[-1]["accuracy"] * 21 / 100  # of 21 test points in batches of 4: each counted once
