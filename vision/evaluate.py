@@ -150,7 +150,7 @@ def describe(results: dict[str, Any]) -> str:
         f"amp {results['amp']}",
         "top-1": f"{results['test_accuracy']:.3f} %, 95 % interval "
         f"{results['low']:.2f} to {results['high']:.2f}",
-        "top-5": f"{results['test_top5']:.3f} %",
+        **({"top-5": f"{results['test_top5']:.3f} %"} if results["classes"] > 5 else {}),
         "loss": f"{results['test_loss']:.5f}",
         "speed": f"{results['images_per_second']:,.1f} images/s",
     }

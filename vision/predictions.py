@@ -29,32 +29,33 @@ def predict(model: nn.Module, task: Classification, accelerator: Accelerator) ->
     loader = make_loader(data, sampler, None, config.workers)
     layout = torch.channels_last if config.channels_last else torch.preserve_format
     model = model.to(accelerator.device, memory_format=layout).eval()
-    parts: dict[str, list[torch.Tensor]] = {
-        "label": [],
-        "prediction": [],
-        "probability": [],
-        "loss": [],
-        "top5": [],
-    }
+    frames = []
     begin = time.perf_counter()
-    for batch in tqdm(
-        loader, unit="batch", disable=None if accelerator.is_main_process else True, leave=False
-    ):
+    silent = None if accelerator.is_main_process else True
+    for batch in tqdm(loader, unit="batch", disable=silent, leave=False):
         images, labels = task.move(batch, accelerator.device)
         with accelerator.autocast():
             logits = model(images).float()
         probability, ranked = logits.softmax(1).topk(min(5, logits.shape[1]))
-        for key, value in zip(parts, (
-            labels, ranked[:, 0], probability[:, 0], F.cross_entropy(logits, labels, reduction="none"),
-            (ranked == labels[:, None]).any(1),
-        ), strict=True):  # fmt: skip
-            parts[key].append(value)
-    share = pd.DataFrame({key: torch.cat(value).cpu().numpy() for key, value in parts.items() if value})
-    share.insert(0, "image", list(sampler.indices))
-    table = pd.concat(gather_object([share])).sort_values("image", ignore_index=True)
+        found = {
+            "label": labels,
+            "prediction": ranked[:, 0],
+            "probability": probability[:, 0],
+            "loss": F.cross_entropy(logits, labels, reduction="none"),
+            "top5": (ranked == labels[:, None]).any(1),
+        }
+        frames.append(pd.DataFrame({key: value.cpu().numpy() for key, value in found.items()}))
+    share = [
+        frame.set_index(pd.Index(indices)) for frame, indices in zip(frames, _indices(sampler), strict=True)
+    ]
+    table = pd.concat(gather_object(share)).sort_index().rename_axis("image").reset_index()
     seconds = time.perf_counter() - begin
     assert table["image"].tolist() == list(range(len(data)))
     return table, seconds
+
+
+def _indices(sampler: EvaluationSampler) -> list[list[int]]:
+    return [[index for _, index, _ in keys] for keys in sampler]
 
 
 def measure(table: pd.DataFrame) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The settings that a checkpoint is to be measured with: its own, a row's, or timm's for the model."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +26,7 @@ def of(path: Path, found: Checkpoint, row: str | None, overrides: Sequence[str])
     """Return the configuration with which to measure.
 
     Args:
-        path: as on the command line. Of a run of ours, what is in its folder has the settings of its config.yaml.
+        path: as on the command line. What is in the folder of a run of ours has that run's settings.
         found: the checkpoint there.
         row: of the ledger, whose settings are to be used.
         overrides: key=value, which go before all else.
@@ -45,12 +46,13 @@ def of(path: Path, found: Checkpoint, row: str | None, overrides: Sequence[str])
     else:
         node = _of_timm(path, found, overrides)
     try:
-        return cast(
-            VisionConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(VisionConfig), node))
-        )
+        merged = OmegaConf.merge(OmegaConf.structured(VisionConfig), node)
+        config = cast(VisionConfig, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         whose = f"{path} was trained by another recipe, or another version: " if row is None else ""
         raise UserError(f"{whose}{explain(error)}") from error
+    config.workers = min(config.workers, os.cpu_count() or 0)  # a row's are those of a large machine
+    return config
 
 
 def _run_config(path: Path) -> Path | None:
@@ -59,8 +61,8 @@ def _run_config(path: Path) -> Path | None:
 
 
 def _of_timm(path: Path, found: Checkpoint, overrides: Sequence[str]) -> DictConfig:
-    """Model and preparation of images from a timm checkpoint's own settings, or timm's for the named model."""
-    first = ["data=imagefolder", *DEFAULTS]
+    """Model and preparation of images from a timm checkpoint's own settings, or timm's for the model."""
+    first = ["data=imagefolder", "workers=8", *DEFAULTS]
     kwargs = {
         key.rpartition(".")[2]: value
         for key, value in found.settings.items()
