@@ -19,7 +19,7 @@ from repro.errors import UserError
 from repro.foreign import Checkpoint
 from vision.config import VisionConfig
 
-DEFAULTS = ("amp=no", "batch_size=256", "run.name=null")  # of a measurement, whatever the training had
+DEFAULTS = ("amp=no", "batch_size=256")  # of a measurement, whatever the training had
 
 
 def of(path: Path, found: Checkpoint, row: str | None, overrides: Sequence[str]) -> VisionConfig:
@@ -35,9 +35,9 @@ def of(path: Path, found: Checkpoint, row: str | None, overrides: Sequence[str])
         UserError: they do not say what model it is, or do not fit.
     """
     if row is not None:
-        recipe = ledger.load(row, [*DEFAULTS, *overrides])
-        if recipe.row.config != "vision":
+        if ledger.load(row).row.config != "vision":
             raise UserError(f"--row {row}: it is not a classifier of images")
+        recipe = ledger.load(row, [*DEFAULTS, *overrides])
         node: Any = {**recipe.config, "row": recipe.row}
     elif (own := _run_config(path)) is not None:
         node = OmegaConf.load(own)
