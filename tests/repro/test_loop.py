@@ -19,6 +19,7 @@ from toy import ToyTask
 from repro import checkpoint, loop
 from repro.config import TrainConfig
 from repro.errors import UserError
+from repro.foreign import read_weights
 from repro.loop import train
 
 
@@ -150,13 +151,15 @@ def test_folder_and_summary(config: TrainConfig, capsys: pytest.CaptureFixture[s
     assert "epoch 4/4" in capsys.readouterr().out
 
 
-def test_the_best_checkpoint_of_a_run_initialises_a_model(config: TrainConfig) -> None:
+def test_the_weights_of_a_run_are_those_of_its_best_checkpoint(config: TrainConfig) -> None:
     summary = train(ToyTask(), config, "run")
-    model = ToyTask().build_model()
-    checkpoint.load_weights(model, "toy_net", str(folder(config, "run")))
     best = folder(config, "run") / "checkpoints" / f"step-{summary['best']['step']:09d}"
-    stored = load_file(best / checkpoint.EMA)
-    assert all(torch.equal(stored[key], value) for key, value in model.state_dict().items())
+    for kind, file in ((None, checkpoint.EMA), ("ema", checkpoint.EMA), ("model", checkpoint.MODEL)):
+        weights, found = read_weights(folder(config, "run"), kind)
+        stored = load_file(best / file)
+        assert found.path == best
+        assert weights.keys() == stored.keys()
+        assert all(torch.equal(stored[key], x) for key, x in weights.items())
 
 
 def test_average_is_of_the_weights(config: TrainConfig) -> None:
