@@ -1,4 +1,4 @@
-"""Configuration of vision/train.py."""
+"""Configuration of vision/train.py and vision/pretrain_mae.py."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,14 +86,10 @@ class VisionConfig(TrainConfig):
         """Raise UserError for a value that cannot work, naming it."""
         super().check()
         one_of("loss", self.loss, ("ce", "bce"))
-        one_of("augment.crop", self.augment.crop, ("resized", "padded", "none"))
+        _check_images(self.data, self.augment)
         one_of("augment.mixup_mode", self.augment.mixup_mode, ("batch", "pair", "elem"))
         if not 0 <= self.augment.label_smoothing < 1:
             raise UserError(f"augment.label_smoothing={self.augment.label_smoothing}: must lie in [0, 1)")
-        for key in ("mean", "std"):
-            values = getattr(self.data, key)
-            if len(values) != self.data.channels:
-                raise UserError(f"data.{key}={values}: must have data.channels={self.data.channels} numbers")
         self._check_model()
         if self.mixes and self.batch_size // self.accumulate % 2:
             raise UserError(f"batch_size={self.batch_size}: mixup and cutmix need an even micro-batch")
@@ -130,7 +126,57 @@ class VisionConfig(TrainConfig):
         return self.augment.mixup > 0 or self.augment.cutmix > 0
 
 
+@dataclass
+class DecoderConfig:
+    """The decoder of a masked autoencoder."""
+
+    embed_dim: int = 512
+    depth: int = 8
+    num_heads: int = 16
+
+
+@dataclass
+class AutoencoderConfig:
+    """A masked autoencoder around a timm model."""
+
+    name: str = "vit_tiny_patch16_224"  # the encoder
+    kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    mask_ratio: float = 0.75  # of the patches
+    norm_pixels: bool = True  # predict pixels normalised by the mean and deviation of their patch
+    grad_checkpointing: bool = False  # compute activations again instead of keeping them
+    checkpoint: str | None = None  # initial weights, of the whole: as for vision/train.py
+
+
+@dataclass
+class PretrainConfig(TrainConfig):
+    """Everything vision/pretrain_mae.py can be told. Without labels `label_smoothing` has no use."""
+
+    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def check(self) -> None:
+        """Raise UserError for a value that cannot work, naming it."""
+        super().check()
+        _check_images(self.data, self.augment)
+        for key in ("mixup", "cutmix", "erase"):
+            if getattr(self.augment, key) > 0:
+                raise UserError(
+                    f"augment.{key}={getattr(self.augment, key)}: must be 0; nothing is mixed or erased here"
+                )
+
+
+def _check_images(data: DataConfig, augment: AugmentConfig) -> None:
+    one_of("augment.crop", augment.crop, ("resized", "padded", "none"))
+    for key in ("mean", "std"):
+        values = getattr(data, key)
+        if len(values) != data.channels:
+            raise UserError(f"data.{key}={values}: must have data.channels={data.channels} numbers")
+
+
 ConfigStore.instance().store(name="vision_schema", node=VisionConfig)
+ConfigStore.instance().store(name="pretrain_mae_schema", node=PretrainConfig)
 
 
 def proxy_run(recipe: str, row: str, proxy: str) -> str:

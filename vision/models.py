@@ -42,7 +42,7 @@ def build_random(config: ModelConfig, data: DataConfig, classes: int) -> nn.Modu
         UserError: see `build`.
     """
     options = {"num_classes": 0 if config.probe else classes, "drop_path_rate": config.drop_path}
-    model = _create(config, in_chans=data.channels, **options, **config.kwargs)
+    model = create(config.name, config.kwargs, in_chans=data.channels, **options)
     if config.grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)
@@ -159,15 +159,20 @@ def _from_hub(config: ModelConfig, data: DataConfig) -> Weights:
     return weights
 
 
-def _create(config: ModelConfig, **options: Any) -> Any:
-    if not timm.is_model(config.name):
-        close = difflib.get_close_matches(config.name, timm.list_models(), n=3)
+def create(name: str, kwargs: dict[str, Any], **options: Any) -> Any:
+    """Return a model of timm with random weights; `kwargs` are the user's, `options` ours.
+
+    Raises:
+        UserError: timm has no such model, or it does not take the user's arguments.
+    """
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() shows all"
-        raise UserError(f"model.name={config.name}: timm has no such model; {hint}")
+        raise UserError(f"model.name={name}: timm has no such model; {hint}")
     try:
-        return timm.create_model(config.name, **options)
+        return timm.create_model(name, **options, **kwargs)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # timm says no in all these ways
-        raise UserError(f"model.name={config.name}, model.kwargs={config.kwargs}: {error}") from error
+        raise UserError(f"model.name={name}, model.kwargs={kwargs}: {error}") from error
 
 
 class Probe(nn.Module):

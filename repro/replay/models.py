@@ -1,5 +1,6 @@
 """The number of a model's parameters: what the log says, and what the model of our configuration has."""
 
+import importlib
 from typing import Any
 
 import timm
@@ -38,7 +39,7 @@ def build(config: dict[str, Any]) -> nn.Module | None:
     options = {key: value for key, value in config.items() if key not in ("name", "checkpoint")}
     with torch.device("meta"):
         if "decoder" in config:
-            return _autoencoder(name, config["decoder"])
+            return _autoencoder(name, config)
         if timm.is_model(name):
             rest = {"drop_path_rate": config.get("drop_path", 0.0), **config.get("kwargs", {})}
             model: nn.Module = timm.create_model(name, num_classes=IMAGENET_CLASSES, **rest)
@@ -55,20 +56,11 @@ def build(config: dict[str, Any]) -> nn.Module | None:
     return None
 
 
-def _autoencoder(name: str, decoder: dict[str, int]) -> nn.Module:
-    """Return the masked autoencoder with an encoder of timm's; its decoder's MLPs are 4 wide, too."""
-    encoder: Any = timm.create_model(name)
-    described = transformers.ViTMAEConfig(
-        hidden_size=encoder.embed_dim,
-        num_hidden_layers=len(encoder.blocks),
-        num_attention_heads=encoder.blocks[0].attn.num_heads,
-        intermediate_size=4 * encoder.embed_dim,
-        decoder_hidden_size=decoder["embed_dim"],
-        decoder_num_hidden_layers=decoder["depth"],
-        decoder_num_attention_heads=decoder["num_heads"],
-        decoder_intermediate_size=4 * decoder["embed_dim"],
-    )
-    return transformers.ViTMAEForPreTraining(described)
+def _autoencoder(name: str, config: dict[str, Any]) -> nn.Module:
+    """Return our masked autoencoder; its recipe is imported here alone, as repro builds on no recipe."""
+    encoder = timm.create_model(name, **config["kwargs"])
+    model: nn.Module = importlib.import_module("vision.mae").MaskedAutoencoder(encoder, **config["decoder"])
+    return model
 
 
 def _logged(format: str, config: dict[str, Any]) -> int | None:
