@@ -143,7 +143,10 @@ def test_what_cannot_be_measured(command: Command, evaluate: Command, images: Pa
         (["x.pth", root, "model.name=test_resnet", "--weights=ema"], "has no averaged weights"),
         (["x.pth", "--row=mae/base_pretrain"], "--row mae/base_pretrain: it is not a classifier of images"),
         (["x.pth", "--row=imagenet/none"], "imagenet/none: no such row"),
-        (["x.pth", root, "batchsize=3"], "batchsize: no such key; did you mean batch_size?"),
+        (
+            ["x.pth", root, "model.name=test_resnet", "batchsize=3"],
+            "batchsize: no such key; did you mean batch_size?",
+        ),
         (["x.pth", "--json=none/x.json"], "none/x.json: there is no folder none"),
     ):
         status, _, err = evaluate(*arguments)
