@@ -123,11 +123,10 @@ class PretrainConfig(TrainConfig):
         """Raise UserError for a value that cannot work, naming it."""
         super().check()
         _check_images(self.data, self.augment)
-        for key in ("mixup", "cutmix"):
-            if getattr(self.augment, key) > 0:
-                raise UserError(
-                    f"augment.{key}={getattr(self.augment, key)}: must be 0; nothing is mixed here"
-                )
+        for key in ("mixup", "cutmix", "erase"):
+            value = getattr(self.augment, key)
+            if value > 0:
+                raise UserError(f"augment.{key}={value}: must be 0; images are neither mixed nor erased here")
 
 
 def _check_images(data: DataConfig, augment: AugmentConfig) -> None:
