@@ -1,5 +1,6 @@
 """Set-up of what comes from libraries: accelerate's devices, precision and trackers, and the optimizer."""
 
+import atexit
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,17 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig, path: Path) ->
 
 
 def shut_down(accelerator: Accelerator) -> None:
-    """Finish the trackers and leave nothing that a next accelerator of this process would inherit."""
-    accelerator.end_training()
+    """Finish the trackers and leave nothing that a next accelerator of this process would inherit.
+
+    But for the process group: torchrun lets its processes form one once, and multiruns go on with it.
+    """
+    for tracker in accelerator.trackers:
+        tracker.finish()
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@atexit.register
+def _leave_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

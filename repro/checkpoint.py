@@ -8,13 +8,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model
-from torch import nn
+from safetensors import SafetensorError
 
 from repro.errors import UserError
 
@@ -120,52 +118,26 @@ def clean(root: Path) -> None:
             shutil.rmtree(leftover)
 
 
-def load_weights(model: nn.Module, name: str, source: str) -> None:
-    """Load weights from a run folder (its best checkpoint), a checkpoint folder or a .safetensors file.
-
-    The averaged weights are taken where the run kept an average. `name` is the model's, for the message.
+def best(path: Path) -> Path:
+    """Return the best checkpoint of a run's folder, or its newest; any other path as it is.
 
     Raises:
-        UserError: nothing usable there, or the weights of another model.
+        UserError: it is a run's folder, all of whose checkpoints are damaged.
     """
-    path = _weights_file(Path(source))
-    try:
-        with safe_open(path, "pt") as stored:
-            shapes = {key: list(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118 (not a dict)
-            other = (stored.metadata() or {}).get("model", path.name)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read weights from {path}: {error}") from error
-    try:
-        load_model(model, path)
-    except RuntimeError as error:
-        difference = _first_difference({k: list(v.shape) for k, v in model.state_dict().items()}, shapes)
-        raise UserError(f"{source} holds another model ({other}), not {name}: {difference}") from error
+    last = newest(path / "checkpoints")
+    return path if last is None else last.with_name(read_manifest(last).get("best") or last.name)
 
 
-def _weights_file(path: Path) -> Path:
-    if (path / "checkpoints").is_dir():
-        last = newest(path / "checkpoints")
-        if last is not None:
-            path = last.with_name(read_manifest(last).get("best") or last.name)
-    if path.is_dir():
-        problem = damage(path)
-        if problem is not None:
-            raise UserError(f"{path} is not a usable checkpoint: {problem}")
-        return path / EMA if (path / EMA).exists() else path / MODEL
-    if not path.exists():
-        raise UserError(f"model.checkpoint={path}: no such file or folder")
-    return path
-
-
-def _first_difference(ours: dict[str, list[int]], theirs: dict[str, list[int]]) -> str:
+def first_difference(ours: Mapping[str, Sequence[int]], theirs: Mapping[str, Sequence[int]]) -> str | None:
+    """Say what is different about the tensors of a checkpoint, by name and shape; None if nothing is."""
     for key in [*ours, *theirs]:
         if key not in theirs:
             return f"it has no {key}"
         if key not in ours:
             return f"its {key} has no place here"
-        if ours[key] != theirs[key]:
-            return f"its {key} has shape {theirs[key]}, here it is {ours[key]}"
-    return "the keys agree, the contents do not"
+        if list(ours[key]) != list(theirs[key]):
+            return f"its {key} has shape {list(theirs[key])}, here it is {list(ours[key])}"
+    return None
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

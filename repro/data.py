@@ -4,13 +4,13 @@ The order of an epoch depends on (seed, epoch) alone, and the randomness of one 
 (seed, epoch, index, copy) alone: not on the number of workers, nor on which samples were loaded before.
 """
 
-import random
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from repro.generators import hashed, left_alone, seed_generators
 
 Key = tuple[int, int, int]  # (epoch, index, copy): copies of a sample in one epoch are augmented apart
 
@@ -57,7 +57,7 @@ class TrainingSampler(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch = self.epoch
-        generator = torch.Generator().manual_seed(_hash(f"order {self.seed} {epoch}"))
+        generator = torch.Generator().manual_seed(hashed(f"order {self.seed} {epoch}"))
         order = torch.randperm(self.size, generator=generator).tolist()
         share = self.batch_size // (self.accumulate * self.processes)
         for step in range(self.first_step, self.steps):
@@ -95,16 +95,10 @@ class SeededDataset(Dataset[Any]):
         epoch, index, copy = key
         if self.seed is None:
             return self.data[index]
-        before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (timm uses it)
-        random.seed(_hash(f"sample {self.seed} {epoch} {index}" + (f" {copy}" if copy else "")))
-        np.random.seed(random.getrandbits(32))  # noqa: NPY002
-        torch.default_generator.manual_seed(random.getrandbits(63))  # the CPU's only: samples are made there
-        try:
+        name = f"sample {self.seed} {epoch} {index}" + (f" {copy}" if copy else "")
+        with left_alone():
+            seed_generators(name, devices=False)  # samples are made on the CPU
             return self.data[index]
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])  # noqa: NPY002
-            torch.set_rng_state(before[2])
 
 
 def make_loader(data: Sized, sampler: Sampler[list[Key]], seed: int | None, workers: int) -> DataLoader[Any]:
@@ -117,8 +111,3 @@ def make_loader(data: Sized, sampler: Sampler[list[Key]], seed: int | None, work
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or it would draw from the global one, once per pass
     )
-
-
-def _hash(text: str) -> int:
-    """63 well-mixed bits of `text`, the same in every process and version of Python."""
-    return random.Random(text).getrandbits(63)

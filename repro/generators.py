@@ -1,28 +1,40 @@
-"""The global random generators, whose states a checkpoint keeps."""
+"""The global random generators, seeded anew wherever randomness begins.
+
+What is random in a run (a sample's augmentation, the masks and mixing of a micro-batch) is thus a function of
+names (seed, epoch, index, ...) alone, and a checkpoint need not keep the generators' states.
+"""
 
 import random
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 
-def get_generators() -> dict[str, Any]:
-    """Return the states of all global random generators of this process, in types torch.load trusts."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 (timm uses it)
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+def hashed(name: str) -> int:
+    """Return 63 well-mixed bits of `name`, the same in every process and version of Python."""
+    return random.Random(name).getrandbits(63)
 
 
-def set_generators(state: dict[str, Any]) -> None:
-    """Put all global random generators of this process into the states of `get_generators`."""
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+def seed_generators(name: str, devices: bool = True) -> None:
+    """Seed the global generators of Python, NumPy and torch by `name`, with `devices` those of GPUs, too."""
+    random.seed(hashed(name))
+    np.random.seed(random.getrandbits(32))  # noqa: NPY002 (timm uses it)
+    torch_seed = random.getrandbits(63)
+    if devices:
+        torch.manual_seed(torch_seed)
+    else:
+        torch.default_generator.manual_seed(torch_seed)
+
+
+@contextmanager
+def left_alone() -> Iterator[None]:
+    """Put the generators of the CPU back into their states when the block ends."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(before[2])

@@ -2,20 +2,22 @@
 
 A run can be killed at any moment: the same command continues from the newest checkpoint and ends with the
 same bits, because everything that shapes the result is either in the checkpoint (weights, optimizer, average,
-scaler, random generators, position) or a pure function of the configuration (schedule, data order,
-augmentation).
+scaler, position) or a pure function of the configuration (schedule, data order, all that is random).
+
+Several processes do what one does with as many times the micro-batches: the same samples, the same random
+numbers. What is left are rounding and BatchNorm, whose statistics see one micro-batch after the other in one
+process and are averaged over several.
 """
 
 import json
 import math
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
-from accelerate.utils import gather_object, set_seed  # type: ignore[import-untyped]
+from accelerate.utils import broadcast, set_seed  # type: ignore[import-untyped]
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -27,9 +29,10 @@ from repro.accelerator import build, build_optimizer, shut_down, start_trackers
 from repro.config import TrainConfig
 from repro.data import EvaluationSampler, TrainingSampler, make_loader
 from repro.errors import UserError
-from repro.generators import get_generators, set_generators
+from repro.generators import seed_generators
 from repro.run import RunFolder
 from repro.schedules import build_schedule
+from repro.speed import Clock, Speedometer, count_flops, device_peak
 from repro.task import Task
 
 
@@ -63,12 +66,10 @@ def train(task: Task, config: TrainConfig, name: str) -> dict[str, Any]:
 
 
 @dataclass
-class Progress:
+class Progress(Clock):
     """Where a run stands; stored in every checkpoint."""
 
     step: int = 0  # optimizer steps done
-    seconds: float = 0.0  # spent so far, all in all
-    train_seconds: float = 0.0  # of these, on training steps
     last: dict[str, Any] | None = None  # the newest record of a finished epoch
     best: dict[str, Any] | None = None  # the one with the best metric
     tracked: dict[str, Any] = field(default_factory=dict)  # what the tracker remembers
@@ -85,13 +86,13 @@ class Trainer:
         set_seed(config.seed)
 
         train_data, test_data = task.train_data(), task.test_data()
-        share = self._share(len(train_data))
+        self.share = self._share(len(train_data))
         ranks = accelerator.num_processes, accelerator.process_index
         self.sampler = TrainingSampler(
             len(train_data), config.batch_size, config.seed, config.accumulate, *ranks, config.repeats
         )
         self.loader = make_loader(train_data, self.sampler, config.seed, config.workers)
-        test_sampler = EvaluationSampler(len(test_data), share, *ranks)
+        test_sampler = EvaluationSampler(len(test_data), self.share, *ranks)
         self.test_loader = make_loader(test_data, test_sampler, None, config.workers)
         self.total = config.steps or self.sampler.steps * (config.epochs + config.schedule.cooldown_epochs)
         self.epochs = -(-self.total // self.sampler.steps)
@@ -109,7 +110,6 @@ class Trainer:
         )
         self.model, self.optimizer = accelerator.prepare(self.module, self.bare_optimizer)
         self.losses = torch.zeros(self.sampler.steps, device=self.device)  # of this epoch's steps
-        set_seed(config.seed, device_specific=True)  # from here on processes draw different numbers
 
     def run(self) -> dict[str, Any]:
         """Train to the end and return the summary."""
@@ -119,7 +119,8 @@ class Trainer:
         self.tracker = tracking.Tracker(self.config.row, self.progress.tracked)
         if self.tracker.untracked is not None:
             self.accelerator.print(f"not tracked: {self.tracker.untracked}")
-        self.mark = time.perf_counter()
+        peak = device_peak(self.device, self.accelerator.num_processes)
+        self.speed = Speedometer(self.progress, self.task.samples, self.config.batch_size, peak)
         show = self.accelerator.is_main_process
         with tqdm(
             total=self.total, initial=self.progress.step, unit="step", disable=None if show else True
@@ -135,9 +136,13 @@ class Trainer:
         self.sampler.start_at(epoch, done)
         if done == 0:
             self.losses.zero_()
-        for batch in self.loader:
+        for micro, loaded in enumerate(self.speed.waiting(self.loader)):
+            batch = self.task.move(loaded, self.device)
+            if self.speed.forward_flops is None:
+                self.speed.forward_flops = count_flops(self.task, self.module, batch) / self.share
+            self._seed(micro)
             with self.accelerator.accumulate(self.model):
-                loss = self.task.loss(self.model, self.task.move(batch, self.device))
+                loss = self.task.loss(self.model, batch)
                 self.accelerator.backward(loss)
                 self.losses[done] += loss.detach() / self.config.accumulate
                 if self.accelerator.sync_gradients:
@@ -160,12 +165,18 @@ class Trainer:
                 if self.progress.step == self.total:
                     return
 
+    def _seed(self, micro: int) -> None:
+        """Seed the generators for a micro-batch by its number among those of all processes."""
+        accumulate, ranks = self.config.accumulate, self.accelerator.num_processes
+        number = micro % accumulate * ranks + self.accelerator.process_index
+        seed_generators(f"batch {self.config.seed} {self.progress.step} {number}")
+
     def _estimate_hessian(self, batch: Any) -> None:
         """Give an optimizer that wants them estimates of the Hessian's diagonal, from a micro-batch."""
         if not isinstance(self.bare_optimizer, optim.Sophia):
             return
         with self.accelerator.autocast():
-            logits = self.task.logits(self.module, self.task.move(batch, self.device))
+            logits = self.task.logits(self.module, batch)
         params = [p for p in self.module.parameters() if p.requires_grad]
         estimates = optim.gauss_newton_bartlett(logits, params)
         self.bare_optimizer.update_hessian(
@@ -196,6 +207,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.update_parameters(self.module)
         self.progress.step += 1
+        self.speed.lap_steps += 1
         self.bar.update()
         every = self.config.measure_every
         due = every is not None and self.progress.step % every == 0
@@ -205,7 +217,9 @@ class Trainer:
             return
         if done % self.config.run.log_every == 0:
             loss = self._mean_loss(done - self.config.run.log_every, done)
+            self.speed.tick(training=True)
             self._log({"epoch": self._epochs_at(epoch, done), "train_loss": loss})
+            self._log_speed()
             shown = {"epoch": f"{epoch + 1}/{self.epochs}", "loss": f"{loss:.4g}", "lr": f"{self._lr():.3g}"}
             self.bar.set_postfix(shown | ({"verdict": self.tracker.verdict} if self.tracker.verdict else {}))
         every = self.config.run.checkpoint_every
@@ -215,11 +229,13 @@ class Trainer:
     def _end_stretch(self, epoch: int, done: int) -> None:
         """Measure, log and save: at the end of an epoch or of the run, and every `measure_every` steps."""
         record = {"epoch": self._epochs_at(epoch, done), "train_loss": self._mean_loss(0, done)}
-        self._tick("train_seconds")
+        self.speed.tick(training=True)
+        self._average_statistics()
         record |= self._measure(self.accelerator.unwrap_model(self.model))
         if self.ema is not None:
             record |= {f"ema_{key}": value for key, value in self._measure(self.ema.module).items()}
         self.progress.last = self._log(record, measured=True)
+        self._log_speed()
         sign = 1 if self.task.higher_is_better else -1
         best = self.progress.best
         if best is None or sign * record[self.metric] > sign * best[self.metric]:
@@ -231,6 +247,21 @@ class Trainer:
     def _epochs_at(self, epoch: int, done: int) -> float:
         """Return the number of epochs after `done` steps of `epoch`, an int where it is whole."""
         return epoch + 1 if done == self.sampler.steps else round(epoch + done / self.sampler.steps, 6)
+
+    @torch.no_grad()
+    def _average_statistics(self) -> None:
+        """Average BatchNorm's statistics over the processes, as timm does (--dist-bn reduce).
+
+        The averaged model has those of the first process, so that a continued run has them, too.
+        """
+        if self.accelerator.num_processes == 1:
+            return
+        for name, buffer in self.module.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.copy_(self.accelerator.reduce(buffer, "mean"))
+        if self.ema is not None:
+            for buffer in self.ema.module.buffers():
+                buffer.copy_(broadcast(buffer))
 
     @torch.no_grad()
     def _measure(self, model: nn.Module) -> dict[str, float]:
@@ -272,22 +303,20 @@ class Trainer:
         self.accelerator.log(record, step=self.progress.step)
         return record
 
-    def _tick(self, *kinds: str) -> None:
-        """Add the time since the last call to the run's seconds, and to those of `kinds`."""
-        now = time.perf_counter()
-        for kind in ("seconds", *kinds):
-            setattr(self.progress, kind, getattr(self.progress, kind) + now - self.mark)
-        self.mark = now
+    def _log_speed(self) -> None:
+        """Append the speed since the last record to speed.jsonl and the trackers."""
+        rates = self.speed.lap()
+        self.folder.log({"step": self.progress.step, **rates}, "speed.jsonl")
+        self.accelerator.log(rates, step=self.progress.step)
 
     def _save(self, measured: bool = False) -> None:
         """Write a checkpoint and delete those no longer needed; `measured` if that was what came before."""
         if measured:
-            self._tick()
+            self.speed.tick()
         else:
             # weights made from a loss that is not finite are not worth keeping
             self._mean_loss(0, self.progress.step % self.sampler.steps)
-            self._tick("train_seconds")
-        generators = gather_object([get_generators()])
+            self.speed.tick(training=True)
         if not self.accelerator.is_main_process:
             return
 
@@ -299,7 +328,7 @@ class Trainer:
             state = {
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-                "generators": generators,
+                "processes": self.accelerator.num_processes,
                 "losses": self.losses,
             }
             torch.save(state, path / "training.pt")
@@ -327,12 +356,11 @@ class Trainer:
             if self.ema is not None:
                 load_model(self.ema.module, path / checkpoint.EMA, device=str(self.device))
                 self.ema.n_averaged.fill_(self.progress.step)
-            if len(state["generators"]) != self.accelerator.num_processes:
+            if state["processes"] != self.accelerator.num_processes:
                 raise UserError(
-                    f"{self.folder.path} was begun with {len(state['generators'])} processes, now there are "
+                    f"{self.folder.path} was begun with {state['processes']} process(es), now there are "
                     f"{self.accelerator.num_processes}; start as many, or afresh with run.overwrite=true"
                 )
-            set_generators(state["generators"][self.accelerator.process_index])
             self.accelerator.print(f"continuing {self.folder.path} at step {self.progress.step}")
         self.folder.rewind(self.progress.step)
 

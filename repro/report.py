@@ -55,9 +55,7 @@ def summarise(trainer: "Trainer") -> dict[str, Any]:
         "final": progress.last,
         "best": progress.best,
         "seconds": round(progress.seconds, 2),
-        f"{trainer.task.samples}_per_second": round(
-            progress.step * config.batch_size / progress.train_seconds, 1
-        ),
+        **trainer.speed.rates(progress.step, progress.train_seconds, progress.wait_seconds),
         "peak_memory_mib": round(peak / 2**20),
         "memory_of": "GPU, allocated" if on_gpu else "process, resident",
     }
@@ -79,7 +77,10 @@ def describe(summary: dict[str, Any]) -> str:
         "model": f"{summary['model']}, {summary['parameters']:,} parameters",
         "optimizer": f"{summary['optimizer']}, path: {summary['optimizer_path']}",
         "time": f"{_duration(summary['seconds'])} for {summary['epochs']} epochs, "
-        f"{summary[speed]:,.0f} {speed.removesuffix('_per_second')}/s",
+        f"{summary[speed]:,.0f} {speed.removesuffix('_per_second')}/s"
+        + (f", {summary['tflop_per_second']:.3g} TFLOP/s" if "tflop_per_second" in summary else "")
+        + (f" ({summary['mfu']:.1%} of the peak)" if "mfu" in summary else "")
+        + (f", {summary['wait_share']:.0%} of the time waiting for data"),
         "memory": f"{summary['peak_memory_mib']:,} MiB at most ({summary['memory_of']})",
         "folder": summary["run"],
     }

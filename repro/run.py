@@ -7,7 +7,9 @@ runs/<entry point>/<name>/
                        in between; records of a measurement have the test metrics. With a row of the ledger,
                        released_<key> is what the released log has there, and verdict how the run stands.
                        Nothing but what the configuration determines is in it, so that two runs of one
-                       configuration on one machine agree in every byte; times are in summary.json.
+                       configuration on one machine agree in every byte; times are in speed.jsonl.
+    speed.jsonl        since the record before: samples a second, share of the time that was waiting for data,
+                       10^12 operations a second, and their share of the device's peak (see repro.speed)
     monitor.jsonl      with run.monitor: samples of optim.Monitor, which have times and memory in them
     checkpoints/       see repro.checkpoint
     summary.json       written at the end; its presence marks the run as finished
@@ -35,6 +37,8 @@ from repro.errors import UserError
 
 # A continued run may differ from its beginning in these keys (and those below them), and in no other.
 FREE_KEYS = ("run", "tracking", "workers", "data.root", "row")
+
+LOGS = ("metrics.jsonl", "speed.jsonl")
 
 _PACKAGES = ("torch", "accelerate", "timm", "transformers", "datasets", "numpy", "safetensors", "hydra-core")
 
@@ -123,20 +127,20 @@ class RunFolder:
         if self.active:
             write_atomically(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
 
-    def log(self, record: dict[str, Any]) -> None:
-        """Append a record, which must have a `step`, to metrics.jsonl."""
+    def log(self, record: dict[str, Any], file: str = "metrics.jsonl") -> None:
+        """Append a record, which must have a `step`, to a file of LOGS."""
         if self.active:
-            with (self.path / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            with (self.path / file).open("a") as log:
+                log.write(json.dumps(record) + "\n")
 
     def rewind(self, step: int) -> None:
         """Drop the records after `step`, and a last line that a kill left incomplete."""
         if not self.active:
             return
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        complete = [line for line in lines if line.endswith("\n")]
-        write_atomically(path, "".join(line for line in complete if json.loads(line)["step"] <= step))
+        for path in (self.path / name for name in LOGS):
+            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+            complete = [line for line in lines if line.endswith("\n")]
+            write_atomically(path, "".join(line for line in complete if json.loads(line)["step"] <= step))
 
 
 def write_atomically(path: Path, text: str) -> None:

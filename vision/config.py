@@ -1,12 +1,17 @@
 """Configuration of vision/train.py and vision/pretrain_mae.py."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 from repro.config import TrainConfig, one_of
 from repro.errors import UserError
+from repro.run import run_name
+
+SCRATCH = "scratch"
 
 
 @dataclass
@@ -16,8 +21,13 @@ class ModelConfig:
     name: str = "vit_tiny_patch16_224"
     kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
     drop_path: float = 0.0
-    pretrained: bool = False  # timm's weights from the Hugging Face hub
-    checkpoint: str | None = None  # initial weights: a run folder, a checkpoint folder or a .safetensors file
+    pretrained: bool = False  # initial weights: timm's, from the Hugging Face hub, for a name with its tag
+    checkpoint: str | None = (
+        None  # initial weights: a run folder, or what else repro.foreign reads; scratch: none
+    )
+    head_std: float | None = None  # of a new head, whose bias is then 0; null: as timm draws it
+    probe: bool = False  # train a linear head alone, on normalised features of the frozen rest
+    grad_checkpointing: bool = False  # compute activations again in the backward pass, to save memory
 
 
 @dataclass
@@ -80,8 +90,35 @@ class VisionConfig(TrainConfig):
         one_of("augment.mixup_mode", self.augment.mixup_mode, ("batch", "pair", "elem"))
         if not 0 <= self.augment.label_smoothing < 1:
             raise UserError(f"augment.label_smoothing={self.augment.label_smoothing}: must lie in [0, 1)")
+        self._check_model()
         if self.mixes and self.batch_size // self.accumulate % 2:
             raise UserError(f"batch_size={self.batch_size}: mixup and cutmix need an even micro-batch")
+
+    def _check_model(self) -> None:
+        """Check where the initial weights come from, before anything is built or read."""
+        model, row = self.model, self.row
+        if model.head_std is not None and not model.head_std > 0:
+            raise UserError(f"model.head_std={model.head_std}: must be above 0, or null for timm's own")
+        if model.probe and (model.drop_path or model.grad_checkpointing):
+            raise UserError(
+                "model.probe=true: set model.drop_path=0 and model.grad_checkpointing=false beside it"
+            )
+        if model.pretrained and model.checkpoint is not None:
+            raise UserError(f"model.checkpoint={model.checkpoint}: set model.pretrained=false beside it")
+        after = None if row is None else row.after
+        cure = "name a file or a run's folder with weights"
+        if row is not None and after is not None:
+            scale = " --scale proxy" if row.scale == "proxy" else ""
+            cure = (
+                f"{row.name} starts from {after}, `python scripts/reproduce.py {after}{scale}`: "
+                "name its run's folder, or a public checkpoint"
+            )
+        if model.checkpoint is None and not model.pretrained and (after is not None or model.probe):
+            raise UserError(
+                f"model.checkpoint is not set: {cure}; model.checkpoint={SCRATCH} starts from none"
+            )
+        if model.checkpoint not in (None, SCRATCH) and not Path(model.checkpoint).expanduser().exists():
+            raise UserError(f"model.checkpoint={model.checkpoint}: no such file or folder; {cure}")
 
     @property
     def mixes(self) -> bool:
@@ -124,9 +161,10 @@ class PretrainConfig(TrainConfig):
         super().check()
         _check_images(self.data, self.augment)
         for key in ("mixup", "cutmix", "erase"):
-            value = getattr(self.augment, key)
-            if value > 0:
-                raise UserError(f"augment.{key}={value}: must be 0; images are neither mixed nor erased here")
+            if getattr(self.augment, key) > 0:
+                raise UserError(
+                    f"augment.{key}={getattr(self.augment, key)}: must be 0; nothing is mixed or erased here"
+                )
 
 
 def _check_images(data: DataConfig, augment: AugmentConfig) -> None:
@@ -139,3 +177,11 @@ def _check_images(data: DataConfig, augment: AugmentConfig) -> None:
 
 ConfigStore.instance().store(name="vision_schema", node=VisionConfig)
 ConfigStore.instance().store(name="pretrain_mae_schema", node=PretrainConfig)
+
+
+def proxy_run(recipe: str, row: str, proxy: str) -> str:
+    """Return the folder, below run.root, of the run that `scripts/reproduce.py <row> --scale proxy` makes."""
+    return f"{recipe}/{run_name([f'+paper={row}', f'+proxy={proxy}'])}"
+
+
+OmegaConf.register_new_resolver("proxy_run", proxy_run, replace=True)

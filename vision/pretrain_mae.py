@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,16 +18,16 @@ from torchvision.utils import save_image
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from repro import checkpoint
 from repro.cli import entry_point
 from repro.data import Sized
-from repro.errors import UserError
+from repro.foreign import read_weights
 from repro.loop import train
 from repro.run import run_name
 from repro.task import Task
 from vision.config import PretrainConfig
 from vision.data import Images, read, test_transform, train_transform
 from vision.mae import MaskedAutoencoder
+from vision.models import create, load
 
 PICTURE = "reconstructions.png"
 SHOWN, LEAST_SIDE = 8, 96  # images in the picture, and pixels of a side of each
@@ -72,22 +71,12 @@ class Pretraining(Task):
     def build_model(self) -> MaskedAutoencoder:
         """Return the autoencoder with its initial weights."""
         config = self.config.model
-        try:
-            encoder = timm.create_model(
-                config.name, num_classes=0, in_chans=self.config.data.channels, **config.kwargs
-            )
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-            AssertionError,
-        ) as error:  # timm says no in all four ways
-            raise UserError(f"model.name={config.name}, model.kwargs={config.kwargs}: {error}") from error
+        encoder = create(config.name, config.kwargs, num_classes=0, in_chans=self.config.data.channels)
         model = MaskedAutoencoder(
             encoder, **asdict(config.decoder), mask_ratio=config.mask_ratio, norm_pixels=config.norm_pixels
         )
         if config.checkpoint is not None:
-            checkpoint.load_weights(model, self.model_name, config.checkpoint)
+            load(model, read_weights(Path(config.checkpoint).expanduser())[0], config.checkpoint)
         model.set_grad_checkpointing(config.grad_checkpointing)
         return model
 
@@ -105,7 +94,7 @@ class Pretraining(Task):
     def draw(self, folder: Path) -> None:
         """Put a picture into a run's folder: test images, what is seen of them, and the reconstruction."""
         model = self.build_model().eval()
-        checkpoint.load_weights(model, self.model_name, str(folder))
+        load(model, read_weights(folder)[0], str(folder))
         data, config = self.test_data(), self.config.data
         indices = torch.arange(min(SHOWN, len(data)))
         images = torch.stack([data[index][0] for index in indices.tolist()])

@@ -3,12 +3,10 @@
 Without further words it trains a small ViT on scikit-learn's digits in about a minute on two CPU cores.
 """
 
-import difflib
 import sys
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
@@ -17,15 +15,14 @@ from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from repro import checkpoint
 from repro.cli import entry_point
 from repro.data import Sized
-from repro.errors import UserError
 from repro.loop import train
 from repro.run import run_name
 from repro.task import Task
 from vision.config import VisionConfig
 from vision.data import Images, read, test_transform, train_transform
+from vision.models import build
 
 
 class Classification(Task):
@@ -38,8 +35,8 @@ class Classification(Task):
     def __init__(self, config: VisionConfig) -> None:
         self.config = config
         self.model_name = config.model.name
-        self.train_split, self.test_split, classes = read(config.data)
-        self.classes = len(classes)
+        self.train_split, self.test_split, self.class_names = read(config.data)
+        self.classes = len(self.class_names)
         augment = config.augment
         self.mixup: Mixup | None = None
         if config.mixes:
@@ -63,25 +60,8 @@ class Classification(Task):
         return Images(self.test_split, self.config.data.channels, test_transform(self.config.data))
 
     def build_model(self) -> nn.Module:
-        """Return the timm model with its initial weights."""
-        config, data = self.config.model, self.config.data
-        if not timm.is_model(config.name):
-            close = difflib.get_close_matches(config.name, timm.list_models(), n=3)
-            hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() shows all"
-            raise UserError(f"model.name={config.name}: timm has no such model; {hint}")
-        try:
-            model: nn.Module = timm.create_model(
-                config.name,
-                pretrained=config.pretrained,
-                num_classes=self.classes,
-                in_chans=data.channels,
-                drop_path_rate=config.drop_path,
-                **config.kwargs,
-            )
-        except (TypeError, ValueError, AssertionError) as error:  # timm says no in all three ways
-            raise UserError(f"model.name={config.name}, model.kwargs={config.kwargs}: {error}") from error
-        if config.checkpoint is not None:
-            checkpoint.load_weights(model, config.name, config.checkpoint)
+        """Return the model with its initial weights."""
+        model = build(self.config.model, self.config.data, self.classes)
         return model.to(memory_format=torch.channels_last) if self.config.channels_last else model
 
     def move(self, batch: Any, device: torch.device) -> Any:
@@ -110,14 +90,19 @@ class Classification(Task):
         return scores
 
     def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
-        """Return the sums of the cross entropy and of correct answers (in percent) over a batch."""
+        """Return the sums of the cross entropy and of correct answers (in percent) over a batch.
+
+        With more than five classes also of those that are among the five likeliest.
+        """
         images, labels = batch
         logits = model(images).float()
-        correct = (logits.argmax(1) == labels).sum()
-        return {
+        sums = {
             "test_loss": F.cross_entropy(logits, labels, reduction="sum"),
-            self.metric: 100 * correct,
-        }, len(labels)
+            self.metric: 100 * (logits.argmax(1) == labels).sum(),
+        }
+        if self.classes > 5:
+            sums["test_top5"] = 100 * (logits.topk(5).indices == labels[:, None]).sum()
+        return sums, len(labels)
 
 
 @entry_point("vision", VisionConfig)

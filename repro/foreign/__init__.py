@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from repro.checkpoint import best
 from repro.errors import UserError
-from repro.foreign.content import Checkpoint, is_buffer
+from repro.foreign.content import Checkpoint, Weights, is_buffer
 from repro.foreign.files import read_file
 from repro.foreign.folders import read_folder
 
-__all__ = ["Checkpoint", "read"]
+__all__ = ["Checkpoint", "Weights", "read", "read_weights"]
 
 
 def read(path: Path) -> Checkpoint:
@@ -22,3 +23,21 @@ def read(path: Path) -> Checkpoint:
     if not found.buffers:
         found.buffers = {name for name, x in found.weights.items() if is_buffer(name, x)}
     return found
+
+
+def read_weights(path: Path, kind: str | None = None) -> tuple[Weights, Checkpoint]:
+    """Return the weights in a checkpoint that are to be used, and the checkpoint.
+
+    Of a run of ours it is the best one.
+
+    Args:
+        kind: "model" or "ema" (averaged); None: averaged where there are any.
+
+    Raises:
+        UserError: it cannot be read, or there are none of that kind.
+    """
+    found = read(best(path))
+    weights = found.weights if kind == "model" or (kind is None and not found.ema) else found.ema
+    if not weights:
+        raise UserError(f"{found.path} ({found.title}) has no {'averaged ' if kind == 'ema' else ''}weights")
+    return weights, found

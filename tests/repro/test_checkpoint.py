@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from repro import checkpoint
 from repro.errors import UserError
+from repro.foreign import read_weights
 
 ABOUT = {"model": "net", "parameters": 6, "best": None}
 
@@ -94,44 +94,39 @@ def test_clean_removes_leftovers(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
 
 
-def test_load_weights_from_folder_and_file(tmp_path: Path) -> None:
-    folder = save(tmp_path, 1)
-    for source in (folder, folder / checkpoint.MODEL):
-        model = nn.Linear(2, 2)
-        checkpoint.load_weights(model, "net", str(source))
-        torch.testing.assert_close(
-            dict(model.state_dict()), checkpoint_tensors(folder / checkpoint.MODEL), rtol=0, atol=0
-        )
-
-
-def checkpoint_tensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
+def test_read_weights_from_a_file(tmp_path: Path) -> None:
+    path = save(tmp_path, 1) / checkpoint.MODEL
+    weights, found = read_weights(path)
+    assert found.model == "net"
+    assert {name: tuple(x.shape) for name, x in weights.items()} == {"weight": (2, 2), "bias": (2,)}
+    with pytest.raises(UserError, match="has no averaged weights"):
+        read_weights(path, "ema")
 
 
 @pytest.mark.parametrize(
-    ("model", "difference"),
+    ("theirs", "difference"),
     [
-        (nn.Linear(2, 3), r"its weight has shape \[2, 2\], here it is \[3, 2\]"),
-        (nn.Linear(2, 2, bias=False), "its bias has no place here"),
-        (nn.Sequential(nn.Linear(2, 2)), "it has no 0.weight"),
+        ({"weight": (2, 2), "bias": (2,)}, None),
+        ({"weight": [3, 2], "bias": (2,)}, r"its weight has shape [3, 2], here it is [2, 2]"),
+        ({"weight": (2, 2), "bias": (2,), "scale": ()}, "its scale has no place here"),
+        ({"bias": (2,)}, "it has no weight"),
     ],
 )
-def test_weights_of_another_model(tmp_path: Path, model: nn.Module, difference: str) -> None:
-    folder = save(tmp_path, 1)
-    with pytest.raises(UserError, match=rf"holds another model \(net\), not other: {difference}"):
-        checkpoint.load_weights(model, "other", str(folder))
+def test_first_difference(theirs: dict[str, tuple[int, ...]], difference: str | None) -> None:
+    assert checkpoint.first_difference({"weight": (2, 2), "bias": (2,)}, theirs) == difference
 
 
 def test_unusable_sources(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
-        checkpoint.load_weights(nn.Linear(2, 2), "net", str(tmp_path / "none"))
+        read_weights(tmp_path / "none")
     (tmp_path / "text.safetensors").write_text("hello")
-    with pytest.raises(UserError, match="cannot read weights"):
-        checkpoint.load_weights(nn.Linear(2, 2), "net", str(tmp_path / "text.safetensors"))
-    with pytest.raises(UserError, match="not a usable checkpoint"):
-        checkpoint.load_weights(nn.Linear(2, 2), "net", str(tmp_path))
+    with pytest.raises(UserError, match="it is damaged, or no safetensors file"):
+        read_weights(tmp_path / "text.safetensors")
+    with pytest.raises(UserError, match="no checkpoint of a known kind"):
+        read_weights(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="has no checkpoint in it"):
+        read_weights(tmp_path)
 
 
 def test_manifest_is_json(tmp_path: Path) -> None:

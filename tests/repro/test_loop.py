@@ -19,6 +19,7 @@ from toy import ToyTask
 from repro import checkpoint, loop
 from repro.config import TrainConfig
 from repro.errors import UserError
+from repro.foreign import read_weights
 from repro.loop import train
 
 
@@ -60,6 +61,8 @@ def test_resume_is_bit_identical(config: TrainConfig, monkeypatch: pytest.Monkey
             train(ToyTask(), config, "broken")
     train(ToyTask(), config, "broken")
     assert result(folder(config, "broken")) == result(folder(config, "whole"))
+    speeds, metrics = (folder(config, "broken") / name for name in ("speed.jsonl", "metrics.jsonl"))
+    assert len(speeds.read_text().splitlines()) == len(metrics.read_text().splitlines())
 
 
 def test_a_damaged_checkpoint_is_passed_over(
@@ -125,6 +128,10 @@ def test_folder_and_summary(config: TrainConfig, capsys: pytest.CaptureFixture[s
     epochs = [record for record in records if isinstance(record["epoch"], int)]
     assert [record["step"] for record in epochs] == [8, 16, 24, 32]
     assert [record["epoch"] for record in records[:4]] == [0.25, 0.5, 0.75, 1]
+    speeds = [json.loads(line) for line in (path / "speed.jsonl").read_text().splitlines()]
+    assert [speed["step"] for speed in speeds] == [record["step"] for record in records]
+    assert all(speed["points_per_second"] > 0 and 0 < speed["wait_share"] < 1 for speed in speeds)
+    assert summary["tflop_per_second"] == pytest.approx(summary["points_per_second"] * 96 / 1e12, rel=1e-3)
     assert summary["final"] == epochs[-1]
     assert summary["best"]["ema_accuracy"] == max(record["ema_accuracy"] for record in epochs)
     hits = epochs[-1]["accuracy"] * 21 / 100  # of 21 test points in batches of 4: each counted once
@@ -144,13 +151,15 @@ def test_folder_and_summary(config: TrainConfig, capsys: pytest.CaptureFixture[s
     assert "epoch 4/4" in capsys.readouterr().out
 
 
-def test_the_best_checkpoint_of_a_run_initialises_a_model(config: TrainConfig) -> None:
+def test_the_weights_of_a_run_are_those_of_its_best_checkpoint(config: TrainConfig) -> None:
     summary = train(ToyTask(), config, "run")
-    model = ToyTask().build_model()
-    checkpoint.load_weights(model, "toy_net", str(folder(config, "run")))
     best = folder(config, "run") / "checkpoints" / f"step-{summary['best']['step']:09d}"
-    stored = load_file(best / checkpoint.EMA)
-    assert all(torch.equal(stored[key], value) for key, value in model.state_dict().items())
+    for kind, file in ((None, checkpoint.EMA), ("ema", checkpoint.EMA), ("model", checkpoint.MODEL)):
+        weights, found = read_weights(folder(config, "run"), kind)
+        stored = load_file(best / file)
+        assert found.path == best
+        assert weights.keys() == stored.keys()
+        assert all(torch.equal(stored[key], x) for key, x in weights.items())
 
 
 def test_average_is_of_the_weights(config: TrainConfig) -> None:

@@ -61,6 +61,13 @@ def images(tmp_path: Path) -> Path:
         ("+model.kwargs.deth=3", "unexpected keyword argument 'deth'"),
         ("model.kwargs.num_heads=7", "model.kwargs="),
         ("model.checkpoint=/nope", "model.checkpoint=/nope: no such file or folder"),
+        ("model.head_std=0", "model.head_std=0.0: must be above 0"),
+        ("model.probe=true", "model.checkpoint is not set: name a file"),
+        ("+probe=digits", "model.checkpoint is not set: name a file"),
+        (
+            "+paper=mae/base",
+            "mae/base starts from mae/base_pretrain, `python scripts/reproduce.py mae/base_pretr",
+        ),
         ("data=fashionmnist", "data=fashionmnist: no such option; did you mean fashion_mnist?"),
         ("data.classes=11", "data.classes=11: digits has 10 classes"),
         ("data.mean=[0,0,0]", "data.mean=[0.0, 0.0, 0.0]: must have data.channels=1 numbers"),
@@ -129,9 +136,7 @@ def test_broken_archive_and_idx(command: Command, tmp_path: Path) -> None:
 def test_checkpoint_of_another_model(command: Command) -> None:
     assert command(*TINY, "run.name=small")[0] == 0
     line = fails(command, "epochs=1", "schedule.warmup_epochs=0", "model.checkpoint=runs/vision/small")
-    assert (
-        "runs/vision/small holds another model (vit_tiny_patch16_224), not vit_tiny_patch16_224: its " in line
-    )
+    assert line.startswith("runs/vision/small does not fit vit_tiny_patch16_224: its ")
     assert "here it is [" in line
 
 

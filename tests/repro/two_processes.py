@@ -1,0 +1,53 @@
+"""Started as two processes by test_processes.py: ROOT, then the arguments of vision/train.py for each run."""
+
+import json
+import sys
+
+import torch
+from torch import Tensor
+from toy import ToyTask
+
+from repro import loop
+from repro.config import RunConfig, TrainConfig
+from vision.train import main
+
+NAMES = ("1.running_mean", "1.running_var", "1.num_batches_tracked")
+measured = 0
+
+
+def everywhere(tensor: Tensor) -> Tensor:
+    """The tensors of both processes, stacked."""
+    parts = [torch.empty_like(tensor) for _ in range(2)]
+    torch.distributed.all_gather(parts, tensor.clone())
+    return torch.stack(parts)
+
+
+def checked(trainer: loop.Trainer) -> None:
+    """Average the statistics and see that it was done: the mean, and the first process's for the average."""
+    global measured
+    assert trainer.ema is not None
+    both = [dict(module.named_buffers()) for module in (trainer.module, trainer.ema.module)]
+    before = [{name: everywhere(buffers[name]) for name in NAMES} for buffers in both]
+    average(trainer)
+    after = [{name: everywhere(buffers[name]) for name in NAMES} for buffers in both]
+    for name in NAMES:
+        assert torch.equal(*after[0][name]), name
+        torch.testing.assert_close(after[0][name][0].double(), before[0][name].double().mean(0))
+        assert torch.equal(after[1][name][0], before[1][name][0]), name
+        assert torch.equal(after[1][name][1], before[1][name][0]), name
+    for x in before:  # or there was nothing to see
+        assert not torch.equal(*x[NAMES[0]])
+    measured += 1
+
+
+root, runs = sys.argv[1], json.loads(sys.argv[2])
+for arguments in runs:
+    assert main([*arguments, f"run.root={root}"]) == 0
+
+average = loop.Trainer._average_statistics
+loop.Trainer._average_statistics = checked  # type: ignore[method-assign]
+config = TrainConfig(
+    epochs=2, batch_size=8, ema_decay=0.9, optimizer={"name": "adan", "lr": 0.01}, run=RunConfig(root=root)
+)
+loop.train(ToyTask(), config, "statistics")
+assert measured == 2

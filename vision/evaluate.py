@@ -1,0 +1,184 @@
+"""Measure a checkpoint on a test set: `python vision/evaluate.py CHECKPOINT [key=value ...]`.
+
+    python vision/evaluate.py runs/vision/NAME                           a run of ours, as it was measured
+    python vision/evaluate.py last.pth.tar data.root=PATH                timm's: model and crop are in it
+    python vision/evaluate.py FILE --row mae/base data.root=PATH         as the row measures; compared with it
+    python vision/evaluate.py FILE model.name=resnet50 data.root=PATH    any other weights
+
+CHECKPOINT is whatever scripts/checkpoint.py reads; of a run it is the best one. key=value is as for
+vision/train.py; batch_size (256) is over all processes, of which torchrun starts several, and amp is off.
+Every image counts once. See docs/evaluate.md.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+from repro import foreign
+from repro.accelerator import build, shut_down
+from repro.cli import explain
+from repro.errors import UserError
+from repro.foreign import Checkpoint
+from repro.ledger import Row
+from repro.run import environment, write_atomically
+from vision import settings
+from vision.config import VisionConfig
+from vision.models import build_random, load
+from vision.predictions import by_class, measure, predict
+from vision.train import Classification
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return the exit status."""
+    options = parser().parse_intermixed_args(arguments)
+    try:
+        evaluate(options)
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
+    parser.add_argument("--row", help="of the ledger: model, crop and published value are this row's")
+    parser.add_argument(
+        "--weights", choices=["model", "ema"], help="default: averaged ones, where there are any"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write a line for each image (.csv, .parquet)"
+    )
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="write a line for each class (.csv, .parquet)"
+    )
+    return parser
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure as the command line says, print and write the results, and return them.
+
+    Raises:
+        UserError: the checkpoint, the settings, the data or a file to write cannot be used.
+    """
+    for path in (options.json, options.out, options.classes):
+        check_out(path)
+    weights, found = foreign.read_weights(options.checkpoint, options.weights)
+    config = settings.of(options.checkpoint, found, options.row, options.overrides)
+    task = Classification(config)
+    model = build_random(config.model, config.data, task.classes)
+    notes = load(model, weights, str(options.checkpoint))
+    accelerator = build(config)
+    try:
+        table, seconds = predict(model, task, accelerator)
+        if accelerator.is_main_process:
+            print("\n".join(notes), end="\n" * bool(notes))
+            results = describe_run(options, config, found, model, task)
+            results |= measure(table) | {"images_per_second": round(len(table) / seconds, 1)}
+            results |= against(config.row, results)
+            print(describe(results))
+            write(options, table, results, task.class_names)
+            return results
+        return {}
+    finally:
+        shut_down(accelerator)
+
+
+def describe_run(
+    options: argparse.Namespace,
+    config: VisionConfig,
+    found: Checkpoint,
+    model: nn.Module,
+    task: Classification,
+) -> dict[str, Any]:
+    """Return what was measured, and how."""
+    data = config.data
+    return {
+        "checkpoint": str(found.path),
+        "written_by": found.title,
+        "position": found.position,
+        "weights": options.weights or ("ema" if found.ema else "model"),
+        "model": config.model.name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "data": data.name if data.root is None else f"{data.name} {data.root}",
+        "classes": task.classes,
+        "size": data.size,
+        "crop_pct": data.crop_pct,
+        "interpolation": data.interpolation,
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "amp": config.amp,
+        "environment": environment(),
+    }
+
+
+def against(row: Row | None, results: dict[str, Any]) -> dict[str, Any]:
+    """Return the published value of a row at the paper's scale, and the difference to it, in percent."""
+    figures = [] if row is None or row.scale != "paper" else row.published
+    figure = next((each for each in figures if each.metric in results and each.value is not None), None)
+    if row is None or figure is None:
+        return {}
+    difference = results[figure.metric] - figure.goal
+    return {"row": row.name, "published": figure.goal, "difference": difference}
+
+
+def describe(results: dict[str, Any]) -> str:
+    """Return the results for people."""
+    kind = "averaged weights" if results["weights"] == "ema" else "weights"
+    at = ", ".join(f"{key} {value}" for key, value in results["position"].items())
+    rows = {
+        "checkpoint": f"{results['checkpoint']}: {results['written_by']}, {kind}" + (f", {at}" if at else ""),
+        "model": f"{results['model']}, {results['parameters']:,} parameters",
+        "data": f"{results['data']}: {results['images']:,} images in {results['classes']} classes, "
+        f"{results['size']} pixels, crop {results['crop_pct']:g}, {results['interpolation']}, "
+        f"amp {results['amp']}",
+        "top-1": f"{results['test_accuracy']:.3f} %, 95 % interval "
+        f"{results['low']:.2f} to {results['high']:.2f}",
+        **({"top-5": f"{results['test_top5']:.3f} %"} if results["classes"] > 5 else {}),
+        "loss": f"{results['test_loss']:.5f}",
+        "speed": f"{results['images_per_second']:,.1f} images/s",
+    }
+    if "row" in results:
+        inside = results["low"] <= results["published"] <= results["high"]
+        rows["published"] = (
+            f"{results['published']} % ({results['row']}): {results['difference']:+.3f}, "
+            f"{'inside' if inside else 'outside'} the interval"
+        )
+    return "\n".join(f"{key:<11} {value}" for key, value in rows.items())
+
+
+def write(
+    options: argparse.Namespace, table: pd.DataFrame, results: dict[str, Any], names: Sequence[str]
+) -> None:
+    """Write the files that were asked for."""
+    if options.json is not None:
+        write_atomically(options.json, json.dumps(results, indent=1) + "\n")
+    for path, frame in ((options.out, table), (options.classes, by_class(table, names))):
+        if path is not None:
+            frame.to_parquet(path) if path.suffix == ".parquet" else frame.to_csv(path, index=False)
+
+
+def check_out(path: Path | None) -> None:
+    """Raise UserError where a file cannot be written, before anything is measured."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

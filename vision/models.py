@@ -1,0 +1,207 @@
+"""Image classifiers of timm: building one, loading weights into it, and the linear probe on top of one."""
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from repro.checkpoint import first_difference
+from repro.errors import UserError
+from repro.foreign import Weights, read_weights
+from vision.config import SCRATCH, DataConfig, ModelConfig
+
+
+def build(config: ModelConfig, data: DataConfig, classes: int) -> nn.Module:
+    """Return the model of a configuration with its initial weights; says what was not taken as it is.
+
+    Raises:
+        UserError: timm has no such model, it does not take the options, or the weights do not fit.
+    """
+    model = build_random(config, data, classes)
+    if config.pretrained:
+        source, weights = config.name, _from_hub(config, data)
+    elif config.checkpoint not in (None, SCRATCH):
+        source, weights = config.checkpoint, read_weights(Path(config.checkpoint).expanduser())[0]
+    else:
+        return model
+    notes = load(model.trunk if isinstance(model, Probe) else model, weights, source, new_head=True)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print("\n".join(notes), end="\n" * bool(notes))
+    return model
+
+
+def build_random(config: ModelConfig, data: DataConfig, classes: int) -> nn.Module:
+    """Return the model of a configuration with random weights, wherever it would take others from.
+
+    Raises:
+        UserError: see `build`.
+    """
+    options = {"num_classes": 0 if config.probe else classes, "drop_path_rate": config.drop_path}
+    model = create(config.name, config.kwargs, in_chans=data.channels, **options)
+    if config.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError):  # timm's two ways of not having it
+            raise UserError(f"model.grad_checkpointing=true: timm's {config.name} does not have it") from None
+    if config.probe:
+        model = Probe(model, model.head_hidden_size, classes)
+    if config.head_std is not None:
+        head = model.get_classifier()
+        if not isinstance(head, nn.Linear):
+            raise UserError(
+                f"model.head_std={config.head_std}: the head of {config.name} is not one linear layer"
+            )
+        nn.init.trunc_normal_(head.weight, std=config.head_std)
+        nn.init.zeros_(head.bias)
+    return model
+
+
+def load(model: nn.Module, weights: Weights, source: str, *, new_head: bool = False) -> list[str]:
+    """Load weights, all of which must fit, and return what was done to them, a line each.
+
+    timm's own filter for the family of models translates names of other writers, and resizes what depends on
+    the size of images and patches (position embeddings by `resample_abs_pos_embed`).
+
+    Args:
+        model: of timm, or a Probe.
+        source: where the weights are from, for messages.
+        new_head: where they have another number of classes, or none, the model keeps the head that it has. An
+            autoencoder's decoder is then left out, and so is its final norm where the model has one after
+            pooling instead, as in MAE's fine-tuning.
+
+    Raises:
+        UserError: they do not fit; it names the first difference.
+    """
+    ours = model.state_dict()
+    notes: list[str] = []
+    if new_head and {"mask_token", "decoder_embed.weight"} <= weights.keys():
+        weights = {k: x for k, x in weights.items() if k != "mask_token" and not k.startswith("decoder_")}
+    weights = _translated(model, weights, notes)
+    if new_head:
+        weights = _with_head(model, weights, notes)
+    theirs = {
+        k: x for k, x in ours.items() if k.endswith("num_batches_tracked")
+    } | weights  # before torch 0.4.1
+    conv = f"{_trait(model, 'first_conv')}.weight"
+    if conv in ours and conv in theirs and ours[conv].shape[1] != theirs[conv].shape[1]:
+        channels = f"its {conv} takes {theirs[conv].shape[1]} channels, here there are {ours[conv].shape[1]}"
+        raise UserError(f"{source} does not fit {_name(model)}: {channels}; see data.channels")
+    shapes = ({k: x.shape for k, x in each.items()} for each in (ours, theirs))
+    difference = first_difference(*shapes)
+    if difference is not None:
+        raise UserError(f"{source} does not fit {_name(model)}: {difference}")
+    model.load_state_dict(theirs)
+    return [f"{source}: {note}" for note in notes]
+
+
+def _translated(model: nn.Module, weights: Weights, notes: list[str]) -> Weights:
+    translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if translate is None:
+        return weights
+    try:
+        made: Weights = translate(weights, model)
+    except Exception:  # weights of another family; how they differ is found out later
+        return weights
+    notes += [
+        f"{name}: {list(x.shape)} there, {list(made[name].shape)} here: resized"
+        for name, x in weights.items()
+        if name in made and made[name].shape != x.shape
+    ]
+    return made
+
+
+def _with_head(model: nn.Module, weights: Weights, notes: list[str]) -> Weights:
+    """Return the same weights with the model's own head if theirs is for other classes."""
+    ours = model.state_dict()
+    heads = _trait(model, "classifier")
+    heads = (heads,) if isinstance(heads, str) else tuple(heads or ())
+    there, here = (
+        len(each[f"{heads[0]}.bias"]) if f"{heads[0]}.bias" in each else 0 for each in (weights, ours)
+    )
+    if there == here > 0:
+        return weights
+    new = [f"{head}." for head in heads]
+    if there != here:
+        notes.append(f"head: {there} classes there, {here} here: {'drawn new' if here else 'left out'}")
+    if "fc_norm.weight" in ours and "norm.weight" not in ours and "fc_norm.weight" not in weights:
+        weights = {k: x for k, x in weights.items() if not k.startswith("norm.")}
+        new.append("fc_norm.")
+        notes.append("norm: left out, fc_norm after pooling begins at one")
+    own = {k: x for k, x in ours.items() if k.startswith(tuple(new))}
+    return {k: x for k, x in weights.items() if not k.startswith(tuple(new))} | own
+
+
+def _trait(model: nn.Module, key: str) -> Any:
+    """What timm says of a model: `classifier`, `first_conv`: names of modules."""
+    return getattr(model, "pretrained_cfg", {}).get(key)
+
+
+def _name(model: nn.Module) -> str:
+    return str(getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__))
+
+
+def _from_hub(config: ModelConfig, data: DataConfig) -> Weights:
+    """Return timm's weights of a model, adapted by timm to the number of channels."""
+    try:
+        weights: Weights = timm.create_model(
+            config.name, pretrained=True, in_chans=data.channels
+        ).state_dict()
+    except Exception as error:  # timm, the hub and the network raise whatever they do
+        raise UserError(
+            f"model.pretrained=true: no weights for {config.name} ({str(error).splitlines()[0]}); "
+            "model.checkpoint=FILE takes them from a file"
+        ) from error
+    return weights
+
+
+def create(name: str, kwargs: dict[str, Any], **options: Any) -> Any:
+    """Return a model of timm with random weights; `kwargs` are the user's, `options` ours.
+
+    Raises:
+        UserError: timm has no such model, or it does not take the user's arguments.
+    """
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() shows all"
+        raise UserError(f"model.name={name}: timm has no such model; {hint}")
+    try:
+        return timm.create_model(name, **options, **kwargs)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # timm says no in all these ways
+        raise UserError(f"model.name={name}, model.kwargs={kwargs}: {error}") from error
+
+
+class Probe(nn.Module):
+    """A linear classifier on the features of a trunk that stays as it is.
+
+    The features are normalised by BatchNorm without scale and shift, as in MAE's linear probing
+    (main_linprobe.py; arXiv 2111.06377, appendix A.1). The trunk is frozen and always in evaluation mode:
+    neither its weights nor the statistics of its own BatchNorm layers change, and nothing in it is dropped.
+    """
+
+    def __init__(self, trunk: nn.Module, features: int, classes: int) -> None:
+        super().__init__()
+        self.trunk = trunk.requires_grad_(False).eval()
+        self.norm = nn.BatchNorm1d(features, affine=False, eps=1e-6)
+        self.head = nn.Linear(features, classes)
+
+    def train(self, mode: bool = True) -> "Probe":
+        """Set the mode of all but the trunk."""
+        super().train(mode)
+        self.trunk.eval()
+        return self
+
+    def get_classifier(self) -> nn.Module:
+        """Return the head, as timm's models do."""
+        return self.head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return class scores [batch, classes] of images [batch, channels, height, width]."""
+        with torch.no_grad():
+            features = self.trunk(images)
+        scores: Tensor = self.head(self.norm(features))
+        return scores

@@ -1,0 +1,100 @@
+"""The settings that a checkpoint is to be measured with: its own, a row's, or timm's for the model."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from timm.data import resolve_data_config
+
+from repro import ledger
+from repro.cli import CONFIGS, explain
+from repro.errors import UserError
+from repro.foreign import Checkpoint
+from vision.config import VisionConfig
+
+DEFAULTS = ("amp=no", "batch_size=256")  # of a measurement, whatever the training had
+
+
+def of(path: Path, found: Checkpoint, row: str | None, overrides: Sequence[str]) -> VisionConfig:
+    """Return the configuration with which to measure.
+
+    Args:
+        path: as on the command line. What is in the folder of a run of ours has that run's settings.
+        found: the checkpoint there.
+        row: of the ledger, whose settings are to be used.
+        overrides: key=value, which go before all else.
+
+    Raises:
+        UserError: they do not say what model it is, or do not fit.
+    """
+    if row is not None:
+        if ledger.load(row).row.config != "vision":
+            raise UserError(f"--row {row}: it is not a classifier of images")
+        recipe = ledger.load(row, [*DEFAULTS, *overrides])
+        node: Any = {**recipe.config, "row": recipe.row}
+    elif (own := _run_config(path)) is not None:
+        node = OmegaConf.load(own)
+        for override in OverridesParser.create().parse_overrides([*DEFAULTS, *overrides]):
+            OmegaConf.update(node, override.key_or_group, override.value())
+    else:
+        node = _of_timm(path, found, overrides)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(VisionConfig), node)
+        config = cast(VisionConfig, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        whose = f"{path} was trained by another recipe, or another version: " if row is None else ""
+        raise UserError(f"{whose}{explain(error)}") from error
+    config.workers = min(config.workers, os.cpu_count() or 0)  # a row's are those of a large machine
+    return config
+
+
+def _run_config(path: Path) -> Path | None:
+    folders = [folder for folder in (path, *path.absolute().parents[:3]) if (folder / "checkpoints").is_dir()]
+    return next((f / "config.yaml" for f in folders if (f / "config.yaml").is_file()), None)
+
+
+def _of_timm(path: Path, found: Checkpoint, overrides: Sequence[str]) -> DictConfig:
+    """Model and preparation of images from a timm checkpoint's own settings, or timm's for the model."""
+    first = ["data=imagefolder", "workers=8", *DEFAULTS]
+    kwargs = {
+        key.rpartition(".")[2]: value
+        for key, value in found.settings.items()
+        if key.startswith("model_kwargs.") or (key == "gp" and value is not None)
+    }
+    if not any(override.startswith(("model=", "model.name=")) for override in overrides):
+        if found.model is None or not timm.is_model(found.model):
+            model = f", only that it is {found.model}" if found.model else ""
+            raise UserError(
+                f"{path} does not say which model of timm it is{model}: add --row ROW or model.name=NAME"
+            )
+        first.append(f"model.name={found.model}")
+        first += [
+            f"++model.kwargs.{'global_pool' if key == 'gp' else key}={json.dumps(value)}"
+            for key, value in kwargs.items()
+        ]
+    config = _compose([*first, *overrides])
+    if config.data.name not in ("imagefolder", "webdataset", "hfds"):
+        return config
+    return _compose([*first, *_images(config.model.name, found.settings), *overrides])
+
+
+def _images(model: str, args: Mapping[str, Any]) -> list[str]:
+    """The preparation of images for a model of timm, as overrides."""
+    known = timm.get_pretrained_cfg(model)
+    found = resolve_data_config(dict(args), pretrained_cfg=known.to_dict() if known is not None else {})
+    channels, size, _ = found["input_size"]
+    keys = {key: found[key] for key in ("crop_pct", "interpolation", "mean", "std")}
+    keys |= {"size": size, "channels": channels}
+    return [f"data.{key}={list(value) if isinstance(value, tuple) else value}" for key, value in keys.items()]
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("vision", list(overrides))
