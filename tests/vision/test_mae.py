@@ -364,6 +364,7 @@ def test_the_measure_has_fixed_masks() -> None:
         ("model.mask_ratio=1", "model.mask_ratio=1.0: shows 0 of 16 patches"),
         ("model.decoder.width=3", "model.decoder.width: no such key"),
         ("augment.mixup=0.8", "augment.mixup=0.8: must be 0; nothing is mixed or erased here"),
+        ("augment.erase=0.25", "augment.erase=0.25: must be 0; nothing is mixed or erased here"),
         ("data.mean=[0,0,0]", "data.mean=[0.0, 0.0, 0.0]: must have data.channels=1 numbers"),
         ("augment.crop=half", "augment.crop=half: must be one of"),
         ("optimizer=sophia", "optimizer=sophia: the recipe pretrain_mae has no class scores"),
