@@ -332,8 +332,8 @@ def test_the_proxy_starts_from_the_proxy_of_its_pretraining(name: str) -> None:
 def test_compiled(command: Command) -> None:
     """Compiled or not, the same but for rounding."""
     losses = []
-    for flag in ("true", "false"):
-        assert command(*TINY, f"compile={flag}", f"run.name={flag}", "batch_size=479")[0] == 0
-        metrics = Path(f"runs/vision/{flag}/metrics.jsonl").read_text()
+    for compile in (True, False):
+        assert command(*TINY, f"compile={compile}", f"run.name=compile-{compile}", "batch_size=479")[0] == 0
+        metrics = Path(f"runs/vision/compile-{compile}/metrics.jsonl").read_text()
         losses.append(float(metrics.split('"train_loss": ')[1].split(",")[0]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
