@@ -1,12 +1,12 @@
 """What workers and the device make of an image, against torchvision's and timm's own steps."""
 
-import io
 import random
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from made_images import encode, picture
 from PIL import Image
 from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
@@ -29,18 +29,6 @@ RGB = DataConfig(
     crop_pct=0.9,
 )
 STRONG = AugmentConfig(auto_augment="rand-m7-mstd0.5-inc1")
-
-
-def picture(seed: int = 0, size: tuple[int, int] = (50, 40), mode: str = "RGB") -> Image.Image:
-    """An image of all pixel values."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels).convert(mode)
-
-
-def jpeg(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG")
-    return buffer.getvalue()
 
 
 def seeded(seed: int, make: Callable[[], Tensor]) -> Tensor:
@@ -162,7 +150,7 @@ def test_move_gives_the_layout_of_the_model(layout: str) -> None:
 
 
 def encoded_split(sizes: list[tuple[int, int]]) -> Split:
-    files = [jpeg(picture(seed, size)) for seed, size in enumerate(sizes)]
+    files = [encode(picture(seed, size)) for seed, size in enumerate(sizes)]
     return Split(range(len(files)), [0] * len(files), files.__getitem__, "file {}".format)
 
 
