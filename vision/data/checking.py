@@ -161,9 +161,9 @@ def _check_images(splits: dict[str, Split], workers: int, found: Findings) -> No
             if oddity is not None:
                 oddities.setdefault(oddity, []).append(name)
     for problem, names in broken.items():
-        found.problems.append(f"{len(names)} {problem}; get them again: {_few(names, LINE)}")
+        found.problems.append(f"{len(names)} {problem}; get them again:{LINE}{_few(names, LINE)}")
     for oddity, names in oddities.items():
-        found.notes.append(f"{len(names)} {oddity}: {_few(names, LINE)}")
+        found.notes.append(f"{len(names)} {oddity}:{LINE}{_few(names, LINE)}")
 
 
 def _look(split: Split, index: int) -> tuple[str | None, str | None, str]:
@@ -215,5 +215,4 @@ def _call_function(thing: Any) -> Any:
 
 def _few(names: list[str], between: str = ", ") -> str:
     rest = len(names) - SHOWN
-    start = between if between == LINE else ""
-    return start + between.join(names[:SHOWN]) + (f"{between}and {rest:,} more" if rest > 0 else "")
+    return between.join(names[:SHOWN]) + (f"{between}and {rest:,} more" if rest > 0 else "")
