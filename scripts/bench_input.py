@@ -1,7 +1,7 @@
 """Times the input pipeline of a vision row: `python scripts/bench_input.py data.root=PATH [--row ROW]`.
 
 data.root is a set in ImageNet's layout. A sample of its training images goes to a temporary folder, once as
-class folders, once as tar shards; all is measured on it. ImageNet's photographs are mostly 500 x 375, of 110 kB
+class folders, once as tar shards; all is measured on it. ImageNet's photographs are mostly 500 x 375, 110 kB
 in the mean; from a set of thumbnails --shorter-side 375 makes images of that size, but smoother ones, which
 decode somewhat faster.
 

@@ -204,6 +204,9 @@ def _in_processes(
                 bar.update()
 
 
+_function: Callable[[Any], Any]  # of a process of the pool
+
+
 def _set_function(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function

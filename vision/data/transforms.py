@@ -4,8 +4,6 @@ Workers hand over uint8, a fourth of float32's bytes. The device makes floats of
 training, erases, in this order, as timm's prefetcher did in the published runs.
 """
 
-from typing import cast
-
 import torch
 from PIL import Image
 from timm.data import create_transform
@@ -99,7 +97,4 @@ def build_erasing(augment: AugmentConfig) -> RandomErasing | None:
     """
     if augment.erase == 0:
         return None
-    return cast(
-        RandomErasing,
-        RandomErasing(augment.erase, mode=augment.erase_mode, max_count=augment.erase_count),
-    )
+    return RandomErasing(augment.erase, mode=augment.erase_mode, max_count=augment.erase_count)

@@ -75,10 +75,10 @@ def write_shards(root: Path, out: Path, size: int, workers: int) -> dict[str, An
             bar.update(entry["samples"])
             _save_manifest(out, [done[shard.name] for shard in shards if shard.name in done])
     _save_manifest(out, [done[shard.name] for shard in shards])
-    written = read_webdataset(DataConfig(name="webdataset", root=str(out)))  # which also makes the index
-    for (name, split), other in zip(splits.items(), written, strict=False):
+    again = read_webdataset(DataConfig(name="webdataset", root=str(out)))  # which also makes the index
+    for split, other in ((train, again[0]), (test, again[1])):
         if list(split.labels) != list(other.labels):
-            raise UserError(f"{out}: the {name} shards are not what was written; run the command again")
+            raise UserError(f"{out}: the shards are not what was written; run the command again")
     return read_manifest(out)
 
 
