@@ -34,7 +34,7 @@ class ModelConfig:
 class DataConfig:
     """A data set and the shape its images are brought to."""
 
-    name: str = "digits"  # digits | fashion_mnist | cifar10 | imagefolder | hfds
+    name: str = "digits"  # digits | fashion_mnist | cifar10 | imagefolder | webdataset | hfds
     root: str | None = None  # folder; for hfds also a name on the Hugging Face hub
     size: int = 8  # pixels, of a side
     channels: int = 1
@@ -43,6 +43,7 @@ class DataConfig:
     std: list[float] = field(default_factory=lambda: [0.5])
     crop_pct: float = 1.0  # of the side, kept by the central crop in evaluation
     interpolation: str = "bicubic"  # in evaluation
+    draft: bool = False  # decode large training JPEGs at a fraction of their size: faster, other pixels
     train_split: str = "train"  # hfds only, like all below
     test_split: str = "test"
     image_column: str = "image"
@@ -88,6 +89,9 @@ class VisionConfig(TrainConfig):
         one_of("loss", self.loss, ("ce", "bce"))
         _check_images(self.data, self.augment)
         one_of("augment.mixup_mode", self.augment.mixup_mode, ("batch", "pair", "elem"))
+        one_of("augment.erase_mode", self.augment.erase_mode, ("const", "rand", "pixel"))
+        if not 0 <= self.augment.erase <= 1:
+            raise UserError(f"augment.erase={self.augment.erase}: is a probability, so in [0, 1]")
         if not 0 <= self.augment.label_smoothing < 1:
             raise UserError(f"augment.label_smoothing={self.augment.label_smoothing}: must lie in [0, 1)")
         self._check_model()

@@ -25,7 +25,7 @@ from repro.loop import train
 from repro.run import run_name
 from repro.task import Task
 from vision.config import PretrainConfig
-from vision.data import Images, read, test_transform, train_transform
+from vision.data import Images, Normalize, read, test_transform, train_transform
 from vision.mae import MaskedAutoencoder
 from vision.models import create, load
 
@@ -58,11 +58,13 @@ class Pretraining(Task):
         self.config = config
         self.model_name = f"MAE {config.model.name}"
         self.train_split, self.test_split, _ = read(config.data)
+        self.normalize = Normalize(config.data)
 
     def train_data(self) -> Sized:
         """Return the augmented training images."""
-        transform = train_transform(self.config.data, self.config.augment)
-        return Images(self.train_split, self.config.data.channels, transform)
+        data = self.config.data
+        transform = train_transform(data, self.config.augment)
+        return Images(self.train_split, data.channels, transform, data.size if data.draft else None)
 
     def test_data(self) -> Sized:
         """Return the test images with their indices."""
@@ -79,6 +81,11 @@ class Pretraining(Task):
             load(model, read_weights(Path(config.checkpoint).expanduser())[0], config.checkpoint)
         model.set_grad_checkpointing(config.grad_checkpointing)
         return model
+
+    def move(self, batch: Any, device: torch.device) -> Any:
+        """Return normalised images, and what came with them, on the device."""
+        images, rest = super().move(batch, device)
+        return self.normalize(images), rest
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the mean squared error over the hidden patches, which are drawn anew."""
@@ -97,7 +104,7 @@ class Pretraining(Task):
         load(model, read_weights(folder)[0], str(folder))
         data, config = self.test_data(), self.config.data
         indices = torch.arange(min(SHOWN, len(data)))
-        images = torch.stack([data[index][0] for index in indices.tolist()])
+        images = self.normalize(torch.stack([data[index][0] for index in indices.tolist()]))
         filled, masked = model.reconstruct(images, noise(indices, model.num_patches))
         rows = torch.cat([images, masked, filled])
         rows = rows * torch.tensor(config.std)[:, None, None] + torch.tensor(config.mean)[:, None, None]

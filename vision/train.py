@@ -21,7 +21,7 @@ from repro.loop import train
 from repro.run import run_name
 from repro.task import Task
 from vision.config import VisionConfig
-from vision.data import Images, read, test_transform, train_transform
+from vision.data import Images, Normalize, build_erasing, read, test_transform, train_transform
 from vision.models import build
 
 
@@ -38,6 +38,7 @@ class Classification(Task):
         self.train_split, self.test_split, self.class_names = read(config.data)
         self.classes = len(self.class_names)
         augment = config.augment
+        self.normalize, self.erasing = Normalize(config.data), build_erasing(augment)
         self.mixup: Mixup | None = None
         if config.mixes:
             self.mixup = Mixup(
@@ -52,8 +53,9 @@ class Classification(Task):
 
     def train_data(self) -> Sized:
         """Return the augmented training images."""
-        transform = train_transform(self.config.data, self.config.augment)
-        return Images(self.train_split, self.config.data.channels, transform)
+        data = self.config.data
+        transform = train_transform(data, self.config.augment)
+        return Images(self.train_split, data.channels, transform, data.size if data.draft else None)
 
     def test_data(self) -> Sized:
         """Return the test images."""
@@ -65,15 +67,17 @@ class Classification(Task):
         return model.to(memory_format=torch.channels_last) if self.config.channels_last else model
 
     def move(self, batch: Any, device: torch.device) -> Any:
-        """Return images and labels on the device, in the model's memory format."""
+        """Return normalised images, in the model's memory format, and labels, on the device."""
         images, labels = super().move(batch, device)
-        if self.config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return images, labels
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        return self.normalize(images, layout), labels
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the cross entropy, over classes or per class, against mixed and smoothed labels."""
+        """Return the cross entropy, over classes or per class, of erased and mixed images."""
         images, labels = batch
+        if self.erasing is not None:
+            self.erasing.device = images.device
+            images = self.erasing(images)
         if self.mixup is not None:
             images, targets = self.mixup(images, labels)
         else:

@@ -3,16 +3,20 @@
 import gzip
 import io
 import os
+import pickle
 import tarfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from vision.config import AugmentConfig, DataConfig
-from vision.data import Images, Split, read, train_transform
+from repro.data import EvaluationSampler, make_loader
+from repro.errors import UserError
+from vision.config import DataConfig
+from vision.data import Images, Split, read
 from vision.data import test_transform as evaluation_transform
 
 real = pytest.mark.skipif("ADAN_DATA" not in os.environ, reason="ADAN_DATA names no folder with real data")
@@ -106,21 +110,100 @@ def test_hfds_reads_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (image.shape, label) == ((1, 32, 32), 1)
 
 
-def test_padded_crop_shifts() -> None:
-    data = DataConfig(mean=[0.0], std=[1.0])
-    transform = train_transform(data, AugmentConfig(crop="padded", padding=1, hflip=0, color_jitter=0))
-    image = Image.new("L", (8, 8))
-    image.putpixel((4, 4), 255)
-    spots = set()
-    for _ in range(200):
-        spots.add(int(transform(image).argmax()))
-    assert spots == {8 * y + x for x in (3, 4, 5) for y in (3, 4, 5)}
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> datasets.DatasetDict:
+    """Six training and three validation images of two classes, not in the order of their labels."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+
+    def split(number: int) -> datasets.Dataset:
+        images = [{"bytes": encoded(10 * index), "path": None} for index in range(number)]
+        labels = [index % 2 for index in range(number)]
+        return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+
+    return datasets.DatasetDict({"train": split(6), "validation": split(3)})
 
 
-def test_evaluation_normalises() -> None:
-    data = DataConfig(mean=[0.25], std=[0.5])
-    pixels = evaluation_transform(data)(Image.new("L", (8, 8), 255))
-    torch.testing.assert_close(pixels, torch.full((1, 8, 8), 1.5))
+@pytest.mark.parametrize("kind", ["saved", "saved, shuffled", "parquet"])
+def test_hfds_reads_what_datasets_wrote(
+    tmp_path: Path, rows: datasets.DatasetDict, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, order = tmp_path / "rows", list(range(6))
+    if kind == "parquet":
+        root.mkdir()
+        for name, split in rows.items():
+            split.to_parquet(root / f"{name}-00000-of-00001.parquet")
+    else:
+        if kind == "saved, shuffled":
+            order = [3, 1, 0, 2]
+            rows["train"] = rows["train"].select(order)
+        rows.save_to_disk(root)
+    config = DataConfig(name="hfds", root=str(root), size=32, test_split="validation")
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.Image, "decode_example", None)  # neither labels nor images are decoded there
+        train, test, classes = read(config)
+        assert [first_pixel(train, index) for index in range(len(order))] == [10 * index for index in order]
+    assert (train.labels, test.labels, classes) == ([index % 2 for index in order], [0, 1, 0], ["cat", "dog"])
+    loader = make_loader(Images(train, 1, evaluation_transform(config)), EvaluationSampler(4, 2), None, 2)
+    pixels = torch.cat([images for images, _ in loader])[:, 0, 0, 0].tolist()
+    assert pixels == [10 * index for index in order[:4]]
+
+
+def test_hfds_names_what_is_wrong(tmp_path: Path, rows: datasets.DatasetDict) -> None:
+    def error(**more: str) -> str:
+        with pytest.raises(UserError) as raised:
+            read(
+                DataConfig(
+                    **{"name": "hfds", "root": str(tmp_path / "rows"), "test_split": "validation", **more}
+                )
+            )
+        return str(raised.value)
+
+    broken = rows["train"].to_dict()
+    broken["image"][4] = {"bytes": b"no image", "path": None}
+    rows["train"] = datasets.Dataset.from_dict(broken, features=rows["train"].features)
+    rows["unlabelled"] = rows["validation"].map(lambda row: {"label": -1})
+    rows["words"] = rows["train"].cast_column("label", datasets.Value("string"))
+    rows.save_to_disk(tmp_path / "rows")
+    assert "no split 'test'" in error(test_split="test")
+    assert "data.label_column=class:" in error(label_column="class")
+    assert "data.label_column=label: holds" in error(test_split="words")
+    assert "data.image_column=label: holds" in error(image_column="label")
+    line = error(test_split="unlabelled")
+    assert line.startswith(
+        f"{tmp_path / 'rows'}: unlabelled[0]: label -1 in the test split, but there are 2 classes"
+    )
+    split = read(DataConfig(name="hfds", root=str(tmp_path / "rows"), test_split="validation"))[0]
+    with pytest.raises(UserError, match=r"rows: train\[4\]: broken image \(cannot identify image file"):
+        split.open(4)
+
+
+def test_hfds_says_how_to_open_a_gated_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise datasets.exceptions.DatasetNotFoundError(
+            "Dataset 'ILSVRC/imagenet-1k' is a gated dataset on the Hub. You must be authenticated."
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(UserError, match=r"ILSVRC/imagenet-1k: datasets cannot load it: .*; accept its terms"):
+        read(DataConfig(name="hfds", root="ILSVRC/imagenet-1k"))
+
+
+def test_splits_can_be_pickled(tmp_path: Path, rows: datasets.DatasetDict) -> None:
+    write_folders(tmp_path / "images", "test")
+    rows.save_to_disk(tmp_path / "rows")
+    for config in (
+        DataConfig(),
+        DataConfig(name="imagefolder", root=str(tmp_path / "images")),
+        DataConfig(name="hfds", root=str(tmp_path / "rows"), test_split="validation"),
+    ):
+        split = read(config)[0]
+        again = pickle.loads(pickle.dumps(split))
+        assert first_pixel(again, 3) == first_pixel(split, 3)
+        assert again.name(again.items[3]) == split.name(split.items[3])
 
 
 @real

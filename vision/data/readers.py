@@ -1,54 +1,20 @@
-"""Image data sets: readers of each format, and one Dataset class for all of them.
-
-A file that cannot be decoded ends the run with an error that names it; images are never skipped, because two
-runs that are compared should have seen the same data.
-"""
+"""Readers of every format: each returns the training split, the test split and the names of the classes."""
 
 import gzip
-import io
+import os
 import tarfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import create_transform
-from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize
 
 from repro.errors import UserError
-from vision.config import AugmentConfig, DataConfig
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
-Transform = Callable[[Image.Image], Tensor]
-
-
-@dataclass
-class Split:
-    """Images that are not decoded yet: `open(items[i])` decodes the i-th."""
-
-    items: Sequence[Any] | NDArray[np.uint8]
-    labels: Sequence[int]
-    open: Callable[[Any], Image.Image]
-
-
-class Images(Dataset[tuple[Tensor, int]]):
-    """Pairs of an image as float tensor [channels, size, size] and its class index."""
-
-    def __init__(self, split: Split, channels: int, transform: Transform) -> None:
-        self.split, self.transform = split, transform
-        self.mode = "L" if channels == 1 else "RGB"
-
-    def __len__(self) -> int:
-        return len(self.split.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = self.split.open(self.split.items[index])
-        return self.transform(image.convert(self.mode)), int(self.split.labels[index])
+from vision.config import DataConfig
+from vision.data.images import IMAGE_SUFFIXES, Split, file_name, find_root, read_file, same_classes, suffix
+from vision.data.shards import read_webdataset
 
 
 def read(config: DataConfig) -> tuple[Split, Split, list[str]]:
@@ -62,6 +28,7 @@ def read(config: DataConfig) -> tuple[Split, Split, list[str]]:
         "fashion_mnist": read_fashion_mnist,
         "cifar10": read_cifar10,
         "imagefolder": read_imagefolder,
+        "webdataset": read_webdataset,
         "hfds": read_hfds,
     }
     if config.name not in readers:
@@ -72,43 +39,15 @@ def read(config: DataConfig) -> tuple[Split, Split, list[str]]:
     for name, split in (("training", train), ("test", test)):
         if len(split.labels) == 0:
             raise UserError(f"data={config.name}: the {name} split is empty")
+        labels = np.asarray(split.labels)
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+        if wrong.size:
+            item = split.name(split.items[int(wrong[0])])
+            raise UserError(
+                f"{item}: label {labels[wrong[0]]} in the {name} split, "
+                f"but there are {len(classes)} classes, counted from 0"
+            )
     return train, test, classes
-
-
-def train_transform(data: DataConfig, augment: AugmentConfig) -> Transform:
-    """Return timm's training transform; a padded crop, which timm does not have, comes before it."""
-    whole = augment.crop != "resized"
-    timm_transform = create_transform(
-        (data.channels, data.size, data.size),
-        is_training=True,
-        scale=(1.0, 1.0) if whole else tuple(augment.scale),
-        ratio=(1.0, 1.0) if whole else tuple(augment.ratio),
-        hflip=augment.hflip,
-        color_jitter=augment.color_jitter or None,
-        auto_augment=augment.auto_augment,
-        interpolation=augment.interpolation,
-        mean=tuple(data.mean),
-        std=tuple(data.std),
-        re_prob=augment.erase,
-        re_mode=augment.erase_mode,
-        re_count=augment.erase_count,
-    )
-    if augment.crop == "padded":
-        side = (data.size, data.size)
-        crop = [Resize(side, InterpolationMode.BICUBIC), RandomCrop(side, padding=augment.padding)]
-        return Compose([*crop, *timm_transform.transforms])
-    return timm_transform
-
-
-def test_transform(data: DataConfig) -> Transform:
-    """Return timm's evaluation transform: resize, central crop, normalise."""
-    return create_transform(
-        (data.channels, data.size, data.size),
-        interpolation=data.interpolation,
-        mean=tuple(data.mean),
-        std=tuple(data.std),
-        crop_pct=data.crop_pct,
-    )
 
 
 def read_digits(config: DataConfig) -> tuple[Split, Split, list[str]]:
@@ -121,14 +60,17 @@ def read_digits(config: DataConfig) -> tuple[Split, Split, list[str]]:
     train, test = train_test_split(
         np.arange(len(images)), test_size=360, random_state=0, stratify=digits.target
     )
-    splits = [Split(images[part], digits.target[part].tolist(), Image.fromarray) for part in (train, test)]
+    splits = [
+        Split(images[part], digits.target[part].tolist(), Image.fromarray, _unnamed) for part in (train, test)
+    ]
     return splits[0], splits[1], [str(digit) for digit in range(10)]
 
 
 def read_fashion_mnist(config: DataConfig) -> tuple[Split, Split, list[str]]:
     """The four IDX files of Fashion-MNIST, 28x28 grey, gzip'd or not."""
-    root = _root(
-        config, "the four IDX files, e.g. train-images-idx3-ubyte.gz, of zalandoresearch/fashion-mnist"
+    root = find_root(
+        config,
+        "the four IDX files, e.g. train-images-idx3-ubyte.gz, of zalandoresearch/fashion-mnist",
     )
     if (root / "FashionMNIST" / "raw").is_dir():  # torchvision's layout
         root = root / "FashionMNIST" / "raw"
@@ -138,73 +80,104 @@ def read_fashion_mnist(config: DataConfig) -> tuple[Split, Split, list[str]]:
         labels = _read_idx(root / f"{part}-labels-idx1-ubyte", 1)
         if len(images) != len(labels):
             raise UserError(f"{root}: {len(images)} images but {len(labels)} labels in {part}-*")
-        splits.append(Split(images, labels.tolist(), Image.fromarray))
+        splits.append(Split(images, labels.tolist(), Image.fromarray, _unnamed))
     names = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
     return splits[0], splits[1], [*names, "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
 def read_cifar10(config: DataConfig) -> tuple[Split, Split, list[str]]:
     """CIFAR-10 as image files, 32x32 RGB: class folders in train/ and test/, or two tar archives of them."""
-    root = _root(
-        config, "folders train/ and test/ with a folder per class, or train.tar[.gz|.xz] and test.tar[...]"
+    root = find_root(
+        config,
+        "folders train/ and test/ with a folder per class, or train.tar[.gz|.xz] and test.tar[...]",
     )
     if (root / "train").is_dir():
         return read_imagefolder(config)
     train, train_classes = _read_tar(root, "train")
     test, test_classes = _read_tar(root, "test")
-    _same_classes(root, train_classes, test_classes)
+    same_classes(root, train_classes, test_classes)
     return train, test, train_classes
 
 
 def read_imagefolder(config: DataConfig) -> tuple[Split, Split, list[str]]:
     """ImageNet's layout: train/ and val/ (or validation/, test/) with a folder of images per class."""
-    root = _root(config, "folders train/ and val/ with a folder of images per class, as ImageNet has them")
-    train, train_classes = _read_folders(_first_folder(root, "train"))
-    test, test_classes = _read_folders(_first_folder(root, "val", "validation", "test"))
-    _same_classes(root, train_classes, test_classes)
+    root = find_root(
+        config,
+        "folders train/ and val/ with a folder of images per class, as ImageNet has them",
+    )
+    train, train_classes = _read_folders(first_folder(root, "train"))
+    test, test_classes = _read_folders(first_folder(root, "val", "validation", "test"))
+    same_classes(root, train_classes, test_classes)
     return train, test, train_classes
 
 
 def read_hfds(config: DataConfig) -> tuple[Split, Split, list[str]]:
-    """A data set of the Hugging Face hub, or a local folder that `datasets` can read."""
+    """Whatever Hugging Face `datasets` reads: a name on the hub, a folder it can load, or one it has saved.
+
+    Rows stay in Arrow files that are mapped into memory, shared by all workers; images are decoded here, so
+    that a broken one is named.
+    """
     import datasets
 
     if config.root is None:
         raise UserError(
             "data.root is not set: data=hfds needs a name on the Hugging Face hub or a local folder"
         )
-    try:
-        both = [
-            datasets.load_dataset(config.root, split=split)
-            for split in (config.train_split, config.test_split)
-        ]
-    except Exception as error:  # datasets raises whatever its builders, the hub and the network do
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"data.root={config.root}: datasets cannot load it: {reason}") from error
     splits = []
-    for rows in both:
+    for name in (config.train_split, config.test_split):
+        rows = _load_rows(config.root, name)
         for key in ("image_column", "label_column"):
             if getattr(config, key) not in rows.column_names:
                 raise UserError(
                     f"data.{key}={getattr(config, key)}: {config.root} has {', '.join(rows.column_names)}"
                 )
-        images, labels = rows.select_columns([config.image_column]), list(rows[config.label_column])
-        splits.append(Split(images, labels, lambda row: row[config.image_column]))
-    feature = both[0].features[config.label_column]
-    names = getattr(feature, "names", None) or [str(label) for label in range(max(splits[0].labels) + 1)]
-    return splits[0], splits[1], list(names)
+        feature = rows.features[config.label_column]
+        labels = rows.select_columns([config.label_column]).with_format("numpy")[:][config.label_column]
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise UserError(f"data.label_column={config.label_column}: holds {feature}, not class indices")
+        if not isinstance(rows.features[config.image_column], datasets.Image):
+            held = rows.features[config.image_column]
+            raise UserError(f"data.image_column={config.image_column}: holds {held}, not images")
+        images = rows.select_columns([config.image_column]).with_format(None)
+        images = images.cast_column(config.image_column, datasets.Image(decode=False))
+        place = partial(_row_name, config.root, name)
+        splits.append(Split(range(len(rows)), labels.tolist(), partial(_read_row, images), place))
+        classes = getattr(feature, "names", None)
+    if classes is None:
+        classes = [str(label) for label in range(max(max(split.labels, default=0) for split in splits) + 1)]
+    return splits[0], splits[1], list(classes)
 
 
-def _root(config: DataConfig, content: str) -> Path:
-    if config.root is None:
-        raise UserError(f"data.root is not set: data={config.name} needs a folder with {content}")
-    root = Path(config.root).expanduser()
-    if not root.is_dir():
-        raise UserError(f"data.root={config.root}: no such folder; data={config.name} needs {content}")
-    return root
+def _load_rows(root: str, split: str) -> Any:
+    """Return a split as datasets.Dataset, whose features have labels and images."""
+    import datasets
+
+    saved = Path(root).expanduser()
+    try:
+        if (saved / "dataset_dict.json").exists():  # of DatasetDict.save_to_disk
+            return datasets.load_from_disk(saved)[split]
+        return datasets.load_dataset(root, split=split)
+    except Exception as error:  # datasets raises whatever its builders, the hub and the network do
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        if isinstance(error, KeyError):
+            reason = f"no split {reason}"
+        cure = ""
+        if "gated" in str(error):
+            cure = "; accept its terms on its page of the hub, then log in with `hf auth login`"
+        raise UserError(f"data.root={root}: datasets cannot load it: {reason}{cure}") from error
 
 
-def _first_folder(root: Path, *names: str) -> Path:
+def _read_row(images: Any, index: int) -> bytes:
+    (image,) = images[index].values()
+    return image["bytes"] if image["bytes"] is not None else read_file(image["path"])
+
+
+def _row_name(root: str, split: str, index: int) -> str:
+    return f"{root}: {split}[{index}]"
+
+
+def first_folder(root: Path, *names: str) -> Path:
+    """Return the first of these folders that there is in `root`."""
     for name in names:
         if (root / name).is_dir():
             return root / name
@@ -212,18 +185,29 @@ def _first_folder(root: Path, *names: str) -> Path:
 
 
 def _read_folders(folder: Path) -> tuple[Split, list[str]]:
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    classes = class_folders(folder)
     if not classes:
         raise UserError(f"{folder}: no class folders in it")
-    paths: list[Path] = []
+    paths: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        found = image_files(folder / name)
         if not found:
             raise UserError(f"{folder / name}: class folder without images; fill it, or remove it everywhere")
-        paths += found
+        paths += [os.fsencode(f"{folder}/{name}/{file}") for file in found]
         labels += [label] * len(found)
-    return Split(paths, labels, lambda path: _decode(path, str(path))), classes
+    return Split(np.array(paths), labels, read_file, file_name), classes
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Return the names of the folders in a split's folder, sorted: the class indices count them."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir())
+
+
+def image_files(folder: Path) -> list[str]:
+    """Return the names of the images in a class folder, sorted."""
+    return sorted(name for name in os.listdir(folder) if suffix(name) in IMAGE_SUFFIXES)
 
 
 def _read_tar(root: Path, name: str) -> tuple[Split, list[str]]:
@@ -247,23 +231,19 @@ def _read_tar(root: Path, name: str) -> tuple[Split, list[str]]:
     folders = [Path(member).parent.name for member, _ in members]
     classes = sorted(set(folders))
     labels = [classes.index(folder) for folder in folders]
-    return Split(members, labels, lambda item: _decode(io.BytesIO(item[1]), f"{path}:{item[0]}")), classes
+    return Split(members, labels, _member_content, partial(_member_name, path)), classes
 
 
-def _same_classes(root: Path, train: list[str], test: list[str]) -> None:
-    for name in sorted(set(train) ^ set(test)):
-        there, missing = ("training", "test") if name in train else ("test", "training")
-        raise UserError(f"{root}: class {name} is in the {there} split but not in the {missing} split")
+def _member_content(member: tuple[str, bytes]) -> bytes:
+    return member[1]
 
 
-def _decode(file: Path | io.BytesIO, name: str) -> Image.Image:
-    try:
-        with Image.open(file) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError) as error:  # PIL raises both for broken files
-        reason = str(error).split(" <")[0]
-        raise UserError(f"{name}: broken image ({reason}); replace or delete the file") from error
+def _member_name(archive: Path, member: tuple[str, bytes]) -> str:
+    return f"{archive}:{member[0]}"
+
+
+def _unnamed(item: Any) -> str:
+    return "an image"
 
 
 def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:

@@ -1,0 +1,116 @@
+"""Splits of images that are still encoded, and the Dataset that decodes and transforms them."""
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from repro.errors import UserError
+from vision.config import DataConfig
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclass
+class Split:
+    """Images that are not decoded yet.
+
+    Workers get it as it is, so its functions can be pickled, and what is large is in arrays, not in objects
+    whose counts of references would copy the pages of every worker.
+
+    Attributes:
+        items: what `read` takes, one for each image.
+        labels: their class indices.
+        read: the file's bytes of an item, or its image where the data set keeps pixels.
+        name: what an error calls an item.
+    """
+
+    items: Sequence[Any] | NDArray[Any]
+    labels: Sequence[int]
+    read: Callable[[Any], bytes | Image.Image]
+    name: Callable[[Any], str] = str
+
+    def open(self, item: Any, draft: tuple[int, int] | None = None) -> Image.Image:
+        """Decode an item of `items`; `draft` is what PIL's Image.draft takes.
+
+        Raises:
+            UserError: the file is broken; it is named.
+        """
+        content = self.read(item)
+        return decode(content, self.name(item), draft) if isinstance(content, bytes) else content
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """Pairs of an image as uint8 tensor [channels, size, size] and its class index."""
+
+    def __init__(self, split: Split, channels: int, transform: Transform, draft: int | None = None) -> None:
+        """`draft`: decode JPEGs at the smallest of 1, 1/2, 1/4, 1/8 with both sides at least this long."""
+        self.split, self.transform = split, transform
+        self.mode = "L" if channels == 1 else "RGB"
+        self.draft = None if draft is None else (draft, draft)
+
+    def __len__(self) -> int:
+        return len(self.split.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.split.open(self.split.items[index], self.draft)
+        if image.mode != self.mode:  # convert would copy
+            image = image.convert(self.mode)
+        return self.transform(image), int(self.split.labels[index])
+
+
+def decode(content: bytes, name: str, draft: tuple[int, int] | None = None) -> Image.Image:
+    """Decode the bytes of an image file; see Split.open."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if draft is not None:
+                image.draft(None, draft)  # type: ignore[arg-type]  # None keeps the mode
+            image.load()
+            return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as PIL says it
+        reason = str(error).split(" <")[0]
+        raise UserError(f"{name}: broken image ({reason}); replace or delete the file") from error
+
+
+def read_file(path: str | bytes) -> bytes:
+    """Return the content of a file."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{os.fsdecode(path)}: cannot be read ({error.strerror})") from error
+
+
+def file_name(path: str | bytes) -> str:
+    """Return a path as text (os.fsdecode, which cannot be pickled)."""
+    return os.fsdecode(path)
+
+
+def suffix(name: str) -> str:
+    """Return the suffix of a file name in lower case: .jpeg of n01440764_36.JPEG."""
+    return Path(name).suffix.lower()
+
+
+def same_classes(root: Path, train: list[str], test: list[str]) -> None:
+    """Raise UserError unless both splits have the same classes."""
+    for name in sorted(set(train) ^ set(test)):
+        there, missing = ("training", "test") if name in train else ("test", "training")
+        raise UserError(f"{root}: class {name} is in the {there} split but not in the {missing} split")
+
+
+def find_root(config: DataConfig, content: str) -> Path:
+    """Return data.root as a folder that exists, or raise UserError, which says what `content` is wanted."""
+    if config.root is None:
+        raise UserError(f"data.root is not set: data={config.name} needs a folder with {content}")
+    root = Path(config.root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data.root={config.root}: no such folder; data={config.name} needs {content}")
+    return root

@@ -1,0 +1,238 @@
+"""Tar shards in the webdataset layout, with access to any sample by its number.
+
+A shard is a plain tar file; the members KEY.jpg (or another image suffix) and KEY.cls (or KEY.json with
+"label") are one sample, where KEY ends at the first dot of the file name. Reading the shards front to back
+cannot give an epoch that is a function of (seed, epoch, index), counts each test image once, and continues
+in its middle. So the headers are read once; with the offsets in an index a sample is one `pread`.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from repro.errors import UserError
+from vision.config import DataConfig
+from vision.data.images import IMAGE_SUFFIXES, Split, find_root
+
+SHARD = re.compile(r"(?:.*[-_])?(train|val|validation|test)[-_](\d+)(?:[-_]of[-_](\d+))?\.tar")
+CLASSES = "classes.txt"  # the names of the classes, one a line, beside the shards
+AGAIN = "get or write it again"
+Sample = tuple[str, int, int, int]  # name of the image's member, offset, size, label
+
+
+@dataclass
+class Shards:
+    """The index of a split: sample i is `size[i]` bytes at `offset[i]` of the file `paths[shard[i]]`."""
+
+    paths: list[str]
+    shard: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    size: NDArray[np.int64]
+    label: NDArray[np.int64]
+    member: NDArray[np.bytes_]
+
+    def read(self, index: int) -> bytes:
+        """Return the image file of a sample. Files are opened each time, so no process owns a descriptor."""
+        size = int(self.size[index])
+        try:
+            descriptor = os.open(self.paths[self.shard[index]], os.O_RDONLY)
+            try:
+                content = os.pread(descriptor, size, int(self.offset[index]))
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise UserError(f"{self.name(index)}: cannot be read ({error.strerror})") from error
+        if len(content) < size:
+            raise UserError(f"{self.name(index)}: the shard became shorter during the run; {AGAIN}")
+        return content
+
+    def name(self, index: int) -> str:
+        """Return shard:member."""
+        return f"{self.paths[self.shard[index]]}:{os.fsdecode(self.member[index])}"
+
+
+def read_webdataset(config: DataConfig) -> tuple[Split, Split, list[str]]:
+    """Shards train-000000.tar, ... and val-000000.tar, ... (or validation-, test-), or PREFIX-train-..."""
+    root = find_root(config, "shards train-000000.tar, ... and val-000000.tar, ... in the webdataset layout")
+    found = find_shards(root)
+    test = next((name for name in ("val", "validation", "test") if name in found), "val")
+    for name in ("train", test):
+        if name not in found:
+            hint = (
+                "; compressed shards have no random access: unpack them"
+                if any(root.glob("*.tar.*z*"))
+                else ""
+            )
+            raise UserError(f"{root}: no shards {name}-000000.tar, ... in it{hint}")
+    splits = []
+    for name in ("train", test):
+        index = read_index(root, name, found[name])
+        splits.append(Split(range(len(index.label)), index.label.tolist(), index.read, index.name))
+    if (root / CLASSES).exists():
+        classes = (root / CLASSES).read_text().splitlines()
+    else:
+        most = max(max(split.labels, default=-1) for split in splits) + 1
+        classes = [str(label) for label in range(config.classes or most)]
+    return splits[0], splits[1], classes
+
+
+def find_shards(root: Path) -> dict[str, list[Path]]:
+    """Return the shards of each split in the order of their numbers.
+
+    Raises:
+        UserError: the numbers have gaps, or two data sets are mixed.
+    """
+    found: dict[str, dict[int, Path]] = {}
+    totals: dict[str, set[str]] = {}
+    for path in sorted(root.glob("*.tar")):
+        match = SHARD.fullmatch(path.name)
+        if match is None:
+            continue
+        split, number, total = match[1], int(match[2]), match[3]
+        other = found.setdefault(split, {}).setdefault(number, path)
+        if other != path:
+            raise UserError(f"{root}: {other.name} and {path.name} have the same number: two data sets?")
+        totals.setdefault(split, set()).add(total or "")
+    for split, paths in found.items():
+        if len(totals[split]) > 1:
+            raise UserError(f"{root}: the {split} shards disagree about how many there are: two data sets?")
+        first, (total,) = min(paths), totals[split]
+        count = int(total) if total else max(paths) + 1 - min(first, 1)
+        missing = sorted(set(range(min(first, 1), min(first, 1) + count)) - set(paths))
+        if missing:
+            raise UserError(f"{root}: {split} shard {missing[0]} is missing ({len(missing)} of {count} are)")
+    return {split: [paths[number] for number in sorted(paths)] for split, paths in found.items()}
+
+
+def read_index(root: Path, split: str, paths: list[Path]) -> Shards:
+    """Return the index of a split, from its cache where the shards' sizes and times are those it was made of.
+
+    The cache is `.index-<split>.npz` beside the shards or, where that cannot be written, in the user's cache
+    folder ($XDG_CACHE_HOME).
+    """
+    stats = [path.stat() for path in paths]
+    about = [
+        f"{path.name} {stat.st_size} {stat.st_mtime_ns}" for path, stat in zip(paths, stats, strict=True)
+    ]
+    key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "adan-shards" / key
+    candidates = [folder / f".index-{split}.npz" for folder in (root, cache)]
+    names = [str(path) for path in paths]
+    for candidate in candidates:
+        try:
+            with np.load(candidate, allow_pickle=False) as stored:
+                if stored["about"].tolist() == about:
+                    return Shards(
+                        names, *(stored[key] for key in ("shard", "offset", "size", "label", "member"))
+                    )
+        except (OSError, ValueError, KeyError, EOFError):  # none there, or not ours: it is only a cache
+            continue
+    arrays = _index(paths)
+    for candidate in candidates:
+        try:
+            candidate.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=candidate.parent, suffix=".npz", delete=False) as file:
+                np.savez(file, about=about, **arrays)
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, candidate)  # several processes may write it at once
+            break
+        except OSError:
+            continue
+    return Shards(names, **arrays)
+
+
+def _index(paths: list[Path]) -> dict[str, Any]:
+    """Read the headers and labels of all shards, some at a time."""
+    show = dict(desc="reading the headers of shards", unit="shard", disable=None, leave=False)
+    workers = min(len(paths), os.cpu_count() or 1, 16)
+    if workers > 1 and sum(path.stat().st_size for path in paths) > 2**30:
+        with ProcessPoolExecutor(workers) as pool:
+            shards = list(tqdm(pool.map(index_shard, paths), total=len(paths), **show))
+    else:
+        shards = [index_shard(path) for path in tqdm(paths, **show)]
+    samples = [sample for shard in shards for sample in shard]
+    return {
+        "shard": np.repeat(np.arange(len(paths), dtype=np.int32), [len(shard) for shard in shards]),
+        "offset": np.array([sample[1] for sample in samples], np.int64),
+        "size": np.array([sample[2] for sample in samples], np.int64),
+        "label": np.array([sample[3] for sample in samples], np.int64),
+        "member": np.array([os.fsencode(sample[0]) for sample in samples], np.bytes_),
+    }
+
+
+def index_shard(path: Path) -> list[Sample]:
+    """Return the samples of a shard in its order, reading headers and labels, not images.
+
+    Raises:
+        UserError: it is not a whole tar file, or a sample lacks its image or label, or has two.
+    """
+    images: dict[str, tarfile.TarInfo] = {}
+    labels: dict[str, int] = {}
+    records: dict[str, int] = {}  # labels of .json, which give way to .cls
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                folder, _, name = member.name.rpartition("/")
+                if not member.isfile() or name.startswith((".", "__")):
+                    continue  # __init__-like members are webdataset's notes, ._* those of macOS
+                stem, _, ending = name.partition(".")
+                key, kind = f"{folder}/{stem}", "." + ending.rpartition(".")[2].lower()
+                if kind in IMAGE_SUFFIXES:
+                    _add(images, key, member, f"{path}:{member.name}")
+                elif kind in (".cls", ".json"):
+                    file = archive.extractfile(member)
+                    content = file.read() if file is not None else b""
+                    where = f"{path}:{member.name}"
+                    if kind == ".cls":
+                        _add(labels, key, _label(content, where), where)
+                    elif (label := _json_label(content, where)) is not None:
+                        _add(records, key, label, where)
+            if archive.offset >= path.stat().st_size:
+                raise tarfile.ReadError("it ends without the mark of its end")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{path}: broken shard ({error}); {AGAIN}") from error
+    labels = records | labels
+    for key, member in images.items():
+        if key not in labels:
+            raise UserError(
+                f'{path}:{member.name}: no label (.cls, or .json with "label") beside it; {AGAIN}'
+            )
+    for key in labels:
+        if key not in images:
+            raise UserError(f"{path}:{key.lstrip('/')}: a label without an image; {AGAIN}")
+    return [(m.name, m.offset_data, m.size, labels[key]) for key, m in images.items()]
+
+
+def _add(found: dict[str, Any], key: str, value: Any, where: str) -> None:
+    if key in found:
+        raise UserError(f"{where}: the shard has this key twice; {AGAIN}")
+    found[key] = value
+
+
+def _label(content: bytes, where: str) -> int:
+    try:
+        return int(content)
+    except ValueError:
+        raise UserError(f"{where}: {content[:20]!r} is not a class index") from None
+
+
+def _json_label(content: bytes, where: str) -> int | None:
+    """Return the "label" of a record, if it has one."""
+    try:
+        label = json.loads(content).get("label")
+    except (ValueError, AttributeError):
+        raise UserError(f"{where}: not a JSON object") from None
+    if label is None or type(label) is int:
+        return label
+    raise UserError(f"{where}: label {label!r} is not a class index")

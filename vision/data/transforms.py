@@ -1,0 +1,100 @@
+"""What happens to an image: cropping and augmentation in the workers, the rest on the device.
+
+Workers hand over uint8, a fourth of float32's bytes. The device makes floats of a batch, normalises and, in
+training, erases, in this order, as timm's prefetcher did in the published runs.
+"""
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize
+
+from repro.errors import UserError
+from vision.config import AugmentConfig, DataConfig
+from vision.data.images import Transform
+
+
+def train_transform(data: DataConfig, augment: AugmentConfig) -> Transform:
+    """Return timm's training transform to uint8; a padded crop, which timm does not have, comes before it.
+
+    Raises:
+        UserError: timm knows no such augmentation.
+    """
+    whole = augment.crop != "resized"
+    try:
+        timm_transform = create_transform(
+            (data.channels, data.size, data.size),
+            is_training=True,
+            scale=(1.0, 1.0) if whole else tuple(augment.scale),
+            ratio=(1.0, 1.0) if whole else tuple(augment.ratio),
+            hflip=augment.hflip,
+            color_jitter=augment.color_jitter or None,
+            auto_augment=augment.auto_augment,
+            interpolation=augment.interpolation,
+            mean=tuple(data.mean),  # what RandAugment fills with
+            normalize=False,
+        )
+    except (AssertionError, KeyError, ValueError) as error:
+        chosen = f"auto_augment={augment.auto_augment}, augment.interpolation={augment.interpolation}"
+        raise UserError(f"augment.{chosen}: timm cannot make it: {error or 'see timm.data'}") from error
+    steps = timm_transform.transforms[:-1]  # without PIL to tensor, which `to_uint8` does faster
+    if augment.crop == "padded":
+        side = (data.size, data.size)
+        steps = [
+            Resize(side, InterpolationMode.BICUBIC),
+            RandomCrop(side, padding=augment.padding),
+            *steps,
+        ]
+    return Compose([*steps, to_uint8])
+
+
+def test_transform(data: DataConfig) -> Transform:
+    """Return timm's evaluation transform to uint8: resize, central crop."""
+    timm_transform = create_transform(
+        (data.channels, data.size, data.size),
+        interpolation=data.interpolation,
+        crop_pct=data.crop_pct,
+        normalize=False,
+    )
+    return Compose([*timm_transform.transforms[:-1], to_uint8])
+
+
+def to_uint8(image: Image.Image) -> Tensor:
+    """Return the pixels as a contiguous uint8 tensor [channels, height, width].
+
+    Band by band: a third of the time of torchvision's pil_to_tensor and the stacking of its permuted result.
+    """
+    bands = b"".join(image.tobytes("raw", band) for band in image.getbands())
+    width, height = image.size
+    return torch.frombuffer(bytearray(bands), dtype=torch.uint8).view(-1, height, width)
+
+
+class Normalize:
+    """Make float32 images of uint8 ones, by the mean and the standard deviation of each channel.
+
+    The result is that of torchvision's ToTensor and Normalize to the last bit.
+    """
+
+    def __init__(self, data: DataConfig) -> None:
+        self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
+
+    def __call__(
+        self, images: Tensor, memory_format: torch.memory_format = torch.contiguous_format
+    ) -> Tensor:
+        """Return uint8 images [batch, channels, height, width] normalised, on the device where they are."""
+        if self.mean.device != images.device:  # once: batches come to one device
+            self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
+        floats = images.to(torch.float32, memory_format=memory_format)
+        return floats.div_(255).sub_(self.mean).div_(self.std)
+
+
+def build_erasing(augment: AugmentConfig) -> RandomErasing | None:
+    """Return timm's random erasing of a normalised batch (in place, each image for itself), if any is wanted.
+
+    It draws from Python's generator and from torch's of its `device`, which is the batch's: set it.
+    """
+    if augment.erase == 0:
+        return None
+    return RandomErasing(augment.erase, mode=augment.erase_mode, max_count=augment.erase_count)

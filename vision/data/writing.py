@@ -1,0 +1,163 @@
+"""Writes a folder of class folders as tar shards in the webdataset layout."""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from repro.errors import UserError
+from vision.config import DataConfig
+from vision.data.images import Split, file_name, read_file, suffix
+from vision.data.readers import read_imagefolder
+from vision.data.shards import CLASSES, read_webdataset
+
+MANIFEST = "manifest.json"
+BLOCK = 512  # bytes, of tar
+HEADERS = 3 * BLOCK  # of an image and its label, and the label
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What goes into a shard: samples begin..end of a split; `source` digests their names and sizes."""
+
+    name: str
+    split: str
+    begin: int
+    end: int
+    source: str
+
+
+def write_shards(root: Path, out: Path, size: int, workers: int) -> dict[str, Any]:
+    """Write `root` (train/ and val/ with class folders) to shards of about `size` bytes; return the manifest.
+
+    The samples keep the order of the folder, so that data=webdataset gives the run of data=imagefolder. A
+    shard appears whole or not at all; the same call continues, and writes only what is not there yet. The
+    bytes depend on the files alone.
+
+    Raises:
+        UserError: the folder is not as data=imagefolder needs it, or has empty files.
+    """
+    train, test, classes = read_imagefolder(DataConfig(name="imagefolder", root=str(root)))
+    splits = {"train": train, "val": test}
+    shards = [shard for name, split in splits.items() for shard in plan(name, split, size)]
+    out.mkdir(parents=True, exist_ok=True)
+    known = {entry["name"]: entry for entry in read_manifest(out)["shards"]}
+    wanted = {shard.name for shard in shards}
+    strange = sorted(path.name for path in out.glob("*.tar") if path.name not in wanted)
+    if strange:
+        raise UserError(f"{out}: holds {strange[0]}, which is none of these shards; take an empty folder")
+    (out / CLASSES).write_text("".join(f"{name}\n" for name in classes))
+    done = {}
+    for shard in shards:
+        entry, path = known.get(shard.name, {}), out / shard.name
+        if entry.get("source") == shard.source and path.exists() and path.stat().st_size == entry["bytes"]:
+            done[shard.name] = entry
+    rest = [shard for shard in shards if shard.name not in done]
+    total = sum(shard.end - shard.begin for shard in shards)
+    ready = sum(entry["samples"] for entry in done.values())
+    items = (splits[shard.split].items[shard.begin : shard.end] for shard in rest)
+    labels = (splits[shard.split].labels[shard.begin : shard.end] for shard in rest)
+    with (
+        tqdm(total=total, initial=ready, unit="image", desc="writing shards", disable=None) as bar,
+        ProcessPoolExecutor(max(1, min(workers, len(rest)))) as pool,
+    ):
+        for entry in pool.map(_write_shard, repeat(out), rest, items, labels):
+            done[entry["name"]] = entry
+            bar.update(entry["samples"])
+            _save_manifest(out, [done[shard.name] for shard in shards if shard.name in done])
+    _save_manifest(out, [done[shard.name] for shard in shards])
+    again = read_webdataset(DataConfig(name="webdataset", root=str(out)))  # which also makes the index
+    for split, other in ((train, again[0]), (test, again[1])):
+        if list(split.labels) != list(other.labels):
+            raise UserError(f"{out}: the shards are not what was written; run the command again")
+    return read_manifest(out)
+
+
+def plan(name: str, split: Split, size: int) -> list[Shard]:
+    """Cut a split into shards of at most `size` bytes each, as far as single images allow."""
+    shards: list[Shard] = []
+    begin, length, digest = 0, 0, hashlib.sha256()
+    for index, item in enumerate(split.items):
+        file = os.stat(item).st_size
+        if file == 0:
+            raise UserError(f"{split.name(item)}: empty file; get it again")
+        room = HEADERS + -(-file // BLOCK) * BLOCK
+        if index > begin and length + room > size:
+            shards.append(Shard(f"{name}-{len(shards):06d}.tar", name, begin, index, digest.hexdigest()))
+            begin, length, digest = index, 0, hashlib.sha256()
+        length += room
+        digest.update(
+            f"{_key(file_name(item), index)} {split.labels[index]} {file}\n".encode(errors="surrogateescape")
+        )
+    shards.append(Shard(f"{name}-{len(shards):06d}.tar", name, begin, len(split.labels), digest.hexdigest()))
+    return shards
+
+
+def read_manifest(out: Path) -> dict[str, Any]:
+    """Return the manifest beside shards; one without shards if there is none."""
+    try:
+        manifest = json.loads((out / MANIFEST).read_text())
+    except FileNotFoundError:
+        return {"shards": []}
+    except ValueError as error:
+        raise UserError(f"{out / MANIFEST}: not JSON; delete it to write all shards again") from error
+    return dict(manifest)
+
+
+def sha256(path: Path) -> str:
+    """Return the digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _key(file: str, index: int) -> str:
+    """Return a name that no other sample has and that is one key: without a dot before the suffix."""
+    path = Path(file)
+    return f"{path.parent.name.replace('.', '_')}/{index:08d}_{path.stem.replace('.', '_')}"
+
+
+def _write_shard(out: Path, shard: Shard, items: Any, labels: Sequence[int]) -> dict[str, Any]:
+    path = out / shard.name
+    unfinished = path.with_suffix(".tar.part")
+    with unfinished.open("wb") as file:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            for index, item, label in zip(range(shard.begin, shard.end), items, labels, strict=True):
+                name = file_name(item)
+                key = _key(name, index)
+                _add(archive, key + suffix(name), read_file(item))
+                _add(archive, f"{key}.cls", str(label).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+    return {
+        "name": shard.name,
+        "samples": shard.end - shard.begin,
+        "bytes": path.stat().st_size,
+        "sha256": sha256(path),
+        "source": shard.source,
+    }
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # its time and owner are fixed: the same files give the same bytes
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def _save_manifest(out: Path, entries: Sequence[dict[str, Any]]) -> None:
+    samples = {
+        split: sum(e["samples"] for e in entries if e["name"].startswith(split)) for split in ("train", "val")
+    }
+    text = json.dumps({"samples": samples, "shards": list(entries)}, indent=1) + "\n"
+    part = out / f"{MANIFEST}.part"
+    part.write_text(text)
+    os.replace(part, out / MANIFEST)

@@ -1,0 +1,168 @@
+"""Checks a data set, writes it as tar shards, sorts ImageNet's validation images.
+
+    python vision/prepare.py check ROOT [--imagenet]    what is wrong with it, all at once, and what to do
+    python vision/prepare.py shards ROOT OUT            train/ and val/ of class folders to webdataset shards
+    python vision/prepare.py sort ROOT/val LABELS       a flat validation folder into class folders
+
+`check` exits with status 1 if it found a problem. `shards` can be stopped: the same command continues.
+"""
+
+import argparse
+import csv
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+from repro.cli import explain
+from repro.errors import UserError
+from vision.config import DataConfig
+from vision.data.checking import check
+from vision.data.images import suffix
+from vision.data.readers import image_files
+from vision.data.writing import write_shards
+
+UNITS = {"MB": 10**6, "GB": 10**9}
+GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"  # of the development kit; its line i is image i
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return the exit status: 0, 1 after problems were found, 2 after `error: ...`."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    checks = commands.add_parser("check", help="what is wrong with a data set")
+    checks.set_defaults(run=run_check)
+    checks.add_argument("root", help="what data.root would be")
+    checks.add_argument("--data", default="imagefolder", help="what data= would be (default: imagefolder)")
+    checks.add_argument("--imagenet", action="store_true", help="it should be the whole of ImageNet-1k")
+    checks.add_argument("--no-decode", action="store_true", help="leave out decoding every image")
+
+    shards = commands.add_parser("shards", help="write webdataset shards")
+    shards.set_defaults(run=run_shards)
+    shards.add_argument("root", type=Path, help="folder with train/ and val/")
+    shards.add_argument("out", type=Path, help="folder of the shards, which holds nothing else")
+    shards.add_argument("--size", type=_size, default="1GB", help="of a shard at most (default: 1GB)")
+
+    sort = commands.add_parser("sort", help="sort ImageNet's validation images into class folders")
+    sort.set_defaults(run=run_sort)
+    sort.add_argument("folder", type=Path, help="the images, ILSVRC2012_val_00000001.JPEG, ...")
+    sort.add_argument("labels", type=Path, help="unpacked development kit, or Kaggle's LOC_val_solution.csv")
+
+    for command in (checks, shards):
+        command.add_argument("--workers", type=_workers, default=cores, help=f"processes (default: {cores})")
+    return top
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """Print what is wrong."""
+    config = DataConfig(name=options.data, root=options.root)
+    if options.data == "hfds":
+        config.test_split = "validation"
+    found = check(config, options.imagenet, options.workers, not options.no_decode)
+    if found.counts:
+        counts = f"{found.counts['train']:,} training, {found.counts['val']:,} test images"
+        print(f"{found.classes:,} classes; {counts}")
+    for title, lines in (("problem", found.problems), ("note", found.notes)):
+        for line in lines:
+            print(f"{title}: {line}")
+    if not found.problems:
+        print("nothing wrong was found" + ("; the images were not decoded" if options.no_decode else ""))
+    return 1 if found.problems else 0
+
+
+def run_shards(options: argparse.Namespace) -> int:
+    """Write shards."""
+    manifest = write_shards(options.root, options.out, options.size, options.workers)
+    samples, shards = manifest["samples"], manifest["shards"]
+    size = sum(shard["bytes"] for shard in shards) / 1e9
+    print(
+        f"{options.out}: {len(shards)} shards, {size:.2f} GB: {samples['train']:,} training, "
+        f"{samples['val']:,} test images; train with data=webdataset data.root={options.out}"
+    )
+    return 0
+
+
+def run_sort(options: argparse.Namespace) -> int:
+    """Move images into class folders; all are looked up before one is moved."""
+    if not options.folder.is_dir():
+        raise UserError(f"{options.folder}: no such folder")
+    names = image_files(options.folder)
+    classes = (
+        _csv_classes(options.labels)
+        if suffix(options.labels.name) == ".csv"
+        else _kit_classes(options.labels)
+    )
+    for name in names:
+        if Path(name).stem not in classes:
+            raise UserError(f"{options.folder / name}: {options.labels} has no label for it")
+    for name in names:
+        folder = options.folder / classes[Path(name).stem]
+        folder.mkdir(exist_ok=True)
+        os.rename(options.folder / name, folder / name)
+    print(
+        f"{options.folder}: {len(names):,} images sorted into folders of {len(set(classes.values()))} classes"
+    )
+    return 0
+
+
+def _csv_classes(path: Path) -> dict[str, str]:
+    """Read "ILSVRC2012_val_00000001,n01751748 111 108 230 367 ...": an image, its class, its boxes."""
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (KeyError, IndexError, AttributeError) as error:
+        raise UserError(f"{path}: not Kaggle's LOC_val_solution.csv: no {error} in it") from error
+
+
+def _kit_classes(folder: Path) -> dict[str, str]:
+    """Read the development kit: a class number for each image in order, and the names of the numbers."""
+    from scipy.io import loadmat
+
+    truth, names = folder / "data" / GROUND_TRUTH, folder / "data" / "meta.mat"
+    for path in (truth, names):
+        if not path.exists():
+            raise UserError(
+                f"{path}: no such file; LABELS is the folder of the unpacked ILSVRC2012_devkit_t12"
+            )
+    synsets = loadmat(str(names), squeeze_me=True)["synsets"]
+    wnids = dict(zip(synsets["ILSVRC2012_ID"].tolist(), synsets["WNID"].tolist(), strict=True))
+    numbers = [int(line) for line in truth.read_text().split()]
+    return {f"ILSVRC2012_val_{image:08d}": wnids[number] for image, number in enumerate(numbers, 1)}
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(MB|GB)", text.strip())
+    if match is None or float(match[1]) * UNITS[match[2]] < 10**6:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1MB, written as 500MB or 1GB")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def _workers(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text}: must be a number of processes, 0 for none beside this one")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
