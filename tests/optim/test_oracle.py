@@ -3,7 +3,6 @@
 import platform
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -238,17 +237,17 @@ def test_50_steps_without_looking(name, path, dtype, variant):
 
 
 @pytest.fixture(scope="module")
-def baseline(tmp_path_factory):
-    """The kernels compiled so that they find no AVX."""
+def baseline(compile_once, tmp_path_factory):
+    """The kernels compiled without those for AVX."""
     root = Path(optim.__file__).parents[1]
     compiler = shutil.which("g++") or shutil.which("clang++")
     if platform.machine() != "x86_64" or not compiler or native.load()[0] is None:
         pytest.skip("needs x86-64, a compiler and the kernels")
-    library = tmp_path_factory.mktemp("baseline") / "_cpu_baseline.so"
     flags = re.search(r"-std=[^\"]*", (root / "setup.py").read_text())[0].split()
-    command = [compiler, *flags, "-D__builtin_cpu_supports(x)=0", "-shared", "-fPIC"]
-    subprocess.run([*command, str(root / "csrc" / "cpu.cpp"), "-o", str(library)], check=True)
-    return native.Library(library)
+    folder = tmp_path_factory.mktemp("baseline")
+    for path in (root / "csrc").iterdir():
+        (folder / path.name).write_text(path.read_text().replace("#ifdef __x86_64__", "#if 0"))
+    return native.Library(compile_once([compiler, *flags, str(folder / "cpu.cpp")], "_cpu_baseline"))
 
 
 @each_fused
