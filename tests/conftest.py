@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported, and for the processes that tests start: there is a test worker for each core, and
+# the tensors are small.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+
 
 @pytest.fixture
 def released(monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -22,7 +22,6 @@ class Server:
         self.folder, self.runs = folder, 0
         environment = {
             **os.environ,
-            "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",

@@ -1,5 +1,11 @@
 """One thread for each test that does not ask for more: the tensors are small and the cores may be shared."""
 
+import fcntl
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
@@ -14,3 +20,22 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def compile_once(tmp_path_factory) -> Callable[[list[str], str], Path]:
+    """Compiles a shared library of a name, unless another worker of this run has; returns its path."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers
+
+    def compiled(command, name):
+        library, partial = folder / f"{name}.so", folder / f"{name}.partial"
+        with (folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not library.exists():
+                subprocess.run([*command, "-shared", "-fPIC", "-o", str(partial)], check=True)
+                partial.rename(library)
+        return library
+
+    return compiled

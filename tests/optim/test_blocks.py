@@ -148,7 +148,9 @@ def test_blocks_across_shards(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    torch.multiprocessing.spawn(worker, (port, tmp_path), nprocs=3)
+    # from a process that has imported all this once
+    torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+    torch.multiprocessing.start_processes(worker, (port, tmp_path), nprocs=3, start_method="forkserver")
     model = sharded_model()
     optimizer = built(model)
     train_sharded(model, optimizer)

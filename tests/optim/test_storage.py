@@ -220,11 +220,11 @@ def test_stochastic_rounding_is_unbiased(signed):
 @each_path
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic", "kahan"])
 def test_small_updates_of_bfloat16_parameters(name, path, rounding):
-    """400 steps of 1e-4 move 0.04, where rounding to nearest (what others do) moves nothing."""
+    """100 steps of 4e-4 move 0.04, where rounding to nearest (what others do) moves nothing."""
     p = torch.ones(1024, dtype=torch.bfloat16, requires_grad=True)
-    options = dict(lr=1e-4, weight_decay=0.0, eps=0.0, state_dtype="float32", param_rounding=rounding)
+    options = dict(lr=4e-4, weight_decay=0.0, eps=0.0, state_dtype="float32", param_rounding=rounding)
     optimizer = build(name, [p], path, **{**options, **unit_options(name)})
-    for _ in range(400):
+    for _ in range(100):
         p.grad = torch.ones_like(p)
         optimizer.step()
     moved = 1 - p.detach().float()
@@ -232,8 +232,8 @@ def test_small_updates_of_bfloat16_parameters(name, path, rounding):
         assert not moved.any()
     elif rounding == "kahan":
         assert ((moved - 0.04).abs() < 2.0**-8).all()
-    else:  # each step rounds by 2^-8 or not: a variance of 1e-4 2^-8 a step
-        assert abs(moved.mean() - 0.04) < 6.5 * (400 * 1e-4 * 2.0**-8 / 1024) ** 0.5
+    else:  # each step rounds by 2^-8 or not: a variance of 4e-4 2^-8 a step
+        assert abs(moved.mean() - 0.04) < 6.5 * (100 * 4e-4 * 2.0**-8 / 1024) ** 0.5
 
 
 @pytest.mark.parametrize("path", optim.CARDS["adamw"].paths)

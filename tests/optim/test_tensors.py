@@ -61,11 +61,12 @@ def same_step(one, two, rng):
 
 def assert_twins(one, two, tolerance=1e-12):
     for p, q in zip(all_params(one), all_params(two), strict=True):
-        np.testing.assert_allclose(array(p), array(q), rtol=tolerance, atol=tolerance)
+        if not torch.allclose(p, q, tolerance, tolerance):
+            np.testing.assert_allclose(array(p), array(q), tolerance, tolerance)
         for key, x in one.state[p].items():
-            np.testing.assert_allclose(
-                array(x), array(two.state[q][key]), rtol=tolerance, atol=tolerance, err_msg=key
-            )
+            y = two.state[q][key]
+            if x.shape != y.shape or not torch.allclose(x, y, tolerance, tolerance):  # slow, but tells where
+                np.testing.assert_allclose(array(x), array(y), tolerance, tolerance, err_msg=key)
 
 
 # ---- layouts
@@ -84,10 +85,14 @@ DENSE = [key for key in LAYOUTS if key not in ("gaps", "expanded")]
 
 @each_path
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=case_id)
-@pytest.mark.parametrize("of_grad", [key for key in LAYOUTS if key != "one channel"])
 @pytest.mark.parametrize("of_param", [*DENSE, "gaps"])
-def test_layouts(name, path, dtype, of_param, of_grad):
+def test_layouts(name, path, dtype, of_param):
     """Any layout of the parameter with any layout of the gradient, which changes from step to step."""
+    for of_grad in [key for key in LAYOUTS if key != "one channel"]:
+        train_with_layouts(name, path, dtype, of_param, of_grad)
+
+
+def train_with_layouts(name, path, dtype, of_param, of_grad):
     rng = np.random.default_rng(0)
     p = LAYOUTS[of_param](random((2, 3, 4, 5), rng, dtype)).detach().requires_grad_()
     if path == "fused" and of_param == "gaps" and optim.CARDS[name].elementwise:
@@ -168,7 +173,7 @@ def in_a_flat_buffer(p, g, keep):
 def test_never_a_stale_gradient(name, path, give, set_to_none, options):
     one, two = twins(name, path, **options)
     rng, keep = np.random.default_rng(1), []
-    for _ in range(8):
+    for _ in range(5):
         for p, q in zip(all_params(one), all_params(two), strict=True):
             g = random(tuple(p.shape), rng, p.dtype)
             q.grad = g.clone()
@@ -287,7 +292,7 @@ REPLACE = [
 def test_tensors_replaced_between_steps(name, path, replace, options):
     one, two = twins(name, for_any_layout(name, path), **options)
     rng = np.random.default_rng(1)
-    for step in range(8):
+    for step in range(6):
         same_step(one, two, rng)
         assert_twins(one, two)
         if step in (0, 3, 4):

@@ -3,15 +3,8 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from repro.config import RunConfig, TrainConfig
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Threads cost more than they bring for nets this small."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

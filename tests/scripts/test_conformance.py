@@ -19,12 +19,6 @@ Implementation = CONFORMANCE["Implementation"]
 OURS, THEIRS = CONFORMANCE["ours"](), CONFORMANCE["theirs"]()
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Threads cost more than they bring for tensors this small."""
-    torch.set_num_threads(1)
-
-
 class Planted(torch.optim.Optimizer):
     """AdamW with exact bfloat16 parameters; right, as long as there is no `fault`."""
 

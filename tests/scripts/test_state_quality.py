@@ -6,17 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 QUALITY = runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "state_quality.py"))
 MAIN = QUALITY["main"]
 GLOBALS = MAIN.__globals__
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Threads cost more than they bring for nets this small."""
-    torch.set_num_threads(1)
 
 
 def test_gpt_in_two_steps_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
