@@ -6,6 +6,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,7 @@ def test_a_row_with_siblings_is_tracked(command: Callable[..., tuple[int, str, s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes on two idle cores
 @pytest.mark.parametrize(
     ("row", "batch"),
     [
@@ -64,6 +66,7 @@ def test_a_killed_row_goes_on_to_the_same_bits(
     assert f"continuing runs/vision/killed at step {KILLED}\n" in printed
     begin_and_kill([*words, "run.name=whole"], tmp_path, LAST)
     killed, whole = (result(tmp_path / "runs" / "vision" / name) for name in ("killed", "whole"))
+    shutil.rmtree(tmp_path / "runs")  # gigabytes
     print(json.dumps(whole, indent=1))
     assert killed == whole
     print("killed and continued: the same")
@@ -73,7 +76,7 @@ def begin_and_kill(words: list[str], folder: Path, step: int) -> str:
     """Start a row, kill it once it has written the checkpoint of `step`, and return what it printed."""
     command = [sys.executable, str(ROOT / "scripts" / "reproduce.py"), *words]
     print("$ python scripts/reproduce.py", shlex.join(words))
-    log = folder / "printed"
+    log = folder / f"{words[-1]}-{step}"  # its own: workers of a killed process may still write to theirs
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=folder, stdout=file, stderr=subprocess.STDOUT)
     try:
@@ -82,10 +85,11 @@ def begin_and_kill(words: list[str], folder: Path, step: int) -> str:
         while not path.exists():
             assert process.poll() is None, log.read_text()
             time.sleep(0.05)
+        printed = log.read_text()
     finally:
         process.kill()
-    assert process.wait() == -signal.SIGKILL
-    printed = log.read_text()
+        status = process.wait()
+    assert status == -signal.SIGKILL
     print(f"{printed.strip()}\n(SIGKILL after the checkpoint of step {step})")
     return printed
 
