@@ -35,9 +35,11 @@ docs: $(INSTALLED)  ## writes the tables that are generated from code
 
 bench: $(INSTALLED)  ## on a quiet machine
 	$(RUN) scripts/bench_optimizers.py --out results/bench/optimizers
+	$(RUN) scripts/bench_training.py --out results/bench/training
 
 bench-gpu: $(INSTALLED)  ## the same on a CUDA GPU, with the large models
 	$(RUN) scripts/bench_optimizers.py --device cuda --out results/gpu/optimizers
+	$(RUN) scripts/bench_training.py --device cuda --optimizers --out results/gpu/training
 
 quality: $(INSTALLED)  ## does a small state cost quality? Continues where it was stopped
 	$(RUN) scripts/state_quality.py

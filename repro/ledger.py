@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -222,8 +223,13 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
         arguments = [f"+paper={name}", *arguments]
     else:
         config = f"paper/{name}"
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose(config, arguments)
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()  # within a run there is its own, beside which Hydra refuses another
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return compose(config, arguments)
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def _typed(node: DictConfig) -> Row:
