@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
 
 from repro.config import TrainConfig, one_of
 from repro.errors import UserError
@@ -93,4 +94,25 @@ class VisionConfig(TrainConfig):
         return self.augment.mixup > 0 or self.augment.cutmix > 0
 
 
+def patch_size(size: int, least: int) -> int:
+    """Return the side of a patch in pixels: an eighth of an image's, or a fourth, a half, all of a small one's.
+
+    It has at least `least` pixels. In configurations: `${patch:${data.size},LEAST}`.
+
+    Raises:
+        UserError: the images are smaller than that.
+    """
+    sides = [size // patches for patches in (8, 4, 2, 1) if size // patches >= least]
+    if not sides:
+        raise UserError(f"data.size={size}: must be at least {least}")
+    return sides[0]
+
+
+def by_data(value: Any, exceptions: dict[str, Any], _root_: DictConfig) -> Any:
+    """Return `value`, or the exception for data.name. In configurations: `${by_data:VALUE,{NAME: VALUE}}`."""
+    return exceptions.get(_root_.data.name, value)
+
+
+OmegaConf.register_new_resolver("patch", patch_size, replace=True)
+OmegaConf.register_new_resolver("by_data", by_data, replace=True)
 ConfigStore.instance().store(name="vision_schema", node=VisionConfig)
