@@ -145,6 +145,7 @@ class Row:
     cost: Cost | None = None
     proxy: str | None = None  # name in configs/proxy
     scale: str = "paper"  # paper | proxy: a proxy's numbers are never the paper's
+    batch_scale: int = 1  # of a proxy: its batch stands for one that many times as large, see repro.scaling
     waits_for: str | None = None  # what the script, which exists, still lacks for this row
     not_runnable: str | None = None  # why this row cannot be run here at all
 

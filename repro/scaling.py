@@ -1,7 +1,8 @@
 """The learning rate that follows the batch, in configurations: `optimizer.lr: ${lr:BASE,BASE_BATCH,RULE}`.
 
 It is BASE where batch_size is BASE_BATCH, and elsewhere BASE times the ratio of the two (RULE `linear`) or
-its square root (`sqrt`). A run's config.yaml and the ledger have the number that comes out.
+its square root (`sqrt`). In a proxy, whose batch stands for a larger one, that one counts (row.batch_scale).
+A run's config.yaml and the ledger have the number that comes out.
 """
 
 from typing import Any
@@ -26,7 +27,8 @@ def scaled_lr(*words: Any, _root_: DictConfig) -> float:
     if not _positive(batch_size):
         raise UserError(f"{written} needs a batch_size of at least 1, not {batch_size}")
     base, base_batch, rule = words
-    return float(base * (batch_size / base_batch) ** RULES[rule])
+    stands_for = batch_size * ((_root_.get("row") or {}).get("batch_scale") or 1)
+    return float(base * (stands_for / base_batch) ** RULES[rule])
 
 
 def register() -> None:

@@ -95,9 +95,9 @@ class VisionConfig(TrainConfig):
 
 
 def patch_size(size: int, least: int) -> int:
-    """Return the side of a patch in pixels: an eighth of an image's, or a fourth, a half, all of a small one's.
+    """Return the side of a patch in pixels: an eighth of an image's, or a fourth, a half, all of it.
 
-    It has at least `least` pixels. In configurations: `${patch:${data.size},LEAST}`.
+    The least of them that has `least` pixels. In configurations: `${patch:${data.size},LEAST}`.
 
     Raises:
         UserError: the images are smaller than that.

@@ -73,7 +73,7 @@ def test_a_sweep_over_the_batch(
         assert out.count(message) == 2
     (small, large) = sorted(Path("runs/vision").iterdir(), key=lambda path: "batch_size=256" not in path.name)
     for folder, batch_size in ((small, 256), (large, 1024)):
-        lr = 0.015 * math.sqrt(batch_size / 2048)
+        lr = 0.015 * math.sqrt(32 * batch_size / 2048)  # for which the proxy's batch stands
         config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
         assert isinstance(config, dict)
         assert config["batch_size"] == batch_size
