@@ -92,6 +92,7 @@ def explain(error: BaseException) -> str | None:
         return " ".join(str(error).split())
     if isinstance(error, OmegaConfBaseException):
         first = str(error.msg or error).splitlines()[0]
+        first = first.partition(" raised while resolving interpolation: ")[2] or first  # what a resolver says
         if "not in struct" in first or "not in '" in first:
             keys = [str(key) for key in error.parent_node] if error.parent_node is not None else []
             return f"{error.full_key}: no such key; {_nearest(str(error.key), keys)}"

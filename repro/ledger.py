@@ -21,7 +21,10 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from repro import scaling
 from repro.errors import UserError
+
+scaling.register()  # what configurations may have in them, before one is read
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -143,6 +146,7 @@ class Row:
     cost: Cost | None = None
     proxy: str | None = None  # name in configs/proxy
     scale: str = "paper"  # paper | proxy: a proxy's numbers are never the paper's
+    batch_scale: int = 1  # of a proxy: its batch stands for one that many times as large, see repro.scaling
     waits_for: str | None = None  # what the script, which exists, still lacks for this row
     not_runnable: str | None = None  # why this row cannot be run here at all
 
@@ -205,11 +209,11 @@ def _load(name: str, overrides: tuple[str, ...], configs: Path) -> Recipe:
     try:
         composed = _compose(name, overrides)
         row = _typed(composed.row)
+        values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     except Exception as error:  # of Hydra, of OmegaConf, or of the YAML reader
         raise UserError(f"{where}: {_reason(error)}") from error
     if row.name != name:
         raise UserError(f"configs/paper/{name}.yaml: row.name is {row.name}")
-    values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     del values["row"]
     return Recipe(row, values)
 
@@ -252,8 +256,14 @@ def _primary(name: str) -> tuple[str | None, str | None]:
 def _reason(error: Exception) -> str:
     from repro.cli import explain  # which imports this module
 
-    below = error.__context__ if isinstance(error.__context__, OmegaConfBaseException) else error
+    below = error.__context__
+    if not isinstance(below, OmegaConfBaseException) or (below.full_key is None and _has_key(error)):
+        below = error
     return explain(below) or " ".join(str(error).split())
+
+
+def _has_key(error: Exception) -> bool:
+    return isinstance(error, OmegaConfBaseException) and error.full_key is not None
 
 
 def _hint(name: str) -> str:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 
 from repro.config import TrainConfig, one_of
 from repro.errors import UserError
-from repro.run import run_name
+from vision import resolvers  # noqa: F401 (what configurations compute)
 
 SCRATCH = "scratch"
 
@@ -181,11 +180,3 @@ def _check_images(data: DataConfig, augment: AugmentConfig) -> None:
 
 ConfigStore.instance().store(name="vision_schema", node=VisionConfig)
 ConfigStore.instance().store(name="pretrain_mae_schema", node=PretrainConfig)
-
-
-def proxy_run(recipe: str, row: str, proxy: str) -> str:
-    """Return the folder, below run.root, of the run that `scripts/reproduce.py <row> --scale proxy` makes."""
-    return f"{recipe}/{run_name([f'+paper={row}', f'+proxy={proxy}'])}"
-
-
-OmegaConf.register_new_resolver("proxy_run", proxy_run, replace=True)

@@ -17,10 +17,14 @@ from repro import ledger
 from repro.ledger import ROOT, Figure, Row
 from repro.released.files import locate, read_log
 from repro.released.log import Log, LogError
+from repro.replay import verify
+from repro.run import flatten
 from vision.config import VisionConfig
 
 NAMES = ledger.names()
 IMAGENET = [name for name in NAMES if name.startswith("imagenet/")]
+SWIN = [name for name in NAMES if name.startswith("swin/")]
+LARGE_BATCH = [name for name in NAMES if name.startswith("large_batch/")]
 MEMORY = [name for name in NAMES if name.startswith("memory/")]
 PRETRAINING, FINE_TUNING = ["mae/base_pretrain", "mae/large_pretrain"], ["mae/base", "mae/large"]
 IMAGES = 1_281_167  # of ImageNet-1k, for training
@@ -37,6 +41,11 @@ def test_every_published_row_is_there() -> None:
         "convnext_t": ("150", "300"),
     }
     assert set(IMAGENET) == {f"imagenet/{name}_{run}" for name, runs in families.items() for run in runs}
+    assert set(SWIN) == {f"swin/swin_{size}_{epochs}" for size in "tsb" for epochs in (150, 300)}
+    optimizers = ("adan", "adamw", "lamb", "lars")
+    assert set(LARGE_BATCH) == {
+        f"large_batch/{model}_{optimizer}" for model in ("vit_s", "resnet50") for optimizer in optimizers
+    }
     models = ("resnet50", "resnet101", "vit_b", "vit_l", "swin_b", "swin_l", "convnext_b", "convnext_l")
     assert set(MEMORY) == {f"memory/{name}" for name in (*models, "gpt2_758m", "gpt2_1313m", "gpt2_grid")}
     assert {*PRETRAINING, *FINE_TUNING, "text_to_3d/dreamfusion"} <= set(NAMES)
@@ -74,7 +83,7 @@ def test_siblings_are_one_run_first_and_two_then(released: Path) -> None:
     assert shared == {"vit_s_150": 38, "vit_b_150": 60, "resnet50_200": 0}
 
 
-@pytest.mark.parametrize("name", [*IMAGENET, *FINE_TUNING])
+@pytest.mark.parametrize("name", [*IMAGENET, *SWIN, *LARGE_BATCH, *FINE_TUNING])
 def test_vision_takes_the_row(name: str) -> None:
     recipe = load(name)
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(VisionConfig), recipe.config))
@@ -84,13 +93,63 @@ def test_vision_takes_the_row(name: str) -> None:
     assert timm.is_model(config.model.name)
 
 
-@pytest.mark.parametrize("name", [*IMAGENET, *PRETRAINING, *FINE_TUNING])
+@pytest.mark.parametrize("name", [*IMAGENET, *SWIN, *LARGE_BATCH, *PRETRAINING, *FINE_TUNING])
 def test_samples_are_those_of_whole_batches(name: str) -> None:
     recipe = load(name)
     batch_size = recipe.get("batch_size")
     epochs = recipe.get("epochs") + recipe.get("schedule").get("cooldown_epochs", 0)
     assert recipe.row.cost is not None
     assert recipe.row.cost.samples == IMAGES // batch_size * batch_size * epochs
+
+
+def changes(name: str, from_name: str) -> set[str]:
+    """The keys in which a row's configuration is not another's."""
+    ours, theirs = (flatten(load(each).config) for each in (name, from_name))
+    return {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+
+
+def test_rows_without_a_release_have_no_number() -> None:
+    """And say of their settings why they were chosen, and that no number is known."""
+    for name in [*SWIN, *LARGE_BATCH]:
+        row = load(name).row
+        assert (row.published, row.files, row.elsewhere, row.status) == ([], [], {}, "runnable")
+        assert {"number", "settings", "weights"} <= row.unpublished.keys()
+        assert {"optimizer", "batch_size"} <= row.chosen.keys()
+    assert verify(SWIN[0]).says == verify(LARGE_BATCH[0]).says == "nothing released"
+
+
+def test_swin_has_the_settings_of_vit_b() -> None:
+    for name in SWIN:
+        assert load(name).get("model.drop_path") == {"t": 0.2, "s": 0.3, "b": 0.5}[name.split("_")[1]]
+        short = name.endswith("_150")
+        other = changes(name, "imagenet/vit_b_150" if short else "imagenet/vit_b_300_t")
+        assert other - {"model.drop_path"} == {
+            "model.name",
+            *(() if short else ("seed", "optimizer.foreach")),
+        }
+
+
+def test_a_curve_is_a_released_row_but_for_the_optimizer() -> None:
+    for name in LARGE_BATCH:
+        other = changes(name, "imagenet/vit_s_150_i" if "vit_s" in name else "imagenet/resnet50_100")
+        if name.endswith("_adan"):
+            assert other == set()
+        else:
+            assert {key for key in other if not key.startswith("optimizer.")} == {"schedule.warmup_epochs"}
+            assert load(name).get("optimizer.name") == name.rpartition("_")[2]
+
+
+def test_the_learning_rate_follows_the_batch() -> None:
+    """By the row's rule, with which the two released settings of ViT-S agree; what else is set stays."""
+    lrs = {
+        batch_size: load("large_batch/vit_s_adan", (f"batch_size={batch_size}",)).get("optimizer.lr")
+        for batch_size in (1024, 4096, 32768)
+    }
+    assert lrs[4096] == pytest.approx(load("imagenet/vit_s_300_i").get("optimizer.lr"), rel=2e-4)
+    assert lrs[32768] == pytest.approx(0.015 * 4)
+    assert lrs[1024] == pytest.approx(0.015 / 2**0.5)
+    assert load("large_batch/resnet50_lars", ("batch_size=32768",)).get("optimizer.lr") == 32
+    assert load("large_batch/resnet50_lars", ("optimizer.lr=3",)).get("optimizer.lr") == 3
 
 
 def count(model: nn.Module) -> tuple[int, float]:
@@ -103,7 +162,7 @@ def count(model: nn.Module) -> tuple[int, float]:
 
 def test_parameters_and_operations_are_timms() -> None:
     counted: dict[str, tuple[int, float]] = {}
-    for name in [*IMAGENET, *FINE_TUNING]:
+    for name in [*IMAGENET, *SWIN, *LARGE_BATCH, *FINE_TUNING]:
         recipe = load(name)
         model, kwargs = recipe.get("model.name"), recipe.get("model.kwargs")
         if f"{model} {kwargs}" not in counted:

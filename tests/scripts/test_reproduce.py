@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
 import yaml
 from omegaconf import OmegaConf
 
@@ -21,13 +23,17 @@ SCRIPT = ROOT / "scripts" / "reproduce.py"
 MAIN = runpy.run_path(str(SCRIPT))["main"]
 ROW = "imagenet/vit_s_150_i"
 TABLES = sorted({name.split("/")[0] for name in ledger.names()})
-# of the four proxies, and of the options that only some rows have
+VISION = ("imagenet", "large_batch", "mae", "swin")  # of which every row is looked at
+# of all proxies, and of the options that only some rows have
 PROXIED = [
     ROW,
     "imagenet/vit_b_300_t",
     "imagenet/resnet50_100",
     "imagenet/convnext_t_150",
     "imagenet/convnext_t_300",
+    "swin/swin_s_300",
+    "large_batch/vit_s_lamb",
+    "large_batch/resnet50_lars",
 ]
 TINY = [
     "epochs=2", "schedule.warmup_epochs=1", "schedule.cooldown_epochs=0", "batch_size=256",
@@ -131,10 +137,16 @@ def test_list_with_a_pattern(command: Command) -> None:
 
 @pytest.mark.parametrize("table", TABLES)
 def test_dry_run(command: Command, started: list[list[str]], table: str) -> None:
-    """Of one row of each table: all that the row says, the configuration as YAML; nothing is started."""
-    name = next(name for name in ledger.names() if name.startswith(f"{table}/"))
-    status, out, err = command(name, "--dry-run")
-    assert (status, err, started, list(Path().iterdir())) == (0, "", [], [])
+    """Of one row of each table, and all for vision; nothing is started."""
+    names = [name for name in ledger.names() if name.startswith(f"{table}/")]
+    for name in names if table in VISION else names[:1]:
+        status, out, err = command(name, "--dry-run")
+        assert (status, err, started, list(Path().iterdir())) == (0, "", [], [])
+        check_sheet(name, out)
+
+
+def check_sheet(name: str, out: str) -> None:
+    """All that the row says is there, the command if there is one, and the configuration as YAML."""
     recipe = ledger.load(name)
     words = " ".join(out.split())
     row = recipe.row
@@ -147,6 +159,7 @@ def test_dry_run(command: Command, started: list[list[str]], table: str) -> None
         assert f"{ledger.COMMIT}/{file.path}" in words
     assert ("scripts/released.py get" in words) == bool(row.files)
     assert ("FLOP in training" in words) == (row.cost is not None)
+    assert (f"python {row.script} " in words) == (row.status == "runnable")
     if recipe.config:
         assert yaml.safe_load(out.split("\nconfiguration:\n")[1]).keys() == recipe.config.keys()
 
@@ -258,6 +271,16 @@ def test_the_exit_status_is_the_recipes(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (2, "error: epochs=0: must be at least 1\n")
 
 
+def test_a_reader_that_has_enough(tmp_path: Path) -> None:
+    """As `| head`: no traceback of a broken pipe."""
+    words = [sys.executable, str(SCRIPT), ROW, "--dry-run"]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
+
+
 @pytest.mark.slow
 def test_several_processes(tmp_path: Path) -> None:
     """A run, the same command again, and the exit status where they fail."""
@@ -330,7 +353,7 @@ def test_a_proxy_keeps_what_makes_the_row(name: str) -> None:
         f"augment.{key}"
         for key in ("crop", "padding", "interpolation", "hflip", "color_jitter", "auto_augment")
     }
-    lr = {"optimizer.lr"} if row.proxy == "vit" else set()
+    lr = {"optimizer.lr"} if row.proxy in ("vit", "swin") else set()
     ema = {"ema_decay"} if before["ema_decay"] is not None else set()
     rest = {key for key in changed if not key.startswith(("model.", "data."))}
     assert rest <= sizes | lr | ema
@@ -338,15 +361,38 @@ def test_a_proxy_keeps_what_makes_the_row(name: str) -> None:
     assert before["model.drop_path"] == after["model.drop_path"]
     reasons = {key for key in sizes | lr | ema if not key.startswith("augment.")} - {"workers"}
     assert reasons <= proxy.row.chosen.keys()
-    overridden = ledger.load(name, [f"+proxy={row.proxy}", "data=cifar10", "batch_size=32"]).config
-    assert (overridden["data"]["name"], overridden["batch_size"]) == ("cifar10", 32)
-    assert overridden["epochs"] == after["epochs"]  # the proxy's, though the data set has some, too
 
 
-def test_every_imagenet_row_has_a_proxy() -> None:
+@pytest.mark.parametrize("proxy", ["vit", "resnet", "convnext", "swin"])
+def test_a_proxy_fits_the_data(proxy: str) -> None:
+    """What it is given instead of digits decides on size, crops and length; the command line on all."""
+    row = next(name for name in PROXIED if ledger.load(name).row.proxy == proxy)
+    flip, whole = {"hflip": 0.5}, {"crop": "padded", "auto_augment": None}
+    for data, size, epochs, augment in (
+        ("digits", 8, 36, {**whole, "hflip": 0.0, "padding": 1}),
+        ("fashion_mnist", 28, 9, {**whole, **flip, "padding": 2}),
+        ("cifar10", 32, 9, {**whole, **flip, "padding": 4}),
+        ("imagefolder", 64, 36, {**flip, "crop": "resized", "auto_augment": "rand-m7-mstd0.5-inc1"}),
+    ):
+        config = ledger.load(row, [f"+proxy={proxy}", f"data={data}", "batch_size=32"]).config
+        assert (config["data"]["name"], config["data"]["size"]) == (data, size)
+        assert (config["epochs"], config["batch_size"]) == (epochs, 32)
+        assert config["augment"] | augment == config["augment"]
+        channels, options = config["data"]["channels"], config["model"]["kwargs"]
+        model = timm.create_model(config["model"]["name"], num_classes=10, in_chans=channels, **options)
+        assert model(torch.zeros(2, channels, size, size)).shape == (2, 10)
+        assert sum(p.numel() for p in model.parameters()) < 1_500_000
+    config = ledger.load(row, [f"+proxy={proxy}", "data=cifar10", "data.size=64", "epochs=3"]).config
+    assert (config["data"]["size"], config["epochs"]) == (64, 3)
+    assert config["model"]["kwargs"].get("patch_size", 8) == 8
+
+
+def test_every_row_of_ours_to_train_has_a_proxy() -> None:
+    proxies = {name: ledger.load(name).row.proxy for name in ledger.names()}
+    for name, proxy in proxies.items():
+        assert proxy is not None or name.split("/")[0] not in ("imagenet", "large_batch", "swin"), name
     groups = {path.stem for path in (ROOT / "configs" / "proxy").glob("[!_]*.yaml")}
-    names = [name for name in ledger.names() if name.startswith("imagenet/")]
-    assert {ledger.load(name).row.proxy for name in names} == groups
+    assert set(proxies.values()) - {None} == groups
 
 
 def test_hours() -> None:
