@@ -4,6 +4,7 @@ The order of an epoch depends on (seed, epoch) alone, and the randomness of one 
 (seed, epoch, index, copy) alone: not on the number of workers, nor on which samples were loaded before.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -102,7 +103,11 @@ class SeededDataset(Dataset[Any]):
 
 
 def make_loader(data: Sized, sampler: Sampler[list[Key]], seed: int | None, workers: int) -> DataLoader[Any]:
-    """Return the DataLoader of `data` in the order of `sampler`; see SeededDataset for `seed`."""
+    """Return the DataLoader of `data` in the order of `sampler`; see SeededDataset for `seed`.
+
+    It has `workers`, but no more than there are cores: the others would only wait.
+    """
+    workers = min(workers, os.cpu_count() or 1)
     return DataLoader(
         SeededDataset(data, seed),
         batch_sampler=sampler,

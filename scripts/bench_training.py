@@ -9,7 +9,7 @@ of the ratios in the rounds, with a 95% interval of that median.
 
 Without --optimizers: three training loops with optim's fused Adan.
 
-    bare    forward, loss, backward, step, zero_grad, and nothing else
+    bare    normalising the images, forward, loss, backward, step, zero_grad, and nothing else
     timm    what train_one_epoch of timm's train.py does at each step, made of parts of timm: meters, a
             scheduler that is told of every step, the loss fetched at every step
     ours    repro.loop.Trainer with the recipe of vision/train.py and everything that it does between two

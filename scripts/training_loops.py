@@ -59,11 +59,17 @@ class Bench:
         self.total = (WARM_UP + self.rounds) * self.steps
         self.batches = [
             (
-                torch.randn(self.batch, 3, self.size, self.size, device=self.device),
+                torch.randint(
+                    256, (self.batch, 3, self.size, self.size), dtype=torch.uint8, device=self.device
+                ),
                 torch.randint(CLASSES, (self.batch,), device=self.device),
             )
             for _ in range(4)
         ]
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Floats of uint8 images, with mean and standard deviation 0.5."""
+        return images.to(torch.float32).div_(255).sub_(0.5).div_(0.5)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision of forward and loss."""
@@ -122,7 +128,7 @@ def bare_loop(
     while True:
         images, labels = yield
         with bench.autocast():
-            loss = F.cross_entropy(model(images), labels)
+            loss = F.cross_entropy(model(bench.normalize(images)), labels)
         loss.backward()
         step()
         zero_grad()
@@ -149,7 +155,7 @@ def timm_loop(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, 
         updates, asked, updated = 0, time.time(), time.time()
         while True:
             images, labels = yield
-            images, labels = images.to(bench.device), labels.to(bench.device)
+            images, labels = bench.normalize(images.to(bench.device)), labels.to(bench.device)
             data_time.update(time.time() - asked)
             with bench.autocast():
                 loss = criterion(model(images), labels)

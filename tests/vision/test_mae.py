@@ -342,7 +342,7 @@ def test_the_measure_has_fixed_masks() -> None:
     """Of the image's index: neither batches nor draws in between change them, but another index does."""
     task = Pretraining(configure(*TINY))
     data, model = task.test_data(), task.build_model()
-    images = torch.stack([data[index][0] for index in range(6)])
+    images = task.normalize(torch.stack([data[index][0] for index in range(6)]))
     indices = torch.tensor([data[index][1] for index in range(6)])
     whole, size = task.measure(model, [images, indices])
     parts = [task.measure(model, [images[part], indices[part]])[0] for part in (slice(4), slice(4, 6))]
