@@ -1,7 +1,6 @@
 """The settings that a checkpoint is to be measured with: its own, a row's, or timm's for the model."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -47,12 +46,10 @@ def of(path: Path, found: Checkpoint, row: str | None, overrides: Sequence[str])
         node = _of_timm(path, found, overrides)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(VisionConfig), node)
-        config = cast(VisionConfig, OmegaConf.to_object(merged))
+        return cast(VisionConfig, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         whose = f"{path} was trained by another recipe, or another version: " if row is None else ""
         raise UserError(f"{whose}{explain(error)}") from error
-    config.workers = min(config.workers, os.cpu_count() or 0)  # a row's are those of a large machine
-    return config
 
 
 def _run_config(path: Path) -> Path | None:
