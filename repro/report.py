@@ -71,8 +71,9 @@ def describe(summary: dict[str, Any]) -> str:
     """Return the closing summary for people."""
     metric, final, best = summary["metric"], summary["final"], summary["best"]
     speed = next(key for key in summary if key.endswith("_per_second"))
+    reached = [_number(record[metric]) for record in (final, best)]
     rows = {
-        "result": f"{metric} {final[metric]:.2f} (best {best[metric]:.2f} at epoch {best['epoch']}), "
+        "result": f"{metric} {reached[0]} (best {reached[1]} at epoch {best['epoch']}), "
         f"train_loss {final['train_loss']:.4g}",
         "model": f"{summary['model']}, {summary['parameters']:,} parameters",
         "optimizer": f"{summary['optimizer']}, path: {summary['optimizer_path']}",
@@ -80,7 +81,7 @@ def describe(summary: dict[str, Any]) -> str:
         f"{summary[speed]:,.0f} {speed.removesuffix('_per_second')}/s"
         + (f", {summary['tflop_per_second']:.3g} TFLOP/s" if "tflop_per_second" in summary else "")
         + (f" ({summary['mfu']:.1%} of the peak)" if "mfu" in summary else "")
-        + (f", {summary['wait_share']:.0%} of the time waiting for data"),
+        + f", {summary['wait_share']:.0%} of the time waiting for data",
         "memory": f"{summary['peak_memory_mib']:,} MiB at most ({summary['memory_of']})",
         "folder": summary["run"],
     }
@@ -88,6 +89,10 @@ def describe(summary: dict[str, Any]) -> str:
     if "paper" in summary:
         lines += [f"{'paper':<10} {line}" for line in tracking.describe(summary["paper"])]
     return "\n".join([*lines, *(["", *summary["monitor"]] if "monitor" in summary else [])])
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
 
 
 def _duration(seconds: float) -> str:

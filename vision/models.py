@@ -41,7 +41,7 @@ def build_random(config: ModelConfig, data: DataConfig, classes: int) -> nn.Modu
     Raises:
         UserError: see `build`.
     """
-    options = {"num_classes": 0 if config.probe else classes, "drop_path_rate": config.drop_path}
+    options = {"num_classes": 0 if config.probe else classes, "drop_path_rate": config.drop_path or None}
     model = create(config.name, config.kwargs, in_chans=data.channels, **options)
     if config.grad_checkpointing:
         try:
