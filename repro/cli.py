@@ -2,12 +2,13 @@
 
 import difflib
 import errno
+import functools
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,6 +21,7 @@ from repro.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
+Arguments = ParamSpec("Arguments")
 Config = TypeVar("Config", bound=TrainConfig)
 Main = Callable[[Config, list[str]], object]  # (configuration, the command line's overrides)
 
@@ -67,6 +69,26 @@ def entry_point(config_name: str, schema: type[Config]) -> Callable[[Main[Config
         return command
 
     return decorate
+
+
+def exit_status(command: Callable[Arguments, int]) -> Callable[Arguments, int]:
+    """Turn what is wrong with a command's input into exit status 2, after `error: ...` on stderr.
+
+    Errors of ours are raised.
+    """
+
+    @functools.wraps(command)
+    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
+        try:
+            return command(*args, **kwargs)
+        except Exception as error:
+            line = explain(error)
+            if line is None:
+                raise
+            print(f"error: {line}", file=sys.stderr)
+            return 2
+
+    return guarded
 
 
 def _typed(config: DictConfig, schema: type[Config]) -> Config:

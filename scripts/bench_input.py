@@ -42,7 +42,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 
 from repro import cost, ledger
 from repro.accelerator import build_optimizer
-from repro.cli import explain
+from repro.cli import exit_status
 from repro.data import SeededDataset, TrainingSampler, make_loader
 from repro.errors import UserError
 from scripts.bench_optimizers import machine, table
@@ -389,6 +389,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+@exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -399,12 +400,6 @@ def main(arguments: list[str] | None = None) -> int:
         if options.images < options.batch:
             raise UserError(f"--images {options.images}: must be at least --batch {options.batch}")
         result = measure(options)
-    except Exception as error:
-        line = explain(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 2
     finally:
         torch.set_num_threads(threads)
     print(markdown(result))

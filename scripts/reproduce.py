@@ -25,7 +25,7 @@ from tqdm import tqdm
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from repro import cost, ledger, own, sheet
-from repro.cli import explain
+from repro.cli import exit_status
 from repro.errors import UserError
 from repro.ledger import ROOT, Recipe
 from repro.released import read
@@ -34,31 +34,25 @@ RUNS = (Path("runs"), ROOT / "results")  # where own results are looked for
 SHOWN = 40  # lines of a comparison
 
 
+@exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status: the recipe's, or 2 where it was not started."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     split = words.index("--") if "--" in words else len(words)
     options = parser().parse_intermixed_args(words[:split])
-    try:
-        if options.list is not None:
-            print(table(options.list))
-            return 0
-        if options.row is None:
-            raise UserError("name a row, as in `python scripts/reproduce.py ROW`, or --list them")
-        recipe, command = prepare(options.row, options.scale, options.overrides)
-        command += words[split + 1 :]
-        if options.track:
-            compare(recipe, options.track)
-        elif options.dry_run:
-            print(sheet.describe(recipe, shown(command, options.processes)))
-        else:
-            return start(recipe, command, options.processes)
-    except Exception as error:
-        line = explain(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 2
+    if options.list is not None:
+        print(table(options.list))
+        return 0
+    if options.row is None:
+        raise UserError("name a row, as in `python scripts/reproduce.py ROW`, or --list them")
+    recipe, command = prepare(options.row, options.scale, options.overrides)
+    command += words[split + 1 :]
+    if options.track:
+        compare(recipe, options.track)
+    elif options.dry_run:
+        print(sheet.describe(recipe, shown(command, options.processes)))
+    else:
+        return start(recipe, command, options.processes)
     return 0
 
 

@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 
 from repro import foreign
 from repro.accelerator import build, shut_down
-from repro.cli import explain
+from repro.cli import exit_status
 from repro.errors import UserError
 from repro.foreign import Checkpoint
 from repro.ledger import Row
@@ -36,17 +36,10 @@ from vision.predictions import by_class, measure, predict
 from vision.train import Classification
 
 
+@exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
-    options = parser().parse_intermixed_args(arguments)
-    try:
-        evaluate(options)
-    except Exception as error:
-        line = explain(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 2
+    evaluate(parser().parse_intermixed_args(arguments))
     return 0
 
 

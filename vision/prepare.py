@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from repro.cli import explain
+from repro.cli import exit_status
 from repro.errors import UserError
 from vision.config import DataConfig
 from vision.data.checking import check
@@ -29,17 +29,11 @@ UNITS = {"MB": 10**6, "GB": 10**9}
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"  # of the development kit; its line i is image i
 
 
+@exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status: 0, 1 after problems were found, 2 after `error: ...`."""
     options = parser().parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except Exception as error:
-        line = explain(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 2
+    return int(options.run(options))
 
 
 def parser() -> argparse.ArgumentParser:
