@@ -50,7 +50,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     Own results are those in this folder, not those that come with the project.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(MAIN.__globals__, "RUNS", (Path("runs"),))
+    monkeypatch.setitem(MAIN.__wrapped__.__globals__, "RUNS", (Path("runs"),))
     monkeypatch.setenv("ADAN_RELEASED", str(tmp_path / "released"))
 
     def run(*arguments: str) -> tuple[int, str, str]:
