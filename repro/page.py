@@ -131,15 +131,16 @@ def _column(row: Row, log: Log) -> str:
 
 
 def run_curves(folders: Sequence[Path]) -> Iterator[Chart]:
-    """One chart for each data set: the metric of our own runs over epochs."""
-    by_data: dict[str, list[Path]] = defaultdict(list)
+    """One chart for each data set and metric: that of our own runs over epochs, averaged weights or not."""
+    charts: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for path in folders:
-        by_data[str(read_config(path / "config.yaml").get("data.name"))].append(path)
-    for data, paths in by_data.items():
-        metric = _summary(paths[0])["metric"]
-        chart = Chart(data, "epoch", metric)
+        data, metric = read_config(path / "config.yaml").get("data.name"), _summary(path)["metric"]
+        charts[str(data), metric.removeprefix("ema_")].append(path)
+    for (data, kind), paths in charts.items():
+        chart = Chart(data, "epoch", kind)
+        chart.higher_is_better = "loss" not in kind
         for path in paths:
-            table = read(path / "metrics.jsonl").table
+            table, metric = read(path / "metrics.jsonl").table, _summary(path)["metric"]
             measured = table.dropna(subset=[metric])
             values = pd.Series(measured[metric].to_numpy(), measured["epoch"].to_numpy())
             chart.lines.append(Line(path.name, values, own=True))
@@ -153,7 +154,7 @@ def _run(path: Path) -> dict[str, str]:
         "path": str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path),
         "what": f"{summary['model']} on {config.get('data.name')}, {summary['epochs']} epochs",
         "optimizer": f"{summary['optimizer']}, lr {config['optimizer.lr']:g}",
-        "result": f"{metric} {summary['final'][metric]:.2f} (best {summary['best'][metric]:.2f})",
+        "result": f"{metric} {summary['final'][metric]:.4g} (best {summary['best'][metric]:.4g})",
         "time": f"{summary['seconds']:.0f} s",
         "commit": (starts[-1]["commit"] or "")[:10],
     }

@@ -390,7 +390,13 @@ def test_rows(name: str) -> None:
     for data in ("digits", "cifar10", "imagefolder"):
         proxy = ledger.load(name, [f"+proxy={recipe.row.proxy}", f"data={data}"])
         assert (proxy.row.scale, proxy.get("data.name")) == ("proxy", data)
-        kept = ("optimizer", "model.mask_ratio", "model.norm_pixels", "schedule.join", "schedule.min_lr")
+        kept = {"optimizer", "model.mask_ratio", "model.norm_pixels", "schedule.join", "schedule.min_lr"}
+        own = (
+            {"optimizer.lr", "optimizer.betas", "model.norm_pixels"} if data == "digits" else {"optimizer.lr"}
+        )
+        assert own <= proxy.row.chosen.keys()
+        for other in own:
+            proxy.config[other.split(".")[0]][other.split(".")[1]] = recipe.get(other)
         assert all(proxy.get(key) == recipe.get(key) for key in kept)
         assert {"epochs", "batch_size", "optimizer.lr", "model.decoder"} <= proxy.row.chosen.keys()
         with torch.device("meta"):
