@@ -19,7 +19,6 @@ page cache, so it is about cores, not about a disk.
 
 import argparse
 import io
-import json
 import math
 import os
 import random
@@ -45,7 +44,7 @@ from repro.accelerator import build_optimizer
 from repro.cli import exit_status
 from repro.data import SeededDataset, TrainingSampler, make_loader
 from repro.errors import UserError
-from scripts.bench_optimizers import machine, table
+from scripts.bench_optimizers import machine, publish, table
 from vision.config import DataConfig, VisionConfig
 from vision.data import Images, Normalize, Split, build_erasing, read, train_transform
 from vision.data.images import suffix
@@ -402,11 +401,7 @@ def main(arguments: list[str] | None = None) -> int:
         result = measure(options)
     finally:
         torch.set_num_threads(threads)
-    print(markdown(result))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-        options.out.with_suffix(".md").write_text(markdown(result))
+    publish(result, markdown(result), options.out)
     return 0
 
 

@@ -557,6 +557,15 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def publish(result: dict[str, Any], page: str, out: Path | None) -> None:
+    """Print a result's page; write OUT.json and OUT.md if there is an OUT."""
+    print(page)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+        out.with_suffix(".md").write_text(page)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
     parser = argparse.ArgumentParser(
@@ -605,11 +614,7 @@ def main(arguments: list[str] | None = None) -> int:
         },
         "overhead_us": bench_overhead(options.device, 200),
     }
-    print(markdown(result))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-        options.out.with_suffix(".md").write_text(markdown(result))
+    publish(result, markdown(result), options.out)
     return 0
 
 

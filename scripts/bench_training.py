@@ -31,7 +31,6 @@ With --optimizers: the bare loop with each optimizer.
 
 import argparse
 import copy
-import json
 import math
 import statistics
 import sys
@@ -47,7 +46,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 import optim
 
 sys.path.append(str(Path(__file__).resolve().parent))
-from bench_optimizers import EMULATED, ENTRIES, machine, seconds, state_bytes, table
+from bench_optimizers import EMULATED, ENTRIES, machine, publish, seconds, state_bytes, table
 from training_loops import ADAN, AMP, Bench, bare_loop, run_ours, timm_loop
 
 MODELS = ["deit_small_patch16_224", "resnet50"]  # the first is ViT-S/16 as in the paper's rows
@@ -286,11 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
         "optimizers": options.optimizers,
         "models": {name: measure(Bench(name, options.device, batch, options.rounds)) for name in models},
     }
-    print(markdown(result))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-        options.out.with_suffix(".md").write_text(markdown(result))
+    publish(result, markdown(result), options.out)
     return 0
 
 

@@ -13,7 +13,6 @@ more: it is measured apart, by the clock around them, and given as a share of N 
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -33,7 +32,7 @@ import inspect
 import optim
 
 sys.path.append(str(Path(__file__).resolve().parent))
-from bench_optimizers import machine, table
+from bench_optimizers import machine, publish, table
 
 KINDS = ("plain", "between", "sampled")
 EVERY: int = inspect.signature(optim.Monitor).parameters["every"].default
@@ -172,11 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = measure(options.model, options.device, options.batch, options.image, options.rounds)
     about = machine(options.device, [sys.argv[0], *(sys.argv[1:] if arguments is None else arguments)])
     result = {"machine": about, "run": run}
-    print(markdown(result))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-        options.out.with_suffix(".md").write_text(markdown(result))
+    publish(result, markdown(result), options.out)
     return 0
 
 
