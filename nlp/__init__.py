@@ -1,0 +1,1 @@
+"""Language: BERT pre-training and GLUE, Transformer-XL, LSTM."""

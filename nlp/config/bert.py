@@ -1,0 +1,1 @@
+"""Configuration of nlp/pretrain_bert.py."""

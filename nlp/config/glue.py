@@ -1,0 +1,1 @@
+"""Configuration of nlp/finetune_glue.py."""

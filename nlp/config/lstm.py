@@ -1,0 +1,1 @@
+"""Configuration of nlp/train_lstm.py."""

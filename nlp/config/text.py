@@ -1,0 +1,1 @@
+"""Configuration of where text comes from and how it becomes tokens."""
