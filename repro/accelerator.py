@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.state import AcceleratorState, GradientState  # type: ignore[import-untyped]
+from accelerate.utils import GradScalerKwargs  # type: ignore[import-untyped]
 from torch import nn
 
 import optim
@@ -22,12 +23,14 @@ def build(config: TrainConfig) -> Accelerator:
     Raises:
         UserError: the mixed precision does not work on them.
     """
+    scaling = GradScalerKwargs(init_scale=config.loss_scale.initial, growth_interval=config.loss_scale.window)
     try:
         return Accelerator(
             cpu=not torch.accelerator.is_available(),
             mixed_precision=config.amp,
             gradient_accumulation_steps=config.accumulate,
             dynamo_backend="inductor" if config.compile else None,
+            kwargs_handlers=[scaling] if config.amp == "fp16" else None,
             log_with=config.tracking.name,
             project_dir=config.run.root,
         )

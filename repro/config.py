@@ -32,6 +32,24 @@ class TrackingConfig:
 
 
 @dataclass
+class SelectConfig:
+    """Which checkpoint is the best."""
+
+    metric: str | None = None  # a figure of the records; null: the recipe's own
+    higher_is_better: bool = True  # of `metric`
+
+
+@dataclass
+class LossScaleConfig:
+    """What losses are multiplied with for amp=fp16, by torch.amp.GradScaler, as fairseq has it."""
+
+    initial: float = 65536.0
+    window: int = 2000  # steps without overflow after which it doubles; an overflow halves it
+    threshold: float | None = None  # it is not lowered below this
+    minimum: float = 0.0  # the run ends where it would be lowered to this
+
+
+@dataclass
 class ScheduleConfig:
     """Learning rate over time; see `repro.schedules`."""
 
@@ -53,12 +71,16 @@ class TrainConfig:
     seed: int = 0
     epochs: int = 10
     steps: int | None = None  # optimizer steps in all, instead of epochs
-    measure_every: int | None = None  # steps between measurements on the test set, besides every epoch's end
+    max_epochs: int | None = None  # with `steps`: end here, should it come first; the schedule does not know
+    measure_every: int | None = None  # steps between measurements
+    measure_epochs: int | None = 1  # and at the end of every so manieth epoch; null: of none but the last
     batch_size: int = 64  # samples per optimizer step, over all processes and micro-batches
     accumulate: int = 1  # micro-batches per optimizer step
     repeats: int = 1  # copies of a sample in an epoch, augmented apart; the epoch is as long as without
     amp: str = "no"  # no | bf16 | fp16
+    loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
     clip_grad: float | None = None  # global norm, applied by the loop before the optimizer
+    select: SelectConfig = field(default_factory=SelectConfig)
     hessian_every: int = 10  # steps between estimates of the Hessian, for optimizer=sophia
     ema_decay: float | None = None
     compile: bool = False
@@ -89,7 +111,7 @@ class TrainConfig:
             _at_least(1, "run.checkpoint_every", self.run.checkpoint_every)
         if self.run.monitor is not None:
             _at_least(1, "run.monitor", self.run.monitor)
-        for key in ("steps", "measure_every"):
+        for key in ("steps", "max_epochs", "measure_every", "measure_epochs"):
             if _lookup(self, key) is not None:
                 _at_least(1, key, _lookup(self, key))
         if self.schedule.warmup_steps is not None:
@@ -98,6 +120,13 @@ class TrainConfig:
                 raise UserError("schedule.warmup_steps: set schedule.warmup_epochs=0 beside it")
         if self.steps is not None and self.schedule.cooldown_epochs:
             raise UserError(f"steps={self.steps}: a run in steps has no schedule.cooldown_epochs")
+        if self.steps is None and self.max_epochs is not None:
+            raise UserError(f"max_epochs={self.max_epochs}: is for a run in steps; set epochs instead")
+        _at_least(1, "loss_scale.window", self.loss_scale.window)
+        for key in ("initial", "threshold"):
+            value = getattr(self.loss_scale, key)
+            if value is not None and not value > 0:
+                raise UserError(f"loss_scale.{key}={value}: must be above 0")
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise UserError(f"clip_grad={self.clip_grad}: must be above 0, or null for no clipping")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

@@ -5,15 +5,20 @@ The order of an epoch depends on (seed, epoch) alone, and the randomness of one 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from repro.generators import hashed, left_alone, seed_generators
 
-Key = tuple[int, int, int]  # (epoch, index, copy): copies of a sample in one epoch are augmented apart
+Key = tuple[int, int]  # (epoch, index)
+
+# epoch -> the indices of the samples of each of its optimizer steps; all epochs have as many steps
+Plan = Callable[[int], Sequence[Sequence[int]]]
 
 
 class Sized(Protocol):
@@ -23,30 +28,67 @@ class Sized(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
 
-class TrainingSampler(Sampler[list[Key]]):
-    """Micro-batches of keys of one epoch, from a given step on.
+def shuffled(size: int, batch_size: int, seed: int, repeats: int = 1, drop_last: bool = True) -> Plan:
+    """Return the plan that takes `batch_size` samples a step, in a new order each epoch.
 
-    Every optimizer step takes the next `batch_size` samples of the epoch's order; each process gets an equal,
-    contiguous share of each micro-batch. What does not fill a step is left out.
-
-    With `repeats` above 1 each sample comes that often in a row, and the epoch is as long as without: it sees
-    `size / repeats` samples (repeated augmentation, Hoffer et al., arXiv 1901.09335).
+    What does not fill the last step is left out with `drop_last`, and is a smaller step without. With
+    `repeats` above 1 each sample comes that often in a row, as index * repeats + copy (see SeededDataset), and
+    the epoch is as long as without: it sees `size / repeats` samples (repeated augmentation, Hoffer et al.,
+    arXiv 1901.09335).
     """
 
-    def __init__(
-        self,
-        size: int,
-        batch_size: int,
-        seed: int,
-        accumulate: int = 1,
-        processes: int = 1,
-        rank: int = 0,
-        repeats: int = 1,
-    ) -> None:
-        self.size, self.batch_size, self.seed = size, batch_size, seed
+    def plan(epoch: int) -> Sequence[Sequence[int]]:
+        generator = torch.Generator().manual_seed(hashed(f"order {seed} {epoch}"))
+        order = torch.randperm(size, generator=generator).numpy()
+        if repeats > 1:
+            order = (order[:, None] * repeats + np.arange(repeats)).reshape(-1)[:size]
+        end = size - size % batch_size if drop_last else size
+        steps: list[Any] = [order[begin : begin + batch_size] for begin in range(0, end, batch_size)]
+        return steps
+
+    return plan
+
+
+def in_order(size: int, batch_size: int) -> Plan:
+    """Return the plan that takes the next `batch_size` samples each step, in every epoch alike."""
+    return lambda epoch: [range(begin, min(begin + batch_size, size)) for begin in range(0, size, batch_size)]
+
+
+def regrouped(batches: Sequence[Sequence[int]], seed: int) -> Plan:
+    """Return the plan whose steps are the same batches in every epoch, in a new order each."""
+
+    def plan(epoch: int) -> Sequence[Sequence[int]]:
+        generator = torch.Generator().manual_seed(hashed(f"order {seed} {epoch}"))
+        return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+
+    return plan
+
+
+def dealt(size: int, batch_size: int, processes: int = 1, rank: int = 0) -> Sequence[Sequence[int]]:
+    """Return the batches in which a process measures: each sample exactly once over all processes, in order.
+
+    Nothing is padded, so that counts are exact.
+    """
+    indices = range(rank, size, processes)
+    return [indices[begin : begin + batch_size] for begin in range(0, len(indices), batch_size)]
+
+
+def keyed(batches: Sequence[Sequence[int]]) -> list[list[Key]]:
+    """Return batches of samples that are always the same as batches of keys."""
+    return [[(0, index) for index in batch] for batch in batches]
+
+
+class TrainingSampler(Sampler[list[Key]]):
+    """Micro-batches of keys of one epoch of a plan, from a given step on.
+
+    Each process gets a contiguous share of each micro-batch. They are equal, or where a step's samples are
+    too few for that, differ by one; where they are too few for one each, the first ones serve again.
+    """
+
+    def __init__(self, plan: Plan, accumulate: int = 1, processes: int = 1, rank: int = 0) -> None:
+        self.plan = lru_cache(1)(plan)  # it may shuffle millions of samples
         self.accumulate, self.processes, self.rank = accumulate, processes, rank
-        self.repeats = repeats
-        self.steps = size // batch_size
+        self.steps = len(self.plan(0))
         self.epoch, self.first_step = 0, 0
 
     def start_at(self, epoch: int, step: int = 0) -> None:
@@ -57,43 +99,26 @@ class TrainingSampler(Sampler[list[Key]]):
         return (self.steps - self.first_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch = self.epoch
-        generator = torch.Generator().manual_seed(hashed(f"order {self.seed} {epoch}"))
-        order = torch.randperm(self.size, generator=generator).tolist()
-        share = self.batch_size // (self.accumulate * self.processes)
-        for step in range(self.first_step, self.steps):
-            for micro in range(self.accumulate):
-                begin = step * self.batch_size + (micro * self.processes + self.rank) * share
-                places = (divmod(place, self.repeats) for place in range(begin, begin + share))
-                yield [(epoch, order[sample], copy) for sample, copy in places]
-
-
-class EvaluationSampler(Sampler[list[Key]]):
-    """Each sample exactly once over all processes, in order: nothing is padded, so counts are exact."""
-
-    def __init__(self, size: int, batch_size: int, processes: int = 1, rank: int = 0) -> None:
-        self.indices = range(rank, size, processes)
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for begin in range(0, len(self.indices), self.batch_size):
-            yield [(0, index, 0) for index in self.indices[begin : begin + self.batch_size]]
+        epoch, shares = self.epoch, self.accumulate * self.processes
+        for samples in self.plan(epoch)[self.first_step :]:
+            taken = np.resize(np.asarray(samples), max(len(samples), shares))
+            for share in range(self.rank, shares, self.processes):
+                begin, end = (len(taken) * edge // shares for edge in (share, share + 1))
+                yield [(epoch, index) for index in taken[begin:end].tolist()]
 
 
 class SeededDataset(Dataset[Any]):
-    """`data` addressed by (epoch, index, copy), with the global random generators seeded during each access.
+    """`data` addressed by (epoch, index * repeats + copy), the global generators seeded at each access.
 
     With `seed=None` (nothing random in `data`) the generators are left alone.
     """
 
-    def __init__(self, data: Sized, seed: int | None) -> None:
-        self.data, self.seed = data, seed
+    def __init__(self, data: Sized, seed: int | None, repeats: int = 1) -> None:
+        self.data, self.seed, self.repeats = data, seed, repeats
 
     def __getitem__(self, key: Key) -> Any:
-        epoch, index, copy = key
+        epoch, place = key
+        index, copy = divmod(place, self.repeats)
         if self.seed is None:
             return self.data[index]
         name = f"sample {self.seed} {epoch} {index}" + (f" {copy}" if copy else "")
@@ -102,16 +127,24 @@ class SeededDataset(Dataset[Any]):
             return self.data[index]
 
 
-def make_loader(data: Sized, sampler: Sampler[list[Key]], seed: int | None, workers: int) -> DataLoader[Any]:
-    """Return the DataLoader of `data` in the order of `sampler`; see SeededDataset for `seed`.
+def make_loader(
+    data: Sized,
+    batches: Iterable[list[Key]],
+    seed: int | None,
+    workers: int,
+    repeats: int = 1,
+    collate: Callable[[list[Any]], Any] = default_collate,
+) -> DataLoader[Any]:
+    """Return the DataLoader of `batches` of `data`, made by `collate`; see SeededDataset for the others.
 
     It has `workers`, but no more than there are cores: the others would only wait.
     """
     workers = min(workers, os.cpu_count() or 1)
     return DataLoader(
-        SeededDataset(data, seed),
-        batch_sampler=sampler,
+        SeededDataset(data, seed, repeats),
+        batch_sampler=batches,
         num_workers=workers,
+        collate_fn=collate,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or it would draw from the global one, once per pass

@@ -11,13 +11,15 @@ process and are averaged over several.
 
 import json
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
-from accelerate.utils import broadcast, set_seed  # type: ignore[import-untyped]
+from accelerate.utils import broadcast, gather_object, set_seed  # type: ignore[import-untyped]
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -27,7 +29,7 @@ import optim
 from repro import checkpoint, report, tracking
 from repro.accelerator import build, build_optimizer, shut_down, start_trackers
 from repro.config import TrainConfig
-from repro.data import EvaluationSampler, TrainingSampler, make_loader
+from repro.data import Sized, TrainingSampler, keyed, make_loader
 from repro.errors import UserError
 from repro.generators import seed_generators
 from repro.run import RunFolder
@@ -53,6 +55,8 @@ def train(task: Task, config: TrainConfig, name: str) -> dict[str, Any]:
         if summary is None:
             trainer = Trainer(task, config, folder, accelerator)
             folder.begin(asdict(config))  # only now, when the configuration is known to work
+            if main:
+                task.begin(folder.path)
             summary = trainer.run()
             folder.finish(summary)
         elif main:
@@ -82,19 +86,23 @@ class Trainer:
         self.task, self.config, self.folder, self.accelerator = task, config, folder, accelerator
         self.progress = Progress()
         self.device = accelerator.device
-        self.metric = f"ema_{task.metric}" if config.ema_decay else task.metric
+        metric = config.select.metric or task.metric
+        self.metric = f"ema_{metric}" if config.ema_decay else metric
+        higher = config.select.higher_is_better if config.select.metric else task.higher_is_better
+        self.sign = 1 if higher else -1
         set_seed(config.seed)
 
-        train_data, test_data = task.train_data(), task.test_data()
+        train_data, self.valid_data, self.test_data = task.train_data(), task.valid_data(), task.test_data()
         self.share = self._share(len(train_data))
         ranks = accelerator.num_processes, accelerator.process_index
-        self.sampler = TrainingSampler(
-            len(train_data), config.batch_size, config.seed, config.accumulate, *ranks, config.repeats
+        self.sampler = TrainingSampler(task.plan(train_data, config), config.accumulate, *ranks)
+        self.loader = make_loader(
+            train_data, self.sampler, config.seed, config.workers, config.repeats, task.collate
         )
-        self.loader = make_loader(train_data, self.sampler, config.seed, config.workers)
-        test_sampler = EvaluationSampler(len(test_data), self.share, *ranks)
-        self.test_loader = make_loader(test_data, test_sampler, None, config.workers)
-        self.total = config.steps or self.sampler.steps * (config.epochs + config.schedule.cooldown_epochs)
+        self.valid_loader = self._measuring_loader(self.valid_data)
+        self.total = self.sampler.steps * (config.epochs + config.schedule.cooldown_epochs)
+        if config.steps is not None:
+            self.total = min(config.steps, self.sampler.steps * (config.max_epochs or config.steps))
         self.epochs = -(-self.total // self.sampler.steps)
 
         self.module = task.build_model()  # the bare model; self.model is what accelerate wraps around it
@@ -109,7 +117,8 @@ class Trainer:
             config.schedule, self.lr, config.epochs, self.sampler.steps, config.steps
         )
         self.model, self.optimizer = accelerator.prepare(self.module, self.bare_optimizer)
-        self.losses = torch.zeros(self.sampler.steps, device=self.device)  # of this epoch's steps
+        self.losses = torch.zeros(self.sampler.steps, device=self.device)  # of the last steps, a ring
+        self.states: list[dict[str, Tensor]] = [{} for _ in range(config.accumulate)]  # see Task.state
 
     def run(self) -> dict[str, Any]:
         """Train to the end and return the summary."""
@@ -120,7 +129,8 @@ class Trainer:
         if self.tracker.untracked is not None:
             self.accelerator.print(f"not tracked: {self.tracker.untracked}")
         peak = device_peak(self.device, self.accelerator.num_processes)
-        self.speed = Speedometer(self.progress, self.task.samples, self.config.batch_size, peak)
+        units = self.config.batch_size * self.task.per_sample
+        self.speed = Speedometer(self.progress, self.task.samples, units, peak)
         show = self.accelerator.is_main_process
         with tqdm(
             total=self.total, initial=self.progress.step, unit="step", disable=None if show else True
@@ -128,26 +138,32 @@ class Trainer:
             while self.progress.step < self.total:
                 epoch, done = divmod(self.progress.step, self.sampler.steps)
                 self._train_epoch(epoch, done)
-        return report.summarise(self)
+        closing, examples = self._close()
+        return report.summarise(self, closing, examples)
 
     def _train_epoch(self, epoch: int, done: int) -> None:
         """Train from step `done` of `epoch` to the epoch's end."""
         self.model.train()
         self.sampler.start_at(epoch, done)
         if done == 0:
-            self.losses.zero_()
-        for micro, loaded in enumerate(self.speed.waiting(self.loader)):
+            self.states = [{} for _ in self.states]
+        for micro, (loaded, weight) in enumerate(self._weighed(self.speed.waiting(self.loader))):
             batch = self.task.move(loaded, self.device)
             if self.speed.forward_flops is None:
-                self.speed.forward_flops = count_flops(self.task, self.module, batch) / self.share
+                units = len(batch[0]) * self.task.per_sample
+                self.speed.forward_flops = count_flops(self.task, self.module, batch) / units
             self._seed(micro)
+            slot, place = micro % self.config.accumulate, self.progress.step % len(self.losses)
+            if slot == 0:
+                self.losses[place] = 0
+            self.task.state = self.states[slot]
             with self.accelerator.accumulate(self.model):
-                loss = self.task.loss(self.model, batch)
+                loss = weight * self.task.loss(self.model, batch)
                 self.accelerator.backward(loss)
-                self.losses[done] += loss.detach() / self.config.accumulate
+                self.losses[place] += loss.detach() / self.config.accumulate
                 if self.accelerator.sync_gradients:
                     self._set_lr()
-                    numbers = {"loss": self.losses[done]}
+                    numbers = {"loss": self.losses[place]}
                     if self.config.clip_grad is not None:
                         parameters = self.module.parameters()
                         norm = self.accelerator.clip_grad_norm_(parameters, self.config.clip_grad)
@@ -159,11 +175,42 @@ class Trainer:
                         self._estimate_hessian(batch)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+                self._keep_loss_scale()
             if self.accelerator.sync_gradients:
                 done += 1
                 self._end_step(epoch, done)
                 if self.progress.step == self.total:
                     return
+
+    def _weighed(self, batches: Iterable[Any]) -> Iterator[tuple[Any, Tensor | float]]:
+        """Pass micro-batches on, each with its weight in its step's loss: 1, but for tasks that weigh."""
+        iterator = iter(batches)
+        for first in iterator:
+            if self.task.weight(first) is None:
+                yield first, 1.0
+                continue
+            group = [first, *islice(iterator, self.config.accumulate - 1)]
+            weights = torch.tensor([self.task.weight(batch) for batch in group], device=self.device)
+            weights /= self.accelerator.reduce(weights.mean(), "mean")
+            yield from zip(group, weights, strict=True)
+
+    def _keep_loss_scale(self) -> None:
+        """Keep the scale of losses in fp16 above its threshold, and end the run at its minimum.
+
+        Raises:
+            UserError: it is there, because gradients overflow step after step.
+        """
+        scaler, config = self.accelerator.scaler, self.config.loss_scale
+        if scaler is None or not (config.threshold or config.minimum) or not self.accelerator.sync_gradients:
+            return
+        scale = scaler.get_scale()
+        if config.threshold is not None and scale < config.threshold:
+            scaler.update(config.threshold)
+        elif scale <= config.minimum:
+            raise UserError(
+                f"amp=fp16: at step {self.progress.step} gradients overflow even with losses times {scale:g}: "
+                "try amp=bf16 or a lower optimizer.lr"
+            )
 
     def _seed(self, micro: int) -> None:
         """Seed the generators for a micro-batch by its number among those of all processes."""
@@ -209,36 +256,44 @@ class Trainer:
         self.progress.step += 1
         self.speed.lap_steps += 1
         self.bar.update()
-        every = self.config.measure_every
-        due = every is not None and self.progress.step % every == 0
-        if due or done == self.sampler.steps or self.progress.step == self.total:
+        if self._is_due(epoch, done):
             self._end_stretch(epoch, done)
             self.model.train()
             return
-        if done % self.config.run.log_every == 0:
-            loss = self._mean_loss(done - self.config.run.log_every, done)
+        if self.progress.step % self.config.run.log_every == 0:
+            figures = self._training_figures(min(self.config.run.log_every, len(self.losses)))
             self.speed.tick(training=True)
-            self._log({"epoch": self._epochs_at(epoch, done), "train_loss": loss})
+            self._log({"epoch": self._epochs_at(epoch, done), **figures})
             self._log_speed()
-            shown = {"epoch": f"{epoch + 1}/{self.epochs}", "loss": f"{loss:.4g}", "lr": f"{self._lr():.3g}"}
+            loss = f"{figures['train_loss']:.4g}"
+            shown = {"epoch": f"{epoch + 1}/{self.epochs}", "loss": loss, "lr": f"{self._lr():.3g}"}
             self.bar.set_postfix(shown | ({"verdict": self.tracker.verdict} if self.tracker.verdict else {}))
         every = self.config.run.checkpoint_every
         if every is not None and self.progress.step % every == 0:
             self._save()
 
+    def _is_due(self, epoch: int, done: int) -> bool:
+        """Tell whether to measure after the `done`-th step of `epoch`."""
+        config, step = self.config, self.progress.step
+        if done == self.sampler.steps and config.measure_epochs is not None:
+            return (epoch + 1) % config.measure_epochs == 0 or step == self.total
+        return step == self.total or (config.measure_every is not None and step % config.measure_every == 0)
+
     def _end_stretch(self, epoch: int, done: int) -> None:
-        """Measure, log and save: at the end of an epoch or of the run, and every `measure_every` steps."""
-        record = {"epoch": self._epochs_at(epoch, done), "train_loss": self._mean_loss(0, done)}
+        """Measure, log and save."""
+        record = {"epoch": self._epochs_at(epoch, done), **self._training_figures(done)}
         self.speed.tick(training=True)
         self._average_statistics()
-        record |= self._measure(self.accelerator.unwrap_model(self.model))
+        record |= self._measure(self.accelerator.unwrap_model(self.model), self.valid_loader)
         if self.ema is not None:
-            record |= {f"ema_{key}": value for key, value in self._measure(self.ema.module).items()}
+            ema = self._measure(self.ema.module, self.valid_loader)
+            record |= {f"ema_{key}": value for key, value in ema.items()}
+        if self.metric not in record:
+            raise UserError(f"select.metric={self.config.select.metric}: there is {', '.join(record)}")
         self.progress.last = self._log(record, measured=True)
         self._log_speed()
-        sign = 1 if self.task.higher_is_better else -1
         best = self.progress.best
-        if best is None or sign * record[self.metric] > sign * best[self.metric]:
+        if best is None or self.sign * record[self.metric] > self.sign * best[self.metric]:
             self.progress.best = self.progress.last
         if self.accelerator.is_main_process:
             self.bar.write(report.epoch_line(self))
@@ -264,30 +319,66 @@ class Trainer:
                 buffer.copy_(broadcast(buffer))
 
     @torch.no_grad()
-    def _measure(self, model: nn.Module) -> dict[str, float]:
-        """Return the task's measures over the whole test set, each sample counted once."""
+    def _close(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """Return what the best weights give on the test set, if there is one, and examples of their work."""
+        best = self.progress.best
+        assert best is not None, "a run ends with a measurement"
+        self.accelerator.wait_for_everyone()  # the first process may still be writing
+        module, file = self.module, checkpoint.MODEL
+        if self.ema is not None:
+            module, file = self.ema.module, checkpoint.EMA
+        load_model(
+            module, self.folder.checkpoints / f"step-{best['step']:09d}" / file, device=str(self.device)
+        )
+        closing = None
+        if self.test_data is not None:
+            measured = self._measure(module, self._measuring_loader(self.test_data))
+            figures = {key.replace("valid_", "test_", 1): value for key, value in measured.items()}
+            last = self.progress.last or best
+            closing = self._log(
+                {"epoch": last["epoch"], "weights_of_step": best["step"], **figures}, measured=True
+            )
+        module.eval()
+        self.task.state = {}
+        return closing, self.task.examples(module) if self.accelerator.is_main_process else []
+
+    @torch.no_grad()
+    def _measure(self, model: nn.Module, loader: Iterable[Any]) -> dict[str, float]:
+        """Return the task's figures of a set, each sample counted once."""
         model.eval()
+        self.task.state = {}
         sums: dict[str, Tensor] = {}
-        count = 0
-        for batch in self.test_loader:
+        count: Tensor | int = 0
+        for batch in loader:
             with self.accelerator.autocast():
                 measures, size = self.task.measure(model, self.task.move(batch, self.device))
             count += size
             for key, value in measures.items():
                 sums[key] = sums.get(key, 0) + value.double()
-        stacked = torch.stack([*sums.values(), torch.tensor(float(count), device=self.device).double()])
-        *totals, number = self.accelerator.reduce(stacked, "sum").tolist()
-        return {key: total / number for key, total in zip(sums, totals, strict=True)}
+        count = torch.as_tensor(count, dtype=torch.float64, device=self.device)
+        totals = {key: self.accelerator.reduce(value, "sum").cpu() for key, value in sums.items()}
+        return self.task.figures(totals, float(self.accelerator.reduce(count, "sum")))
 
-    def _mean_loss(self, begin: int, end: int) -> float:
-        """Return the mean training loss over steps begin..end of this epoch, over all processes."""
-        mean = float(self.accelerator.reduce(self.losses[begin:end].mean(), "mean"))
+    def _measuring_loader(self, data: Sized) -> Iterable[Any]:
+        ranks = self.accelerator.num_processes, self.accelerator.process_index
+        batches = keyed(self.task.measure_plan(data, self.share, *ranks))
+        return make_loader(data, batches, None, self.config.workers, collate=self.task.collate)
+
+    def _training_figures(self, steps: int) -> dict[str, float]:
+        """Return the task's figures of the mean loss over the last `steps` steps."""
+        return self.task.training_figures(self._mean_loss(steps))
+
+    def _mean_loss(self, steps: int) -> float:
+        """Return the mean training loss over the last `steps` steps, over all processes."""
+        last = torch.arange(self.progress.step - steps, self.progress.step, device=self.device)
+        losses = self.losses[last % len(self.losses)]
+        mean = float(self.accelerator.reduce(losses.mean(), "mean"))
         if not math.isfinite(mean):
-            bad = int((~self.losses[begin:end].isfinite()).int().argmax()) + begin
-            step = (self.progress.step - 1) // self.sampler.steps * self.sampler.steps + bad
+            bad = int((~losses.isfinite()).int().argmax())
+            step = self.progress.step - steps + bad
             lr = self.lr * self.multiplier(step)
             raise UserError(
-                f"the loss is {float(self.losses[bad])} at step {step} with lr={lr:.4g}: "
+                f"the loss is {float(losses[bad])} at step {step} with lr={lr:.4g}: "
                 "try a lower optimizer.lr, a longer schedule.warmup_epochs or clip_grad=1"
             )
         return mean
@@ -315,8 +406,10 @@ class Trainer:
             self.speed.tick()
         else:
             # weights made from a loss that is not finite are not worth keeping
-            self._mean_loss(0, self.progress.step % self.sampler.steps)
+            self._mean_loss(self.progress.step % self.sampler.steps or self.sampler.steps)
             self.speed.tick(training=True)
+        held = [{key: tensor.cpu() for key, tensor in state.items()} for state in self.states]
+        states = gather_object([held])  # of all processes
         if not self.accelerator.is_main_process:
             return
 
@@ -330,6 +423,7 @@ class Trainer:
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
                 "processes": self.accelerator.num_processes,
                 "losses": self.losses,
+                "states": states,
             }
             torch.save(state, path / "training.pt")
             (path / "progress.json").write_text(json.dumps(asdict(self.progress), indent=1))
@@ -361,6 +455,8 @@ class Trainer:
                     f"{self.folder.path} was begun with {state['processes']} process(es), now there are "
                     f"{self.accelerator.num_processes}; start as many, or afresh with run.overwrite=true"
                 )
+            held = state["states"][self.accelerator.process_index]
+            self.states = [{key: x.to(self.device) for key, x in each.items()} for each in held]
             self.accelerator.print(f"continuing {self.folder.path} at step {self.progress.step}")
         self.folder.rewind(self.progress.step)
 

@@ -37,8 +37,13 @@ def measures(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def summarise(trainer: "Trainer") -> dict[str, Any]:
-    """Return the closing summary of a run, JSON-able. Keys carry their units."""
+def summarise(trainer: "Trainer", test: dict[str, Any] | None, examples: list[str]) -> dict[str, Any]:
+    """Return the closing summary of a run, JSON-able. Keys carry their units.
+
+    Args:
+        test: the record of the test set, if there is one.
+        examples: see Task.examples.
+    """
     progress, config = trainer.progress, trainer.config
     on_gpu = trainer.device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()
@@ -54,16 +59,20 @@ def summarise(trainer: "Trainer") -> dict[str, Any]:
         "metric": trainer.metric,
         "final": progress.last,
         "best": progress.best,
+        **({"test": test} if test else {}),
         "seconds": round(progress.seconds, 2),
         **trainer.speed.rates(progress.step, progress.train_seconds, progress.wait_seconds),
         "peak_memory_mib": round(peak / 2**20),
         "memory_of": "GPU, allocated" if on_gpu else "process, resident",
     }
-    paper = trainer.tracker.summarise(progress.last, progress.best)
+    tested = test or {}
+    paper = trainer.tracker.summarise((progress.last or {}) | tested, (progress.best or {}) | tested)
     if paper is not None:
         summary["paper"] = paper
     if trainer.monitor is not None:
         summary["monitor"] = trainer.monitor.report().splitlines()
+    if examples:
+        summary["examples"] = examples
     return summary
 
 
@@ -85,10 +94,20 @@ def describe(summary: dict[str, Any]) -> str:
         "memory": f"{summary['peak_memory_mib']:,} MiB at most ({summary['memory_of']})",
         "folder": summary["run"],
     }
+    if "test" in summary:
+        step = summary["test"]["weights_of_step"]
+        rows["test"] = (
+            ", ".join(
+                f"{key} {_number(value)}" for key, value in summary["test"].items() if key.startswith("test_")
+            )
+            + f", with the best weights, those of step {step:,}"
+        )
     lines = [f"{key:<10} {value}" for key, value in rows.items()]
     if "paper" in summary:
         lines += [f"{'paper':<10} {line}" for line in tracking.describe(summary["paper"])]
-    return "\n".join([*lines, *(["", *summary["monitor"]] if "monitor" in summary else [])])
+    for key in ("examples", "monitor"):
+        lines += ["", *summary[key]] if key in summary else []
+    return "\n".join(lines)
 
 
 def _number(value: float) -> str:

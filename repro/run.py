@@ -6,6 +6,8 @@ runs/<entry point>/<name>/
     metrics.jsonl      one JSON object per record; `epoch` is a whole number where an epoch ends, a fraction
                        in between; records of a measurement have the test metrics. With a row of the ledger,
                        released_<key> is what the released log has there, and verdict how the run stands.
+                       The last record may have what the best weights, those of `weights_of_step`, give on a
+                       set that is measured once.
                        Nothing but what the configuration determines is in it, so that two runs of one
                        configuration on one machine agree in every byte; times are in speed.jsonl.
     speed.jsonl        since the record before: samples a second, share of the time that was waiting for data,
@@ -134,13 +136,15 @@ class RunFolder:
                 log.write(json.dumps(record) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Drop the records after `step`, and a last line that a kill left incomplete."""
+        """Drop the records after `step`, the closing one, and a last line that a kill left incomplete."""
         if not self.active:
             return
         for path in (self.path / name for name in LOGS):
             lines = path.read_text().splitlines(keepends=True) if path.exists() else []
             complete = [line for line in lines if line.endswith("\n")]
-            write_atomically(path, "".join(line for line in complete if json.loads(line)["step"] <= step))
+            records = [(line, json.loads(line)) for line in complete]
+            kept = [line for line, rec in records if rec["step"] <= step and "weights_of_step" not in rec]
+            write_atomically(path, "".join(kept))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -100,6 +100,7 @@ def count_flops(task: Task, module: nn.Module, batch: Any) -> int:
         return torch.func.functional_call(module, tensors, inputs, options)
 
     counter = FlopCounterMode(display=False)
+    task.state = {}
     try:
         with counter, torch.no_grad():
             task.loss(cast(nn.Module, model), [tensor.to("meta") for tensor in batch])

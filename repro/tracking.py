@@ -53,9 +53,9 @@ class Tracker:
             expected = curve.at(record[self.position])
             if expected is not None:
                 memory = Memory(**self.memory.get(key, {}))
-                memory.judge(expected, curve.error(record[key] / nats(curve.unit)))
+                memory.judge(expected, curve.error(record[key]))
                 self.memory[key] = asdict(memory)
-                added[f"released_{key}"] = curve.error(expected.released) * nats(curve.unit)
+                added[f"released_{key}"] = curve.error(expected.released)
         if added:
             added["verdict"] = self.verdict
         return added
@@ -193,7 +193,7 @@ def curve(log: Log, column: str, row: Row, record: str | None = None) -> Curve:
 
 
 def nats(unit: str) -> float:
-    """Return what to multiply values of a unit with to get ours: fairseq's losses are in bits."""
+    """Return what to multiply values of a unit with to get nats: fairseq's losses are in bits."""
     return math.log(2) if unit.startswith("bit") else 1.0
 
 
@@ -204,7 +204,8 @@ def _compared(curve: Curve, log: Log, name: str, position: str) -> Iterator[tupl
     having = rows["record"][rows[name].notna()].value_counts()
     kind = curve.record if curve.record in kinds else str((having if len(having) else kinds).index[0])
     rows = rows[rows["record"] == kind]
-    factor = nats(log.units.get(name, "")) / nats(curve.unit)
+    ours = log.format == "run"  # whose records are in the units of their row
+    factor = 1.0 if ours else nats(log.units.get(name, "")) / nats(curve.unit)
     memory = Memory()
     for place, value in zip(
         rows[position].astype(float) + shift(log, position), rows[name] * factor, strict=True
@@ -252,10 +253,7 @@ def _figure(figure: Figure, final: dict[str, Any], best: dict[str, Any]) -> dict
 
     All numbers are in the published one's unit.
     """
-    ours = {
-        name: record[figure.metric] / nats(figure.unit) if figure.metric in record else None
-        for name, record in (("best", best), ("final", final))
-    }
+    ours = {name: record.get(figure.metric) for name, record in (("best", best), ("final", final))}
     counted = ours["best" if figure.shows == "best" else "final"]
     verdict = None
     if counted is not None:

@@ -42,7 +42,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 from repro import cost, ledger
 from repro.accelerator import build_optimizer
 from repro.cli import exit_status
-from repro.data import SeededDataset, TrainingSampler, make_loader
+from repro.data import SeededDataset, TrainingSampler, make_loader, shuffled
 from repro.errors import UserError
 from scripts.bench_optimizers import machine, publish, table
 from vision.config import DataConfig, VisionConfig
@@ -141,7 +141,7 @@ class Floats:
 
 def loader_rate(data: Any, workers: int, batch: int, seconds: float) -> float:
     """Return images a second of the loop's DataLoader over epochs of `data`, after the workers have begun."""
-    sampler = TrainingSampler(len(data), batch, 0)
+    sampler = TrainingSampler(shuffled(len(data), batch, seed=0))
     loader = make_loader(data, sampler, 0, workers)
     epoch, images, start = 0, 0, None
     while True:

@@ -58,7 +58,7 @@ def records(case: Case, fault: str | None) -> Iterator[tuple[dict[str, Any], boo
     for position, key, index in case.events:
         curve = case.curves[key]
         record = found.setdefault((position, curve.record != "train"), {case.log.position: position})
-        record[key] = curve.error(float(errors[key][index])) * tracking.nats(curve.unit)
+        record[key] = curve.error(float(errors[key][index]))
     for (_, measured), record in sorted(found.items(), key=lambda item: item[0]):
         yield record, measured
 

@@ -201,7 +201,7 @@ def run_ours(
         def train_data(self) -> Any:
             return range((bench.total + 1) * bench.batch)  # the epoch's end is never reached
 
-        def test_data(self) -> Any:
+        def valid_data(self) -> Any:
             return range(bench.batch)
 
         def build_model(self) -> nn.Module:

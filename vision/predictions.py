@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from torch import nn
 from tqdm import tqdm
 
-from repro.data import EvaluationSampler, make_loader
+from repro.data import dealt, keyed, make_loader
 from vision.train import Classification
 
 
@@ -23,10 +23,10 @@ def predict(model: nn.Module, task: Classification, accelerator: Accelerator) ->
 
     Each process takes its share of the images, and none is taken twice.
     """
-    config, data = task.config, task.test_data()
+    config, data = task.config, task.valid_data()
     ranks = accelerator.num_processes, accelerator.process_index
-    sampler = EvaluationSampler(len(data), max(1, config.batch_size // ranks[0]), *ranks)
-    loader = make_loader(data, sampler, None, config.workers)
+    batches = dealt(len(data), max(1, config.batch_size // ranks[0]), *ranks)
+    loader = make_loader(data, keyed(batches), None, config.workers)
     layout = torch.channels_last if config.channels_last else torch.preserve_format
     model = model.to(accelerator.device, memory_format=layout).eval()
     frames = []
@@ -45,17 +45,11 @@ def predict(model: nn.Module, task: Classification, accelerator: Accelerator) ->
             "top5": (ranked == labels[:, None]).any(1),
         }
         frames.append(pd.DataFrame({key: value.cpu().numpy() for key, value in found.items()}))
-    share = [
-        frame.set_index(pd.Index(indices)) for frame, indices in zip(frames, _indices(sampler), strict=True)
-    ]
+    share = [frame.set_index(pd.Index(indices)) for frame, indices in zip(frames, batches, strict=True)]
     table = pd.concat(gather_object(share)).sort_index().rename_axis("image").reset_index()
     seconds = time.perf_counter() - begin
     assert table["image"].tolist() == list(range(len(data)))
     return table, seconds
-
-
-def _indices(sampler: EvaluationSampler) -> list[list[int]]:
-    return [[index for _, index, _ in keys] for keys in sampler]
 
 
 def measure(table: pd.DataFrame) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Pretraining(Task):
         transform = train_transform(data, self.config.augment)
         return Images(self.train_split, data.channels, transform, data.size if data.draft else None)
 
-    def test_data(self) -> Sized:
+    def valid_data(self) -> Sized:
         """Return the test images with their indices."""
         return Numbered(Images(self.test_split, self.config.data.channels, test_transform(self.config.data)))
 
@@ -102,7 +102,7 @@ class Pretraining(Task):
         """Put a picture into a run's folder: test images, what is seen of them, and the reconstruction."""
         model = self.build_model().eval()
         load(model, read_weights(folder)[0], str(folder))
-        data, config = self.test_data(), self.config.data
+        data, config = self.valid_data(), self.config.data
         indices = torch.arange(min(SHOWN, len(data)))
         images = self.normalize(torch.stack([data[index][0] for index in indices.tolist()]))
         filled, masked = model.reconstruct(images, noise(indices, model.num_patches))

@@ -57,7 +57,7 @@ class Classification(Task):
         transform = train_transform(data, self.config.augment)
         return Images(self.train_split, data.channels, transform, data.size if data.draft else None)
 
-    def test_data(self) -> Sized:
+    def valid_data(self) -> Sized:
         """Return the test images."""
         return Images(self.test_split, self.config.data.channels, test_transform(self.config.data))
 

@@ -1,9 +1,10 @@
 """Our own runs: a run's folder, or its metrics.jsonl (see repro.run).
 
-A record with test metrics is a measurement: `epoch` where an epoch ends, `eval` where it does not
-(`measure_every`); its train_loss is the mean since the epoch began. The others are `train`, with the mean
-over `run.log_every` steps. Columns are named as in the file; `epoch` counts epochs done. Continuing a run
-drops what the file has beyond the checkpoint, so that no record is there twice.
+A record with measures is a measurement: `epoch` where an epoch ends, `eval` where it does not
+(`measure_every`); its train_loss is the mean since the epoch began. `test` is what the best weights gave at
+the end. The others are `train`, with the mean over `run.log_every` steps. Columns are named as in the file;
+`epoch` counts epochs done. Continuing a run drops what the file has beyond the checkpoint, so that no record
+is there twice.
 """
 
 import json
@@ -15,7 +16,7 @@ from repro.released.log import Format, Log, Reading, Source
 
 FILE = "metrics.jsonl"
 REQUIRED = ("step", "lr", "epoch")
-TRAINING = {*REQUIRED, "train_loss"}  # all that a record has without a measurement
+TRAINING = (*REQUIRED, "train_")  # how all begins that a record has without a measurement
 
 
 def matches(source: Source) -> bool:
@@ -40,8 +41,7 @@ def read(source: Source) -> Log:
         if not line.strip():
             reading.other()
         elif isinstance(record, dict):
-            measured = record.keys() - TRAINING
-            kind = "train" if not measured else "epoch" if record["epoch"].is_integer() else "eval"
+            kind = _kind(record)
             reading.record(number_, kind, record)
         elif number_ == len(source.lines) and not complete:
             reading.fault(number_, "the last line is incomplete: it was being written (continuing drops it)")
@@ -67,6 +67,14 @@ def _parse(line: str) -> dict[str, Any] | str:
     record["step"] = whole(values["step"])
     wrong = [key for key, value in record.items() if value is None]
     return f"{wrong[0]} is no number ({json.dumps(values[wrong[0]])[:40]})" if wrong else record
+
+
+def _kind(record: dict[str, Any]) -> str:
+    if "weights_of_step" in record:
+        return "test"
+    if all(key.startswith(TRAINING) for key in record):
+        return "train"
+    return "epoch" if record["epoch"].is_integer() else "eval"
 
 
 def _unit(column: str) -> str | None:

@@ -169,17 +169,17 @@ def use(monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
 LOSS = [10 / (index + 1) for index in range(50)]
 
 
-def test_bits_are_compared_with_nats(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_are_in_the_unit_of_their_row(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     row.track, row.published = {"train_loss": "train_loss"}, [Figure("valid_loss", 2.0, "bits", False)]
     use(monkeypatch, steps("train", LOSS, 10))
     tracker = tracking.Tracker(row, {})
     for index, loss in enumerate(LOSS):
-        record = {"step": 10 * (index + 1), "epoch": 0.5, "train_loss": loss * math.log(2)}
+        record = {"step": 10 * (index + 1), "epoch": 0.5, "train_loss": loss}
         assert tracker.compare(record, measured=True) == {}  # the mean of an epoch, not of some steps
         added = tracker.compare(record, measured=False)
         assert added["verdict"] == "on track"
         assert added["released_train_loss"] == pytest.approx(record["train_loss"])
-    summary = tracker.summarise({"valid_loss": 2.01 * math.log(2)}, None)
+    summary = tracker.summarise({"valid_loss": 2.01}, None)
     assert summary is not None
     assert summary["figures"][0]["final"] == pytest.approx(2.01)
     assert summary["figures"][0]["verdict"] == "on track"

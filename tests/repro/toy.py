@@ -44,7 +44,7 @@ class ToyTask(Task):
     def train_data(self) -> Sized:
         return Points(64, 0.1)
 
-    def test_data(self) -> Sized:
+    def valid_data(self) -> Sized:
         return Points(21, 0.0)
 
     def build_model(self) -> nn.Module:

@@ -341,7 +341,7 @@ def test_digits_end_to_end(command: Command) -> None:
 def test_the_measure_has_fixed_masks() -> None:
     """Of the image's index: neither batches nor draws in between change them, but another index does."""
     task = Pretraining(configure(*TINY))
-    data, model = task.test_data(), task.build_model()
+    data, model = task.valid_data(), task.build_model()
     images = task.normalize(torch.stack([data[index][0] for index in range(6)]))
     indices = torch.tensor([data[index][1] for index in range(6)])
     whole, size = task.measure(model, [images, indices])

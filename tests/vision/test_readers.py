@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from repro.data import EvaluationSampler, make_loader
+from repro.data import dealt, keyed, make_loader
 from repro.errors import UserError
 from vision.config import DataConfig
 from vision.data import Images, Split, read
@@ -147,7 +147,7 @@ def test_hfds_reads_what_datasets_wrote(
         train, test, classes = read(config)
         assert [first_pixel(train, index) for index in range(len(order))] == [10 * index for index in order]
     assert (train.labels, test.labels, classes) == ([index % 2 for index in order], [0, 1, 0], ["cat", "dog"])
-    loader = make_loader(Images(train, 1, evaluation_transform(config)), EvaluationSampler(4, 2), None, 2)
+    loader = make_loader(Images(train, 1, evaluation_transform(config)), keyed(dealt(4, 2)), None, 2)
     pixels = torch.cat([images for images, _ in loader])[:, 0, 0, 0].tolist()
     assert pixels == [10 * index for index in order[:4]]
 

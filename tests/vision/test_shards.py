@@ -12,7 +12,7 @@ import pytest
 import torch
 from made_images import encode, picture, write_tree
 
-from repro.data import TrainingSampler, make_loader
+from repro.data import TrainingSampler, make_loader, shuffled
 from repro.errors import UserError
 from vision.config import AugmentConfig, DataConfig
 from vision.data import Images, read, shards, train_transform
@@ -146,7 +146,7 @@ def test_batches_are_those_of_the_folder_with_any_number_of_workers(tmp_path: Pa
     for data, workers in ((DataConfig(name="imagefolder", root=str(tree)), 0), (config(tmp_path / "out"), 2)):
         split = read(data)[0]
         images = Images(split, 3, train_transform(config(tree), AugmentConfig()))
-        sampler = TrainingSampler(len(images), 4, seed=1)
+        sampler = TrainingSampler(shuffled(len(images), 4, seed=1))
         sampler.start_at(2, 1)
         seen.append(list(make_loader(images, sampler, 1, workers)))
     assert len(seen[0]) == 1

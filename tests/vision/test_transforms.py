@@ -13,7 +13,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms.functional import normalize, to_tensor
 
-from repro.data import EvaluationSampler, TrainingSampler, make_loader
+from repro.data import TrainingSampler, dealt, keyed, make_loader, shuffled
 from repro.errors import UserError
 from vision.config import AugmentConfig, DataConfig, VisionConfig
 from vision.data import Images, Normalize, Split, build_erasing, train_transform
@@ -161,7 +161,7 @@ def test_draft_decodes_large_images_at_a_fraction() -> None:
     assert [split.open(i, (32, 32)).size for i in (0, 1)] == [(64, 48), (50, 40)]
     config = VisionConfig(data=DataConfig(draft=True))
     assert Classification(config).train_data().draft == (8, 8)
-    assert Classification(config).test_data().draft is None  # measuring stays exact
+    assert Classification(config).valid_data().draft is None  # measuring stays exact
     assert Classification(VisionConfig()).train_data().draft is None
 
 
@@ -169,7 +169,7 @@ def test_batches_do_not_depend_on_workers() -> None:
     data = Images(encoded_split([(60 + i, 50) for i in range(12)]), 3, train_transform(RGB, STRONG))
     batches = []
     for workers in (0, 1, 2):
-        sampler = TrainingSampler(len(data), 4, seed=5)
+        sampler = TrainingSampler(shuffled(len(data), 4, seed=5))
         sampler.start_at(1)
         batches.append([images for images, _ in make_loader(data, sampler, 5, workers)])
     assert all(images.dtype == torch.uint8 for images in batches[0])
@@ -179,6 +179,6 @@ def test_batches_do_not_depend_on_workers() -> None:
 
 def test_grey_and_palette_images_are_converted() -> None:
     split = Split([picture(mode=mode) for mode in ("L", "RGBA", "P", "CMYK")], [0] * 4, lambda image: image)
-    loader = make_loader(Images(split, 3, evaluation_transform(RGB)), EvaluationSampler(4, 4), None, 0)
+    loader = make_loader(Images(split, 3, evaluation_transform(RGB)), keyed(dealt(4, 4)), None, 0)
     ((images, _),) = list(loader)
     assert (images.shape, images.dtype) == ((4, 3, 32, 32), torch.uint8)
