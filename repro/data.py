@@ -32,9 +32,9 @@ def shuffled(size: int, batch_size: int, seed: int, repeats: int = 1, drop_last:
     """Return the plan that takes `batch_size` samples a step, in a new order each epoch.
 
     What does not fill the last step is left out with `drop_last`, and is a smaller step without. With
-    `repeats` above 1 each sample comes that often in a row, as index * repeats + copy (see SeededDataset), and
-    the epoch is as long as without: it sees `size / repeats` samples (repeated augmentation, Hoffer et al.,
-    arXiv 1901.09335).
+    `repeats` above 1 each sample comes that often in a row, as index * repeats + copy (see SeededDataset),
+    and the epoch is as long as without: it sees `size / repeats` samples (repeated augmentation, Hoffer et
+    al., arXiv 1901.09335).
     """
 
     def plan(epoch: int) -> Sequence[Sequence[int]]:

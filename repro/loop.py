@@ -208,7 +208,7 @@ class Trainer:
             scaler.update(config.threshold)
         elif scale <= config.minimum:
             raise UserError(
-                f"amp=fp16: at step {self.progress.step} gradients overflow even with losses times {scale:g}: "
+                f"amp=fp16: at step {self.progress.step} gradients overflow with losses times {scale:g}: "
                 "try amp=bf16 or a lower optimizer.lr"
             )
 
