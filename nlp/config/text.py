@@ -1,6 +1,8 @@
 """Configuration of where text comes from and how it becomes tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from hydra.core.config_store import ConfigStore
 
 from repro.config import one_of
 from repro.errors import UserError
@@ -52,3 +54,14 @@ class TokenizerConfig:
         one_of("tokenizer.name", self.name, TOKENIZERS)
         if self.vocab_size is not None and self.vocab_size < 1:
             raise UserError(f"tokenizer.vocab_size={self.vocab_size}: must be at least 1")
+
+
+@dataclass
+class PrepareConfig:
+    """What nlp/prepare.py reads and makes."""
+
+    data: TextConfig = field(default_factory=TextConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+
+
+ConfigStore.instance().store("text_schema", PrepareConfig)

@@ -22,6 +22,7 @@ class FilePiece:
     begin: int
     end: int
     strip: bool
+    unit = "B"
 
     @property
     def name(self) -> str:

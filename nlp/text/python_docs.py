@@ -2,15 +2,20 @@
 
 It is the reference's topics (pydoc_data.topics: what `help()` shows) and the docstrings of the standard
 library, read from the source without importing it. A document is a topic, or all docstrings of a module;
-a line is one of its paragraphs. The text is the same for one version of Python, about 2.3 MB.
+a line is one of its paragraphs. The text is the same for one version of Python, about 2 MB.
 """
 
 import ast
+import contextlib
 import functools
 import hashlib
 import inspect
+import json
+import os
 import re
+import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,11 +33,32 @@ NOT_READ = {
     "__pycache__",
 }
 RULE = re.compile(r"\s*([*=~^#+-])\1{2,}\s*")  # a line that only underlines
+Splits = dict[str, list[str]]
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @functools.cache
-def python_docs() -> dict[str, list[str]]:
+def python_docs() -> Splits:
+    """Return what read_library does, from a file in the user's cache folder ($XDG_CACHE_HOME) if it is there.
+
+    Parsing the whole library takes some seconds.
+    """
+    about = f"{sys.version} {_library()} {Path(__file__).read_text()}"  # what the text depends on
+    caches = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "adan-text"
+    cache = caches / f"python_docs-{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
+    try:
+        return dict(json.loads(cache.read_text()))
+    except (OSError, ValueError):  # none there, or a broken one: it is only a cache
+        splits = read_library()
+    with contextlib.suppress(OSError):
+        caches.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=caches, delete=False) as file:
+            json.dump(splits, file)
+        os.replace(file.name, cache)  # several processes may write it at once
+    return splits
+
+
+def read_library() -> Splits:
     """Return the lines of each split: train, valid, test. An empty line follows every document.
 
     A document's split depends on its name alone. No docstring is there twice.
@@ -40,7 +66,7 @@ def python_docs() -> dict[str, list[str]]:
     Raises:
         UserError: this interpreter came without the source of its library.
     """
-    splits: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    splits: Splits = {"train": [], "valid": [], "test": []}
     for name, lines in documents():
         splits[split_of(name)] += [*lines, ""]
     return splits
@@ -58,7 +84,7 @@ def split_of(name: str) -> str:
 
 def documents() -> Iterator[tuple[str, list[str]]]:
     """Give name and lines of every document in the order of the names of files and topics."""
-    library = Path(sysconfig.get_path("stdlib"))
+    library = _library()
     topics = library / "pydoc_data" / "topics.py"
     if not topics.exists():
         raise UserError(
@@ -81,6 +107,10 @@ def paragraphs(text: str) -> list[str]:
     lines = ["" if RULE.fullmatch(line) else line for line in text.splitlines()]
     blocks = re.split(r"\n\s*\n", "\n".join(lines))
     return [" ".join(block.split()) for block in blocks if block.strip()]
+
+
+def _library() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
 
 
 def _topics(path: Path) -> dict[str, str]:

@@ -1,13 +1,14 @@
 """Where text comes from: a configuration to the pieces of its splits."""
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from nlp.config.text import TextConfig
-from nlp.text import files
+from nlp.text import files, rows
 from nlp.text.python_docs import python_docs
 from repro.errors import UserError
 
@@ -18,11 +19,17 @@ WIKITEXT = {
     "valid": ["wiki.valid.tokens", "valid.txt"],
     "test": ["wiki.test.tokens", "test.txt"],
 }
+BOOKS_WIKIPEDIA = (  # data set on the hub, its configuration, what a row is
+    ("bookcorpus/bookcorpus", None, "lines"),
+    ("legacy-datasets/wikipedia", "20220301.en", "documents"),
+)
 PTB = {split: [f"ptb.{split}.txt"] for split in SPLITS}
 
 
 class Piece(Protocol):
     """A part of a split that one process reads."""
+
+    unit: str  # of size
 
     @property
     def name(self) -> str:
@@ -43,8 +50,14 @@ Splits = dict[str, list[Piece]]
 class LinesPiece:
     """Lines that are in memory."""
 
-    name: str
+    split: str
     lines: list[str]
+    unit = "B"
+
+    @property
+    def name(self) -> str:
+        """The split and a digest of its text."""
+        return f"{self.split}:{hashlib.sha256(chr(10).join(self.lines).encode()).hexdigest()}"
 
     @property
     def size(self) -> int:
@@ -70,8 +83,14 @@ def find(config: TextConfig, size: int = WHOLE) -> Splits:
         "wikitext103": _wikitext,
         "ptb": _ptb,
         "text": _text,
+        "hf": rows.pieces,
+        "books_wikipedia": _books_wikipedia,
     }
-    return readers[config.name](config, size)
+    found = readers[config.name](config, size)
+    for split, pieces in found.items():
+        if not pieces:
+            raise UserError(f"data={config.name}: the {split} split is empty")
+    return found
 
 
 def find_root(config: TextConfig, content: str) -> Path:
@@ -87,7 +106,7 @@ def find_root(config: TextConfig, content: str) -> Path:
 
 
 def _python_docs(config: TextConfig, size: int) -> Splits:
-    return {split: [LinesPiece(f"python_docs:{split}", lines)] for split, lines in python_docs().items()}
+    return {split: [LinesPiece(split, lines)] for split, lines in python_docs().items()}
 
 
 def _wikitext(config: TextConfig, size: int) -> Splits:
@@ -143,6 +162,18 @@ def _text(config: TextConfig, size: int) -> Splits:
             raise UserError(
                 f"data.valid_share={config.valid_share}: leaves nothing of {root} for validation; raise it"
             )
+    return found
+
+
+def _books_wikipedia(config: TextConfig, size: int) -> Splits:
+    """Text files in a local folder, as data=text reads them; without data.root what the hub has."""
+    if config.root is not None:
+        return _text(config, size)
+    found: Splits = {"train": [], "valid": []}
+    for root, name, kind in BOOKS_WIKIPEDIA:
+        one = replace(config, root=root, dataset_config=name, rows=kind, test_split="", valid_split="")
+        for split, pieces in rows.pieces(one, size).items():
+            found[split] += pieces
     return found
 
 

@@ -41,8 +41,7 @@ ROLES = {
 DEFAULT_SIZE = 30_000  # of a vocabulary that is trained
 ABOUT = "tokenizer_config.json"  # beside tokenizer.json: our name, and what transformers wants to know
 
-# Off by default: a process that forks, for a DataLoader, after it has used the library's threads would warn or
-# hang.
+# Off by default: a process that forks, for a DataLoader, after it has used the library's threads would hang.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
@@ -171,7 +170,7 @@ def load(path: Path | str, vocab_size: int | None = None) -> Tokenizer:
             tokenizer = Tokenizer("wordpiece", vocabularies.wordpiece(models.WordPiece.read_file(str(file))))
         else:
             raise UserError(
-                f"tokenizer.path={path}: has no tokenizer.json, no vocab.json with merges.txt and no vocab.txt"
+                f"tokenizer.path={path}: no tokenizer.json, vocab.json with merges.txt or vocab.txt is there"
             )
     except UserError:
         raise
