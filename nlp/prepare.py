@@ -74,10 +74,10 @@ def run_shards(options: argparse.Namespace) -> int:
     """Tokenise."""
     config, start = _config(options.overrides), time.perf_counter()
     manifest = write(config.data, config.tokenizer, options.folder, options.size, options.workers)
-    tokenizer, seconds = manifest["tokenizer"], time.perf_counter() - start
+    tokenizer, shards_made = manifest["tokenizer"], len(manifest["shards"])
     print(
-        f"{options.folder}: {len(manifest['shards']):,} shards in {seconds:.0f} s, as {manifest['dtype']} ids "
-        f"of {tokenizer['vocab_size']:,} {tokenizer['name']} types"
+        f"{options.folder}: {shards_made:,} shards in {time.perf_counter() - start:.0f} s: "
+        f"{manifest['dtype']} ids of {tokenizer['vocab_size']:,} {tokenizer['name']} types"
     )
     for split, counts in manifest["splits"].items():
         print(f"  {split}: {counts['tokens']:,} tokens, {counts['lines']:,} lines")
