@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     write_them = commands.add_parser("shards", help="tokenise text")
     write_them.set_defaults(run=run_shards)
     write_them.add_argument("folder", type=Path, help="of the shards, which holds nothing else")
-    write_them.add_argument("--size", type=_size, default="16MB", help="of a shard's text (default: 16MB)")
+    write_them.add_argument("--size", type=size, default="16MB", help="of a shard's text (default: 16MB)")
     write_them.add_argument("--workers", type=_workers, default=cores, help=f"processes (default: {cores})")
 
     check = commands.add_parser("check", help="compare shards with their checksums")
@@ -124,7 +124,8 @@ def _config(overrides: Sequence[str]) -> PrepareConfig:
         return cast(PrepareConfig, OmegaConf.to_object(compose("text", list(overrides))))
 
 
-def _size(text: str) -> int:
+def size(text: str) -> int:
+    """Read a number of bytes from the command line."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(KB|MB|GB)", text.strip())
     if match is None or float(match[1]) * UNITS[match[2]] < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be written as 500KB, 16MB or 1GB")

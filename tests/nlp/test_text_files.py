@@ -39,8 +39,9 @@ def test_pieces_are_the_whole_file_and_end_with_lines(text: str, size: int, tmp_
     path = tmp_path / "text.txt"
     path.write_bytes(text.encode())
     found = files.pieces(path, size, True)
-    ends = [0, *(piece.end for piece in found)]
-    assert [piece.begin for piece in found] == ends[:-1]
+    ranges = [place for piece in found for place in piece.ranges]
+    ends = [0, *(end for _, end in ranges)]
+    assert [begin for begin, _ in ranges] == ends[:-1]
     assert ends[-1] == len(text.encode())
     assert all(text.encode()[end - 1 : end] == b"\n" for end in ends[1:-1])
     assert len({piece.name for piece in found}) == len(found)
@@ -102,3 +103,14 @@ def test_held_out_text_is_spread_and_ends_with_documents(tmp_path: Path) -> None
     assert len(train) == len(valid) == 100
     assert max(end - begin for begin, end in train) < 0.012 * size
     assert all(begin % 36 == end % 36 == 0 for begin, end in valid)  # a document has 36 bytes
+    for ranges in (train, valid):
+        found = files.pieces(path, 10_000, True, ranges)
+        assert sum(piece.size for piece in found) == sum(end - begin for begin, end in ranges)
+        assert all(10_000 <= piece.size < 10_007 for piece in found[:-1])
+        lines = [line for begin, end in ranges for line in content_lines(path, begin, end)]
+        assert [line for piece in found for lines in piece.batches() for line in lines] == lines
+
+
+def content_lines(path: Path, begin: int, end: int) -> list[str]:
+    """The lines of a range of bytes."""
+    return path.read_bytes()[begin:end].decode().removesuffix("\n").split("\n")
