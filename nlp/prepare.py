@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run_shards(options: argparse.Namespace) -> int:
     """Tokenise."""
-    config, start = _config(options.overrides), time.perf_counter()
+    config, start = read_config(options.overrides), time.perf_counter()
     manifest = write(config.data, config.tokenizer, options.folder, options.size, options.workers)
     tokenizer, shards_made = manifest["tokenizer"], len(manifest["shards"])
     print(
@@ -102,7 +102,7 @@ def run_check(options: argparse.Namespace) -> int:
 
 def run_train(options: argparse.Namespace) -> int:
     """Make a tokenizer."""
-    config = _config(options.overrides)
+    config = read_config(options.overrides)
     if config.tokenizer.path is not None:
         raise UserError(f"tokenizer.path={config.tokenizer.path}: that one is made already")
     if (options.folder / "tokenizer.json").exists():
@@ -117,7 +117,7 @@ def run_train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _config(overrides: Sequence[str]) -> PrepareConfig:
+def read_config(overrides: Sequence[str]) -> PrepareConfig:
     """Return the configuration that these words of the command line make."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):

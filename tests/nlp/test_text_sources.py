@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nlp.config.text import TextConfig, TokenizerConfig
+from nlp import prepare
+from nlp.config.text import TEXTS, TextConfig, TokenizerConfig
 from nlp.text import corpus, python_docs, rows, sources
+from repro.cli import CONFIGS
 from repro.errors import UserError
 
 DATA = os.environ.get("ADAN_DATA")
@@ -173,6 +175,35 @@ def size_of(config: TextConfig) -> int:
     """Bytes of the training rows as Arrow has them; any number for a stream."""
     rows_of = rows._load(config.root, None, config.streaming)["train"]
     return 1 if config.streaming else int(rows_of.data.nbytes)
+
+
+@pytest.mark.usefixtures("cache")
+def test_books_and_wikipedia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_rows(tmp_path / "books", "parquet", "train", [{"text": f"sentence {i} ."} for i in range(300)])
+    write_rows(
+        tmp_path / "wikipedia", "parquet", "train", [{"text": f"title {i}\n\nbody"} for i in range(300)]
+    )
+    sets = ((str(tmp_path / "books"), None, "lines"), (str(tmp_path / "wikipedia"), None, "documents"))
+    monkeypatch.setattr(sources, "BOOKS_WIKIPEDIA", sets)
+    found = lines_of(TextConfig("books_wikipedia", valid_share=0.1))
+    assert sorted(found) == ["train", "valid"]
+    assert 0.05 < len(found["valid"]) / len(found["train"]) < 0.2
+    lines = [line for split in found.values() for line in split]
+    expected = [f"sentence {i} ." for i in range(300)]
+    expected += [line for i in range(300) for line in (f"title {i}", "", "body", "")]
+    assert sorted(lines) == sorted(expected)
+
+
+@pytest.mark.parametrize("group", ["data", "tokenizer"])
+def test_every_option_can_be_chosen(group: str) -> None:
+    options = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    ours = [name for name in options if group == "tokenizer" or name in TEXTS]
+    assert len(ours) == (8 if group == "data" else 7)
+    for name in ours:
+        config = prepare.read_config([f"{group}={name}"])
+        config.data.check()
+        config.tokenizer.check()
+        assert getattr(config, group).name == {"roberta": "gpt2"}.get(name, name)
 
 
 @pytest.mark.usefixtures("cache")
