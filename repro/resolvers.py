@@ -1,5 +1,6 @@
 """What the configurations of all recipes compute, as `${name:arguments}`; `lr` is repro.scaling's."""
 
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,5 +21,6 @@ def proxy_run(recipe: str, row: str, proxy: str) -> str:
 
 def register() -> None:
     """Make them known to OmegaConf."""
-    for name, resolver in {"lr": scaled_lr, "by_data": by_data, "proxy_run": proxy_run}.items():
+    made: dict[str, Callable[..., Any]] = {"lr": scaled_lr, "by_data": by_data, "proxy_run": proxy_run}
+    for name, resolver in made.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
