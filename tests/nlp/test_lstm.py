@@ -215,7 +215,7 @@ def test_rows_of_as_many_layers_differ_in_the_optimizer_alone() -> None:
     changed = {key for key in adan.keys() | adamw.keys() if adan.get(key) != adamw.get(key)}
     assert changed
     assert all(key.startswith("optimizer.") for key in changed)
-    proxy = ledger.load("lstm/lstm_2_adan", ["+proxy=lstm"])
+    proxy = ledger.load("lstm/lstm_2_adan", ["+proxy=lstm_adan"])
     assert proxy.row.scale == "proxy"
     assert all(
         proxy.get(f"model.{key}") == adan[f"model.{key}"] for key in ("nlayers", "tied", "alpha", "beta")
