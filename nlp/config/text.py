@@ -1,12 +1,8 @@
 """Configuration of where text comes from and how it becomes tokens."""
 
-<<<<<<< HEAD
 from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
-=======
-from dataclasses import dataclass
->>>>>>> f-lstm
 
 from repro.config import one_of
 from repro.errors import UserError
@@ -58,7 +54,6 @@ class TokenizerConfig:
         one_of("tokenizer.name", self.name, TOKENIZERS)
         if self.vocab_size is not None and self.vocab_size < 1:
             raise UserError(f"tokenizer.vocab_size={self.vocab_size}: must be at least 1")
-<<<<<<< HEAD
 
 
 @dataclass
@@ -70,5 +65,3 @@ class PrepareConfig:
 
 
 ConfigStore.instance().store("text_schema", PrepareConfig)
-=======
->>>>>>> f-lstm
