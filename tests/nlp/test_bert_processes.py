@@ -1,4 +1,4 @@
-"""Two processes do what one does with twice the micro-batches, though these have other numbers of hidden tokens."""
+"""Two processes do what one does with twice the micro-batches, of other numbers of hidden tokens."""
 
 import json
 import os
