@@ -327,9 +327,7 @@ class Trainer:
         module, file = self.module, checkpoint.MODEL
         if self.ema is not None:
             module, file = self.ema.module, checkpoint.EMA
-        load_model(
-            module, self.folder.checkpoints / f"step-{best['step']:09d}" / file, device=str(self.device)
-        )
+        self._load(module, self.folder.checkpoints / f"step-{best['step']:09d}" / file)
         closing = None
         if self.test_data is not None:
             measured = self._measure(module, self._measuring_loader(self.test_data))
@@ -409,7 +407,7 @@ class Trainer:
             self._mean_loss(self.progress.step % self.sampler.steps or self.sampler.steps)
             self.speed.tick(training=True)
         held = [{key: tensor.cpu() for key, tensor in state.items()} for state in self.states]
-        states = gather_object([held])  # of all processes
+        losses, states = zip(*gather_object([(self.losses.cpu(), held)]), strict=True)  # of all processes
         if not self.accelerator.is_main_process:
             return
 
@@ -422,8 +420,8 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
                 "processes": self.accelerator.num_processes,
-                "losses": self.losses,
-                "states": states,
+                "losses": list(losses),
+                "states": list(states),
             }
             torch.save(state, path / "training.pt")
             (path / "progress.json").write_text(json.dumps(asdict(self.progress), indent=1))
@@ -440,25 +438,30 @@ class Trainer:
             checkpoint.clean(self.folder.checkpoints)
         path = checkpoint.newest(self.folder.checkpoints, warn=self.accelerator.print)
         if path is not None:
-            load_model(self.module, path / checkpoint.MODEL, device=str(self.device))
+            self._load(self.module, path / checkpoint.MODEL)
             state = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
             self.optimizer.load_state_dict(state["optimizer"])
             if self.accelerator.scaler:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.losses.copy_(state["losses"])
             self.progress = Progress(**json.loads((path / "progress.json").read_text()))
             if self.ema is not None:
-                load_model(self.ema.module, path / checkpoint.EMA, device=str(self.device))
+                self._load(self.ema.module, path / checkpoint.EMA)
                 self.ema.n_averaged.fill_(self.progress.step)
             if state["processes"] != self.accelerator.num_processes:
                 raise UserError(
                     f"{self.folder.path} was begun with {state['processes']} process(es), now there are "
                     f"{self.accelerator.num_processes}; start as many, or afresh with run.overwrite=true"
                 )
-            held = state["states"][self.accelerator.process_index]
+            rank = self.accelerator.process_index
+            self.losses.copy_(state["losses"][rank])
+            held = state["states"][rank]
             self.states = [{key: x.to(self.device) for key, x in each.items()} for each in held]
             self.accelerator.print(f"continuing {self.folder.path} at step {self.progress.step}")
         self.folder.rewind(self.progress.step)
+
+    def _load(self, module: nn.Module, path: Path) -> None:
+        # accelerate numbers the CPU, too, which safetensors does not know
+        load_model(module, path, device="cpu" if self.device.type == "cpu" else str(self.device))
 
     def _share(self, size: int) -> int:
         """Return the micro-batch size of one process, after checking that the sizes work out."""

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from toy import ToyTask
+from toy_streams import STREAMS, StreamTask
 
 from repro.config import RunConfig, TrainConfig
 from repro.errors import UserError
@@ -23,8 +25,8 @@ PLAIN = [*SMALL, "run.name=plain"]
 RANDOM = [*SMALL, "run.name=random", "ema_decay=0.9", "repeats=2", "model.drop_path=0.1", "augment.mixup=0.4"]
 
 
-def records(root: Path, name: str) -> list[dict[str, Any]]:
-    lines = (root / "vision" / name / "metrics.jsonl").read_text().splitlines()
+def records(root: Path, name: str, recipe: str = "vision") -> list[dict[str, Any]]:
+    lines = (root / recipe / name / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -55,6 +57,29 @@ def test_two_processes_give_the_metrics_of_one(
     assert len(ours) == len(theirs) == 2
     for one, other in zip(ours, theirs, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_two_processes_carry_the_state_of_one(two: Path, tmp_path: Path) -> None:
+    """Weights, streams, states, sums of any shape, the closing test."""
+    train(
+        StreamTask(),
+        TrainConfig(
+            epochs=2,
+            batch_size=STREAMS,
+            optimizer={"name": "adan", "lr": 0.02},
+            run=RunConfig(root=str(tmp_path)),
+        ),
+        "carried",
+    )
+    ours, theirs = records(tmp_path, "carried", "streams"), records(two, "carried", "streams")
+    assert len(ours) == len(theirs) == 3
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    assert records(two, "broken", "streams") == theirs  # stopped after six steps, and continued
+    last = two / "streams" / "carried" / "checkpoints" / "step-000000008" / "training.pt"
+    states = torch.load(last, weights_only=True)["states"]  # of two processes with a slot each
+    assert [state["hidden"].shape for (state,) in states] == [(1, STREAMS // 2, 8)] * 2
+    assert not torch.equal(states[0][0]["hidden"], states[1][0]["hidden"])
 
 
 def test_what_two_processes_began_one_does_not_continue(two: Path) -> None:

@@ -3,9 +3,12 @@
 import json
 import sys
 
+import pytest
 import torch
+from test_loop import StopError, stop_after
 from torch import Tensor
 from toy import ToyTask
+from toy_streams import STREAMS, StreamTask
 
 from repro import loop
 from repro.config import RunConfig, TrainConfig
@@ -51,3 +54,17 @@ config = TrainConfig(
 )
 loop.train(ToyTask(), config, "statistics")
 assert measured == 2
+
+loop.Trainer._average_statistics = average  # type: ignore[method-assign]
+config = TrainConfig(
+    epochs=2,
+    batch_size=STREAMS,
+    optimizer={"name": "adan", "lr": 0.02},
+    run=RunConfig(root=root, checkpoint_every=3),
+)
+loop.train(StreamTask(), config, "carried")
+with pytest.MonkeyPatch.context() as patch:
+    stop_after(patch, 6)
+    with pytest.raises(StopError):
+        loop.train(StreamTask(), config, "broken")
+loop.train(StreamTask(), config, "broken")
