@@ -1,0 +1,132 @@
+"""Sequences with hidden tokens: what BERT is pre-trained on (Devlin et al., arXiv 1810.04805, section 3.1).
+
+A share p of the tokens is to be predicted. Of these most are replaced by the mask token, some by a random one
+and some stay as they are. Of n tokens they are as many as in fairseq: p n, rounded up or down at random so
+that the mean is right. New ones are drawn every time a sequence is seen (RoBERTa's dynamic masking).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from nlp.blocks import Blocks
+
+IGNORED = -100  # the target where there is none: cross_entropy's own
+
+
+@dataclass
+class Masking:
+    """Which tokens are hidden, and behind what.
+
+    Attributes:
+        rate: share of the tokens to be predicted.
+        leave, random: shares of these that stay, and that become a random token.
+        mask: the mask token.
+        ordinary: tokens that a random one is drawn from.
+        eligible: for each token of the vocabulary, whether it may be one to be predicted.
+    """
+
+    rate: float
+    leave: float
+    random: float
+    mask: int
+    ordinary: np.ndarray
+    eligible: np.ndarray
+
+    def __call__(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return a changed copy of a sequence [length], and the sorted places that are to be predicted.
+
+        There is at least one, but where no token of the sequence is eligible.
+        """
+        candidates = np.flatnonzero(self.eligible[ids])
+        number = max(1, int(self.rate * len(candidates) + rng.random()))
+        places = np.sort(rng.choice(candidates, min(number, len(candidates)), replace=False))
+        fate = rng.random(len(places))
+        replaced, exchanged = fate >= self.leave + self.random, fate < self.random
+        changed = ids.copy()
+        changed[places[replaced]] = self.mask
+        changed[places[exchanged]] = rng.choice(self.ordinary, exchanged.sum())
+        return changed, places
+
+
+class MaskedBlocks(Dataset[tuple[Tensor, ...]]):
+    """Blocks after <s>, as (tokens [length], places [n], what was there [n]).
+
+    The masks come from torch's global generator, which the loop seeds for each sample and epoch; with `fixed`
+    they depend on the index alone.
+    """
+
+    def __init__(self, blocks: Blocks, masking: Masking, bos: int, fixed: bool = False) -> None:
+        self.blocks, self.masking, self.bos, self.fixed = blocks, masking, bos, fixed
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        rng = np.random.default_rng(index if self.fixed else int(torch.randint(2**62, ())))
+        ids, *rest = self.draw(index, rng)
+        changed, places = self.masking(ids, rng)
+        return tuple(torch.from_numpy(np.asarray(x, np.int64)) for x in (changed, places, ids[places], *rest))
+
+    def draw(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """Return the tokens of a sample, and what else belongs to it."""
+        return (np.insert(self.blocks[index], 0, self.bos),)
+
+
+class MaskedPairs(MaskedBlocks):
+    """Pairs <s> A </s> B </s> as above, with (segments [length], whether B is not what follows A []).
+
+    A and B are the parts of a block that is cut between two of its lines, or within its only one. In half of
+    the pairs B is from some other block. (BERT's own preparation also makes a tenth of the sequences short,
+    and uses the lines again whose place another's took.)
+    """
+
+    def __init__(self, blocks: Blocks, masking: Masking, bos: int, fixed: bool = False) -> None:
+        super().__init__(blocks, masking, bos, fixed)
+        self.room = blocks.size - 1  # for A and B: a block has one </s> at least
+
+    def draw(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """Return the tokens of a pair, their segments, and 1 where B is another's."""
+        first, second = self.part(index, rng)
+        other = len(self) > 1 and rng.random() < 0.5
+        if other:
+            _, second = self.part((index + rng.integers(1, len(self))) % len(self), rng)
+            second = second[: self.room - len(first)]
+        ends = [self.blocks.eos]
+        ids = np.concatenate([[self.bos], first, ends, second, ends])
+        segments = np.arange(len(ids)) >= len(first) + 2
+        return ids, segments, np.array(other)
+
+    def part(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return the two parts of a block, without the ends of lines."""
+        text, (first, end) = self.blocks.text, self.blocks.lines_of(index)
+        begin, stop = int(text.lines[first]), int(text.lines[end])
+        if end - first > 1:
+            middle = int(text.lines[rng.integers(first + 1, end)])
+        else:
+            middle = begin + int(rng.integers(1, max(stop - begin, 2)))
+        return text.ids[begin:middle], text.ids[middle:stop]
+
+
+def collate(samples: Sequence[tuple[Tensor, ...]], pad: int) -> list[Tensor]:
+    """Return a batch of samples, padded to the longest.
+
+    It is (tokens [batch, length], seen: where there is one [batch, length], or [batch, 0] where nothing is
+    padded, places [batch, n], targets [batch, n]), and for pairs (segments [batch, length], others [batch]).
+    """
+    ids, places, targets, *pair = zip(*samples, strict=True)
+    lengths = torch.tensor([len(x) for x in ids])
+    longest = int(lengths.max())
+    seen = torch.arange(longest) < lengths[:, None]
+    batch = [
+        pad_sequence(ids, True, pad),
+        seen[:, :0] if bool(seen.all()) else seen,
+        pad_sequence(places, True, 0),
+        pad_sequence(targets, True, IGNORED),
+    ]
+    return batch + ([pad_sequence(pair[0], True, 0), torch.stack(pair[1])] if pair else [])

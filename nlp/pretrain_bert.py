@@ -1,0 +1,223 @@
+"""Pre-train BERT or RoBERTa: `python nlp/pretrain_bert.py optimizer=adan [data=... model=... key=value ...]`.
+
+Without further words it trains a small one on the documentation of Python's own library in about a minute on
+two CPU cores. The run's folder gets the tokenizer, and nlp/finetune_glue.py can start from it.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+from nlp.bert import attention, build_masked_lm, longest
+from nlp.blocks import Blocks
+from nlp.config.bert import BertConfig
+from nlp.masking import IGNORED, MaskedBlocks, MaskedPairs, Masking, collate
+from nlp.text import corpus
+from repro.cli import entry_point
+from repro.data import Plan, Sized, shuffled
+from repro.errors import UserError
+from repro.loop import train
+from repro.run import run_name
+from repro.task import Task
+
+EXAMPLES, FILLS, CONTEXT = 6, 3, 12  # hidden words shown, fills of each, and tokens around it on either side
+
+
+class Pretraining(Task):
+    """Hidden tokens from those around them, measured on the validation text with fixed masks.
+
+    Losses are in bits, the mean over the hidden tokens.
+    """
+
+    name = "bert"
+    samples = "tokens"
+    metric = "valid_loss"
+    higher_is_better = False
+
+    def __init__(self, config: BertConfig) -> None:
+        self.config = config
+        self.pairs = config.model.next_sentence
+        text = corpus.load(config.data, config.tokenizer)
+        self.tokenizer = text.tokenizer
+        self.masking = self._masking()
+        self.train_blocks, self.valid_blocks = (self._blocks(text, split) for split in ("train", "valid"))
+        begun = len(self.train_blocks)  # sequences, each with a token before the block
+        self.per_sample = round((self.train_blocks.tokens + begun) / begun)
+        self.model_name = f"{config.model.name} {config.model.num_hidden_layers}x{config.model.hidden_size}"
+
+    def _masking(self) -> Masking:
+        data, tokenizer = self.config.data, self.tokenizer
+        ids = {name: getattr(tokenizer, name) for name in ("pad", "bos", "eos", "mask")}
+        for name, token in ids.items():
+            if token is None:
+                raise UserError(f"tokenizer.name={self.config.tokenizer.name}: has no {name} token for BERT")
+        room = longest(self.config.model, tokenizer)
+        if data.block_size > room:
+            raise UserError(
+                f"data.block_size={data.block_size}: model.max_position_embeddings="
+                f"{self.config.model.max_position_embeddings} has positions for {room} tokens"
+            )
+        specials = [*ids.values(), *([] if tokenizer.unk is None else [tokenizer.unk])]
+        eligible = np.ones(tokenizer.vocab_size, bool)
+        if not data.mask_specials:
+            eligible[list(ids.values())] = False
+        return Masking(
+            data.mask_prob,
+            data.leave_unmasked_prob,
+            data.random_token_prob,
+            ids["mask"],
+            np.setdiff1d(np.arange(tokenizer.vocab_size), specials),
+            eligible,
+        )
+
+    def _blocks(self, text: Any, split: str) -> Blocks:
+        data = self.config.data
+        size = data.block_size - (
+            2 if self.pairs else 1
+        )  # the rest is for <s>, and the </s> between two parts
+        blocks = Blocks(text.split(split), data.block, size, self.tokenizer.eos)
+        if not len(blocks):
+            raise UserError(
+                f"data.block_size={data.block_size}: no line of the {split} text is as short; "
+                "data.block=none cuts lines"
+            )
+        return blocks
+
+    def train_data(self) -> Sized:
+        """Return the training sequences, with new masks every time."""
+        return self._masked(self.train_blocks)
+
+    def valid_data(self) -> Sized:
+        """Return the validation sequences with their masks."""
+        return self._masked(self.valid_blocks, fixed=True)
+
+    def _masked(self, blocks: Blocks, fixed: bool = False) -> MaskedBlocks:
+        return (MaskedPairs if self.pairs else MaskedBlocks)(blocks, self.masking, self.tokenizer.bos, fixed)
+
+    def plan(self, data: Sized, config: Any) -> Plan:
+        """Go through the sequences in a new order every epoch, with a last step of what is left."""
+        return shuffled(len(data), config.batch_size, config.seed, config.repeats, drop_last=False)
+
+    def collate(self, samples: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+        """Return sequences as a batch; see nlp.masking."""
+        return collate(samples, self.tokenizer.pad)
+
+    def weight(self, batch: Any) -> float:
+        """Return the number of hidden tokens."""
+        return float((batch[3] != IGNORED).sum())
+
+    def begin(self, folder: Path) -> None:
+        """Keep the tokenizer with the run, and say what the text was cut into."""
+        self.tokenizer.save(folder / "tokenizer")
+        for split, blocks in (("train", self.train_blocks), ("valid", self.valid_blocks)):
+            published = getattr(self.config.data, f"{split}_sequences")
+            known = "" if published is None else f" (published: {published:,})"
+            out = f"; {blocks.left_out:,} lines are longer and left out" if blocks.left_out else ""
+            size = self.config.data.block_size
+            print(f"{split}: {len(blocks):,} sequences of at most {size} tokens{known}{out}")
+
+    def build_model(self) -> nn.Module:
+        """Return the model with its initial weights."""
+        return build_masked_lm(self.config.model, self.tokenizer)
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the mean cross entropy over the hidden tokens, in nats; with pairs plus theirs."""
+        (words, count), pairs = self._losses(*self._scores(model, batch), batch)
+        return words / count.clamp(min=1) + (pairs / len(batch[0]) if pairs is not None else 0)
+
+    def logits(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the scores of each token [n, vocabulary] at the hidden places."""
+        return self._scores(model, batch)[0][batch[3] != IGNORED]
+
+    def training_figures(self, loss: float) -> dict[str, float]:
+        """Return the loss in bits and the perplexity; with pairs both are of the sum of the two losses."""
+        return bits("train", loss)
+
+    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+        """Return sums over a batch: of losses, in nats, and of what was told right."""
+        scores, answers = self._scores(model, batch)
+        (words, count), pairs = self._losses(scores, answers, batch)
+        sums = {"words": words, "right": (scores.argmax(-1) == batch[3]).sum()}
+        if pairs is not None:
+            others = batch[5]
+            sums |= {"pairs": pairs, "pairs_right": (answers.argmax(-1) == others).sum()}
+            sums["pairs_count"] = torch.ones_like(others).sum()
+        return sums, count
+
+    def figures(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
+        """Return loss (bits), perplexity and accuracy (%) of hidden tokens, and of pairs."""
+        numbers = bits("valid", float(sums["words"]) / count)
+        numbers["valid_accuracy"] = 100 * float(sums["right"]) / count
+        if self.pairs:
+            number = float(sums["pairs_count"])
+            numbers["valid_nsp_loss"] = float(sums["pairs"]) / number / math.log(2)
+            numbers["valid_nsp_accuracy"] = 100 * float(sums["pairs_right"]) / number
+        return numbers
+
+    def _scores(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
+        ids, seen, places, _, *pair = batch
+        scores, answers = model(ids, attention(seen), places, *pair[:1])
+        return scores.float(), answers
+
+    def _losses(
+        self, scores: Tensor, answers: Tensor | None, batch: Any
+    ) -> tuple[tuple[Tensor, Tensor], Any]:
+        """Return the sum of the losses of words with their number, and the sum of those of pairs, if any."""
+        targets = batch[3]
+        words = F.cross_entropy(
+            scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        pairs = None if answers is None else F.cross_entropy(answers.float(), batch[5], reduction="sum")
+        return (words, (targets != IGNORED).sum()), pairs
+
+    def examples(self, model: nn.Module) -> list[str]:
+        """Return hidden words of the validation text with what the model would fill in."""
+        data, lines = self.valid_data(), []
+        device = next(model.parameters()).device
+        for index in np.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).astype(int):
+            batch = self.collate([data[index]])
+            scores, _ = self._scores(model, self.move(batch, device))
+            lines += self._example([x[0].cpu() for x in batch[:4]], scores[0].softmax(-1).cpu())
+        return lines
+
+    def _example(self, sample: list[Tensor], chances: Tensor) -> list[str]:
+        """Return a line on the hidden word in the middle of a sequence."""
+        ids, _, places, targets = sample
+        masked = (ids[places] == self.tokenizer.mask).nonzero().flatten().tolist()
+        if not masked:
+            return []
+        which = masked[len(masked) // 2]
+        place, decode = int(places[which]), self.tokenizer.decode
+        before, after = ids[max(place - CONTEXT, 0) : place], ids[place + 1 : place + 1 + CONTEXT]
+        best = chances[which].topk(FILLS)
+        fills = ", ".join(
+            f"{decode([token]).strip()!r} {chance:.0%}"
+            for token, chance in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        )
+        truth = decode([int(targets[which])]).strip()
+        return [f"... {decode(before.tolist())} [{truth}] {decode(after.tolist())} ... -> {fills}"]
+
+
+def bits(split: str, nats: float) -> dict[str, float]:
+    """Return a loss in bits, and the perplexity."""
+    return {f"{split}_loss": nats / math.log(2), f"{split}_perplexity": math.exp(nats)}
+
+
+@entry_point("bert", BertConfig)
+def main(config: BertConfig, overrides: list[str]) -> None:
+    """Train as the command line says."""
+    config.check()
+    train(Pretraining(config), config, config.run.name or run_name(overrides))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
