@@ -1,0 +1,141 @@
+"""Tokenises text into shards that are mapped into memory, checks them, trains a tokenizer.
+
+    python nlp/prepare.py shards FOLDER data=... tokenizer=...    then train with data=shards data.root=FOLDER
+    python nlp/prepare.py check FOLDER                            is every shard what was written?
+    python nlp/prepare.py train-tokenizer FOLDER data=... tokenizer=...    then tokenizer.path=FOLDER
+
+data= and tokenizer= and their keys (data.root=PATH, tokenizer.path=PATH, tokenizer.vocab_size=N, ...) are
+those of the training commands. `shards` can be stopped: the same command continues. `check` exits with
+status 1 if it found a problem.
+"""
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+from nlp.config.text import PrepareConfig
+from nlp.text import shards, sources, tokenizers
+from nlp.text.writing import write
+from repro.cli import CONFIGS, exit_status
+from repro.errors import UserError
+
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@exit_status
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return the exit status: 0, 1 after problems were found, 2 after `error: ...`."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    options.overrides = [*getattr(options, "overrides", []), *rest]  # those after an option
+    for word in options.overrides:
+        if word.startswith("-") or "=" not in word:
+            top.error(f"unrecognized argument: {word}")
+    return int(options.run(options))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    write_them = commands.add_parser("shards", help="tokenise text")
+    write_them.set_defaults(run=run_shards)
+    write_them.add_argument("folder", type=Path, help="of the shards, which holds nothing else")
+    write_them.add_argument("--size", type=_size, default="16MB", help="of a shard's text (default: 16MB)")
+    write_them.add_argument("--workers", type=_workers, default=cores, help=f"processes (default: {cores})")
+
+    check = commands.add_parser("check", help="compare shards with their checksums")
+    check.set_defaults(run=run_check)
+    check.add_argument("folder", type=Path, help="what data.root would be")
+
+    train = commands.add_parser("train-tokenizer", help="make a tokenizer from the training text")
+    train.set_defaults(run=run_train)
+    train.add_argument("folder", type=Path, help="of the tokenizer, a new one")
+
+    for command in (write_them, train):
+        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="which text, which tokenizer")
+    return top
+
+
+def run_shards(options: argparse.Namespace) -> int:
+    """Tokenise."""
+    config, start = _config(options.overrides), time.perf_counter()
+    manifest = write(config.data, config.tokenizer, options.folder, options.size, options.workers)
+    tokenizer, seconds = manifest["tokenizer"], time.perf_counter() - start
+    print(
+        f"{options.folder}: {len(manifest['shards']):,} shards in {seconds:.0f} s, as {manifest['dtype']} ids "
+        f"of {tokenizer['vocab_size']:,} {tokenizer['name']} types"
+    )
+    for split, counts in manifest["splits"].items():
+        print(f"  {split}: {counts['tokens']:,} tokens, {counts['lines']:,} lines")
+    print(
+        f"train with data=shards data.root={options.folder} tokenizer={tokenizer['name']} "
+        f"tokenizer.vocab_size={tokenizer['vocab_size']}"
+    )
+    return 0
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """Print what is wrong."""
+    problems = shards.damaged(options.folder)
+    for problem in problems:
+        print(f"problem: {problem}")
+    if problems:
+        print(f"copy {options.folder} again, or delete it and write it again")
+    else:
+        print(f"{len(shards.read_manifest(options.folder)['shards']):,} shards; nothing wrong was found")
+    return 1 if problems else 0
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """Make a tokenizer."""
+    config = _config(options.overrides)
+    if config.tokenizer.path is not None:
+        raise UserError(f"tokenizer.path={config.tokenizer.path}: that one is made already")
+    if (options.folder / "tokenizer.json").exists():
+        raise UserError(f"{options.folder}: has a tokenizer; take another folder")
+    train = sources.find(config.data)["train"]
+    made = tokenizers.build(config.tokenizer, lambda: (lines for piece in train for lines in piece.batches()))
+    made.save(options.folder)
+    print(
+        f"{options.folder}: {made.name}, {made.vocab_size:,} types; "
+        f"use it with tokenizer={made.name} tokenizer.path={options.folder}"
+    )
+    return 0
+
+
+def _config(overrides: Sequence[str]) -> PrepareConfig:
+    """Return the configuration that these words of the command line make."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return cast(PrepareConfig, OmegaConf.to_object(compose("text", list(overrides))))
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(KB|MB|GB)", text.strip())
+    if match is None or float(match[1]) * UNITS[match[2]] < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be written as 500KB, 16MB or 1GB")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def _workers(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text}: must be a number of processes, 0 for none beside this one")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Text from a data set that Hugging Face `datasets` reads: from the hub, or from local files."""
+
+import functools
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nlp.config.text import TextConfig
+from nlp.text.files import CHUNK, clean
+from repro.errors import UserError
+
+ROWS = 256  # read at once
+
+
+@dataclass(frozen=True)
+class RowsPiece:
+    """Rows begin..end of a split; with `streaming` file number `begin` of the `end` that it consists of.
+
+    `part` says which rows those are: all of them, or, where validation text is held out, "train" or "valid".
+    """
+
+    config: TextConfig
+    split: str
+    begin: int
+    end: int
+    part: str = "all"
+    unit = "row"
+
+    @property
+    def name(self) -> str:
+        """What the piece is called in a manifest."""
+        return f"{self.config.root}:{self.split}:{self.begin}-{self.end}:{self.part}"
+
+    @property
+    def size(self) -> int:
+        """In rows, or one file."""
+        return 1 if self.config.streaming else self.end - self.begin
+
+    def batches(self) -> Iterator[list[str]]:
+        """Give the lines in lists of about CHUNK characters; with rows=documents an empty one ends each row.
+
+        Raises:
+            UserError: a row holds no text.
+        """
+        lines: list[str] = []
+        size = 0
+        for number, text in enumerate(self._texts()):
+            if not isinstance(text, str):
+                raise UserError(
+                    f"data.column={self.config.column}: row {number} of {self.name} holds "
+                    f"{type(text).__name__}, not text"
+                )
+            if self.part != "all" and (self.part == "valid") != held_out(text, self.config.valid_share):
+                continue
+            lines += clean(text.split("\n"), self.config.strip)
+            lines += [""] if self.config.rows == "documents" else []
+            size += len(text) + 1
+            if size >= CHUNK:
+                yield lines
+                lines, size = [], 0
+        if lines:
+            yield lines
+
+    def _texts(self) -> Iterator[Any]:
+        rows = _load(self.config.root, self.config.dataset_config, self.config.streaming)[self.split]
+        column = self.config.column
+        if self.config.streaming:
+            for row in rows.shard(num_shards=self.end, index=self.begin):
+                yield row[column]
+        else:
+            for begin in range(self.begin, self.end, ROWS):
+                yield from rows[begin : min(begin + ROWS, self.end)][column]
+
+
+def held_out(text: str, share: float) -> bool:
+    """Tell whether a row is for validation: a function of its text, so that equal rows stay together."""
+    return zlib.crc32(text.encode()) < share * 2**32
+
+
+def pieces(config: TextConfig, size: int) -> dict[str, list[RowsPiece]]:
+    """Return the pieces of a data set's splits, of about `size` bytes; with `streaming` one for every file.
+
+    Raises:
+        UserError: `datasets` cannot read it, or it has no such split or column.
+    """
+    if config.root is None:
+        raise UserError(
+            "data.root is not set: data=hf needs a name on the Hugging Face hub or a local folder"
+        )
+    found = _load(config.root, config.dataset_config, config.streaming)
+    if config.train_split not in found:
+        raise UserError(f"data.train_split={config.train_split}: {config.root} has {', '.join(found)}")
+    for name, rows in found.items():
+        if rows.column_names is not None and config.column not in rows.column_names:
+            raise UserError(
+                f"data.column={config.column}: {config.root} has {', '.join(rows.column_names)} in {name}"
+            )
+    wanted = {"train": (config.train_split, "all"), "valid": (config.valid_split, "all")}
+    if config.valid_split not in found:
+        wanted = {name: (config.train_split, name) for name in ("train", "valid")}
+    if config.test_split in found:
+        wanted["test"] = (config.test_split, "all")
+    return {name: _cut(config, found[split], split, part, size) for name, (split, part) in wanted.items()}
+
+
+def _cut(config: TextConfig, rows: Any, split: str, part: str, size: int) -> list[RowsPiece]:
+    if config.streaming:
+        number = rows.num_shards
+        return [RowsPiece(config, split, index, number, part) for index in range(number)]
+    step = max(1, size * len(rows) // max(1, rows.data.nbytes))
+    ends = range(0, len(rows), step)
+    return [RowsPiece(config, split, begin, min(begin + step, len(rows)), part) for begin in ends]
+
+
+@functools.cache
+def _load(root: str, name: str | None, streaming: bool) -> Any:
+    """Return all splits; a process that is forked later has them too."""
+    import datasets
+
+    folder = Path(root).expanduser()
+    try:
+        if (folder / "dataset_dict.json").exists():  # of DatasetDict.save_to_disk
+            return datasets.load_from_disk(folder)
+        return datasets.load_dataset(str(folder) if folder.exists() else root, name, streaming=streaming)
+    except Exception as error:  # datasets raises whatever its builders, the hub and the network do
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise UserError(f"data.root={root}: datasets cannot load it: {reason}") from error

@@ -1,0 +1,134 @@
+"""Text that was tokenised once, in files that are mapped into memory.
+
+A folder has tokenizer/, manifest.json, and for every split
+
+    train.tokens    the ids of all lines, uint16 or uint32, little-endian
+    train.lines     int64: where each line begins in them, and at last where the last one ends
+
+A shard is a stretch of these files, as the manifest lists them: what one piece of the text became. Its
+SHA-256 is that of its tokens and of where its lines end, counted from the shard's beginning.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from nlp.config.text import TokenizerConfig
+from nlp.text import tokenizers
+from nlp.text.tokenizers import Tokenizer
+from repro.errors import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+LINES = np.dtype("<i8")
+BLOCK = 2**24  # tokens or lines that are checked at once
+Manifest = dict[str, Any]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest of a folder of shards.
+
+    Raises:
+        UserError: there is none, or it is not ours.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"{folder}: no {MANIFEST} in it; `python nlp/prepare.py shards FOLDER` makes a folder of shards"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON; delete {folder} and write it again") from error
+    if not isinstance(manifest, dict) or not {"format", "tokenizer", "dtype", "shards"} <= manifest.keys():
+        raise UserError(f"{path}: not a manifest of nlp/prepare.py")
+    return manifest
+
+
+def total(manifest: Manifest, split: str, key: str) -> int:
+    """Return how many "tokens" or "lines" the shards of a split have."""
+    return sum(entry[key] for entry in manifest["shards"] if entry["split"] == split)
+
+
+def file_sizes(out: Path, manifest: Manifest, split: str) -> list[tuple[Path, int]]:
+    """Return the files of a split and their sizes in bytes."""
+    tokens, lines = (total(manifest, split, key) for key in ("tokens", "lines"))
+    size = np.dtype(manifest["dtype"]).itemsize
+    return [(out / f"{split}.tokens", tokens * size), (out / f"{split}.lines", (lines + 1) * LINES.itemsize)]
+
+
+def open_folder(folder: Path, asked: TokenizerConfig) -> tuple[Tokenizer, Manifest]:
+    """Return the tokenizer and the manifest of a folder of shards that is complete.
+
+    Raises:
+        UserError: the folder is not complete, a file has another size than it should, or the tokenizer is
+            not the one that is `asked` for.
+    """
+    manifest = read_manifest(folder)
+    if not manifest["complete"]:
+        raise UserError(f"{folder}: is not complete; run the command that began it again")
+    for split in manifest["splits"]:
+        for path, size in file_sizes(folder, manifest, split):
+            found = path.stat().st_size if path.exists() else 0
+            if found != size:
+                raise UserError(
+                    f"{path}: has {found:,} bytes, {MANIFEST} says {size:,}; copy the folder again, or delete "
+                    "it and write it again"
+                )
+    tokenizer = tokenizers.load(folder / "tokenizer")
+    if tokenizer.fingerprint != manifest["tokenizer"]["fingerprint"]:
+        raise UserError(f"{folder / 'tokenizer'}: is not the tokenizer of these shards; write them again")
+    if asked.name not in (tokenizer.name, "file"):
+        raise UserError(f"tokenizer.name={asked.name}: {folder} was made with tokenizer={tokenizer.name}")
+    most = asked.name in ("words", "bpe", "wordpiece") and asked.path is None
+    if asked.vocab_size is not None and not (
+        tokenizer.vocab_size == asked.vocab_size or (most and tokenizer.vocab_size < asked.vocab_size)
+    ):
+        raise UserError(
+            f"tokenizer.vocab_size={asked.vocab_size}: {folder} was made with one of "
+            f"{tokenizer.vocab_size:,} entries"
+        )
+    if asked.path is not None:
+        other = tokenizers.build(asked, list)
+        if other.fingerprint != tokenizer.fingerprint:
+            raise UserError(f"tokenizer.path={asked.path}: is not the tokenizer with which {folder} was made")
+    return tokenizer, manifest
+
+
+def mapped(folder: Path, manifest: Manifest, split: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return ids and line offsets of a split, mapped from their files.
+
+    Raises:
+        UserError: the offsets do not end where the ids do.
+    """
+    ids = np.memmap(folder / f"{split}.tokens", np.dtype(manifest["dtype"]).newbyteorder("<"), "r")
+    lines = np.memmap(folder / f"{split}.lines", LINES, "r")
+    if lines[0] != 0 or lines[-1] != len(ids):
+        raise UserError(
+            f"{folder / split}.lines: does not belong to the tokens beside it; write the folder again"
+        )
+    return ids, lines
+
+
+def damaged(folder: Path) -> list[str]:
+    """Return what is wrong with a complete folder, a line each: every shard is read and compared."""
+    _, manifest = open_folder(folder, TokenizerConfig(name="file"))
+    problems = []
+    splits = {split: mapped(folder, manifest, split) for split in manifest["splits"]}
+    begins = {split: [0, 0] for split in splits}
+    for number, shard in enumerate(tqdm(manifest["shards"], unit="shard", desc="checking", disable=None)):
+        (ids, lines), (token, line) = splits[shard["split"]], begins[shard["split"]]
+        digest = hashlib.sha256()
+        for begin in range(token, token + shard["tokens"], BLOCK):
+            digest.update(ids[begin : min(begin + BLOCK, token + shard["tokens"])].data)
+        for begin in range(line, line + shard["lines"], BLOCK):
+            digest.update((lines[begin + 1 : min(begin + BLOCK, line + shard["lines"]) + 1] - token).data)
+        if digest.hexdigest() != shard["sha256"]:
+            problems.append(f"shard {number} ({shard['split']}, {shard['source']}) is not what was written")
+        begins[shard["split"]] = [token + shard["tokens"], line + shard["lines"]]
+    return problems

@@ -1,0 +1,210 @@
+"""Tokenises text into shards, with several processes; nlp/text/shards.py says what they are.
+
+Every process makes parts, one appends them in the order of the text. The manifest is the truth: it is written
+anew, atomically, after every shard, and what the files have beyond it is cut off before the work goes on. So
+the files depend on the text and the tokenizer alone, not on the number of processes, nor on how often it was
+stopped.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import connection, parent_process
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nlp.config.text import TextConfig, TokenizerConfig
+from nlp.text import sources, tokenizers
+from nlp.text.shards import FORMAT, LINES, MANIFEST, Manifest, file_sizes, read_manifest, total
+from nlp.text.sources import Piece
+from nlp.text.tokenizers import Tokenizer
+from repro.errors import UserError
+
+_tokenizer: Tokenizer  # of a process that makes shards
+
+
+def write(text: TextConfig, tokenizer: TokenizerConfig, out: Path, size: int, workers: int) -> Manifest:
+    """Tokenise a text into `out`, in shards of about `size` bytes of text; return the manifest.
+
+    The same call continues after it was stopped. With `workers` 0 this process does all.
+
+    Raises:
+        UserError: the text cannot be read, or `out` holds something else.
+    """
+    splits = sources.find(text, size)
+    plan = [(split, number, piece) for split, found in splits.items() for number, piece in enumerate(found)]
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        source = _digest([(split, piece.name, piece.size, text.strip, text.rows) for split, _, piece in plan])
+        made = _make_tokenizer(tokenizer, splits["train"], out, source)
+        wanted = {
+            "format": FORMAT,
+            "text": text.name,
+            "source": source,
+            "tokenizer": {"name": made.name, "vocab_size": made.vocab_size, "fingerprint": made.fingerprint},
+            "dtype": made.dtype.name,
+        }
+        manifest = _begin(out, wanted, list(splits))
+        rest = plan[len(manifest["shards"]) :]
+        parts = out / "parts"
+        parts.mkdir(exist_ok=True)
+        everything = sum(piece.size for _, _, piece in plan)
+        ready = sum(piece.size for _, _, piece in plan[: len(manifest["shards"])])
+        unit = plan[0][2].unit
+        with (
+            tqdm(
+                total=everything, initial=ready, unit=unit, unit_scale=True, desc="tokenising", disable=None
+            ) as bar,
+            _pool(out, min(workers, len(rest))) as run,
+        ):
+            work = [(piece, parts / f"{split}-{number:06d}") for split, number, piece in rest]
+            for (split, number, piece), entry in zip(rest, run(_tokenise, work), strict=True):
+                _append(out, split, parts / f"{split}-{number:06d}", manifest, entry)
+                bar.update(piece.size)
+        shutil.rmtree(parts)
+        for split in splits:
+            if not total(manifest, split, "tokens"):
+                raise UserError(f"data={text.name}: the {split} split has no text in it")
+        manifest["complete"] = True
+        _save(out, manifest)
+    return manifest
+
+
+def _make_tokenizer(config: TokenizerConfig, train: list[Piece], out: Path, source: str) -> Tokenizer:
+    """Return the tokenizer; one that is made from the text is made once, and then that of the folder."""
+    place = out / "tokenizer"
+    asked = {"name": config.name, "vocab_size": config.vocab_size, "source": source}
+    if config.path is None and (place / "asked.json").exists():
+        if json.loads((place / "asked.json").read_text()) != asked:
+            raise UserError(f"{out}: was begun with another tokenizer or text; take an empty folder")
+        return tokenizers.load(place)
+    made = tokenizers.build(config, lambda: (lines for piece in train for lines in piece.batches()))
+    if (out / MANIFEST).exists():
+        return made  # and if it is another one, the manifest tells
+    made.save(place)
+    if config.path is None:
+        (place / "asked.json").write_text(json.dumps(asked))  # last: then the tokenizer is there as a whole
+    return made
+
+
+def _begin(out: Path, wanted: Manifest, splits: list[str]) -> Manifest:
+    """Return the manifest that is there, after cutting the files to it, or a new one beside empty files."""
+    if not (out / MANIFEST).exists():
+        manifest = {**wanted, "complete": False, "splits": {}, "shards": []}
+        for split in splits:
+            (out / f"{split}.tokens").write_bytes(b"")
+            (out / f"{split}.lines").write_bytes(np.zeros(1, LINES).tobytes())
+        _save(out, manifest)
+        return manifest
+    manifest = read_manifest(out)
+    for key, what in (
+        ("tokenizer", "another tokenizer"),
+        ("source", "another text"),
+        ("text", "another text"),
+    ):
+        if manifest[key] != wanted[key]:
+            raise UserError(f"{out}: holds shards of {what}; take an empty folder")
+    for split in splits:
+        for path, length in file_sizes(out, manifest, split):
+            if not path.exists() or path.stat().st_size < length:
+                raise UserError(f"{path}: is shorter than {MANIFEST} says; delete {out} and write it again")
+            os.truncate(path, length)
+    return manifest
+
+
+def _tokenise(work: tuple[Piece, Path]) -> dict[str, Any]:
+    """Write the tokens of a piece and where its lines end among them; return what a manifest says."""
+    piece, place = work
+    digest, tokens = hashlib.sha256(), 0
+    ends = []
+    with place.with_suffix(".tokens").open("wb") as file:
+        for lines in piece.batches():
+            ids, counts = _tokenizer.encode_flat(lines)
+            file.write(ids.data)
+            digest.update(ids.data)
+            ends.append(tokens + counts.cumsum())
+            tokens += len(ids)
+    flat = np.concatenate([np.zeros(0, LINES), *ends]).astype(LINES)
+    digest.update(flat.data)
+    flat.tofile(place.with_suffix(".lines"))
+    return {"source": piece.name, "tokens": tokens, "lines": len(flat), "sha256": digest.hexdigest()}
+
+
+def _append(out: Path, split: str, part: Path, manifest: Manifest, entry: dict[str, Any]) -> None:
+    """Move a part to the ends of the split's files, and make it one of the manifest's shards."""
+    before = total(manifest, split, "tokens")
+    with part.with_suffix(".tokens").open("rb") as made, (out / f"{split}.tokens").open("ab") as file:
+        shutil.copyfileobj(made, file, 2**20)
+        file.flush()
+        os.fsync(file.fileno())
+    with (out / f"{split}.lines").open("ab") as file:
+        file.write((np.fromfile(part.with_suffix(".lines"), LINES) + before).data)
+        file.flush()
+        os.fsync(file.fileno())
+    manifest["shards"].append({"split": split, **entry})
+    totals = {key: total(manifest, split, key) for key in ("tokens", "lines")}
+    manifest["splits"][split] = totals
+    _save(out, manifest)
+    for suffix in (".tokens", ".lines"):
+        part.with_suffix(suffix).unlink()
+
+
+def _save(out: Path, manifest: Manifest) -> None:
+    part = out / f"{MANIFEST}.part"
+    with part.open("w") as file:
+        file.write(json.dumps(manifest, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, out / MANIFEST)
+
+
+def _digest(things: Any) -> str:
+    return hashlib.sha256(json.dumps(things).encode()).hexdigest()
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the folder; the system lets go of it when the process dies."""
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{out}: another process is writing there; wait for it") from error
+        yield
+
+
+@contextmanager
+def _pool(out: Path, workers: int) -> Iterator[Any]:
+    """Give a map function over processes that have the folder's tokenizer."""
+    if workers == 0:
+        _start(out / "tokenizer")
+        yield map
+        return
+    with ProcessPoolExecutor(workers, initializer=_start, initargs=(out / "tokenizer",)) as pool:
+        try:
+            yield pool.map
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what is being written is of no use any more
+            raise
+
+
+def _start(tokenizer: Path) -> None:
+    global _tokenizer
+    _tokenizer = tokenizers.load(tokenizer)
+    parent = parent_process()
+    if parent is not None:  # do not outlive it, even where it was killed
+
+        def watch() -> None:
+            connection.wait([parent.sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
