@@ -1,1 +1,137 @@
 """Configuration of nlp/train_transformer_xl.py."""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from hydra.core.config_store import ConfigStore
+
+from nlp.config.text import TextConfig, TokenizerConfig
+from repro.config import TrainConfig, one_of
+from repro.errors import UserError
+
+
+@dataclass
+class ModelConfig:
+    """Transformer-XL (Dai et al., arXiv 1901.02860). The names are those of the original code's options."""
+
+    name: str = "transformer_xl"
+    n_layer: int = 4
+    n_head: int = 4
+    d_head: int = 32
+    d_embed: int = 128
+    d_model: int = 128
+    d_inner: int = 512
+    dropout: float = 0.1
+    dropatt: float = 0.0  # of attention weights
+    mem_len: int = 64  # tokens before a segment that its attention reaches
+    ext_len: int = 0  # further ones, computed anew: none
+    attn_type: int = 0  # 0: relative positions, with biases that the layers share
+    same_length: bool = False  # let every token see as many before it
+    clamp_len: int = -1  # distances beyond it count as it; -1: all are their own
+    pre_lnorm: bool = False  # norms before attention and perceptron instead of behind
+    tie_word_embeddings: bool = True
+    cutoffs: list[int] = field(default_factory=list)  # of the adaptive softmax; []: a plain one
+    div_val: int = 1  # by which embeddings are smaller from one part of the vocabulary to the next
+    tie_projs: list[bool] = field(default_factory=lambda: [False])  # per part
+    init: str = "normal"  # normal | uniform
+    init_range: float = 0.1  # of uniform
+    init_std: float = 0.02  # of normal
+    proj_init_std: float = 0.01
+    attention: str = "auto"  # textbook | explicit | fused; auto: fused on GPUs, explicit elsewhere
+    checkpoint: str | None = None  # initial weights: a run's folder, or what else repro.foreign reads
+
+    def check(self) -> None:
+        """Raise UserError for a value that cannot work, naming it."""
+        for key in ("n_layer", "n_head", "d_head", "d_embed", "d_model", "d_inner", "div_val"):
+            if getattr(self, key) < 1:
+                raise UserError(f"model.{key}={getattr(self, key)}: must be at least 1")
+        for key in ("dropout", "dropatt"):
+            if not 0 <= getattr(self, key) < 1:
+                raise UserError(f"model.{key}={getattr(self, key)}: must lie in [0, 1)")
+        if self.d_model % 2:
+            raise UserError(f"model.d_model={self.d_model}: must be even, for as many sines as cosines")
+        for key in ("attn_type", "ext_len"):
+            if getattr(self, key) != 0:
+                raise UserError(f"model.{key}={getattr(self, key)}: only 0 is there")
+        one_of("model.init", self.init, ("normal", "uniform"))
+        one_of("model.attention", self.attention, ("auto", "textbook", "explicit", "fused"))
+        if self.cutoffs and not all(low < high for low, high in pairwise([0, *self.cutoffs])):
+            raise UserError(f"model.cutoffs={self.cutoffs}: must rise, from above 0")
+        if len(self.tie_projs) != len(self.cutoffs) + 1:
+            raise UserError(
+                f"model.tie_projs={self.tie_projs}: must have a value for each part of the vocabulary, "
+                f"which are {len(self.cutoffs) + 1} with model.cutoffs={self.cutoffs}"
+            )
+        if self.d_embed // self.div_val ** len(self.cutoffs) < 1:
+            raise UserError(f"model.div_val={self.div_val}: leaves nothing of model.d_embed={self.d_embed}")
+
+
+@dataclass
+class EvaluationConfig:
+    """How validation and test texts are read; null is as in training."""
+
+    batch_size: int = 10  # streams
+    tgt_len: int | None = None
+    mem_len: int | None = None  # null: so that segment and memory are as long as in training, together
+    same_length: bool | None = None
+    clamp_len: int | None = None
+
+
+@dataclass
+class TransformerXLConfig(TrainConfig):
+    """Everything nlp/train_transformer_xl.py can be told. `batch_size` streams are read side by side."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: TextConfig = field(default_factory=TextConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    tgt_len: int = 64  # tokens of a segment
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    train_tokens: int | None = None  # of the training text; another number is an error
+
+    def check(self) -> None:
+        """Raise UserError for a value that cannot work, naming it."""
+        super().check()
+        self.model.check()
+        evaluation = self.evaluation
+        for key, value, least in (
+            ("tgt_len", self.tgt_len, 1),
+            ("model.mem_len", self.model.mem_len, 0),
+            ("evaluation.batch_size", evaluation.batch_size, 1),
+            ("evaluation.tgt_len", self.eval_tgt_len, 1),
+            ("evaluation.mem_len", self.eval_mem_len, 0),
+        ):
+            if value < least:
+                raise UserError(f"{key}={value}: must be at least {least}")
+        for what, same, reach in (
+            ("model", self.model.same_length, self.model.mem_len),
+            ("evaluation", self.eval_same_length, self.eval_mem_len),
+        ):
+            if same and not reach:
+                raise UserError(f"{what}.same_length=true: needs {what}.mem_len above 0, which it is to see")
+
+    @property
+    def eval_tgt_len(self) -> int:
+        """Tokens of a segment in evaluation."""
+        return self.tgt_len if self.evaluation.tgt_len is None else self.evaluation.tgt_len
+
+    @property
+    def eval_mem_len(self) -> int:
+        """Tokens of memory in evaluation."""
+        if self.evaluation.mem_len is not None:
+            return self.evaluation.mem_len
+        return self.model.mem_len + self.tgt_len - self.eval_tgt_len if self.model.mem_len else 0
+
+    @property
+    def eval_same_length(self) -> bool:
+        """Whether every token sees as many before it, in evaluation."""
+        same = self.evaluation.same_length
+        return self.model.same_length if same is None else same
+
+    @property
+    def eval_clamp_len(self) -> int:
+        """The distance beyond which all count as it, in evaluation."""
+        clamp = self.evaluation.clamp_len
+        return self.model.clamp_len if clamp is None else clamp
+
+
+ConfigStore.instance().store(name="transformer_xl_schema", node=TransformerXLConfig)

@@ -34,7 +34,7 @@ TABLE = Table(
             "dropout": "model.dropout",
             "eta_min": "schedule.min_lr",
             "eval_interval": "measure_every",
-            "eval_tgt_len": "data.eval_tgt_len",
+            "eval_tgt_len": "evaluation.tgt_len",
             "ext_len": "model.ext_len",
             "init": "model.init",
             "init_std": "model.init_std",
@@ -51,7 +51,7 @@ TABLE = Table(
             "same_length": "model.same_length",
             "scheduler": "schedule.name",
             "seed": "seed",
-            "tgt_len": "data.tgt_len",
+            "tgt_len": "tgt_len",
             "tied": "model.tie_word_embeddings",
             "warmup_step": "schedule.warmup_steps",
             "wd": "optimizer.weight_decay",
@@ -94,8 +94,8 @@ def epochs(evidence: Evidence, recipe: Recipe) -> Check:
     steps, every = recipe.get("steps"), recipe.get("run.log_every")
     table = evidence.log.of("train")
     records = positions("record at step", range(every, steps + 1, every), table["step"], f"{steps:,} steps")
-    stream = recipe.get("data.train_tokens") // recipe.get("batch_size")
-    batches = math.ceil((stream - 1) / recipe.get("data.tgt_len"))  # the last token is a target only
+    stream = recipe.get("train_tokens") // recipe.get("batch_size")
+    batches = math.ceil((stream - 1) / recipe.get("tgt_len"))  # the last token is a target only
     notes = [
         f"step {record.step}: batch {record.batch:g} of epoch {record.epoch:g}, ours have {batches} each"
         for record in table.itertuples()

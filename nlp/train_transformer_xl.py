@@ -1,0 +1,184 @@
+"""Train Transformer-XL: `python nlp/train_transformer_xl.py optimizer=adan [data=... key=value ...]`.
+
+Without further words it trains a small one on Python's own documentation in about a minute on two CPU cores.
+"""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+from nlp.config.transformer_xl import TransformerXLConfig
+from nlp.text import corpus
+from nlp.text.streams import Streams
+from nlp.transformer_xl import Memory, Reach, TransformerXL, empty_memory
+from repro.checkpoint import first_difference
+from repro.cli import entry_point
+from repro.config import TrainConfig
+from repro.data import Plan, Sized, in_order
+from repro.errors import UserError
+from repro.foreign import read_weights
+from repro.foreign.content import Weights
+from repro.loop import train
+from repro.run import run_name
+from repro.task import Task
+
+PROMPTS, PROMPT, CONTINUED, LIKELIEST = (
+    3,
+    24,
+    48,
+    40,
+)  # of the examples: texts, tokens, and words to draw from
+
+
+class LanguageModelling(Task):
+    """Words from those before them, measured by perplexity with a memory that runs through the text."""
+
+    name = "transformer_xl"
+    samples = "tokens"
+    metric = "valid_perplexity"
+    higher_is_better = False
+
+    def __init__(self, config: TransformerXLConfig) -> None:
+        self.config = config
+        self.per_sample = config.tgt_len
+        self.model_name = f"Transformer-XL, {config.model.n_layer} layers of {config.model.d_model}"
+        self.corpus = corpus.load(config.data, config.tokenizer)
+        words = self.corpus.tokenizer.vocab_size
+        if config.model.cutoffs and config.model.cutoffs[-1] >= words:
+            raise UserError(f"model.cutoffs={config.model.cutoffs}: the vocabulary has only {words:,} words")
+        self.reach = Reach(config.eval_same_length, config.eval_clamp_len)
+
+    def train_data(self) -> Streams:
+        """Return the training text, `batch_size` streams of it."""
+        ids, expected = self.corpus.split("train").ids, self.config.train_tokens
+        if expected is not None and len(ids) != expected:
+            raise UserError(
+                f"train_tokens={expected}: the training text has {len(ids)}; it is not the text that the "
+                "setting is for, or its words are cut otherwise; train_tokens=null takes any"
+            )
+        return Streams(ids, self.config.batch_size, self.config.tgt_len, "training text")
+
+    def valid_data(self) -> Streams:
+        """Return the validation text."""
+        return self._measured("valid")
+
+    def test_data(self) -> Streams | None:
+        """Return the test text, if there is one."""
+        return self._measured("test") if "test" in self.corpus.splits else None
+
+    def _measured(self, split: str) -> Streams:
+        config = self.config
+        ids, key = self.corpus.split(split).ids, "evaluation.batch_size"
+        return Streams(ids, config.evaluation.batch_size, config.eval_tgt_len, f"{split} text", key)
+
+    def plan(self, data: Sized, config: TrainConfig) -> Plan:
+        """Return steps that take the next segment of every stream."""
+        return in_order(len(data), config.batch_size)
+
+    def measure_plan(self, data: Sized, batch_size: int, processes: int, rank: int) -> list[list[int]]:
+        """Return the segments of the streams that are a process's own, in order."""
+        assert isinstance(data, Streams)
+        return [list(batch) for batch in data.measure_plan(processes, rank)]
+
+    def build_model(self) -> TransformerXL:
+        """Return the model with its initial weights."""
+        config = self.config.model
+        model = TransformerXL(config, self.corpus.tokenizer.vocab_size)
+        if config.checkpoint is not None:
+            load(model, read_weights(Path(config.checkpoint).expanduser())[0], config.checkpoint)
+        return model
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the mean negative log-likelihood of the targets, in nats."""
+        words, targets = batch
+        losses, memory = model(words, targets, self._memory(words, self.config.model.mem_len))
+        self.state |= memory._asdict()
+        return losses.mean()
+
+    def weight(self, batch: Any) -> float:
+        """Return the number of targets."""
+        return float(batch[1].numel())
+
+    def training_figures(self, loss: float) -> dict[str, float]:
+        """Return the loss, in nats, and the perplexity that is its exponential."""
+        return {"train_loss": loss, "train_perplexity": perplexity(loss)}
+
+    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
+        """Return the sum of the negative log-likelihoods of the targets, and how many these are."""
+        words, targets = batch
+        losses, memory = model(words, targets, self._memory(words, self.config.eval_mem_len), self.reach)
+        self.state |= memory._asdict()
+        return {"valid_loss": losses.double().sum()}, targets.numel()
+
+    def figures(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
+        """Return the mean negative log-likelihood, in nats, and its exponential."""
+        loss = float(sums["valid_loss"]) / count
+        return {"valid_loss": loss, "valid_perplexity": perplexity(loss)}
+
+    def _memory(self, words: Tensor, mem_len: int) -> Memory:
+        if not self.state:
+            return empty_memory(self.config.model, len(words), words.device, mem_len)
+        return Memory(**self.state)
+
+    def begin(self, folder: Path) -> None:
+        """Keep the tokenizer with the run."""
+        self.corpus.tokenizer.save(folder / "tokenizer")
+
+    def examples(self, model: nn.Module) -> list[str]:
+        """Return continuations of places in the validation text, word by word from the likeliest 40."""
+        assert isinstance(model, TransformerXL)
+        tokenizer, split = self.corpus.tokenizer, self.corpus.split("valid")
+        device = next(model.parameters()).device
+        generator = torch.Generator().manual_seed(self.config.seed)
+        found = []
+        for part in range(PROMPTS):
+            begin = int(split.lines[len(split.lines) * part // PROMPTS])
+            prompt = [int(token) for token in split.ids[begin : begin + PROMPT]]
+            memory = empty_memory(self.config.model, 1, device, self.config.eval_mem_len)
+            words, drawn = torch.tensor([prompt], device=device), list[int]()
+            for _ in range(CONTINUED):
+                scores, memory = model.log_prob(words, memory, self.reach)
+                best = scores[0].float().cpu().topk(min(LIKELIEST, scores.shape[1]))
+                word = best.indices[torch.multinomial(best.values.exp(), 1, generator=generator)]
+                drawn.append(int(word))
+                words = word[None].to(device)
+            texts = (" / ".join(tokenizer.decode(ids).split("\n")) for ids in (prompt, drawn))
+            found.append(" => ".join(texts))
+        return found
+
+
+def load(model: nn.Module, weights: Weights, source: str) -> None:
+    """Load weights, all of which must fit; of tensors that are one in the model one is enough.
+
+    Raises:
+        UserError: they do not fit; it names the first difference.
+    """
+    own = model.state_dict()
+    given = {own[name].data_ptr(): tensor for name, tensor in weights.items() if name in own}
+    weights = {name: given[p.data_ptr()] for name, p in own.items() if p.data_ptr() in given} | weights
+    difference = first_difference(*({k: x.shape for k, x in each.items()} for each in (own, weights)))
+    if difference is not None:
+        raise UserError(f"model.checkpoint={source} does not fit: {difference}")
+    model.load_state_dict(weights)
+
+
+def perplexity(loss: float) -> float:
+    """Return the exponential of a loss in nats, infinite where it is beyond floats."""
+    return math.exp(loss) if loss < math.log(sys.float_info.max) else math.inf
+
+
+@entry_point("transformer_xl", TransformerXLConfig)
+def main(config: TransformerXLConfig, overrides: list[str]) -> None:
+    """Train as the command line says."""
+    config.check()
+    train(LanguageModelling(config), config, config.run.name or run_name(overrides))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

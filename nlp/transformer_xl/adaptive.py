@@ -1,0 +1,127 @@
+"""Word embeddings and softmax over a large vocabulary sorted by falling frequency.
+
+`cutoffs` part the vocabulary: [20000, 40000] with 50,000 words has the parts 0..20000, 20000..40000 and
+40000..50000. The softmax of the first part, the head, has one more class for each of the others, whose own
+softmax is taken for the words that are in it alone (Grave et al., arXiv 1609.04309). With `div_val` above 1
+part i has embeddings that are div_val**i times smaller (Baevski and Auli, arXiv 1809.10853).
+
+Names, shapes and order of all tensors are those of the code of Transformer-XL, whose checkpoints thus load.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class AdaptiveEmbedding(nn.Module):
+    """Embeddings [..., d_proj] of words, times the square root of d_proj."""
+
+    def __init__(self, words: int, d_embed: int, d_proj: int, cutoffs: Sequence[int], div_val: int) -> None:
+        super().__init__()
+        self.d_proj = d_proj
+        self.ends = [0, *cutoffs, words] if div_val > 1 else [0, words]
+        sizes = [d_embed // div_val**part for part in range(len(self.ends) - 1)]
+        self.emb_layers = nn.ModuleList(
+            nn.Embedding(end - begin, size)
+            for (begin, end), size in zip(pairwise(self.ends), sizes, strict=True)
+        )
+        self.emb_projs = nn.ParameterList(
+            nn.Parameter(torch.empty(d_proj, size)) for size in sizes if div_val > 1 or d_embed != d_proj
+        )
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Embed words of any shape."""
+        if len(self.emb_layers) == 1:
+            embedded = self._embed(0, words)
+        else:
+            flat = words.flatten()
+            parts = [_members(flat, begin, end) for begin, end in pairwise(self.ends)]
+            rows = [self._embed(part, flat[at] - self.ends[part]) for part, at in enumerate(parts)]
+            # every part takes part, if with no row: so each has a gradient in every process
+            order = torch.cat(parts)
+            embedded = torch.cat(rows).new_empty(len(flat), self.d_proj).index_copy(0, order, torch.cat(rows))
+            embedded = embedded.view(*words.shape, self.d_proj)
+        return embedded * self.d_proj**0.5
+
+    def _embed(self, part: int, words: Tensor) -> Tensor:
+        embedded: Tensor = self.emb_layers[part](words)
+        return F.linear(embedded, self.emb_projs[part]) if len(self.emb_projs) else embedded
+
+
+class AdaptiveSoftmax(nn.Module):
+    """Negative log-likelihoods, in nats, of words given hidden states."""
+
+    def __init__(self, words: int, d_embed: int, d_proj: int, cutoffs: Sequence[int], div_val: int) -> None:
+        super().__init__()
+        self.ends = [0, *cutoffs, words]
+        self.div_val = div_val
+        parts = len(self.ends) - 1
+        sizes = [d_embed // div_val**part for part in range(parts)]
+        if parts > 1:
+            self.cluster_weight = nn.Parameter(torch.empty(parts - 1, d_embed))
+            self.cluster_bias = nn.Parameter(torch.empty(parts - 1))
+        if div_val > 1:
+            layers = [
+                nn.Linear(size, end - begin)
+                for (begin, end), size in zip(pairwise(self.ends), sizes, strict=True)
+            ]
+        else:
+            layers = [nn.Linear(d_embed, words)]
+        self.out_layers = nn.ModuleList(layers)
+        self.out_projs = nn.ParameterList(
+            nn.Parameter(torch.empty(d_proj, size)) for size in sizes if div_val > 1 or d_embed != d_proj
+        )
+
+    @torch.compiler.disable
+    def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
+        """Return the negative log-likelihoods [N] of words [N] after hidden [N, d_proj], at least float32."""
+        classes = words
+        for part in range(1, len(self.ends) - 1):
+            # the head's classes of the other parts stand in reverse
+            inside = (words >= self.ends[part]) & (words < self.ends[part + 1])
+            classes = classes.masked_fill(inside, self.ends[1] + len(self.ends) - 2 - part)
+        found = _cross_entropy(self._scores(0, hidden), classes)
+        for part in range(1, len(self.ends) - 1):
+            rows = _members(words, self.ends[part], self.ends[part + 1])
+            scores = self._scores(part, hidden[rows])
+            found = found.index_add(0, rows, _cross_entropy(scores, words[rows] - self.ends[part]))
+        return found
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        """Return the log-probabilities [N, words] of all words after hidden [N, d_proj]."""
+        head = self._scores(0, hidden).log_softmax(1)
+        found = [head[:, : self.ends[1]]]
+        for part in range(1, len(self.ends) - 1):
+            found.append(self._scores(part, hidden).log_softmax(1) + head[:, -part, None])
+        return torch.cat(found, 1)
+
+    def _scores(self, part: int, hidden: Tensor) -> Tensor:
+        """The logits of a part's words and, of the head, those of the other parts behind them."""
+        if self.div_val > 1:
+            weight, bias = self.out_layers[part].weight, self.out_layers[part].bias
+        else:
+            words = slice(self.ends[part], self.ends[part + 1])
+            weight, bias = self.out_layers[0].weight[words], self.out_layers[0].bias[words]
+        if part == 0 and len(self.ends) > 2:
+            weight, bias = torch.cat([weight, self.cluster_weight]), torch.cat([bias, self.cluster_bias])
+        if len(self.out_projs):
+            hidden = hidden @ self.out_projs[part]
+        return F.linear(hidden, weight, bias)
+
+
+def _cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    return F.cross_entropy(scores, classes, reduction="none")
+
+
+def _members(words: Tensor, begin: int, end: int) -> Tensor:
+    """Return where in [N] the words of a part are.
+
+    On the meta device, where nobody knows, all words are of the first part.
+    """
+    if words.is_meta:
+        return torch.arange(len(words) if begin == 0 else 0, device="meta")
+    return ((words >= begin) & (words < end)).nonzero()[:, 0]
