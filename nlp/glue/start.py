@@ -50,11 +50,11 @@ def begin(config: GlueConfig, lines: Callable[[], list[str]]) -> Start:
     assert checkpoint is not None  # see GlueConfig.check
     path = Path(checkpoint).expanduser()
     if checkpoint == SCRATCH:
-        return _ours(config, tokenizers.build(config.tokenizer, lines()), None)
+        return _ours(config, tokenizers.build(config.tokenizer, lambda: [lines()]), None)
     if (path / "config.yaml").exists():
         return _run(config, path)
     if path.is_file() or (path.is_dir() and not (path / "config.json").exists()):
-        return _ours(config, tokenizers.build(config.tokenizer, lines()), path)
+        return _ours(config, tokenizers.build(config.tokenizer, lambda: [lines()]), path)
     if path.exists() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", checkpoint):
         return _hugging_face(config, checkpoint, path.exists())
     raise UserError(f"model.checkpoint={checkpoint}: no such file or folder; {config.cure}")
