@@ -1,1 +1,107 @@
 """Configuration of nlp/finetune_glue.py."""
+
+from dataclasses import dataclass, field
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from nlp.config.bert import EncoderConfig
+from nlp.config.text import TokenizerConfig
+from repro.config import TrainConfig, one_of
+from repro.errors import UserError
+from repro.run import run_name
+
+SCRATCH = "scratch"
+
+
+@dataclass
+class ClassifierConfig(EncoderConfig):
+    """An encoder with a head on its first token. Of a checkpoint's encoder, all but the dropout is its own."""
+
+    checkpoint: str | None = None  # a pre-training run's folder, a Hugging Face model (folder or name), or scratch
+    num_labels: int | None = None  # outputs of the head; null: as the task has
+    classifier_dropout: float | None = None  # null: hidden_dropout_prob
+
+
+@dataclass
+class GlueDataConfig:
+    """Where a task's examples are and, for one that is none of GLUE's, what they are."""
+
+    name: str = "glue"
+    root: str | None = None  # folder of the task, or of several tasks, in GLUE's layout; null: from data.hub
+    hub: str | None = "nyu-mll/glue"  # GLUE on the Hugging Face hub, or a folder that `datasets` reads
+    texts: list[str] | None = None  # columns of the sentence or the two; null, here and below: as the task has
+    label: str | None = None  # column
+    labels: list[str] | None = None  # classes
+    score: list[float] | None = None  # least and greatest, where the label is no class
+    metrics: list[str] | None = None  # accuracy, f1, matthews_correlation | pearson, spearman
+    columns: list[str] | None = None  # names, where train.tsv and dev.tsv begin without
+    bad_lines: str | None = None  # refuse | skip: lines with another number of columns
+    train_examples: int | None = None  # how many there have to be
+    skip_valid_examples: int = 0  # of the development set, the first
+    mean_length: int | None = None  # tokens of an example, for the ledger's estimate of a run's cost alone
+    max_length: int = 128  # tokens; of a longer pair the longer sentence is cut
+    max_tokens: int | None = None  # of a batch with its padding; a batch of longer examples is smaller
+    label_scale: float | None = None  # what scores are multiplied by for training; null: the greatest becomes 1
+
+
+@dataclass
+class GlueConfig(TrainConfig):
+    """Everything nlp/finetune_glue.py can be told."""
+
+    task: str = "word_order"  # cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, or the name of a folder
+    seeds: list[int] | None = None  # a run for each, and their median; null: one, of `seed`
+    loss: str | None = None  # cross_entropy | mse; null: as the task is
+    model: ClassifierConfig = field(default_factory=ClassifierConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)  # where no checkpoint brings its own
+    data: GlueDataConfig = field(default_factory=GlueDataConfig)
+
+    def check(self) -> None:
+        """Raise UserError for a value that cannot work, naming it."""
+        super().check()
+        self.model.check()
+        data = self.data
+        if data.bad_lines is not None:
+            one_of("data.bad_lines", data.bad_lines, ("refuse", "skip"))
+        if self.loss is not None:
+            one_of("loss", self.loss, ("cross_entropy", "mse"))
+        if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
+            raise UserError(f"seeds={self.seeds}: must be numbers, each once, or null for `seed` alone")
+        if self.seeds is not None and min(self.seeds) < 0:
+            raise UserError(f"seeds={self.seeds}: must be at least 0")
+        if data.max_length < 8:
+            raise UserError(f"data.max_length={data.max_length}: must be at least 8, or little is left of a pair")
+        if data.max_tokens is not None and data.max_tokens < data.max_length:
+            raise UserError(
+                f"data.max_tokens={data.max_tokens}: must be at least data.max_length={data.max_length}, or the "
+                "longest example fits into no batch"
+            )
+        if data.skip_valid_examples < 0:
+            raise UserError(f"data.skip_valid_examples={data.skip_valid_examples}: must be at least 0")
+        if data.label_scale is not None and not data.label_scale > 0:
+            raise UserError(f"data.label_scale={data.label_scale}: must be above 0")
+        if self.model.checkpoint is None:
+            raise UserError(
+                f"model.checkpoint is not set: {self.cure}; model.checkpoint={SCRATCH} starts from none"
+            )
+
+    @property
+    def cure(self) -> str:
+        """What to set model.checkpoint to."""
+        row = self.row
+        if row is None or row.after is None:
+            return "name the folder of a run of nlp/pretrain_bert.py, or a Hugging Face model"
+        scale = " --scale proxy" if row.scale == "proxy" else ""
+        return (
+            f"{row.name} starts from {row.after}, `python scripts/reproduce.py {row.after}{scale}`: name its "
+            "run's folder, or a Hugging Face model"
+        )
+
+
+def proxy_run(recipe: str, row: str, proxy: str) -> str:
+    """Return the folder, below run.root, of the run that `scripts/reproduce.py <row> --scale proxy` makes."""
+    return f"{recipe}/{run_name([f'+paper={row}', f'+proxy={proxy}'])}"
+
+
+OmegaConf.register_new_resolver("proxy_run", proxy_run, replace=True)
+ConfigStore.instance().store(name="glue_schema", node=GlueConfig)

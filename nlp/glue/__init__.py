@@ -1,0 +1,1 @@
+"""GLUE and tasks like it: reading, encoding, metrics, predictions."""

@@ -1,0 +1,171 @@
+"""Sentences and pairs as the tokens that an encoder reads, and the batches they make."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nlp.glue.data import Examples
+from repro.errors import UserError
+from repro.generators import hashed
+
+Texts = Sequence[tuple[str, ...]]
+Coded = tuple[list[list[int]], list[list[int]]]  # tokens of each example, and the segment of each token
+Coder = Callable[[Texts], Coded]
+
+CHUNK = 4096  # examples that are encoded at a time
+
+
+class Tokenizer(Protocol):
+    """What the encoding has to know of a tokenizer of ours."""
+
+    pad: int | None
+    bos: int | None
+    eos: int | None
+
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of each line, without special ones."""
+
+
+class PairCoder:
+    """As RoBERTa and BERT were made to read.
+
+    roberta: <s> a </s>, <s> a </s> </s> b </s>
+    bert: [CLS] a [SEP], [CLS] a [SEP] b [SEP], where b and the end are segment 1
+    """
+
+    def __init__(self, tokenizer: Tokenizer, style: str, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        if tokenizer.bos is None or tokenizer.eos is None:
+            raise UserError("tokenizer: has no tokens for the begin and the end of a sentence; take another one")
+        self.bos, self.eos = tokenizer.bos, tokenizer.eos
+        self.between = [self.eos, self.eos] if style == "roberta" else [self.eos]
+        self.segment = 0 if style == "roberta" else 1
+
+    def __call__(self, texts: Texts) -> Coded:
+        """Return tokens and segments of sentences or pairs."""
+        tokens, segments = [], []
+        columns = [self.tokenizer.encode(column) for column in zip(*texts, strict=True)]
+        for parts in zip(*columns, strict=True):
+            if len(parts) == 1:
+                [a] = parts
+                whole = [self.bos, *a[: self.max_length - 2], self.eos]
+                first = len(whole)
+            else:
+                a, b = longest_first(*parts, self.max_length - 2 - len(self.between))
+                first = 1 + len(a) + len(self.between)
+                whole = [self.bos, *a, *self.between, *b, self.eos]
+            tokens.append(whole)
+            segments.append([0] * first + [self.segment] * (len(whole) - first))
+        return tokens, segments
+
+
+def longest_first(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]]:
+    """Cut a pair to `room` tokens, one at a time off the longer of the two; where equal, off the first."""
+    if len(a) + len(b) <= room:
+        return a, b
+    shorter = min(len(a), len(b), room // 2)
+    return (a[:shorter], b[: room - shorter]) if len(a) <= len(b) else (a[: room - shorter], b[:shorter])
+
+
+class HuggingFaceCoder:
+    """As a model of the Hugging Face library reads, by its own tokenizer."""
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def __call__(self, texts: Texts) -> Coded:
+        """Return tokens and segments of sentences or pairs."""
+        columns = [list(column) for column in zip(*texts, strict=True)]
+        coded = self.tokenizer(*columns, truncation="longest_first", max_length=self.max_length)
+        segments = coded.get("token_type_ids") or [[0] * len(ids) for ids in coded["input_ids"]]
+        return coded["input_ids"], segments
+
+
+@dataclass
+class Item:
+    """An example as the model sees it."""
+
+    tokens: np.ndarray
+    segments: np.ndarray
+    label: float
+    index: int
+
+
+class Encoded:
+    """Examples as tokens, in two flat arrays, so that those of QQP and MNLI fit into memory many times."""
+
+    def __init__(self, examples: Sequence[Examples], coder: Coder, what: str) -> None:
+        texts = [text for part in examples for text in part.texts]
+        labels = [np.zeros(len(part)) if part.labels is None else part.labels for part in examples]
+        self.labels = np.concatenate(labels) if labels else np.zeros(0)
+        tokens, segments, lengths = [], [], []
+        starts = range(0, len(texts), CHUNK)
+        for start in tqdm(starts, desc=f"tokens of {what}", unit="chunk", leave=False, disable=len(starts) < 9):
+            for ids, kinds in zip(*coder(texts[start : start + CHUNK]), strict=True):
+                lengths.append(len(ids))
+                tokens.append(np.array(ids, dtype=np.int32))
+                segments.append(np.array(kinds, dtype=np.int8))
+        self.lengths = np.array(lengths, dtype=np.int64)
+        self.ends = np.cumsum(self.lengths)
+        self.tokens = np.concatenate(tokens) if tokens else np.zeros(0, np.int32)
+        self.segments = np.concatenate(segments) if segments else np.zeros(0, np.int8)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Item:
+        end = self.ends[index]
+        begin = end - self.lengths[index]
+        return Item(self.tokens[begin:end], self.segments[begin:end], float(self.labels[index]), index)
+
+
+def collate(items: Sequence[Item], pad: int) -> list[Tensor]:
+    """Return tokens, what of them is no padding, segments [batch, longest], labels and indices [batch].
+
+    Where nothing is padded the second has no columns, [batch, 0].
+    """
+    longest = max(len(item.tokens) for item in items)
+    tokens = np.full((len(items), longest), pad, dtype=np.int64)
+    segments = np.zeros((len(items), longest), dtype=np.int64)
+    lengths = np.array([len(item.tokens) for item in items])
+    for row, item in enumerate(items):
+        tokens[row, : len(item.tokens)] = item.tokens
+        segments[row, : len(item.tokens)] = item.segments
+    seen = np.arange(longest) < lengths[:, None]
+    return [
+        torch.from_numpy(tokens),
+        torch.from_numpy(seen[:, :0] if seen.all() else seen),
+        torch.from_numpy(segments),
+        torch.tensor([item.label for item in items], dtype=torch.float32),
+        torch.tensor([item.index for item in items]),
+    ]
+
+
+def batches(lengths: np.ndarray, batch_size: int, max_tokens: int | None, seed: int) -> list[list[int]]:
+    """Cut a random order of examples into batches, the same ones for the whole run, as fairseq does.
+
+    A batch ends where one more example would make it larger than `batch_size`, or its tokens, with all rows as
+    long as the longest, more than `max_tokens`. An example that alone has more is a batch of its own.
+    """
+    generator = torch.Generator().manual_seed(hashed(f"batches {seed}"))
+    made: list[list[int]] = []
+    longest = 0
+    for index in torch.randperm(len(lengths), generator=generator).tolist():
+        longest = max(longest, int(lengths[index]))
+        full = not made or len(made[-1]) == batch_size
+        if full or (max_tokens is not None and (len(made[-1]) + 1) * longest > max_tokens):
+            made.append([])
+            longest = int(lengths[index])
+        made[-1].append(index)
+    return made
+
+
+def by_length(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
+    """Cut examples, from the shortest to the longest, into batches: next to no padding."""
+    order = np.argsort(lengths, kind="stable").tolist()
+    return [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]

@@ -1,0 +1,65 @@
+"""Several runs that differ in their seed alone, and their median."""
+
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nlp.config.glue import GlueConfig
+from repro.run import run_name, write_atomically
+
+FILE = "seeds.json"
+
+
+def runs(config: GlueConfig, overrides: Sequence[str]) -> Iterator[tuple[str, GlueConfig]]:
+    """Give the name and the configuration of each run: those that `-m seed=1,2,3` would make."""
+    if config.seeds is None:
+        yield config.run.name or run_name(overrides), config
+        return
+    others = [text for text in overrides if text.split("=")[0].lstrip("+~") not in ("seed", "seeds")]
+    for seed in config.seeds:
+        name = f"{config.run.name}-seed={seed}" if config.run.name else run_name([*others, f"seed={seed}"])
+        yield name, replace(config, seed=seed, seeds=None)
+
+
+def write(folder: Path, seeds: Sequence[int], summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Write and return what the best checkpoints of the runs have in common: the spread of each measure."""
+    best = [summary["best"] for summary in summaries]
+    names = [name for name in best[0] if name.startswith(("valid_", "ema_"))]
+    tested = [summary.get("test") or {} for summary in summaries]
+    values = {name: [record[name] for record in best] for name in names}
+    values |= {name: [record[name] for record in tested] for name in tested[0] if name.startswith("test_")}
+    found = {
+        "seeds": list(seeds),
+        "runs": [summary["run"] for summary in summaries],
+        "metric": summaries[0]["metric"],
+        "of": "the best checkpoint of each run by `metric`",
+        "measures": {name: spread(numbers) for name, numbers in values.items()},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / FILE, json.dumps(found, indent=1) + "\n")
+    return found | {"file": str(folder / FILE)}
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return median, extremes and standard deviation (with n - 1; 0 of a single value)."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {
+        "median": statistics.median(values),
+        "least": min(values),
+        "greatest": max(values),
+        "deviation": deviation,
+        "values": list(values),
+    }
+
+
+def describe(found: dict[str, Any]) -> str:
+    """Return the spread for people."""
+    lines = [f"{len(found['seeds'])} seeds, {found['of'].replace('`metric`', found['metric'])}: {found['file']}"]
+    width = max(map(len, found["measures"]))
+    for name, x in found["measures"].items():
+        numbers = f"median {x['median']:.4g}, {x['least']:.4g} to {x['greatest']:.4g}, deviation {x['deviation']:.2g}"
+        lines.append(f"{name:<{width}}  {numbers}")
+    return "\n".join(lines)

@@ -1,0 +1,171 @@
+"""What the nine GLUE tasks are (Wang et al., arXiv 1804.07461), as data, and how another one is described.
+
+Columns go by name. A file without names in its first line has those of `columns`, in order.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nlp.glue.metrics import OF_CLASSES, OF_SCORES
+from repro.errors import UserError
+
+DESCRIPTION = "task.yaml"  # in the folder of a task that is none of GLUE's
+KEYS = ("texts", "label", "labels", "score", "metrics", "columns", "bad_lines")  # what it may have in it
+
+
+@dataclass(frozen=True)
+class Description:
+    """A task: one sentence or two, and a class or a score for them."""
+
+    name: str  # of its folder
+    texts: tuple[str, ...] = ()  # columns of the sentence, or of the two
+    label: str = "label"  # column
+    labels: tuple[str, ...] = ()  # the classes, by their number; none: those of the training file
+    score: tuple[float, float] | None = None  # least and greatest, where there are no classes
+    metrics: tuple[str, ...] = ()  # the first decides which checkpoint is best; none: accuracy, or pearson
+    columns: tuple[str, ...] = ()  # of train and dev where their first line does not name them
+    bad_lines: str = "refuse"  # or skip: those with another number of columns
+    dev: Mapping[str, str] = field(default_factory=lambda: {"": "dev.tsv"})  # suffix of a metric: file
+    test: Mapping[str, str] = field(default_factory=dict)  # name of the predictions: file; none: test.tsv
+    index: str = "index"  # column of the test files
+    hub: str | None = None  # its name in nyu-mll/glue
+
+    @property
+    def tests(self) -> Mapping[str, str]:
+        """The test files by the name that predictions have for the GLUE server."""
+        return self.test or {self.name: "test.tsv"}
+
+
+ENTAILMENT = ("entailment", "not_entailment")
+PAIR = ("sentence1", "sentence2")
+MNLI_DEV = {"_matched": "dev_matched.tsv", "_mismatched": "dev_mismatched.tsv"}
+MNLI_TEST = {"MNLI-m": "test_matched.tsv", "MNLI-mm": "test_mismatched.tsv", "AX": "diagnostic.tsv"}
+
+GLUE = (
+    Description(
+        "CoLA", ("sentence",), labels=("0", "1"), metrics=("matthews_correlation",),
+        columns=("source", "label", "mark", "sentence"), hub="cola",
+    ),
+    Description("SST-2", ("sentence",), labels=("0", "1"), metrics=("accuracy",), hub="sst2"),
+    Description(
+        "MRPC", ("#1 String", "#2 String"), "Quality", ("0", "1"), metrics=("f1", "accuracy"), hub="mrpc"
+    ),
+    Description("STS-B", PAIR, "score", score=(0.0, 5.0), metrics=("pearson", "spearman"), hub="stsb"),
+    Description(
+        # three lines of its training file lack columns, and everyone leaves them out: 363,846 are left
+        "QQP", ("question1", "question2"), "is_duplicate", ("0", "1"), metrics=("f1", "accuracy"),
+        bad_lines="skip", index="id", hub="qqp",
+    ),
+    Description(
+        "MNLI", PAIR, "gold_label", ("entailment", "neutral", "contradiction"), metrics=("accuracy",),
+        dev=MNLI_DEV, test=MNLI_TEST, hub="mnli",
+    ),
+    Description("QNLI", ("question", "sentence"), labels=ENTAILMENT, metrics=("accuracy",), hub="qnli"),
+    Description("RTE", PAIR, labels=ENTAILMENT, metrics=("accuracy",), hub="rte"),
+    Description("WNLI", PAIR, labels=("0", "1"), metrics=("accuracy",), hub="wnli"),
+)  # fmt: skip
+# Sentences of Python's own documentation, as they are or with two neighbouring words swapped: see word_order.py
+WORD_ORDER = Description("word_order", ("sentence",), labels=("swapped", "as written"), metrics=("accuracy",))
+
+
+def plain(name: str) -> str:
+    """Return what a name is compared by: SST-2, sst2 and sst_2 are the same."""
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+def known(name: str) -> Description | None:
+    """Return GLUE's task (or the embedded one) of that name, or the one that a folder NAME-more is a part of."""
+    for task in (*GLUE, WORD_ORDER):
+        if plain(name) == plain(task.name) or name.lower().startswith(f"{task.name.lower()}-"):
+            return task
+    return None
+
+
+def describe(name: str, folder: Path | None, given: Mapping[str, Any]) -> Description:
+    """Return the description of a task: GLUE's own or its folder's, with what is `given` (of KEYS) instead.
+
+    Raises:
+        UserError: it is neither GLUE's nor described, or the description makes no sense.
+    """
+    found = known(name)
+    path = None if folder is None else folder / DESCRIPTION
+    if path is not None and path.exists():
+        found = replace(found or Description(name), **_from_yaml(path))
+    where = f"task={name}" if path is None else f"task={name} in {folder}"
+    given = {key: value for key, value in given.items() if value is not None}
+    if found is None and not given:
+        close = difflib.get_close_matches(plain(name), [plain(task.name) for task in GLUE], n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(
+            f"{where}: is none of {', '.join(plain(task.name) for task in GLUE)}{hint} Another one needs a "
+            f"{DESCRIPTION} in its folder, or data.texts=[COLUMN] or [COLUMN,COLUMN], and data.label=COLUMN"
+        )
+    task = replace(found or Description(name), **{key: _value(key, value) for key, value in given.items()})
+    _check(task, where)
+    if not task.metrics:
+        task = replace(task, metrics=("accuracy",) if task.score is None else ("pearson", "spearman"))
+    return task
+
+
+def _from_yaml(path: Path) -> dict[str, Any]:
+    """Return the values in a task.yaml."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: write key: value lines, of the keys {', '.join(KEYS)}")
+    for key in content:
+        if key not in KEYS:
+            close = difflib.get_close_matches(str(key), KEYS, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there is {', '.join(KEYS)}"
+            raise UserError(f"{path}: {key}: no such key; {hint}")
+    try:
+        return {key: _value(key, value) for key, value in content.items() if value is not None}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _value(key: str, value: Any) -> Any:
+    """Return a value of a description as the dataclass has it: lists as tuples, names as text."""
+    kind = {item.name: item.type for item in fields(Description)}[key]
+    if kind is str:
+        return str(value)
+    values = (value,) if isinstance(value, str | int | float) else tuple(value)
+    if key == "score":
+        return tuple(float(number) for number in values)
+    if any(isinstance(item, bool) for item in values):  # what YAML makes of an unquoted yes or no
+        raise ValueError(f'{key}: write truth values in quotes, as "yes" and "no"')
+    return tuple(map(str, values))
+
+
+def _check(task: Description, where: str) -> None:
+    """Refuse a description that makes no sense."""
+    if not 1 <= len(task.texts) <= 2:
+        raise UserError(f"{where}: texts={list(task.texts)}: must be the names of one column, or of two")
+    if task.score is not None and (len(task.score) != 2 or not task.score[0] < task.score[1]):
+        raise UserError(f"{where}: score={list(task.score)}: must be the least score and the greatest")
+    if task.score is not None and task.labels:
+        raise UserError(f"{where}: has both labels and score: leave one out")
+    if len(task.labels) == 1 or len(set(task.labels)) < len(task.labels):
+        raise UserError(f"{where}: labels={list(task.labels)}: must be at least two, each once")
+    fit = OF_CLASSES if task.score is None else OF_SCORES
+    for metric in task.metrics:
+        if metric not in fit:
+            raise UserError(
+                f"{where}: metrics: {metric}: must be of {', '.join(fit)} for a "
+                f"{'class' if task.score is None else 'score'}"
+            )
+    if "f1" in task.metrics and len(task.labels) > 2:
+        raise UserError(f"{where}: metrics: f1: is that of the second of two classes; here are more")
+    if task.bad_lines not in ("refuse", "skip"):
+        raise UserError(f"{where}: bad_lines={task.bad_lines}: must be refuse or skip")
+    for column in (*task.texts, task.label):
+        if task.columns and column not in task.columns:
+            raise UserError(f"{where}: columns={list(task.columns)}: has no {column}")

@@ -1,0 +1,118 @@
+"""Tables of GLUE: lines of cells between tabs, nothing quoted, nothing escaped.
+
+Errors name FILE:LINE. Handled without a word: a byte order mark, lines that end in CR LF, empty lines at the end, a
+line of names where none is expected.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from repro.errors import UserError
+
+SHOWN = 60  # characters of a line in an error
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a file, each with as many cells as there are columns."""
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: list[list[str]]
+    lines: list[int]  # the number of each row's line in the file, from 1
+    skipped: list[int]  # lines with another number of cells
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def column(self, name: str) -> list[str]:
+        """Return the cells of a column."""
+        place = self.columns.index(name)
+        return [row[place] for row in self.rows]
+
+    def error(self, row: int, message: str) -> UserError:
+        """Return the error that names a row's line."""
+        return UserError(f"{self.path}:{self.lines[row]}: {message}")
+
+
+def read(
+    path: Path, needed: Sequence[str], columns: Sequence[str] = (), skip_bad_lines: bool = False
+) -> Table:
+    """Read a file whose first line names its columns, or that has `columns`.
+
+    Args:
+        needed: columns that have to be there.
+
+    Raises:
+        UserError: it cannot be read, lacks a column, has no rows, or has one with another number of cells.
+    """
+    lines = [line.removesuffix("\r").split("\t") for line in _text(path).split("\n")]
+    while lines and lines[-1] == [""]:
+        lines.pop()
+    if not lines:
+        raise UserError(f"{path}: is empty; get the file anew")
+    names, begin = _names(path, lines[0], needed, columns)
+    kept: list[int] = []
+    bad: list[int] = []
+    for number in range(begin, len(lines)):
+        (kept if len(lines[number]) == len(names) else bad).append(number)
+    if bad and not skip_bad_lines:
+        raise UserError(_bad_line(path, bad[0] + 1, lines[bad[0]], names))
+    if not kept:
+        raise UserError(f"{path}: has no examples, only a line of names; get the file anew")
+    return Table(
+        path, names, [lines[n] for n in kept], [n + 1 for n in kept], [number + 1 for number in bad]
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = content[error.start]
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; convert the file, as with iconv -f latin1 -t utf-8"
+        ) from error
+
+
+def _names(
+    path: Path, first: list[str], needed: Sequence[str], columns: Sequence[str]
+) -> tuple[tuple[str, ...], int]:
+    """Return the names of the columns and the place of the first row."""
+    missing = [name for name in needed if name not in first]
+    if not missing:
+        for name in needed:
+            if first.count(name) > 1:
+                raise UserError(f"{path}:1: has two columns {name!r}; name one of them differently")
+        return tuple(first), 1
+    if len(columns) == len(first):
+        return tuple(columns), 0
+    shown = _shown("\t".join(first))
+    if columns:
+        raise UserError(
+            f"{path}:1: has {len(first)} columns, not the {len(columns)} of {', '.join(columns)}, nor is it a line of "
+            f"names with {', '.join(needed)}: {shown}"
+        )
+    raise UserError(
+        f"{path}:1: has no column {missing[0]!r}; the first line has to name the columns, "
+        f"{', '.join(needed)} among them, and is {shown}"
+    )
+
+
+def _bad_line(path: Path, number: int, cells: list[str], names: Sequence[str]) -> str:
+    count = f"{len(cells)} column{'s'[: len(cells) > 1]}"
+    what = "is empty" if cells == [""] else f"has {count}, not {len(names)}: {_shown(chr(9).join(cells))}"
+    return (
+        f"{path}:{number}: {what}; mend the line, one tab between columns and none in them, "
+        "or leave such lines out with data.bad_lines=skip"
+    )
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
