@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import timm
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from repro.config import TrainConfig
 from repro.errors import UserError
+from repro.generators import seed_generators
 from repro.task import Task
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -33,6 +34,7 @@ SHARED = [
     "schedule.per=step",
     "schedule.min_lr=1e-4",
     "schedule.warmup_epochs=0",
+    "clip_grad=null",
 ]
 
 Batch = list[Tensor]
@@ -46,7 +48,7 @@ class Case:
     module: str
     task: str  # its class in there
     config: str  # configs/<config>.yaml
-    loss: Callable[[], Loss]  # makes one for each contestant, as it may keep a memory
+    loss: Callable[[Any], Loss]  # of the configuration; for each contestant one, as it may keep a memory
     overrides: list[str]
     sizes: dict[str, list[str]]  # of a device, and for tests
 
@@ -64,13 +66,55 @@ class Work:
     loss: Callable[[], Loss]
 
 
-def image_loss() -> Loss:
+def image_loss(config: Any) -> Loss:
     """Normalisation and cross entropy."""
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         images, labels = batch
         pixels = images.to(torch.float32).div_(255).sub_(0.5).div_(0.5)
         return F.cross_entropy(model(pixels), labels)
+
+    return loss
+
+
+def masked_loss(config: Any) -> Loss:
+    """Cross entropy of the hidden tokens."""
+    from nlp.bert import attention
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        ids, seen, places, targets = batch
+        scores, _ = model(ids, attention(seen), places)
+        return F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=-100)
+
+    return loss
+
+
+def transformer_xl_loss(config: Any) -> Loss:
+    """Adaptive softmax and a memory of the segment before."""
+    from nlp.transformer_xl import empty_memory
+
+    memory = None
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        nonlocal memory
+        words, targets = batch
+        memory = memory or empty_memory(config.model, len(words), words.device, config.model.mem_len)
+        losses, memory = model(words, targets, memory)
+        return losses.mean()
+
+    return loss
+
+
+def lstm_loss(config: Any) -> Loss:
+    """Cross entropy, going on from the hidden states of the segment before."""
+    hidden = None
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        nonlocal hidden
+        ids, targets = batch
+        output = model(ids, hidden)
+        hidden = [(h.detach(), c.detach()) for h, c in output.hidden]
+        return F.cross_entropy(output.logits.flatten(0, 1), targets.flatten())
 
     return loss
 
@@ -90,7 +134,52 @@ def image_case(model: str) -> Case:
     return Case("vision.train", "Classification", "vision", image_loss, overrides, sizes)
 
 
-LANGUAGE: dict[str, Case] = {}
+LANGUAGE = {
+    "roberta": Case(
+        "nlp.pretrain_bert",
+        "Pretraining",
+        "bert",
+        masked_loss,
+        ["model.hidden_dropout_prob=0", "model.attention_probs_dropout_prob=0", "tokenizer.vocab_size=8000"],
+        {
+            "cpu": ["model.hidden_size=256", "model.num_hidden_layers=4", "batch_size=16"],
+            "cuda": ["model=roberta_base", "data.block_size=512", "batch_size=32"],
+            "quick": ["data.block_size=16", "batch_size=2"],
+        },
+    ),
+    "transformer_xl": Case(
+        "nlp.train_transformer_xl",
+        "LanguageModelling",
+        "transformer_xl",
+        transformer_xl_loss,
+        ["model.dropout=0"],
+        {
+            "cpu": ["batch_size=16"],
+            "cuda": [
+                "model=transformer_xl_base",
+                "model.cutoffs=[1000,4000,10000]",  # a tenth of the words, or less
+                "tgt_len=150",
+                "batch_size=60",
+            ],
+            "quick": ["tgt_len=8", "model.mem_len=8", "batch_size=2"],
+        },
+    ),
+    "lstm": Case(
+        "nlp.train_lstm",
+        "LanguageModelling",
+        "lstm",
+        lstm_loss,
+        [
+            f"model.{key}=0"
+            for key in ("dropout", "dropouth", "dropouti", "dropoute", "wdrop", "alpha", "beta")
+        ],
+        {
+            "cpu": ["model.emsize=256", "model.nhid=512", "model.nlayers=2", "batch_size=20"],
+            "cuda": ["model=lstm_3", "data.tgt_len=70", "batch_size=80"],
+            "quick": ["data.tgt_len=8", "batch_size=2"],
+        },
+    ),
+}
 MODELS = ["deit_small_patch16_224", "resnet50", *LANGUAGE]  # the first is ViT-S/16 as in the paper's rows
 QUICK = ["test_vit", "test_resnet", *LANGUAGE]  # timm's smallest
 
@@ -109,11 +198,11 @@ def prepare(name: str, device: str, quick: bool, more: Sequence[str] = ()) -> Wo
         config = cast(TrainConfig, OmegaConf.to_object(compose(case.config, overrides)))
     config.check()
     task: Task = getattr(recipe, case.task)(config)
-    torch.manual_seed(0)
+    seed_generators(name)
     model = task.build_model().to(device)
     data = task.train_data()
     steps = task.plan(data, config)(0)[:BATCHES]
     batches = [task.collate([data[int(index)] for index in step]) for step in steps]
     if device == "cuda":
         batches = [[tensor.pin_memory() for tensor in batch] for batch in batches]
-    return Work(name, device, task, config, model, batches, case.loss)
+    return Work(name, device, task, config, model, batches, lambda: case.loss(config))
