@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     write_them = commands.add_parser("shards", help="tokenise text")
     write_them.set_defaults(run=run_shards)
     write_them.add_argument("folder", type=Path, help="of the shards, which holds nothing else")
-    write_them.add_argument("--size", type=_size, default="16MB", help="of a shard's text (default: 16MB)")
+    write_them.add_argument("--size", type=size, default="16MB", help="of a shard's text (default: 16MB)")
     write_them.add_argument("--workers", type=_workers, default=cores, help=f"processes (default: {cores})")
 
     check = commands.add_parser("check", help="compare shards with their checksums")
@@ -72,12 +72,12 @@ def parser() -> argparse.ArgumentParser:
 
 def run_shards(options: argparse.Namespace) -> int:
     """Tokenise."""
-    config, start = _config(options.overrides), time.perf_counter()
+    config, start = read_config(options.overrides), time.perf_counter()
     manifest = write(config.data, config.tokenizer, options.folder, options.size, options.workers)
-    tokenizer, seconds = manifest["tokenizer"], time.perf_counter() - start
+    tokenizer, shards_made = manifest["tokenizer"], len(manifest["shards"])
     print(
-        f"{options.folder}: {len(manifest['shards']):,} shards in {seconds:.0f} s, as {manifest['dtype']} ids "
-        f"of {tokenizer['vocab_size']:,} {tokenizer['name']} types"
+        f"{options.folder}: {shards_made:,} shards in {time.perf_counter() - start:.0f} s: "
+        f"{manifest['dtype']} ids of {tokenizer['vocab_size']:,} {tokenizer['name']} types"
     )
     for split, counts in manifest["splits"].items():
         print(f"  {split}: {counts['tokens']:,} tokens, {counts['lines']:,} lines")
@@ -102,7 +102,7 @@ def run_check(options: argparse.Namespace) -> int:
 
 def run_train(options: argparse.Namespace) -> int:
     """Make a tokenizer."""
-    config = _config(options.overrides)
+    config = read_config(options.overrides)
     if config.tokenizer.path is not None:
         raise UserError(f"tokenizer.path={config.tokenizer.path}: that one is made already")
     if (options.folder / "tokenizer.json").exists():
@@ -117,14 +117,15 @@ def run_train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _config(overrides: Sequence[str]) -> PrepareConfig:
+def read_config(overrides: Sequence[str]) -> PrepareConfig:
     """Return the configuration that these words of the command line make."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return cast(PrepareConfig, OmegaConf.to_object(compose("text", list(overrides))))
 
 
-def _size(text: str) -> int:
+def size(text: str) -> int:
+    """Read a number of bytes from the command line."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(KB|MB|GB)", text.strip())
     if match is None or float(match[1]) * UNITS[match[2]] < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be written as 500KB, 16MB or 1GB")

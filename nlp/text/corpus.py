@@ -71,12 +71,13 @@ def load(text: TextConfig, tokenizer: TokenizerConfig) -> Corpus:
     if text.name == "shards" or (root is not None and (root / shards.MANIFEST).exists()):
         folder = sources.find_root(text, "a folder that `python nlp/prepare.py shards` made")
         made, manifest = shards.open_folder(folder, tokenizer)
-        parts = {split: partial(_map, folder, manifest, split) for split in manifest["splits"]}
-        return Corpus(text.name, made, parts)
+        return Corpus(
+            text.name, made, {split: partial(_map, folder, manifest, split) for split in manifest["splits"]}
+        )
     if text.name == "books_wikipedia":
         raise UserError(
             f"data.root={text.root}: is no folder of shards, and this text is too large to be tokenised at "
-            "every start: `python nlp/prepare.py shards FOLDER data=books_wikipedia ...`, then data.root=FOLDER"
+            "every start; `python nlp/prepare.py shards FOLDER data=books_wikipedia ...` makes one"
         )
     splits = sources.find(text)
     train = splits["train"]

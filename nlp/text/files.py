@@ -16,23 +16,22 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class FilePiece:
-    """Bytes begin..end of a text file, which begin and end with whole lines."""
+    """Ranges of bytes of a text file, each of which begins and ends with whole lines."""
 
     path: Path
-    begin: int
-    end: int
+    ranges: tuple[Range, ...]
     strip: bool
     unit = "B"
 
     @property
     def name(self) -> str:
         """What the piece is called in a manifest."""
-        return f"{self.path.name}:{self.begin}-{self.end}"
+        return f"{self.path.name}:{self.ranges[0][0]}-{self.ranges[-1][1]}"
 
     @property
     def size(self) -> int:
         """In bytes."""
-        return self.end - self.begin
+        return sum(end - begin for begin, end in self.ranges)
 
     def batches(self) -> Iterator[list[str]]:
         """Give the lines, without their ends, in lists of about CHUNK bytes; a line of blanks is empty.
@@ -41,24 +40,28 @@ class FilePiece:
             UserError: the file is not UTF-8, which names the line, or has a line of more than LONGEST bytes.
         """
         with self.path.open("rb") as file:
-            file.seek(self.begin)
-            position, rest = self.begin, b""
-            while position < self.end:
-                chunk = file.read(min(CHUNK, self.end - position))
-                if not chunk:
-                    raise UserError(f"{self.path}: became shorter while it was read")
-                position += len(chunk)
-                whole, newline, after = (rest + chunk).rpartition(b"\n")
-                if newline:
-                    yield self._lines(whole, position - len(after) - 1 - len(whole))
-                rest = after
-                if len(rest) > LONGEST:
-                    raise UserError(
-                        f"{self.path}: a line of more than {LONGEST // 2**20} MiB, from byte "
-                        f"{position - len(rest)} on; text is read by lines: break it"
-                    )
-            if rest:
-                yield self._lines(rest, self.end - len(rest))
+            for begin, end in self.ranges:
+                yield from self._range(file, begin, end)
+
+    def _range(self, file: BinaryIO, position: int, end: int) -> Iterator[list[str]]:
+        file.seek(position)
+        rest = b""
+        while position < end:
+            chunk = file.read(min(CHUNK, end - position))
+            if not chunk:
+                raise UserError(f"{self.path}: became shorter while it was read")
+            position += len(chunk)
+            whole, newline, after = (rest + chunk).rpartition(b"\n")
+            if newline:
+                yield self._lines(whole, position - len(after) - 1 - len(whole))
+            rest = after
+            if len(rest) > LONGEST:
+                raise UserError(
+                    f"{self.path}: a line of more than {LONGEST // 2**20} MiB, from byte "
+                    f"{position - len(rest)} on; text is read by lines: break it"
+                )
+        if rest:
+            yield self._lines(rest, end - len(rest))
 
     def _lines(self, block: bytes, offset: int) -> list[str]:
         try:
@@ -87,14 +90,20 @@ def clean(lines: list[str], strip: bool) -> list[str]:
 
 def pieces(path: Path, size: int, strip: bool, ranges: list[Range] | None = None) -> list[FilePiece]:
     """Cut a file, or ranges of it, into pieces of about `size` bytes, each ending where a line does."""
-    found = []
+    found: list[FilePiece] = []
+    taken: list[Range] = []
+    room = size
     with path.open("rb") as file:
         for begin, end in ranges if ranges is not None else [(0, path.stat().st_size)]:
             while begin < end:
-                cut = min(end, _line_end(file, begin + size)) if end - begin > size else end
-                found.append(FilePiece(path, begin, cut, strip))
+                cut = min(end, _line_end(file, begin + room)) if end - begin > room else end
+                taken.append((begin, cut))
+                room -= cut - begin
                 begin = cut
-    return found
+                if room <= 0:
+                    found.append(FilePiece(path, tuple(taken), strip))
+                    taken, room = [], size
+    return [*found, *([FilePiece(path, tuple(taken), strip)] if taken else [])]
 
 
 def hold_out(path: Path, share: float) -> tuple[list[Range], list[Range]]:

@@ -83,7 +83,7 @@ def split_of(name: str) -> str:
 
 
 def documents() -> Iterator[tuple[str, list[str]]]:
-    """Give name and lines of every document in the order of the names of files and topics."""
+    """Give name and lines of every document in the order of the names of topics, folders and files."""
     library = _library()
     topics = library / "pydoc_data" / "topics.py"
     if not topics.exists():
@@ -94,12 +94,12 @@ def documents() -> Iterator[tuple[str, list[str]]]:
     for topic, text in sorted(_topics(topics).items()):
         yield f"topic {topic}", paragraphs(text)
     seen: set[str] = set()
-    for path in sorted(library.rglob("*.py")):
-        place = path.relative_to(library)
-        if NOT_READ.isdisjoint(place.parts) and path != topics:
+    for folder, folders, names in os.walk(library):
+        folders[:] = sorted(set(folders) - NOT_READ)
+        for path in sorted(Path(folder, name) for name in names if name.endswith(".py")):
             lines = [line for text in _docstrings(path, seen) for line in paragraphs(text)]
-            if lines:
-                yield place.as_posix(), lines
+            if lines and path != topics:
+                yield path.relative_to(library).as_posix(), lines
 
 
 def paragraphs(text: str) -> list[str]:

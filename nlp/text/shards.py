@@ -77,15 +77,15 @@ def open_folder(folder: Path, asked: TokenizerConfig) -> tuple[Tokenizer, Manife
             found = path.stat().st_size if path.exists() else 0
             if found != size:
                 raise UserError(
-                    f"{path}: has {found:,} bytes, {MANIFEST} says {size:,}; copy the folder again, or delete "
-                    "it and write it again"
+                    f"{path}: has {found:,} bytes, {MANIFEST} says {size:,}; copy the folder again, or "
+                    "delete it and write it again"
                 )
     tokenizer = tokenizers.load(folder / "tokenizer")
     if tokenizer.fingerprint != manifest["tokenizer"]["fingerprint"]:
         raise UserError(f"{folder / 'tokenizer'}: is not the tokenizer of these shards; write them again")
     if asked.name not in (tokenizer.name, "file"):
         raise UserError(f"tokenizer.name={asked.name}: {folder} was made with tokenizer={tokenizer.name}")
-    most = asked.name in ("words", "bpe", "wordpiece") and asked.path is None
+    most = asked.name in ("words", "bytes", "bpe", "wordpiece") and asked.path is None
     if asked.vocab_size is not None and not (
         tokenizer.vocab_size == asked.vocab_size or (most and tokenizer.vocab_size < asked.vocab_size)
     ):

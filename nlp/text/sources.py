@@ -29,7 +29,9 @@ PTB = {split: [f"ptb.{split}.txt"] for split in SPLITS}
 class Piece(Protocol):
     """A part of a split that one process reads."""
 
-    unit: str  # of size
+    @property
+    def unit(self) -> str:
+        """Of size: B, row or file."""
 
     @property
     def name(self) -> str:
@@ -83,7 +85,7 @@ def find(config: TextConfig, size: int = WHOLE) -> Splits:
         "wikitext103": _wikitext,
         "ptb": _ptb,
         "text": _text,
-        "hf": rows.pieces,
+        "hf": _rows,
         "books_wikipedia": _books_wikipedia,
     }
     found = readers[config.name](config, size)
@@ -165,6 +167,10 @@ def _text(config: TextConfig, size: int) -> Splits:
     return found
 
 
+def _rows(config: TextConfig, size: int) -> Splits:
+    return {split: [*found] for split, found in rows.pieces(config, size).items()}
+
+
 def _books_wikipedia(config: TextConfig, size: int) -> Splits:
     """Text files in a local folder, as data=text reads them; without data.root what the hub has."""
     if config.root is not None:
@@ -172,7 +178,7 @@ def _books_wikipedia(config: TextConfig, size: int) -> Splits:
     found: Splits = {"train": [], "valid": []}
     for root, name, kind in BOOKS_WIKIPEDIA:
         one = replace(config, root=root, dataset_config=name, rows=kind, test_split="", valid_split="")
-        for split, pieces in rows.pieces(one, size).items():
+        for split, pieces in _rows(one, size).items():
             found[split] += pieces
     return found
 

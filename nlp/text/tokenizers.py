@@ -28,7 +28,7 @@ from tokenizers import models
 
 from nlp.config.text import TokenizerConfig
 from nlp.text import vocabularies
-from nlp.text.vocabularies import EOS, FAIRSEQ_EXTRA, Text
+from nlp.text.vocabularies import EOS, FAIRSEQ_EXTRA, UNK, Text
 from repro.errors import UserError
 
 ROLES = {
@@ -73,8 +73,8 @@ class Tokenizer:
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
         """Return the ids of each line. `words` puts <eos> at the end of every line; nothing else is added."""
         if self.name == "words":  # a dictionary is several times faster than the library
-            known, unk, end = self._words, self.unk, [self.eos]
-            return [[known.get(word, unk) for word in line.split()] + end for line in lines]
+            known, unk, eos = self._words, self._words[UNK], self._words[EOS]
+            return [[*(known.get(word, unk) for word in line.split()), eos] for line in lines]
         return [encoding.ids for encoding in self.backend.encode_batch_fast(lines, add_special_tokens=False)]
 
     def encode_flat(self, lines: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:

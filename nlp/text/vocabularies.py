@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -74,7 +75,7 @@ def _byte(letter: str) -> int:
 def trained(name: str, vocab_size: int, text: Text) -> Tokenizer:
     """Byte-level byte pairs ("bpe") or WordPiece, trained on the text; the same text gives the same one."""
     lines = (line for batch in text() for line in batch if line)
-    common = dict(vocab_size=vocab_size, min_frequency=2, show_progress=False)
+    common: dict[str, Any] = dict(vocab_size=vocab_size, min_frequency=2, show_progress=False)
     if name == "bpe":
         made = byte_pairs({}, [])
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -89,10 +90,10 @@ def trained(name: str, vocab_size: int, text: Text) -> Tokenizer:
     letters = sorted(char for char in often if not char.isspace())
     # The library would number "##a", "##b", ... in the order of a hash table, which differs from run to run.
     first = [*BERT, *letters, *(f"##{letter}" for letter in letters)]
-    trainer = trainers.WordPieceTrainer(
+    pieces = trainers.WordPieceTrainer(
         special_tokens=first, initial_alphabet=letters, limit_alphabet=len(letters), **common
     )
-    made.train_from_iterator(lines, trainer)
+    made.train_from_iterator(lines, pieces)
     return wordpiece(made.get_vocab())
 
 
