@@ -131,6 +131,19 @@ def build_classifier(
     return _finished(kind(settings), config)
 
 
+def in_transformers(model: Any) -> Any:
+    """Return transformers' own model with the weights of one of `build_masked_lm`, without its changes.
+
+    Where there is no embedding of segments it has one of zeros, which is the same.
+    """
+    kind = next(base for base in type(model).__mro__ if base.__module__.startswith("transformers."))
+    plain = kind(model.config)
+    missing, _ = plain.load_state_dict(model.state_dict(), strict=False)
+    if missing:
+        nn.init.zeros_(plain.base_model.embeddings.token_type_embeddings.weight)
+    return plain.eval()
+
+
 def longest(config: EncoderConfig, tokenizer: Vocabulary) -> int:
     """Return the number of tokens in the longest sequence for which there are positions."""
     used = 0 if config.name == "bert" else int(tokenizer.pad or 0) + 1

@@ -1,10 +1,12 @@
 """Pre-train BERT or RoBERTa: `python nlp/pretrain_bert.py optimizer=adan [data=... model=... key=value ...]`.
 
 Without further words it trains a small one on the documentation of Python's own library in about a minute on
-two CPU cores. The run's folder gets the tokenizer, and nlp/finetune_glue.py can start from it.
+two CPU cores. The run's folder gets the tokenizer, and a folder `transformers` with the best weights, which
+AutoModelForMaskedLM.from_pretrained loads; nlp/finetune_glue.py can start from either.
 """
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from nlp.bert import attention, build_masked_lm, longest
+from nlp.bert import attention, build_masked_lm, in_transformers, longest
 from nlp.blocks import Blocks
 from nlp.config.bert import BertConfig
 from nlp.masking import IGNORED, MaskedBlocks, MaskedPairs, Masking, collate
@@ -25,10 +27,12 @@ from nlp.text import corpus
 from repro.cli import entry_point
 from repro.data import Plan, Sized, shuffled
 from repro.errors import UserError
+from repro.foreign import read_weights
 from repro.loop import train
 from repro.run import run_name
 from repro.task import Task
 
+EXPORT = "transformers"
 EXAMPLES, FILLS, CONTEXT = 6, 3, 12  # hidden words shown, fills of each, and tokens around it on either side
 
 
@@ -179,6 +183,13 @@ class Pretraining(Task):
         pairs = None if answers is None else F.cross_entropy(answers.float(), batch[5], reduction="sum")
         return (words, (targets != IGNORED).sum()), pairs
 
+    def export(self, run: Path) -> None:
+        """Put the best weights into a run's folder as transformers has them, with the tokenizer."""
+        model = self.build_model()
+        model.load_state_dict(read_weights(run)[0])
+        in_transformers(model).save_pretrained(run / EXPORT)
+        self.tokenizer.save(run / EXPORT)
+
     def examples(self, model: nn.Module) -> list[str]:
         """Return hidden words of the validation text with what the model would fill in."""
         data, lines = self.valid_data(), []
@@ -214,9 +225,12 @@ def bits(split: str, nats: float) -> dict[str, float]:
 
 @entry_point("bert", BertConfig)
 def main(config: BertConfig, overrides: list[str]) -> None:
-    """Train as the command line says."""
+    """Train as the command line says, and write the best weights for transformers."""
     config.check()
-    train(Pretraining(config), config, config.run.name or run_name(overrides))
+    task = Pretraining(config)
+    summary = train(task, config, config.run.name or run_name(overrides))
+    if int(os.environ.get("RANK", 0)) == 0:  # of several processes, one
+        task.export(Path(summary["run"]))
 
 
 if __name__ == "__main__":
