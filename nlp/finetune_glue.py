@@ -1,8 +1,9 @@
-"""Fine-tune an encoder on a task of GLUE, or one like it: `python nlp/finetune_glue.py task=sst2 data.root=PATH
-model.checkpoint=RUN [optimizer=... key=value ...]`.
+"""Fine-tune an encoder on a task of GLUE, or one like it:
 
-Without further words it trains a small encoder from scratch to tell sentences of Python's own documentation from
-those with neighbouring words swapped, in about a minute on two CPU cores.
+    python nlp/finetune_glue.py task=sst2 data.root=PATH model.checkpoint=RUN [optimizer=... key=value ...]
+
+Without further words it trains a small encoder from scratch to tell from which package of Python's library a
+sentence of documentation is, in about a minute on two CPU cores.
 """
 
 import os
@@ -75,7 +76,7 @@ class Finetuning(Task):
         expected, there = config.data.train_examples, len(self.train_examples)
         if expected not in (None, there):
             raise UserError(
-                f"data.train_examples={expected}: there are {there} in the training file; get the whole task, or "
+                f"data.train_examples={expected}: there are {there} for training; get the whole task, or "
                 "set it to null to train on these"
             )
         self.outputs = outputs
@@ -182,7 +183,7 @@ class Finetuning(Task):
 
     def examples(self, model: nn.Module) -> list[str]:
         """Return some examples of the development set with what the model takes them for."""
-        suffix, part = next(iter(self.dev.items()))
+        part = next(iter(self.dev.values()))
         chosen = np.linspace(0, len(part) - 1, min(SHOWN, len(part))).astype(int).tolist()
         few = part.pick(chosen)
         given = self.predictions(model, Encoded([few], self.start.coder, "examples"))

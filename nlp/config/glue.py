@@ -16,9 +16,11 @@ SCRATCH = "scratch"
 
 @dataclass
 class ClassifierConfig(EncoderConfig):
-    """An encoder with a head on its first token. Of a checkpoint's encoder, all but the dropout is its own."""
+    """An encoder with a head on its first token. A checkpoint's is as it was trained, but for the dropout."""
 
-    checkpoint: str | None = None  # a pre-training run's folder, a Hugging Face model (folder or name), or scratch
+    checkpoint: str | None = (
+        None  # a pre-training run's folder, a Hugging Face model (folder or name), or scratch
+    )
     num_labels: int | None = None  # outputs of the head; null: as the task has
     classifier_dropout: float | None = None  # null: hidden_dropout_prob
 
@@ -30,7 +32,9 @@ class GlueDataConfig:
     name: str = "glue"
     root: str | None = None  # folder of the task, or of several tasks, in GLUE's layout; null: from data.hub
     hub: str | None = "nyu-mll/glue"  # GLUE on the Hugging Face hub, or a folder that `datasets` reads
-    texts: list[str] | None = None  # columns of the sentence or the two; null, here and below: as the task has
+    texts: list[str] | None = (
+        None  # columns of the sentence or the two; null, here and below: as the task has
+    )
     label: str | None = None  # column
     labels: list[str] | None = None  # classes
     score: list[float] | None = None  # least and greatest, where the label is no class
@@ -42,14 +46,16 @@ class GlueDataConfig:
     mean_length: int | None = None  # tokens of an example, for the ledger's estimate of a run's cost alone
     max_length: int = 128  # tokens; of a longer pair the longer sentence is cut
     max_tokens: int | None = None  # of a batch with its padding; a batch of longer examples is smaller
-    label_scale: float | None = None  # what scores are multiplied by for training; null: the greatest becomes 1
+    label_scale: float | None = (
+        None  # what scores are multiplied by for training; null: the greatest becomes 1
+    )
 
 
 @dataclass
 class GlueConfig(TrainConfig):
     """Everything nlp/finetune_glue.py can be told."""
 
-    task: str = "word_order"  # cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, or the name of a folder
+    task: str = "packages"  # cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, or the name of a folder
     seeds: list[int] | None = None  # a run for each, and their median; null: one, of `seed`
     loss: str | None = None  # cross_entropy | mse; null: as the task is
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
@@ -70,11 +76,13 @@ class GlueConfig(TrainConfig):
         if self.seeds is not None and min(self.seeds) < 0:
             raise UserError(f"seeds={self.seeds}: must be at least 0")
         if data.max_length < 8:
-            raise UserError(f"data.max_length={data.max_length}: must be at least 8, or little is left of a pair")
+            raise UserError(
+                f"data.max_length={data.max_length}: must be at least 8, or little is left of a pair"
+            )
         if data.max_tokens is not None and data.max_tokens < data.max_length:
             raise UserError(
-                f"data.max_tokens={data.max_tokens}: must be at least data.max_length={data.max_length}, or the "
-                "longest example fits into no batch"
+                f"data.max_tokens={data.max_tokens}: must be at least data.max_length={data.max_length}, or "
+                "the longest example fits into no batch"
             )
         if data.skip_valid_examples < 0:
             raise UserError(f"data.skip_valid_examples={data.skip_valid_examples}: must be at least 0")

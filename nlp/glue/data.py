@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nlp.config.glue import GlueDataConfig
-from nlp.glue import tasks, tsv, word_order
+from nlp.glue import packages, tasks, tsv
 from nlp.glue.tasks import Description
 from nlp.glue.tsv import Table
 from repro.errors import UserError
@@ -51,17 +51,19 @@ def read(name: str, config: GlueDataConfig) -> TaskData:
         UserError: there is no such task, no such data, or something is wrong with them.
     """
     given = {key: getattr(config, key) for key in tasks.KEYS}
-    embedded = tasks.known(name) == tasks.WORD_ORDER
+    embedded = tasks.known(name) == tasks.EMBEDDED
     if config.root is not None:
         folder = find(name, Path(config.root).expanduser())
         found = from_folder(tasks.describe(name, folder, given), folder)
     elif embedded:
-        found = from_sentences(*word_order.make())
+        found = from_sentences(*packages.make())
     else:
         found = from_hub(tasks.describe(name, None, given), config.hub)
     for suffix, examples in found.dev.items():
         if examples.texts == found.train.texts:
-            raise UserError(f"task={name}: the dev{suffix} split is the training split; one of them is a copy")
+            raise UserError(
+                f"task={name}: the dev{suffix} split is the training split; one of them is a copy"
+            )
     return found
 
 
@@ -72,13 +74,17 @@ def find(name: str, root: Path) -> Path:
         UserError: there is none, or there are two.
     """
     if not root.is_dir():
-        raise UserError(f"data.root={root}: no such folder; it is that of a task, with {SPLITS}, or of several")
+        raise UserError(
+            f"data.root={root}: no such folder; it is that of a task, with {SPLITS}, or of several"
+        )
     below = [path for path in sorted(root.iterdir()) if path.is_dir()]
     found = [path for path in below if path.name == name] or [
         path for path in below if tasks.plain(path.name) == tasks.plain(name)
     ]
     if len(found) > 1:
-        raise UserError(f"data.root={root}: both {found[0].name} and {found[1].name} are {name}; name one of them")
+        raise UserError(
+            f"data.root={root}: both {found[0].name} and {found[1].name} are {name}; name one of them"
+        )
     if found:
         return found[0]
     if any(root.glob("*.tsv")):
@@ -95,9 +101,8 @@ def from_folder(task: Description, folder: Path) -> TaskData:
     train = tsv.read(folder / "train.tsv", needed, task.columns, skip)
     if task.score is None and not task.labels:
         task = replace(task, labels=_classes(train, task.label))
-    dev = {
-        suffix: tsv.read(folder / file, needed, task.columns, skip) for suffix, file in task.dev.items()
-    }
+        tasks.check(task, f"task={task.name} in {folder}")
+    dev = {suffix: tsv.read(folder / file, needed, task.columns, skip) for suffix, file in task.dev.items()}
     test = {
         name: tsv.read(folder / file, task.texts, task.columns, skip)
         for name, file in task.tests.items()
@@ -157,7 +162,9 @@ def _numbers(table: Table, task: Description) -> np.ndarray:
     cells = table.column(task.label)
     for row, cell in enumerate(cells):
         if cell not in number:
-            message = f"{task.label} {cell!r} is none of {', '.join(map(repr, task.labels))}; mend or drop the line"
+            message = (
+                f"{task.label} {cell!r} is none of {', '.join(map(repr, task.labels))}; mend or drop the line"
+            )
             raise table.error(row, message)
     return np.array([number[cell] for cell in cells])
 
@@ -174,7 +181,8 @@ def _scores(table: Table, task: Description) -> np.ndarray:
         if not least <= value <= greatest:
             what = "is no number" if math.isnan(value) else "is out of range"
             raise table.error(
-                row, f"{task.label} {cell!r} {what}; must lie in {least:g} to {greatest:g}: mend or drop the line"
+                row,
+                f"{task.label} {cell!r} {what}; must lie in {least:g} to {greatest:g}: mend or drop the line",
             )
         values.append(value)
     return np.array(values)
@@ -187,11 +195,11 @@ def from_sentences(train: list[tuple[str, int]], dev: list[tuple[str, int]]) -> 
         index = [str(place) for place in range(len(pairs))]
         return Examples([(text,) for text, _ in pairs], np.array([label for _, label in pairs]), index)
 
-    return TaskData(tasks.WORD_ORDER, examples(train), {"": examples(dev)}, {})
+    return TaskData(tasks.EMBEDDED, examples(train), {"": examples(dev)}, {})
 
 
 def from_hub(task: Description, hub: str | None) -> TaskData:
-    """Load one of GLUE's tasks with the `datasets` library: from the hub, its cache, or a folder that it can read.
+    """Load one of GLUE's tasks with the `datasets` library: from the hub, its cache, or a folder.
 
     Raises:
         UserError: it cannot be loaded, or is not what it should be.

@@ -41,7 +41,9 @@ class PairCoder:
     def __init__(self, tokenizer: Tokenizer, style: str, max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
         if tokenizer.bos is None or tokenizer.eos is None:
-            raise UserError("tokenizer: has no tokens for the begin and the end of a sentence; take another one")
+            raise UserError(
+                "tokenizer: has no tokens for the begin and the end of a sentence; take another one"
+            )
         self.bos, self.eos = tokenizer.bos, tokenizer.eos
         self.between = [self.eos, self.eos] if style == "roberta" else [self.eos]
         self.segment = 0 if style == "roberta" else 1
@@ -105,7 +107,9 @@ class Encoded:
         self.labels = np.concatenate(labels) if labels else np.zeros(0)
         tokens, segments, lengths = [], [], []
         starts = range(0, len(texts), CHUNK)
-        for start in tqdm(starts, desc=f"tokens of {what}", unit="chunk", leave=False, disable=len(starts) < 9):
+        for start in tqdm(
+            starts, desc=f"tokens of {what}", unit="chunk", leave=False, disable=len(starts) < 9
+        ):
             for ids, kinds in zip(*coder(texts[start : start + CHUNK]), strict=True):
                 lengths.append(len(ids))
                 tokens.append(np.array(ids, dtype=np.int32))
@@ -149,8 +153,8 @@ def collate(items: Sequence[Item], pad: int) -> list[Tensor]:
 def batches(lengths: np.ndarray, batch_size: int, max_tokens: int | None, seed: int) -> list[list[int]]:
     """Cut a random order of examples into batches, the same ones for the whole run, as fairseq does.
 
-    A batch ends where one more example would make it larger than `batch_size`, or its tokens, with all rows as
-    long as the longest, more than `max_tokens`. An example that alone has more is a batch of its own.
+    A batch ends where one more example would make it larger than `batch_size`, or its tokens, with all rows
+    as long as the longest, more than `max_tokens`. An example that alone has more is a batch of its own.
     """
     generator = torch.Generator().manual_seed(hashed(f"batches {seed}"))
     made: list[list[int]] = []

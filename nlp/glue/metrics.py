@@ -1,7 +1,7 @@
 """GLUE's metrics, in percent, from the vectors of all predictions and all labels.
 
-Where a correlation has no definition, because all predictions (or all labels) are the same, it is 0: such a model
-has told nothing. So is F1 where nothing is predicted, or is, of the second class.
+Where a correlation has no definition, because all predictions (or all labels) are the same, it is 0: such a
+model has told nothing. So is F1 where nothing is predicted, or is, of the second class.
 """
 
 from collections.abc import Callable

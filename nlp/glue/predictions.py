@@ -48,7 +48,7 @@ def table(task: Description, part: Examples, given: Sequence[str]) -> str:
 
 
 def shown(task: Description, value: float) -> str:
-    """Return a prediction or a label as the task's files have it; a score no larger or smaller than they go."""
+    """Return a prediction or a label as the task's files have it; scores within their range."""
     if task.score is None:
         return task.labels[int(value)]
     return f"{min(max(float(value), task.score[0]), task.score[1]):.3f}"

@@ -57,9 +57,11 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 def describe(found: dict[str, Any]) -> str:
     """Return the spread for people."""
-    lines = [f"{len(found['seeds'])} seeds, {found['of'].replace('`metric`', found['metric'])}: {found['file']}"]
+    lines = [
+        f"{len(found['seeds'])} seeds, {found['of'].replace('`metric`', found['metric'])}: {found['file']}"
+    ]
     width = max(map(len, found["measures"]))
     for name, x in found["measures"].items():
-        numbers = f"median {x['median']:.4g}, {x['least']:.4g} to {x['greatest']:.4g}, deviation {x['deviation']:.2g}"
-        lines.append(f"{name:<{width}}  {numbers}")
+        ends = f"{x['least']:.4g} to {x['greatest']:.4g}"
+        lines.append(f"{name:<{width}}  median {x['median']:.4g}, {ends}, deviation {x['deviation']:.2g}")
     return "\n".join(lines)

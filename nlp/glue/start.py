@@ -74,8 +74,8 @@ def adopted(config: GlueConfig) -> ClassifierConfig:
     start = there.get("model.checkpoint")
     if "model.hidden_size" not in there or (start not in (None, SCRATCH) and not _is_ours(str(start))):
         raise UserError(
-            f"model.checkpoint={model.checkpoint}: is no run of nlp/pretrain_bert.py, nor one that goes back to "
-            f"one; {config.cure}"
+            f"model.checkpoint={model.checkpoint}: is no run of nlp/pretrain_bert.py, nor one that goes "
+            f"back to one; {config.cure}"
         )
     shape = {name: there[f"model.{name}"] for name in names if f"model.{name}" in there}
     if config.row is not None and config.row.scale == "paper":
@@ -105,7 +105,9 @@ def _ours(config: GlueConfig, tokenizer: Any, path: Path | None) -> Start:
     model = config.model
     room = bert.longest(model, tokenizer)
     if config.data.max_length > room:
-        raise UserError(f"data.max_length={config.data.max_length}: the model has positions for {room} tokens")
+        raise UserError(
+            f"data.max_length={config.data.max_length}: the model has positions for {room} tokens"
+        )
 
     def build(outputs: int) -> nn.Module:
         built = bert.build_classifier(model, outputs, tokenizer, model.classifier_dropout)
@@ -160,18 +162,28 @@ def _hugging_face(config: GlueConfig, name: str, local: bool) -> Start:
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        where = "cannot be read as a Hugging Face model" if local else "no such folder, nor such a model on the hub"
+        where = (
+            "cannot be read as a Hugging Face model"
+            if local
+            else "no such folder, nor such a model on the hub"
+        )
         raise UserError(f"model.checkpoint={name}: {where} ({reason[:150]}); {config.cure}") from error
     if tokenizer.pad_token_id is None:
-        raise UserError(f"model.checkpoint={name}: its tokenizer has no padding token; take an encoder, as BERT is")
+        raise UserError(
+            f"model.checkpoint={name}: its tokenizer has no padding token; take an encoder, as BERT is"
+        )
     if config.data.max_length > tokenizer.model_max_length:
         raise UserError(
-            f"data.max_length={config.data.max_length}: {name} reads {tokenizer.model_max_length} tokens at most"
+            f"data.max_length={config.data.max_length}: {name} reads {tokenizer.model_max_length} tokens"
         )
     has_segments = "token_type_ids" in tokenizer.model_input_names
 
     def build(outputs: int) -> nn.Module:
-        head = {} if config.model.classifier_dropout is None else {"classifier_dropout": config.model.classifier_dropout}
+        head = (
+            {}
+            if config.model.classifier_dropout is None
+            else {"classifier_dropout": config.model.classifier_dropout}
+        )
         dropouts = {key: getattr(config.model, key) for key in DROPOUTS if hasattr(shape, key)}
         try:
             model: nn.Module = AutoModelForSequenceClassification.from_pretrained(

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from nlp.glue.metrics import OF_CLASSES, OF_SCORES
+from nlp.glue.packages import PACKAGES
 from repro.errors import UserError
 
 DESCRIPTION = "task.yaml"  # in the folder of a task that is none of GLUE's
@@ -70,8 +71,7 @@ GLUE = (
     Description("RTE", PAIR, labels=ENTAILMENT, metrics=("accuracy",), hub="rte"),
     Description("WNLI", PAIR, labels=("0", "1"), metrics=("accuracy",), hub="wnli"),
 )  # fmt: skip
-# Sentences of Python's own documentation, as they are or with two neighbouring words swapped: see word_order.py
-WORD_ORDER = Description("word_order", ("sentence",), labels=("swapped", "as written"), metrics=("accuracy",))
+EMBEDDED = Description("packages", ("sentence",), labels=PACKAGES, metrics=("accuracy",))  # see packages.py
 
 
 def plain(name: str) -> str:
@@ -80,8 +80,8 @@ def plain(name: str) -> str:
 
 
 def known(name: str) -> Description | None:
-    """Return GLUE's task (or the embedded one) of that name, or the one that a folder NAME-more is a part of."""
-    for task in (*GLUE, WORD_ORDER):
+    """Return GLUE's task (or the embedded one) of that name, or that of a folder NAME-more."""
+    for task in (*GLUE, EMBEDDED):
         if plain(name) == plain(task.name) or name.lower().startswith(f"{task.name.lower()}-"):
             return task
     return None
@@ -107,7 +107,7 @@ def describe(name: str, folder: Path | None, given: Mapping[str, Any]) -> Descri
             f"{DESCRIPTION} in its folder, or data.texts=[COLUMN] or [COLUMN,COLUMN], and data.label=COLUMN"
         )
     task = replace(found or Description(name), **{key: _value(key, value) for key, value in given.items()})
-    _check(task, where)
+    check(task, where)
     if not task.metrics:
         task = replace(task, metrics=("accuracy",) if task.score is None else ("pearson", "spearman"))
     return task
@@ -145,8 +145,8 @@ def _value(key: str, value: Any) -> Any:
     return tuple(map(str, values))
 
 
-def _check(task: Description, where: str) -> None:
-    """Refuse a description that makes no sense."""
+def check(task: Description, where: str) -> None:
+    """Raise UserError for a description that makes no sense."""
     if not 1 <= len(task.texts) <= 2:
         raise UserError(f"{where}: texts={list(task.texts)}: must be the names of one column, or of two")
     if task.score is not None and (len(task.score) != 2 or not task.score[0] < task.score[1]):

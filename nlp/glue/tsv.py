@@ -1,7 +1,7 @@
 """Tables of GLUE: lines of cells between tabs, nothing quoted, nothing escaped.
 
-Errors name FILE:LINE. Handled without a word: a byte order mark, lines that end in CR LF, empty lines at the end, a
-line of names where none is expected.
+Errors name FILE:LINE. Handled without a word: a byte order mark, lines that end in CR LF, empty lines at the
+end, a line of names where none is expected.
 """
 
 from collections.abc import Sequence
@@ -61,9 +61,7 @@ def read(
         raise UserError(_bad_line(path, bad[0] + 1, lines[bad[0]], names))
     if not kept:
         raise UserError(f"{path}: has no examples, only a line of names; get the file anew")
-    return Table(
-        path, names, [lines[n] for n in kept], [n + 1 for n in kept], [number + 1 for number in bad]
-    )
+    return Table(path, names, [lines[n] for n in kept], [n + 1 for n in kept], [number + 1 for number in bad])
 
 
 def _text(path: Path) -> str:
@@ -77,7 +75,7 @@ def _text(path: Path) -> str:
         byte = content[error.start]
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; convert the file, as with iconv -f latin1 -t utf-8"
+            f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; convert the file, as with iconv -f latin1"
         ) from error
 
 
@@ -96,8 +94,8 @@ def _names(
     shown = _shown("\t".join(first))
     if columns:
         raise UserError(
-            f"{path}:1: has {len(first)} columns, not the {len(columns)} of {', '.join(columns)}, nor is it a line of "
-            f"names with {', '.join(needed)}: {shown}"
+            f"{path}:1: has {len(first)} columns, not the {len(columns)} of {', '.join(columns)}, nor is it "
+            f"a line of names with {', '.join(needed)}: {shown}"
         )
     raise UserError(
         f"{path}:1: has no column {missing[0]!r}; the first line has to name the columns, "
