@@ -1,0 +1,71 @@
+"""A long text as parallel streams, for models that carry something from one segment to the next.
+
+The ids are cut into `streams` equal parts that are read side by side, `tgt_len` tokens at a time: row `s` of
+batch `n + 1` goes on where row `s` of batch `n` ended. This is the batching of Transformer-XL (Dai et al.,
+arXiv 1901.02860) and of word-level LSTMs.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from repro.errors import UserError
+
+
+class Streams(Dataset[tuple[Tensor, Tensor]]):
+    """Pairs of inputs and targets, both int64 [tgt_len], the targets one token ahead.
+
+    Item `segment * streams + stream` is that segment of that stream, so that `repro.data.in_order(len(data),
+    streams)` is the plan to train with: one step takes the next segment of every stream. The last segment is
+    what is left, hence shorter. Tokens that do not fill a row of streams are left out, at most `streams - 1`.
+
+    Args:
+        ids: the text, [tokens] of any integer type; a memory map is read as needed.
+        streams: how many parts.
+        tgt_len: tokens of a segment.
+        what: the text's name, for the error.
+        key: the setting that `streams` comes from, for the error.
+
+    Raises:
+        UserError: the text has not even two tokens for each stream.
+    """
+
+    def __init__(
+        self, ids: np.ndarray, streams: int, tgt_len: int, what: str = "text", key: str = "batch_size"
+    ) -> None:
+        self.ids, self.streams, self.tgt_len = ids, streams, tgt_len
+        self.key = key
+        self.length = len(ids) // streams  # tokens of a stream, of which the last is a target only
+        self.segments = -(-(self.length - 1) // tgt_len)
+        if self.length < 2:
+            raise UserError(
+                f"{key}={streams}: the {what} has {len(ids)} tokens, each stream needs two; "
+                f"at most {key}={len(ids) // 2} are possible"
+            )
+
+    def __len__(self) -> int:
+        return self.segments * self.streams
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        segment, stream = divmod(index, self.streams)
+        begin = segment * self.tgt_len
+        end = min(begin + self.tgt_len, self.length - 1)
+        offset = stream * self.length
+        tokens = torch.from_numpy(self.ids[offset + begin : offset + end + 1].astype(np.int64))
+        return tokens[:-1], tokens[1:]
+
+    def measure_plan(self, processes: int = 1, rank: int = 0) -> Sequence[Sequence[int]]:
+        """Return the batches of one process, in order: the segments of its own streams.
+
+        Raises:
+            UserError: there are fewer streams than processes, so that one would have none.
+        """
+        if self.streams < processes:
+            raise UserError(
+                f"{self.key}={self.streams}: must be at least the number of processes, {processes}"
+            )
+        own = range(self.streams * rank // processes, self.streams * (rank + 1) // processes)
+        return [[segment * self.streams + stream for stream in own] for segment in range(self.segments)]
