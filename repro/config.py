@@ -53,7 +53,7 @@ class LossScaleConfig:
 class ScheduleConfig:
     """Learning rate over time; see `repro.schedules`."""
 
-    name: str = "cosine"  # cosine | polynomial | constant
+    name: str = "cosine"  # cosine | polynomial | constant | step
     per: str = "epoch"  # epoch | step: when the learning rate changes
     join: str = "cut"  # cosine only: cut | shift | scale, how it meets the warm-up
     warmup_epochs: float = 0.0
@@ -62,6 +62,8 @@ class ScheduleConfig:
     min_lr: float = 0.0  # learning rate at the end
     cooldown_epochs: int = 0  # epochs at min_lr after the last of `epochs`
     power: float = 1.0  # polynomial only; 1 is linear
+    milestones: list[int] = field(default_factory=list)  # step only: epochs; of a run in steps, steps
+    factor: float = 0.1  # step only: what the learning rate is multiplied by at each of the milestones
 
 
 @dataclass
@@ -132,12 +134,23 @@ class TrainConfig:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay}: must lie between 0 and 1, or null for no average")
         one_of("amp", self.amp, ("no", "bf16", "fp16"))
-        one_of("schedule.name", self.schedule.name, ("cosine", "polynomial", "constant"))
+        one_of("schedule.name", self.schedule.name, ("cosine", "polynomial", "constant", "step"))
+        self._check_milestones()
         one_of("schedule.per", self.schedule.per, ("epoch", "step"))
         one_of("schedule.join", self.schedule.join, ("cut", "shift", "scale"))
         one_of("tracking.mode", self.tracking.mode, ("online", "offline"))
         if self.tracking.name is not None:
             one_of("tracking.name", self.tracking.name, ("wandb", "tensorboard"))
+
+    def _check_milestones(self) -> None:
+        schedule, milestones = self.schedule, self.schedule.milestones
+        key = f"schedule.milestones={milestones}"
+        if schedule.name == "step" and not milestones:
+            raise UserError(f"{key}: schedule.name=step needs at least one")
+        if any(milestone < 1 for milestone in milestones) or milestones != sorted(set(milestones)):
+            raise UserError(f"{key}: must be at least 1 and rise")
+        if not schedule.factor > 0:
+            raise UserError(f"schedule.factor={schedule.factor}: must be above 0")
 
 
 def one_of(key: str, value: str, options: tuple[str, ...]) -> None:

@@ -5,7 +5,7 @@ unit. `start` is the multiplier at t = 0 when there is a warm-up, `end` the one 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from repro.config import ScheduleConfig
 from repro.errors import UserError
@@ -55,6 +55,15 @@ def constant(t: float, warmup: float = 0, start: float = 0.0) -> float:
     return start + t * (1 - start) / warmup if t < warmup else 1.0
 
 
+def multistep(
+    t: float, milestones: Sequence[float], factor: float = 0.1, warmup: float = 0, start: float = 0.0
+) -> float:
+    """`factor` for each of `milestones` that t has reached, after the warm-up: torch's MultiStepLR."""
+    if t < warmup:
+        return start + t * (1 - start) / warmup
+    return math.pow(factor, sum(t >= milestone for milestone in milestones))
+
+
 def build_schedule(
     config: ScheduleConfig, lr: float, epochs: int, steps_per_epoch: int, steps: int | None = None
 ) -> Callable[[int], float]:
@@ -81,6 +90,7 @@ def build_schedule(
             f"schedule.{warmup_key}={getattr(config, warmup_key):g}: must be below {length}, "
             "or nothing is left to train"
         )
+    milestones = [milestone * (scale if steps is None else 1) for milestone in config.milestones]
     start, end = (config.warmup_lr / lr, config.min_lr / lr) if lr else (1.0, 1.0)
 
     def multiplier(step: int) -> float:
@@ -89,6 +99,8 @@ def build_schedule(
             return cosine(t, total, warmup, start, end, config.join)
         if config.name == "polynomial":
             return polynomial(t, total, warmup, start, end, config.power)
+        if config.name == "step":
+            return multistep(t, milestones, config.factor, warmup, start)
         return constant(t, warmup, start)
 
     return multiplier

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from repro.config import ScheduleConfig
+from repro.config import ScheduleConfig, TrainConfig
 from repro.errors import UserError
-from repro.schedules import build_schedule, constant, cosine, polynomial
+from repro.schedules import build_schedule, constant, cosine, multistep, polynomial
 
 LR = 0.015
 
@@ -108,3 +108,40 @@ def test_schedules_in_steps_that_cannot_work(changes: dict[str, object], steps: 
     config = ScheduleConfig(**{"per": "step", "join": "shift", "warmup_lr": 0.0, **changes})  # type: ignore[arg-type]
     with pytest.raises(UserError, match=message):
         build_schedule(config, LR, 1, 10, steps=steps)
+
+
+def test_steps_are_torchs() -> None:
+    sgd = optimizer()
+    theirs = torch.optim.lr_scheduler.MultiStepLR(sgd, [100, 145], gamma=0.3)
+    for t in range(200):
+        assert LR * multistep(t, [100, 145], 0.3) == pytest.approx(sgd.param_groups[0]["lr"], rel=1e-12)
+        sgd.step()
+        theirs.step()
+
+
+def test_steps_begin_with_an_epoch_and_may_warm_up() -> None:
+    for per in ("epoch", "step"):
+        config = ScheduleConfig("step", per, milestones=[4, 6], factor=0.5, warmup_epochs=2, warmup_lr=LR / 2)
+        multiplier = build_schedule(config, LR, epochs=8, steps_per_epoch=5)
+        assert [multiplier(step) for step in (0, 5, 10, 19, 20, 29, 30, 39)] == [
+            *[0.5, 0.75, 1, 1],
+            *[0.5, 0.5, 0.25, 0.25],
+        ]
+    config = ScheduleConfig("step", "step", milestones=[7])
+    multiplier = build_schedule(config, LR, epochs=8, steps_per_epoch=5, steps=9)
+    assert [multiplier(step) for step in (0, 6, 7, 8)] == [1, 1, 0.1, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(), r"schedule\.milestones=\[\]: schedule.name=step needs at least one"),
+        (dict(milestones=[0, 2]), r"schedule\.milestones=\[0, 2\]: must be at least 1 and rise"),
+        (dict(milestones=[3, 2]), r"schedule\.milestones=\[3, 2\]: must be at least 1 and rise"),
+        (dict(milestones=[2], factor=0.0), r"schedule\.factor=0\.0: must be above 0"),
+    ],
+)
+def test_steps_that_cannot_work(changes: dict[str, object], message: str) -> None:
+    config = TrainConfig(schedule=ScheduleConfig("step", **changes))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=message):
+        config.check()
