@@ -1,0 +1,105 @@
+"""Python's own documentation: the text that comes with every interpreter, so that nothing need be fetched.
+
+It is the reference's topics (pydoc_data.topics: what `help()` shows) and the docstrings of the standard
+library, read from the source without importing it. A document is a topic, or all docstrings of a module;
+a line is one of its paragraphs. The text is the same for one version of Python, about 2.3 MB.
+"""
+
+import ast
+import functools
+import hashlib
+import inspect
+import re
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from repro.errors import UserError
+
+SHARES = {"valid": 5, "test": 5}  # percent of the documents
+NOT_READ = {
+    "test",
+    "tests",
+    "idle_test",
+    "idlelib",
+    "lib2to3",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+}
+RULE = re.compile(r"\s*([*=~^#+-])\1{2,}\s*")  # a line that only underlines
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@functools.cache
+def python_docs() -> dict[str, list[str]]:
+    """Return the lines of each split: train, valid, test. An empty line follows every document.
+
+    A document's split depends on its name alone. No docstring is there twice.
+
+    Raises:
+        UserError: this interpreter came without the source of its library.
+    """
+    splits: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    for name, lines in documents():
+        splits[split_of(name)] += [*lines, ""]
+    return splits
+
+
+def split_of(name: str) -> str:
+    """Return the split of the document of this name."""
+    number = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100
+    for split, share in SHARES.items():
+        if number < share:
+            return split
+        number -= share
+    return "train"
+
+
+def documents() -> Iterator[tuple[str, list[str]]]:
+    """Give name and lines of every document in the order of the names of files and topics."""
+    library = Path(sysconfig.get_path("stdlib"))
+    topics = library / "pydoc_data" / "topics.py"
+    if not topics.exists():
+        raise UserError(
+            f"{library}: this Python has no source of its library (no {topics.relative_to(library)}), which "
+            "data=python_docs reads; take another text, for example data=text data.root=PATH"
+        )
+    for topic, text in sorted(_topics(topics).items()):
+        yield f"topic {topic}", paragraphs(text)
+    seen: set[str] = set()
+    for path in sorted(library.rglob("*.py")):
+        place = path.relative_to(library)
+        if NOT_READ.isdisjoint(place.parts) and path != topics:
+            lines = [line for text in _docstrings(path, seen) for line in paragraphs(text)]
+            if lines:
+                yield place.as_posix(), lines
+
+
+def paragraphs(text: str) -> list[str]:
+    """Return the paragraphs of a text, each as one line with single blanks, without lines that underline."""
+    lines = ["" if RULE.fullmatch(line) else line for line in text.splitlines()]
+    blocks = re.split(r"\n\s*\n", "\n".join(lines))
+    return [" ".join(block.split()) for block in blocks if block.strip()]
+
+
+def _topics(path: Path) -> dict[str, str]:
+    """Read the one assignment of pydoc_data/topics.py."""
+    for statement in ast.parse(path.read_bytes()).body:
+        if isinstance(statement, ast.Assign):
+            return dict(ast.literal_eval(statement.value))
+    raise UserError(f"{path}: holds no topics; take another text than data=python_docs")
+
+
+def _docstrings(path: Path, seen: set[str]) -> Iterator[str]:
+    """Give the docstrings of a module that were not `seen` before, in the order of the source."""
+    waiting: list[ast.stmt | ast.Module] = [ast.parse(path.read_bytes())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Documented):
+            text = ast.get_docstring(node, clean=False)
+            if text is not None and text not in seen:
+                seen.add(text)
+                yield inspect.cleandoc(text)
+        inner = [part for name in ("body", "orelse") for part in getattr(node, name, [])]
+        waiting += [part for part in reversed(inner) if isinstance(part, ast.stmt)]

@@ -1,0 +1,193 @@
+"""Tokenizers: all of them are one of the `tokenizers` library, with the ids of their special tokens.
+
+    words      cut at blanks, every line ends in <eos>. Vocabulary in Transformer-XL's order: <eos>, then by
+               falling frequency in the training text
+    bytes      the 256 bytes
+    bpe        byte pairs, trained; no text is unknown to it
+    wordpiece  BERT's: of a vocab.txt, or trained
+    gpt2       byte pairs of a vocab.json and a merges.txt
+    file       any tokenizer.json
+
+Those made here have RoBERTa's special tokens <s> <pad> </s> <unk> <mask> as ids 0 to 4; wordpiece has BERT's.
+A special token's name that occurs in text is ordinary text to all of them.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers as library
+from numpy.typing import NDArray
+from tokenizers import models
+
+from nlp.config.text import TokenizerConfig
+from nlp.text import vocabularies
+from nlp.text.vocabularies import EOS, FAIRSEQ_EXTRA, Text
+from repro.errors import UserError
+
+ROLES = {
+    "pad": ("<pad>", "[PAD]"),
+    "unk": ("<unk>", "[UNK]"),
+    "bos": ("<s>", "[CLS]", "<|endoftext|>"),
+    "eos": ("</s>", "[SEP]", EOS, "<|endoftext|>"),
+    "mask": ("<mask>", "[MASK]"),
+}
+DEFAULT_SIZE = 30_000  # of a vocabulary that is trained
+ABOUT = "tokenizer_config.json"  # beside tokenizer.json: our name, and what transformers wants to know
+
+# Off by default: a process that forks, for a DataLoader, after it has used the library's threads would warn or
+# hang.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+class Tokenizer:
+    """Lines to ids and back.
+
+    Attributes:
+        name: words, bytes, bpe, wordpiece, gpt2, or file for any other.
+        vocab_size: number of ids.
+        pad, unk, bos, eos, mask: id of the special token, or None where there is none.
+    """
+
+    def __init__(self, name: str, backend: library.Tokenizer) -> None:
+        self.name, self.backend = name, backend
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = True  # "<s>" in a text is text
+        self.vocab_size: int = backend.get_vocab_size()
+        self.pad, self.unk, self.bos, self.eos, self.mask = (
+            vocabularies.first_id(backend, names) for names in ROLES.values()
+        )
+        self._words = backend.get_vocab() if name == "words" else {}
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The smallest of uint16 and uint32 that holds every id."""
+        return np.dtype("<u2") if self.vocab_size <= 2**16 else np.dtype("<u4")
+
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each line. `words` puts <eos> at the end of every line; nothing else is added."""
+        if self.name == "words":  # a dictionary is several times faster than the library
+            known, unk, end = self._words, self.unk, [self.eos]
+            return [[known.get(word, unk) for word in line.split()] + end for line in lines]
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(lines, add_special_tokens=False)]
+
+    def encode_flat(self, lines: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Return the ids of all lines one after the other, and the number of ids of each line."""
+        ids = self.encode(lines)
+        counts = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        flat = np.fromiter(itertools.chain.from_iterable(ids), dtype=self.dtype, count=int(counts.sum()))
+        return flat, counts
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids. Special tokens are shown, except that the <eos> of `words` ends a line."""
+        text: str = self.backend.decode([int(token) for token in ids], skip_special_tokens=False)
+        if self.name == "words":
+            text = "\n".join(part.strip(" ") for part in text.split(EOS))
+        return text
+
+    def token(self, token: int) -> str:
+        """Return the entry of the vocabulary that an id stands for."""
+        return str(self.backend.id_to_token(int(token)))
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that decides how text is tokenised."""
+        return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+
+    def save(self, folder: Path | str) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers reads too."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backend.save(str(folder / "tokenizer.json"))
+        special = {
+            f"{role}_token": self.token(token) for role in ROLES if (token := getattr(self, role)) is not None
+        }
+        about = {"name": self.name, "tokenizer_class": "PreTrainedTokenizerFast", **special}
+        (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+
+
+def build(config: TokenizerConfig, text: Text) -> Tokenizer:
+    """Return the tokenizer of a configuration; `text` is what one without a path is made from.
+
+    Raises:
+        UserError: there is no such tokenizer, or it is not what the configuration says.
+    """
+    config.check()
+    if config.path is not None:
+        tokenizer = load(config.path, config.vocab_size)
+        if config.name not in (tokenizer.name, "file"):
+            raise UserError(f"tokenizer.name={config.name}: {config.path} is one of {tokenizer.name}; say so")
+        return tokenizer
+    if config.name == "words":
+        return Tokenizer("words", vocabularies.words(config.vocab_size, text))
+    if config.name == "bytes":
+        return Tokenizer("bytes", vocabularies.single_bytes())
+    if config.name in ("bpe", "wordpiece"):
+        with all_cores():
+            made = vocabularies.trained(config.name, config.vocab_size or DEFAULT_SIZE, text)
+        return Tokenizer(config.name, made)
+    what = (
+        "a tokenizer.json"
+        if config.name == "file"
+        else "vocab.json and merges.txt, as openai-community/gpt2 has"
+    )
+    raise UserError(f"tokenizer.path is not set: tokenizer={config.name} needs a folder with {what}")
+
+
+def load(path: Path | str, vocab_size: int | None = None) -> Tokenizer:
+    """Read a tokenizer: a folder of Tokenizer.save, a tokenizer.json, or a folder with one of
+
+    * tokenizer.json, for example of a model of transformers;
+    * vocab.json and merges.txt: GPT-2's byte pairs, or others of that kind. A `vocab_size` that is 8 larger
+      than vocab.json (50,265 for GPT-2) asks for fairseq's dictionary of them, see vocabularies.fairseq;
+    * vocab.txt: BERT's WordPiece. It is lower-cased where no entry has a capital letter.
+
+    Raises:
+        UserError: nothing of that is there or can be read, or its size is not `vocab_size`.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"tokenizer.path={path}: no such file or folder")
+    folder = path if path.is_dir() else path.parent
+    try:
+        if path.suffix == ".json" or (path / "tokenizer.json").exists():
+            file = path if path.is_file() else path / "tokenizer.json"
+            about = json.loads((folder / ABOUT).read_text()) if (folder / ABOUT).exists() else {}
+            tokenizer = Tokenizer(about.get("name", "file"), library.Tokenizer.from_file(str(file)))
+        elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+            vocab, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+            if vocab_size is not None and vocab_size == len(vocab) + FAIRSEQ_EXTRA:
+                vocab = vocabularies.fairseq(vocab, folder / "dict.txt")
+            tokenizer = Tokenizer("gpt2", vocabularies.byte_pairs(vocab, merges))
+        elif path.suffix == ".txt" or (path / "vocab.txt").exists():
+            file = path if path.is_file() else path / "vocab.txt"
+            tokenizer = Tokenizer("wordpiece", vocabularies.wordpiece(models.WordPiece.read_file(str(file))))
+        else:
+            raise UserError(
+                f"tokenizer.path={path}: has no tokenizer.json, no vocab.json with merges.txt and no vocab.txt"
+            )
+    except UserError:
+        raise
+    except Exception as error:  # the library raises bare exceptions
+        raise UserError(f"tokenizer.path={path}: cannot be read: {error}") from error
+    if vocab_size not in (None, tokenizer.vocab_size):
+        raise UserError(f"tokenizer.vocab_size={vocab_size}: {path} has {tokenizer.vocab_size:,} entries")
+    return tokenizer
+
+
+@contextlib.contextmanager
+def all_cores() -> Iterator[None]:
+    """Let the library use its threads in this block, in which no process may be forked."""
+    before = os.environ["TOKENIZERS_PARALLELISM"]
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    try:
+        yield
+    finally:
+        os.environ["TOKENIZERS_PARALLELISM"] = before
