@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,8 +53,10 @@ class LanguageModelling(Task):
         streams = self.config.data.eval_batch_size
         return self._streams("valid", "validation text", streams, "data.eval_batch_size")
 
-    def test_data(self) -> Streams:
-        """Return streams of the test text."""
+    def test_data(self) -> Streams | None:
+        """Return streams of the test text, where the source has one."""
+        if "test" not in self.corpus.splits:
+            return None
         streams = self.config.data.test_batch_size
         return self._streams("test", "test text", streams, "data.test_batch_size")
 
@@ -114,7 +117,7 @@ class LanguageModelling(Task):
     def examples(self, model: nn.Module) -> list[str]:
         """Return the beginnings of lines of the validation text, and how the model goes on (after a |)."""
         text, tokenizer = self.corpus.split("valid"), self.corpus.tokenizer
-        long = [int(begin) for begin, end in zip(text.lines, text.lines[1:]) if end - begin > PROMPT]
+        long = text.lines[:-1][np.diff(text.lines) > PROMPT]
         generator = torch.Generator().manual_seed(0)
         shown = []
         for begin in long[:: max(1, len(long) // PROMPTS)][:PROMPTS]:
