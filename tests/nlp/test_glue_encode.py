@@ -35,7 +35,9 @@ class Words:
 
 def in_transformers(style: str) -> transformers.PreTrainedTokenizerFast:
     """A tokenizer of transformers with the same ids, which adds special tokens as RoBERTa's or BERT's does."""
-    vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4} | {w: 5 + n for n, w in enumerate(WORDS)}
+    vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4} | {
+        w: 5 + n for n, w in enumerate(WORDS)
+    }
     backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = [("</s>", 2), ("<s>", 0)]
@@ -117,7 +119,8 @@ def test_a_batch_is_padded_and_says_where() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "updates"), [("cola", 535), ("stsb", 360), ("rte", 156), pytest.param("sst2", 2105, marks=pytest.mark.slow)]
+    ("row", "updates"),
+    [("cola", 535), ("stsb", 360), ("rte", 156), pytest.param("sst2", 2105, marks=pytest.mark.slow)],
 )
 def test_updates_per_epoch_of_the_rows(row: str, updates: int) -> None:
     """With the rows' tokenizer, batch_size and max_tokens on the real training files."""

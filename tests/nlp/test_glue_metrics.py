@@ -42,7 +42,9 @@ def test_classes_against_their_definitions(pairs: list[tuple[int, int]]) -> None
     found = compute(tuple(OF_CLASSES), guess, truth)
     assert found["accuracy"] == pytest.approx(100 * (tp + tn) / len(pairs))
     assert found["f1"] == pytest.approx(100 * 2 * tp / (2 * tp + fp + fn) if tp else 0)
-    assert found["matthews_correlation"] == pytest.approx(100 * (tp * tn - fp * fn) / below**0.5 if below else 0)
+    assert found["matthews_correlation"] == pytest.approx(
+        100 * (tp * tn - fp * fn) / below**0.5 if below else 0
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -63,7 +65,9 @@ def test_scores_against_their_definitions(pairs: list[tuple[int, int]]) -> None:
     assert found["spearman"] == pytest.approx(correlation(ranks(guess), ranks(truth)), abs=1e-6)
 
 
-@pytest.mark.parametrize("same", [np.zeros(8), np.ones(8), np.full(8, 3.7), np.full(8, 1e8) + np.arange(8) * 1e-8])
+@pytest.mark.parametrize(
+    "same", [np.zeros(8), np.ones(8), np.full(8, 3.7), np.full(8, 1e8) + np.arange(8) * 1e-8]
+)
 def test_a_model_that_says_always_the_same(same: np.ndarray) -> None:
     """Its correlation has no definition; it is 0, without a warning (which would fail this test)."""
     for guess, truth in ((same, np.arange(8.0)), (np.arange(8.0), same)):

@@ -42,9 +42,13 @@ def test_two_folders_of_one_task(tmp_path: Path) -> None:
 
 
 def test_no_folder() -> None:
-    assert refused("sst2", "/no/where").startswith("data.root=/no/where: no such folder; it is that of a task")
+    assert refused("sst2", "/no/where").startswith(
+        "data.root=/no/where: no such folder; it is that of a task"
+    )
     message = refused("films", None)
-    assert message.startswith("task=films: is none of cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli Another")
+    assert message.startswith(
+        "task=films: is none of cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli Another"
+    )
     assert "did you mean cola?" in refused("cola2", None)
 
 
@@ -67,7 +71,8 @@ def test_every_task_of_glue_says_what_it_must() -> None:
 def answers(root: Path, header: bool = True) -> Path:
     """A task of pairs with three classes, columns of its own, and labels in the test file."""
     rows: list[list[object]] = [
-        [f"what is {n}?", f"x{n}", f"it is {n + n % 3}", ["right", "close", "wrong"][n % 3]] for n in range(45)
+        [f"what is {n}?", f"x{n}", f"it is {n + n % 3}", ["right", "close", "wrong"][n % 3]]
+        for n in range(45)
     ]
     names: list[list[object]] = [["question", "id", "answer", "verdict"]] if header else []
     glue_folders.write(root / "Answers" / "train.tsv", names + rows[:30])
@@ -91,7 +96,9 @@ def test_described_on_the_command_line(tmp_path: Path) -> None:
 
 def test_described_in_its_folder(tmp_path: Path) -> None:
     folder = answers(tmp_path)
-    (folder / "task.yaml").write_text("texts: [question, answer]\nlabel: verdict\nlabels: [wrong, close, right]\n")
+    (folder / "task.yaml").write_text(
+        "texts: [question, answer]\nlabel: verdict\nlabels: [wrong, close, right]\n"
+    )
     found = read("answers", tmp_path)
     assert found.task.labels == ("wrong", "close", "right")
     assert found.train.labels is not None
@@ -136,10 +143,22 @@ def test_a_score(tmp_path: Path) -> None:
         ({"texts": ["nope"], "label": "verdict"}, "train.tsv:1: has no column 'nope'"),
         ({"texts": ["question"]}, "train.tsv:1: has no column 'label'"),
         ({"texts": ["question"], "label": "verdict", "labels": ["right"]}, "must be at least two, each once"),
-        ({"texts": ["question"], "label": "verdict", "labels": ["right", "wrong"]}, ":3: verdict 'close' is none of"),
-        ({"texts": ["question"], "label": "verdict", "metrics": ["pearson"]}, "pearson: must be of accuracy, f1"),
-        ({"texts": ["question"], "label": "verdict", "metrics": ["f1"]}, "is that of the second of two classes"),
-        ({"texts": ["question"], "label": "verdict", "score": [5, 0]}, "must be the least score and the greatest"),
+        (
+            {"texts": ["question"], "label": "verdict", "labels": ["right", "wrong"]},
+            ":3: verdict 'close' is none of",
+        ),
+        (
+            {"texts": ["question"], "label": "verdict", "metrics": ["pearson"]},
+            "pearson: must be of accuracy, f1",
+        ),
+        (
+            {"texts": ["question"], "label": "verdict", "metrics": ["f1"]},
+            "is that of the second of two classes",
+        ),
+        (
+            {"texts": ["question"], "label": "verdict", "score": [5, 0]},
+            "must be the least score and the greatest",
+        ),
         ({"texts": ["question"], "label": "verdict", "score": [0, 5]}, ":2: verdict 'right' is no number"),
         ({"texts": ["question"], "score": [0, 5], "labels": ["a", "b"]}, "has both labels and score"),
         ({"texts": ["question"], "score": [0, 5], "metrics": ["accuracy"]}, "must be of pearson, spearman"),
@@ -172,7 +191,9 @@ def test_a_task_yaml_that_makes_no_sense(tmp_path: Path, text: str, says: str) -
 
 def test_one_class_alone(tmp_path: Path) -> None:
     folder = answers(tmp_path)
-    glue_folders.write(folder / "train.tsv", [["question", "verdict"], *([f"q{n}", "right"] for n in range(9))])
+    glue_folders.write(
+        folder / "train.tsv", [["question", "verdict"], *([f"q{n}", "right"] for n in range(9))]
+    )
     assert "all labels are 'right'" in refused("answers", tmp_path, texts=["question"], label="verdict")
 
 

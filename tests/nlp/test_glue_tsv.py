@@ -237,7 +237,9 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
 
 @settings(max_examples=30, deadline=None)
 @given(st.text(max_size=20))
-def test_a_label_is_one_of_the_classes_or_refused(tmp_path_factory: pytest.TempPathFactory, label: str) -> None:
+def test_a_label_is_one_of_the_classes_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, label: str
+) -> None:
     folder = glue_folders.sst2(tmp_path_factory.mktemp("any"), train=4, dev=2)
     with (folder / "train.tsv").open("ab") as file:
         file.write(f"fine\t{label}\n".encode("utf-8", "replace"))
