@@ -191,8 +191,9 @@ class Pretraining(Task):
         self.tokenizer.save(run / EXPORT)
 
     def examples(self, model: nn.Module) -> list[str]:
-        """Return hidden words of the validation text with what the model would fill in."""
-        data, lines = self.valid_data(), []
+        """Return hidden words of the validation text with what the model would fill in, and what is easy."""
+        counts = np.bincount(self.valid_blocks.text.ids)
+        data, lines = self.valid_data(), [f"tokens have {entropy(counts):.3g} bits by their frequency alone"]
         device = next(model.parameters()).device
         for index in np.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).astype(int):
             batch = self.collate([data[index]])
@@ -221,6 +222,12 @@ class Pretraining(Task):
 def bits(split: str, nats: float) -> dict[str, float]:
     """Return a loss in bits, and the perplexity."""
     return {f"{split}_loss": nats / math.log(2), f"{split}_perplexity": math.exp(nats)}
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Return the bits of one of several outcomes that came so often."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
 
 
 @entry_point("bert", BertConfig)

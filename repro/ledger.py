@@ -21,10 +21,10 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from repro import scaling
+from repro import resolvers
 from repro.errors import UserError
 
-scaling.register()  # what configurations may have in them, before one is read
+resolvers.register()  # what configurations may have in them, before one is read
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"

@@ -7,7 +7,7 @@ A run's config.yaml and the ledger have the number that comes out.
 
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from repro.errors import UserError
 
@@ -29,11 +29,6 @@ def scaled_lr(*words: Any, _root_: DictConfig) -> float:
     base, base_batch, rule = words
     stands_for = batch_size * ((_root_.get("row") or {}).get("batch_scale") or 1)
     return float(base * (stands_for / base_batch) ** RULES[rule])
-
-
-def register() -> None:
-    """Make the resolver known to OmegaConf."""
-    OmegaConf.register_new_resolver("lr", scaled_lr, replace=True)
 
 
 def _positive(value: Any) -> bool:

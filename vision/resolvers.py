@@ -1,11 +1,8 @@
-"""What the configurations of vision compute, as `${name:arguments}`."""
+"""What the configurations of vision compute beside repro.resolvers, as `${name:arguments}`."""
 
-from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from repro.errors import UserError
-from repro.run import run_name
 
 
 def patch(size: int, least: int) -> int:
@@ -22,15 +19,4 @@ def patch(size: int, least: int) -> int:
     return sides[0]
 
 
-def by_data(value: Any, exceptions: dict[str, Any], _root_: DictConfig) -> Any:
-    """Return `value`, or the exception for data.name. In configurations: `${by_data:VALUE,{NAME: VALUE}}`."""
-    return exceptions.get(_root_.data.name, value)
-
-
-def proxy_run(recipe: str, row: str, proxy: str) -> str:
-    """Return the folder, below run.root, of the run that `scripts/reproduce.py <row> --scale proxy` makes."""
-    return f"{recipe}/{run_name([f'+paper={row}', f'+proxy={proxy}'])}"
-
-
-for resolver in (patch, by_data, proxy_run):
-    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+OmegaConf.register_new_resolver("patch", patch, replace=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +22,7 @@ from nlp.masking import IGNORED
 from nlp.pretrain_bert import EXPORT, Pretraining, main
 from repro import ledger
 from repro.foreign import read_weights
+from repro.run import flatten, is_free
 from repro.speed import count_flops
 
 Run = Callable[..., tuple[int, str, str]]
@@ -250,12 +252,38 @@ def test_a_text_without_a_line_that_fits_is_refused(command: Run, tmp_path: Path
 
 
 @pytest.mark.parametrize("row", ["bert/adan", "bert/adam"])
-def test_rows_have_the_models_and_steps_that_they_name(row: str) -> None:
+def test_a_row_is_the_recipe_and_its_proxy_says_what_it_changes(row: str) -> None:
     paper = ledger.load(row)
-    sequences, batch = paper.get("data.train_sequences"), paper.get("batch_size")
-    assert -(-sequences // batch) == 51_488
+    assert paper.row.status == "runnable"
+    typed(paper).check()
+    assert -(-paper.get("data.train_sequences") // paper.get("batch_size")) == 51_488
     assert paper.get("data.mask_specials")
-    proxy = ledger.load(row, [f"+proxy={paper.row.proxy}"])
-    assert proxy.row.scale == "proxy"
-    for key in ("optimizer.name", "data.mask_prob", "clip_grad", "schedule.name", "model.name"):
-        assert proxy.get(key) == paper.get(key)
+    for data in ("python_docs", "wikitext2"):
+        proxy = ledger.load(row, [f"+proxy={paper.row.proxy}", f"data={data}"])
+        typed(proxy).check()
+        assert (proxy.row.scale, proxy.get("data.name")) == ("proxy", data)
+        ours, theirs = flatten(proxy.config), flatten(paper.config)
+        changed = {key for key in ours if ours[key] != theirs.get(key) and not is_free(key)}
+        settled = (
+            "data.name",
+            "measure",
+            "data.train_sequences",
+            "data.valid_s",
+        )  # these follow from the text
+        for key in changed:
+            said = any(key == reason or key.startswith(f"{reason}.") for reason in proxy.row.chosen)
+            assert said or key.startswith(settled), key
+        for key in (
+            "optimizer.betas",
+            "optimizer.weight_decay",
+            "clip_grad",
+            "schedule.name",
+            "data.mask_prob",
+        ):
+            assert proxy.get(key) == paper.get(key)
+
+
+def typed(recipe: ledger.Recipe) -> BertConfig:
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BertConfig), recipe.config))
+    assert isinstance(config, BertConfig)
+    return config
