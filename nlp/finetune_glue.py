@@ -47,10 +47,10 @@ class Finetuning(Task):
     def __init__(self, config: GlueConfig) -> None:
         found = read(config.task, config.data)
         self.task, self.train_examples, self.test = found.task, found.train, found.test
+        self.config, self.dev_examples = config, found.dev
+        self.check()
         skip = config.data.skip_valid_examples
         self.dev = {suffix: part.pick(range(skip, len(part))) for suffix, part in found.dev.items()}
-        self.config = config
-        self.check()
         self.start = start.begin(config, lambda: [text for pair in found.train.texts for text in pair])
         self.model_name = self.start.title
         self.train_set = Encoded([found.train], self.start.coder, "train")
@@ -73,6 +73,9 @@ class Finetuning(Task):
             raise UserError(f"loss={config.loss}: {task.name} is trained with {loss}")
         if config.model.num_labels not in (None, outputs):
             raise UserError(f"model.num_labels={config.model.num_labels}: {task.name} takes {outputs}")
+        skip, shortest = config.data.skip_valid_examples, min(map(len, self.dev_examples.values()))
+        if skip >= shortest:
+            raise UserError(f"data.skip_valid_examples={skip}: the development set has {shortest}")
         expected, there = config.data.train_examples, len(self.train_examples)
         if expected not in (None, there):
             raise UserError(
@@ -84,7 +87,7 @@ class Finetuning(Task):
         if task.score is not None:
             self.scale = config.data.label_scale or 1 / max(map(abs, task.score))
         self.metric = f"valid_{task.metrics[0]}{next(iter(task.dev))}"
-        known = [f"valid_{name}{suffix}" for suffix in self.dev for name in ("loss", *task.metrics)]
+        known = [f"valid_{name}{suffix}" for suffix in task.dev for name in ("loss", *task.metrics)]
         if config.select.metric not in (None, *known, *(f"ema_{name}" for name in known)):
             raise UserError(f"select.metric={config.select.metric}: {task.name} has {', '.join(known)}")
 

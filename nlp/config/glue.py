@@ -3,13 +3,12 @@
 from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from nlp.config.bert import EncoderConfig
 from nlp.config.text import TokenizerConfig
 from repro.config import TrainConfig, one_of
 from repro.errors import UserError
-from repro.run import run_name
 
 SCRATCH = "scratch"
 
@@ -106,10 +105,11 @@ class GlueConfig(TrainConfig):
         )
 
 
-def proxy_run(recipe: str, row: str, proxy: str) -> str:
-    """Return the folder, below run.root, of the run that `scripts/reproduce.py <row> --scale proxy` makes."""
-    return f"{recipe}/{run_name([f'+paper={row}', f'+proxy={proxy}'])}"
+def proxy_task(_root_: DictConfig) -> str:
+    """Return the task of a row's proxy: the row's own where data.root says where it is, or the embedded one."""
+    task = str(_root_.row.name).split("/")[-1].split("_")[0]
+    return "packages" if _root_.data.root is None else task
 
 
-OmegaConf.register_new_resolver("proxy_run", proxy_run, replace=True)
+OmegaConf.register_new_resolver("proxy_task", proxy_task, replace=True)
 ConfigStore.instance().store(name="glue_schema", node=GlueConfig)

@@ -5,6 +5,7 @@ of the training or the development set. So the task is the same for one version 
 pre-trained on data=python_docs has read most of them before, but not where they are from.
 """
 
+import functools
 import re
 
 from nlp.text.python_docs import documents
@@ -18,6 +19,7 @@ DEV = 5  # every so manieth sentence is of the development set
 Labelled = list[tuple[str, int]]  # sentence, number of its package
 
 
+@functools.cache
 def make() -> tuple[Labelled, Labelled]:
     """Return the sentences for training and for development."""
     found: dict[str, int] = {}

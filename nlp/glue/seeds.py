@@ -20,7 +20,7 @@ def runs(config: GlueConfig, overrides: Sequence[str]) -> Iterator[tuple[str, Gl
         return
     others = [text for text in overrides if text.split("=")[0].lstrip("+~") not in ("seed", "seeds")]
     for seed in config.seeds:
-        name = f"{config.run.name}-seed={seed}" if config.run.name else run_name([*others, f"seed={seed}"])
+        name = f"{config.run.name}-seed{seed}" if config.run.name else run_name([*others, f"seed={seed}"])
         yield name, replace(config, seed=seed, seeds=None)
 
 
