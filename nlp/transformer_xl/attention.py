@@ -117,7 +117,8 @@ class _Weights(torch.autograd.Function):
         heads, batch, queries, size = content.shape
         by_distance = torch.bmm(position.view(heads, batch * queries, size), r.transpose(1, 2))
         scores = _by_key(by_distance, queries)
-        scores.baddbmm_(content.view(-1, queries, size), k.view(heads * batch, -1, size).transpose(1, 2))
+        keys = k.view(heads * batch, -1, size).transpose(1, 2)
+        torch.baddbmm(scores, content.view(-1, queries, size), keys, out=scores)
         weights = (scores + mask).softmax(-1).to(content.dtype)
         ctx.save_for_backward(content, position, k, r, weights)
         return weights

@@ -140,9 +140,10 @@ def test_fairseqs_count_is_that_of_the_encoders_layers_twice() -> None:
 
 
 def test_transformer_xl_has_as_many_parameters() -> None:
-    model = recipe("wikitext103/adan_100k").config["model"]
+    config = recipe("wikitext103/adan_100k").config
+    model = config["model"]
     width, inner, heads = model["d_model"], model["d_inner"], model["n_head"] * model["d_head"]
-    words, clusters = recipe("wikitext103/adan_100k").get("tokenizer.vocab_size"), len(model["cutoffs"])
+    words, clusters = config["tokenizer"]["vocab_size"], len(model["cutoffs"])
     attention = 5 * width * heads + 2 * width  # queries, keys, values, positions, output, and a norm
     layer = attention + 2 * width * inner + inner + width + 2 * width
     assert model["n_layer"] * layer == 41_066_400  # as the log has it
@@ -276,7 +277,7 @@ def test_costs(name: str) -> None:
     else:
         width, new = model["d_model"], config["tgt_len"]
         seen = new + model["mem_len"]
-        projections = 2 * width**2 * (3 * seen + new)
+        projections = 2 * width**2 * (2 * seen + 2 * new)  # keys and values, queries and output
         attention = 3 * 2 * new * seen * width  # content, position, values
         layer = projections + attention + 4 * new * width * model["d_inner"]
         expected = model["n_layer"] * layer + 2 * new * width * (model["cutoffs"][0] + len(model["cutoffs"]))

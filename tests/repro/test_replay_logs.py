@@ -25,7 +25,8 @@ TXL = recipe(
     run={"log_every": 2},
     optimizer={"lr": 1e-3},
     schedule=dict(name="cosine", join="scale", per="step", warmup_steps=4),
-    data={"train_tokens": 101, "tgt_len": 4},  # 2 streams of 50 tokens: 13 batches
+    train_tokens=101,
+    tgt_len=4,  # 2 streams of 50 tokens: 13 batches
 )
 
 
