@@ -6,9 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from nlp.config.lstm import LSTMConfig
 from nlp.lstm import LSTMLanguageModel, Output, activation_penalty, locked_dropout
+from repro import ledger
+from repro.run import flatten
 
 WORDS = 30
 PLAIN = LSTMConfig(6, 6, 3, dropout=0, dropouth=0, dropouti=0, dropoute=0, wdrop=0)
@@ -188,3 +191,34 @@ def test_mixed_precision_on_a_cpu_leaves_the_lstm_alone(wdrop: float) -> None:
     torch.manual_seed(0)
     again.logits.float().sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("optimizer", ["adan", "adam", "adamw"])
+def test_rows_are_the_models_they_say(layers: int, optimizer: str) -> None:
+    recipe = ledger.load(f"lstm/lstm_{layers}_{optimizer}")
+    with torch.device("meta"):
+        model = LSTMLanguageModel(LSTMConfig(**recipe.get("model")), recipe.get("tokenizer.vocab_size"))
+        ids = torch.zeros(1, recipe.get("data.tgt_len"), dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(ids)
+    assert recipe.row.cost is not None
+    assert recipe.row.cost.forward_flops == counter.get_total_flops()
+    assert sum(p.numel() for p in model.parameters()) == recipe.row.parameters
+    segments = -(-(929_589 // 20 - 1) // recipe.get("data.tgt_len"))  # of Penn Treebank's training text
+    assert recipe.row.cost.samples == 20 * segments * recipe.get("epochs")
+    assert (recipe.get("model.nlayers"), recipe.get("optimizer.name")) == (layers, optimizer)
+
+
+def test_rows_of_as_many_layers_differ_in_the_optimizer_alone() -> None:
+    adan, adamw = (flatten(ledger.load(f"lstm/lstm_2_{name}").config) for name in ("adan", "adamw"))
+    changed = {key for key in adan.keys() | adamw.keys() if adan.get(key) != adamw.get(key)}
+    assert changed
+    assert all(key.startswith("optimizer.") for key in changed)
+    proxy = ledger.load("lstm/lstm_2_adan", ["+proxy=lstm_adan"])
+    assert proxy.row.scale == "proxy"
+    assert all(
+        proxy.get(f"model.{key}") == adan[f"model.{key}"] for key in ("nlayers", "tied", "alpha", "beta")
+    )
+    shares = [milestone / proxy.get("epochs") for milestone in proxy.get("schedule.milestones")]
+    assert shares == pytest.approx([0.5, 0.725], abs=0.1)
