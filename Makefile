@@ -39,6 +39,7 @@ bench: $(INSTALLED)  ## on a quiet machine
 
 bench-gpu: $(INSTALLED)  ## the same on a CUDA GPU, with the large models
 	$(RUN) scripts/bench_optimizers.py --device cuda --out results/gpu/optimizers
+	$(RUN) scripts/bench_training.py --device cuda --out results/gpu/loops
 	$(RUN) scripts/bench_training.py --device cuda --optimizers --out results/gpu/training
 
 quality: $(INSTALLED)  ## does a small state cost quality? Continues where it was stopped

@@ -1,18 +1,19 @@
 """Times whole training steps side by side: `python scripts/bench_training.py [--optimizers] [--out PATH]`.
 
-One process; one model for each contestant, all from the same weights, all trained on the same synthetic
-images, which lie on the device before the clock starts. The contestants take turns, in another order in every
-round, so that a machine whose speed drifts slows all of them alike. A turn is one step on a CPU; on CUDA,
-where the device must be idle when the clock is read, it is 20, and forward and loss are in bfloat16
-(autocast). The time of a step is from being handed a batch to asking for the next one; a ratio is the median
-of the ratios in the rounds, with a 95% interval of that median.
+Models are those of the recipes, vision and language, on the data that come with them. One process; one model
+for each contestant, all from the same weights, all trained on the same batches, which lie in memory before
+the clock starts. The contestants take turns, in another order in every round, so that a machine whose speed
+drifts slows all of them alike. A turn is one step on a CPU; on CUDA, where the device must be idle when the
+clock is read, it is 20, and forward and loss are in bfloat16 (autocast). The time of a step is from being
+handed a batch to asking for the next one; a ratio is the median of the ratios in the rounds, with a 95%
+interval of that median. There is no dropout, which would give each contestant another loss.
 
 Without --optimizers: three training loops with optim's fused Adan.
 
-    bare    normalising the images, forward, loss, backward, step, zero_grad, and nothing else
+    bare    forward and loss as one would write them, backward, step, zero_grad, and nothing else
     timm    what train_one_epoch of timm's train.py does at each step, made of parts of timm: meters, a
             scheduler that is told of every step, the loss fetched at every step
-    ours    repro.loop.Trainer with the recipe of vision/train.py and everything that it does between two
+    ours    repro.loop.Trainer with the model's recipe and everything that it does between two
             evaluations: schedule, accelerate's wrappers, records in metrics.jsonl, the progress bar
 
 Logging is due once in every turn, in timm's structure as in ours; the default of both is every 50 steps. The
@@ -20,7 +21,8 @@ losses of all must agree, or they did not do the same work; the greatest differe
 
 With --optimizers: the bare loop with each optimizer.
 
-    images/s, TFLOP/s   from the median; FLOPs of forward and backward, counted by torch.utils.flop_counter
+    .../s, TFLOP/s      from the median; of images or tokens; FLOPs of forward and backward, counted by
+                        torch.utils.flop_counter
     optimizer, share    time of optimizer.step, and its part of the step, in further steps of the bare loop
     B/parameter         what a one-pass step must read and write, as in bench_optimizers.py; a foreach step
                         makes many passes, and moves several times as much
@@ -30,7 +32,6 @@ With --optimizers: the bare loop with each optimizer.
 """
 
 import argparse
-import copy
 import math
 import statistics
 import sys
@@ -44,14 +45,15 @@ from torch import nn
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 import optim
+from repro.cli import exit_status
+from repro.errors import UserError
 
 sys.path.append(str(Path(__file__).resolve().parent))
-from bench_optimizers import EMULATED, ENTRIES, machine, publish, seconds, state_bytes, table
-from training_loops import ADAN, AMP, Bench, bare_loop, run_ours, timm_loop
+from bench_optimizers import EMULATED, ENTRIES, machine, publish, seconds, state_bytes
+from training_cases import LANGUAGE, MODELS, QUICK, prepare
+from training_loops import Bench, bare_loop, run_ours, timm_loop
+from training_page import markdown
 
-MODELS = ["deit_small_patch16_224", "resnet50"]  # the first is ViT-S/16 as in the paper's rows
-QUICK = ["test_vit", "test_resnet"]  # timm's smallest
-BATCH = {"cpu": 8, "cuda": 256}
 ALONE = 4  # turns of steps whose optimizer is timed
 BASELINE = "torch AdamW fused"
 OPTIMIZERS = {
@@ -68,8 +70,8 @@ OPTIMIZERS = {
 
 def bench_loops(bench: Bench) -> dict[str, Any]:
     """The three loops."""
-    models = {key: copy.deepcopy(bench.model) for key in ("bare", "timm")}
-    bare, timm = (optim.build_optimizer(model, ADAN) for model in models.values())
+    models = {key: bench.model() for key in ("bare", "timm")}
+    bare, timm = (optim.build_optimizer(model, bench.work.config.optimizer) for model in models.values())
     losses: dict[str, list[Any]] = {"bare": [], "timm": []}
     loops = {
         "bare": bare_loop(bench, models["bare"], bare.step, bare.zero_grad, losses["bare"]),
@@ -94,9 +96,9 @@ def bench_optimizers(bench: Bench) -> dict[str, Any]:
     peaks = {}
     if bench.device == "cuda":
         for key in entries.keys() - {EMULATED}:  # whose scratch list is not the original's memory
-            model = copy.deepcopy(bench.model)
+            model = bench.model()
             peaks[key] = peak_bytes(bench, model, entries[key].build([*model.parameters()]))
-    models = {key: copy.deepcopy(bench.model) for key in entries}
+    models = {key: bench.model() for key in entries}
     optimizers = {key: entry.build([*models[key].parameters()]) for key, entry in entries.items()}
     loops = {
         key: bare_loop(bench, models[key], optimizer.step, optimizer.zero_grad, [])
@@ -120,12 +122,13 @@ def bench_optimizers(bench: Bench) -> dict[str, Any]:
 def about(bench: Bench) -> dict[str, Any]:
     """What is measured."""
     return {
-        "batch": bench.batch,
-        "image": bench.size,
-        "amp": AMP[bench.device],
+        "unit": bench.work.task.samples,
+        "batch": bench.work.config.batch_size,
+        "per_sample": bench.work.task.per_sample,
+        "amp": bench.work.config.amp,
         "rounds": bench.rounds,
         "steps_of_a_turn": bench.steps,
-        "parameters": sum(p.numel() for p in bench.model.parameters()),
+        "parameters": sum(p.numel() for p in bench.work.model.parameters()),
         "flops": bench.flops(),
     }
 
@@ -135,8 +138,8 @@ def row(about: dict[str, Any], times: list[float], baseline: list[float]) -> dic
     median = statistics.median(times)
     return {
         "ms": median * 1e3,
-        "images_per_s": about["batch"] / median,
-        "tflops": about["flops"] / median / 1e12,
+        "per_s": about["batch"] * about["per_sample"] / median,
+        "tflops": about["flops"] and about["flops"] / median / 1e12,
         "ratio": ratio(times, baseline),
     }
 
@@ -162,7 +165,7 @@ def optimizer_alone(bench: Bench, model: nn.Module, optimizer: torch.optim.Optim
     loop = bare_loop(bench, model, step, optimizer.zero_grad, [])
     next(loop)
     for i in range(ALONE * bench.steps):
-        batch = bench.batches[i % len(bench.batches)]
+        batch = bench.batch(i)
         whole.append(seconds(lambda batch=batch: loop.send(batch), bench.device))
     shares = [x / y for x, y in zip(alone, whole, strict=True)]
     return {"ms": statistics.median(alone) * 1e3, "share": statistics.median(shares)}
@@ -175,90 +178,11 @@ def peak_bytes(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer)
     for i in range(4):
         if i == 2:
             torch.cuda.reset_peak_memory_stats()
-        loop.send(bench.batches[i])
+        loop.send(bench.batch(i))
     return torch.cuda.max_memory_allocated()
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """The result as a page."""
-    about = result["machine"]
-    where = f"{about['gpu']}, host " if about["device"] == "cuda" else ""
-    what = "optimizers in the bare loop" if result["optimizers"] else "three loops"
-    lines = [
-        f"# Training steps on the {'GPU' if about['device'] == 'cuda' else 'CPU'}: {what}",
-        "",
-        f"`{about['command']}` at commit {about['commit']}: {where}{about['cpu']}, "
-        f"{about['threads']} threads, torch {about['torch']}, Python {about['python']}, "
-        f"Adan: {about['path']}. Synthetic images, seed 0, "
-        "medians of interleaved rounds. `--help` explains contestants and columns.",
-    ]
-    for name, run in result["models"].items():
-        turn = "" if run["steps_of_a_turn"] == 1 else f" of {run['steps_of_a_turn']} steps"
-        lines += [
-            "",
-            f"## {name}: {run['parameters'] / 1e6:.1f} M parameters, "
-            f"{run['batch']} images of {run['image']} px, "
-            f"{'float32' if run['amp'] == 'no' else run['amp']}, {run['rounds']} rounds{turn}",
-            *(optimizers_table if result["optimizers"] else loops_table)(run),
-        ]
-    if result["optimizers"]:
-        lines += ["", *(f"* {key}: {text}." for key, text in OPTIMIZERS.items())]
-    return "\n".join(lines) + "\n"
-
-
-def loops_table(run: dict[str, Any]) -> list[str]:
-    """Lines on the three loops with one model."""
-    cells = ([key, *cells_of(values)] for key, values in run["rows"].items())
-    alone = run["optimizer"]
-    return [
-        *table(["loop", "ms", "images/s", "TFLOP/s", "to bare (95%)"], cells),
-        "",
-        f"Ours to timm's structure: {shown(run['ours_to_timm'])}. "
-        f"Losses agree to {run['loss_difference']:.1e}. "
-        f"The optimizer takes {alone['ms']:.1f} ms of a step of the bare loop, {alone['share']:.2%}.",
-    ]
-
-
-def optimizers_table(run: dict[str, Any]) -> list[str]:
-    """Lines on the optimizers with one model."""
-    header = [
-        "optimizer",
-        "ms",
-        "images/s",
-        "TFLOP/s",
-        "ratio (95%)",
-        "optimizer, ms",
-        "share",
-        "B/parameter",
-    ]
-    header += ["state, B/parameter", "peak, GiB"]
-    cells = (
-        [
-            key,
-            *cells_of(values),
-            f"{values['optimizer']['ms']:.2f}",
-            f"{values['optimizer']['share']:.2%}",
-            f"{values['bytes_per_parameter']:.4g}",
-            f"{values['state_bytes_per_parameter']:.2f}",
-            "" if values["peak_GiB"] is None else f"{values['peak_GiB']:.2f}",
-        ]
-        for key, values in run["rows"].items()
-    )
-    return [*table(header, cells), *(line for key in run["absent"] for line in ("", f"Not here: {key}."))]
-
-
-def cells_of(values: dict[str, Any]) -> list[str]:
-    """The cells that both tables have."""
-    images, tflops = f"{values['images_per_s']:.2f}", f"{values['tflops']:.4g}"
-    return [f"{values['ms']:.1f}", images, tflops, shown(values["ratio"])]
-
-
-def shown(ratio: list[float]) -> str:
-    """A ratio and its interval."""
-    middle, low, high = ratio
-    return f"{middle:.4f} ({low:.4f} to {high:.4f})"
-
-
+@exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
     parser = argparse.ArgumentParser(
@@ -266,41 +190,31 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--optimizers", action="store_true", help="optimizers in the bare loop, not loops")
-    parser.add_argument("--models", nargs="+", metavar="MODEL", help=f"of timm; default: {' '.join(MODELS)}")
-    parser.add_argument("--batch", type=int, help="images; default: 8, with CUDA 256")
+    parser.add_argument(
+        "--models", nargs="+", metavar="MODEL",
+        help=f"{', '.join(LANGUAGE)}, or any of timm's; default: {' '.join(MODELS)}",
+    )  # fmt: skip
+    parser.add_argument("--batch", type=int, help="samples; default: as many as are usual on the device")
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--quick", action="store_true", help="two models of timm's for tests, two images")
+    parser.add_argument("--quick", action="store_true", help="models and batches for tests")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     options = parser.parse_args(arguments)
-    models = options.models or (QUICK if options.quick else MODELS)
-    batch = options.batch if options.batch is not None else 2 if options.quick else BATCH[options.device]
-    try:
-        check(options.device, models, batch, options.rounds)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA GPU here; leave it out to measure on the CPU")
+    if options.rounds < 1:
+        raise UserError(f"--rounds {options.rounds}: must be at least 1")
+    more = [] if options.batch is None else [f"batch_size={options.batch}"]
     measure = bench_optimizers if options.optimizers else bench_loops
     result = {
         "machine": machine(options.device, [sys.argv[0], *(arguments or sys.argv[1:])]),
-        "optimizers": options.optimizers,
-        "models": {name: measure(Bench(name, options.device, batch, options.rounds)) for name in models},
+        "optimizers": OPTIMIZERS if options.optimizers else {},  # what they are
+        "models": {
+            name: measure(Bench(prepare(name, options.device, options.quick, more), options.rounds))
+            for name in options.models or (QUICK if options.quick else MODELS)
+        },
     }
     publish(result, markdown(result), options.out)
     return 0
-
-
-def check(device: str, models: list[str], batch: int, rounds: int) -> None:
-    """Raises ValueError for an argument that cannot work."""
-    import timm
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no CUDA GPU here; leave it out to measure on the CPU")
-    for name, value in (("batch", batch), ("rounds", rounds)):
-        if value < 1:
-            raise ValueError(f"--{name} {value}: must be at least 1")
-    for name in models:
-        if not timm.is_model(name):
-            raise ValueError(f"--models {name}: timm has no such model")
 
 
 if __name__ == "__main__":

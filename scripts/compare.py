@@ -17,6 +17,7 @@ import matplotlib as mpl
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
+from repro.cli import exit_status
 from repro.errors import UserError
 from repro.run import is_free, read_config
 
@@ -43,6 +44,7 @@ class Run:
         return json.dumps(counted, sort_keys=True)
 
 
+@exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table, write the figure, and return the exit status."""
     parser = argparse.ArgumentParser(
@@ -51,15 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS")
     parser.add_argument("--out", type=Path, metavar="PNG", help="write the curves there")
     options = parser.parse_args(arguments)
-    try:
-        groups = group([load(path) for path in find(options.runs)])
-        print(table(groups))
-        if options.out is not None:
-            plot(groups, options.out)
-            print(f"\ncurves: {options.out}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    groups = group([load(path) for path in find(options.runs)])
+    print(table(groups))
+    if options.out is not None:
+        plot(groups, options.out)
+        print(f"\ncurves: {options.out}")
     return 0
 
 

@@ -20,6 +20,7 @@ from optim import CARDS, OPTIMIZERS
 from optim.card import COMMON_OPTIONS, STATE_BYTES
 from repro import ledger
 from repro.ledger import Row
+from repro.sheet import published
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -80,7 +81,25 @@ def rows() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"ledger": rows, "optimizers": optimizers, "options": options, "walkthrough": walkthrough}
+def language() -> str:
+    """The rows that recipes for language train."""
+    lines = ["| row | published | command |", "|---|---|---|"]
+    for name in ledger.names():
+        row = ledger.load(name).row
+        if row.script.startswith("nlp/") and row.status == "runnable":
+            proxy = "" if row.proxy is None else " (or `--scale proxy`)"
+            command = f"`python scripts/reproduce.py {name} data.root=PATH`{proxy}"
+            lines.append(f"| {row.title} | {published(row)} | {command} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "language": language,
+    "ledger": rows,
+    "optimizers": optimizers,
+    "options": options,
+    "walkthrough": walkthrough,
+}
 
 
 def generated(text: str) -> str:

@@ -15,17 +15,15 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
+from repro.cli import exit_status
 from repro.errors import UserError
 
 
+@exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command says; return 0, 1 if a file is missing or wrong, or 2 for bad input."""
     options = parser().parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return int(options.run(options))
 
 
 def parser() -> argparse.ArgumentParser:

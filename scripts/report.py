@@ -12,10 +12,11 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from repro import page
-from repro.errors import UserError
+from repro.cli import exit_status
 from repro.ledger import ROOT
 
 
+@exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page and return the exit status."""
     parser = argparse.ArgumentParser(
@@ -28,11 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=Path("report.html"), metavar="PAGE", help="default: %(default)s"
     )
     options = parser.parse_args(arguments)
-    try:
-        print(page.write(options.out, options.runs))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(page.write(options.out, options.runs))
     return 0
 
 

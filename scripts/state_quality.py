@@ -38,6 +38,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 
 import optim
 from repro import checkpoint
+from repro.cli import exit_status
 from repro.errors import UserError
 from repro.run import environment, run_name, write_atomically
 
@@ -323,6 +324,7 @@ def train_all(runs: list[Run], path: Path, options: argparse.Namespace) -> int:
     return len(waiting)
 
 
+@exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing, write the table, and return the exit status."""
     parser = argparse.ArgumentParser(
@@ -364,9 +366,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--out {options.out}: {records} does not exist; train without --table first")
         text = tables(load(records))
         write_atomically(options.out.with_suffix(".md"), text)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         return 130

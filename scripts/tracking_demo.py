@@ -13,13 +13,14 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from repro import ledger, report, tracking
-from repro.errors import UserError
+from repro.cli import exit_status
 from repro.released.files import read_log
 
 sys.path.append(str(Path(__file__).resolve().parent))
 from tracking_faults import FAULTS, Case
 
 
+@exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the replay and return the exit status."""
     parser = argparse.ArgumentParser(
@@ -28,13 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("row", metavar="ROW", help="e.g. imagenet/vit_s_150_i")
     parser.add_argument("--fault", choices=[fault.name for fault in FAULTS], metavar="NAME")
     options = parser.parse_args(arguments)
-    try:
-        row = ledger.load(options.row).row
-        log = read_log(row)
-        case = Case(row, log, tracking.curves(row, log))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    row = ledger.load(options.row).row
+    log = read_log(row)
+    case = Case(row, log, tracking.curves(row, log))
     tracker = tracking.Tracker(row, {})
     last: dict[str, Any] = {}
     for record, measured in records(case, options.fault):

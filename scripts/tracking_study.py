@@ -24,6 +24,7 @@ import numpy as np
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from repro import ledger, rule, tracking
+from repro.cli import exit_status
 from repro.errors import UserError
 from repro.released.files import read_log
 from repro.released.log import LogError
@@ -211,6 +212,7 @@ def _table(case: Case) -> str:
     return case.row.name.partition("/")[0]
 
 
+@exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study, print its tables, write them, and return the exit status."""
     parser = argparse.ArgumentParser(
@@ -219,11 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write README.md and tracking.json there")
     parser.add_argument("--seeds", type=int, default=20, metavar="N", help="reruns of each row (default: 20)")
     options = parser.parse_args(arguments)
-    try:
-        results = study(options.seeds)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    results = study(options.seeds)
     text = page(results, options.seeds)
     print(text)
     if options.out is not None:

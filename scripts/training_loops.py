@@ -8,23 +8,20 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
+from training_cases import Batch, Work
 
-Batch = tuple[Tensor, Tensor]
 Loop = Generator[None, Batch, None]  # asks for a batch by `batch = yield`
 
-ADAN = {"name": "adan", "lr": 1e-4, "weight_decay": 0.02, "fused": True}
-CLASSES = 1000
 STEPS = {"cpu": 1, "cuda": 20}  # of a turn
-AMP = {"cpu": "no", "cuda": "bf16"}
 WARM_UP = 2  # rounds
 
 
@@ -40,49 +37,39 @@ class Terminal(io.StringIO):
         return True
 
 
-@dataclass
 class Bench:
-    """One model and how it is measured."""
+    """A model in training, and how it is measured."""
 
-    name: str
-    device: str
-    batch: int
-    rounds: int
+    def __init__(self, work: Work, rounds: int) -> None:
+        self.work, self.device, self.rounds = work, work.device, rounds
+        self.steps = STEPS[work.device]
+        self.total = (WARM_UP + rounds) * self.steps
 
-    def __post_init__(self) -> None:
-        import timm
+    def model(self) -> nn.Module:
+        """A model for a contestant."""
+        return copy.deepcopy(self.work.model)
 
-        torch.manual_seed(0)
-        self.model = timm.create_model(self.name, num_classes=CLASSES).to(self.device)
-        self.size: int = self.model.pretrained_cfg["input_size"][-1]
-        self.steps = STEPS[self.device]
-        self.total = (WARM_UP + self.rounds) * self.steps
-        self.batches = [
-            (
-                torch.randint(
-                    256, (self.batch, 3, self.size, self.size), dtype=torch.uint8, device=self.device
-                ),
-                torch.randint(CLASSES, (self.batch,), device=self.device),
-            )
-            for _ in range(4)
-        ]
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+        return self.work.batches[step % len(self.work.batches)]
 
-    def normalize(self, images: Tensor) -> Tensor:
-        """Floats of uint8 images, with mean and standard deviation 0.5."""
-        return images.to(torch.float32).div_(255).sub_(0.5).div_(0.5)
+    def move(self, batch: Batch) -> Batch:
+        """The batch on the device."""
+        return [tensor.to(self.device, non_blocking=True) for tensor in batch]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision of forward and loss."""
-        enabled = AMP[self.device] == "bf16"
+        enabled = self.work.config.amp == "bf16"
         return torch.autocast(self.device, torch.bfloat16) if enabled else contextlib.nullcontext()
 
-    def flops(self) -> int:
-        """Floating-point operations of a step's forward and backward."""
-        from torch.utils.flop_counter import FlopCounterMode
-
-        model = copy.deepcopy(self.model).to("meta")
-        with FlopCounterMode(display=False) as counter:
-            model(torch.empty(self.batch, 3, self.size, self.size, device="meta")).sum().backward()
+    def flops(self) -> int | None:
+        """Floating-point operations of a step's forward and backward; None where they cannot be counted."""
+        loss, batch = self.work.loss(), [tensor.to("meta") for tensor in self.batch(0)]
+        try:
+            with FlopCounterMode(display=False) as counter:
+                loss(self.model().to("meta"), batch).backward()
+        except (NotImplementedError, RuntimeError):  # what torch says to a value asked of a meta tensor
+            return None
         return counter.get_total_flops()
 
     def turns(self, loops: dict[str, Loop], times: dict[str, list[float]]) -> Iterator[Batch]:
@@ -95,17 +82,16 @@ class Bench:
         for loop in loops.values():
             next(loop)  # to where it asks for its first batch
         rounds = range(-WARM_UP, self.rounds)
-        for turn in tqdm(rounds, self.name, file=sys.__stderr__, disable=not sys.__stderr__.isatty()):
+        for turn in tqdm(rounds, self.work.name, file=sys.__stderr__, disable=not sys.__stderr__.isatty()):
             first = (turn + WARM_UP) * self.steps
             for name in order.sample(names, len(names)):
                 self.wait()
                 begin = time.perf_counter()
                 for step in range(first, first + self.steps):
-                    batch = self.batches[step % len(self.batches)]
                     if name in loops:
-                        loops[name].send(batch)
+                        loops[name].send(self.batch(step))
                     else:
-                        yield batch
+                        yield self.batch(step)
                 self.wait()
                 if turn >= 0:
                     times[name].append((time.perf_counter() - begin) / self.steps)
@@ -124,11 +110,12 @@ def bare_loop(
     losses: list[Tensor],
 ) -> Loop:
     """The least that training takes."""
+    loss_of = bench.work.loss()
     model.train()
     while True:
-        images, labels = yield
+        batch = bench.move((yield))
         with bench.autocast():
-            loss = F.cross_entropy(model(bench.normalize(images)), labels)
+            loss = loss_of(model, batch)
         loss.backward()
         step()
         zero_grad()
@@ -145,7 +132,7 @@ def timm_loop(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, 
 
     lr = optimizer.param_groups[0]["lr"]
     scheduler = CosineLRScheduler(optimizer, t_initial=bench.total, lr_min=lr, t_in_epochs=False)
-    criterion = nn.CrossEntropyLoss().to(bench.device)
+    loss_of = bench.work.loss()
     logger = logging.Logger("train", logging.INFO)
     with contextlib.closing(logging.FileHandler(os.devnull)) as handler:
         logger.addHandler(handler)
@@ -154,14 +141,14 @@ def timm_loop(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, 
         optimizer.zero_grad()
         updates, asked, updated = 0, time.time(), time.time()
         while True:
-            images, labels = yield
-            images, labels = bench.normalize(images.to(bench.device)), labels.to(bench.device)
+            batch = bench.move((yield))
+            size = batch[0].size(0)
             data_time.update(time.time() - asked)
             with bench.autocast():
-                loss = criterion(model(images), labels)
+                loss = loss_of(model, batch)
             loss.backward(create_graph=False)
             optimizer.step()
-            loss_meter.update(loss.item(), images.size(0))
+            loss_meter.update(loss.item(), size)
             updates += 1
             optimizer.zero_grad()
             now = time.time()
@@ -172,7 +159,7 @@ def timm_loop(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, 
                 logger.info(
                     f"Train: 0 [{updates:>4d}/{bench.total}]  Loss: {loss_meter.val:#.3g} "
                     f"({loss_meter.avg:#.3g})  Time: {update_time.val:.3f}s, "
-                    f"{images.size(0) / update_time.val:>7.2f}/s ({update_time.avg:.3f}s)  "
+                    f"{size / update_time.val:>7.2f}/s ({update_time.avg:.3f}s)  "
                     f"LR: {sum(rates) / len(rates):.3e}  Data: {data_time.val:.3f} ({data_time.avg:.3f})"
                 )
             scheduler.step_update(num_updates=updates, metric=loss_meter.avg)
@@ -185,48 +172,24 @@ def run_ours(
 ) -> list[float]:
     """Train by our loop, the others taking their turns while it waits for batches; return its losses."""
     from repro.accelerator import build, shut_down
-    from repro.config import RunConfig, ScheduleConfig
     from repro.loop import Trainer
     from repro.run import RunFolder
-    from vision.config import AugmentConfig, DataConfig, ModelConfig, VisionConfig
-    from vision.train import Classification
 
-    class Synthetic(Classification):
-        """The recipe of vision/train.py but for where its images come from."""
+    task, config = bench.work.task, bench.work.config
+    config.run.root, config.run.log_every = str(folder), bench.steps
 
-        def __init__(self, config: VisionConfig) -> None:
-            super().__init__(config)
-            self.classes = CLASSES
-
-        def train_data(self) -> Any:
-            return range((bench.total + 1) * bench.batch)  # the epoch's end is never reached
-
-        def valid_data(self) -> Any:
-            return range(bench.batch)
-
-        def build_model(self) -> nn.Module:
-            return copy.deepcopy(bench.model)
-
-    config = VisionConfig(
-        epochs=1,
-        batch_size=bench.batch,
-        amp=AMP[bench.device],
-        optimizer=ADAN,
-        schedule=ScheduleConfig(per="step", min_lr=ADAN["lr"]),  # a cosine from lr to lr
-        run=RunConfig(root=str(folder), log_every=bench.steps),
-        model=ModelConfig(bench.name),
-        data=DataConfig(channels=3, size=bench.size, mean=[0.5] * 3, std=[0.5] * 3),
-        augment=AugmentConfig(crop="none"),
-    )
-    config.check()
+    def plan(data: Any, config: Any) -> Callable[[int], Sequence[Sequence[int]]]:
+        # the epoch's end is never reached
+        return lambda epoch: [range(config.batch_size)] * (bench.total + 1)
 
     def batches() -> Iterator[Batch]:
         yield from bench.turns(loops, times)
         raise Finished
 
     accelerator, run = build(config), RunFolder(folder / "run")
+    with mock.patch.object(task, "plan", plan), mock.patch.object(task, "build_model", bench.model):
+        trainer = Trainer(task, config, run, accelerator)
     try:
-        trainer = Trainer(Synthetic(config), config, run, accelerator)
         trainer.loader = batches()
         with contextlib.suppress(Finished), contextlib.redirect_stderr(Terminal()):
             trainer.run()

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
+from repro.cli import exit_status
 from repro.errors import UserError
 from repro.ledger import COMMIT, REPOSITORY, names
 from repro.replay import Verdict, verify
@@ -34,6 +35,7 @@ COMPARED = {  # what a check counts
 }
 
 
+@exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and the summary, write them, and return the exit status."""
     parser = argparse.ArgumentParser(
@@ -42,15 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("rows", nargs="*", metavar="ROW", help="<table>/<row>; default: all")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write verify.json and verify.md there")
     options = parser.parse_args(arguments)
-    try:
-        rows = tqdm(options.rows or names(), unit="row", leave=False, disable=None)
-        verdicts = [verify(name) for name in rows]
-        print("\n".join([table(verdicts), "", *notes(verdicts), *summary(verdicts)]))
-        if options.out is not None:
-            write(options.out, verdicts, ["python", "scripts/verify_ledger.py", *options.rows])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    rows = tqdm(options.rows or names(), unit="row", leave=False, disable=None)
+    verdicts = [verify(name) for name in rows]
+    print("\n".join([table(verdicts), "", *notes(verdicts), *summary(verdicts)]))
+    if options.out is not None:
+        write(options.out, verdicts, ["python", "scripts/verify_ledger.py", *options.rows])
     return 1 if any(verdict.failed for verdict in verdicts) else 0
 
 

@@ -1,7 +1,9 @@
 """The number of a model's parameters: what the log says, and what the model of our configuration has."""
 
 import importlib
-from typing import Any
+from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any, cast
 
 import timm
 import torch
@@ -21,46 +23,70 @@ def parameters(evidence: Evidence, recipe: Recipe) -> Check:
     logged = None if evidence.log is None else _logged(evidence.log.format, evidence.log.config)
     if logged is not None:
         found["log"] = logged
-    model = build(recipe.config.get("model") or {})
+    model = build(recipe.config)
     if model is not None:
-        found["model"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        found["model"] = count(model)
     if not found:
         return Check(None, "not stated" if stated is None else f"{stated:,}, by the row alone")
-    wrong = {source: count for source, count in found.items() if count != stated}
-    notes = tuple(
-        f"parameters: the {source} has {count:,}, the row {stated}" for source, count in wrong.items()
-    )
-    return Check(not notes, f"{stated:,} ({', '.join(found)})" if stated else "not stated", len(found), notes)
+    wrong = {source: number for source, number in found.items() if number != stated}
+    notes = [f"parameters: the {source} has {number:,}, the row {stated}" for source, number in wrong.items()]
+    layers = None if evidence.log is None else evidence.log.config.get("n_nonemb_param")
+    if layers is not None and model is not None and (ours := count(model.get_submodule("layers"))) != layers:
+        notes.append(f"parameters: the log has {layers:,} in the layers, the model {ours:,}")
+    says = f"{stated:,} ({', '.join(found)})" if stated else "not stated"
+    return Check(not notes, says, len(found) + (layers is not None), tuple(notes))
+
+
+def count(model: nn.Module) -> int:
+    """Return the number of trained parameters, those in two places once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def build(config: dict[str, Any]) -> nn.Module | None:
-    """Return the model of a configuration's node `model`, without memory; None where no library has it."""
-    name = config.get("name", "")
-    options = {key: value for key, value in config.items() if key not in ("name", "checkpoint")}
+    """Return the model of a configuration, without memory; None where there is none to build it from."""
+    model: dict[str, Any] = config.get("model") or {}
     with torch.device("meta"):
-        if "decoder" in config:
-            return _autoencoder(name, config)
-        if timm.is_model(name):
-            rest = {"drop_path_rate": config.get("drop_path", 0.0), **config.get("kwargs", {})}
-            model: nn.Module = timm.create_model(name, num_classes=IMAGENET_CLASSES, **rest)
-            return model
-        if name == "roberta":
-            described = transformers.RobertaConfig(**options)
-            if "num_labels" in options:
-                return transformers.RobertaForSequenceClassification(described)
-            return transformers.RobertaForMaskedLM(described)
-        if name == "gpt2":
-            return transformers.GPT2LMHeadModel(transformers.GPT2Config(**options))
-        if name == "mixtral":
-            return transformers.MixtralForCausalLM(transformers.MixtralConfig(**options))
+        return cast(nn.Module | None, _build(model, (config.get("tokenizer") or {}).get("vocab_size")))
+
+
+def _build(model: dict[str, Any], words: int | None) -> Any:
+    name = model.get("name", "")
+    options = {key: value for key, value in model.items() if key not in ("name", "checkpoint")}
+    if "decoder" in model:
+        encoder = timm.create_model(name, **model["kwargs"])
+        return _own("vision.mae", "MaskedAutoencoder")(encoder, **model["decoder"])
+    if timm.is_model(name):
+        rest = {"drop_path_rate": model.get("drop_path", 0.0), **model.get("kwargs", {})}
+        return timm.create_model(name, num_classes=IMAGENET_CLASSES, **rest)
+    if name in ("roberta", "bert"):
+        return _encoder(model)
+    if name == "transformer_xl":
+        config = _own("nlp.config.transformer_xl", "ModelConfig")(**model)
+        return _own("nlp.transformer_xl", "TransformerXL")(config, words)
+    if "nlayers" in model:
+        return _own("nlp.lstm", "LSTMLanguageModel")(_own("nlp.config.lstm", "LSTMConfig")(**model), words)
+    if name == "gpt2":
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(**options))
+    if name == "mixtral":
+        return transformers.MixtralForCausalLM(transformers.MixtralConfig(**options))
     return None
 
 
-def _autoencoder(name: str, config: dict[str, Any]) -> nn.Module:
-    """Return our masked autoencoder; its recipe is imported here alone, as repro builds on no recipe."""
-    encoder = timm.create_model(name, **config["kwargs"])
-    model: nn.Module = importlib.import_module("vision.mae").MaskedAutoencoder(encoder, **config["decoder"])
-    return model
+def _encoder(model: dict[str, Any]) -> Any:
+    """Return BERT or RoBERTa, with the head for sentences where the configuration has one."""
+    schema = _own("nlp.config.bert", "EncoderConfig")
+    config = schema(**{field.name: model[field.name] for field in fields(schema)})
+    tokens = SimpleNamespace(
+        vocab_size=config.vocab_size, bos=0, pad=1, eos=2
+    )  # fairseq's, of no bearing here
+    if "num_labels" in model:
+        return _own("nlp.bert", "build_classifier")(config, model["num_labels"], tokens)
+    return _own("nlp.bert", "build_masked_lm")(config, tokens)
+
+
+def _own(module: str, name: str) -> Any:
+    # models of the recipes are imported here alone, as repro builds on none of them
+    return getattr(importlib.import_module(module), name)
 
 
 def _logged(format: str, config: dict[str, Any]) -> int | None:

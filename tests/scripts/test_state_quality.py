@@ -9,7 +9,7 @@ import pytest
 
 QUALITY = runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "state_quality.py"))
 MAIN = QUALITY["main"]
-GLOBALS = MAIN.__globals__
+GLOBALS = MAIN.__wrapped__.__globals__
 
 
 def test_gpt_in_two_steps_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
