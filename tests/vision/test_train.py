@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import language_options
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -29,7 +30,7 @@ def configure(*overrides: str) -> VisionConfig:
 
 
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    return language_options.options(group, language=False)
 
 
 @pytest.mark.parametrize("name", options("optimizer"))
