@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.utils import logging
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
@@ -187,6 +188,7 @@ class Pretraining(Task):
         """Put the best weights into a run's folder as transformers has them, with the tokenizer."""
         model = self.build_model()
         model.load_state_dict(read_weights(run)[0])
+        logging.disable_progress_bar()  # of a single file
         in_transformers(model).save_pretrained(run / EXPORT)
         self.tokenizer.save(run / EXPORT)
 
@@ -216,7 +218,8 @@ class Pretraining(Task):
             for token, chance in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         )
         truth = decode([int(targets[which])]).strip()
-        return [f"... {decode(before.tolist())} [{truth}] {decode(after.tolist())} ... -> {fills}"]
+        line = f"... {decode(before.tolist())} [{truth}] {decode(after.tolist())} ... -> {fills}"
+        return [" ".join(line.split())]
 
 
 def bits(split: str, nats: float) -> dict[str, float]:

@@ -106,7 +106,7 @@ class GlueConfig(TrainConfig):
 
 
 def proxy_task(_root_: DictConfig) -> str:
-    """Return the task of a row's proxy: the row's own where data.root says where it is, or the embedded one."""
+    """Return the task of a row's proxy: the row's own where data.root leads to it, else the embedded one."""
     task = str(_root_.row.name).split("/")[-1].split("_")[0]
     return "packages" if _root_.data.root is None else task
 

@@ -55,7 +55,10 @@ def begin(config: GlueConfig, lines: Callable[[], list[str]]) -> Start:
         return _run(config, path)
     if path.is_file() or (path.is_dir() and not (path / "config.json").exists()):
         return _ours(config, tokenizers.build(config.tokenizer, lambda: [lines()]), path)
-    if path.exists() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", checkpoint):
+    on_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", checkpoint) and not (
+        "/" in checkpoint and path.parent.is_dir()
+    )
+    if path.exists() or on_hub:
         return _hugging_face(config, checkpoint, path.exists())
     raise UserError(f"model.checkpoint={checkpoint}: no such file or folder; {config.cure}")
 

@@ -201,7 +201,8 @@ def _start(tokenizer: Path) -> None:
     global _tokenizer
     _tokenizer = tokenizers.load(tokenizer)
     parent = parent_process()
-    if parent is not None:  # do not outlive it, even where it was killed
+    if parent is not None:  # then it is one of several: one thread each, and none outlives the first
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
         def watch() -> None:
             connection.wait([parent.sentinel])

@@ -41,7 +41,18 @@ def cola(root: Path) -> Path:
 def stsb(root: Path) -> Path:
     """Write STS-B's layout: ten columns, a score of 0 to 5."""
     folder = root / "STS-B"
-    names = "index genre filename year old_index source1 source2 sentence1 sentence2 score".split()
+    names = [
+        "index",
+        "genre",
+        "filename",
+        "year",
+        "old_index",
+        "source1",
+        "source2",
+        "sentence1",
+        "sentence2",
+        "score",
+    ]
     for split, numbers in (("train", range(64)), ("dev", range(100, 124)), ("test", range(9))):
         rows: list[list[object]] = [list(names)]
         for n in numbers:
@@ -52,10 +63,21 @@ def stsb(root: Path) -> Path:
 
 
 def mnli(root: Path) -> Path:
-    """Write MNLI's layout: the label is the last of 12 columns for training, of 16 in two development sets."""
+    """Write MNLI's layout: the label is the last of 12 columns for training, of 16 for development."""
     folder = root / "MNLI"
     classes = ["entailment", "neutral", "contradiction"]
-    start = "index promptID pairID genre parse1 parse2 parse3 parse4 sentence1 sentence2".split()
+    start = [
+        "index",
+        "promptID",
+        "pairID",
+        "genre",
+        "parse1",
+        "parse2",
+        "parse3",
+        "parse4",
+        "sentence1",
+        "sentence2",
+    ]
 
     def rows(numbers: range, labels: int) -> list[list[object]]:
         """Give so many annotators' labels, and then the one that counts."""

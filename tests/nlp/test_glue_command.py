@@ -16,7 +16,8 @@ from repro.foreign import read_weights
 
 Run = Callable[..., tuple[int, str, str]]
 TINY = [
-    "model.hidden_size=16", "model.num_hidden_layers=1", "model.num_attention_heads=2", "model.intermediate_size=32",
+    "model.hidden_size=16", "model.num_hidden_layers=1", "model.num_attention_heads=2",
+    "model.intermediate_size=32",
     "tokenizer.vocab_size=400", "data.max_length=32", "batch_size=16", "epochs=2", "schedule.warmup_epochs=0",
     "optimizer.lr=5e-3",
 ]  # fmt: skip
@@ -87,7 +88,7 @@ def test_every_kind_of_task(command: Run, root: Path) -> None:
         "mnli": (
             "valid_accuracy_matched",
             {"valid_accuracy_mismatched", "valid_loss_matched", "valid_loss_mismatched"},
-            dict.fromkeys(["MNLI-m", "MNLI-mm"], {"entailment", "neutral", "contradiction"}),
+            {name: {"entailment", "neutral", "contradiction"} for name in ("MNLI-m", "MNLI-mm")},
         ),
     }
     for task, (metric, others, files) in expected.items():
@@ -231,7 +232,7 @@ def test_a_run_starts_from_a_hugging_face_model(command: Run, root: Path, tmp_pa
         "epochs=1",
         "schedule.warmup_epochs=0",
     ]
-    status, out, err = command(*words, "data.max_length=32", "optimizer.lr=0", "batch_size=16", "run.name=x")
+    status, _, err = command(*words, "data.max_length=32", "optimizer.lr=0", "batch_size=16", "run.name=x")
     assert (status, err) == (0, "")
     assert summary("x")["model"] == f"bert ({path})"
     weights, before = read_weights(Path("runs/glue/x"))[0], read_weights(path)[0]
@@ -246,8 +247,8 @@ def test_a_run_starts_from_a_hugging_face_model(command: Run, root: Path, tmp_pa
     [
         (["task=sst"], "task=sst: is none of cola, sst2"),
         (["task=sst2"], "data.root="),
-        (["model.checkpoint=null"], "model.checkpoint is not set: name the folder of a run of nlp/pretrain_bert.py"),
-        (["model.checkpoint=/no/where/at/all"], "model.checkpoint=/no/where/at/all: no such file or folder; name"),
+        (["model.checkpoint=null"], "model.checkpoint is not set: name the folder of a run of nlp/pretrain"),
+        (["model.checkpoint=/no/where/at/all"], "model.checkpoint=/no/where/at/all: no such file or folder"),
         (["loss=mse"], "loss=mse: packages is trained with cross_entropy"),
         (["loss=l1"], "loss=l1: must be one of cross_entropy, mse"),
         (["model.num_labels=3"], "model.num_labels=3: packages takes 7"),
@@ -263,7 +264,7 @@ def test_a_run_starts_from_a_hugging_face_model(command: Run, root: Path, tmp_pa
         (["data.label_scale=0"], "data.label_scale=0.0: must be above 0"),
         (["data.skip_valid_examples=9999"], "data.skip_valid_examples=9999: the development set has "),
         (["tokenizer=words"], "tokenizer: has no tokens for the begin and the end of a sentence"),
-        (["+paper=glue/cola"], "model.checkpoint is not set: glue/cola starts from bert/adan, `python scripts/repr"),
+        (["+paper=glue/cola"], "model.checkpoint is not set: glue/cola starts from bert/adan, `"),
         (["+paper=glue/cola_adam"], "model.checkpoint is not set: glue/cola_adam starts from bert/adam"),
     ],
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """What encoders read, against the tokenizers of transformers, and the batches."""
 
+import itertools
 import math
 import os
 from pathlib import Path
@@ -34,10 +35,9 @@ class Words:
 
 
 def in_transformers(style: str) -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer of transformers with the same ids, which adds special tokens as RoBERTa's or BERT's does."""
-    vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4} | {
-        w: 5 + n for n, w in enumerate(WORDS)
-    }
+    """A tokenizer of transformers with the same ids, which adds special tokens as RoBERTa's or BERT's."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *WORDS]
+    vocabulary = {word: number for number, word in enumerate(words)}
     backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = [("</s>", 2), ("<s>", 0)]
@@ -88,7 +88,7 @@ def test_batches_are_bounded_and_full(lengths: list[int], size: int, most: int |
     for batch in made:
         assert len(batch) <= size
         assert most is None or len(batch) * max(lengths[index] for index in batch) <= most
-    for batch, after in zip(made, made[1:], strict=False):  # the next one would not have fitted
+    for batch, after in itertools.pairwise(made):  # the next one would not have fitted
         more = [*batch, after[0]]
         assert len(batch) == size or len(more) * max(lengths[index] for index in more) > (most or math.inf)
     assert made == batches(np.array(lengths), size, most, seed)

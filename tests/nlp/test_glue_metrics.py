@@ -1,4 +1,4 @@
-"""GLUE's metrics against numbers worked by hand, against definitions in numpy, and where they are undefined."""
+"""GLUE's metrics against numbers worked by hand and definitions in numpy, and where they are undefined."""
 
 import numpy as np
 import pytest

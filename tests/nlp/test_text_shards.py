@@ -94,7 +94,7 @@ def test_the_number_of_processes_changes_nothing(text: Path, tmp_path: Path) -> 
 
 def test_killed_work_ends_the_same(text: Path, tmp_path: Path) -> None:
     words = ["data=text", f"data.root={text}", "tokenizer=bpe", "tokenizer.vocab_size=400"]
-    command = ["--workers", "2", "--size", "5KB", *words]
+    command = ["--workers", "2", "--size", "2KB", *words]
     assert prepare.main(["shards", str(tmp_path / "straight"), *command]) == 0
     out, kills, begun = tmp_path / "killed", 0, time.monotonic()
     counts = []

@@ -113,6 +113,7 @@ def test_it_learns(command: Run, text: list[str]) -> None:
     assert "its layers.0.pos_ff.CoreNet.0.weight has shape [32, 16], here it is [24, 16]" in err
 
 
+@torch.no_grad()
 def test_memory_runs_through_the_epoch(text: list[str]) -> None:
     """Each batch sees those before it; an epoch begins without; measuring has options of its own."""
     task = LanguageModelling(configure(*text, *TINY, "evaluation.mem_len=24", "evaluation.tgt_len=4"))
@@ -159,9 +160,9 @@ def test_processes_measure_the_same(text: list[str], processes: int) -> None:
 
 
 def test_accumulation_changes_nothing_but_rounding(command: Run, text: list[str]) -> None:
-    """Streams in micro-batches, of unequal size, each with its own memory."""
-    words = [*text, *TINY, "steps=30", "max_epochs=2", "model.dropout=0", "run.log_every=5", "optimizer=sgd"]
-    words += ["optimizer.lr=0.5", "batch_size=5"]
+    """Streams in micro-batches, each with its own memory."""
+    words = [*text, *TINY, "steps=12", "model.dropout=0", "run.log_every=3", "optimizer=sgd"]
+    words += ["optimizer.lr=0.5", "batch_size=6"]
     assert command(*words, "run.name=one")[0] == 0
     assert command(*words, "run.name=three", "accumulate=3")[0] == 0
     for one, three in zip(records("one"), records("three"), strict=True):
@@ -175,11 +176,11 @@ def test_killed_run_ends_bit_identical(text: list[str], tmp_path: Path) -> None:
         "import torch; torch.set_num_threads(1); end = loop.Trainer._end_step\n"
         "def dying(self, *x):\n"
         "    end(self, *x)\n"
-        "    if 'die' in os.environ and self.progress.step == 47: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if 'die' in os.environ and self.progress.step == 27: os.kill(os.getpid(), signal.SIGKILL)\n"
         "loop.Trainer._end_step = dying\n"
         "sys.exit(t.main(sys.argv[1:]))"
     )
-    words = [*text, *TINY, "steps=60", "accumulate=2", "run.checkpoint_every=10", "run.log_every=6"]
+    words = [*text, *TINY, "steps=34", "accumulate=2", "run.checkpoint_every=10", "run.log_every=6"]
 
     def start(name: str, **environment: str) -> int:
         command = [sys.executable, "-c", program, *words, f"run.name={name}"]
