@@ -25,7 +25,7 @@ from repro.task import Task
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 AMP = {"cpu": "no", "cuda": "bf16"}
 BATCHES = 4  # are made before the clock starts, and come again and again
-SHARED = [
+SHARED = [  # nothing but steps, all alike
     "epochs=1",
     "optimizer=adan",
     "optimizer.lr=1e-4",
@@ -34,6 +34,9 @@ SHARED = [
     "schedule.per=step",
     "schedule.min_lr=1e-4",
     "schedule.warmup_epochs=0",
+    "schedule.warmup_steps=null",
+    "steps=null",
+    "measure_every=null",
     "clip_grad=null",
 ]
 
