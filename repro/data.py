@@ -117,14 +117,20 @@ class SeededDataset(Dataset[Any]):
         self.data, self.seed, self.repeats = data, seed, repeats
 
     def __getitem__(self, key: Key) -> Any:
-        epoch, place = key
-        index, copy = divmod(place, self.repeats)
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[Key]) -> list[Any]:
+        """Return the samples of a batch; to put the generators back takes longer than to seed them."""
         if self.seed is None:
-            return self.data[index]
-        name = f"sample {self.seed} {epoch} {index}" + (f" {copy}" if copy else "")
+            return [self.data[place // self.repeats] for _, place in keys]
         with left_alone():
-            seed_generators(name, devices=False)  # samples are made on the CPU
-            return self.data[index]
+            return [self._seeded(*key) for key in keys]
+
+    def _seeded(self, epoch: int, place: int) -> Any:
+        index, copy = divmod(place, self.repeats)
+        name = f"sample {self.seed} {epoch} {index}" + (f" {copy}" if copy else "")
+        seed_generators(name, devices=False)  # samples are made on the CPU
+        return self.data[index]
 
 
 def make_loader(

@@ -117,6 +117,8 @@ class Trainer:
             config.schedule, self.lr, config.epochs, self.sampler.steps, config.steps
         )
         self.model, self.optimizer = accelerator.prepare(self.module, self.bare_optimizer)
+        if accelerator.scaler is None:  # then the wrapper only looks for packages, 0.2 ms a step
+            self.optimizer = self.bare_optimizer
         self.losses = torch.zeros(self.sampler.steps, device=self.device)  # of the last steps, a ring
         self.states: list[dict[str, Tensor]] = [{} for _ in range(config.accumulate)]  # see Task.state
 
@@ -173,9 +175,9 @@ class Trainer:
                         self.monitor.record(**numbers)
                     if self.progress.step % self.config.hessian_every == 0:
                         self._estimate_hessian(batch)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-                self._keep_loss_scale()
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
+                    self._keep_loss_scale()
             if self.accelerator.sync_gradients:
                 done += 1
                 self._end_step(epoch, done)
@@ -190,7 +192,7 @@ class Trainer:
                 yield first, 1.0
                 continue
             group = [first, *islice(iterator, self.config.accumulate - 1)]
-            weights = torch.tensor([self.task.weight(batch) for batch in group], device=self.device)
+            weights = torch.tensor([self.task.weight(batch) for batch in group], device=self.device).float()
             weights /= self.accelerator.reduce(weights.mean(), "mean")
             yield from zip(group, weights, strict=True)
 
@@ -201,7 +203,7 @@ class Trainer:
             UserError: it is there, because gradients overflow step after step.
         """
         scaler, config = self.accelerator.scaler, self.config.loss_scale
-        if scaler is None or not (config.threshold or config.minimum) or not self.accelerator.sync_gradients:
+        if scaler is None or not (config.threshold or config.minimum):
             return
         scale = scaler.get_scale()
         if config.threshold is not None and scale < config.threshold:

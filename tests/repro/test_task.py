@@ -219,7 +219,7 @@ def test_the_loss_scale_has_a_floor() -> None:
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
-            accelerator = SimpleNamespace(scaler=scaler, sync_gradients=True)
+            accelerator = SimpleNamespace(scaler=scaler)
             trainer = SimpleNamespace(
                 accelerator=accelerator,
                 config=SimpleNamespace(loss_scale=config),
