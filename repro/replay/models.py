@@ -59,7 +59,7 @@ def _build(model: dict[str, Any], words: int | None) -> Any:
         rest = {"drop_path_rate": model.get("drop_path", 0.0), **model.get("kwargs", {})}
         return timm.create_model(name, num_classes=IMAGENET_CLASSES, **rest)
     if name in ("roberta", "bert"):
-        return _encoder(model)
+        return _encoder(model, words)
     if name == "transformer_xl":
         config = _own("nlp.config.transformer_xl", "ModelConfig")(**model)
         return _own("nlp.transformer_xl", "TransformerXL")(config, words)
@@ -72,13 +72,12 @@ def _build(model: dict[str, Any], words: int | None) -> Any:
     return None
 
 
-def _encoder(model: dict[str, Any]) -> Any:
+def _encoder(model: dict[str, Any], words: int | None) -> Any:
     """Return BERT or RoBERTa, with the head for sentences where the configuration has one."""
     schema = _own("nlp.config.bert", "EncoderConfig")
     config = schema(**{field.name: model[field.name] for field in fields(schema)})
-    tokens = SimpleNamespace(
-        vocab_size=config.vocab_size, bos=0, pad=1, eos=2
-    )  # fairseq's, of no bearing here
+    size = config.vocab_size or words
+    tokens = SimpleNamespace(vocab_size=size, bos=0, pad=1, eos=2)  # fairseq's, of no bearing here
     if "num_labels" in model:
         return _own("nlp.bert", "build_classifier")(config, model["num_labels"], tokens)
     return _own("nlp.bert", "build_masked_lm")(config, tokens)
