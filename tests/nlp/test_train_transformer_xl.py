@@ -78,7 +78,7 @@ def configure(*overrides: str) -> TransformerXLConfig:
 
 
 def test_it_learns(command: Run, text: list[str]) -> None:
-    """Far below the perplexity of the words' frequencies, about 50; tested, with examples and tokenizer."""
+    """Far below the perplexity of the words' frequencies; tested, with examples and a tokenizer kept."""
     arguments = [*text, *TINY, "epochs=2", "run.name=x", "optimizer.lr=0.02", "run.log_every=20"]
     status, out, err = command(*arguments)
     assert (status, err) == (0, "")
