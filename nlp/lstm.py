@@ -78,10 +78,12 @@ def activation_penalty(output: Output, alpha: float, beta: float) -> Tensor:
 
     These are AR and TAR of arXiv 1708.02182, section 4.6. A segment of one word has no difference.
     """
-    size = alpha * output.dropped.float().square().mean()
-    if output.last.shape[1] == 1:
-        return size
-    return size + beta * output.last.float().diff(dim=1).square().mean()
+    penalty = output.last.new_zeros(())
+    if alpha:
+        penalty = penalty + alpha * output.dropped.float().square().mean()
+    if beta and output.last.shape[1] > 1:
+        penalty = penalty + beta * output.last.float().diff(dim=1).square().mean()
+    return penalty
 
 
 def _run(layer: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor] | None, p: float) -> tuple[Tensor, tuple]:

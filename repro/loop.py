@@ -193,7 +193,7 @@ class Trainer:
                 continue
             group = [first, *islice(iterator, self.config.accumulate - 1)]
             weights = torch.tensor([self.task.weight(batch) for batch in group], device=self.device).float()
-            weights /= self.accelerator.reduce(weights.mean(), "mean")
+            weights /= self.accelerator.reduce(weights.mean(), "mean").clamp(min=1e-9)  # 0: nothing to learn
             yield from zip(group, weights, strict=True)
 
     def _keep_loss_scale(self) -> None:
