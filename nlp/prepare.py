@@ -11,7 +11,6 @@ status 1 if it found a problem.
 
 import argparse
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -27,10 +26,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 from nlp.config.text import PrepareConfig
 from nlp.text import shards, sources, tokenizers
 from nlp.text.writing import write
-from repro.cli import CONFIGS, exit_status
+from repro.cli import CONFIGS, exit_status, file_size, processes
 from repro.errors import UserError
-
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 @exit_status
@@ -54,8 +51,10 @@ def parser() -> argparse.ArgumentParser:
     write_them = commands.add_parser("shards", help="tokenise text")
     write_them.set_defaults(run=run_shards)
     write_them.add_argument("folder", type=Path, help="of the shards, which holds nothing else")
-    write_them.add_argument("--size", type=size, default="16MB", help="of a shard's text (default: 16MB)")
-    write_them.add_argument("--workers", type=_workers, default=cores, help=f"processes (default: {cores})")
+    write_them.add_argument(
+        "--size", type=file_size, default="16MB", help="of a shard's text (default: 16MB)"
+    )
+    write_them.add_argument("--workers", type=processes, default=cores, help=f"processes (default: {cores})")
 
     check = commands.add_parser("check", help="compare shards with their checksums")
     check.set_defaults(run=run_check)
@@ -122,20 +121,6 @@ def read_config(overrides: Sequence[str]) -> PrepareConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return cast(PrepareConfig, OmegaConf.to_object(compose("text", list(overrides))))
-
-
-def size(text: str) -> int:
-    """Read a number of bytes from the command line."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(KB|MB|GB)", text.strip())
-    if match is None or float(match[1]) * UNITS[match[2]] < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be written as 500KB, 16MB or 1GB")
-    return int(float(match[1]) * UNITS[match[2]])
-
-
-def _workers(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text}: must be a number of processes, 0 for none beside this one")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """The command line of every entry point: Hydra with typed configurations and errors of one line."""
 
+import argparse
 import difflib
 import errno
 import functools
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -95,6 +97,21 @@ def _typed(config: DictConfig, schema: type[Config]) -> Config:
     """Return the configuration as `schema`; a key that the schema lacks (`+key=value`) is an error."""
     values = OmegaConf.to_container(config, resolve=True)
     return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
+
+
+def file_size(text: str) -> int:
+    """Read a number of bytes, such as 500KB, 16MB or 1GB, from a command line (a type of argparse)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(KB|MB|GB)", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be written as 500KB, 16MB or 1GB")
+    return int(float(match[1]) * {"KB": 10**3, "MB": 10**6, "GB": 10**9}[match[2]])
+
+
+def processes(text: str) -> int:
+    """Read a number of processes, 0 or more, from a command line (a type of argparse)."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text}: must be a number of processes, 0 for none beside this one")
+    return int(text)
 
 
 def explain(error: BaseException) -> str | None:

@@ -41,7 +41,7 @@ from nlp.config.text import TokenizerConfig
 from nlp.text import files, tokenizers
 from nlp.text.python_docs import python_docs
 from nlp.text.tokenizers import Tokenizer
-from repro.cli import exit_status
+from repro.cli import exit_status, file_size
 from repro.errors import UserError
 from scripts.bench_optimizers import machine, publish, table
 
@@ -249,7 +249,7 @@ def parser() -> argparse.ArgumentParser:
     cores = len(os.sched_getaffinity(0))
     found.add_argument("--text", type=Path, help="what the text is made of (default: Python's documentation)")
     found.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="default: byte pairs, trained here")
-    found.add_argument("--size", type=prepare.size, default="1GB", help="of the text (default: 1GB)")
+    found.add_argument("--size", type=file_size, default="1GB", help="of the text (default: 1GB)")
     found.add_argument("--workers", type=int, default=cores, help=f"processes or threads (default: {cores})")
     found.add_argument("--rounds", type=int, default=3, help="default: 3")
     found.add_argument("--scratch", type=Path, help="folder for the temporary files, twice --size")

@@ -1,9 +1,12 @@
 """What tests of several folders use."""
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+
+Run = Callable[..., tuple[int, str, str]]
 
 # Before torch is imported, and for the processes that tests start: there is a test worker for each core, and
 # the tensors are small.
@@ -20,3 +23,26 @@ def released(monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.skip("neither ADAN_RELEASED nor ADAN_DATA leads to the released logs")
     monkeypatch.setenv("ADAN_RELEASED", str(path))
     return path
+
+
+@pytest.fixture
+def runner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[[Callable[[Sequence[str]], int]], Run]:
+    """Turn a command's `main` into a function of its arguments that returns (exit status, stdout, stderr).
+
+    It runs in an empty folder, and in this process: to start one for every test would take minutes.
+    """
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+    def of(main: Callable[[Sequence[str]], int]) -> Run:
+        def run(*arguments: str) -> tuple[int, str, str]:
+            capfd.readouterr()
+            status = main(list(arguments))
+            out, err = capfd.readouterr()
+            return status, out, err
+
+        return run
+
+    return of

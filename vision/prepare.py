@@ -10,14 +10,13 @@
 import argparse
 import csv
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from repro.cli import exit_status
+from repro.cli import exit_status, file_size, processes
 from repro.errors import UserError
 from vision.config import DataConfig
 from vision.data.checking import check
@@ -25,7 +24,6 @@ from vision.data.images import suffix
 from vision.data.readers import image_files
 from vision.data.writing import write_shards
 
-UNITS = {"MB": 10**6, "GB": 10**9}
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"  # of the development kit; its line i is image i
 
 
@@ -53,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     shards.set_defaults(run=run_shards)
     shards.add_argument("root", type=Path, help="folder with train/ and val/")
     shards.add_argument("out", type=Path, help="folder of the shards, which holds nothing else")
-    shards.add_argument("--size", type=_size, default="1GB", help="of a shard at most (default: 1GB)")
+    shards.add_argument("--size", type=file_size, default="1GB", help="of a shard at most (default: 1GB)")
 
     sort = commands.add_parser("sort", help="sort ImageNet's validation images into class folders")
     sort.set_defaults(run=run_sort)
@@ -61,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     sort.add_argument("labels", type=Path, help="unpacked development kit, or Kaggle's LOC_val_solution.csv")
 
     for command in (checks, shards):
-        command.add_argument("--workers", type=_workers, default=cores, help=f"processes (default: {cores})")
+        command.add_argument("--workers", type=processes, default=cores, help=f"processes (default: {cores})")
     return top
 
 
@@ -143,19 +141,6 @@ def _kit_classes(folder: Path) -> dict[str, str]:
     wnids = dict(zip(synsets["ILSVRC2012_ID"].tolist(), synsets["WNID"].tolist(), strict=True))
     numbers = [int(line) for line in truth.read_text().split()]
     return {f"ILSVRC2012_val_{image:08d}": wnids[number] for image, number in enumerate(numbers, 1)}
-
-
-def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(MB|GB)", text.strip())
-    if match is None or float(match[1]) * UNITS[match[2]] < 10**6:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 1MB, written as 500MB or 1GB")
-    return int(float(match[1]) * UNITS[match[2]])
-
-
-def _workers(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text}: must be a number of processes, 0 for none beside this one")
-    return int(text)
 
 
 if __name__ == "__main__":

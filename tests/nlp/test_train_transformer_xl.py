@@ -209,24 +209,6 @@ def test_killed_run_ends_bit_identical(text: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(text: list[str], tmp_path: Path) -> None:
-    """Under torchrun: the records agree but for rounding, as each process carries its own streams on."""
-    words = [*text, *TINY, "steps=40", "model.dropout=0", "run.log_every=5"]
-    script = str(ROOT / "nlp" / "train_transformer_xl.py")
-    for name, launcher, more in (
-        ("one", [sys.executable], ["accumulate=2"]),
-        ("two", [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"], []),
-    ):
-        subprocess.run([*launcher, script, *words, *more, f"run.name={name}"], cwd=tmp_path, check=True)
-    runs = []
-    for name in ("one", "two"):
-        lines = (tmp_path / "runs/transformer_xl" / name / "metrics.jsonl").read_text().splitlines()
-        runs.append([json.loads(line) for line in lines])
-    for one, two in zip(*runs, strict=True):
-        assert two == pytest.approx(one, rel=1e-3)
-
-
-@pytest.mark.slow
 def test_compiled_is_the_same(command: Run, text: list[str]) -> None:
     words = [*text, *TINY, "steps=12", "model.dropout=0", "run.log_every=3"]
     assert command(*words, "run.name=plain")[0] == 0

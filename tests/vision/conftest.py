@@ -1,7 +1,6 @@
-"""The command in this process: starting a new one for every test would take minutes of imports."""
+"""What the tests of the vision recipes share."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,16 +16,7 @@ def one_thread() -> None:
 
 @pytest.fixture
 def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    runner: Callable[..., Callable[..., tuple[int, str, str]]],
 ) -> Callable[..., tuple[int, str, str]]:
     """Run vision/train.py in an empty folder; returns (exit status, stdout, stderr)."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        status = main(list(arguments))
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return run
+    return runner(main)
