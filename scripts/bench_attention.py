@@ -27,7 +27,8 @@ from nlp.transformer_xl.attention import FORMS, textbook
 from repro.cli import exit_status
 from repro.errors import UserError
 from scripts.bench_optimizers import interleave, machine, publish, table
-from scripts.bench_training import ratio, shown
+from scripts.bench_training import ratio
+from scripts.training_page import shown
 
 # streams, tokens, tokens with memory, heads, size of a head
 SHAPES = {

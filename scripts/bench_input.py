@@ -106,7 +106,7 @@ def stages(split: Split, config: VisionConfig, count: int) -> dict[str, float]:
         for step in steps:
             things = timed(getattr(step, "__name__", type(step).__name__), step, things)
         seeded = SeededDataset([0] * count, 0)
-        timed("seeding", seeded.__getitem__, [(0, index, 0) for index in range(count)])
+        timed("seeding", seeded.__getitem__, [(0, index) for index in range(count)])
         pairs = [(image, 0) for image in things]
         timed("collate", default_collate, [pairs[i : i + 64] for i in range(0, count, 64)])
         passes.append(times)

@@ -9,7 +9,7 @@ BAD = ["bad", "poor", "awful", "dull", "grim"]
 def sentence(number: int) -> tuple[str, int]:
     """Return a sentence and its class: whether it praises."""
     word = (GOOD if number % 2 else BAD)[number // 2 % 5]
-    return f'film {number} is "{word} , and the cast {word} too', number % 2
+    return f'film {number // 10} is "{word} , and the cast {word} too', number % 2
 
 
 def write(path: Path, rows: list[list[object]], end: str = "\n") -> Path:

@@ -58,13 +58,14 @@ def fails(command: Run, *arguments: str) -> str:
     return line.removeprefix("error: ")
 
 
-def test_a_run_from_scratch(command: Run, root: Path) -> None:
-    status, out, err = command("task=sst2", f"data.root={root}", *TINY, "epochs=40", "run.name=x")
+def test_a_run_from_scratch(command: Run, tmp_path: Path) -> None:
+    glue_folders.sst2(tmp_path, train=480)
+    status, out, err = command("task=sst2", f"data.root={tmp_path}", *TINY, "epochs=8", "run.name=x")
     assert (status, err) == (0, "")
-    assert "SST-2: 64 training examples; starts from random weights (model.checkpoint=scratch)" in out
+    assert "SST-2: 480 training examples; starts from random weights (model.checkpoint=scratch)" in out
     found = summary("x")
     assert found["metric"] == "valid_accuracy"
-    assert found["steps"] == 40 * 4
+    assert found["steps"] == 8 * 30
     assert found["best"]["valid_accuracy"] > 90  # it learned which words praise
     assert len(found["examples"]) == 8
     assert all(line.startswith(("right  ", "WRONG  ")) for line in found["examples"])

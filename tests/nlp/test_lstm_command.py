@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model
 
 import optim
 from nlp.config.lstm import LSTMTrainConfig
@@ -73,11 +73,15 @@ def summary(name: str = "x") -> dict[str, Any]:
 
 
 def weights(name: str = "x") -> dict[str, Any]:
-    """The hashes of the last checkpoint's files, but for that with times in it."""
+    """The hashes of the last checkpoint's files, but for that with times in it, and of the model the tensors.
+
+    Beside those its file notes which weights are tied, in an order that is safetensors' own each time.
+    """
     last = sorted(Path(f"runs/lstm/{name}/checkpoints").glob("step-*"))[-1]
     files: dict[str, Any] = json.loads((last / "manifest.json").read_text())["files"]
     del files["progress.json"]
-    return files
+    tensors = load_file(last / "model.safetensors")
+    return files | {"model.safetensors": {key: x.numpy().tobytes() for key, x in tensors.items()}}
 
 
 def test_the_default_run_learns(runner: Callable[..., Run]) -> None:
