@@ -48,7 +48,7 @@ def put(line: int, content: bytes) -> Callable[[list[bytes]], None]:
 def test_a_sound_folder(tmp_path: Path) -> None:
     found = read(glue_folders.sst2(tmp_path))
     assert (len(found.train), len(found.dev[""]), len(found.test["SST-2"])) == (64, 24, 10)
-    assert found.train.texts[1] == ('film 1 is "good , and the cast good too',)  # the lone quote stays
+    assert found.train.texts[1] == ('film 0 is "good , and the cast good too',)  # the lone quote stays
     assert found.train.labels is not None
     assert found.train.labels[:4].tolist() == [0, 1, 0, 1]
     assert found.test["SST-2"].labels is None

@@ -180,6 +180,7 @@ def contents(folder: Path) -> list[Any]:
     return [sorted(x.numpy().tobytes() for x in weights), bits]
 
 
+@pytest.mark.slow  # three processes; tests/repro/test_kill.py kills a run every day
 def test_killed_run_ends_bit_identical(text: list[str], tmp_path: Path) -> None:
     """Stopped amid an epoch, with memory filled: the same command goes on to the same bits."""
     program = (
