@@ -3,7 +3,7 @@
     python nlp/finetune_glue.py task=sst2 data.root=PATH model.checkpoint=RUN [optimizer=... key=value ...]
 
 Without further words it trains a small encoder from scratch to tell from which package of Python's library a
-sentence of documentation is, in about a minute on two CPU cores.
+sentence of documentation is, in a few minutes on two CPU cores.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Pre-train BERT or RoBERTa: `python nlp/pretrain_bert.py optimizer=adan [data=... model=... key=value ...]`.
 
-Without further words it trains a small one on the documentation of Python's own library in about a minute on
+Without further words it trains a small one on the documentation of Python's own library in a few minutes on
 two CPU cores. The run's folder gets the tokenizer, and a folder `transformers` with the best weights, which
 AutoModelForMaskedLM.from_pretrained loads; nlp/finetune_glue.py can start from either.
 """

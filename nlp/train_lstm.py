@@ -1,6 +1,6 @@
 """Train an LSTM language model: `python nlp/train_lstm.py optimizer=adan [data=... model=... key=value ...]`.
 
-Without further words it trains a small one on Python's documentation in about a minute on two CPU cores.
+Without further words it trains a small one on Python's documentation in a few minutes on two CPU cores.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Train Transformer-XL: `python nlp/train_transformer_xl.py optimizer=adan [data=... key=value ...]`.
 
-Without further words it trains a small one on Python's own documentation in about a minute on two CPU cores.
+Without further words it trains a small one on Python's own documentation in a few minutes on two CPU cores.
 """
 
 import math
