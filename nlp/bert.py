@@ -169,8 +169,3 @@ def _finished(model: Any, config: EncoderConfig) -> nn.Module:
     if not config.type_vocab_size:
         model.base_model.embeddings.token_type_embeddings = NoTokenTypes()
     return model
-
-
-def count(model: nn.Module) -> int:
-    """Return the number of parameters, those in two places once."""
-    return sum(parameter.numel() for parameter in model.parameters())

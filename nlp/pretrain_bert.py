@@ -24,6 +24,7 @@ from nlp.bert import attention, build_masked_lm, in_transformers, longest
 from nlp.blocks import Blocks
 from nlp.config.bert import BertConfig
 from nlp.masking import IGNORED, MaskedBlocks, MaskedPairs, Masking, collate
+from nlp.perplexity import perplexity
 from nlp.text import corpus
 from repro.cli import entry_point
 from repro.data import Plan, Sized, shuffled
@@ -224,7 +225,7 @@ class Pretraining(Task):
 
 def bits(split: str, nats: float) -> dict[str, float]:
     """Return a loss in bits, and the perplexity."""
-    return {f"{split}_loss": nats / math.log(2), f"{split}_perplexity": math.exp(nats)}
+    return {f"{split}_loss": nats / math.log(2), f"{split}_perplexity": perplexity(nats)}
 
 
 def entropy(counts: np.ndarray) -> float:

@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 
 from nlp.config.lstm import LSTMTrainConfig
 from nlp.lstm import Hidden, LSTMLanguageModel, activation_penalty
+from nlp.perplexity import perplexity
 from nlp.text.corpus import load
 from nlp.text.streams import Streams
 from repro.cli import entry_point
@@ -134,11 +135,6 @@ class LanguageModelling(Task):
     def _keep(self, hidden: Hidden) -> None:
         for i, (h, c) in enumerate(hidden):
             self.state[f"h{i}"], self.state[f"c{i}"] = h.detach(), c.detach()
-
-
-def perplexity(loss: float) -> float:
-    """Return exp of a loss in nats, infinity where that is too large for a number."""
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 Without further words it trains a small one on Python's own documentation in a few minutes on two CPU cores.
 """
 
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from nlp.config.transformer_xl import TransformerXLConfig
+from nlp.perplexity import perplexity
 from nlp.text import corpus
 from nlp.text.streams import Streams
 from nlp.transformer_xl import Memory, Reach, TransformerXL, empty_memory
@@ -166,11 +166,6 @@ def load(model: nn.Module, weights: Weights, source: str) -> None:
     if difference is not None:
         raise UserError(f"model.checkpoint={source} does not fit: {difference}")
     model.load_state_dict(weights)
-
-
-def perplexity(loss: float) -> float:
-    """Return the exponential of a loss in nats, infinite where it is beyond floats."""
-    return math.exp(loss) if loss < math.log(sys.float_info.max) else math.inf
 
 
 @entry_point("transformer_xl", TransformerXLConfig)
