@@ -24,8 +24,6 @@ from nlp.bert import attention, build_masked_lm, in_transformers, longest
 from nlp.blocks import Blocks
 from nlp.config.bert import BertConfig
 from nlp.masking import IGNORED, MaskedBlocks, MaskedPairs, Masking, collate
-from nlp.perplexity import perplexity
-from nlp.text import corpus
 from repro.cli import entry_point
 from repro.data import Plan, Sized, shuffled
 from repro.errors import UserError
@@ -33,6 +31,8 @@ from repro.foreign import read_weights
 from repro.loop import train
 from repro.run import run_name
 from repro.task import Task
+from repro.text import corpus
+from repro.text.perplexity import perplexity
 
 EXPORT = "transformers"
 EXAMPLES, FILLS, CONTEXT = 6, 3, 12  # hidden words shown, fills of each, and tokens around it on either side

@@ -13,9 +13,6 @@ from torch import Tensor, nn
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from nlp.config.transformer_xl import TransformerXLConfig
-from nlp.perplexity import perplexity
-from nlp.text import corpus
-from nlp.text.streams import Streams
 from nlp.transformer_xl import Memory, Reach, TransformerXL, empty_memory
 from repro.checkpoint import first_difference
 from repro.cli import entry_point
@@ -27,6 +24,9 @@ from repro.foreign.content import Weights
 from repro.loop import train
 from repro.run import run_name
 from repro.task import Task
+from repro.text import corpus
+from repro.text.perplexity import perplexity
+from repro.text.streams import Streams
 
 PROMPTS, PROMPT, CONTINUED, LIKELIEST = (
     3,

@@ -4,7 +4,7 @@ A text of --size is made in a temporary folder: the lines of FILE over and over,
 and one word in fifty made of the halves of two others, so that new words keep coming as in real text. Then,
 in turn, over --rounds:
 
-    prepare            the whole command `nlp/prepare.py shards`, with its start, its files and its checksums
+    prepare            the whole command `prepare_text.py shards`, with its start, its files and its checksums
     bare, processes    as many processes, each of which reads lines and gives them to the library's
                        encode_batch_fast; what comes back is counted and dropped
     bare, threads      this process, with as many of the library's own threads
@@ -36,13 +36,13 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from nlp import prepare
-from nlp.config.text import TokenizerConfig
-from nlp.text import files, tokenizers
-from nlp.text.python_docs import python_docs
-from nlp.text.tokenizers import Tokenizer
 from repro.cli import exit_status, file_size
 from repro.errors import UserError
+from repro.text import files, tokenizers
+from repro.text.config import TokenizerConfig
+from repro.text.python_docs import python_docs
+from repro.text.tokenizers import Tokenizer
+from scripts import prepare_text as prepare
 from scripts.bench_optimizers import machine, publish, table
 
 BATCH = 1000  # lines that the bare loops give to the library at once
@@ -89,7 +89,7 @@ def run_prepare(text: Path, tokenizer: Path, workers: int) -> dict[str, Any]:
             seconds = time.perf_counter() - start
             watch.join()
         if process.returncode != 0:
-            raise UserError(f"nlp/prepare.py failed: {err.strip().splitlines()[-1]}")
+            raise UserError(f"scripts/prepare_text.py failed: {err.strip().splitlines()[-1]}")
         manifest = json.loads((Path(out) / "manifest.json").read_text())
     tokens = sum(split["tokens"] for split in manifest["splits"].values())
     return {"seconds": seconds, "tokens": tokens, "peak_MB": peak[0] / 1e6 if peak[0] else None}

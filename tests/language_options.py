@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nlp.config.text import TEXTS
+from repro.text.config import TEXTS
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 RECIPES = {"roberta": "bert", "bert": "bert", "transformer_xl": "transformer_xl", "lstm": "lstm"}

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
 
-from nlp.config.text import TextConfig, TokenizerConfig
 from repro.config import TrainConfig, one_of
 from repro.errors import UserError
+from repro.text.config import TextConfig, TokenizerConfig
 
 BLOCKS = ("complete", "complete_doc", "none")
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
 
-from nlp.config.text import TextConfig, TokenizerConfig
 from repro.config import TrainConfig
 from repro.errors import UserError
+from repro.text.config import TextConfig, TokenizerConfig
 
 
 @dataclass

@@ -5,9 +5,9 @@ from itertools import pairwise
 
 from hydra.core.config_store import ConfigStore
 
-from nlp.config.text import TextConfig, TokenizerConfig
 from repro.config import TrainConfig, one_of
 from repro.errors import UserError
+from repro.text.config import TextConfig, TokenizerConfig
 
 
 @dataclass

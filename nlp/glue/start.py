@@ -14,11 +14,11 @@ from nlp import bert
 from nlp.config.bert import EncoderConfig
 from nlp.config.glue import SCRATCH, ClassifierConfig, GlueConfig
 from nlp.glue.encode import Coder, HuggingFaceCoder, PairCoder
-from nlp.text import tokenizers
 from repro.checkpoint import first_difference
 from repro.errors import UserError
 from repro.foreign import read_weights
 from repro.run import read_config
+from repro.text import tokenizers
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")  # the run's own, whatever it starts from
 Forward = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # (model, tokens, seen, segments) -> logits

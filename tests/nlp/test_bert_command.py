@@ -17,13 +17,13 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, RobertaForMaskedLM
 
 from nlp.bert import attention
 from nlp.config.bert import BertConfig, EncoderConfig, SequencesConfig
-from nlp.config.text import TokenizerConfig
 from nlp.masking import IGNORED
 from nlp.pretrain_bert import EXPORT, Pretraining, main
 from repro import ledger
 from repro.foreign import read_weights
 from repro.run import flatten, is_free
 from repro.speed import count_flops
+from repro.text.config import TokenizerConfig
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = [

@@ -17,8 +17,8 @@ from tokenizers import models, pre_tokenizers
 from nlp.config.glue import GlueDataConfig
 from nlp.glue import data
 from nlp.glue.encode import Encoded, HuggingFaceCoder, PairCoder, batches, by_length, collate, longest_first
-from nlp.text.tokenizers import load
 from repro import ledger
+from repro.text.tokenizers import load
 
 WORDS = [f"w{n}" for n in range(30)]
 

@@ -13,11 +13,11 @@ from nlp.config.bert import BertConfig
 from nlp.config.glue import GlueConfig
 from nlp.config.lstm import LSTMTrainConfig
 from nlp.config.transformer_xl import TransformerXLConfig
-from nlp.text.streams import Streams
 from repro import ledger
 from repro.config import TrainConfig
 from repro.replay.models import build, count
 from repro.run import flatten
+from repro.text.streams import Streams
 
 SCHEMAS: dict[str, type[TrainConfig]] = {
     "bert": BertConfig,

@@ -18,12 +18,12 @@ from safetensors.torch import load_file, load_model
 
 import optim
 from nlp.config.lstm import LSTMTrainConfig
-from nlp.config.text import TextConfig, TokenizerConfig
 from nlp.lstm import Output
-from nlp.text import tokenizers
-from nlp.text.corpus import load
 from nlp.train_lstm import LONGEST, LanguageModelling, continuation, main
 from repro.cli import CONFIGS
+from repro.text import tokenizers
+from repro.text.config import TextConfig, TokenizerConfig
+from repro.text.corpus import load
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -10,10 +10,10 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlp.config.text import TokenizerConfig
-from nlp.text import tokenizers, vocabularies
-from nlp.text.tokenizers import Tokenizer
 from repro.errors import UserError
+from repro.text import tokenizers, vocabularies
+from repro.text.config import TokenizerConfig
+from repro.text.tokenizers import Tokenizer
 
 LINES = [
     "the cat sat on the mat .",

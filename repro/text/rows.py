@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nlp.config.text import TextConfig
-from nlp.text.files import CHUNK, clean
 from repro.errors import UserError
+from repro.text.config import TextConfig
+from repro.text.files import CHUNK, clean
 
 ROWS = 256  # read at once
 
@@ -117,7 +117,7 @@ def _cut(config: TextConfig, rows: Any, split: str, part: str, size: int) -> lis
 @functools.cache
 def _load(root: str, name: str | None, streaming: bool) -> Any:
     """Return all splits; a process that is forked later has them too."""
-    import datasets
+    import datasets  # type: ignore[import-untyped]
 
     folder = Path(root).expanduser()
     try:

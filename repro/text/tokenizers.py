@@ -26,10 +26,10 @@ import tokenizers as library
 from numpy.typing import NDArray
 from tokenizers import models
 
-from nlp.config.text import TokenizerConfig
-from nlp.text import vocabularies
-from nlp.text.vocabularies import EOS, FAIRSEQ_EXTRA, UNK, Text
 from repro.errors import UserError
+from repro.text import vocabularies
+from repro.text.config import TokenizerConfig
+from repro.text.vocabularies import EOS, FAIRSEQ_EXTRA, UNK, Text
 
 ROLES = {
     "pad": ("<pad>", "[PAD]"),

@@ -1,4 +1,4 @@
-"""Tokenises text into shards, with several processes; nlp/text/shards.py says what they are.
+"""Tokenises text into shards, with several processes; repro/text/shards.py says what they are.
 
 Every process makes parts, one appends them in the order of the text. The manifest is the truth: it is written
 anew, atomically, after every shard, and what the files have beyond it is cut off before the work goes on. So
@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
-from nlp.config.text import TextConfig, TokenizerConfig
-from nlp.text import sources, tokenizers
-from nlp.text.shards import FORMAT, LINES, MANIFEST, Manifest, file_sizes, read_manifest, total
-from nlp.text.sources import Piece
-from nlp.text.tokenizers import Tokenizer
 from repro.errors import UserError
+from repro.text import sources, tokenizers
+from repro.text.config import TextConfig, TokenizerConfig
+from repro.text.shards import FORMAT, LINES, MANIFEST, Manifest, file_sizes, read_manifest, total
+from repro.text.sources import Piece
+from repro.text.tokenizers import Tokenizer
 
 _tokenizer: Tokenizer  # of a process that makes shards
 

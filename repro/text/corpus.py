@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
-from nlp.config.text import TextConfig, TokenizerConfig
-from nlp.text import shards, sources, tokenizers
-from nlp.text.sources import Piece
-from nlp.text.tokenizers import Tokenizer
 from repro.errors import UserError
+from repro.text import shards, sources, tokenizers
+from repro.text.config import TextConfig, TokenizerConfig
+from repro.text.sources import Piece
+from repro.text.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Corpus:
 
 
 def load(text: TextConfig, tokenizer: TokenizerConfig) -> Corpus:
-    """Return the corpus of a configuration; a data.root that nlp/prepare.py made is mapped, not read.
+    """Return the corpus of a configuration; a data.root of shards is mapped, not read.
 
     Raises:
         UserError: text or tokenizer are not there, or not what the configuration says.
@@ -69,7 +69,7 @@ def load(text: TextConfig, tokenizer: TokenizerConfig) -> Corpus:
     tokenizer.check()
     root = Path(text.root).expanduser() if text.root is not None else None
     if text.name == "shards" or (root is not None and (root / shards.MANIFEST).exists()):
-        folder = sources.find_root(text, "a folder that `python nlp/prepare.py shards` made")
+        folder = sources.find_root(text, "a folder that `python scripts/prepare_text.py shards` made")
         made, manifest = shards.open_folder(folder, tokenizer)
         return Corpus(
             text.name, made, {split: partial(_map, folder, manifest, split) for split in manifest["splits"]}
@@ -77,7 +77,7 @@ def load(text: TextConfig, tokenizer: TokenizerConfig) -> Corpus:
     if text.name == "books_wikipedia":
         raise UserError(
             f"data.root={text.root}: is no folder of shards, and this text is too large to be tokenised at "
-            "every start; `python nlp/prepare.py shards FOLDER data=books_wikipedia ...` makes one"
+            "every start; `python scripts/prepare_text.py shards FOLDER data=books_wikipedia ...` makes one"
         )
     splits = sources.find(text)
     train = splits["train"]

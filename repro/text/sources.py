@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from nlp.config.text import TextConfig
-from nlp.text import files, rows
-from nlp.text.python_docs import python_docs
 from repro.errors import UserError
+from repro.text import files, rows
+from repro.text.config import TextConfig
+from repro.text.python_docs import python_docs
 
 WHOLE = 2**62  # a size that no text has: one piece a file
 SPLITS = {"train": "train", "valid": "valid|validation|val|dev|held_?out", "test": "test"}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from nlp.text.streams import Streams
 from repro.errors import UserError
+from repro.text.streams import Streams
 
 
 @pytest.mark.parametrize(

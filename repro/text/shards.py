@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
-from nlp.config.text import TokenizerConfig
-from nlp.text import tokenizers
-from nlp.text.tokenizers import Tokenizer
 from repro.errors import UserError
+from repro.text import tokenizers
+from repro.text.config import TokenizerConfig
+from repro.text.tokenizers import Tokenizer
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -41,12 +41,12 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = json.loads(path.read_text())
     except OSError as error:
         raise UserError(
-            f"{folder}: no {MANIFEST} in it; `python nlp/prepare.py shards FOLDER` makes a folder of shards"
+            f"{folder}: no {MANIFEST} in it; `scripts/prepare_text.py shards FOLDER` makes such a folder"
         ) from error
     except ValueError as error:
         raise UserError(f"{path}: not JSON; delete {folder} and write it again") from error
     if not isinstance(manifest, dict) or not {"format", "tokenizer", "dtype", "shards"} <= manifest.keys():
-        raise UserError(f"{path}: not a manifest of nlp/prepare.py")
+        raise UserError(f"{path}: not a manifest of scripts/prepare_text.py")
     return manifest
 
 

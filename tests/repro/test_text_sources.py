@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nlp import prepare
-from nlp.config.text import TEXTS, TextConfig, TokenizerConfig
-from nlp.text import corpus, python_docs, rows, sources
 from repro.cli import CONFIGS
 from repro.errors import UserError
+from repro.text import corpus, python_docs, rows, sources
+from repro.text.config import TEXTS, TextConfig, TokenizerConfig
+from scripts import prepare_text as prepare
 
 DATA = os.environ.get("ADAN_DATA")
 real = pytest.mark.skipif(DATA is None, reason="ADAN_DATA, the folder with wikitext-2/ and ptb/, is not set")
@@ -239,7 +239,10 @@ def test_a_data_set_on_disk(tmp_path: Path) -> None:
         (TextConfig("hf"), "data.root is not set: data=hf needs a name on the Hugging Face hub"),
         (TextConfig("hf", "empty"), "data.root=empty: datasets cannot load it: "),
         (TextConfig("shards"), "data.root is not set: data=shards needs a folder that"),
-        (TextConfig("shards", "empty"), "empty: no manifest.json in it; `python nlp/prepare.py shards"),
+        (
+            TextConfig("shards", "empty"),
+            "empty: no manifest.json in it; `python scripts/prepare_text.py shards",
+        ),
         (TextConfig("books_wikipedia", "blank"), "data.root=blank: is no folder of shards, and this text is"),
     ],
 )

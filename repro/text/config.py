@@ -58,7 +58,7 @@ class TokenizerConfig:
 
 @dataclass
 class PrepareConfig:
-    """What nlp/prepare.py reads and makes."""
+    """What scripts/prepare_text.py reads and makes."""
 
     data: TextConfig = field(default_factory=TextConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nlp import prepare
-from nlp.config.text import TextConfig, TokenizerConfig
-from nlp.text import corpus, shards, writing
 from repro.errors import UserError
+from repro.text import corpus, shards, writing
+from repro.text.config import TextConfig, TokenizerConfig
+from scripts import prepare_text as prepare
 
 Run = Callable[..., tuple[int, str, str]]
 SPLITS = ("train", "valid", "test")
@@ -234,7 +234,7 @@ def test_train_tokenizer(run: Run, text: Path) -> None:
         (["shards", "made", "data=nope"], "error: data=nope: no such option"),
         (["shards", "made", "data=ptb"], "error: data.root is not set: data=ptb needs the folder of"),
         (["shards", "made", "data.rot=x"], "error: data.rot: no such key; did you mean root?"),
-        (["check", "made"], "error: made: no manifest.json in it; `python nlp/prepare.py shards"),
+        (["check", "made"], "error: made: no manifest.json in it; `scripts/prepare_text.py shards"),
     ],
 )
 def test_wrong_words(run: Run, arguments: list[str], message: str) -> None:

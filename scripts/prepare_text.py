@@ -1,8 +1,8 @@
 """Tokenises text into shards that are mapped into memory, checks them, trains a tokenizer.
 
-    python nlp/prepare.py shards FOLDER data=... tokenizer=...    then train with data=shards data.root=FOLDER
-    python nlp/prepare.py check FOLDER                            is every shard what was written?
-    python nlp/prepare.py train-tokenizer FOLDER data=... tokenizer=...    then tokenizer.path=FOLDER
+    python scripts/prepare_text.py shards FOLDER data=... tokenizer=...       for data=shards data.root=FOLDER
+    python scripts/prepare_text.py check FOLDER                               is each what was written?
+    python scripts/prepare_text.py train-tokenizer FOLDER data=... tokenizer=...   for tokenizer.path=FOLDER
 
 data= and tokenizer= and their keys (data.root=PATH, tokenizer.path=PATH, tokenizer.vocab_size=N, ...) are
 those of the training commands. `shards` can be stopped: the same command continues. `check` exits with
@@ -23,11 +23,11 @@ from omegaconf import OmegaConf
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from nlp.config.text import PrepareConfig
-from nlp.text import shards, sources, tokenizers
-from nlp.text.writing import write
 from repro.cli import CONFIGS, exit_status, file_size, processes
 from repro.errors import UserError
+from repro.text import shards, sources, tokenizers
+from repro.text.config import PrepareConfig
+from repro.text.writing import write
 
 
 @exit_status

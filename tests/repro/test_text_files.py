@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nlp.text import files
 from repro.errors import UserError
+from repro.text import files
 
 FIXTURES = [HealthCheck.function_scoped_fixture]
 RELAXED = settings(deadline=None, max_examples=60, suppress_health_check=FIXTURES)
