@@ -241,7 +241,7 @@ def test_a_data_set_on_disk(tmp_path: Path) -> None:
         (TextConfig("shards"), "data.root is not set: data=shards needs a folder that"),
         (
             TextConfig("shards", "empty"),
-            "empty: no manifest.json in it; `python scripts/prepare_text.py shards",
+            "empty: no manifest.json in it; `scripts/prepare_text.py shards",
         ),
         (TextConfig("books_wikipedia", "blank"), "data.root=blank: is no folder of shards, and this text is"),
     ],
