@@ -179,16 +179,16 @@ def test_bytes_in_are_bytes_out(byte_level: list[tokenizers.Tokenizer], text: st
 
 
 @real
-@pytest.mark.parametrize("module", ["os.py", "argparse.py", "json/decoder.py"])
-def test_the_released_code_tokenizer(module: str) -> None:
-    text = (documents.library()[0] / module).read_bytes().decode()
+def test_the_released_code_tokenizer() -> None:
     path = Path(str(DATA)) / "tokenizers" / "adan-gpt2-code"
     ours = tokenizers.build(TokenizerConfig("gpt2", str(path), 50_000), list)
     theirs = library.ByteLevelBPETokenizer(str(path / "vocab.json"), str(path / "merges.txt"))
     assert (ours.vocab_size, ours.bos, ours.eos, ours.token(0)) == (50_000, 0, 0, "<|endoftext|>")
-    (ids,) = ours.encode([text])
-    assert ours.decode(ids) == text
-    assert ids == theirs.encode(text).ids
+    for module in ("os.py", "textwrap.py", "json/decoder.py"):
+        text = (documents.library()[0] / module).read_bytes().decode()
+        (ids,) = ours.encode([text])
+        assert ours.decode(ids) == text
+        assert ids == theirs.encode(text).ids
     snippet = "class A:\n\tdef f(self):\n\t\tpass  # naïve 🐍\r\n"
     expected = [731, 392, 26, 199, 198, 609, 292, 8, 310, 360, 1102, 198, 2342, 221, 395, 42424, 24826, 239]
     assert ours.encode([snippet]) == [[*expected, 236, 961]]
