@@ -131,11 +131,7 @@ def examine() -> None:
             gone.append("the program ended early" if isinstance(error, OSError) else "an unreadable answer")
             raise Ended from None
         if name:
-            kind = getattr(builtins, name, RuntimeError)
-            usual = (
-                isinstance(kind, type) and issubclass(kind, Exception) and kind.__init__ is Exception.__init__
-            )
-            raise (kind if usual else RuntimeError)(text if usual else f"{name}: {text}")
+            raise raised(name, text)
         return value
 
     def candidate(*positional: Any, **named: Any) -> Any:
@@ -160,6 +156,17 @@ def examine() -> None:
     verdict = {"passed": passed, "reason": gone[0] if gone else reason}
     with os.fdopen(4, "wb") as out:
         out.write(json.dumps(verdict).encode())
+
+
+def raised(name: str, text: str) -> Exception:
+    """Return Python's own exception of this name, as a test may expect it, or else a RuntimeError."""
+    kind = getattr(builtins, name, None)
+    try:
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            return kind(text)
+    except TypeError:  # it takes other arguments
+        pass
+    return RuntimeError(f"{name}: {text}")
 
 
 # ---- values on the way
