@@ -5,9 +5,9 @@
     python llm/humaneval.py --completions FILE.jsonl --data PATH --execute    those of another program
     python llm/humaneval.py --canonical --data PATH --execute                 the tasks' own solutions
 
-MODEL is a run of llm/pretrain.py, a folder that transformers wrote, or a name on the Hugging Face hub. PATH is
-HumanEval.jsonl.gz, its folder, or tasks in its format; without it there are five small ones of our own. It
-runs programs that a model wrote, in a sandbox, hence --execute. See docs/humaneval.md.
+MODEL is a run of llm/pretrain.py, a folder that transformers wrote, or a name on the Hugging Face hub. PATH
+is HumanEval.jsonl.gz, its folder, or tasks in its format; without it there are five small ones of our own.
+Programs that a model wrote are run, in a sandbox, hence --execute. See docs/humaneval.md.
 """
 
 import argparse
@@ -32,9 +32,9 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 from llm import models, problems
 from llm.generate import sample
 from llm.jail import Limits
-from llm.pass_at_k import estimate
 from llm.problems import Problem
 from llm.sandbox import Sandbox, Verdict
+from llm.scores import against, describe, summarise
 from repro import ledger
 from repro.cli import exit_status, file_size
 from repro.errors import UserError
@@ -202,10 +202,11 @@ def sampled(
         with tqdm(total=len(wanted), initial=len(done), desc="sampling", unit="samples") as bar:
             for start in range(len(done), len(wanted), size):
                 batch = wanted[start : start + size]
+                prompts = [task.prompt for task in batch]
                 texts = sample(
-                    model, tokenizer, [task.prompt for task in batch], max_new_tokens=sampling["max_new_tokens"],
-                    temperature=sampling["temperature"], top_p=sampling["top_p"], stop=STOP, seed=options.seed,
-                    first=start, batch_size=size,
+                    model, tokenizer, prompts, max_new_tokens=sampling["max_new_tokens"],
+                    temperature=sampling["temperature"], top_p=sampling["top_p"], stop=STOP,
+                    seed=options.seed, first=start, batch_size=size,
                 )  # fmt: skip
                 new = [{"task_id": t.task_id, "completion": x} for t, x in zip(batch, texts, strict=True)]
                 append(path, new)
@@ -268,50 +269,6 @@ def in_turn(pool: ThreadPoolExecutor, work: Any, items: Sequence[Any], ahead: in
     finally:
         for future in begun:
             future.cancel()
-
-
-def summarise(results: Sequence[dict[str, Any]], ks: Sequence[int], seed: int) -> dict[str, Any]:
-    """Return pass@k with intervals, and how the programs failed."""
-    by_task: dict[str, list[bool]] = {}
-    for record in results:
-        by_task.setdefault(record["task_id"], []).append(record["passed"])
-    counts = [(len(passed), sum(passed)) for passed in by_task.values()]
-    passed = sum(right for _, right in counts)
-    reasons = collections.Counter(r["reason"].partition(":")[0] for r in results if not r["passed"])
-    scores = {}
-    for k in ks:
-        value, low, high = estimate(counts, k, seed)
-        scores[f"pass@{k}"] = {"value": value, "low": low, "high": high}
-    solved = sum(right > 0 for _, right in counts)
-    return {
-        "tasks": len(counts), "solved": solved, "programs": len(results), "passed": passed,
-        "failed": dict(reasons.most_common()), "scores": scores,
-    }  # fmt: skip
-
-
-def against(row: ledger.Recipe | None, ks: Sequence[int]) -> dict[str, Any]:
-    """Return the published figures of a row at the paper's scale."""
-    if row is None or row.row.scale != "paper":
-        return {}
-    asked = {f"pass@{k}" for k in ks}
-    figures = {figure.metric: figure.goal for figure in row.row.published if figure.metric in asked}
-    return {"row": row.row.name, "published": figures}
-
-
-def describe(summary: dict[str, Any]) -> str:
-    """Return the result for people."""
-    lines = [
-        f"{summary['tasks']} of {summary['tasks_in_all']} tasks, {summary['programs']:,} programs: "
-        f"{summary['passed']:,} passed, {summary['solved']} tasks solved at least once"
-    ]
-    for name, score in summary["scores"].items():
-        line = f"{name:<9} {score['value']:.4f}, 95 % interval {score['low']:.4f} to {score['high']:.4f}"
-        if (published := summary.get("published", {}).get(name)) is not None:
-            inside = "inside" if score["low"] <= published <= score["high"] else "outside"
-            line += f"; published {published} ({summary['row']}), {inside} the interval"
-        lines.append(line)
-    lines += [f"failed    {count:,} {reason}" for reason, count in list(summary["failed"].items())[:8]]
-    return "\n".join(lines)
 
 
 # ---- files

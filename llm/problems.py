@@ -123,12 +123,12 @@ OWN = (
     _own(
         "without_repeats", "(items: list) -> list", "Return the items in their order, each once.",
         "    return list(dict.fromkeys(items))\n",
-        ["candidate([3, 1, 3, 2, 1]) == [3, 1, 2]", "candidate([]) == []", "candidate([(1, 2), (1, 2)]) == [(1, 2)]"],
+        ["candidate([3, 1, 3, 2, 1]) == [3, 1, 2]", "candidate([]) == []", "candidate(['a', 'a']) == ['a']"],
     ),
     _own(
         "is_leap_year", "(year: int) -> bool", "Tell whether a year of the Gregorian calendar has 366 days.",
         "    return year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)\n",
-        ["candidate(2024) is True", "candidate(1900) is False", "candidate(2000) is True", "candidate(2023) is False"],
+        ["candidate(2024) and candidate(2000)", "candidate(1900) is False", "candidate(2023) is False"],
     ),
     _own(
         "counts", "(text: str) -> dict", "Return how often each character is in the text.",

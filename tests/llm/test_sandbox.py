@@ -254,14 +254,9 @@ def test_exceptions_are_pythons_own() -> None:
 
 def test_where_the_system_permits_nothing(judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Namespaces are refused to a server in which `unshare` fails, as in many containers."""
-    start = "from llm import jail; jail.NEWNS = -1 << 40; "
-    monkeypatch.setattr(
-        "llm.sandbox.START",
-        humaneval_start().replace("from llm import judge;", f"{start}from llm import judge;"),
-    )
-    with pytest.raises(
-        UserError, match=r"not permitted here: sees Python's own files.*; no network.*--unprotected"
-    ):
+    fault = "from llm import jail, judge; jail.NEWNS = -1;"
+    monkeypatch.setattr(sandboxes, "START", sandboxes.START.replace("from llm import judge;", fault))
+    with pytest.raises(UserError, match=r"not permitted here: sees Python.*; no network.*--unprotected"):
         Sandbox()
     with Sandbox(Limits(seconds=5), unprotected=True) as box:
         assert len(box.protection["not in force"]) >= 3
@@ -270,7 +265,8 @@ def test_where_the_system_permits_nothing(judge: Any, monkeypatch: pytest.Monkey
         assert judge("    import socket\n    socket.socket()\n", box=box).reason.startswith("PermissionError")
         daemon = (
             "    import os\n    if os.fork() == 0:\n        os.setsid()\n        if os.fork() == 0:\n"
-            "            os.execv('/usr/bin/sleep', ['sleep', '87654.321'])\n        os._exit(0)\n    return 6\n"
+            "            os.execv('/usr/bin/sleep', ['sleep', '87654.321'])\n"
+            "        os._exit(0)\n    return 6\n"
         )
         assert judge(daemon, box=box).passed
         assert running("87654.321") == []
@@ -304,6 +300,65 @@ def wait_for(true: Callable[[], bool]) -> None:
             return
         time.sleep(0.02)
     raise AssertionError("it did not come to be so")
+
+
+ORDINARY = """
+import json, os, socket, sys, tempfile
+sys.path[:1] = [{root!r}]
+from llm import jail, judge
+sys.base_prefix = "/usr"  # this Python's own may be in a folder that only root can read
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+os.chmod({folder!r}, 0o755)
+place = {folder!r} + "/place"
+os.mkdir(place)
+os.chown(place, 12345, 12345)
+if (server := os.fork()) == 0:
+    ours.close()
+    os.setsid()
+    os.setgroups([])
+    os.setresgid(12345, 12345, 12345)
+    os.setresuid(12345, 12345, 12345)
+    jail.call("prctl", jail.SET_DUMPABLE, 1, 0, 0, 0)  # as a process that was started by that user
+    judge.serve(theirs.fileno(), place, dict(seconds=5))
+    os._exit(0)
+theirs.close()
+found = [json.loads(ours.recv(1 << 16))]
+for body in json.loads({bodies!r}):
+    job_out, job_in = os.pipe()
+    verdict_out, verdict_in = os.pipe()
+    socket.send_fds(ours, [b"j"], [job_out, verdict_in])
+    os.close(job_out), os.close(verdict_in)
+    job = dict(program=body, prompt="", test="def check(candidate): candidate(1)", entry_point="asked")
+    with os.fdopen(job_in, "w") as file:
+        json.dump(job, file)
+    with os.fdopen(verdict_out) as file:
+        found.append(json.load(file)["reason"])
+    ours.recv(1)
+ours.close()
+os.waitpid(server, 0)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests are an ordinary user's already")
+def test_an_ordinary_user_is_protected_by_user_namespaces(sandbox: Sandbox) -> None:
+    bodies = [
+        "def asked(x):\n    import os\n    raise ValueError((os.getuid(), os.getpid(), os.path.exists('/home')))",
+        "def asked(x):\n    open('/usr/new', 'w')",
+        "import os\ndef asked(x):\n    for count in range(40):\n        if os.fork() == 0:\n"
+        "            import time; time.sleep(9)\n    raise ValueError('no limit')",
+    ]
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are root's alone
+        root = str(Path(humaneval.__file__).parent.parent)
+        script = ORDINARY.format(root=root, folder=folder, bodies=json.dumps(bodies))
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    layers, first, second, third = json.loads(done.stdout)
+    if "files" not in layers:
+        pytest.skip("this system permits no user namespaces to ordinary users")
+    assert set(layers) == set(jail.LAYERS)
+    assert first == "ValueError: (12345, 1, False)"
+    assert second.startswith("OSError: [Errno 30] Read-only file system")
+    assert third.startswith("BlockingIOError")
 
 
 def test_limits_that_cannot_work() -> None:
