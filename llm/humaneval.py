@@ -44,6 +44,7 @@ STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # arXiv 2107.03374, secti
 SAMPLING = {"samples": 200, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 512}
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KS = (1, 10, 100)
+PROBLEMS = 164  # of HumanEval
 
 
 @exit_status
@@ -104,8 +105,10 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     row = None if options.row is None else ledger.load(options.row)
     sampling = of_row(row, options)
     tasks = problems.read(options.data)
-    if row is not None and (asked := row.config["evaluation"]["problems"]) != len(tasks):
-        raise UserError(f"--row {options.row}: it is about {asked} tasks, --data has {len(tasks)}")
+    if row is not None and len(tasks) != PROBLEMS:
+        raise UserError(
+            f"--row {options.row}: it is about HumanEval's {PROBLEMS} tasks, --data has {len(tasks)}"
+        )
     given = None
     if options.canonical:
         given = [(task, task.canonical_solution) for task in tasks]
@@ -151,10 +154,10 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def of_row(row: ledger.Recipe | None, options: argparse.Namespace) -> dict[str, Any]:
-    """Return how to sample: as the command line says, else as the row's evaluation, else as SAMPLING."""
-    own = {} if row is None else row.config.get("evaluation") or {}
-    if row is not None and own.get("name") != "humaneval":
+    """Return how to sample: as the command line says, else as the row does, else as SAMPLING."""
+    if row is not None and not any(figure.metric.startswith("pass@") for figure in row.row.published):
         raise UserError(f"--row {options.row}: it is not evaluated on HumanEval")
+    own = {} if row is None else row.config["sampling"]
     return {
         key: own.get(key, default) if getattr(options, key) is None else getattr(options, key)
         for key, default in SAMPLING.items()

@@ -74,7 +74,7 @@ def test_hostile_completions_do_no_harm_and_score_0(
         local.listen()
         os.chdir(tmp_path)
         text = HOSTILE.read_text()
-        for name, value in (("/VICTIMS", str(victims)), ("/VICTIM", str(victim)), ("PORT", str(port))):
+        for name, value in (("/VICTIMS", str(victims)), ("/VICTIM", str(victim)), ("50999", str(port))):
             assert name in text
             text = text.replace(name, value)
         (tmp_path / "hostile.jsonl").write_text(text)
@@ -343,7 +343,7 @@ print(json.dumps(found))
 @pytest.mark.skipif(os.geteuid() != 0, reason="the other tests are an ordinary user's already")
 def test_an_ordinary_user_is_protected_by_user_namespaces(sandbox: Sandbox) -> None:
     bodies = [
-        "def asked(x):\n    import os\n    raise ValueError((os.getuid(), os.getpid(), os.path.exists('/home')))",
+        "import os\ndef asked(x):\n    raise ValueError((os.getuid(), os.getpid(), os.path.exists('/home')))",
         "def asked(x):\n    open('/usr/new', 'w')",
         "import os\ndef asked(x):\n    for count in range(40):\n        if os.fork() == 0:\n"
         "            import time; time.sleep(9)\n    raise ValueError('no limit')",
