@@ -74,7 +74,7 @@ def test_humanevals_own_solutions_all_pass(command: Any) -> None:
 def test_sampling_judging_and_continuing(command: Any, model: str) -> None:
     arguments = [
         model, "--execute", "--samples", "2", "--max-new-tokens", "6", "--batch-size", "4",
-        "--temperature", "2",
+        "--temperature", "2", "--workers", "1",
     ]  # fmt: skip
     status, out, err = command(*arguments, "--out", "whole")
     assert status == 0, err
@@ -117,7 +117,7 @@ def test_completions_of_a_file(command: Any, tmp_path: Path) -> None:
     given = [(0, right), (0, wrong), (0, wrong), (1, wrong), (1, OWN[1].canonical_solution), (1, wrong)]
     lines = [{"task_id": OWN[task].task_id, "completion": text} for task, text in given]
     file = write(tmp_path / "some.jsonl", lines)
-    status, out, err = command("--completions", file, "--execute", "--k", "1", "2")
+    status, out, err = command("--completions", file, "--execute", "--k", "1", "2", "--workers", "1")
     assert status == 0, err
     told = summary("runs/humaneval/some")
     assert told["scores"]["pass@1"]["value"] == pytest.approx(1 / 3)
@@ -145,7 +145,7 @@ def test_a_row_says_how_to_sample_and_what_was_published(
     lines = [{"task_id": task["task_id"], "completion": "    pass\n"} for task in tasks[:10]]
     status, out, err = command(
         "--completions", write(tmp_path / "c.jsonl", lines), "--data", write(tmp_path / "t.jsonl", tasks),
-        "--row", "gpt2/adan_150k", "--execute",
+        "--row", "gpt2/adan_150k", "--execute", "--workers", "1",
     )  # fmt: skip
     assert status == 0, err
     assert (
