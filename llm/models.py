@@ -1,13 +1,16 @@
 """Causal language models of transformers, made from a configuration in transformers' own words.
 
-A `model` is a dictionary: `name` is a model type (gpt2, llama, mixtral, or any other causal language model that
-transformers knows), and the rest are keys of its configuration class. These have a meaning here:
+A `model` is a dictionary: `name` is a model type (gpt2, llama, mixtral, or any other causal language model
+that transformers knows), and the rest are keys of its configuration class. These have a meaning here:
 
     vocab_size              null: as many as the tokenizer has
     checkpoint              weights to start from instead of random ones; see `load`
-    experts_implementation  of a mixture of experts: null (the best for device and precision), eager, batched_mm or
-                            grouped_mm, as transformers has them
-    router_z_loss_coef      of a mixture of experts: weight of the loss of `llm.routing`; transformers has none
+
+and these are for mixtures of experts:
+
+    experts_implementation  eager, batched_mm or grouped_mm, as transformers has them; null: the last, in the
+                            precision of autocast
+    router_z_loss_coef      weight of the loss in llm/routing.py, of which transformers knows nothing
 """
 
 import dataclasses
@@ -34,10 +37,9 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_expe
 from repro.errors import UserError
 from repro.foreign import read_weights
 
-OURS = ("checkpoint", "experts_implementation", "router_z_loss_coef")
+OF_MIXTURES = ("experts_implementation", "router_z_loss_coef")
 EXPERTS = ("eager", "batched_mm", "grouped_mm")
 EXPORT = "transformers"  # folder of a finished run in which its model is, as transformers writes it
-NOT_MATRICES = (nn.Embedding,)  # modules whose weights [rows, width] are looked up, not multiplied with
 
 
 def build(
@@ -48,10 +50,10 @@ def build(
     Args:
         model: see this module's docstring.
         vocab_size: the tokenizer's, for a model without one of its own; a larger one pads the embedding.
-        gradient_checkpointing: keep only the input of each layer for the backward pass, and compute the rest again.
+        gradient_checkpointing: keep only what goes into each layer, and compute the rest again for gradients.
 
     Raises:
-        UserError: a key is unknown or its value cannot work, or the vocabulary is smaller than the tokenizer's.
+        UserError: a key is unknown or its value cannot work, or the tokenizer has more tokens than the model.
     """
     config = settings(model, vocab_size)
     if model.get("checkpoint") is None:
@@ -73,8 +75,12 @@ def settings(model: dict[str, Any], vocab_size: int | None = None) -> PreTrained
             f"model.name={name}: is no causal language model of transformers"
             + (f"; did you mean {near[0]}?" if near else ", such as gpt2, llama and mixtral")
         )
-    known = {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map) | set(OURS)
-    for key in model.keys() - known - {"name"}:
+    known = (
+        {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map) | {"name", "checkpoint"}
+    )
+    if is_mixture(kind):
+        known |= set(OF_MIXTURES)
+    for key in model.keys() - known:
         near = difflib.get_close_matches(key, known)
         raise UserError(
             f"model.{key}: {name} has no such key" + (f"; did you mean {near[0]}?" if near else "")
@@ -85,8 +91,11 @@ def settings(model: dict[str, Any], vocab_size: int | None = None) -> PreTrained
             f"must be null or one of {', '.join(EXPERTS)}"
         )
     # Special tokens are those of the tokenizer, where the configuration names them, not those of a class.
-    keys = {"bos_token_id": None, "eos_token_id": None}
-    keys |= {key: value for key, value in model.items() if key not in ("name", *OURS[:2])}
+    keys: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
+    ours = ("name", "checkpoint", "experts_implementation")
+    keys |= {key: value for key, value in model.items() if key not in ours}
+    if is_mixture(kind):
+        keys.setdefault("router_z_loss_coef", 0.0)
     if keys.get("vocab_size") is None and vocab_size is not None:
         keys["vocab_size"] = vocab_size
     try:
@@ -105,12 +114,17 @@ def settings(model: dict[str, Any], vocab_size: int | None = None) -> PreTrained
     return config
 
 
+def is_mixture(config: PreTrainedConfig | type[PreTrainedConfig]) -> bool:
+    """Tell whether a configuration is of a mixture of experts, with routers to be balanced."""
+    return hasattr(config, "router_aux_loss_coef")
+
+
 def load(checkpoint: str | Path, config: PreTrainedConfig | None = None) -> PreTrainedModel:
     """Return a model with weights that were trained, in float32 and in evaluation mode.
 
     Args:
-        checkpoint: a run folder of llm/pretrain.py or llm/finetune.py, finished or not (its best weights); a folder
-            that transformers wrote; or a model's name on the Hugging Face hub.
+        checkpoint: a run folder of llm/pretrain.py, finished or not (its best weights); a folder that
+            transformers wrote; or a model's name on the Hugging Face hub.
         config: what the model must be; None: what the checkpoint says.
 
     Raises:
@@ -167,8 +181,8 @@ def prepared(
 def grouped_mm_in_autocast(experts: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """Compute all experts by one grouped matrix product, in autocast's precision.
 
-    torch's autocast does not know the product, and would leave it in the weights' float32, for which GPUs have no
-    kernel of that kind.
+    torch's autocast does not know that product, and would leave it in the weights' float32, for which GPUs
+    have no such kernel.
 
     Args:
         experts: transformers' module with the weights of all experts.
@@ -196,8 +210,9 @@ def count(model: nn.Module) -> int:
 def flops(config: PreTrainedConfig, tokens: int, length: int) -> float:
     """Return the operations of a forward pass over `tokens` tokens in sequences of `length`.
 
-    They are those of the matrix products, two for each weight a token meets (of a mixture of experts the active ones
-    alone), and of attention, each token to all `length` of its sequence, as torch's FlopCounterMode counts.
+    They are those of the matrix products, two for each weight that a token meets (of a mixture of experts the
+    active ones alone), and of attention, each token to all `length` of its sequence, as FlopCounterMode of
+    torch counts it.
     """
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = 2 * length * config.num_hidden_layers * config.num_attention_heads * width
@@ -211,9 +226,8 @@ def _weights_per_token(config: str) -> float:
     config_class = CONFIG_MAPPING[keys["model_type"]]
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config_class.from_dict(keys))
-    active = keys.get("num_experts_per_tok", 0) / keys.get("num_local_experts", 1)
-    matrices = (
-        weight for module in model.modules() if not isinstance(module, NOT_MATRICES)
-        for weight in module.parameters(recurse=False)
-    )  # fmt: skip
-    return sum(weight.numel() * {2: 1.0, 3: active}.get(weight.ndim, 0.0) for weight in matrices)
+    share = model.config.num_experts_per_tok / model.config.num_experts if is_mixture(model.config) else 1.0
+    multiplied = (module for module in model.modules() if not isinstance(module, nn.Embedding))
+    weights = (weight for module in multiplied for weight in module.parameters(recurse=False))
+    # of three dimensions are those of all experts of a layer
+    return sum(weight.numel() * {2: 1.0, 3: share}.get(weight.ndim, 0.0) for weight in weights)
