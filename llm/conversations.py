@@ -6,8 +6,8 @@ Rows have the columns that trl's data sets have; texts, or lists of messages ({"
     messages                    a conversation; every message of the assistant is an answer
     [prompt,] chosen, rejected  a better and a worse answer, or without a prompt two whole conversations
 
-Messages are written as the tokenizer's chat template has them, or else as TEMPLATE. A text is written as it is,
-begins with the token that the tokenizer begins texts with, and its answer ends with the token that ends texts.
+Messages are written as the tokenizer's chat template has them, or else as TEMPLATE. A text is written as it
+is; it begins with the token that the tokenizer begins texts with, and its answer ends with the one for the end.
 """
 
 import json
@@ -165,11 +165,10 @@ def parts(row: Row, column: str, tokenizer: PreTrainedTokenizerBase) -> list[Par
         there = ", ".join(name for name, value in columns.items() if value is not None) or "nothing"
         raise UserError(f"{row.where}: has no {column}, only {there}; rename its columns to {wanted}")
     if isinstance(answer, list):
-        if not isinstance(prompt, list | None):
-            raise UserError(
-                f"{row.where}: {column} has messages, prompt has none; write both in the same way"
-            )
         asked = prompt or []
+        if isinstance(prompt, str):  # some data sets have the question as a text, too
+            alone = bool(answer) and _role(answer[0]) == ASSISTANT
+            asked = [{"role": "user", "content": prompt}] if alone else []
         first = len(asked) or max((i for i, m in enumerate(answer) if _role(m) == ASSISTANT), default=0)
         return _chat(row, column, [*asked, *answer], first, tokenizer)
     for name, value in (("prompt", "" if prompt is None else prompt), (column, answer)):
@@ -200,8 +199,8 @@ def _chat(row: Row, column: str, messages: Any, first: int, tokenizer: PreTraine
                 text = _render(row, until, asking, tokenizer)
                 if not text.startswith(written):
                     raise UserError(
-                        f"{row.where}: the chat template changes what it wrote before once there is an answer; "
-                        "give columns prompt and completion instead"
+                        f"{row.where}: the chat template changes what it wrote before when there is an "
+                        "answer; give columns prompt and completion instead"
                     )
                 made.append(Part(text[len(written) :], not asking))
                 written = text

@@ -2,9 +2,10 @@
 
     python llm/finetune.py model.checkpoint=RUN data.root=PATH [lora.rank=16 optimizer=... key=value ...]
 
-Without further words it trains a small model from scratch to write the bodies of functions of Python's library,
-in about a minute on two CPU cores. The run's folder gets the tokenizer, and at the end a folder `transformers`
-with the best weights, adapters merged, which llm/reward.py and llm/remax.py start from; adapters also `adapter`.
+Without further words it trains a small model from scratch to write the bodies of functions of Python's
+library, in about a minute on two CPU cores. The run's folder gets the tokenizer, and at the end a folder
+`transformers` with the best weights, adapters merged, which llm/reward.py and llm/remax.py start from;
+adapters are in the folder `adapter`, too.
 """
 
 import os
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -101,9 +101,8 @@ class Finetuning(Task):
         model = start.language_model(self.config, self.tokenizer)
         positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
         if self.config.data.sequence_length > positions:
-            raise UserError(
-                f"data.sequence_length={self.config.data.sequence_length}: the model has {positions} positions"
-            )
+            length = self.config.data.sequence_length
+            raise UserError(f"data.sequence_length={length}: the model has positions for {positions} tokens")
         return model
 
     def build_model(self) -> nn.Module:

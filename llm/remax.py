@@ -1,6 +1,6 @@
 """Reinforcement learning of a language model from rewards, by ReMax (arXiv 2310.10505):
 
-    python llm/remax.py model.checkpoint=RUN reward.name=model reward.checkpoint=RUN data.root=PATH [key=value ...]
+    python llm/remax.py model.checkpoint=RUN reward.name=model reward.checkpoint=RUN data.root=PATH [...]
 
 The first run is one of llm/finetune.py, the second of llm/reward.py. Without further words a small model from
 scratch is rewarded for words that are in the true bodies of functions of Python's library.
@@ -114,7 +114,7 @@ class ReMax(Finetuning):
         return float(len(batch[0]))
 
     def flops(self, batch: Any) -> float:
-        """Return the operations of the pass that has gradients, of at most so many; those of drawing are not in it."""
+        """Return the operations of the pass that has gradients; those of drawing are not in it."""
         rows, length = batch[0].shape
         length += self.options.completion_length
         return models.flops(self.shape, rows * length, length)

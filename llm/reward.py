@@ -2,8 +2,9 @@
 
     python llm/reward.py model.checkpoint=RUN data.root=PATH [lora.rank=16 optimizer=... key=value ...]
 
-It is transformers' AutoModelForSequenceClassification with one output, read at the last token of question and
-answer. Without further words a small one from scratch learns which body belongs to a function of Python's library.
+It is transformers' AutoModelForSequenceClassification with one output, read at the last token of question
+and answer. Without further words a small one from scratch learns which body belongs to a function of Python's
+library.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """What fine-tuning starts from: a tokenizer and a model that go together, with adapters or without."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,7 +143,9 @@ def adapted(model: PreTrainedModel, lora: LoraConfig, kind: str) -> nn.Module:
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     try:
-        return peft.get_peft_model(model, adapter)
+        with warnings.catch_warnings():  # peft asks by a name that transformers will give up
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            return peft.get_peft_model(model, adapter)
     except ValueError as error:
         raise UserError(f"lora.targets={lora.targets}: {' '.join(str(error).split())[:300]}") from error
 

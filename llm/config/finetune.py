@@ -58,12 +58,10 @@ class LoraConfig:
 class FinetuneConfig(TrainConfig):
     """Everything llm/finetune.py can be told."""
 
-    # In the words of transformers, see llm/models.py. `checkpoint` (a run of llm/pretrain.py or llm/finetune.py,
-    # a folder of transformers, a name on the hub) brings its own, with its tokenizer.
+    # In the words of transformers, see llm/models.py. `checkpoint` (a run of llm/pretrain.py or of
+    # llm/finetune.py, a folder of transformers, a name on the hub) brings its own, with its tokenizer.
     model: dict[str, Any] = field(default_factory=dict)
-    gradient_checkpointing: bool = (
-        False  # compute activations again in the backward pass: less memory, more time
-    )
+    gradient_checkpointing: bool = False  # compute activations again in the backward pass, to save memory
     lora: LoraConfig = field(default_factory=LoraConfig)
     data: ConversationsConfig = field(default_factory=ConversationsConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)  # where no checkpoint brings its own
@@ -74,6 +72,11 @@ class FinetuneConfig(TrainConfig):
         self.lora.check()
         self.data.check()
         self.tokenizer.check()
+        if self.row is not None and self.row.after is not None and self.model.get("checkpoint") is None:
+            raise UserError(
+                f"model.checkpoint is not set: {self.row.name} starts from a run of llm/finetune.py: name it, "
+                "or a folder of transformers"
+            )
 
 
 ConfigStore.instance().store(name="finetune_schema", node=FinetuneConfig)
