@@ -74,8 +74,7 @@ class FinetuneConfig(TrainConfig):
         self.tokenizer.check()
         if self.row is not None and self.row.after is not None and self.model.get("checkpoint") is None:
             raise UserError(
-                f"model.checkpoint is not set: {self.row.name} starts from a run of llm/finetune.py: name it, "
-                "or a folder of transformers"
+                f"model.checkpoint is not set: {self.row.name} starts from a run of llm/finetune.py; name it"
             )
 
 
