@@ -86,6 +86,7 @@ class TrainConfig:
     hessian_every: int = 10  # steps between estimates of the Hessian, for optimizer=sophia
     ema_decay: float | None = None
     compile: bool = False
+    fsdp: bool = False  # spread parameters, gradients and states over the processes; see repro.sharding
     workers: int = 0  # data loading processes per training process; 0 loads in the training process
     optimizer: dict[str, Any] = field(default_factory=dict)  # see optim.build_optimizer
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -134,6 +135,7 @@ class TrainConfig:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay}: must lie between 0 and 1, or null for no average")
         one_of("amp", self.amp, ("no", "bf16", "fp16"))
+        self._check_fsdp()
         one_of("schedule.name", self.schedule.name, ("cosine", "polynomial", "constant", "step"))
         self._check_milestones()
         one_of("schedule.per", self.schedule.per, ("epoch", "step"))
@@ -141,6 +143,20 @@ class TrainConfig:
         one_of("tracking.mode", self.tracking.mode, ("online", "offline"))
         if self.tracking.name is not None:
             one_of("tracking.name", self.tracking.name, ("wandb", "tensorboard"))
+
+    def _check_fsdp(self) -> None:
+        if not self.fsdp:
+            return
+        if self.amp == "fp16":
+            raise UserError("amp=fp16: fsdp=true has no loss scale; set amp=bf16")
+        if self.ema_decay is not None:
+            raise UserError(f"ema_decay={self.ema_decay}: fsdp=true keeps no average; set ema_decay=null")
+        if self.run.monitor is not None:
+            raise UserError(f"run.monitor={self.run.monitor}: sees whole tensors alone; set run.monitor=null")
+        if self.optimizer.get("name") == "sophia":
+            raise UserError(
+                "optimizer=sophia: its estimates of the Hessian need whole parameters; set fsdp=false"
+            )
 
     def _check_milestones(self) -> None:
         schedule, milestones = self.schedule, self.schedule.milestones
