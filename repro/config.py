@@ -151,8 +151,6 @@ class TrainConfig:
             raise UserError("amp=fp16: fsdp=true has no loss scale; set amp=bf16")
         if self.ema_decay is not None:
             raise UserError(f"ema_decay={self.ema_decay}: fsdp=true keeps no average; set ema_decay=null")
-        if self.run.monitor is not None:
-            raise UserError(f"run.monitor={self.run.monitor}: sees whole tensors alone; set run.monitor=null")
         if self.optimizer.get("name") == "sophia":
             raise UserError(
                 "optimizer=sophia: its estimates of the Hessian need whole parameters; set fsdp=false"
