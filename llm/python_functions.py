@@ -6,6 +6,8 @@ comments, both as `ast.unparse` writes them. The text is the same for one versio
 
 import ast
 import functools
+import random
+import re
 import sysconfig
 import textwrap
 from collections.abc import Iterator
@@ -15,14 +17,15 @@ from repro.errors import UserError
 from repro.text.python_docs import split_of
 
 LONGEST = 300  # characters of question and answer each: longer functions are left out
+LARGEST = 40_000  # bytes of a module: larger ones take as long to parse as all others together
 
 
 @functools.cache
 def pairs() -> dict[str, list[dict[str, str]]]:
     """Return the columns prompt and completion of the splits train and valid.
 
-    They are from the library's modules that are single files; a module is in one split as a whole, and no
-    answer is there twice.
+    They are from the library's modules that are single files, but for the largest; a module is in one split
+    as a whole, and no answer is there twice.
 
     Raises:
         UserError: this interpreter came without the source of its library.
@@ -31,6 +34,8 @@ def pairs() -> dict[str, list[dict[str, str]]]:
     library = Path(sysconfig.get_path("stdlib"))
     seen: set[str] = set()
     for path in sorted(library.glob("*.py")):
+        if path.stat().st_size > LARGEST:
+            continue
         split = "train" if split_of(path.name) == "train" else "valid"
         for prompt, completion in functions(path.read_text("utf-8")):
             if max(len(prompt), len(completion)) <= LONGEST and completion not in seen:
@@ -45,18 +50,29 @@ def pairs() -> dict[str, list[dict[str, str]]]:
 
 
 def preferences() -> dict[str, list[dict[str, str]]]:
-    """Return the columns prompt, chosen (the true body) and rejected (that of the next function but some).
+    """Return the columns prompt, chosen (the true body) and rejected (its words and signs in another order).
 
-    A model that tells them apart has learned which body belongs to a head, not what good code is.
+    A model that tells them apart has learned what code looks like, not what good code is.
     """
-    splits: dict[str, list[dict[str, str]]] = {}
+    splits = {}
     for split, rows in pairs().items():
-        others = rows[len(rows) // 2 :] + rows[: len(rows) // 2]  # of another module
+        made = [(row["prompt"], row["completion"], shuffled(row["completion"])) for row in rows]
         splits[split] = [
-            {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
-            for row, other in zip(rows, others, strict=True)
+            {"prompt": prompt, "chosen": body, "rejected": other}
+            for prompt, body, other in made
+            if other != body
         ]
     return splits
+
+
+def shuffled(text: str) -> str:
+    """Return a text with its words and signs in another order, but blanks where they were."""
+    pieces = re.findall(r"\w+|\s+|.", text)
+    places = [place for place, piece in enumerate(pieces) if not piece.isspace()]
+    order = random.Random(text).sample(places, len(places))
+    for place, piece in zip(places, [pieces[other] for other in order], strict=True):
+        pieces[place] = piece
+    return "".join(pieces)
 
 
 def functions(source: str) -> Iterator[tuple[str, str]]:

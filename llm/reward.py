@@ -3,8 +3,8 @@
     python llm/reward.py model.checkpoint=RUN data.root=PATH [lora.rank=16 optimizer=... key=value ...]
 
 It is transformers' AutoModelForSequenceClassification with one output, read at the last token of question
-and answer. Without further words a small one from scratch learns which body belongs to a function of Python's
-library.
+and answer. Without further words a small one from scratch learns to tell the bodies of functions of Python's
+library from the same words in disorder.
 """
 
 import sys

@@ -1,6 +1,5 @@
 """What a completion is worth by a rule, between 0 and 1."""
 
-import ast
 import re
 import warnings
 from collections import Counter
@@ -23,7 +22,7 @@ def parses(prompt: str, completion: str, reference: str) -> float:
             break
         try:
             with warnings.catch_warnings(action="ignore"):  # of odd escapes and comparisons
-                ast.parse("\n".join([prompt.rstrip("\n"), *lines[:number]]) + "\n")
+                compile("\n".join([prompt.rstrip("\n"), *lines[:number]]) + "\n", "<completion>", "exec")
         except (SyntaxError, ValueError, MemoryError, RecursionError):
             continue
         return number / len(lines)

@@ -72,6 +72,10 @@ class FinetuneConfig(TrainConfig):
         self.lora.check()
         self.data.check()
         self.tokenizer.check()
+        if self.fsdp and self.lora.rank is not None:
+            raise UserError(
+                "fsdp=true: takes no lora.rank, as adapters need little memory; leave one of them out"
+            )
         if self.row is not None and self.row.after is not None and self.model.get("checkpoint") is None:
             raise UserError(
                 f"model.checkpoint is not set: {self.row.name} starts from a run of llm/finetune.py; name it"

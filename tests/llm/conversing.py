@@ -61,4 +61,6 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
 
 def bpe_tokenizer(texts: list[str], size: int = 300) -> PreTrainedTokenizerBase:
     """Return one of byte pairs of texts."""
-    return start.tokenizer_of(FinetuneConfig(tokenizer=TokenizerConfig("bpe", vocab_size=size)), lambda: texts)
+    return start.tokenizer_of(
+        FinetuneConfig(tokenizer=TokenizerConfig("bpe", vocab_size=size)), lambda: texts
+    )
