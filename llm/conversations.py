@@ -7,7 +7,7 @@ Rows have the columns that trl's data sets have; texts, or lists of messages ({"
     [prompt,] chosen, rejected  a better and a worse answer, or without a prompt two whole conversations
 
 Messages are written as the tokenizer's chat template has them, or else as TEMPLATE. A text is written as it
-is; it begins with the token that the tokenizer begins texts with, and its answer ends with the one for the end.
+is; it begins with the token that the tokenizer begins texts with, its answer ends with that for the end.
 """
 
 import json
