@@ -74,6 +74,7 @@ class TrainConfig:
     epochs: int = 10
     steps: int | None = None  # optimizer steps in all, instead of epochs
     max_epochs: int | None = None  # with `steps`: end here, should it come first; the schedule does not know
+    stop_after: int | None = None  # end here after so many steps; the schedule does not know
     measure_every: int | None = None  # steps between measurements
     measure_epochs: int | None = 1  # and at the end of every so manieth epoch; null: of none but the last
     batch_size: int = 64  # samples per optimizer step, over all processes and micro-batches
@@ -114,7 +115,7 @@ class TrainConfig:
             _at_least(1, "run.checkpoint_every", self.run.checkpoint_every)
         if self.run.monitor is not None:
             _at_least(1, "run.monitor", self.run.monitor)
-        for key in ("steps", "max_epochs", "measure_every", "measure_epochs"):
+        for key in ("steps", "max_epochs", "stop_after", "measure_every", "measure_epochs"):
             if _lookup(self, key) is not None:
                 _at_least(1, key, _lookup(self, key))
         if self.schedule.warmup_steps is not None:
@@ -151,8 +152,6 @@ class TrainConfig:
             raise UserError("amp=fp16: fsdp=true has no loss scale; set amp=bf16")
         if self.ema_decay is not None:
             raise UserError(f"ema_decay={self.ema_decay}: fsdp=true keeps no average; set ema_decay=null")
-        if self.run.monitor is not None:
-            raise UserError(f"run.monitor={self.run.monitor}: sees whole tensors alone; set run.monitor=null")
         if self.optimizer.get("name") == "sophia":
             raise UserError(
                 "optimizer=sophia: its estimates of the Hessian need whole parameters; set fsdp=false"

@@ -62,6 +62,8 @@ def shard(module: nn.Module, units: set[str], device: torch.device, amp: str, co
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for part in [*reversed(found), module]:  # units inside of units first
         fully_shard(part, mesh=mesh, mp_policy=policy)
+    # transformers' generate asks for this: processes whose texts have ended wait for the others'
+    module._is_fsdp_managed_module = True  # type: ignore[assignment]
 
 
 def save(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -72,7 +72,7 @@ with pytest.MonkeyPatch.context() as patch:
         loop.train(StreamTask(), config, "shrunk")
 loop.train(StreamTask(), config, "broken")
 
-config = TrainConfig(**json.loads(sys.argv[3]), run=RunConfig(root=root, checkpoint_every=3))
+config = TrainConfig(**json.loads(sys.argv[3]), run=RunConfig(root=root, checkpoint_every=3, monitor=4))
 loop.train(BlocksTask(), config, "sharded")
 assert loop.train(BlocksTask(), config, "grown")["steps"] == 16  # begun by one process
 with pytest.MonkeyPatch.context() as patch:
