@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 import nlp.config  # noqa: F401 (registers the schemas)
 from repro.replay.models import build
 
-
 MODELS = [name for name in options("model", language=True) if recipe("model", name) != "llm"]
 
 
