@@ -28,7 +28,7 @@ from tokenizers import models
 
 from repro.errors import UserError
 from repro.text import vocabularies
-from repro.text.config import TokenizerConfig
+from repro.text.config import TextConfig, TokenizerConfig
 from repro.text.vocabularies import EOS, FAIRSEQ_EXTRA, UNK, Text
 
 ROLES = {
@@ -38,6 +38,7 @@ ROLES = {
     "eos": ("</s>", "[SEP]", EOS, "<|endoftext|>"),
     "mask": ("<mask>", "[MASK]"),
 }
+LOSSY = ("words", "wordpiece")  # cut at blanks, which are gone then
 DEFAULT_SIZE = 30_000  # of a vocabulary that is trained
 ABOUT = "tokenizer_config.json"  # beside tokenizer.json: our name, and what transformers wants to know
 
@@ -77,9 +78,14 @@ class Tokenizer:
             return [[*(known.get(word, unk) for word in line.split()), eos] for line in lines]
         return [encoding.ids for encoding in self.backend.encode_batch_fast(lines, add_special_tokens=False)]
 
-    def encode_flat(self, lines: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Return the ids of all lines one after the other, and the number of ids of each line."""
+    def encode_flat(
+        self, lines: Sequence[str], end: int | None = None
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Return the ids of all lines one after the other, each with `end` if given, and their numbers."""
         ids = self.encode(lines)
+        if end is not None:
+            for line in ids:
+                line.append(end)
         counts = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         flat = np.fromiter(itertools.chain.from_iterable(ids), dtype=self.dtype, count=int(counts.sum()))
         return flat, counts
@@ -179,6 +185,25 @@ def load(path: Path | str, vocab_size: int | None = None) -> Tokenizer:
     if vocab_size not in (None, tokenizer.vocab_size):
         raise UserError(f"tokenizer.vocab_size={vocab_size}: {path} has {tokenizer.vocab_size:,} entries")
     return tokenizer
+
+
+def end_of_document(text: TextConfig, tokenizer: Tokenizer) -> int | None:
+    """Return the id that a text asks for after every document; None for none.
+
+    Raises:
+        UserError: the tokenizer has none, or cannot keep documents as they are.
+    """
+    if text.unit == "documents" and tokenizer.name in LOSSY:
+        raise UserError(
+            f"tokenizer.name={tokenizer.name}: keeps no line ends; data.unit=documents needs bytes, bpe, "
+            "gpt2 or file"
+        )
+    if text.end_of_document and tokenizer.eos is None:
+        raise UserError(
+            f"data.end_of_document=true: the tokenizer has no token for it, such as {ROLES['eos'][-1]}; "
+            "take another tokenizer, or data.end_of_document=false"
+        )
+    return tokenizer.eos if text.end_of_document else None
 
 
 @contextlib.contextmanager
