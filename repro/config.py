@@ -74,6 +74,7 @@ class TrainConfig:
     epochs: int = 10
     steps: int | None = None  # optimizer steps in all, instead of epochs
     max_epochs: int | None = None  # with `steps`: end here, should it come first; the schedule does not know
+    stop_after: int | None = None  # end after so many steps, should it come first; the schedule does not know
     measure_every: int | None = None  # steps between measurements
     measure_epochs: int | None = 1  # and at the end of every so manieth epoch; null: of none but the last
     batch_size: int = 64  # samples per optimizer step, over all processes and micro-batches
@@ -85,6 +86,7 @@ class TrainConfig:
     select: SelectConfig = field(default_factory=SelectConfig)
     hessian_every: int = 10  # steps between estimates of the Hessian, for optimizer=sophia
     ema_decay: float | None = None
+    fsdp: bool = False  # shard parameters, gradients and states over all processes
     compile: bool = False
     workers: int = 0  # data loading processes per training process; 0 loads in the training process
     optimizer: dict[str, Any] = field(default_factory=dict)  # see optim.build_optimizer
@@ -113,7 +115,7 @@ class TrainConfig:
             _at_least(1, "run.checkpoint_every", self.run.checkpoint_every)
         if self.run.monitor is not None:
             _at_least(1, "run.monitor", self.run.monitor)
-        for key in ("steps", "max_epochs", "measure_every", "measure_epochs"):
+        for key in ("steps", "max_epochs", "stop_after", "measure_every", "measure_epochs"):
             if _lookup(self, key) is not None:
                 _at_least(1, key, _lookup(self, key))
         if self.schedule.warmup_steps is not None:

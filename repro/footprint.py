@@ -223,7 +223,7 @@ def states(model: nn.Module, config: dict[str, Any]) -> States:
 
 def predict(
     build: Callable[[], Step], shares: dict[str, float], gpu: bool, kept: float
-) -> tuple[Counter[str], Step]:
+) -> Counter[str]:
     """Return the bytes of a step at their peak, by kind.
 
     Args:
@@ -242,7 +242,7 @@ def predict(
             step.model.gradient_checkpointing_enable(again)  # type: ignore[operator]
         with pretence, counting(step, live):
             run(step, live)
-    return live.peak, step
+    return live.peak
 
 
 def materialise(model: nn.Module) -> nn.Module:

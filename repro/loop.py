@@ -103,6 +103,7 @@ class Trainer:
         self.total = self.sampler.steps * (config.epochs + config.schedule.cooldown_epochs)
         if config.steps is not None:
             self.total = min(config.steps, self.sampler.steps * (config.max_epochs or config.steps))
+        self.total = min(self.total, config.stop_after or self.total)
         self.epochs = -(-self.total // self.sampler.steps)
 
         self.module = task.build_model()  # the bare model; self.model is what accelerate wraps around it
