@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -156,7 +157,8 @@ def run(step: Step, live: Live) -> None:
     """Make a training step as the loop does, up to the optimizer's."""
     forward, dtype = step.model.forward, DTYPES.get(step.amp)
     if dtype is not None:  # as accelerate wraps a model
-        step.model.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype)(forward))  # type: ignore
+        cast = torch.autocast(step.batch[0].device.type, dtype)
+        step.model.forward = convert_outputs_to_fp32(cast(forward))  # type: ignore[method-assign]
     try:
         for _ in range(step.micro_batches):
             live.phase = "activations"
@@ -237,9 +239,9 @@ def predict(
         live = Live(step.classes, shares)
         live.now["states"] = live.peak["states"] = kept  # type: ignore[assignment]
         pretence = Pretence(gpu)
-        if getattr(step.model, "is_gradient_checkpointing", False):  # backward passes leave the mode
+        if getattr(step.model, "is_activation_checkpointing", False):  # backward passes leave the mode
             again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), pretence)}
-            step.model.gradient_checkpointing_enable(again)  # type: ignore[operator]
+            step.model.activation_checkpointing_enable(again)  # type: ignore[operator]
         with pretence, counting(step, live):
             run(step, live)
     return live.peak
@@ -256,3 +258,54 @@ def materialise(model: nn.Module) -> nn.Module:
                     made[x] = nn.Parameter(new, x.requires_grad) if isinstance(x, nn.Parameter) else new
                 slots[name] = None if x is None else made[x]  # type: ignore[assignment]
     return model
+
+
+@dataclass
+class Measured:
+    """Bytes of a process at the peak of its training steps, before which it had none of them.
+
+    Attributes:
+        kinds: of tensors, as `predict` counts them.
+        memory: of the process in the CPU's memory (resident set), or of torch's allocator on a GPU.
+    """
+
+    kinds: Counter[str]
+    memory: int
+
+
+def measure(build: Callable[[], Step], optimizer: dict[str, Any], steps: int = 2) -> Measured:
+    """Return the memory of some training steps, which are made for real, in a process that does nothing else.
+
+    Args:
+        build: makes the step, on the CPU; it is taken to a GPU where there is one.
+        optimizer: see `optim.build_optimizer`.
+        steps: how many; two at least, as states are made by the first.
+    """
+    on_gpu = torch.cuda.is_available()
+    begin = resident(reset_peak=True)
+    step = build()
+    if on_gpu:
+        step.model.cuda()
+        step.batch = [x.cuda() for x in step.batch]
+    made = build_optimizer(step.model, optimizer)
+    live = Live(step.classes)
+    with counting(step, live):
+        for _ in range(steps):
+            run(step, live)
+            made.step()
+            for state in made.state.values():
+                for x in state.values():
+                    if isinstance(x, Tensor):
+                        live.mark(x, "states")
+            made.zero_grad()
+    memory = torch.cuda.max_memory_allocated() if on_gpu else resident(peak=True) - begin
+    return Measured(live.peak, memory)
+
+
+def resident(peak: bool = False, reset_peak: bool = False) -> int:
+    """Return the bytes of this process in memory, or the most that they were since the peak was reset."""
+    if reset_peak:
+        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc
+    name = "VmHWM" if peak else "VmRSS"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
