@@ -174,7 +174,7 @@ def prepared(
     elif experts is not None:
         raise UserError(f"model.experts_implementation={experts}: {model.config.model_type} has no experts")
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model
 
 

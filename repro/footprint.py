@@ -180,7 +180,7 @@ def counting(step: Step, live: Live) -> Iterator[None]:
     for x in step.batch:
         live.mark(x, "activations")
     hooks = [
-        p.register_post_accumulate_grad_hook(lambda p: live.mark(p.grad, "gradients"))  # type: ignore[arg-type]
+        p.register_post_accumulate_grad_hook(lambda p: live.mark(p.grad, "gradients"))  # type: ignore
         for p in step.model.parameters()
         if p.requires_grad
     ]
@@ -194,7 +194,7 @@ def counting(step: Step, live: Live) -> Iterator[None]:
 
 @dataclass
 class States:
-    """Bytes of an optimizer's states: those that are sharded with their parameters, and those that are not."""
+    """Bytes of an optimizer's states: those that are sharded with their parameters, and the others."""
 
     sharded: int = 0
     whole: int = 0
@@ -202,7 +202,7 @@ class States:
 
 
 def states(model: nn.Module, config: dict[str, Any]) -> States:
-    """Return the bytes of the states of the optimizer that `config` asks for, after a step on the meta device.
+    """Bytes of an optimizer's states: those that are sharded with their parameters, and others."""
 
     Args:
         model: on the meta device; its gradients are used up.
@@ -223,9 +223,7 @@ def states(model: nn.Module, config: dict[str, Any]) -> States:
     return States(sum(by_name.values()) - whole, whole, by_name)
 
 
-def predict(
-    build: Callable[[], Step], shares: dict[str, float], gpu: bool, kept: float
-) -> Counter[str]:
+def predict(build: Callable[[], Step], shares: dict[str, float], gpu: bool, kept: float) -> Counter[str]:
     """Return the bytes of a step at their peak, by kind.
 
     Args:
@@ -247,15 +245,20 @@ def predict(
     return live.peak
 
 
-def materialise(model: nn.Module) -> nn.Module:
-    """Move a model of the meta device to the CPU: without values, and tied weights stay tied."""
+def materialise(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Move a model of the meta device to the CPU: without values, and tied weights stay tied.
+
+    With a dtype its parameters get it.
+    """
     made: dict[Tensor, Tensor] = {}
     for module in model.modules():
         for slots in (module._parameters, module._buffers):
             for name, x in slots.items():
                 if x is not None and x not in made:
                     new = torch.empty_like(x, device="cpu")
-                    made[x] = nn.Parameter(new, x.requires_grad) if isinstance(x, nn.Parameter) else new
+                    if isinstance(x, nn.Parameter):
+                        new = nn.Parameter(new.to(dtype or x.dtype), x.requires_grad)
+                    made[x] = new
                 slots[name] = None if x is None else made[x]  # type: ignore[assignment]
     return model
 

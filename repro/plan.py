@@ -1,11 +1,9 @@
 """What a row needs on some GPUs: memory, time and money, before anything is started; see docs/plan.md."""
 
 import importlib
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -168,15 +166,18 @@ def memory(task: Job, machine: Machine) -> Memory:
     states = footprint.states(meta, config["optimizer"])
     share = 1 / n if sharded else 1.0
     kept = states.sharded * share + states.whole
-    shares = {"parameters": share, "gradients": share}
+    # FSDP2 computes with parameters in bf16, and has its part of them and of their gradients in float32
+    sent = torch.bfloat16 if sharded and config["amp"] == "bf16" else None
+    each = share if sent is None else share * torch.float32.itemsize / sent.itemsize
+    shares = {"parameters": each, "gradients": each}
 
     def build() -> Step:
         step = task.build(size, False)
-        return replace(step, model=materialise(step.model))
+        return replace(step, model=materialise(step.model, sent))
 
     kinds = footprint.predict(build, shares, machine.gpu is not None, kept)
     if sharded:
-        kinds["gathered"] += _gathered(meta)
+        kinds["gathered"] += _gathered(meta, sent)
     elif n > 1:  # DDP's buckets have a copy of all gradients
         kinds["buckets"] += sum(p.nbytes for p in meta.parameters() if p.requires_grad)
     if config.get("ema_decay"):
@@ -184,14 +185,18 @@ def memory(task: Job, machine: Machine) -> Memory:
     return Memory(kinds, states)
 
 
-def _gathered(model: nn.Module) -> int:
-    """Return the bytes of what FSDP2 has unsharded: the outermost unit, and two others with their gradients."""
+def _gathered(model: nn.Module, dtype: torch.dtype | None) -> int:
+    """Return the bytes of what FSDP2 has unsharded beside a process's part.
+
+    That is: parameters of the outermost unit and of two others, of which one is on its way; gradients of the
+    outermost and of one other; and the largest of these in float32, while they are added up.
+    """
     names = set(getattr(model, "_no_split_modules", None) or [])
     units = [module for module in model.modules() if type(module).__name__ in names]
     inner = {p for unit in units for p in unit.parameters()}
-    outer = sum(p.nbytes for p in model.parameters() if p not in inner)
-    largest = max((sum(p.nbytes for p in unit.parameters()) for unit in units), default=0)
-    return 2 * outer + 4 * largest
+    outer = sum(p.numel() for p in model.parameters() if p not in inner)
+    unit = max((sum(p.numel() for p in unit.parameters()) for unit in units), default=0)
+    return (2 * outer + 3 * unit) * (dtype or torch.float32).itemsize + 4 * max(outer, unit)
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,26 @@
 """Say what a row of the ledger needs before it is started: memory, tokens per second, days and money.
 
-    python scripts/plan.py ROW... --gpus 8xH100 [--set key=value ...]       does it fit; what would make it fit
-    python scripts/plan.py ROW... --gpus 8xH100 --optimizers adamw,adan,... memory by optimizer
-    python scripts/plan.py [ROW...] --measure                               train for real here, and compare
+    python scripts/plan.py ROW... --gpus 8xH100 [--set key=value ...]   does it fit; what would make it fit
+    python scripts/plan.py ROW... --gpus 8xH100 --optimizers adamw,...  memory by optimizer
+    python scripts/plan.py [ROW...] --measure                           train for real here, and compare
 
 Memory is counted, on tensors without values; speed is computed with an assumed share of the GPU's peak. With
 --out DIR the tables are also written there, memory.md and plan.md, with a json each. See docs/plan.md.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
@@ -62,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(words)
     command = ["python", "scripts/plan.py", *words]
     if not options.rows and not options.measure:
-        raise UserError("name a row, as in `python scripts/plan.py ROW --gpus 8xH100`; reproduce.py lists them")
+        raise UserError(
+            "name a row, as in `python scripts/plan.py ROW --gpus 8xH100`; reproduce.py lists them"
+        )
     if options.measure:
         return compare(options, command)
     machine = Machine.read(options.gpus)
@@ -84,7 +88,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="as for the recipe")
     parser.add_argument("--optimizers", help="names in configs/optimizer, with -bfloat16 or -int8")
     parser.add_argument("--mfu", type=float, help="share of the peak, instead of what is assumed")
-    parser.add_argument("--price", type=float, help="dollars for an hour of a GPU, instead of what is assumed")
+    parser.add_argument(
+        "--price", type=float, help="dollars for an hour of a GPU, instead of what is assumed"
+    )
     parser.add_argument("--measure", action="store_true", help="train some steps here and compare")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the table there")
     return parser
@@ -132,7 +138,8 @@ def describe(name: str, options: argparse.Namespace, machine: Machine) -> list[s
 
 def parts(kinds: Counter[str]) -> str:
     """Return the bytes by kind, in GB."""
-    return ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in kinds.items() if size)
+    order = sorted(kinds, key=lambda kind: (*footprint.KINDS, kind).index(kind))
+    return ", ".join(f"{kind} {kinds[kind] / 1e9:.2f}" for kind in order if kinds[kind])
 
 
 def _samples(task: Job) -> str:
@@ -167,8 +174,8 @@ def by_optimizer(options: argparse.Namespace, machine: Machine, command: list[st
     print("\n".join(lines))
     if options.out is not None:
         note = (
-            f"On {machine}, per GPU; GB are 1e9 bytes. States are those of the whole model; under FSDP a GPU has "
-            "its part of them. Counted, not measured: see docs/plan.md."
+            f"On {machine}, per GPU; GB are 1e9 bytes. States are those of the whole model; under FSDP a GPU "
+            "has its part of them. Counted, not measured: see docs/plan.md."
         )
         write(options.out, "memory", "Memory by optimizer", [note, "", *lines], found, command)
 
@@ -212,8 +219,8 @@ def compare(options: argparse.Namespace, command: list[str]) -> int:
     print("\n".join(lines))
     if options.out is not None:
         note = (
-            "Predicted before and measured in a fresh process each: bytes of live tensors, and the growth of the "
-            "process. Below, predicted : tensors at the peak, by kind, case by case. See docs/plan.md."
+            "Predicted before and measured in a fresh process each: bytes of live tensors, and the growth "
+            "of the process. Below, predicted : tensors at the peak, by kind, case by case. See docs/plan.md."
         )
         write(options.out, "plan", "Predicted and measured memory", [note, "", *lines], found, command)
     return int(off > 0)
@@ -255,21 +262,21 @@ def _exact_allocation() -> Iterator[None]:
 
 
 def _cuda() -> bool:
-    import torch
-
     return torch.cuda.is_available()
 
 
 def write(folder: Path, name: str, title: str, lines: list[str], found: Any, command: list[str]) -> None:
     """Write a page and the numbers in it."""
-    import json
-
-    about = environment()
-    head = [f"# {title}", "", f"`{' '.join(command)}`", ""]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{name}.md", "\n".join([*head, *lines, ""]))
-    result = {"command": command, "environment": about, "results": found}
-    write_atomically(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    here = environment()
+    made = f"`{' '.join(command)}` at commit {here['commit']}, {here['time']}, {here['system']}"
+    head = [f"# {title}", "", made, ""]
+    result = {"command": command, "environment": here, "results": found}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / f"{name}.md", "\n".join([*head, *lines, ""]))
+        write_atomically(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"--out={folder}: cannot be written to ({error.strerror})") from error
 
 
 if __name__ == "__main__":
