@@ -130,8 +130,8 @@ class Pretence(TorchFunctionMode):
     ) -> Any:
         """Run the operation, or what stands in for it."""
         kwargs = kwargs or {}
-        if func is nn.functional.grouped_mm:
-            return torch.ops.transformers.grouped_mm_fallback(*args, **kwargs)
+        if func is torch._grouped_mm:
+            return torch.ops.transformers.grouped_mm_fallback(*args[:2], kwargs["offs"])
         if not self.gpu:
             return func(*args, **kwargs)
         if func is nn.functional.dropout:
@@ -202,7 +202,7 @@ class States:
 
 
 def states(model: nn.Module, config: dict[str, Any]) -> States:
-    """Bytes of an optimizer's states: those that are sharded with their parameters, and others."""
+    """Return the bytes of the states of the optimizer that `config` asks for, after a step.
 
     Args:
         model: on the meta device; its gradients are used up.
@@ -223,19 +223,17 @@ def states(model: nn.Module, config: dict[str, Any]) -> States:
     return States(sum(by_name.values()) - whole, whole, by_name)
 
 
-def predict(build: Callable[[], Step], shares: dict[str, float], gpu: bool, kept: float) -> Counter[str]:
-    """Return the bytes of a step at their peak, by kind.
+def predict(build: Callable[[], Step], shares: dict[str, float], gpu: bool) -> Counter[str]:
+    """Return the bytes of a step at their peak, by kind; states are not among them.
 
     Args:
         build: makes the step; called where tensors are fake.
         shares: see `Live`.
         gpu: as it would be on a GPU; else on a CPU.
-        kept: bytes of states, there from the beginning.
     """
     with FakeTensorMode():
         step = build()
         live = Live(step.classes, shares)
-        live.now["states"] = live.peak["states"] = kept  # type: ignore[assignment]
         pretence = Pretence(gpu)
         if getattr(step.model, "is_activation_checkpointing", False):  # backward passes leave the mode
             again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), pretence)}

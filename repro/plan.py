@@ -151,21 +151,38 @@ def micro_batch(config: Config, processes: int) -> int:
     return int(size // parts)
 
 
-def memory(task: Job, machine: Machine) -> Memory:
+def memory(task: Job, machine: Machine, others: Counter[str] | None = None) -> Memory:
     """Return the bytes of a process at the peak of a step.
+
+    Args:
+        task: what is to run.
+        machine: where.
+        others: what `all_but_states` gives, if it is known: it is the same for every optimizer.
 
     Raises:
         UserError: the batch does not divide, or the optimizer cannot be built.
     """
     config, n = task.config, machine.count
-    size = micro_batch(config, n)
-    meta = task.build(1, False).model
     sharded = bool(config.get("fsdp")) and n > 1
     if sharded and config["optimizer"].get("state_dtype") == "int8":
         raise UserError("optimizer.state_dtype=int8: does not work with fsdp=true; bfloat16 does")
-    states = footprint.states(meta, config["optimizer"])
+    kinds = all_but_states(task, machine) if others is None else others.copy()
+    states = footprint.states(task.build(1, False).model, config["optimizer"])
+    kinds["states"] = states.sharded * (1 / n if sharded else 1) + states.whole  # type: ignore[assignment]
+    return Memory(kinds, states)
+
+
+def all_but_states(task: Job, machine: Machine) -> Counter[str]:
+    """Return the bytes of a process at the peak of a step, by kind, but for the optimizer's states.
+
+    Raises:
+        UserError: the batch does not divide.
+    """
+    config, n = task.config, machine.count
+    size = micro_batch(config, n)
+    meta = task.build(1, False).model
+    sharded = bool(config.get("fsdp")) and n > 1
     share = 1 / n if sharded else 1.0
-    kept = states.sharded * share + states.whole
     # FSDP2 computes with parameters in bf16, and has its part of them and of their gradients in float32
     sent = torch.bfloat16 if sharded and config["amp"] == "bf16" else None
     each = share if sent is None else share * torch.float32.itemsize / sent.itemsize
@@ -175,14 +192,14 @@ def memory(task: Job, machine: Machine) -> Memory:
         step = task.build(size, False)
         return replace(step, model=materialise(step.model, sent))
 
-    kinds = footprint.predict(build, shares, machine.gpu is not None, kept)
+    kinds = footprint.predict(build, shares, machine.gpu is not None)
     if sharded:
         kinds["gathered"] += _gathered(meta, sent)
     elif n > 1:  # DDP's buckets have a copy of all gradients
         kinds["buckets"] += sum(p.nbytes for p in meta.parameters() if p.requires_grad)
     if config.get("ema_decay"):
         kinds["average"] += sum(p.nbytes for p in meta.parameters())
-    return Memory(kinds, states)
+    return kinds
 
 
 def _gathered(model: nn.Module, dtype: torch.dtype | None) -> int:

@@ -157,13 +157,17 @@ def by_optimizer(options: argparse.Namespace, machine: Machine, command: list[st
     lines.append("|---|---|---|---|---|---|")
     found = []
     pairs = [(row, name) for row in options.rows for name in names]
+    others: dict[str, Counter[str]] = {}
     for row, name in tqdm(pairs, unit="plan", leave=False, disable=None):
         task = plan.job(ledger.load(row, options.set))
+        if row not in others:
+            others[row] = plan.all_but_states(task, machine)
         meta = task.build(1, False).model
         states = footprint.states(meta, configs[name])
         yardstick = footprint.states(meta, plan.optimizer("adamw"))
         size, of = (x.sharded + x.whole for x in (states, yardstick))
-        need, why = _need(replace(task, config={**task.config, "optimizer": configs[name]}), machine)
+        task = replace(task, config={**task.config, "optimizer": configs[name]})
+        need, why = _need(task, machine, others[row])
         total, fits = "-", why
         if need is not None:
             total = f"{need.total / 1e9:.1f}"
@@ -180,9 +184,9 @@ def by_optimizer(options: argparse.Namespace, machine: Machine, command: list[st
         write(options.out, "memory", "Memory by optimizer", [note, "", *lines], found, command)
 
 
-def _need(task: Job, machine: Machine) -> tuple[Memory | None, str]:
+def _need(task: Job, machine: Machine, others: Counter[str]) -> tuple[Memory | None, str]:
     try:
-        return plan.memory(task, machine), ""
+        return plan.memory(task, machine, others), ""
     except UserError as error:
         return None, str(error)
 

@@ -64,7 +64,7 @@ def test_the_prediction_is_what_a_step_keeps(row: str, overrides: list[str], opt
     # states are laid out with a little room on the CPU; see optim.layout
     assert predicted["states"] == pytest.approx(measured["states"], rel=0.01)
     assert predicted.total() == pytest.approx(measured.total(), rel=0.02)
-    assert predicted["logits"] >= size * 32 * 512 * 4
+    assert predicted["logits"] == measured["logits"]
 
 
 def kinds(row: str, *overrides: str, optimizer: str = "adamw", machine: Machine = CPU) -> Counter[str]:
@@ -84,7 +84,7 @@ def test_processes_share_under_fsdp_and_copy_gradients_without() -> None:
     numbers = sum(p.numel() for p in task.build(1, False).model.parameters())
     machine = Machine("H100", 4)
     ddp = kinds(LLAMA, "batch_size=8", "accumulate=1", machine=machine)
-    assert ddp["buckets"] == ddp["parameters"] == 4 * numbers
+    assert ddp["buckets"] == ddp["gradients"] == 4 * numbers
     for amp in ("no", "bf16"):
         fsdp = kinds(
             LLAMA,
@@ -95,7 +95,7 @@ def test_processes_share_under_fsdp_and_copy_gradients_without() -> None:
             machine=machine,
             optimizer="adan",
         )
-        assert fsdp["parameters"] == pytest.approx(numbers)  # 4 bytes each, a quarter of them
+        assert fsdp["parameters"] == pytest.approx(numbers, rel=0.01)  # 4 bytes each, a quarter of them
         assert fsdp["states"] == pytest.approx(4 * numbers, rel=0.01)
         assert 0 < fsdp["gathered"] < 5 * 4 * numbers
         assert fsdp["buckets"] == 0
@@ -109,7 +109,7 @@ def peak(loss: Callable[[nn.Module, list[Tensor]], Tensor], gpu: bool, amp: str 
     def build() -> Step:
         return Step(nn.Linear(1024, 1024, bias=False), loss, [torch.zeros(1024, 1024)], amp=amp)
 
-    return footprint.predict(build, {}, gpu, 0)
+    return footprint.predict(build, {}, gpu)
 
 
 def test_dropout_keeps_a_byte_on_a_gpu_and_four_on_a_cpu() -> None:
@@ -131,7 +131,7 @@ def test_autocast_of_a_gpu_computes_powers_in_float32() -> None:
             Cubed(1024, 1024), lambda model, batch: model(batch[0]), [torch.zeros(1024, 1024)], amp="bf16"
         )
 
-    gpu, cpu = (footprint.predict(build, {}, gpu, 0)["activations"] for gpu in (True, False))
+    gpu, cpu = (footprint.predict(build, {}, gpu)["activations"] for gpu in (True, False))
     assert gpu - cpu >= 2 * (1 << 20)
 
 
