@@ -27,12 +27,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import (
     CONFIG_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
 from repro.errors import UserError
 from repro.foreign import read_weights
@@ -66,18 +66,14 @@ def build(
 def settings(model: dict[str, Any], vocab_size: int | None = None) -> PreTrainedConfig:
     """Return the configuration of transformers for a model; see `build`."""
     name = model.get("name")
-    kind = CONFIG_MAPPING[name] if isinstance(name, str) and name in CONFIG_MAPPING else None
-    if kind is None or kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        near = difflib.get_close_matches(
-            str(name), [config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING]
-        )
+    if name not in CAUSAL:
+        near = difflib.get_close_matches(str(name), CAUSAL)
         raise UserError(
             f"model.name={name}: is no causal language model of transformers"
             + (f"; did you mean {near[0]}?" if near else ", such as gpt2, llama and mixtral")
         )
-    known = (
-        {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map) | {"name", "checkpoint"}
-    )
+    kind = CONFIG_MAPPING[name]
+    known = {"name", "checkpoint", *(field.name for field in dataclasses.fields(kind)), *kind.attribute_map}
     if is_mixture(kind):
         known |= set(OF_MIXTURES)
     for key in model.keys() - known:

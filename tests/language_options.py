@@ -6,6 +6,7 @@ from repro.text.config import TEXTS
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 RECIPES = {"roberta": "bert", "bert": "bert", "transformer_xl": "transformer_xl", "lstm": "lstm"}
+RECIPES |= dict.fromkeys(("gpt2", "llama", "llama2", "llama3", "moe"), "llm")
 
 
 def recipe(group: str, name: str) -> str | None:

@@ -1,4 +1,7 @@
-"""Every option of the groups model and data that is not vision's makes a configuration and a model."""
+"""Every option of the groups model and data that is not vision's makes a configuration and a model.
+
+Language models are in tests/llm/test_models.py.
+"""
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -9,7 +12,10 @@ import nlp.config  # noqa: F401 (registers the schemas)
 from repro.replay.models import build
 
 
-@pytest.mark.parametrize("name", options("model", language=True))
+MODELS = [name for name in options("model", language=True) if recipe("model", name) != "llm"]
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_model_configs(name: str) -> None:
     primary = recipe("model", name)
     assert primary is not None
