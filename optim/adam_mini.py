@@ -39,7 +39,7 @@ class AdamMini(Optimizer):
         eps: added to the denominator, after the bias correction.
         weight_decay: decoupled weight decay.
         partition: the blocks, by `optim.partition(model)`; `optim.build_optimizer(model, "adam_mini")` makes
-            it, and also takes that function's arguments as a mapping, such as {"rules": {"v_proj": "tensor"}}.
+            it, also from that function's arguments as a mapping, such as {"rules": {"v_proj": "tensor"}}.
             None goes by shape: a block for each row, and one for a tensor with less than two dimensions.
 
     Raises:
@@ -84,7 +84,7 @@ class AdamMini(Optimizer):
     @classmethod
     def of_model(cls, model: nn.Module, groups: list[Group], **options: Any) -> Optimizer:
         given = options.get("partition")
-        if given is None or isinstance(given, Mapping) and not isinstance(given, Partition):
+        if given is None or (isinstance(given, Mapping) and not isinstance(given, Partition)):
             options["partition"] = partition(model, **(given or {}))
         return cls(groups, **options)
 
