@@ -63,7 +63,7 @@ class Step:
     classes: int | None = None
 
 
-class Live(TorchDispatchMode):
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of the tensors that exist, by kind, and what they were when most did.
 
     Args:
@@ -72,12 +72,12 @@ class Live(TorchDispatchMode):
     """
 
     def __init__(self, classes: int | None = None, shares: dict[str, float] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.classes, self.shares = classes, shares or {}
         self.phase = "workspace"  # kind of what is made: activations in a forward pass
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
-        self.held: dict[int, tuple[str, float]] = {}  # kind and bytes of a storage
+        self.held: dict[int, tuple[str, int]] = {}  # kind and bytes of a storage
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -98,7 +98,7 @@ class Live(TorchDispatchMode):
             weakref.finalize(storage, self._free, key).atexit = False
         else:
             self._subtract(key)
-        size = storage.nbytes() * self.shares.get(kind, 1)
+        size = int(storage.nbytes() * self.shares.get(kind, 1))
         self.held[key] = kind, size
         self.now[kind] += size
         if self.now.total() > self.peak.total():
@@ -158,7 +158,7 @@ def run(step: Step, live: Live) -> None:
     forward, dtype = step.model.forward, DTYPES.get(step.amp)
     if dtype is not None:  # as accelerate wraps a model
         cast = torch.autocast(step.batch[0].device.type, dtype)
-        step.model.forward = convert_outputs_to_fp32(cast(forward))  # type: ignore[method-assign]
+        step.model.forward = convert_outputs_to_fp32(cast(forward))
     try:
         for _ in range(step.micro_batches):
             live.phase = "activations"
@@ -167,7 +167,7 @@ def run(step: Step, live: Live) -> None:
             loss.backward()  # type: ignore[no-untyped-call]
             del loss
     finally:
-        step.model.forward = forward  # type: ignore[method-assign]
+        step.model.forward = forward
     if step.clip:
         torch.nn.utils.clip_grad_norm_(step.model.parameters(), 1.0)
 

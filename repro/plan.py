@@ -168,7 +168,7 @@ def memory(task: Job, machine: Machine, others: Counter[str] | None = None) -> M
         raise UserError("optimizer.state_dtype=int8: does not work with fsdp=true; bfloat16 does")
     kinds = all_but_states(task, machine) if others is None else others.copy()
     states = footprint.states(task.build(1, False).model, config["optimizer"])
-    kinds["states"] = states.sharded * (1 / n if sharded else 1) + states.whole  # type: ignore[assignment]
+    kinds["states"] = states.sharded // (n if sharded else 1) + states.whole
     return Memory(kinds, states)
 
 
