@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 
 from repro.errors import UserError
 from repro.text.corpus import Corpus
-from repro.text.tokenizers import Tokenizer
 
 
 class Sequences(Dataset[Tensor]):
@@ -65,12 +64,3 @@ def sequences(text: Corpus, split: str, length: int, tokens: int | None = None) 
             f"data.tokens={tokens}: the {split} text has {len(ids):,} tokens; leave it out to take all"
         )
     return Sequences(ids, length, f"{split} text")
-
-
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Raise UserError if a model of so many embeddings has none for some of the tokenizer's ids."""
-    if vocab_size < tokenizer.vocab_size:
-        raise UserError(
-            f"model.vocab_size={vocab_size}: tokenizer={tokenizer.name} has {tokenizer.vocab_size:,} "
-            "entries; leave it out to have as many"
-        )

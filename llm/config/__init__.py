@@ -1,3 +1,3 @@
 """The schema of each entry point's configuration; importing this package registers them with Hydra."""
 
-from llm.config import pretrain  # noqa: F401
+from llm.config import finetune, pretrain, remax, reward  # noqa: F401

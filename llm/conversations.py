@@ -1,0 +1,322 @@
+"""Questions with answers: from rows of a data set to tokens, of which some are the answer's.
+
+Rows have the columns that trl's data sets have; texts, or lists of messages ({"role": ..., "content": ...}):
+
+    prompt, completion          a question and its answer
+    messages                    a conversation; every message of the assistant is an answer
+    [prompt,] chosen, rejected  a better and a worse answer, or without a prompt two whole conversations
+
+Messages are written as the tokenizer's chat template has them, or else as TEMPLATE. A text is written as it
+is; it begins with the token that the tokenizer begins texts with, its answer ends with that for the end.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from llm.config.finetune import ConversationsConfig
+from repro.errors import UserError
+from repro.text.rows import held_out
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] + ':\n' + message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
+)
+ASSISTANT = "assistant"
+FILES = {".json": "json", ".parquet": "parquet"}  # what `datasets` calls them
+
+
+class Row(NamedTuple):
+    """A row of a data set, and where it is."""
+
+    where: str
+    columns: dict[str, Any]
+
+
+class Part(NamedTuple):
+    """A piece of a conversation's text."""
+
+    text: str
+    answer: bool
+
+
+@dataclass
+class Example:
+    """A conversation as tokens, of which `answer` says which are an answer's."""
+
+    ids: NDArray[np.int32]
+    answer: NDArray[np.bool_]
+
+    def last(self) -> tuple[list[int], list[int]]:
+        """Return the tokens before the last answer, and the last answer's."""
+        found = np.flatnonzero(self.answer)
+        end = int(found[-1]) + 1 if len(found) else len(self.ids)
+        questions = np.flatnonzero(~self.answer[:end])
+        begin = int(questions[-1]) + 1 if len(questions) else 0
+        return self.ids[:begin].tolist(), self.ids[begin:end].tolist()
+
+
+# ---- rows
+
+
+def read(config: ConversationsConfig, default: Callable[[], dict[str, Any]]) -> dict[str, list[Row]]:
+    """Return the rows of the splits train and valid; without a data.root those of `default`.
+
+    Raises:
+        UserError: there is nothing that can be read, or nothing in it.
+    """
+    if config.root is None:
+        found = {split: _numbered(split, rows) for split, rows in default().items()}
+    else:
+        found = _splits(config)
+    limits = {"train": config.train_rows, "valid": config.valid_rows}
+    found = {split: rows[: limits[split]] for split, rows in found.items()}
+    for split, rows in found.items():
+        if not rows:
+            raise UserError(f"data.root={config.root}: no rows for the {split} split; raise data.valid_share")
+    return found
+
+
+def _splits(config: ConversationsConfig) -> dict[str, list[Row]]:
+    path = Path(str(config.root)).expanduser()
+    lines = (
+        {path.stem: path} if path.suffix == ".jsonl" else {p.stem: p for p in sorted(path.glob("*.jsonl"))}
+    )
+    if path.suffix == ".jsonl" and not path.is_file():
+        raise UserError(f"data.root={config.root}: no such file")
+    if path.is_file() and lines:
+        made = {config.train_split: [*_lines(path)]}
+    elif lines:
+        made = {name: [*_lines(file)] for name, file in lines.items()}
+    else:
+        made = {name: _numbered(name, rows) for name, rows in _load(config, path).items()}
+    if config.train_split not in made:
+        raise UserError(f"data.train_split={config.train_split}: {config.root} has {', '.join(made)}")
+    train = made[config.train_split]
+    if config.valid_split in made:
+        return {"train": train, "valid": made[config.valid_split]}
+    kept = [held_out(json.dumps(row.columns, default=str), config.valid_share) for row in train]
+    return {
+        "train": [row for row, out in zip(train, kept, strict=True) if not out],
+        "valid": [row for row, out in zip(train, kept, strict=True) if out],
+    }
+
+
+def _numbered(name: str, rows: Sequence[dict[str, Any]]) -> list[Row]:
+    return [Row(f"{name}, row {number}", row) for number, row in enumerate(rows)]
+
+
+def _lines(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{path}:{number}: is no JSON ({error}); a line is one object") from error
+                if not isinstance(row, dict):
+                    raise UserError(f"{path}:{number}: is a {type(row).__name__}; a line is one object")
+                yield Row(f"{path}:{number}", row)
+
+
+def _load(config: ConversationsConfig, path: Path) -> Any:
+    """Return the splits of a file, a folder or a name on the hub, as `datasets` reads them."""
+    import datasets  # type: ignore[import-untyped]
+
+    try:
+        if path.is_file():
+            return datasets.load_dataset(
+                FILES.get(path.suffix, path.suffix), data_files={config.train_split: str(path)}
+            )
+        if (path / "dataset_dict.json").exists():  # of DatasetDict.save_to_disk
+            return datasets.load_from_disk(path)
+        return datasets.load_dataset(str(path) if path.exists() else config.root, config.dataset_config)
+    except Exception as error:  # datasets raises whatever its builders, the hub and the network do
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise UserError(f"data.root={config.root}: datasets cannot load it: {reason}") from error
+
+
+# ---- text
+
+
+def parts(row: Row, column: str, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
+    """Return the text of a row whose answer is in a column: completion (or messages), chosen, rejected.
+
+    Raises:
+        UserError: the row lacks a column, or has something else in it.
+    """
+    columns = row.columns
+    if column == "completion" and columns.get("messages") is not None:
+        return _chat(row, "messages", columns["messages"], 0, tokenizer)
+    prompt, answer = columns.get("prompt"), columns.get(column)
+    if answer is None:
+        wanted = "prompt and completion, or messages" if column == "completion" else "chosen and rejected"
+        there = ", ".join(name for name, value in columns.items() if value is not None) or "nothing"
+        raise UserError(f"{row.where}: has no {column}, only {there}; rename its columns to {wanted}")
+    if isinstance(answer, list):
+        asked = prompt or []
+        if isinstance(prompt, str):  # some data sets have the question as a text, too
+            alone = bool(answer) and _role(answer[0]) == ASSISTANT
+            asked = [{"role": "user", "content": prompt}] if alone else []
+        first = len(asked) or max((i for i, m in enumerate(answer) if _role(m) == ASSISTANT), default=0)
+        return _chat(row, column, [*asked, *answer], first, tokenizer)
+    for name, value in (("prompt", "" if prompt is None else prompt), (column, answer)):
+        if not isinstance(value, str):
+            raise UserError(
+                f"{row.where}: {name} is {type(value).__name__}; it must be text, or a list of messages"
+            )
+    return [Part(prompt or "", False), Part(answer, True)]
+
+
+def _role(message: Any) -> Any:
+    return message.get("role") if isinstance(message, dict) else None
+
+
+def _chat(row: Row, column: str, messages: Any, first: int, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
+    """Write messages, of which the assistant's from number `first` on are answers."""
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"{row.where}: {column} is no list of messages; it needs at least one")
+    for message in messages:
+        if not isinstance(_role(message), str) or not isinstance(message.get("content"), str):
+            raise UserError(
+                f"{row.where}: {column} has a message without the texts role and content: {message}"
+            )
+    made, written = [], ""
+    for i, message in enumerate(messages):
+        if message["role"] == ASSISTANT and i >= first:
+            for until, asking in ((messages[:i], True), (messages[: i + 1], False)):
+                text = _render(row, until, asking, tokenizer)
+                if not text.startswith(written):
+                    raise UserError(
+                        f"{row.where}: the chat template changes what it wrote before when there is an "
+                        "answer; give columns prompt and completion instead"
+                    )
+                made.append(Part(text[len(written) :], not asking))
+                written = text
+    if not made:
+        raise UserError(f"{row.where}: {column} has no message of the role {ASSISTANT}, hence no answer")
+    return made
+
+
+def _render(row: Row, messages: list[Any], asking: bool, tokenizer: PreTrainedTokenizerBase) -> str:
+    if not messages:
+        return ""
+    try:
+        text = tokenizer.apply_chat_template(
+            messages,
+            chat_template=tokenizer.chat_template or TEMPLATE,
+            tokenize=False,
+            add_generation_prompt=asking,
+        )
+    except jinja2.TemplateError as error:
+        raise UserError(f"{row.where}: the tokenizer's chat template refuses it: {error}") from error
+    assert isinstance(text, str)
+    return text
+
+
+# ---- tokens
+
+
+def encode(
+    row: Row, column: str, tokenizer: PreTrainedTokenizerBase, length: int, needs_answer: bool = True
+) -> Example:
+    """Return a row's tokens, the first `length` of them; see `parts`.
+
+    The tokens of a question are those that it has without its answer, as when the model is asked.
+    Without `needs_answer` a row may be a prompt alone.
+    """
+    columns = row.columns
+    chat = isinstance(columns.get("messages") or columns.get(column) or columns.get("prompt"), list)
+    if not needs_answer and columns.get("messages") is None and columns.get(column) is None:
+        prompt = columns.get("prompt")
+        if prompt is None:
+            raise UserError(f"{row.where}: has no prompt, only {', '.join(columns)}; rename its columns")
+        found = [Part(_render(row, prompt, True, tokenizer) if chat else prompt, False)]
+    else:
+        found = parts(row, column, tokenizer)
+    ids: list[int] = [] if chat else list(tokenizer("").input_ids)
+    begin, text, answer = len(ids), "", [False] * len(ids)
+    for part in found:
+        text += part.text
+        whole = ids[:begin] + _ids(tokenizer, text, chat)
+        ids = whole if whole[: len(ids)] == ids else ids + _ids(tokenizer, part.text, chat)
+        answer += [part.answer] * (len(ids) - len(answer))
+    if not chat and answer[-1:] == [True]:
+        ids.append(end_of_text(tokenizer))
+        answer.append(True)
+    if not begin and not found[0].text:  # the first token needs one that it follows
+        ids, answer = [end_of_text(tokenizer), *ids], [False, *answer]
+    return Example(np.array(ids[:length], np.int32), np.array(answer[:length], np.bool_))
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:
+    """Return the tokens of a text in which names of special tokens are tokens only if `special`."""
+    return list(
+        tokenizer(text, add_special_tokens=False, split_special_tokens=not special, verbose=False).input_ids
+    )
+
+
+def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that ends texts."""
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "the tokenizer has no token that ends a text (eos_token), which answers must end with"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+class Examples:
+    """Rows as tokens. Those whose answer is cut off are left out, and their number is kept.
+
+    Args:
+        columns: those of the answers; an item of the set has an example for each.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        columns: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        what: str,
+    ) -> None:
+        bar = tqdm(rows, desc=f"tokens of {what}", unit="row", leave=False, disable=len(rows) < 5000)
+        made = [[encode(row, column, tokenizer, length) for column in columns] for row in bar]
+        self.items = [item for item in made if all(example.answer.any() for example in item)]
+        self.left_out = len(made) - len(self.items)
+        if not self.items:
+            raise UserError(
+                f"data.sequence_length={length}: leaves nothing of any answer of the {what} rows; raise it"
+            )
+        self.lengths = np.array([max(len(example.ids) for example in item) for item in self.items])
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> list[Example]:
+        return self.items[index]
+
+
+def collate(examples: Sequence[Example], pad: int) -> list[Tensor]:
+    """Return tokens [batch, longest], int64, padded on the right, and which are an answer's, bool.
+
+    Causal attention hides what is on the right, so that no mask is needed.
+    """
+    longest = max(len(example.ids) for example in examples)
+    ids = np.full((len(examples), longest), pad, np.int64)
+    answer = np.zeros((len(examples), longest), np.bool_)
+    for row, example in enumerate(examples):
+        ids[row, : len(example.ids)] = example.ids
+        answer[row, : len(example.ids)] = example.answer
+    return [torch.from_numpy(ids), torch.from_numpy(answer)]

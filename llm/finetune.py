@@ -1,0 +1,198 @@
+"""Fine-tune a language model on questions with answers, all its weights or low-rank adapters beside them:
+
+    python llm/finetune.py model.checkpoint=RUN data.root=PATH [lora.rank=16 optimizer=... key=value ...]
+
+Without further words it trains a small model from scratch to write the bodies of functions of Python's
+library, in about a minute on two CPU cores. The run's folder gets the tokenizer, and at the end a folder
+`transformers` with the best weights, adapters merged, which llm/reward.py and llm/remax.py start from;
+adapters are in the folder `adapter`, too.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+from llm import models, python_functions, start
+from llm.config.finetune import FinetuneConfig
+from llm.conversations import Example, Examples, Row, collate, read
+from llm.generate import complete, end_of_text, pad_left
+from repro.cli import entry_point
+from repro.config import TrainConfig
+from repro.data import Plan, Sized, shuffled
+from repro.errors import UserError
+from repro.loop import train
+from repro.run import run_name
+from repro.task import Task
+from repro.text.perplexity import perplexity
+
+SHOWN, LONGEST = 4, 64  # examples in the summary, and tokens of their completions at most
+
+
+class Finetuning(Task):
+    """Answers to questions, measured by the loss on the tokens of the answers alone."""
+
+    name = "finetune"
+    samples = "tokens"
+    metric = "valid_loss"
+    higher_is_better = False
+    columns: tuple[str, ...] = ("completion",)  # of the answers
+    kind = "CAUSAL_LM"
+
+    def __init__(self, config: FinetuneConfig) -> None:
+        self.config = config
+        rows = read(config.data, self.default)
+        self.tokenizer = start.tokenizer_of(config, lambda: texts(rows["train"], self.columns))
+        self.pad = start.padding(self.tokenizer)
+        self.sets = {split: self.encoded(found, split) for split, found in rows.items()}
+        self.per_sample = round(len(self.columns) * float(np.mean(self.sets["train"].lengths)))
+        source = config.model.get("checkpoint") or f"{config.model.get('name')} from scratch"
+        self.model_name = f"{source}, LoRA {config.lora.rank}" if config.lora.rank else str(source)
+
+    def default(self) -> dict[str, Any]:
+        """Return the rows that there are without a data.root."""
+        return python_functions.pairs()
+
+    def encoded(self, rows: Sequence[Row], split: str) -> Examples:
+        """Return a split as tokens."""
+        return Examples(rows, self.columns, self.tokenizer, self.config.data.sequence_length, split)
+
+    def train_data(self) -> Sized:
+        """Return the training examples."""
+        return self.sets["train"]
+
+    def valid_data(self) -> Sized:
+        """Return the validation examples."""
+        return self.sets["valid"]
+
+    def plan(self, data: Sized, config: TrainConfig) -> Plan:
+        """Go through the examples in a new order every epoch, with a last step of what is left."""
+        return shuffled(len(data), config.batch_size, config.seed, config.repeats, drop_last=False)
+
+    def collate(self, samples: list[list[Example]]) -> list[Tensor]:
+        """Return tokens and which of them are answers, [columns x batch, longest]: column after column."""
+        return collate([item[i] for i in range(len(self.columns)) for item in samples], self.pad)
+
+    def weight(self, batch: Any) -> float:
+        """Return the number of answers' tokens that are predicted."""
+        return float(batch[1][:, 1:].sum())
+
+    def flops(self, batch: Any) -> float:
+        """Return the operations of a forward pass over a batch."""
+        rows, length = batch[0].shape
+        return models.flops(self.shape, rows * length, length)
+
+    def begin(self, folder: Path) -> None:
+        """Keep the tokenizer with the run, and say what there is to learn from."""
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        for split, found in self.sets.items():
+            out = f"; of {found.left_out:,} no answer fits" if found.left_out else ""
+            print(f"{split}: {len(found):,} rows, {np.mean(found.lengths):.0f} tokens in the mean{out}")
+
+    def initial(self) -> Any:
+        """Return the model that training begins with."""
+        model = start.language_model(self.config, self.tokenizer)
+        positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+        if self.config.data.sequence_length > positions:
+            length = self.config.data.sequence_length
+            raise UserError(f"data.sequence_length={length}: the model has positions for {positions} tokens")
+        return model
+
+    def build_model(self) -> nn.Module:
+        """Return the model with its initial weights, and adapters where there are to be some."""
+        model = self.initial()
+        self.shape = model.config
+        return start.adapted(model, self.config.lora, self.kind)
+
+    def logits(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the scores of the tokens of answers [tokens, vocabulary]."""
+        ids, answer = batch
+        scores: Tensor = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        return scores[answer[:, 1:]].float()
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the mean cross entropy over the tokens of answers, in nats."""
+        ids, answer = batch
+        return F.cross_entropy(self.logits(model, batch), ids[:, 1:][answer[:, 1:]])
+
+    def training_figures(self, loss: float) -> dict[str, float]:
+        """Return the loss in nats and the perplexity."""
+        return {"train_loss": loss, "train_perplexity": perplexity(loss)}
+
+    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int | Tensor]:
+        """Return the sum of the cross entropy over the tokens of answers."""
+        ids, answer = batch
+        targets = ids[:, 1:][answer[:, 1:]]
+        return {"valid_loss": F.cross_entropy(self.logits(model, batch), targets, reduction="sum")}, len(
+            targets
+        )
+
+    def figures(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
+        """Return the loss in nats and the perplexity, per token of an answer."""
+        loss = float(sums["valid_loss"]) / count
+        return {"valid_loss": loss, "valid_perplexity": perplexity(loss)}
+
+    def examples(self, model: nn.Module) -> list[str]:
+        """Return questions, the model's likeliest answers, and those of the data."""
+        rows = self.sets["valid"].items
+        few = [rows[i][0].last() for i in np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int)]
+        made = self.answers(start.bare(model), [prompt for prompt, _ in few], LONGEST, temperature=0.0)
+        return [
+            f"{self.text(prompt)!r} -> {self.text(ids)!r} (data: {self.text(truth)!r})"
+            for (prompt, truth), ids in zip(few, made, strict=True)
+        ]
+
+    def answers(self, model: Any, prompts: list[list[int]], longest: int, **options: Any) -> list[list[int]]:
+        """Return the tokens, the end of text among them, that the model writes after each of some prompts."""
+        ids, mask = (tensor.to(model.device) for tensor in pad_left(prompts, self.pad))
+        room = (getattr(model.config, "max_position_embeddings", None) or sys.maxsize) - ids.shape[1]
+        if room < 1:
+            return [[] for _ in prompts]
+        eos = end_of_text(model, self.tokenizer)
+        made, kept = complete(model, ids, mask, max_new_tokens=min(longest, room), eos=eos, **options)
+        return [row[:keep] for row, keep in zip(made.tolist(), kept.sum(1).tolist(), strict=True)]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens, without special ones."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def export(self, run: Path) -> None:
+        """Put the best weights into a run's folder as transformers has them, with the tokenizer."""
+        start.export(self.build_model(), self.tokenizer, run)
+
+
+def texts(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """Return all text in rows, for a tokenizer that is made of it."""
+    values = [row.columns.get(name) for row in rows for name in ("prompt", *columns, "messages")]
+    found = []
+    for value in values:
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, list):
+            found += [str(message.get("content")) for message in value if isinstance(message, dict)]
+    return found
+
+
+def run(task: Finetuning, config: FinetuneConfig, overrides: list[str]) -> None:
+    """Train, and write the best weights for transformers."""
+    summary = train(task, config, config.run.name or run_name(overrides))
+    if int(os.environ.get("RANK", 0)) == 0:  # of several processes, one
+        task.export(Path(summary["run"]))
+
+
+@entry_point("finetune", FinetuneConfig)
+def main(config: FinetuneConfig, overrides: list[str]) -> None:
+    """Train as the command line says."""
+    config.check()
+    run(Finetuning(config), config, overrides)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

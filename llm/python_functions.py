@@ -1,0 +1,88 @@
+"""Functions of Python's own library: questions with answers that come with every interpreter.
+
+The question is a function's head with the first paragraph of its docstring, the answer is its body without
+comments, both as `ast.unparse` writes them. The text is the same for one version of Python.
+"""
+
+import ast
+import functools
+import random
+import re
+import sysconfig
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from repro.errors import UserError
+from repro.text.python_docs import split_of
+
+LONGEST = 300  # characters of question and answer each: longer functions are left out
+LARGEST = 40_000  # bytes of a module: larger ones take as long to parse as all others together
+
+
+@functools.cache
+def pairs() -> dict[str, list[dict[str, str]]]:
+    """Return the columns prompt and completion of the splits train and valid.
+
+    They are from the library's modules that are single files, but for the largest; a module is in one split
+    as a whole, and no answer is there twice.
+
+    Raises:
+        UserError: this interpreter came without the source of its library.
+    """
+    splits: dict[str, list[dict[str, str]]] = {"train": [], "valid": []}
+    library = Path(sysconfig.get_path("stdlib"))
+    seen: set[str] = set()
+    for path in sorted(library.glob("*.py")):
+        if path.stat().st_size > LARGEST:
+            continue
+        split = "train" if split_of(path.name) == "train" else "valid"
+        for prompt, completion in functions(path.read_text("utf-8")):
+            if max(len(prompt), len(completion)) <= LONGEST and completion not in seen:
+                seen.add(completion)
+                splits[split].append({"prompt": prompt, "completion": completion})
+    if not all(splits.values()):
+        raise UserError(
+            f"{library}: this Python has no source of its library, of which the default data are made; "
+            "name other data by data.root=PATH"
+        )
+    return splits
+
+
+def preferences() -> dict[str, list[dict[str, str]]]:
+    """Return the columns prompt, chosen (the true body) and rejected (its words and signs in another order).
+
+    A model that tells them apart has learned what code looks like, not what good code is.
+    """
+    splits = {}
+    for split, rows in pairs().items():
+        made = [(row["prompt"], row["completion"], shuffled(row["completion"])) for row in rows]
+        splits[split] = [
+            {"prompt": prompt, "chosen": body, "rejected": other}
+            for prompt, body, other in made
+            if other != body
+        ]
+    return splits
+
+
+def shuffled(text: str) -> str:
+    """Return a text with its words and signs in another order, but blanks where they were."""
+    pieces = re.findall(r"\w+|\s+|.", text)
+    places = [place for place, piece in enumerate(pieces) if not piece.isspace()]
+    order = random.Random(text).sample(places, len(places))
+    for place, piece in zip(places, [pieces[other] for other in order], strict=True):
+        pieces[place] = piece
+    return "".join(pieces)
+
+
+def functions(source: str) -> Iterator[tuple[str, str]]:
+    """Give head with docstring, and body, of the functions in a module that have both."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and len(node.body) > 1:
+            text = ast.get_docstring(node)
+            if text:
+                about = " ".join(text.split("\n\n")[0].split())
+                returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+                head = f"def {node.name}({ast.unparse(node.args)}){returns}:"
+                body = "\n".join(ast.unparse(statement) for statement in node.body[1:])
+                yield f'{head}\n    """{about}"""\n', textwrap.indent(body, "    ") + "\n"

@@ -1,0 +1,115 @@
+"""Train a reward model: it gives the better of two answers the greater number.
+
+    python llm/reward.py model.checkpoint=RUN data.root=PATH [lora.rank=16 optimizer=... key=value ...]
+
+It is transformers' AutoModelForSequenceClassification with one output, read at the last token of question
+and answer. Without further words a small one from scratch learns to tell the bodies of functions of Python's
+library from the same words in disorder.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+from llm import python_functions, start
+from llm.config.reward import RewardConfig
+from llm.conversations import Examples, Row
+from llm.finetune import SHOWN, Finetuning, run
+from repro.cli import entry_point
+from repro.errors import UserError
+
+
+class RewardModelling(Finetuning):
+    """Which of two answers is better, by the model of Bradley and Terry (Biometrika 39, 1952).
+
+    The better one wins with probability sigmoid(its number - the other's); the loss is the mean of its
+    negative logarithm over the pairs, log 2 at the start.
+    """
+
+    name = "reward"
+    columns = ("chosen", "rejected")
+    kind = "SEQ_CLS"
+
+    def default(self) -> dict[str, Any]:
+        """Return the rows that there are without a data.root."""
+        return python_functions.preferences()
+
+    def encoded(self, rows: Sequence[Row], split: str) -> Examples:
+        """Return a split as tokens, without pairs that are the same once they are cut."""
+        made = super().encoded(rows, split)
+        differ = [not np.array_equal(better.ids, worse.ids) for better, worse in made.items]
+        made.items = [item for item, kept in zip(made.items, differ, strict=True) if kept]
+        made.lengths = made.lengths[np.array(differ)]
+        made.left_out += differ.count(False)
+        if not made.items:
+            raise UserError(
+                f"data.sequence_length={self.config.data.sequence_length}: chosen and rejected are the same "
+                f"in all {split} rows up to there; raise it"
+            )
+        return made
+
+    def initial(self) -> Any:
+        """Return the model that training begins with."""
+        return start.scorer(self.config, self.tokenizer)
+
+    def weight(self, batch: Any) -> float:
+        """Return the number of pairs."""
+        return float(len(batch[0]) // 2)
+
+    def logits(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return by how much the better answers' numbers are greater [pairs]."""
+        ids, _ = batch
+        better, worse = model(input_ids=ids, use_cache=False).logits[:, 0].float().chunk(2)
+        return better - worse
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the mean loss over pairs, in nats."""
+        return -F.logsigmoid(self.logits(model, batch)).mean()
+
+    def training_figures(self, loss: float) -> dict[str, float]:
+        """Return the loss in nats."""
+        return {"train_loss": loss}
+
+    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int | Tensor]:
+        """Return sums over pairs: of losses, of those told right, and of the difference."""
+        margin = self.logits(model, batch)
+        sums = {
+            "loss": -F.logsigmoid(margin).sum(),
+            "accuracy": 100 * (margin > 0).sum(),
+            "margin": margin.sum(),
+        }
+        return {f"valid_{key}": value for key, value in sums.items()}, len(margin)
+
+    def figures(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
+        """Return the loss in nats, pairs told right in percent, and the mean difference."""
+        return {key: float(value) / count for key, value in sums.items()}
+
+    def examples(self, model: nn.Module) -> list[str]:
+        """Return questions with the better and the worse answer, and the numbers they got."""
+        rows = self.sets["valid"].items
+        few = [rows[i] for i in np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int)]
+        ids, _ = self.move(self.collate(few), next(model.parameters()).device)
+        numbers = model(input_ids=ids, use_cache=False).logits[:, 0].float().tolist()
+        return [
+            f"{self.text(better.last()[0])!r} -> {numbers[i]:.3g} for {self.text(better.last()[1])!r}, "
+            f"{numbers[i + len(few)]:.3g} for {self.text(worse.last()[1])!r}"
+            for i, (better, worse) in enumerate(few)
+        ]
+
+
+@entry_point("reward", RewardConfig)
+def main(config: RewardConfig, overrides: list[str]) -> None:
+    """Train as the command line says."""
+    config.check()
+    run(RewardModelling(config), config, overrides)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
