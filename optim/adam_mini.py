@@ -1,7 +1,7 @@
 """Adam-mini: Adam with one second moment for each block of a parameter (arXiv 2406.16793)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import torch
@@ -39,7 +39,8 @@ class AdamMini(Optimizer):
         eps: added to the denominator, after the bias correction.
         weight_decay: decoupled weight decay.
         partition: the blocks, by `optim.partition(model)`; `optim.build_optimizer(model, "adam_mini")` makes
-            it. None goes by shape: a block for each row, and one for a tensor with less than two dimensions.
+            it, also from that function's arguments as a mapping, such as {"rules": {"v_proj": "tensor"}}.
+            None goes by shape: a block for each row, and one for a tensor with less than two dimensions.
 
     Raises:
         ValueError: for a parameter that is not in the partition, besides what the base class raises.
@@ -82,8 +83,9 @@ class AdamMini(Optimizer):
 
     @classmethod
     def of_model(cls, model: nn.Module, groups: list[Group], **options: Any) -> Optimizer:
-        if options.get("partition") is None:
-            options["partition"] = partition(model)
+        given = options.get("partition")
+        if given is None or (isinstance(given, Mapping) and not isinstance(given, Partition)):
+            options["partition"] = partition(model, **(given or {}))
         return cls(groups, **options)
 
     def check_options(self, group: Group) -> None:

@@ -560,3 +560,12 @@ def test_against_pytorch_optimizer():
     for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
         # it keeps its moments in float32
         np.testing.assert_allclose(array(p), array(q), rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_a_partition_by_its_arguments_as_a_configuration_has_them() -> None:
+    model = nn.Linear(8, 4)
+    asked = {"name": "adam_mini", "partition": {"rules": {"weight": "tensor"}}}
+    blocks = build_optimizer(model, asked).partition
+    assert (blocks["weight"].blocks, blocks["bias"].blocks) == ((1,), (4,))
+    with pytest.raises(ValueError, match="nothing"):
+        build_optimizer(model, {"name": "adam_mini", "partition": {"rules": {"nothing": "tensor"}}})

@@ -28,12 +28,14 @@ from repro.ledger import CONFIGS, Recipe, load, names
 from repro.schedules import build_schedule
 
 TABLES = ("bert", "glue", "gpt2", "lstm", "moe", "wikitext103")
-ROWS = [name for name in names() if name.split("/")[0] in TABLES]
+ADAM_MINI = [name for name in names() if name.startswith(("adam_mini/gpt2", "adam_mini/llama"))]
+ROWS = [*(name for name in names() if name.split("/")[0] in TABLES), *ADAM_MINI]
 GLUE = [name for name in ROWS if name.startswith("glue/")]
 LSTM = [name for name in ROWS if name.startswith("lstm/")]
 MOE = [name for name in ROWS if name.startswith("moe/")]
 NULL_IS_OFF = ("clip_grad", "measure_epochs", "measure_every")  # elsewhere null means: not known
 HEADS: dict[str, Any] = {
+    "adam_mini": AutoModelForCausalLM,
     "bert": AutoModelForMaskedLM,
     "glue": AutoModelForSequenceClassification,
     "gpt2": AutoModelForCausalLM,
@@ -100,6 +102,8 @@ def test_every_published_row_is_there() -> None:
     tasks = ("cola", "mnli", "qnli", "qqp", "rte", "sst2", "stsb")
     tokens = {"8x0.1b": ("10b", "30b", "100b"), "8x0.3b": ("30b", "100b", "300b"), "8x0.6b": ("300b",)}
     assert set(ROWS) == {
+        *(f"adam_mini/gpt2_{size}{rest}" for size in ("small", "medium", "xl") for rest in ("", "_adamw")),
+        *(f"adam_mini/llama{size}" for size in ("_1b", "2_13b", "3_8b")),
         *(f"bert/{name}" for name in ("adam", "adan")),
         *(f"glue/{task}{optimizer}" for task in tasks for optimizer in ("", "_adam")),
         *(f"gpt2/{name}" for name in ("adam_300k", "adan_150k")),
@@ -113,7 +117,7 @@ def test_every_published_row_is_there() -> None:
 def test_the_loop_and_the_optimizer_take_the_row(name: str) -> None:
     config = train_config(recipe(name).config)
     config.check()
-    build_optimizer(nn.Linear(2, 2), config.optimizer)
+    build_optimizer(nn.Linear(2, 2), {key: x for key, x in config.optimizer.items() if key != "partition"})
     lr = config.optimizer["lr"]
     multiplier = build_schedule(config.schedule, lr, config.epochs, 1, config.steps)
     if name in LSTM:
@@ -126,7 +130,7 @@ def test_the_loop_and_the_optimizer_take_the_row(name: str) -> None:
     assert multiplier(warmup // 2) == pytest.approx(0.5 if warmup else 1.0)
 
 
-@pytest.mark.parametrize("name", [*ROWS[:2], *GLUE, "gpt2/adan_150k", *MOE[::2]])
+@pytest.mark.parametrize("name", [*ROWS[:2], *GLUE, "gpt2/adan_150k", *MOE[::2], *ADAM_MINI])
 def test_transformers_has_as_many_parameters(name: str) -> None:
     assert count(build(name)) == recipe(name).row.parameters
 
@@ -179,6 +183,13 @@ def test_steps_epochs_and_tokens() -> None:
         assert config["batch_size"] * config["data"]["sequence_length"] == 819_200
         assert config["batch_size"] * config["data"]["sequence_length"] * config["steps"] == total
 
+    for name in ADAM_MINI:  # as published: 480 sequences on 4 GPUs, of 60, 16 (15 here) and 10
+        config = recipe(name).config
+        if name.startswith("adam_mini/gpt2"):
+            assert config["batch_size"] * config["data"]["sequence_length"] == 491_520
+            assert config["batch_size"] / config["accumulate"] / 4 in (60, 15, 10)
+            assert config["stop_after"] == (None if "small" in name else 50_000)
+
     for name in MOE:
         config = recipe(name).config
         tokens = float(name.split("_")[1].removesuffix("b")) * 1e9
@@ -205,6 +216,17 @@ def test_what_was_not_published_is_chosen_with_a_reason(name: str) -> None:
     }[name.split("/")[0]]
     for key, _ in written(name):
         assert said(key, recipe(name).row.chosen) or said(key, dict.fromkeys(published, "")), key
+
+
+def test_adam_minis_baseline_differs_by_the_optimizer_alone() -> None:
+    for name in (name for name in ADAM_MINI if name.endswith("_adamw")):
+        mini, adamw = recipe(name.removesuffix("_adamw")).config, recipe(name).config
+        shared = ("lr", "betas", "eps", "weight_decay", "decay_bias_and_norm")
+        assert {key: adamw["optimizer"][key] for key in shared} == {
+            key: mini["optimizer"][key] for key in shared
+        }
+        assert (mini["optimizer"].pop("name"), adamw["optimizer"].pop("name")) == ("adam_mini", "adamw")
+        assert mini | {"optimizer": None} == adamw | {"optimizer": None}
 
 
 @pytest.mark.parametrize("name", [name for name in MOE if name.endswith("_adan")])
@@ -252,7 +274,7 @@ def test_costs(name: str) -> None:
         segments = math.ceil((929_589 // config["batch_size"] - 1) / config["data"]["tgt_len"])
         samples = config["epochs"] * segments * config["batch_size"]
     else:
-        samples = config["steps"] * config["batch_size"]
+        samples = min(config["steps"], config["stop_after"] or config["steps"]) * config["batch_size"]
     if config.get("max_epochs"):
         samples = min(samples, config["max_epochs"] * config["data"]["train_examples"])
     assert row.cost.samples == samples
@@ -268,6 +290,14 @@ def test_costs(name: str) -> None:
         expected = bert_flops(config["data"]["mean_length"], masked=0)
     elif name.startswith("gpt2/"):
         expected = GPT2_FLOPS
+    elif name.startswith("adam_mini/gpt2"):
+        width, tokens = model["n_embd"], config["data"]["sequence_length"]
+        expected = flops(model["n_layer"], width, 12 * width**2, tokens, width * model["vocab_size"])
+    elif name.startswith("adam_mini/llama"):
+        width, tokens = model["hidden_size"], config["data"]["sequence_length"]
+        keys = width * model["num_key_value_heads"] / model["num_attention_heads"]
+        matrices = 2 * width**2 + 2 * width * keys + 3 * width * model["intermediate_size"]
+        expected = flops(model["num_hidden_layers"], width, matrices, tokens, width * model["vocab_size"])
     elif name.startswith("moe/"):
         width, tokens = model["hidden_size"], config["data"]["sequence_length"]
         experts = model["num_experts_per_tok"] * 3 * width * model["intermediate_size"]

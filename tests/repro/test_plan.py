@@ -1,0 +1,226 @@
+"""Memory is counted as it is used, and time is operations over the peak."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from repro import cost, footprint, plan
+from repro.errors import UserError
+from repro.footprint import Live, Pretence, Step
+from repro.plan import Job, Machine
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
+
+import plan as command
+
+TINY = ["amp=no", "batch_size=4", "accumulate=2", "data.sequence_length=32"]
+TINY += ["tokenizer.vocab_size=512", "model.vocab_size=512"]
+LLAMA_SIZES = ["hidden_size=64", "num_hidden_layers=2", "num_attention_heads=4", "num_key_value_heads=4"]
+MODELS = {
+    "adam_mini/gpt2_small": [*TINY, "model.n_layer=2", "model.n_embd=64", "model.n_head=4"],
+    "adam_mini/llama_1b": [
+        *(*TINY, "fsdp=false", "model.intermediate_size=128"),
+        *(f"model.{size}" for size in LLAMA_SIZES),
+    ],
+    "moe/8x0.1b_10b_adan": [
+        *(*TINY, "model.intermediate_size=128"),
+        *(f"model.{size}" for size in LLAMA_SIZES),
+    ],
+}
+GPT2, LLAMA, MOE = MODELS
+CPU = Machine(None)
+
+
+def job(row: str, *overrides: str, optimizer: str = "") -> Job:
+    """A row with a tiny model."""
+    return command._task(row, [*MODELS[row], *overrides], optimizer)
+
+
+@pytest.mark.parametrize(
+    ("row", "overrides", "optimizer"),
+    [
+        (GPT2, [], "adamw"),
+        (GPT2, ["gradient_checkpointing=true"], "adan-int8"),
+        (GPT2, ["amp=bf16", "model.resid_pdrop=0.1", "clip_grad=null"], "adan-bfloat16"),
+        (LLAMA, [], "adam_mini"),
+        (LLAMA, ["gradient_checkpointing=true", "accumulate=1"], "adan"),
+        (MOE, [], "adam_mini"),
+        (MOE, ["gradient_checkpointing=true"], "adamw8bit"),
+    ],
+)
+def test_the_prediction_is_what_a_step_keeps(row: str, overrides: list[str], optimizer: str) -> None:
+    task = job(row, *overrides, optimizer=optimizer)
+    predicted = plan.memory(task, CPU).kinds
+    size = plan.micro_batch(task.config, 1)
+    measured = footprint.measure(lambda: task.build(size, True), task.config["optimizer"]).kinds
+    for kind in ("parameters", "gradients"):
+        assert predicted[kind] == measured[kind] > 0
+    # states are laid out with a little room on the CPU; see optim.layout
+    assert predicted["states"] == pytest.approx(measured["states"], rel=0.01)
+    assert predicted.total() == pytest.approx(measured.total(), rel=0.02)
+    assert predicted["logits"] == measured["logits"]
+
+
+def kinds(row: str, *overrides: str, optimizer: str = "adamw", machine: Machine = CPU) -> Counter[str]:
+    return plan.memory(job(row, *overrides, optimizer=optimizer), machine).kinds
+
+
+def test_checkpointing_and_smaller_micro_batches_need_less() -> None:
+    whole = kinds(GPT2)
+    assert kinds(GPT2, "gradient_checkpointing=true").total() < whole.total()
+    parts = kinds(GPT2, "accumulate=4")
+    assert parts["activations"] < whole["activations"] * 0.6
+    assert parts["parameters"] == whole["parameters"]
+
+
+def test_processes_share_under_fsdp_and_copy_gradients_without() -> None:
+    task = job(LLAMA, "batch_size=8", "accumulate=1")
+    numbers = sum(p.numel() for p in task.build(1, False).model.parameters())
+    machine = Machine("H100", 4)
+    ddp = kinds(LLAMA, "batch_size=8", "accumulate=1", machine=machine)
+    assert ddp["buckets"] == 4 * numbers
+    for amp in ("no", "bf16"):
+        fsdp = kinds(
+            LLAMA,
+            "batch_size=8",
+            "accumulate=1",
+            "fsdp=true",
+            f"amp={amp}",
+            machine=machine,
+            optimizer="adan",
+        )
+        assert fsdp["parameters"] == pytest.approx(numbers, rel=0.01)  # 4 bytes each, a quarter of them
+        assert fsdp["states"] == pytest.approx(4 * numbers, rel=0.01)
+        assert 0 < fsdp["gathered"] < 5 * 4 * numbers
+        assert fsdp["buckets"] == 0
+    with pytest.raises(UserError, match=r"optimizer\.state_dtype=int8"):
+        kinds(LLAMA, "batch_size=8", "accumulate=1", "fsdp=true", machine=machine, optimizer="adan-int8")
+
+
+def peak(loss: Callable[[nn.Module, list[Tensor]], Tensor], gpu: bool, amp: str = "no") -> Counter[str]:
+    """Of a step of a linear layer of 1,024 inputs and outputs without bias, on 1,024 samples."""
+
+    def build() -> Step:
+        return Step(nn.Linear(1024, 1024, bias=False), loss, [torch.zeros(1024, 1024)], amp=amp)
+
+    return footprint.predict(build, {}, gpu)
+
+
+def test_dropout_keeps_a_byte_on_a_gpu_and_four_on_a_cpu() -> None:
+    def loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
+        return nn.functional.dropout(model(batch[0]), 0.5).sum()
+
+    mega = 1 << 20
+    assert peak(loss, gpu=True)["activations"] == pytest.approx(3.25 * 4 * mega, abs=100)
+    assert peak(loss, gpu=False)["activations"] >= 4 * 4 * mega
+
+
+def test_autocast_of_a_gpu_computes_powers_in_float32() -> None:
+    class Cubed(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).pow(3).sum()
+
+    def build() -> Step:
+        return Step(
+            Cubed(1024, 1024), lambda model, batch: model(batch[0]), [torch.zeros(1024, 1024)], amp="bf16"
+        )
+
+    gpu, cpu = (footprint.predict(build, {}, gpu)["activations"] for gpu in (True, False))
+    assert gpu - cpu >= 2 * (1 << 20)
+
+
+def test_memory_that_is_freed_does_not_count() -> None:
+    live = Live()
+    with live:
+        for _ in range(3):
+            x = torch.zeros(1000)
+            y = x[10:]  # a view
+            del x, y
+        kept = torch.zeros(10)
+    assert live.now == {"workspace": kept.nbytes}
+    assert live.peak == {"workspace": 4000}
+
+
+def test_a_pretence_leaves_a_cpu_alone() -> None:
+    with Pretence(gpu=False):
+        dropped = nn.functional.dropout(torch.ones(100), 0.5)
+    assert set(dropped.tolist()) == {0.0, 2.0}
+
+
+def test_speed_is_operations_over_the_peak() -> None:
+    task = job(GPT2, "amp=bf16", "gradient_checkpointing=true")
+    estimate = plan.speed(task, Machine("H100", 2), utilisation=0.4, price=3.0)
+    sequences = 2 * 989e12 * 0.4 / (task.forward_flops * 4)
+    assert estimate.per_second == pytest.approx(sequences * 32)
+    assert task.samples is not None
+    assert estimate.days == pytest.approx(task.samples / sequences / 86400)
+    assert estimate.dollars == pytest.approx(task.samples / sequences / 3600 * 2 * 3.0)
+    assert estimate.mfu == pytest.approx(0.3)
+    assert plan.speed(job(GPT2), Machine("H100"), 0.4, 3.0).per_second == pytest.approx(
+        67e12 * 0.4 / (task.forward_flops * 3) * 32
+    )
+
+
+def test_families_have_their_own_assumption() -> None:
+    assert [plan.utilisation(job(row)) for row in MODELS] == [0.35, 0.35, 0.2]
+    assert cost.FAMILIES["other"] == cost.UTILISATION
+
+
+def run(runner: Any, *words: str) -> tuple[int, str, str]:
+    status, out, err = runner(command.main)(*words)
+    return status, out, err
+
+
+def test_command(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = cost.Gpu(1.75e6, 1e12, 1e11, 1.0)
+    monkeypatch.setitem(cost.GPUS, "H100", small)
+    words = [GPT2, "--gpus", "1xH100", "--set", *MODELS[GPT2], "--mfu", "0.5", "--price", "7"]
+    status, out, err = run(runner, *words)
+    assert status == 0, err
+    assert "it does not fit" in out
+    assert "with accumulate=4: " in out
+    assert "at 50% of the peak (given" in out
+    assert "$7.00 for an hour of a GPU (given)" in out
+
+
+def test_table_by_optimizer(runner: Any, tmp_path: Path) -> None:
+    names = "adamw,adan,adam_mini,adamw8bit"
+    words = [GPT2, "--gpus", "H100", "--set", *MODELS[GPT2], "--optimizers", names, "--out", str(tmp_path)]
+    status, out, err = run(runner, *words)
+    assert status == 0, err
+    shares = [float(line.split(" | ")[3].rstrip("%")) for line in out.splitlines() if GPT2 in line]
+    assert shares[:2] == [100.0, 200.0]
+    assert 50 < shares[2] < 55
+    assert shares[3] < 35
+    assert out.strip() in (tmp_path / "memory.md").read_text()
+    assert (tmp_path / "memory.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name a row"),
+        ([GPT2, "--gpus", "8xB300"], "--gpus 8xB300: write it as 8xH100; known are A100-40"),
+        ([GPT2, "--gpus", "0xH100"], "--gpus 0xH100"),
+        ([GPT2, "--gpus", "7xH100"], "batch_size=480: must be divisible by accumulate=2 times 7"),
+        ([GPT2, "--optimizers", "adan-int4"], "--optimizers adan-int4: there are "),
+        (["lstm/lstm_1_adan"], "plans are made for rows of llm/pretrain.py and vision/train.py"),
+    ],
+)
+def test_bad_input(runner: Any, words: list[str], message: str) -> None:
+    status, _, err = run(runner, *words)
+    assert status == 2
+    assert message in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [0, 4, 6, 10])
+def test_the_process_grows_as_predicted(case: int) -> None:
+    predicted, measured = command.one(*command.CASES[case])
+    assert predicted.total() == pytest.approx(measured.memory, rel=command.TOLERANCE)
