@@ -21,22 +21,37 @@ MODEL = "model.safetensors"
 EMA = "ema.safetensors"
 
 
-def save(root: Path, step: int, write: Callable[[Path], None], about: dict[str, Any]) -> Path:
+def save(
+    root: Path,
+    step: int,
+    write: Callable[[Path], None],
+    about: dict[str, Any],
+    main: bool = True,
+    wait: Callable[[], None] | None = None,
+) -> Path:
     """Create the checkpoint of `step` under `root`.
 
     Args:
         write: puts the files into the folder it is given.
         about: JSON-able facts for the manifest: `model` (name), `parameters` (count), ...
+        main: of several processes that each write a part, whether this is the first.
+        wait: then returns when all of them have called it.
 
     Raises:
         UserError: the disk refused. Nothing is left of the attempt; older checkpoints are as they were.
     """
     final = root / f"step-{step:09d}"
     temporary = root / f".tmp-{final.name}"
+    wait = wait or (lambda: None)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        if main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        wait()
         write(temporary)
+        wait()
+        if not main:
+            return final
         files = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
         text = json.dumps({"step": step, **about, "files": files}, indent=1)
         (temporary / MANIFEST).write_text(text + "\n")

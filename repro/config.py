@@ -74,6 +74,7 @@ class TrainConfig:
     epochs: int = 10
     steps: int | None = None  # optimizer steps in all, instead of epochs
     max_epochs: int | None = None  # with `steps`: end here, should it come first; the schedule does not know
+    stop_after: int | None = None  # end here after so many steps; the schedule does not know
     measure_every: int | None = None  # steps between measurements
     measure_epochs: int | None = 1  # and at the end of every so manieth epoch; null: of none but the last
     batch_size: int = 64  # samples per optimizer step, over all processes and micro-batches
@@ -86,6 +87,7 @@ class TrainConfig:
     hessian_every: int = 10  # steps between estimates of the Hessian, for optimizer=sophia
     ema_decay: float | None = None
     compile: bool = False
+    fsdp: bool = False  # spread parameters, gradients and states over the processes; see repro.sharding
     workers: int = 0  # data loading processes per training process; 0 loads in the training process
     optimizer: dict[str, Any] = field(default_factory=dict)  # see optim.build_optimizer
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -113,7 +115,7 @@ class TrainConfig:
             _at_least(1, "run.checkpoint_every", self.run.checkpoint_every)
         if self.run.monitor is not None:
             _at_least(1, "run.monitor", self.run.monitor)
-        for key in ("steps", "max_epochs", "measure_every", "measure_epochs"):
+        for key in ("steps", "max_epochs", "stop_after", "measure_every", "measure_epochs"):
             if _lookup(self, key) is not None:
                 _at_least(1, key, _lookup(self, key))
         if self.schedule.warmup_steps is not None:
@@ -134,6 +136,7 @@ class TrainConfig:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay}: must lie between 0 and 1, or null for no average")
         one_of("amp", self.amp, ("no", "bf16", "fp16"))
+        self._check_fsdp()
         one_of("schedule.name", self.schedule.name, ("cosine", "polynomial", "constant", "step"))
         self._check_milestones()
         one_of("schedule.per", self.schedule.per, ("epoch", "step"))
@@ -141,6 +144,18 @@ class TrainConfig:
         one_of("tracking.mode", self.tracking.mode, ("online", "offline"))
         if self.tracking.name is not None:
             one_of("tracking.name", self.tracking.name, ("wandb", "tensorboard"))
+
+    def _check_fsdp(self) -> None:
+        if not self.fsdp:
+            return
+        if self.amp == "fp16":
+            raise UserError("amp=fp16: fsdp=true has no loss scale; set amp=bf16")
+        if self.ema_decay is not None:
+            raise UserError(f"ema_decay={self.ema_decay}: fsdp=true keeps no average; set ema_decay=null")
+        if self.optimizer.get("name") == "sophia":
+            raise UserError(
+                "optimizer=sophia: its estimates of the Hessian need whole parameters; set fsdp=false"
+            )
 
     def _check_milestones(self) -> None:
         schedule, milestones = self.schedule, self.schedule.milestones

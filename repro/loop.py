@@ -9,9 +9,9 @@ numbers. What is left are rounding and BatchNorm, whose statistics see one micro
 process and are averaged over several.
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,19 +19,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
-from accelerate.utils import broadcast, gather_object, set_seed  # type: ignore[import-untyped]
-from safetensors.torch import load_model, save_model
-from torch import Tensor, nn
+from accelerate.utils import broadcast, set_seed  # type: ignore[import-untyped]
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 import optim
-from repro import checkpoint, report, tracking
+from repro import checkpoint, report, saving, sharding, tracking
 from repro.accelerator import build, build_optimizer, shut_down, start_trackers
 from repro.config import TrainConfig
-from repro.data import Sized, TrainingSampler, keyed, make_loader
+from repro.data import TrainingSampler, make_loader
 from repro.errors import UserError
 from repro.generators import seed_generators
+from repro.measuring import Measurer
 from repro.run import RunFolder
 from repro.schedules import build_schedule
 from repro.speed import Clock, Speedometer, count_flops, device_peak
@@ -92,17 +93,21 @@ class Trainer:
         self.sign = 1 if higher else -1
         set_seed(config.seed)
 
-        train_data, self.valid_data, self.test_data = task.train_data(), task.valid_data(), task.test_data()
+        train_data, valid_data, self.test_data = task.train_data(), task.valid_data(), task.test_data()
         self.share = self._share(len(train_data))
         ranks = accelerator.num_processes, accelerator.process_index
         self.sampler = TrainingSampler(task.plan(train_data, config), config.accumulate, *ranks)
         self.loader = make_loader(
             train_data, self.sampler, config.seed, config.workers, config.repeats, task.collate
         )
-        self.valid_loader = self._measuring_loader(self.valid_data)
+        # sharded models compute in the precision that they are sent in
+        autocast = nullcontext if config.fsdp else accelerator.autocast
+        self.measurer = Measurer(task, config, accelerator, self.share, autocast)
+        self.valid_batches = self.measurer.batches(valid_data)
         self.total = self.sampler.steps * (config.epochs + config.schedule.cooldown_epochs)
         if config.steps is not None:
             self.total = min(config.steps, self.sampler.steps * (config.max_epochs or config.steps))
+        self.total = min(self.total, config.stop_after or self.total)
         self.epochs = -(-self.total // self.sampler.steps)
 
         self.module = task.build_model()  # the bare model; self.model is what accelerate wraps around it
@@ -110,16 +115,24 @@ class Trainer:
         if config.ema_decay is not None:
             average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
             self.ema = AveragedModel(self.module, self.device, multi_avg_fn=average, use_buffers=True)
+        if config.fsdp:
+            units = task.sharded(self.module)
+            sharding.shard(self.module, units, self.device, config.amp, config.compile)
         self.bare_optimizer = build_optimizer(self.module, config.optimizer)
         self.base_lrs = [group["lr"] for group in self.bare_optimizer.param_groups]
         self.lr: float = self.bare_optimizer.defaults["lr"]
         self.multiplier = build_schedule(
             config.schedule, self.lr, config.epochs, self.sampler.steps, config.steps
         )
-        self.model, self.optimizer = accelerator.prepare(self.module, self.bare_optimizer)
-        if accelerator.scaler is None:  # then the wrapper only looks for packages, 0.2 ms a step
-            self.optimizer = self.bare_optimizer
-        self.losses = torch.zeros(self.sampler.steps, device=self.device)  # of the last steps, a ring
+        self.model, self.optimizer = self.module, self.bare_optimizer
+        if not config.fsdp:
+            self.model, wrapped = accelerator.prepare(self.module, self.bare_optimizer)
+            if accelerator.scaler is not None:  # without, it only looks for packages, 0.2 ms a step
+                self.optimizer = wrapped
+        # of the last steps
+        self.rings = {"loss": torch.zeros(self.sampler.steps, device=self.device)}
+        if config.clip_grad is not None:
+            self.rings["grad_norm"] = torch.zeros_like(self.rings["loss"])
         self.states: list[dict[str, Tensor]] = [{} for _ in range(config.accumulate)]  # see Task.state
 
     def run(self) -> dict[str, Any]:
@@ -153,23 +166,25 @@ class Trainer:
             batch = self.task.move(loaded, self.device)
             if self.speed.forward_flops is None:
                 units = len(batch[0]) * self.task.per_sample
-                self.speed.forward_flops = count_flops(self.task, self.module, batch) / units
+                self.speed.forward_flops = self._flops(batch) / units
             self._seed(micro)
-            slot, place = micro % self.config.accumulate, self.progress.step % len(self.losses)
+            slot, losses = micro % self.config.accumulate, self.rings["loss"]
+            place = self.progress.step % len(losses)
             if slot == 0:
-                self.losses[place] = 0
+                losses[place] = 0
             self.task.state = self.states[slot]
             with self.accelerator.accumulate(self.model):
                 loss = weight * self.task.loss(self.model, batch)
                 self.accelerator.backward(loss)
-                self.losses[place] += loss.detach() / self.config.accumulate
+                losses[place] += loss.detach() / self.config.accumulate
                 if self.accelerator.sync_gradients:
                     self._set_lr()
-                    numbers = {"loss": self.losses[place]}
+                    numbers = {"loss": losses[place]}
                     if self.config.clip_grad is not None:
                         parameters = self.module.parameters()
                         norm = self.accelerator.clip_grad_norm_(parameters, self.config.clip_grad)
-                        numbers["grad_norm"] = norm
+                        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+                        numbers["grad_norm"] = self.rings["grad_norm"][place] = norm
                     if self.monitor is not None:
                         self.monitor.step = self.progress.step  # also where a scaler left steps out
                         self.monitor.record(**numbers)
@@ -232,6 +247,13 @@ class Trainer:
             {p: self.accelerator.reduce(x, "mean") for p, x in estimates.items()}
         )
 
+    def _flops(self, batch: Any) -> float:
+        """Return the operations of the forward pass of a micro-batch; 0 where they cannot be counted."""
+        known = self.task.flops(batch)
+        if known is None:
+            known = 0 if self.config.fsdp else count_flops(self.task, self.module, batch)
+        return known
+
     def _monitor(self) -> optim.Monitor | None:
         """Watch the optimizer, if the configuration says so."""
         if self.config.run.monitor is None:
@@ -263,7 +285,7 @@ class Trainer:
             self.model.train()
             return
         if self.progress.step % self.config.run.log_every == 0:
-            figures = self._training_figures(min(self.config.run.log_every, len(self.losses)))
+            figures = self._training_figures(min(self.config.run.log_every, self.sampler.steps))
             self.speed.tick(training=True)
             self._log({"epoch": self._epochs_at(epoch, done), **figures})
             self._log_speed()
@@ -286,9 +308,9 @@ class Trainer:
         record = {"epoch": self._epochs_at(epoch, done), **self._training_figures(done)}
         self.speed.tick(training=True)
         self._average_statistics()
-        record |= self._measure(self.accelerator.unwrap_model(self.model), self.valid_loader)
+        record |= self.measurer.measure(self.accelerator.unwrap_model(self.model), self.valid_batches)
         if self.ema is not None:
-            ema = self._measure(self.ema.module, self.valid_loader)
+            ema = self.measurer.measure(self.ema.module, self.valid_batches)
             record |= {f"ema_{key}": value for key, value in ema.items()}
         if self.metric not in record:
             raise UserError(f"select.metric={self.config.select.metric}: there is {', '.join(record)}")
@@ -326,13 +348,10 @@ class Trainer:
         best = self.progress.best
         assert best is not None, "a run ends with a measurement"
         self.accelerator.wait_for_everyone()  # the first process may still be writing
-        module, file = self.module, checkpoint.MODEL
-        if self.ema is not None:
-            module, file = self.ema.module, checkpoint.EMA
-        self._load(module, self.folder.checkpoints / f"step-{best['step']:09d}" / file)
+        module = saving.load_best(self, self.folder.checkpoints / f"step-{best['step']:09d}")
         closing = None
         if self.test_data is not None:
-            measured = self._measure(module, self._measuring_loader(self.test_data))
+            measured = self.measurer.measure(module, self.measurer.batches(self.test_data))
             figures = {key.replace("valid_", "test_", 1): value for key, value in measured.items()}
             last = self.progress.last or best
             closing = self._log(
@@ -340,38 +359,28 @@ class Trainer:
             )
         module.eval()
         self.task.state = {}
-        return closing, self.task.examples(module) if self.accelerator.is_main_process else []
-
-    @torch.no_grad()
-    def _measure(self, model: nn.Module, loader: Iterable[Any]) -> dict[str, float]:
-        """Return the task's figures of a set, each sample counted once."""
-        model.eval()
-        self.task.state = {}
-        sums: dict[str, Tensor] = {}
-        count: Tensor | int = 0
-        for batch in loader:
-            with self.accelerator.autocast():
-                measures, size = self.task.measure(model, self.task.move(batch, self.device))
-            count += size
-            for key, value in measures.items():
-                sums[key] = sums.get(key, 0) + value.double()
-        count = torch.as_tensor(count, dtype=torch.float64, device=self.device)
-        totals = {key: self.accelerator.reduce(value, "sum").cpu() for key, value in sums.items()}
-        return self.task.figures(totals, float(self.accelerator.reduce(count, "sum")))
-
-    def _measuring_loader(self, data: Sized) -> Iterable[Any]:
-        ranks = self.accelerator.num_processes, self.accelerator.process_index
-        batches = keyed(self.task.measure_plan(data, self.share, *ranks))
-        return make_loader(data, batches, None, self.config.workers, collate=self.task.collate)
+        together = self.config.fsdp or self.accelerator.is_main_process  # all have a part of a sharded model
+        return closing, self.task.examples(module) if together else []
 
     def _training_figures(self, steps: int) -> dict[str, float]:
-        """Return the task's figures of the mean loss over the last `steps` steps."""
-        return self.task.training_figures(self._mean_loss(steps))
+        """Return the figures of the last `steps`' mean loss, and the mean norm of gradients.
+
+        Steps whose gradients overflowed, with a loss scale, are not in the norm.
+        """
+        figures = self.task.training_figures(self._mean_loss(steps))
+        if "grad_norm" in self.rings:
+            norms = self._last("grad_norm", steps)
+            finite = norms[norms.isfinite()]
+            figures |= {"grad_norm": float(finite.mean())} if len(finite) else {}
+        return figures
+
+    def _last(self, ring: str, steps: int) -> Tensor:
+        last = torch.arange(self.progress.step - steps, self.progress.step, device=self.device)
+        return self.rings[ring][last % self.sampler.steps]
 
     def _mean_loss(self, steps: int) -> float:
         """Return the mean training loss over the last `steps` steps, over all processes."""
-        last = torch.arange(self.progress.step - steps, self.progress.step, device=self.device)
-        losses = self.losses[last % len(self.losses)]
+        losses = self._last("loss", steps)
         mean = float(self.accelerator.reduce(losses.mean(), "mean"))
         if not math.isfinite(mean):
             bad = int((~losses.isfinite()).int().argmax())
@@ -408,31 +417,7 @@ class Trainer:
             # weights made from a loss that is not finite are not worth keeping
             self._mean_loss(self.progress.step % self.sampler.steps or self.sampler.steps)
             self.speed.tick(training=True)
-        held = [{key: tensor.cpu() for key, tensor in state.items()} for state in self.states]
-        losses, states = zip(*gather_object([(self.losses.cpu(), held)]), strict=True)  # of all processes
-        if not self.accelerator.is_main_process:
-            return
-
-        def write(path: Path) -> None:
-            about = {"model": self.task.model_name}
-            save_model(self.module, str(path / checkpoint.MODEL), about)
-            if self.ema is not None:
-                save_model(self.ema.module, str(path / checkpoint.EMA), about)
-            state = {
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-                "processes": self.accelerator.num_processes,
-                "losses": list(losses),
-                "states": list(states),
-            }
-            torch.save(state, path / "training.pt")
-            (path / "progress.json").write_text(json.dumps(asdict(self.progress), indent=1))
-
-        best = self.progress.best and f"step-{self.progress.best['step']:09d}"
-        parameters = sum(p.numel() for p in self.module.parameters())
-        about = {"model": self.task.model_name, "parameters": parameters, "best": best}
-        checkpoint.save(self.folder.checkpoints, self.progress.step, write, about)
-        checkpoint.prune(self.folder.checkpoints, self.config.run.keep, [best] if best else [])
+        saving.save(self)
 
     def _resume(self) -> None:
         """Continue from the newest good checkpoint, if there is one."""
@@ -440,30 +425,9 @@ class Trainer:
             checkpoint.clean(self.folder.checkpoints)
         path = checkpoint.newest(self.folder.checkpoints, warn=self.accelerator.print)
         if path is not None:
-            self._load(self.module, path / checkpoint.MODEL)
-            state = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.accelerator.scaler:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.progress = Progress(**json.loads((path / "progress.json").read_text()))
-            if self.ema is not None:
-                self._load(self.ema.module, path / checkpoint.EMA)
-                self.ema.n_averaged.fill_(self.progress.step)
-            if state["processes"] != self.accelerator.num_processes:
-                raise UserError(
-                    f"{self.folder.path} was begun with {state['processes']} process(es), now there are "
-                    f"{self.accelerator.num_processes}; start as many, or afresh with run.overwrite=true"
-                )
-            rank = self.accelerator.process_index
-            self.losses.copy_(state["losses"][rank])
-            held = state["states"][rank]
-            self.states = [{key: x.to(self.device) for key, x in each.items()} for each in held]
+            self.progress = Progress(**saving.load(self, path))
             self.accelerator.print(f"continuing {self.folder.path} at step {self.progress.step}")
         self.folder.rewind(self.progress.step)
-
-    def _load(self, module: nn.Module, path: Path) -> None:
-        # accelerate numbers the CPU, too, which safetensors does not know
-        load_model(module, path, device="cpu" if self.device.type == "cpu" else str(self.device))
 
     def _share(self, size: int) -> int:
         """Return the micro-batch size of one process, after checking that the sizes work out."""

@@ -39,6 +39,8 @@ from repro.errors import UserError
 
 # A continued run may differ from its beginning in these keys (and those below them), and in no other.
 FREE_KEYS = ("run", "tracking", "workers", "data.root", "row")
+# And in this one, which repro.saving lets change with the number of processes.
+DIVISION = "accumulate"
 
 LOGS = ("metrics.jsonl", "speed.jsonl")
 
@@ -208,7 +210,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _refuse_changes(path: Path, before: dict[str, Any], new: dict[str, Any]) -> None:
     now = flatten(new)
     for key in sorted(before.keys() | now.keys()):
-        if not is_free(key) and before.get(key) != now.get(key):
+        if not is_free(key) and key != DIVISION and before.get(key) != now.get(key):
             raise UserError(
                 f"{path} was begun with {key}={before.get(key)}, now it is {now.get(key)}; "
                 "set it back, start another run with run.name=NAME, or begin afresh with run.overwrite=true"

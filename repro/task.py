@@ -82,6 +82,17 @@ class Task(ABC):
         """Return the class scores [..., classes] for a micro-batch, for estimates of the Hessian (Sophia)."""
         raise UserError(f"optimizer=sophia: the recipe {self.name} has no class scores to estimate from")
 
+    def flops(self, batch: Any) -> float | None:
+        """Return the operations of a micro-batch's forward pass; None to have them counted (repro.speed)."""
+        return None
+
+    def sharded(self, module: nn.Module) -> set[str]:
+        """Return the classes of the modules that fsdp=true puts together one at a time.
+
+        Models of transformers say which those are.
+        """
+        return set(getattr(module, "_no_split_modules", None) or ())
+
     # ---- what is recorded
 
     def training_figures(self, loss: float) -> dict[str, float]:

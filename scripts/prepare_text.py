@@ -79,7 +79,7 @@ def run_shards(options: argparse.Namespace) -> int:
         f"{manifest['dtype']} ids of {tokenizer['vocab_size']:,} {tokenizer['name']} types"
     )
     for split, counts in manifest["splits"].items():
-        print(f"  {split}: {counts['tokens']:,} tokens, {counts['lines']:,} lines")
+        print(f"  {split}: {counts['tokens']:,} tokens, {counts['lines']:,} {config.data.unit}")
     print(
         f"train with data=shards data.root={options.folder} tokenizer={tokenizer['name']} "
         f"tokenizer.vocab_size={tokenizer['vocab_size']}"

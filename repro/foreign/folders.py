@@ -3,10 +3,19 @@
 import re
 from pathlib import Path
 
-from repro import checkpoint
+from repro import checkpoint, sharding
 from repro.errors import UserError
 from repro.foreign import inert, megatron
-from repro.foreign.content import Checkpoint, known, load_safetensors, mapping, read_json, settings_of, text
+from repro.foreign.content import (
+    Checkpoint,
+    Weights,
+    known,
+    load_safetensors,
+    mapping,
+    read_json,
+    settings_of,
+    text,
+)
 from repro.foreign.files import read_file
 from repro.foreign.states import candidates
 from repro.run import read_config
@@ -59,7 +68,7 @@ def _step(path: Path) -> Checkpoint:
     found = Checkpoint(
         path,
         "checkpoint of a run of ours",
-        load_safetensors(path / checkpoint.MODEL)[0],
+        _weights(path),
         position=known({"epoch": last.get("epoch"), "step": manifest.get("step")}),
         metric={f"best {k}": v for k, v in best.items() if k not in ("step", "epoch", "lr")},
         settings=read_config(config) if config.is_file() else {},
@@ -69,6 +78,12 @@ def _step(path: Path) -> Checkpoint:
         found.ema = load_safetensors(path / checkpoint.EMA)[0]
     _add_optimizer(found, path / "training.pt")
     return found
+
+
+def _weights(path: Path) -> Weights:
+    if (path / sharding.METADATA).is_file():
+        return sharding.read_weights(path)
+    return load_safetensors(path / checkpoint.MODEL)[0]
 
 
 HF_WEIGHTS = (

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import timm
 import torch
-import transformers
 from torch import nn
 
 from repro.ledger import Recipe
@@ -51,7 +50,6 @@ def build(config: dict[str, Any]) -> nn.Module | None:
 
 def _build(model: dict[str, Any], words: int | None) -> Any:
     name = model.get("name", "")
-    options = {key: value for key, value in model.items() if key not in ("name", "checkpoint")}
     if "decoder" in model:
         encoder = timm.create_model(name, **model["kwargs"])
         return _own("vision.mae", "MaskedAutoencoder")(encoder, **model["decoder"])
@@ -65,10 +63,8 @@ def _build(model: dict[str, Any], words: int | None) -> Any:
         return _own("nlp.transformer_xl", "TransformerXL")(config, words)
     if "nlayers" in model:
         return _own("nlp.lstm", "LSTMLanguageModel")(_own("nlp.config.lstm", "LSTMConfig")(**model), words)
-    if name == "gpt2":
-        return transformers.GPT2LMHeadModel(transformers.GPT2Config(**options))
-    if name == "mixtral":
-        return transformers.MixtralForCausalLM(transformers.MixtralConfig(**options))
+    if name in ("gpt2", "llama", "mixtral"):
+        return _own("llm.models", "build")({**model, "checkpoint": None}, words)
     return None
 
 

@@ -7,21 +7,27 @@ from hydra.core.config_store import ConfigStore
 from repro.config import one_of
 from repro.errors import UserError
 
-TEXTS = ("python_docs", "wikitext2", "wikitext103", "ptb", "text", "hf", "books_wikipedia", "shards")
+HUB = ("hf", "the_stack_python", "redpajama_v2", "openwebtext")  # read by Hugging Face `datasets`
+LARGE = ("books_wikipedia", "the_stack_python", "redpajama_v2", "openwebtext")  # trained on from shards only
+IN_LINES = ("python_docs", "wikitext2", "wikitext103", "ptb", "books_wikipedia")
+TEXTS = (*IN_LINES, "python_source", "text", *HUB, "shards")
 TOKENIZERS = ("words", "bytes", "bpe", "wordpiece", "gpt2", "file")
 
 
 @dataclass
 class TextConfig:
-    """Text in lines, in splits train, valid and (not from every source) test."""
+    """Text in lines or in whole documents, in splits train, valid and (not from every source) test."""
 
     name: str = "python_docs"  # one of TEXTS, which docs/text.md describes
-    root: str | None = None  # folder or file; for hf also a name on the Hugging Face hub
+    root: str | None = None  # folder or file; for hf and its like also a name on the Hugging Face hub
+    unit: str = "lines"  # what is tokenised by itself: lines | documents, which are kept verbatim
+    end_of_document: bool = False  # put the tokenizer's eos after every document; with unit documents
     strip: bool = True  # cut blanks off both ends of every line
     valid_share: float = 0.01  # held out for validation where the source has no split for it
     dataset_config: str | None = (
-        None  # hf only, like all below: the data set's configuration, if it has several
+        None  # hf and its like only, as all below: the data set's configuration, if it has several
     )
+    files: str | None = None  # pattern of its files below root, such as data/*.parquet, to read just these
     column: str = "text"
     rows: str = "documents"  # what a row is: documents | lines
     train_split: str = "train"
@@ -34,9 +40,25 @@ class TextConfig:
     def check(self) -> None:
         """Raise UserError for a value that cannot work, naming it."""
         one_of("data.name", self.name, TEXTS)
+        one_of("data.unit", self.unit, ("lines", "documents"))
         one_of("data.rows", self.rows, ("documents", "lines"))
         if not 0 < self.valid_share < 1:
             raise UserError(f"data.valid_share={self.valid_share}: must lie between 0 and 1")
+        if self.files is not None and self.dataset_config is not None:
+            raise UserError(f"data.files={self.files}: leave out data.dataset_config={self.dataset_config}")
+        self._check_unit()
+
+    def _check_unit(self) -> None:
+        unit = f"data.unit={self.unit}"
+        if self.unit == "lines":
+            if self.name == "python_source":
+                raise UserError(f"{unit}: data={self.name} has documents; set data.unit=documents")
+            if self.end_of_document and self.name != "shards":  # whose unit is known when they are there
+                raise UserError(f"data.end_of_document=true: needs data.unit=documents, not {unit}")
+        elif self.name in IN_LINES:
+            raise UserError(f"{unit}: data={self.name} has lines; data=text reads files as documents")
+        elif self.rows == "lines":
+            raise UserError(f"data.rows=lines: with {unit} a row is a document")
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """A text as tokens: what models are trained on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from repro.errors import UserError
 from repro.text import shards, sources, tokenizers
-from repro.text.config import TextConfig, TokenizerConfig
+from repro.text.config import LARGE, TextConfig, TokenizerConfig
 from repro.text.sources import Piece
 from repro.text.tokenizers import Tokenizer
 
@@ -24,7 +24,8 @@ class Tokens:
     Attributes:
         ids: 1-D, uint16 or uint32; in memory, or mapped from a file.
         lines: int64, one more than there are lines: line i is ids[lines[i]:lines[i + 1]]. An empty line
-            ends a document; it has no ids, with `words` only <eos>.
+            ends a document; it has no ids, with `words` only <eos>. With data.unit=documents a line is a
+            whole document, and its last id with data.end_of_document the tokenizer's eos.
     """
 
     ids: NDArray[Any]
@@ -39,24 +40,26 @@ class Corpus:
         splits: names of the splits that there are: train, valid and mostly test.
     """
 
-    def __init__(self, name: str, tokenizer: Tokenizer, makers: dict[str, Callable[[], Tokens]]) -> None:
+    def __init__(
+        self, name: str, tokenizer: Tokenizer, makers: dict[str, Callable[[int | None], Tokens]]
+    ) -> None:
         self.tokenizer, self.splits = tokenizer, list(makers)
         self._name, self._makers = name, makers
-        self._made: dict[str, Tokens] = {}
+        self._made: dict[tuple[str, int | None], Tokens] = {}
 
-    def split(self, name: str) -> Tokens:
-        """Return a split.
+    def split(self, name: str, tokens: int | None = None) -> Tokens:
+        """Return a split; with `tokens` only as many of its first lines as make that many, or all.
 
         Raises:
             UserError: the text has no such split, or nothing in it.
         """
         if name not in self._makers:
             raise UserError(f"data={self._name}: has no {name} split, only {', '.join(self.splits)}")
-        if name not in self._made:
-            self._made[name] = self._makers[name]()
-            if len(self._made[name].ids) == 0:
+        if (name, tokens) not in self._made:
+            self._made[name, tokens] = made = self._makers[name](tokens)
+            if len(made.ids) == 0:
                 raise UserError(f"data={self._name}: the {name} split has no text in it")
-        return self._made[name]
+        return self._made[name, tokens]
 
 
 def load(text: TextConfig, tokenizer: TokenizerConfig) -> Corpus:
@@ -71,25 +74,29 @@ def load(text: TextConfig, tokenizer: TokenizerConfig) -> Corpus:
     if text.name == "shards" or (root is not None and (root / shards.MANIFEST).exists()):
         folder = sources.find_root(text, "a folder that `python scripts/prepare_text.py shards` made")
         made, manifest = shards.open_folder(folder, tokenizer)
+        shards.check_unit(folder, manifest, text)
         return Corpus(
             text.name, made, {split: partial(_map, folder, manifest, split) for split in manifest["splits"]}
         )
-    if text.name == "books_wikipedia":
+    if text.name in LARGE:
         raise UserError(
             f"data.root={text.root}: is no folder of shards, and this text is too large to be tokenised at "
-            "every start; `python scripts/prepare_text.py shards FOLDER data=books_wikipedia ...` makes one"
+            f"every start; `python scripts/prepare_text.py shards FOLDER data={text.name} ...` makes one"
         )
     splits = sources.find(text)
     train = splits["train"]
     made = tokenizers.build(tokenizer, lambda: (lines for piece in train for lines in piece.batches()))
+    end = tokenizers.end_of_document(text, made)
     return Corpus(
-        text.name, made, {split: partial(_tokenise, split, splits[split], made) for split in splits}
+        text.name, made, {split: partial(_tokenise, split, splits[split], made, end) for split in splits}
     )
 
 
-def _tokenise(split: str, pieces: list[Piece], tokenizer: Tokenizer) -> Tokens:
+def _tokenise(
+    split: str, pieces: list[Piece], tokenizer: Tokenizer, end: int | None, tokens: int | None
+) -> Tokens:
     ids, counts = [np.zeros(0, tokenizer.dtype)], [np.zeros(1, np.int64)]
-    unit = pieces[0].unit if pieces else "B"
+    made, unit = 0, pieces[0].unit if pieces else "B"
     total = sum(piece.size for piece in pieces)
     with (
         tqdm(
@@ -97,14 +104,29 @@ def _tokenise(split: str, pieces: list[Piece], tokenizer: Tokenizer) -> Tokens:
         ) as bar,
         tokenizers.all_cores(),
     ):
-        for piece in pieces:
-            for lines in piece.batches():
-                flat, lengths = tokenizer.encode_flat(lines)
-                ids.append(flat)
-                counts.append(lengths)
-            bar.update(piece.size)
-    return Tokens(np.concatenate(ids), np.concatenate(counts).cumsum())
+        for lines in _read(pieces, bar):
+            flat, lengths = tokenizer.encode_flat(lines, end)
+            ids.append(flat)
+            counts.append(lengths)
+            made += len(flat)
+            if tokens is not None and made >= tokens:
+                break
+    return _first(Tokens(np.concatenate(ids), np.concatenate(counts).cumsum()), tokens)
 
 
-def _map(folder: Path, manifest: shards.Manifest, split: str) -> Tokens:
-    return Tokens(*shards.mapped(folder, manifest, split))
+def _read(pieces: list[Piece], bar: Any) -> Iterator[list[str]]:
+    for piece in pieces:
+        yield from piece.batches()
+        bar.update(piece.size)
+
+
+def _map(folder: Path, manifest: shards.Manifest, split: str, tokens: int | None) -> Tokens:
+    return _first(Tokens(*shards.mapped(folder, manifest, split)), tokens)
+
+
+def _first(text: Tokens, tokens: int | None) -> Tokens:
+    """Return as many lines of a text as make `tokens`, or all."""
+    if tokens is None or tokens >= len(text.ids):
+        return text
+    last = int(np.searchsorted(text.lines, tokens))
+    return Tokens(text.ids[: text.lines[last]], text.lines[: last + 1])

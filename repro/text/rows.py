@@ -12,6 +12,7 @@ from repro.text.config import TextConfig
 from repro.text.files import CHUNK, clean
 
 ROWS = 256  # read at once
+READERS = {"parquet": "parquet", "json": "json", "jsonl": "json", "arrow": "arrow", "txt": "text"}
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,15 @@ class RowsPiece:
         return 1 if self.config.streaming else self.end - self.begin
 
     def batches(self) -> Iterator[list[str]]:
-        """Give the lines in lists of about CHUNK characters; with rows=documents an empty one ends each row.
+        """Give lines or documents in lists of about CHUNK characters.
+
+        With unit=documents each row is one, as it is, if it is not empty; with unit=lines it is cut into
+        lines, and with rows=documents an empty one ends it.
 
         Raises:
-            UserError: a row holds no text.
+            UserError: a row holds no text, or cannot be read.
         """
-        lines: list[str] = []
+        units: list[str] = []
         size = 0
         for number, text in enumerate(self._texts()):
             if not isinstance(text, str):
@@ -54,28 +58,36 @@ class RowsPiece:
                 )
             if self.part != "all" and (self.part == "valid") != held_out(text, self.config.valid_share):
                 continue
-            lines += clean(text.split("\n"), self.config.strip)
-            lines += [""] if self.config.rows == "documents" else []
+            units += self._units(text)
             size += len(text) + 1
             if size >= CHUNK:
-                yield lines
-                lines, size = [], 0
-        if lines:
-            yield lines
+                yield units
+                units, size = [], 0
+        if units:
+            yield units
+
+    def _units(self, text: str) -> list[str]:
+        if self.config.unit == "documents":
+            return [text] if text else []
+        lines = clean(text.split("\n"), self.config.strip)
+        return [*lines, ""] if self.config.rows == "documents" else lines
 
     def _texts(self) -> Iterator[Any]:
-        rows = _load(self.config.root, self.config.dataset_config, self.config.streaming)[self.split]
+        rows = _splits(self.config)[self.split]
         column = self.config.column
         if self.config.streaming:
-            for row in rows.shard(num_shards=self.end, index=self.begin):
-                yield row[column]
+            try:
+                for row in rows.shard(num_shards=self.end, index=self.begin):
+                    yield row[column]
+            except Exception as error:  # this is when files are fetched
+                raise _unreadable(str(self.config.root), error) from error
         else:
             for begin in range(self.begin, self.end, ROWS):
                 yield from rows[begin : min(begin + ROWS, self.end)][column]
 
 
 def held_out(text: str, share: float) -> bool:
-    """Tell whether a row is for validation: a function of its text, so that equal rows stay together."""
+    """Tell whether a row, or a file of this name, is for validation: so equal ones stay together."""
     return zlib.crc32(text.encode()) < share * 2**32
 
 
@@ -87,9 +99,9 @@ def pieces(config: TextConfig, size: int) -> dict[str, list[RowsPiece]]:
     """
     if config.root is None:
         raise UserError(
-            "data.root is not set: data=hf needs a name on the Hugging Face hub or a local folder"
+            f"data.root is not set: data={config.name} needs a name on the Hugging Face hub or a local folder"
         )
-    found = _load(config.root, config.dataset_config, config.streaming)
+    found = _splits(config)
     if config.train_split not in found:
         raise UserError(f"data.train_split={config.train_split}: {config.root} has {', '.join(found)}")
     for name, rows in found.items():
@@ -114,16 +126,51 @@ def _cut(config: TextConfig, rows: Any, split: str, part: str, size: int) -> lis
     return [RowsPiece(config, split, begin, min(begin + step, len(rows)), part) for begin in ends]
 
 
+def _splits(config: TextConfig) -> Any:
+    return _load(config.root, config.dataset_config, config.streaming, config.files)
+
+
 @functools.cache
-def _load(root: str, name: str | None, streaming: bool) -> Any:
+def _load(root: str, name: str | None, streaming: bool, files: str | None = None) -> Any:
     """Return all splits; a process that is forked later has them too."""
     import datasets  # type: ignore[import-untyped]
 
     folder = Path(root).expanduser()
     try:
+        if files is not None:  # by their reader: data sets that bring a script of their own are refused
+            place = f"{folder}/{files}" if folder.exists() else f"hf://datasets/{root}/{files}"
+            return datasets.load_dataset(_reader(files), data_files=place, streaming=streaming)
         if (folder / "dataset_dict.json").exists():  # of DatasetDict.save_to_disk
             return datasets.load_from_disk(folder)
         return datasets.load_dataset(str(folder) if folder.exists() else root, name, streaming=streaming)
+    except UserError:
+        raise
     except Exception as error:  # datasets raises whatever its builders, the hub and the network do
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        raise UserError(f"data.root={root}: datasets cannot load it: {reason}") from error
+        raise _unreadable(root, error) from error
+
+
+def _reader(files: str) -> str:
+    """Return the name of the reader in `datasets` that files of this pattern need."""
+    for end in reversed(files.split(".")[1:]):  # .json.gz is .json
+        if end in READERS:
+            return READERS[end]
+    raise UserError(
+        f"data.files={files}: must end in one of .{', .'.join(READERS)}, or these with .gz or .zst"
+    )
+
+
+def _unreadable(root: str, error: BaseException) -> UserError:
+    """Return what is said of an error, with the cure for data sets that are not open to everyone."""
+    reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+    cause: BaseException | None = error
+    while cause is not None:
+        if "gated" in f"{type(cause).__name__} {cause}".lower():
+            reason += (
+                f"; accept its terms at https://huggingface.co/datasets/{root} and log in with "
+                "`hf auth login`, or set data.root to a folder with a copy"
+            )
+            break
+        cause = cause.__cause__ or cause.__context__
+    if "scripts are no longer supported" in reason:
+        reason += "; set data.files to a pattern of its files, such as data/*.parquet"
+    return UserError(f"data.root={root}: datasets cannot load it: {reason}")

@@ -20,7 +20,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from repro.errors import UserError
 from repro.text import tokenizers
-from repro.text.config import TokenizerConfig
+from repro.text.config import TextConfig, TokenizerConfig
 from repro.text.tokenizers import Tokenizer
 
 MANIFEST = "manifest.json"
@@ -98,6 +98,31 @@ def open_folder(folder: Path, asked: TokenizerConfig) -> tuple[Tokenizer, Manife
         if other.fingerprint != tokenizer.fingerprint:
             raise UserError(f"tokenizer.path={asked.path}: is not the tokenizer with which {folder} was made")
     return tokenizer, manifest
+
+
+def unit_of(thing: Manifest | TextConfig) -> Manifest:
+    """Return what a manifest, or a configuration, says of the unit of its text.
+
+    Manifests of shards that were made before there were documents say nothing.
+    """
+    made = thing if isinstance(thing, dict) else vars(thing)
+    return {key: made.get(key, getattr(TextConfig, key)) for key in ("unit", "end_of_document")}
+
+
+def check_unit(folder: Path, manifest: Manifest, asked: TextConfig) -> None:
+    """Raise UserError if shards are not of the unit that is asked for; data=shards takes either."""
+    for key, made in unit_of(manifest).items():
+        wanted = getattr(asked, key)
+        anything = asked.name == "shards" and wanted == getattr(TextConfig, key)
+        if wanted != made and not anything:
+            raise UserError(
+                f"data.{key}={_word(wanted)}: {folder} was made with data.{key}={_word(made)}; say so, or "
+                "write it again"
+            )
+
+
+def _word(value: str | bool) -> str:
+    return str(value).lower()
 
 
 def mapped(folder: Path, manifest: Manifest, split: str) -> tuple[NDArray[Any], NDArray[np.int64]]:

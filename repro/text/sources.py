@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from repro.errors import UserError
-from repro.text import files, rows
-from repro.text.config import TextConfig
+from repro.text import documents, files, rows
+from repro.text.config import HUB, TextConfig
 from repro.text.python_docs import python_docs
 
 WHOLE = 2**62  # a size that no text has: one piece a file
@@ -42,7 +42,7 @@ class Piece(Protocol):
         """Of the text, in bytes or rows."""
 
     def batches(self) -> Iterator[list[str]]:
-        """Give the lines in lists, from the beginning at every call."""
+        """Give the lines, or documents, in lists, from the beginning at every call."""
 
 
 Splits = dict[str, list[Piece]]
@@ -84,8 +84,9 @@ def find(config: TextConfig, size: int = WHOLE) -> Splits:
         "wikitext2": _wikitext,
         "wikitext103": _wikitext,
         "ptb": _ptb,
+        "python_source": _python_source,
         "text": _text,
-        "hf": _rows,
+        **dict.fromkeys(HUB, _rows),
         "books_wikipedia": _books_wikipedia,
     }
     found = readers[config.name](config, size)
@@ -137,7 +138,8 @@ def _named(config: TextConfig, size: int, names: dict[str, list[str]], what: str
 def _text(config: TextConfig, size: int) -> Splits:
     """A file, or a folder of .txt files: train*, valid* and test* are its splits.
 
-    Where none is for validation, stretches of every training file are held out.
+    Where none is for validation, stretches of every training file are held out; or some of the files, where
+    each is a document.
     """
     root = find_root(config, "a text file, or a folder of them: train*.txt, valid*.txt, test*.txt")
     paths = sorted(path for path in root.rglob("*.txt") if path.is_file()) if root.is_dir() else [root]
@@ -148,6 +150,8 @@ def _text(config: TextConfig, size: int) -> Splits:
         groups[_split_of(path.name)].append(path)
     if not groups["train"]:
         raise UserError(f"{root}: no text for training in it; its name should begin with train")
+    if config.unit == "documents":
+        return _documents(config, size, root if root.is_dir() else root.parent, groups)
     found: Splits = {
         split: [piece for path in group for piece in _pieces(path, size, config)]
         for split, group in groups.items()
@@ -161,10 +165,48 @@ def _text(config: TextConfig, size: int) -> Splits:
             ):
                 found[split] += _pieces(path, size, config, ranges)
         if not found["valid"]:
-            raise UserError(
-                f"data.valid_share={config.valid_share}: leaves nothing of {root} for validation; raise it"
-            )
+            raise _nothing_held_out(config, root)
     return found
+
+
+def _python_source(config: TextConfig, size: int) -> Splits:
+    """The .py files of a folder; without data.root those of Python's own library."""
+    if config.root is None:
+        root, paths = documents.library()
+    else:
+        root = find_root(config, "a folder with Python files")
+        paths = documents.python_files(root)
+        if not paths:
+            raise UserError(f"{root}: no .py files in it; data={config.name} needs a folder with some")
+    return _documents(config, size, root, {"train": paths}, lenient=True)
+
+
+def _documents(
+    config: TextConfig, size: int, root: Path, groups: dict[str, list[Path]], lenient: bool = False
+) -> Splits:
+    """Files as documents; where none is for validation, those that their names below `root` choose."""
+    if not groups.get("valid"):
+        chosen = [
+            rows.held_out(path.relative_to(root).as_posix(), config.valid_share) for path in groups["train"]
+        ]
+        if all(chosen) or not any(chosen):
+            raise _nothing_held_out(config, root)
+        both = list(zip(groups["train"], chosen, strict=True))
+        groups = groups | {
+            "train": [path for path, held_out in both if not held_out],
+            "valid": [path for path, held_out in both if held_out],
+        }
+    return {
+        split: [*documents.pieces(root, groups[split], size, lenient)]
+        for split in SPLITS
+        if groups.get(split)
+    }
+
+
+def _nothing_held_out(config: TextConfig, root: Path) -> UserError:
+    return UserError(
+        f"data.valid_share={config.valid_share}: leaves nothing of {root} for validation; raise it"
+    )
 
 
 def _rows(config: TextConfig, size: int) -> Splits:

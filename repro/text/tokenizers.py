@@ -6,7 +6,7 @@
     bpe        byte pairs, trained; no text is unknown to it
     wordpiece  BERT's: of a vocab.txt, or trained
     gpt2       byte pairs of a vocab.json and a merges.txt
-    file       any tokenizer.json
+    file       any tokenizer.json, with the special tokens of a tokenizer_config.json beside it
 
 Those made here have RoBERTa's special tokens <s> <pad> </s> <unk> <mask> as ids 0 to 4; wordpiece has BERT's.
 A special token's name that occurs in text is ordinary text to all of them.
@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from tokenizers import models
 
 from repro.errors import UserError
 from repro.text import vocabularies
-from repro.text.config import TokenizerConfig
+from repro.text.config import TextConfig, TokenizerConfig
 from repro.text.vocabularies import EOS, FAIRSEQ_EXTRA, UNK, Text
 
 ROLES = {
@@ -38,6 +38,7 @@ ROLES = {
     "eos": ("</s>", "[SEP]", EOS, "<|endoftext|>"),
     "mask": ("<mask>", "[MASK]"),
 }
+LOSSY = ("words", "wordpiece")  # cut at blanks, which are gone then
 DEFAULT_SIZE = 30_000  # of a vocabulary that is trained
 ABOUT = "tokenizer_config.json"  # beside tokenizer.json: our name, and what transformers wants to know
 
@@ -54,14 +55,17 @@ class Tokenizer:
         pad, unk, bos, eos, mask: id of the special token, or None where there is none.
     """
 
-    def __init__(self, name: str, backend: library.Tokenizer) -> None:
+    def __init__(
+        self, name: str, backend: library.Tokenizer, special: Mapping[str, str] | None = None
+    ) -> None:
         self.name, self.backend = name, backend
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True  # "<s>" in a text is text
         self.vocab_size: int = backend.get_vocab_size()
         self.pad, self.unk, self.bos, self.eos, self.mask = (
-            vocabularies.first_id(backend, names) for names in ROLES.values()
+            vocabularies.first_id(backend, [(special or {}).get(role, ""), *names])
+            for role, names in ROLES.items()
         )
         self._words = backend.get_vocab() if name == "words" else {}
 
@@ -77,9 +81,14 @@ class Tokenizer:
             return [[*(known.get(word, unk) for word in line.split()), eos] for line in lines]
         return [encoding.ids for encoding in self.backend.encode_batch_fast(lines, add_special_tokens=False)]
 
-    def encode_flat(self, lines: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Return the ids of all lines one after the other, and the number of ids of each line."""
+    def encode_flat(
+        self, lines: Sequence[str], end: int | None = None
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Return the ids of all lines one after the other, each with `end` if given, and their numbers."""
         ids = self.encode(lines)
+        if end is not None:
+            for line in ids:
+                line.append(end)
         counts = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         flat = np.fromiter(itertools.chain.from_iterable(ids), dtype=self.dtype, count=int(counts.sum()))
         return flat, counts
@@ -159,7 +168,9 @@ def load(path: Path | str, vocab_size: int | None = None) -> Tokenizer:
         if path.suffix == ".json" or (path / "tokenizer.json").exists():
             file = path if path.is_file() else path / "tokenizer.json"
             about = json.loads((folder / ABOUT).read_text()) if (folder / ABOUT).exists() else {}
-            tokenizer = Tokenizer(about.get("name", "file"), library.Tokenizer.from_file(str(file)))
+            tokenizer = Tokenizer(
+                about.get("name", "file"), library.Tokenizer.from_file(str(file)), _special(about)
+            )
         elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
             vocab, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
             if vocab_size is not None and vocab_size == len(vocab) + FAIRSEQ_EXTRA:
@@ -179,6 +190,32 @@ def load(path: Path | str, vocab_size: int | None = None) -> Tokenizer:
     if vocab_size not in (None, tokenizer.vocab_size):
         raise UserError(f"tokenizer.vocab_size={vocab_size}: {path} has {tokenizer.vocab_size:,} entries")
     return tokenizer
+
+
+def end_of_document(text: TextConfig, tokenizer: Tokenizer) -> int | None:
+    """Return the id that a text asks for after every document; None for none.
+
+    Raises:
+        UserError: the tokenizer has none, or cannot keep documents as they are.
+    """
+    if text.unit == "documents" and tokenizer.name in LOSSY:
+        raise UserError(
+            f"tokenizer.name={tokenizer.name}: keeps no line ends; data.unit=documents needs bytes, bpe, "
+            "gpt2 or file"
+        )
+    if text.end_of_document and tokenizer.eos is None:
+        raise UserError(
+            f"data.end_of_document=true: the tokenizer has no token for it, such as {ROLES['eos'][-1]}; "
+            "take another tokenizer, or data.end_of_document=false"
+        )
+    return tokenizer.eos if text.end_of_document else None
+
+
+def _special(about: dict[str, Any]) -> dict[str, str]:
+    """Return the special tokens that a tokenizer_config.json names, as text or as {"content": text}."""
+    named = {role: about.get(f"{role}_token") for role in ROLES}
+    texts = {role: token["content"] if isinstance(token, dict) else token for role, token in named.items()}
+    return {role: text for role, text in texts.items() if text is not None}
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from repro.errors import UserError
 from repro.text import sources, tokenizers
 from repro.text.config import TextConfig, TokenizerConfig
-from repro.text.shards import FORMAT, LINES, MANIFEST, Manifest, file_sizes, read_manifest, total
+from repro.text.shards import FORMAT, LINES, MANIFEST, Manifest, file_sizes, read_manifest, total, unit_of
 from repro.text.sources import Piece
 from repro.text.tokenizers import Tokenizer
 
@@ -44,7 +44,8 @@ def write(text: TextConfig, tokenizer: TokenizerConfig, out: Path, size: int, wo
     plan = [(split, number, piece) for split, found in splits.items() for number, piece in enumerate(found)]
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
-        source = _digest([(split, piece.name, piece.size, text.strip, text.rows) for split, _, piece in plan])
+        kind = (text.strip, text.rows) if text.unit == "lines" else (text.unit, text.end_of_document)
+        source = _digest([(split, piece.name, piece.size, *kind) for split, _, piece in plan])
         made = _make_tokenizer(tokenizer, splits["train"], out, source)
         wanted = {
             "format": FORMAT,
@@ -52,7 +53,9 @@ def write(text: TextConfig, tokenizer: TokenizerConfig, out: Path, size: int, wo
             "source": source,
             "tokenizer": {"name": made.name, "vocab_size": made.vocab_size, "fingerprint": made.fingerprint},
             "dtype": made.dtype.name,
+            **(unit_of(text) if text.unit != TextConfig.unit else {}),
         }
+        end = tokenizers.end_of_document(text, made)
         manifest = _begin(out, wanted, list(splits))
         rest = plan[len(manifest["shards"]) :]
         parts = out / "parts"
@@ -66,7 +69,7 @@ def write(text: TextConfig, tokenizer: TokenizerConfig, out: Path, size: int, wo
             ) as bar,
             _pool(out, min(workers, len(rest))) as run,
         ):
-            work = [(piece, parts / f"{split}-{number:06d}") for split, number, piece in rest]
+            work = [(piece, parts / f"{split}-{number:06d}", end) for split, number, piece in rest]
             for (split, number, piece), entry in zip(rest, run(_tokenise, work), strict=True):
                 _append(out, split, parts / f"{split}-{number:06d}", manifest, entry)
                 bar.update(piece.size)
@@ -121,14 +124,14 @@ def _begin(out: Path, wanted: Manifest, splits: list[str]) -> Manifest:
     return manifest
 
 
-def _tokenise(work: tuple[Piece, Path]) -> dict[str, Any]:
+def _tokenise(work: tuple[Piece, Path, int | None]) -> dict[str, Any]:
     """Write the tokens of a piece and where its lines end among them; return what a manifest says."""
-    piece, place = work
+    piece, place, end = work
     digest, tokens = hashlib.sha256(), 0
     ends = []
     with place.with_suffix(".tokens").open("wb") as file:
         for lines in piece.batches():
-            ids, counts = _tokenizer.encode_flat(lines)
+            ids, counts = _tokenizer.encode_flat(lines, end)
             file.write(ids.data)
             digest.update(ids.data)
             ends.append(tokens + counts.cumsum())

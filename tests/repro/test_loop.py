@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from toy import ToyTask
 
-from repro import checkpoint, loop
+from repro import checkpoint, loop, saving
 from repro.config import TrainConfig
 from repro.errors import UserError
 from repro.foreign import read_weights
@@ -250,7 +250,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config: TrainConfig) -> None:
 
 def test_a_full_disk_while_saving(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        original, count = loop.save_model, 0
+        original, count = saving.save_model, 0
 
         def full(*arguments: Any) -> None:
             nonlocal count
@@ -259,7 +259,7 @@ def test_a_full_disk_while_saving(config: TrainConfig, monkeypatch: pytest.Monke
                 raise OSError(28, "No space left on device")
             original(*arguments)
 
-        patch.setattr(loop, "save_model", full)
+        patch.setattr(saving, "save_model", full)
         with pytest.raises(UserError, match=r"cannot write checkpoint .*No space left on device; .* older"):
             train(ToyTask(), config, "run")
     train(ToyTask(), config, "run")

@@ -173,6 +173,16 @@ def test_training_records_are_means_over_epochs_ends(streams: TrainConfig) -> No
         assert line["train_loss"] == pytest.approx(sum(each[3 * index : 3 * index + 3]) / 3, rel=1e-6)
 
 
+def test_a_run_that_stops_early_is_the_beginning_of_a_whole_one(streams: TrainConfig) -> None:
+    train(StreamTask(), streams, "whole")
+    streams.stop_after = 6
+    assert train(StreamTask(), streams, "stopped")["steps"] == 6
+    whole, stopped = (records(folder(streams, name)) for name in ("whole", "stopped"))
+    assert stopped[:5] == whole[:5]
+    assert stopped[5]["lr"] == whole[5]["lr"]
+    assert "valid_loss" in stopped[5]
+
+
 def test_max_epochs(streams: TrainConfig) -> None:
     streams.schedule.per = "step"
     streams.steps, streams.max_epochs = 100, 2

@@ -198,12 +198,13 @@ def test_books_and_wikipedia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_every_option_can_be_chosen(group: str) -> None:
     options = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
     ours = [name for name in options if group == "tokenizer" or name in TEXTS]
-    assert len(ours) == (8 if group == "data" else 7)
+    released = {"roberta": "gpt2", "adan_gpt2_code": "gpt2", "llama": "file"}
+    assert len(ours) == (12 if group == "data" else 9)
     for name in ours:
         config = prepare.read_config([f"{group}={name}"])
         config.data.check()
         config.tokenizer.check()
-        assert getattr(config, group).name == {"roberta": "gpt2"}.get(name, name)
+        assert getattr(config, group).name == released.get(name, name)
 
 
 @pytest.mark.usefixtures("cache")

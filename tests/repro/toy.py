@@ -29,6 +29,17 @@ class Points:
         return torch.tensor([x, 1.0]), int(x > 0)
 
 
+class Block(nn.Module):
+    """A layer that adds to its input: what FSDP puts together at a time."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(torch.tanh(self.norm(x)))
+
+
 class ToyTask(Task):
     """Two classes of points, a net with dropout and batch norm."""
 
@@ -60,3 +71,25 @@ class ToyTask(Task):
     def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
         hits = (model(batch[0]).argmax(1) == batch[1]).sum()
         return {"accuracy": 100 * hits}, len(batch[1])
+
+
+class BlocksTask(ToyTask):
+    """A net of blocks. Its validation set gives two processes unequal numbers of batches."""
+
+    name = "blocks"
+
+    def valid_data(self) -> Sized:
+        return Points(17, 0.0)
+
+    def build_model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(2, 8), Block(8), nn.Dropout(0.1), Block(8), nn.Linear(8, 2))
+
+    def sharded(self, module: nn.Module) -> set[str]:
+        return {"Block"}
+
+    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
+        loss = F.cross_entropy(model(batch[0]), batch[1], reduction="sum")
+        return {**super().measure(model, batch)[0], "valid_loss": loss}, len(batch[1])
+
+    def examples(self, model: nn.Module) -> list[str]:
+        return [f"{float(model(torch.ones(1, 2))[0, 0]):.5f}"]

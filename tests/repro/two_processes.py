@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_loop import StopError, stop_after
 from torch import Tensor
-from toy import ToyTask
+from toy import BlocksTask, ToyTask
 from toy_streams import STREAMS, StreamTask
 
 from repro import loop
@@ -67,4 +67,15 @@ with pytest.MonkeyPatch.context() as patch:
     stop_after(patch, 6)
     with pytest.raises(StopError):
         loop.train(StreamTask(), config, "broken")
+    stop_after(patch, 3)
+    with pytest.raises(StopError):
+        loop.train(StreamTask(), config, "shrunk")
 loop.train(StreamTask(), config, "broken")
+
+config = TrainConfig(**json.loads(sys.argv[3]), run=RunConfig(root=root, checkpoint_every=3, monitor=4))
+loop.train(BlocksTask(), config, "sharded")
+assert loop.train(BlocksTask(), config, "grown")["steps"] == 16  # begun by one process
+with pytest.MonkeyPatch.context() as patch:
+    stop_after(patch, 6)
+    with pytest.raises(StopError):
+        loop.train(BlocksTask(), config, "shrunk")

@@ -1,0 +1,1 @@
+"""Large language models: pre-training, HumanEval, fine-tuning, RLHF."""

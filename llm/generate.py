@@ -1,0 +1,246 @@
+"""Sampling from causal language models of transformers, in batches.
+
+Every completion has random numbers of its own: a function of the seed, its number and the position, drawn on
+the CPU and independent of the device and of what else is in the batch. A completion is thus the same
+whichever batch it is in, but for the rounding of the model itself, which padding and the batch's size change:
+now and then that tips a choice. The same call on the same machine returns the same.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from repro.errors import UserError
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+    first: int = 0,
+    batch_size: int = 32,
+) -> list[str]:
+    """Return what the model writes after each prompt, without the prompt and without special tokens.
+
+    Args:
+        model: any causal language model; its own generation settings, but for the end of text, do not count.
+        tokenizer: of that model.
+        prompts: Of one that leaves no room for `max_new_tokens` in the model's positions only the end is
+            read, as that is what is continued. Several samples of a prompt: repeat it.
+        max_new_tokens: at most; the end of text or a stop string ends a completion earlier.
+        temperature: 0 takes the likeliest token each time.
+        top_p: sample among the likeliest tokens that together have this probability.
+        stop: strings before which a completion ends; they are not part of it.
+        seed: of the samples.
+        first: number of the first prompt. Prompts i, i + 1, ... of one call are as those of another with
+            `first=i`.
+        batch_size: completions at a time.
+
+    Raises:
+        UserError: an argument cannot work, or a prompt has no token to begin with.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size}: must be at least 1")
+    room = _room(model, max_new_tokens)
+    encoded = [_encode(tokenizer, prompt)[-room:] for prompt in prompts]
+    eos = end_of_text(model, tokenizer)
+    texts: list[str] = []
+    for start in range(0, len(encoded), batch_size):
+        ids, mask = pad_left(encoded[start : start + batch_size])
+        made, kept = complete(
+            model,
+            ids.to(model.device),
+            mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            eos=eos,
+            stop=StopStrings(tokenizer, stop, ids.shape[1]) if stop else None,
+            seed=seed,
+            first=first + start,
+        )
+        for row, keep in zip(made.tolist(), kept.sum(1).tolist(), strict=True):
+            tokens = [token for token in row[:keep] if token not in eos]
+            text = _decode(tokenizer, tokens, skip_special_tokens=True)
+            texts.append(text[: min((at for word in stop if (at := text.find(word)) >= 0), default=None)])
+    return texts
+
+
+@torch.no_grad()
+def complete(
+    model: PreTrainedModel,
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    eos: Sequence[int] = (),
+    stop: StoppingCriteria | None = None,
+    seed: int = 0,
+    first: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Return the ids that follow each prompt, and which of them belong to its completion.
+
+    The model is in evaluation mode meanwhile, and keys and values are kept from token to token.
+
+    Args:
+        model: a causal language model, not wrapped.
+        ids: prompts [batch, length], padded on the left (see pad_left).
+        mask: [batch, length], 1 for the prompts' own tokens and 0 for padding.
+        eos: ids that end a text.
+        stop: ends completions for other reasons; one of `eos` follows them, where there is one.
+        max_new_tokens, temperature, top_p, seed, first: as for `sample`.
+
+    Returns:
+        ids [batch, new], int64, and mask [batch, new], the same: 1 for each token up to and with the first
+        of `eos`, 0 after it. new <= max_new_tokens.
+
+    Raises:
+        UserError: an argument cannot work.
+    """
+    if ids.shape[1] > (room := _room(model, max_new_tokens)):
+        raise UserError(f"prompts of {ids.shape[1]} tokens: {max_new_tokens} new ones leave room for {room}")
+    if temperature < 0:
+        raise UserError(f"temperature={temperature}: must be 0 (the likeliest token each time) or more")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p={top_p}: must lie above 0, and at 1 at most")
+    processors = LogitsProcessorList()
+    if temperature > 0:
+        draws = uniform(seed, first, len(ids), max_new_tokens)
+        processors.append(TemperatureLogitsWarper(float(temperature)))
+        if top_p < 1:
+            processors.append(TopPLogitsWarper(float(top_p)))
+        processors.append(InverseTransform(draws.to(ids.device), ids.shape[1]))
+    settings = GenerationConfig(
+        do_sample=False,  # the likeliest of what the processors leave, which with InverseTransform is one
+        max_new_tokens=max_new_tokens,
+        use_cache=True,
+        eos_token_id=list(eos) or None,
+        pad_token_id=min(eos, default=0),  # what follows a completion that has ended
+    )
+    training, own = model.training, model.generation_config
+    model.eval()
+    model.generation_config = settings  # or its own repetition penalty and such would fill in
+    try:
+        whole = model.generate(
+            ids,
+            attention_mask=mask,
+            generation_config=settings,
+            logits_processor=processors,
+            stopping_criteria=StoppingCriteriaList([] if stop is None else [stop]),
+        )
+    finally:
+        model.generation_config = own
+        model.train(training)
+    made = whole[:, ids.shape[1] :]
+    ends = torch.isin(made, torch.tensor(list(eos), dtype=made.dtype, device=made.device)).long()
+    return made, (ends.cumsum(1) - ends == 0).long()
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int = 0) -> tuple[Tensor, Tensor]:
+    """Return ids of any lengths as ids [batch, longest], with padding before them, and their mask; int64."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def end_of_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids that end a text, by the tokenizer or by the model; there may be none."""
+    config = model.generation_config
+    named = None if config is None else config.eos_token_id
+    of_model = [] if named is None else [named] if isinstance(named, int) else list(named)
+    own = tokenizer.eos_token_id
+    return sorted({*of_model, *([] if own is None else [own])})
+
+
+def uniform(seed: int, first: int, rows: int, steps: int) -> Tensor:
+    """Return random numbers [rows, steps] in [0, 1), float32; row i depends on seed and first + i alone."""
+    drawn = [np.random.default_rng([seed, first + row]).random(steps, np.float32) for row in range(rows)]
+    return torch.from_numpy(np.stack(drawn))
+
+
+class InverseTransform(LogitsProcessor):
+    """Draws a token from each row's distribution with a given number, and leaves that token alone possible.
+
+    It is the first token up to which the probabilities, added up in the vocabulary's order, exceed the
+    number (inverse transform sampling).
+    """
+
+    def __init__(self, draws: Tensor, prompt_length: int) -> None:
+        """`draws` [batch, steps] lie in [0, 1)."""
+        self.draws, self.prompt_length = draws, prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Return scores [batch, vocabulary] of 0 for the token that was drawn and -infinity elsewhere."""
+        reached = scores.double().softmax(-1).cumsum(-1)
+        number = self.draws[:, input_ids.shape[1] - self.prompt_length, None] * reached[:, -1:]
+        token = torch.searchsorted(reached, number, right=True).clamp(max=scores.shape[-1] - 1)  # of a NaN
+        return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
+
+
+class StopStrings(StoppingCriteria):
+    """Ends completions that have one of some strings. Unlike transformers', it never looks at the prompt."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str], prompt_length: int) -> None:
+        self.tokenizer, self.words, self.prompt_length = tokenizer, words, prompt_length
+        # A token has a byte at least; one more, as the first of the tail may be a part of a character.
+        self.tail = max(len(word.encode()) for word in words) + 1
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        """Return which rows [batch] end here."""
+        rows = input_ids[:, max(self.prompt_length, input_ids.shape[1] - self.tail) :].tolist()
+        texts = [_decode(self.tokenizer, row, skip_special_tokens=False) for row in rows]
+        ends = [any(word in text for word in self.words) for text in texts]
+        return torch.tensor(ends, device=input_ids.device)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    ids = list(tokenizer(prompt, verbose=False)["input_ids"])
+    if ids:
+        return ids
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if begin is None:
+        raise UserError("an empty prompt: the tokenizer has no token for the beginning or the end of a text")
+    return [begin]
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], skip_special_tokens: bool) -> str:
+    text = tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def _room(model: PreTrainedModel, max_new_tokens: int) -> int:
+    """Return how long a prompt may be."""
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return torch.iinfo(torch.int64).max
+    if max_new_tokens >= positions:
+        raise UserError(
+            f"max_new_tokens={max_new_tokens}: must leave room for a prompt in {positions} positions"
+        )
+    return int(positions) - max_new_tokens

@@ -1,0 +1,306 @@
+"""Score a language model on programming tasks: `python llm/humaneval.py MODEL --data PATH --execute`.
+
+    python llm/humaneval.py runs/pretrain/NAME --data PATH --row gpt2/adan_150k --execute
+    python llm/humaneval.py MODEL --data PATH --samples 20 --temperature 0.2 --k 1 10 --execute
+    python llm/humaneval.py --completions FILE.jsonl --data PATH --execute    those of another program
+    python llm/humaneval.py --canonical --data PATH --execute                 the tasks' own solutions
+
+MODEL is a run of llm/pretrain.py, a folder that transformers wrote, or a name on the Hugging Face hub. PATH
+is HumanEval.jsonl.gz, its folder, or tasks in its format; without it there are five small ones of our own.
+Programs that a model wrote are run, in a sandbox, hence --execute. See docs/humaneval.md.
+"""
+
+import argparse
+import collections
+import hashlib
+import json
+import queue
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+from llm import models, problems
+from llm.generate import sample
+from llm.jail import Limits
+from llm.problems import Problem
+from llm.sandbox import Sandbox, Verdict
+from llm.scores import against, describe, summarise
+from repro import ledger
+from repro.cli import exit_status, file_size
+from repro.errors import UserError
+from repro.run import environment, write_atomically
+
+STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # arXiv 2107.03374, section 2.2
+SAMPLING = {"samples": 200, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 512}
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+KS = (1, 10, 100)
+PROBLEMS = 164  # of HumanEval
+
+
+@exit_status
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return the exit status: 0, 2 after `error: ...`, 130 if interrupted."""
+    options = parser().parse_args(arguments)
+    if (options.model is not None) + (options.completions is not None) + options.canonical != 1:
+        raise UserError("name a MODEL, or give --completions FILE or --canonical")
+    if not options.execute:
+        raise UserError(
+            "this runs programs that a model wrote, in a sandbox (docs/humaneval.md): say --execute"
+        )
+    try:
+        evaluate(options)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    limits = Limits()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("model", nargs="?", metavar="MODEL")
+    add("--completions", type=Path, metavar="FILE", help="lines with task_id and completion, as they are")
+    add("--canonical", action="store_true", help="the solutions that come with the tasks")
+    add("--execute", action="store_true", help="run the programs")
+    add("--unprotected", action="store_true", help="even where files or network cannot be protected")
+    add("--data", type=Path, metavar="PATH", help="tasks (default: five of our own)")
+    add("--row", help="of the ledger: its sampling, and its published figures beside the result")
+    add("--samples", type=int, help=f"of each task (default: {SAMPLING['samples']})")
+    add("--temperature", type=float, help=f"0: the likeliest token (default: {SAMPLING['temperature']})")
+    add("--top-p", type=float, help=f"(default: {SAMPLING['top_p']})")
+    add("--max-new-tokens", type=int, help=f"(default: {SAMPLING['max_new_tokens']})")
+    add("--seed", type=int, default=0, help="of the samples and of the intervals (default: 0)")
+    add("--batch-size", type=int, default=32, help="samples at a time (default: 32)")
+    add("--amp", choices=DTYPES, default="no", help="weights in half precision (default: no)")
+    add(
+        "--k", type=int, nargs="+", help="of pass@k (default: of 1, 10 and 100 those that the samples permit)"
+    )
+    add("--workers", type=int, default=2, help="programs side by side (default: 2)")
+    add("--timeout", type=float, default=limits.seconds, help=f"seconds (default: {limits.seconds:g})")
+    add("--memory", type=file_size, default=limits.memory, help="of a process, as 500MB (default: 512 MiB)")
+    add("--out", type=Path, metavar="FOLDER", help="default: runs/humaneval/NAME")
+    return parser
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """Sample, judge, write the files of the folder, print the result and return it.
+
+    Raises:
+        UserError: an argument, a file or the folder cannot be used.
+    """
+    row = None if options.row is None else ledger.load(options.row)
+    sampling = of_row(row, options)
+    tasks = problems.read(options.data)
+    if row is not None and len(tasks) != PROBLEMS:
+        raise UserError(
+            f"--row {options.row}: it is about HumanEval's {PROBLEMS} tasks, --data has {len(tasks)}"
+        )
+    given = None
+    if options.canonical:
+        given = [(task, task.canonical_solution) for task in tasks]
+    elif options.completions is not None:
+        given = problems.read_completions(options.completions, tasks)
+    counts = collections.Counter(task.task_id for task, _ in given or [])
+    fewest = min(counts.values()) if counts else sampling["samples"]
+    for name, least in (("samples", 1), ("batch_size", 1), ("workers", 1)):
+        if (value := sampling.get(name, getattr(options, name))) < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    ks = options.k or [k for k in KS if k <= fewest]
+    if wrong := [k for k in ks if not 1 <= k <= fewest]:
+        raise UserError(f"--k {wrong[0]}: must be 1 to {fewest}, as there are {fewest} samples of a task")
+
+    settings = {
+        "model": options.model or ("canonical" if options.canonical else str(options.completions)),
+        "tasks": digest([asdict(task) for task in tasks]),
+        "timeout": options.timeout,
+        "memory": options.memory,
+    }
+    if given is None:
+        settings |= {**sampling, "seed": options.seed, "batch_size": options.batch_size, "amp": options.amp}
+    else:
+        settings["completions"] = digest([(task.task_id, text) for task, text in given])
+    named = options.model or (options.completions.stem if options.completions else "canonical")
+    folder = options.out or Path("runs/humaneval") / Path(named).name
+    begin(folder, settings)
+    with ExitStack() as stack:  # first, so that what the system does not permit is told before any sampling
+        limits = Limits(seconds=options.timeout, memory=options.memory)
+        boxes = [stack.enter_context(Sandbox(limits, options.unprotected)) for _ in range(options.workers)]
+        protection = boxes[0].protection
+        for which, layers in protection.items():
+            print(f"{which}: {'; '.join(layers) or 'nothing'}")
+        if given is None:
+            given = sampled(options, sampling, tasks, folder / "samples.jsonl")
+        results = judged(boxes, given, folder / "results.jsonl")
+    summary = summarise(results, ks, options.seed) | against(row, ks)
+    summary |= {"tasks_in_all": len(tasks), "settings": settings, "protection": protection}
+    summary["environment"] = environment()
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    print(describe(summary), f"{folder}/summary.json", sep="\n")
+    return summary
+
+
+def of_row(row: ledger.Recipe | None, options: argparse.Namespace) -> dict[str, Any]:
+    """Return how to sample: as the command line says, else as the row does, else as SAMPLING."""
+    if row is not None and not any(figure.metric.startswith("pass@") for figure in row.row.published):
+        raise UserError(f"--row {options.row}: it is not evaluated on HumanEval")
+    own = {} if row is None else row.config["sampling"]
+    return {
+        key: own.get(key, default) if getattr(options, key) is None else getattr(options, key)
+        for key, default in SAMPLING.items()
+    }
+
+
+def begin(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder, or refuse to continue one that was begun with other settings."""
+    path = folder / "settings.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        for key in sorted(before.keys() | settings.keys()):
+            if before.get(key) != settings.get(key):
+                raise UserError(
+                    f"{folder} was begun with {key} {before.get(key)}, now it is {settings.get(key)}; "
+                    "set it back, or take another --out FOLDER"
+                )
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create {folder}: {error.strerror}; take another --out FOLDER") from error
+    if any(folder.iterdir()):
+        raise UserError(f"{folder} has other files; take another --out FOLDER")
+    write_atomically(path, json.dumps(settings, indent=1) + "\n")
+
+
+def sampled(
+    options: argparse.Namespace, sampling: dict[str, Any], tasks: Sequence[Problem], path: Path
+) -> list[tuple[Problem, str]]:
+    """Return the completions of all tasks, continuing the file that has the first of them.
+
+    The file is that of HumanEval's own programs: a line for each sample with task_id and completion.
+    """
+    wanted = [task for task in tasks for _ in range(sampling["samples"])]
+    size = options.batch_size
+    done = lines_of(path)
+    if len(done) < len(wanted):
+        done = done[: len(done) // size * size]  # whole batches, as rounding depends on what is in one
+        rewrite(path, done)
+        model, tokenizer = models.load(options.model), load_tokenizer(options.model)
+        if torch.cuda.is_available():
+            model.to("cuda")
+        model.to(DTYPES[options.amp])
+        with tqdm(total=len(wanted), initial=len(done), desc="sampling", unit="samples") as bar:
+            for start in range(len(done), len(wanted), size):
+                batch = wanted[start : start + size]
+                prompts = [task.prompt for task in batch]
+                texts = sample(
+                    model, tokenizer, prompts, max_new_tokens=sampling["max_new_tokens"],
+                    temperature=sampling["temperature"], top_p=sampling["top_p"], stop=STOP,
+                    seed=options.seed, first=start, batch_size=size,
+                )  # fmt: skip
+                new = [{"task_id": t.task_id, "completion": x} for t, x in zip(batch, texts, strict=True)]
+                append(path, new)
+                done += new
+                bar.update(len(batch))
+    return [(task, record["completion"]) for task, record in zip(wanted, done, strict=True)]
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a run folder, a folder of transformers or a model on the hub."""
+    inside = [Path(model) / name for name in (models.EXPORT, "tokenizer") if (Path(model) / name).is_dir()]
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str([*inside, model][0]))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the tokenizer of {model}: {' '.join(str(error).split())}") from error
+    return tokenizer
+
+
+def judged(
+    boxes: Sequence[Sandbox], given: Sequence[tuple[Problem, str]], path: Path
+) -> list[dict[str, Any]]:
+    """Return what became of each completion, continuing the file that has the first of them."""
+    done = lines_of(path)
+    rewrite(path, done)
+    free: queue.SimpleQueue[Sandbox] = queue.SimpleQueue()
+    for box in boxes:
+        free.put(box)
+
+    def judge(pair: tuple[Problem, str]) -> Verdict:
+        task, completion = pair
+        box = free.get()
+        try:
+            return box.judge(task.prompt + completion + "\n", task.prompt, task.test, task.entry_point)
+        finally:
+            free.put(box)
+
+    rest = given[len(done) :]
+    with (
+        tqdm(total=len(given), initial=len(done), desc="running", unit="programs") as bar,
+        ThreadPoolExecutor(len(boxes)) as pool,
+    ):
+        for (task, _), verdict in zip(rest, in_turn(pool, judge, rest, 4 * len(boxes)), strict=True):
+            record = {"task_id": task.task_id, "passed": verdict.passed, "reason": verdict.reason}
+            append(path, [record])
+            done.append(record)
+            bar.update()
+    return done
+
+
+def in_turn(pool: ThreadPoolExecutor, work: Any, items: Sequence[Any], ahead: int) -> Iterator[Any]:
+    """Yield work(item) in order, at most `ahead` of them begun before they are asked for."""
+    begun: collections.deque[Any] = collections.deque()
+    try:
+        for item in items:
+            begun.append(pool.submit(work, item))
+            if len(begun) >= ahead:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        for future in begun:
+            future.cancel()
+
+
+# ---- files
+
+
+def digest(content: Any) -> str:
+    """Return a fingerprint of what JSON can hold."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a file, without a last line that a kill left incomplete."""
+    text = path.read_text() if path.exists() else ""
+    try:
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: {error}; delete it, and the same command makes it anew") from error
+
+
+def rewrite(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Make these the content of a file."""
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def append(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Add records to a file."""
+    with path.open("a") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in records))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""Causal language models of transformers, made from a configuration in transformers' own words.
+
+A `model` is a dictionary: `name` is a model type (gpt2, llama, mixtral, or any other causal language model
+that transformers knows), and the rest are keys of its configuration class. These have a meaning here:
+
+    vocab_size              null: as many as the tokenizer has
+    checkpoint              weights to start from instead of random ones; see `load`
+
+and these are for mixtures of experts:
+
+    experts_implementation  eager, batched_mm or grouped_mm, as transformers has them; null: the last, in the
+                            precision of autocast
+    router_z_loss_coef      weight of the loss in llm/routing.py, of which transformers knows nothing
+"""
+
+import dataclasses
+import difflib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
+
+from repro.errors import UserError
+from repro.foreign import read_weights
+
+OF_MIXTURES = ("experts_implementation", "router_z_loss_coef")
+EXPERTS = ("eager", "batched_mm", "grouped_mm")
+EXPORT = "transformers"  # folder of a finished run in which its model is, as transformers writes it
+
+
+def build(
+    model: dict[str, Any], vocab_size: int | None = None, gradient_checkpointing: bool = False
+) -> PreTrainedModel:
+    """Return a model with its initial weights, in float32; under torch.device("meta") without any.
+
+    Args:
+        model: see this module's docstring.
+        vocab_size: the tokenizer's, for a model without one of its own; a larger one pads the embedding.
+        gradient_checkpointing: keep only what goes into each layer, and compute the rest again for gradients.
+
+    Raises:
+        UserError: a key is unknown or its value cannot work, or the tokenizer has more tokens than the model.
+    """
+    config = settings(model, vocab_size)
+    if model.get("checkpoint") is None:
+        made = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    else:
+        made = load(model["checkpoint"], config)
+    return prepared(made, model.get("experts_implementation"), gradient_checkpointing)
+
+
+def settings(model: dict[str, Any], vocab_size: int | None = None) -> PreTrainedConfig:
+    """Return the configuration of transformers for a model; see `build`."""
+    name = model.get("name")
+    kind = CONFIG_MAPPING[name] if isinstance(name, str) and name in CONFIG_MAPPING else None
+    if kind is None or kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        near = difflib.get_close_matches(
+            str(name), [config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING]
+        )
+        raise UserError(
+            f"model.name={name}: is no causal language model of transformers"
+            + (f"; did you mean {near[0]}?" if near else ", such as gpt2, llama and mixtral")
+        )
+    known = (
+        {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map) | {"name", "checkpoint"}
+    )
+    if is_mixture(kind):
+        known |= set(OF_MIXTURES)
+    for key in model.keys() - known:
+        near = difflib.get_close_matches(key, known)
+        raise UserError(
+            f"model.{key}: {name} has no such key" + (f"; did you mean {near[0]}?" if near else "")
+        )
+    if model.get("experts_implementation") not in (None, *EXPERTS):
+        raise UserError(
+            f"model.experts_implementation={model['experts_implementation']}: "
+            f"must be null or one of {', '.join(EXPERTS)}"
+        )
+    # Special tokens are those of the tokenizer, where the configuration names them, not those of a class.
+    keys: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
+    ours = ("name", "checkpoint", "experts_implementation")
+    keys |= {key: value for key, value in model.items() if key not in ours}
+    if is_mixture(kind):
+        keys.setdefault("router_z_loss_coef", 0.0)
+    if keys.get("vocab_size") is None and vocab_size is not None:
+        keys["vocab_size"] = vocab_size
+    try:
+        config = kind(
+            **{key: value for key, value in keys.items() if value is not None or key != "vocab_size"}
+        )
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise UserError(f"model={name}: {' '.join(str(error).split())}") from error
+    if vocab_size is not None and config.vocab_size < vocab_size:
+        raise UserError(
+            f"model.vocab_size={config.vocab_size}: the tokenizer has {vocab_size} tokens; null takes as many"
+        )
+    heads = config.num_attention_heads
+    if heads < 1 or (getattr(config, "head_dim", None) is None and config.hidden_size % heads):
+        raise UserError(f"model: {heads} attention heads do not divide a width of {config.hidden_size}")
+    return config
+
+
+def is_mixture(config: PreTrainedConfig | type[PreTrainedConfig]) -> bool:
+    """Tell whether a configuration is of a mixture of experts, with routers to be balanced."""
+    return hasattr(config, "router_aux_loss_coef")
+
+
+def load(checkpoint: str | Path, config: PreTrainedConfig | None = None) -> PreTrainedModel:
+    """Return a model with weights that were trained, in float32 and in evaluation mode.
+
+    Args:
+        checkpoint: a run folder of llm/pretrain.py, finished or not (its best weights); a folder that
+            transformers wrote; or a model's name on the Hugging Face hub.
+        config: what the model must be; None: what the checkpoint says.
+
+    Raises:
+        UserError: it cannot be read, or its weights are not those of such a model.
+    """
+    folder = Path(checkpoint).expanduser()
+    if (folder / "checkpoints").is_dir() and not (folder / EXPORT).is_dir():
+        return _from_run(folder, config)
+    place = str(folder / EXPORT if (folder / EXPORT).is_dir() else folder if folder.exists() else checkpoint)
+    try:
+        made, report = AutoModelForCausalLM.from_pretrained(
+            place, config=config, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"cannot load a language model from {checkpoint}: {' '.join(str(error).split())}"
+        ) from error
+    for what in ("missing", "unexpected", "mismatched"):
+        if report[f"{what}_keys"]:
+            raise UserError(f"{checkpoint}: has {what} weights, such as {sorted(report[f'{what}_keys'])[0]}")
+    return prepared(made)
+
+
+def _from_run(folder: Path, config: PreTrainedConfig | None) -> PreTrainedModel:
+    """Load a run that has not finished, from its best checkpoint."""
+    weights, found = read_weights(folder)
+    if config is None:
+        model = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml").model)
+        sizes = [
+            len(x) for name, x in weights.items() if name.endswith(("wte.weight", "embed_tokens.weight"))
+        ]
+        config = settings({**model, "checkpoint": None}, *sizes[:1])
+    made = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    try:
+        made.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{found.path}: {' '.join(str(error).split())[:500]}") from error
+    return prepared(made.eval())
+
+
+def prepared(
+    model: PreTrainedModel, experts: str | None = None, gradient_checkpointing: bool = False
+) -> PreTrainedModel:
+    """Return the model with what changes no result but how it is computed."""
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation(experts or "grouped_mm_in_autocast")
+    elif experts is not None:
+        raise UserError(f"model.experts_implementation={experts}: {model.config.model_type} has no experts")
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def grouped_mm_in_autocast(experts: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """Compute all experts by one grouped matrix product, in autocast's precision.
+
+    torch's autocast does not know that product, and would leave it in the weights' float32, for which GPUs
+    have no such kernel.
+
+    Args:
+        experts: transformers' module with the weights of all experts.
+        hidden: [tokens, width].
+        index: the experts of each token [tokens, experts per token].
+        weights: of their outputs, [tokens, experts per token].
+    """
+    kind = hidden.device.type
+    if not torch.is_autocast_enabled(kind):
+        return grouped_mm_experts_forward(experts, hidden, index, weights)
+    dtype = torch.get_autocast_dtype(kind)
+    cast = {name: parameter.to(dtype) for name, parameter in experts.named_parameters()}
+    with torch.autocast(kind, enabled=False):
+        return functional_call(experts, cast, (hidden.to(dtype), index, weights))
+
+
+ALL_EXPERTS_FUNCTIONS.register("grouped_mm_in_autocast", grouped_mm_in_autocast)
+
+
+def count(model: nn.Module) -> int:
+    """Return the number of parameters; what is tied counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def flops(config: PreTrainedConfig, tokens: int, length: int) -> float:
+    """Return the operations of a forward pass over `tokens` tokens in sequences of `length`.
+
+    They are those of the matrix products, two for each weight that a token meets (of a mixture of experts the
+    active ones alone), and of attention, each token to all `length` of its sequence, as FlopCounterMode of
+    torch counts it.
+    """
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = 2 * length * config.num_hidden_layers * config.num_attention_heads * width
+    return 2.0 * tokens * (_weights_per_token(config.to_json_string()) + attention)
+
+
+@lru_cache(8)
+def _weights_per_token(config: str) -> float:
+    """Return the number of weights that a token is multiplied with."""
+    keys = json.loads(config)
+    config_class = CONFIG_MAPPING[keys["model_type"]]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config_class.from_dict(keys))
+    share = model.config.num_experts_per_tok / model.config.num_experts if is_mixture(model.config) else 1.0
+    multiplied = (module for module in model.modules() if not isinstance(module, nn.Embedding))
+    weights = (weight for module in multiplied for weight in module.parameters(recurse=False))
+    # of three dimensions are those of all experts of a layer
+    return sum(weight.numel() * {2: 1.0, 3: share}.get(weight.ndim, 0.0) for weight in weights)

@@ -1,0 +1,190 @@
+"""Pre-train a language model: `python llm/pretrain.py [model=... data=... optimizer=... key=value ...]`.
+
+Without further words it trains a small GPT-2 on the source of Python's own library, in a few minutes on two
+CPU cores, and shows code that it writes. The run's folder gets the tokenizer, and a folder `transformers`
+with the best weights, which AutoModelForCausalLM and AutoTokenizer load.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Subset
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+from llm import models, routing
+from llm.config.pretrain import LlmConfig
+from llm.generate import sample
+from llm.sequences import sequences
+from repro.cli import entry_point
+from repro.data import Sized
+from repro.errors import UserError
+from repro.foreign import read_weights
+from repro.loop import train
+from repro.run import run_name
+from repro.task import Task
+from repro.text import corpus
+from repro.text.perplexity import perplexity
+from repro.text.tokenizers import ROLES, Tokenizer
+
+PROMPTS, PROMPT, ADDED = (
+    3,
+    48,
+    96,
+)  # continuations in the summary, tokens that each starts from, and adds at most
+
+
+class LanguageModelling(Task):
+    """The next token of a text. Losses are in nats, the mean over all tokens but the first of a sequence.
+
+    Of a mixture of experts the training loss has the losses of routers in it, the validation loss has not.
+    """
+
+    name = "llm"
+    samples = "tokens"
+    metric = "valid_loss"
+    higher_is_better = False
+
+    def __init__(self, config: LlmConfig) -> None:
+        self.config = config
+        self.per_sample = config.data.sequence_length
+        self.text = corpus.load(config.data, config.tokenizer)
+        self.tokenizer = self.text.tokenizer
+        ids = {f"{role}_token_id": getattr(self.tokenizer, role) for role in ("bos", "eos")}
+        self.model = {**ids, **config.model}
+        self.settings = models.settings(self.model, self.tokenizer.vocab_size)
+        self.model_name = str(config.model["name"])
+        self.experts = models.is_mixture(self.settings)
+        self._check_length()
+
+    def _check_length(self) -> None:
+        length, room = self.per_sample, getattr(self.settings, "max_position_embeddings", self.per_sample)
+        if length > room:
+            raise UserError(f"data.sequence_length={length}: the model has positions for {room} tokens")
+
+    def train_data(self) -> Sized:
+        """Return the training text in sequences, each with a token more than it predicts."""
+        return sequences(self.text, "train", self.per_sample, self.config.data.tokens)
+
+    def valid_data(self) -> Sized:
+        """Return the sequences of the validation text, or the first of them."""
+        data, batches = sequences(self.text, "valid", self.per_sample), self.config.measure_batches
+        return (
+            data if batches is None else Subset(data, range(min(len(data), batches * self.config.batch_size)))
+        )
+
+    def collate(self, samples: list[Tensor]) -> list[Tensor]:
+        """Return [ids], of shape [batch, length + 1]."""
+        return [torch.stack(samples)]
+
+    def build_model(self) -> nn.Module:
+        """Return the model with its initial weights, or those of model.checkpoint."""
+        return models.build(self.model, self.tokenizer.vocab_size, self.config.gradient_checkpointing)
+
+    def flops(self, batch: Any) -> float:
+        """Return the operations of a forward pass over a micro-batch, of the experts that are active."""
+        sequences, length = len(batch[0]), batch[0].shape[1] - 1
+        return models.flops(self.settings, sequences * length, length)
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the mean cross entropy in nats, and the weighted losses of routers."""
+        output = self._output(model, batch)
+        loss = F.cross_entropy(output.logits.float().flatten(0, 1), batch[0][:, 1:].flatten())
+        if self.experts:
+            loss = loss + self.settings.router_aux_loss_coef * output.aux_loss
+            loss = loss + self.settings.router_z_loss_coef * routing.z_loss(output.router_logits)
+        return loss
+
+    def logits(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the scores [batch, length, vocabulary] of the next tokens."""
+        scores: Tensor = self._output(model, batch).logits
+        return scores
+
+    def training_figures(self, loss: float) -> dict[str, float]:
+        """Return the loss, and the perplexity where it has nothing of routers in it."""
+        return {"train_loss": loss} | ({} if self.experts else {"train_perplexity": perplexity(loss)})
+
+    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
+        """Return the sum of the cross entropy over a batch, and sums over its tokens in routers."""
+        output, targets = self._output(model, batch), batch[0][:, 1:].flatten()
+        sums = {"loss": F.cross_entropy(output.logits.float().flatten(0, 1), targets, reduction="sum")}
+        if self.experts:
+            sums |= routing.sums(output.router_logits, self.settings.num_experts_per_tok)
+        return sums, targets.numel()
+
+    def figures(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
+        """Return loss (nats) and perplexity, and what `routing.figures` has of routers."""
+        loss = float(sums["loss"]) / count
+        numbers = {"valid_loss": loss, "valid_perplexity": perplexity(loss)}
+        return numbers | (routing.figures(sums, count) if self.experts else {})
+
+    def _output(self, model: nn.Module, batch: Any) -> Any:
+        options = {"output_router_logits": True} if self.experts else {}
+        return model(input_ids=batch[0][:, :-1], use_cache=False, **options)
+
+    def begin(self, folder: Path) -> None:
+        """Keep the tokenizer with the run."""
+        self.tokenizer.save(folder / "tokenizer")
+
+    def examples(self, model: nn.Module) -> list[str]:
+        """Return what is easy, and beginnings from the validation text with what the model adds after a |."""
+        data = sequences(self.text, "valid", self.per_sample)
+        counts = np.bincount(self.text.split("valid").ids)
+        begins = [data[i][:PROMPT].tolist() for i in np.linspace(0, len(data) - 1, PROMPTS).astype(int)]
+        prompts = [self.tokenizer.decode(ids) for ids in begins]
+        how = self.config.sampling
+        added = sample(
+            model,
+            for_transformers(self.tokenizer),
+            prompts,
+            max_new_tokens=min(ADDED, how.max_new_tokens),
+            temperature=how.temperature,
+            top_p=how.top_p,
+        )
+        lines = [f"tokens have {entropy(counts):.3g} nats by their frequency alone"]
+        for prompt, text in zip(prompts, added, strict=True):
+            lines += ["", *f"{prompt}|{text}".splitlines()]
+        return lines
+
+    def export(self, run: Path) -> None:
+        """Put the best weights into a run's folder as transformers has them, with the tokenizer."""
+        logging.disable_progress_bar()  # of a single file
+        model = models.build({**self.model, "checkpoint": None}, self.tokenizer.vocab_size)
+        model.load_state_dict(read_weights(run)[0])
+        model.save_pretrained(run / models.EXPORT)
+        self.tokenizer.save(run / models.EXPORT)
+
+
+def for_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Return a tokenizer as transformers has them."""
+    ids = {role: getattr(tokenizer, role) for role in ROLES}
+    special = {f"{role}_token": tokenizer.token(id) for role, id in ids.items() if id is not None}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, **special)
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Return the nats of one of several outcomes that came so often."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+@entry_point("llm", LlmConfig)
+def main(config: LlmConfig, overrides: list[str]) -> None:
+    """Train as the command line says, and write the best weights for transformers."""
+    config.check()
+    task = LanguageModelling(config)
+    summary = train(task, config, config.run.name or run_name(overrides))
+    if int(os.environ.get("RANK", 0)) == 0:  # of several processes, one
+        task.export(Path(summary["run"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

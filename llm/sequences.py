@@ -1,0 +1,66 @@
+"""A text as sequences of equal length that fill each other up without gaps.
+
+Documents follow one another, each with its end's token where data.end_of_document says so, and a sequence
+may begin and end anywhere in them. A token attends to all before it in its sequence, also to those of the
+document before its own: so did GPT-2, Megatron-LM (arXiv 1909.08053) and most others since.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from repro.errors import UserError
+from repro.text.corpus import Corpus
+
+
+class Sequences(Dataset[Tensor]):
+    """Sample i is ids[i * length : (i + 1) * length + 1], int64: inputs and, one further, their targets.
+
+    So every token but the first is a target once. What does not fill a sequence at the end is left out. A
+    memory map is read as samples are asked for, and only there.
+
+    Args:
+        ids: the text, [tokens] of any integer type.
+        length: targets in a sequence.
+        what: the text's name, for the error.
+
+    Raises:
+        UserError: the text is shorter than one sequence.
+    """
+
+    def __init__(self, ids: NDArray[Any], length: int, what: str = "text") -> None:
+        self.ids, self.length = ids, length
+        if len(self) < 1:
+            raise UserError(
+                f"data.sequence_length={length}: the {what} has {len(ids):,} tokens, a sequence needs "
+                f"{length + 1:,}; take more text or shorter sequences"
+            )
+
+    def __len__(self) -> int:
+        return max(0, len(self.ids) - 1) // self.length
+
+    def __getitem__(self, index: int) -> Tensor:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        begin = index * self.length
+        return torch.from_numpy(self.ids[begin : begin + self.length + 1].astype(np.int64))
+
+
+def sequences(text: Corpus, split: str, length: int, tokens: int | None = None) -> Sequences:
+    """Return a split in sequences of `length` targets; with `tokens` the first so many targets of it.
+
+    Raises:
+        UserError: the text has no such split, or it is too short.
+    """
+    if tokens is None:
+        return Sequences(text.split(split).ids, length, f"{split} text")
+    ids = text.split(split, tokens + 1).ids[: tokens + 1]  # the last is a target only
+    if len(ids) <= tokens:
+        raise UserError(
+            f"data.tokens={tokens}: the {split} text has {len(ids):,} tokens; leave it out to take all"
+        )
+    return Sequences(ids, length, f"{split} text")
