@@ -4,10 +4,13 @@ import argparse
 import difflib
 import errno
 import functools
+import importlib
+import inspect
 import os
 import re
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
@@ -18,6 +21,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from repro import slurm
 from repro.config import TrainConfig
 from repro.errors import UserError
 
@@ -37,6 +41,7 @@ def entry_point(config_name: str, schema: type[Config]) -> Callable[[Main[Config
     """
 
     def decorate(main: Main[Config]) -> Callable[..., int]:
+        @functools.wraps(main)
         def command(arguments: Sequence[str] | None = None) -> int:
             arguments = list(sys.argv[1:] if arguments is None else arguments)
             debug = "--debug" in arguments or os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -45,9 +50,8 @@ def entry_point(config_name: str, schema: type[Config]) -> Callable[[Main[Config
 
             def job(config: DictConfig) -> None:
                 nonlocal failed
-                overrides = list(HydraConfig.get().overrides.task)
                 try:
-                    main(_typed(config, schema), overrides)
+                    _call(main, schema, config)
                 except Exception as error:
                     line = explain(error)
                     if debug or line is None:
@@ -56,7 +60,13 @@ def entry_point(config_name: str, schema: type[Config]) -> Callable[[Main[Config
                     print(f"error: {line}", file=sys.stderr)
 
             try:
-                _run_hydra(job, config_name, arguments)
+                launcher = slurm.launcher(arguments)
+                if launcher is None:
+                    _run_hydra(job, config_name, arguments, ["hydra/hydra_logging=none"])
+                else:
+                    command_line = [sys.argv[0], *arguments]
+                    submitted = functools.partial(_submitted, slurm.module(main), schema, command_line)
+                    _run_hydra(submitted, config_name, arguments, slurm.prepare(launcher))
             except KeyboardInterrupt:
                 print("interrupted; the same command continues", file=sys.stderr)
                 return 130
@@ -71,6 +81,28 @@ def entry_point(config_name: str, schema: type[Config]) -> Callable[[Main[Config
         return command
 
     return decorate
+
+
+def _call(main: Main[Config], schema: type[Config], config: DictConfig) -> None:
+    """Call an entry point with what Hydra made of the command line."""
+    main(_typed(config, schema), list(HydraConfig.get().overrides.task))
+
+
+def _submitted(module: str, schema: type[Config], command_line: list[str], config: DictConfig) -> None:
+    """Do what a job of submitit's is for, in a process of it, where this function comes by pickle.
+
+    The entry point is imported here, as scripts do not pickle. Errors of the input are raised, which brings
+    them back to the command that submitted the job.
+    """
+    slurm.form_group()
+    sys.argv = command_line  # which the run folder remembers
+    try:
+        _call(inspect.unwrap(importlib.import_module(module).main), schema, config)
+    except Exception as error:
+        if explain(error) is not None:
+            raise
+        traceback.print_exc()
+        sys.exit(1)  # raised, Hydra would keep it to itself until the other processes end, too
 
 
 def exit_status(command: Callable[Arguments, int]) -> Callable[Arguments, int]:
@@ -121,6 +153,8 @@ def explain(error: BaseException) -> str | None:
         return str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        if group == "hydra/launcher" and name in slurm.LAUNCHERS:
+            return f"{group}={name}: is not installed; run pip install '.[slurm]'"
         return f"{group}={name}: no such option; {_nearest(name, error.options)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}' on the command line: overrides are written key=value"
@@ -136,6 +170,8 @@ def explain(error: BaseException) -> str | None:
             keys = [str(key) for key in error.parent_node] if error.parent_node is not None else []
             return f"{error.full_key}: no such key; {_nearest(str(error.key), keys)}"
         return f"{error.full_key}: {first}" if error.full_key else first
+    if slurm.is_refusal(error):
+        return " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{error}; make room and run the same command again"
     return None
@@ -146,7 +182,9 @@ def _nearest(name: str, options: Sequence[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"there is {', '.join(sorted(options))}"
 
 
-def _run_hydra(job: Callable[[DictConfig], None], config_name: str, arguments: list[str]) -> None:
+def _run_hydra(
+    job: Callable[[DictConfig], None], config_name: str, arguments: list[str], overrides: list[str]
+) -> None:
     """Run Hydra so that it raises its errors to us and leaves no folders of its own behind."""
     decorated: Any = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)
     saved_argv, saved_flag = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
@@ -158,7 +196,7 @@ def _run_hydra(job: Callable[[DictConfig], None], config_name: str, arguments: l
             f"hydra.job.name={config_name}",
             "hydra.output_subdir=null",
             "hydra/job_logging=none",
-            "hydra/hydra_logging=none",
+            *overrides,
         ]
         try:
             sys.argv = [saved_argv[0], *_insert(quiet, arguments)]

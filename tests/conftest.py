@@ -1,7 +1,7 @@
 """What tests of several folders use."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,17 @@ Run = Callable[..., tuple[int, str, str]]
 # Before torch is imported, and for the processes that tests start: there is a test worker for each core, and
 # the tensors are small.
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def composed_once() -> Iterator[None]:
+    """Commands compose their configuration once: Hydra does it a first time only to read `hydra.mode`.
+
+    That is half the time of a test whose command does little more. No configuration of ours sets it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda self, config_name, overrides: None)
+        yield
 
 
 @pytest.fixture

@@ -62,9 +62,18 @@ PRESENT = [
 
 
 @each_kept
-@pytest.mark.parametrize("max_grad_norm", [0.0, 1e6])
-def test_joining_and_leaving(name, path, dtype, kept, max_grad_norm):
+def test_joining_and_leaving(name, path, dtype, kept):
     """A parameter that joins late, is frozen or comes back behaves as in an optimizer of its own."""
+    joining_and_leaving(name, path, dtype, kept, max_grad_norm=0.0)
+
+
+@each_path
+def test_joining_and_leaving_with_a_norm(name, path):
+    """Whose computation does not see how states are kept."""
+    joining_and_leaving(name, path, torch.float32, {}, max_grad_norm=1e6)
+
+
+def joining_and_leaving(name, path, dtype, kept, max_grad_norm):
     together = make_params(SHAPES, np.random.default_rng(0), dtype)
     alone = make_params(SHAPES, np.random.default_rng(0), dtype)
     one = build(name, together, path, max_grad_norm=max_grad_norm, **kept)
