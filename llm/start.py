@@ -95,12 +95,19 @@ def scorer(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
     if checkpoint is not None:
         made = read_scorer(checkpoint, padding(tokenizer))
     else:
-        settings = models.settings(config.model, len(tokenizer))
-        settings.num_labels, settings.pad_token_id = 1, padding(tokenizer)
-        made = AutoModelForSequenceClassification.from_config(
-            settings, attn_implementation="sdpa", dtype=torch.float32
-        )
+        made = new_scorer(config.model, len(tokenizer), padding(tokenizer))
     return models.prepared(made, gradient_checkpointing=config.gradient_checkpointing).train()
+
+
+def new_scorer(model: dict[str, Any], vocab_size: int | None = None, pad: int = 0) -> PreTrainedModel:
+    """Return a model that gives a sequence a number, with its initial weights; see llm.models.build."""
+    settings = models.settings(model, vocab_size)
+    settings.num_labels, settings.pad_token_id = 1, pad
+    made = AutoModelForSequenceClassification.from_config(
+        settings, attn_implementation="sdpa", dtype=torch.float32
+    )
+    assert isinstance(made, PreTrainedModel)
+    return made
 
 
 def read_scorer(checkpoint: str, pad: int | None = None) -> PreTrainedModel:

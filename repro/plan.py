@@ -274,7 +274,7 @@ def remedies(name: str, overrides: list[str], machine: Machine) -> list[tuple[li
     """Return what makes a row need less memory, one after the other, and the bytes that it then needs."""
     config = ledger.load(name, overrides).config
     added: list[str] = []
-    found = []
+    found: list[tuple[list[str], float]] = []
     steps = [*_accumulations(config, machine.count), "gradient_checkpointing=true"]
     if machine.count > 1 and not config.get("fsdp"):
         steps.append("fsdp=true")

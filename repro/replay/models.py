@@ -22,7 +22,7 @@ def parameters(evidence: Evidence, recipe: Recipe) -> Check:
     logged = None if evidence.log is None else _logged(evidence.log.format, evidence.log.config)
     if logged is not None:
         found["log"] = logged
-    model = build(recipe.config)
+    model = build(recipe.config, recipe.row.config)
     if model is not None:
         found["model"] = count(model)
     if not found:
@@ -41,10 +41,17 @@ def count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def build(config: dict[str, Any]) -> nn.Module | None:
-    """Return the model of a configuration, without memory; None where there is none to build it from."""
+def build(config: dict[str, Any], primary: str | None = None) -> nn.Module | None:
+    """Return the model of a configuration, without memory; None where there is none to build it from.
+
+    Args:
+        primary: the recipe's primary config, where a row says it: reward models are language models but for
+            their head.
+    """
     model: dict[str, Any] = config.get("model") or {}
     with torch.device("meta"):
+        if primary == "reward":
+            return cast(nn.Module, _own("llm.start", "new_scorer")({**model, "checkpoint": None}))
         return cast(nn.Module | None, _build(model, (config.get("tokenizer") or {}).get("vocab_size")))
 
 
