@@ -1,6 +1,6 @@
 """Score a language model on programming tasks: `python llm/humaneval.py MODEL --data PATH --execute`.
 
-    python llm/humaneval.py runs/pretrain/NAME --data PATH --row gpt2/adan_150k --execute
+    python llm/humaneval.py runs/llm/NAME --data PATH --row gpt2/adan_150k --execute
     python llm/humaneval.py MODEL --data PATH --samples 20 --temperature 0.2 --k 1 10 --execute
     python llm/humaneval.py --completions FILE.jsonl --data PATH --execute    those of another program
     python llm/humaneval.py --canonical --data PATH --execute                 the tasks' own solutions

@@ -99,7 +99,8 @@ class LanguageModelling(Task):
         output = self._output(model, batch)
         loss = F.cross_entropy(output.logits.float().flatten(0, 1), batch[0][:, 1:].flatten())
         if self.experts:
-            loss = loss + self.settings.router_aux_loss_coef * output.aux_loss
+            balance = routing.balance(output.router_logits, self.settings.num_experts_per_tok)
+            loss = loss + self.settings.router_aux_loss_coef * balance
             loss = loss + self.settings.router_z_loss_coef * routing.z_loss(output.router_logits)
         return loss
 

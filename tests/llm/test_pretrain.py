@@ -114,10 +114,11 @@ def test_a_mixture_of_experts(command: Run) -> None:
         whole = task.loss(model, [ids])
     words = F.cross_entropy(output.logits.flatten(0, 1), ids[:, 1:].flatten())
     assert last["valid_loss"] == pytest.approx(float(words), rel=1e-5)
-    assert last["valid_aux_loss"] == pytest.approx(float(output.aux_loss), rel=1e-5)
+    balance = routing.balance(output.router_logits, 2)
+    assert last["valid_balance_loss"] == pytest.approx(float(balance), rel=1e-5)
     z = routing.z_loss(output.router_logits)
     assert last["valid_z_loss"] == pytest.approx(float(z), rel=1e-5)
-    torch.testing.assert_close(whole, words + 0.01 * output.aux_loss + 1e-3 * z)
+    torch.testing.assert_close(whole, words + 0.01 * balance + 1e-3 * z)
 
 
 def test_an_interrupted_mixture_goes_on_to_the_same_bits(

@@ -51,15 +51,30 @@ def balance(rows: list[list[float]]) -> float:
     return EXPERTS * total
 
 
-def test_load_balancing_loss_of_transformers_takes_all_layers_as_one(logits: tuple[Tensor, ...]) -> None:
-    """So imbalances of two layers may cancel; evenly spread it is the number of experts of a token."""
-    ours = balance([row for layer in logits for row in layer.tolist()])
-    assert float(load_balancing_loss_func(logits, EXPERTS, TOP)) == pytest.approx(ours, rel=1e-6)
+def test_balance_is_the_mean_over_layers(logits: tuple[Tensor, ...]) -> None:
     by_layer = sum(balance(layer.tolist()) for layer in logits) / LAYERS
-    assert abs(by_layer - ours) > 1e-3
+    assert float(routing.balance(logits, TOP)) == pytest.approx(by_layer, rel=1e-6)
+
+
+def test_uneven_layers_do_not_cancel() -> None:
+    """As they do in transformers' loss, which takes all layers as one; for one layer the two are the same."""
     first, second = (torch.tensor([[9.0, 9.0, 0.0, 0.0], [0.0, 0.0, 9.0, 9.0]])[[k, k]] for k in (0, 1))
     assert float(load_balancing_loss_func((first, second), EXPERTS, TOP)) == pytest.approx(TOP)
-    assert balance(first.tolist()) == pytest.approx(2 * TOP, rel=1e-3)
+    assert float(routing.balance((first, second), TOP)) == pytest.approx(2 * TOP, rel=1e-3)
+    alone = float(load_balancing_loss_func((first,), EXPERTS, TOP))
+    assert float(routing.balance((first,), TOP)) == pytest.approx(alone)
+
+
+def test_balance_evens_out_the_load() -> None:
+    scores = torch.randn(200, EXPERTS, generator=torch.Generator().manual_seed(1))
+    bias = torch.tensor([1.0, 0.5, 0.0, -1.0], requires_grad=True)
+    before = float(routing.balance([scores + bias], TOP))
+    for _ in range(200):
+        (gradient,) = torch.autograd.grad(routing.balance([scores + bias], TOP), bias)
+        bias = (bias - 0.5 * gradient).detach().requires_grad_()
+    after = float(routing.balance([scores + bias], TOP))
+    assert before > 2.2
+    assert after == pytest.approx(TOP, abs=0.02)
 
 
 def test_figures_of_a_validation_set_in_batches(logits: tuple[Tensor, ...]) -> None:
@@ -80,7 +95,7 @@ def test_figures_of_a_validation_set_in_batches(logits: tuple[Tensor, ...]) -> N
             "valid_router_entropy": entropy,
             "valid_expert_share_min": min(shares),
             "valid_expert_share_max": max(shares),
-            "valid_aux_loss": float(load_balancing_loss_func(logits, EXPERTS, TOP)),
+            "valid_balance_loss": float(routing.balance(logits, TOP)),
             "valid_z_loss": float(routing.z_loss(logits)),
         },
         rel=1e-5,
