@@ -88,7 +88,8 @@ def write(out: Path, runs: Sequence[Path]) -> str:
     verdicts = json.loads(VERIFIED.read_text())["rows"] if VERIFIED.exists() else {}
     finished = own.runs(runs)
     shown = [Shown(recipe.row, _verdict(recipe.row, verdicts), _own(recipe, finished)) for recipe in recipes]
-    folders = sorted({path.parent for root in runs for path in root.rglob("summary.json")})
+    ended = {path.parent for root in runs for path in root.rglob("summary.json")}
+    folders = sorted(path for path in ended if (path / "config.yaml").exists())  # or it was no training
     curves = released_curves(rows)
     text = _template().render(
         made=_made(),

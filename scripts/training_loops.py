@@ -193,7 +193,7 @@ def run_ours(
         trainer.loader = batches()
         with contextlib.suppress(Finished), contextlib.redirect_stderr(Terminal()):
             trainer.run()
-        return trainer.losses[: bench.total].tolist()
+        return trainer.rings["loss"][: bench.total].tolist()
     finally:
         run.close()
         shut_down(accelerator)

@@ -174,7 +174,7 @@ KINDS: tuple[tuple[Callable[[dict[Any, Any]], Any], Callable[[dict[Any, Any], Pa
         _megatron,
     ),
     (lambda c: named(c.get("model")) and {"epoch", "args"} <= c.keys(), _finetuned),
-    (lambda c: {"optimizer", "scaler", "losses"} <= c.keys(), _ours),
+    (lambda c: "scaler" in c and not c.keys().isdisjoint({"rings", "losses"}), _ours),
     (lambda c: c and all(isinstance(x, Tensor) for x in c.values()), _bare),
     (lambda c: {"state", "param_groups"} <= c.keys(), _bare),
     (lambda c: any(named(c.get(key)) for key in WEIGHTS) or any(candidates(c)), _training),

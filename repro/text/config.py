@@ -7,8 +7,14 @@ from hydra.core.config_store import ConfigStore
 from repro.config import one_of
 from repro.errors import UserError
 
-HUB = ("hf", "the_stack_python", "redpajama_v2", "openwebtext")  # read by Hugging Face `datasets`
-LARGE = ("books_wikipedia", "the_stack_python", "redpajama_v2", "openwebtext")  # trained on from shards only
+HUB = ("hf", "the_stack_python", "redpajama_v2", "openwebtext", "c4")  # read by Hugging Face `datasets`
+LARGE = (
+    "books_wikipedia",
+    "the_stack_python",
+    "redpajama_v2",
+    "openwebtext",
+    "c4",
+)  # trained on from shards only
 IN_LINES = ("python_docs", "wikitext2", "wikitext103", "ptb", "books_wikipedia")
 TEXTS = (*IN_LINES, "python_source", "text", *HUB, "shards")
 TOKENIZERS = ("words", "bytes", "bpe", "wordpiece", "gpt2", "file")

@@ -70,6 +70,9 @@ class TestEveryRow:
         if options["lr"] is None:
             assert recipe.row.unpublished
             options = {key: value for key, value in options.items() if key != "lr"}
+        options = {
+            key: value for key, value in options.items() if key != "partition"
+        }  # names of its own model's
         layers = [nn.Linear(4, 4) for _ in range(2)]
         model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(*layers), nn.Linear(4, 2))  # layer_decay counts
         optimizer = optim.build_optimizer(model, options)

@@ -1,6 +1,7 @@
 """Jobs through Hydra's submitit launcher: what is submitted, and the group that a job's tasks form."""
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,16 +38,18 @@ GROUP = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCA
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """The toy's configuration, and an environment that is as it was after the test."""
+    """The toy's configuration, and an environment and logging that are as they were after the test."""
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/toy.yaml").write_text(TOY)
     monkeypatch.setattr(cli, "CONFIGS", tmp_path / "configs")
-    before = dict(os.environ)
+    before, handlers = dict(os.environ), logging.root.handlers[:]
     for name in (*GROUP, "SLURM_KILL_BAD_EXIT"):
         os.environ.pop(name, None)
     yield
     os.environ.clear()
     os.environ.update(before)
+    logging.root.handlers[:] = handlers  # Hydra's writes to a stream that the test has closed
+    logging.getLogger("hydra").handlers.clear()
 
 
 @pytest.fixture
