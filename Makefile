@@ -56,7 +56,7 @@ $(CONFORMANCE)/.installed: pyproject.toml setup.py $(wildcard csrc/*)
 $(INSTALLED): pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet -e '.[recipes,test]'
+	$(VENV)/bin/pip install --quiet --no-compile -e '.[recipes,test]'  # what is imported is compiled then
 	touch $@
 
 clean:
