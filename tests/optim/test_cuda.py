@@ -49,7 +49,7 @@ def assert_compiles(wanted, arch):
 
 @each_rule
 def test_every_kernel_compiles(name):
-    """For one of the cards, in turn: the sources are the same for all. Adan in all storages, others in three."""
+    """For one of the cards, in turn, as the sources are the same for all. Of Adan all, of others three."""
     assert not any("__CUDA_ARCH__" in text for text in cuda.sources().values())
     kernels = list(instances(name).items())
     kernels = kernels if name == "adan" else kernels[:: max(1, len(kernels) // 3)][:3]
