@@ -32,7 +32,7 @@ from repro.loop import train
 from repro.run import run_name
 from repro.task import Task
 from repro.text import corpus
-from repro.text.perplexity import perplexity
+from repro.text.perplexity import entropy, perplexity
 from repro.text.tokenizers import ROLES, Tokenizer
 
 PROMPTS, PROMPT, ADDED = (
@@ -169,12 +169,6 @@ def for_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     ids = {role: getattr(tokenizer, role) for role in ROLES}
     special = {f"{role}_token": tokenizer.token(id) for role, id in ids.items() if id is not None}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, **special)
-
-
-def entropy(counts: np.ndarray) -> float:
-    """Return the nats of one of several outcomes that came so often."""
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
 
 
 @entry_point("llm", LlmConfig)

@@ -32,7 +32,7 @@ from repro.loop import train
 from repro.run import run_name
 from repro.task import Task
 from repro.text import corpus
-from repro.text.perplexity import perplexity
+from repro.text.perplexity import entropy, perplexity
 
 EXPORT = "transformers"
 EXAMPLES, FILLS, CONTEXT = 6, 3, 12  # hidden words shown, fills of each, and tokens around it on either side
@@ -196,7 +196,8 @@ class Pretraining(Task):
     def examples(self, model: nn.Module) -> list[str]:
         """Return hidden words of the validation text with what the model would fill in, and what is easy."""
         counts = np.bincount(self.valid_blocks.text.ids)
-        data, lines = self.valid_data(), [f"tokens have {entropy(counts):.3g} bits by their frequency alone"]
+        alone = entropy(counts) / math.log(2)
+        data, lines = self.valid_data(), [f"tokens have {alone:.3g} bits by their frequency alone"]
         device = next(model.parameters()).device
         for index in np.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).astype(int):
             batch = self.collate([data[index]])
@@ -226,12 +227,6 @@ class Pretraining(Task):
 def bits(split: str, nats: float) -> dict[str, float]:
     """Return a loss in bits, and the perplexity."""
     return {f"{split}_loss": nats / math.log(2), f"{split}_perplexity": perplexity(nats)}
-
-
-def entropy(counts: np.ndarray) -> float:
-    """Return the bits of one of several outcomes that came so often."""
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log2(shares)).sum())
 
 
 @entry_point("bert", BertConfig)
