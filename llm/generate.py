@@ -17,6 +17,7 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     StoppingCriteria,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
@@ -24,6 +25,7 @@ from transformers import (
 )
 
 from repro.errors import UserError
+from repro.text.tokenizers import ROLES, Tokenizer
 
 
 @torch.no_grad()
@@ -156,6 +158,13 @@ def complete(
     made = whole[:, ids.shape[1] :]
     ends = torch.isin(made, torch.tensor(list(eos), dtype=made.dtype, device=made.device)).long()
     return made, (ends.cumsum(1) - ends == 0).long()
+
+
+def for_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Return a tokenizer as transformers has them."""
+    ids = {role: getattr(tokenizer, role) for role in ROLES}
+    special = {f"{role}_token": tokenizer.token(id) for role, id in ids.items() if id is not None}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, **special)
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int = 0) -> tuple[Tensor, Tensor]:

@@ -15,14 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Subset
-from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from llm import models, routing
 from llm.config.pretrain import LlmConfig
-from llm.generate import sample
+from llm.generate import for_transformers, sample
 from llm.sequences import sequences
 from repro.cli import entry_point
 from repro.data import Sized
@@ -33,7 +32,6 @@ from repro.run import run_name
 from repro.task import Task
 from repro.text import corpus
 from repro.text.perplexity import entropy, perplexity
-from repro.text.tokenizers import ROLES, Tokenizer
 
 PROMPTS, PROMPT, ADDED = (
     3,
@@ -162,13 +160,6 @@ class LanguageModelling(Task):
         model.load_state_dict(read_weights(run)[0])
         model.save_pretrained(run / models.EXPORT)
         self.tokenizer.save(run / models.EXPORT)
-
-
-def for_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """Return a tokenizer as transformers has them."""
-    ids = {role: getattr(tokenizer, role) for role in ROLES}
-    special = {f"{role}_token": tokenizer.token(id) for role, id in ids.items() if id is not None}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, **special)
 
 
 @entry_point("llm", LlmConfig)

@@ -16,13 +16,13 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from llm import models
 from llm.config.finetune import FinetuneConfig, LoraConfig
+from llm.generate import for_transformers
 from repro.errors import UserError
 from repro.foreign import read_weights
 from repro.text import tokenizers
@@ -40,9 +40,7 @@ def tokenizer_of(config: FinetuneConfig, texts: Callable[[], list[str]]) -> PreT
     if checkpoint is not None:
         return read_tokenizer(checkpoint)
     made = tokenizers.build(config.tokenizer, lambda: [texts()])
-    names = {role: getattr(made, role) for role in tokenizers.ROLES}
-    special = {f"{role}_token": made.token(number) for role, number in names.items() if number is not None}
-    return PreTrainedTokenizerFast(tokenizer_object=made.backend, **special)
+    return for_transformers(made)
 
 
 def read_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
