@@ -85,6 +85,7 @@ class TrainConfig:
     clip_grad: float | None = None  # global norm, applied by the loop before the optimizer
     select: SelectConfig = field(default_factory=SelectConfig)
     hessian_every: int = 10  # steps between estimates of the Hessian, for optimizer=sophia
+    restart_every: int | None = None  # steps after which optimizer=adan starts again with moments of zero
     ema_decay: float | None = None
     compile: bool = False
     fsdp: bool = False  # spread parameters, gradients and states over the processes; see repro.sharding
@@ -115,7 +116,7 @@ class TrainConfig:
             _at_least(1, "run.checkpoint_every", self.run.checkpoint_every)
         if self.run.monitor is not None:
             _at_least(1, "run.monitor", self.run.monitor)
-        for key in ("steps", "max_epochs", "stop_after", "measure_every", "measure_epochs"):
+        for key in ("steps", "max_epochs", "stop_after", "measure_every", "measure_epochs", "restart_every"):
             if _lookup(self, key) is not None:
                 _at_least(1, key, _lookup(self, key))
         if self.schedule.warmup_steps is not None:
@@ -131,6 +132,9 @@ class TrainConfig:
             value = getattr(self.loss_scale, key)
             if value is not None and not value > 0:
                 raise UserError(f"loss_scale.{key}={value}: must be above 0")
+        name = self.optimizer.get("name")
+        if self.restart_every is not None and name != "adan":
+            raise UserError(f"restart_every={self.restart_every}: is for optimizer=adan, not {name}")
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise UserError(f"clip_grad={self.clip_grad}: must be above 0, or null for no clipping")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

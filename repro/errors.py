@@ -1,4 +1,4 @@
-"""The one exception for bad input."""
+"""The exceptions for bad input."""
 
 
 class UserError(Exception):
@@ -6,3 +6,12 @@ class UserError(Exception):
 
     Entry points print it as ``error: ...`` and exit with status 2; `--debug` shows the traceback instead.
     """
+
+
+class Diverged(UserError):
+    """A run whose loss is not finite any more; its folder has a diverged.json (see repro.run)."""
+
+    def __init__(self, message: str, step: int) -> None:
+        """`step`: the first whose loss is not finite."""
+        super().__init__(message)
+        self.step = step

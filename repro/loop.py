@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
@@ -30,7 +30,7 @@ from repro import checkpoint, report, saving, sharding, tracking
 from repro.accelerator import build, build_optimizer, shut_down, start_trackers
 from repro.config import TrainConfig
 from repro.data import TrainingSampler, make_loader
-from repro.errors import UserError
+from repro.errors import Diverged, UserError
 from repro.generators import seed_generators
 from repro.measuring import Measurer
 from repro.run import RunFolder
@@ -65,6 +65,9 @@ def train(task: Task, config: TrainConfig, name: str) -> dict[str, Any]:
         if main:
             print(report.describe(summary))
         return summary
+    except Diverged as error:
+        folder.diverge(error)
+        raise
     finally:
         folder.close()
         shut_down(accelerator)
@@ -190,6 +193,11 @@ class Trainer:
                         self.monitor.record(**numbers)
                     if self.progress.step % self.config.hessian_every == 0:
                         self._estimate_hessian(batch)
+                    if (
+                        self.progress.step
+                        and self.progress.step % (self.config.restart_every or math.inf) == 0
+                    ):
+                        cast(optim.Adan, self.bare_optimizer).restart_opt()
                     self.optimizer.step()
                     self.optimizer.zero_grad()
                     self._keep_loss_scale()
@@ -386,9 +394,10 @@ class Trainer:
             bad = int((~losses.isfinite()).int().argmax())
             step = self.progress.step - steps + bad
             lr = self.lr * self.multiplier(step)
-            raise UserError(
+            raise Diverged(
                 f"the loss is {float(losses[bad])} at step {step} with lr={lr:.4g}: "
-                "try a lower optimizer.lr, a longer schedule.warmup_epochs or clip_grad=1"
+                "try a lower optimizer.lr, a longer schedule.warmup_epochs or clip_grad=1",
+                step,
             )
         return mean
 

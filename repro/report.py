@@ -53,6 +53,7 @@ def summarise(trainer: "Trainer", test: dict[str, Any] | None, examples: list[st
         "parameters": sum(p.numel() for p in trainer.module.parameters()),
         "optimizer": config.optimizer["name"],
         "optimizer_path": optim.path_in_use(trainer.bare_optimizer),
+        "state_bytes": sum(optim.state_bytes(trainer.bare_optimizer).values()),
         "seed": config.seed,
         "epochs": trainer.epochs,
         "steps": progress.step,

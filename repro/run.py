@@ -15,6 +15,7 @@ runs/<entry point>/<name>/
     monitor.jsonl      with run.monitor: samples of optim.Monitor, which have times and memory in them
     checkpoints/       see repro.checkpoint
     summary.json       written at the end; its presence marks the run as finished
+    diverged.json      written where the loss is not finite, instead of a summary: the `step` and a message
 """
 
 import fcntl
@@ -35,7 +36,7 @@ from typing import Any, cast
 import torch
 from omegaconf import OmegaConf
 
-from repro.errors import UserError
+from repro.errors import Diverged, UserError
 
 # A continued run may differ from its beginning in these keys (and those below them), and in no other.
 FREE_KEYS = ("run", "tracking", "workers", "data.root", "row")
@@ -130,6 +131,12 @@ class RunFolder:
         """Write the summary, which marks the run as finished."""
         if self.active:
             write_atomically(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+    def diverge(self, error: Diverged) -> None:
+        """Write down that the run ended because of its loss."""
+        if self.active:
+            text = json.dumps({"step": error.step, "message": str(error)}, indent=1)
+            write_atomically(self.path / "diverged.json", text + "\n")
 
     def log(self, record: dict[str, Any], file: str = "metrics.jsonl") -> None:
         """Append a record, which must have a `step`, to a file of LOGS."""

@@ -35,6 +35,9 @@ class DataConfig:
 
     name: str = "digits"  # digits | fashion_mnist | cifar10 | imagefolder | webdataset | hfds
     root: str | None = None  # folder; for hfds also a name on the Hugging Face hub
+    valid_share: float = (
+        0.0  # of the training images, held out to measure on; the test images are then measured at the end
+    )
     size: int = 8  # pixels, of a side
     channels: int = 1
     classes: int | None = None  # None: as many as the data set has
@@ -171,6 +174,8 @@ class PretrainConfig(TrainConfig):
 
 
 def _check_images(data: DataConfig, augment: AugmentConfig) -> None:
+    if not 0 <= data.valid_share < 1:
+        raise UserError(f"data.valid_share={data.valid_share}: is a share of the training images, in [0, 1)")
     one_of("augment.crop", augment.crop, ("resized", "padded", "none"))
     for key in ("mean", "std"):
         values = getattr(data, key)

@@ -86,7 +86,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
             results |= measure(table) | {"images_per_second": round(len(table) / seconds, 1)}
             results |= against(config.row, results)
             print(describe(results))
-            write(options, table, results, task.class_names)
+            write(options, table, results, task.sets.classes)
             return results
         return {}
     finally:

@@ -23,7 +23,7 @@ def predict(model: nn.Module, task: Classification, accelerator: Accelerator) ->
 
     Each process takes its share of the images, and none is taken twice.
     """
-    config, data = task.config, task.valid_data()
+    config, data = task.config, task.test_data() or task.valid_data()
     ranks = accelerator.num_processes, accelerator.process_index
     batches = dealt(len(data), max(1, config.batch_size // ranks[0]), *ranks)
     loader = make_loader(data, keyed(batches), None, config.workers)

@@ -25,7 +25,8 @@ from repro.loop import train
 from repro.run import run_name
 from repro.task import Task
 from vision.config import PretrainConfig
-from vision.data import Images, Normalize, read, test_transform, train_transform
+from vision.data import Normalize, open_sets
+from vision.data.sets import Pairs
 from vision.mae import MaskedAutoencoder
 from vision.models import create, load
 
@@ -36,7 +37,7 @@ SHOWN, LEAST_SIDE = 8, 96  # images in the picture, and pixels of a side of each
 class Numbered(Dataset[tuple[Tensor, int]]):
     """Pairs of an image and its index."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: Pairs) -> None:
         self.images = images
 
     def __len__(self) -> int:
@@ -51,24 +52,26 @@ class Pretraining(Task):
 
     name = "pretrain_mae"
     samples = "images"
-    metric = "test_loss"
     higher_is_better = False
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config
         self.model_name = f"MAE {config.model.name}"
-        self.train_split, self.test_split, _ = read(config.data)
+        self.sets = open_sets(config.data, config.augment)
+        self.metric = f"{self.sets.measured}_loss"
         self.normalize = Normalize(config.data)
 
     def train_data(self) -> Sized:
         """Return the augmented training images."""
-        data = self.config.data
-        transform = train_transform(data, self.config.augment)
-        return Images(self.train_split, data.channels, transform, data.size if data.draft else None)
+        return self.sets.train
 
     def valid_data(self) -> Sized:
-        """Return the test images with their indices."""
-        return Numbered(Images(self.test_split, self.config.data.channels, test_transform(self.config.data)))
+        """Return the test images, or with data.valid_share those held out, with their indices."""
+        return Numbered(self.sets.valid)
+
+    def test_data(self) -> Sized | None:
+        """Return the test images with their indices, with data.valid_share."""
+        return None if self.sets.test is None else Numbered(self.sets.test)
 
     def build_model(self) -> MaskedAutoencoder:
         """Return the autoencoder with its initial weights."""

@@ -21,7 +21,7 @@ from repro.loop import train
 from repro.run import run_name
 from repro.task import Task
 from vision.config import VisionConfig
-from vision.data import Images, Normalize, build_erasing, read, test_transform, train_transform
+from vision.data import Normalize, build_erasing, open_sets
 from vision.models import build
 
 
@@ -30,13 +30,13 @@ class Classification(Task):
 
     name = "vision"
     samples = "images"
-    metric = "test_accuracy"
 
     def __init__(self, config: VisionConfig) -> None:
         self.config = config
         self.model_name = config.model.name
-        self.train_split, self.test_split, self.class_names = read(config.data)
-        self.classes = len(self.class_names)
+        self.sets = open_sets(config.data, config.augment)
+        self.classes = len(self.sets.classes)
+        self.metric = f"{self.sets.measured}_accuracy"
         augment = config.augment
         self.normalize, self.erasing = Normalize(config.data), build_erasing(augment)
         self.mixup: Mixup | None = None
@@ -53,13 +53,15 @@ class Classification(Task):
 
     def train_data(self) -> Sized:
         """Return the augmented training images."""
-        data = self.config.data
-        transform = train_transform(data, self.config.augment)
-        return Images(self.train_split, data.channels, transform, data.size if data.draft else None)
+        return self.sets.train
 
     def valid_data(self) -> Sized:
-        """Return the test images."""
-        return Images(self.test_split, self.config.data.channels, test_transform(self.config.data))
+        """Return the test images, or with data.valid_share the training images that are held out."""
+        return self.sets.valid
+
+    def test_data(self) -> Sized | None:
+        """Return the test images, with data.valid_share."""
+        return self.sets.test
 
     def build_model(self) -> nn.Module:
         """Return the model with its initial weights."""
@@ -101,11 +103,11 @@ class Classification(Task):
         images, labels = batch
         logits = model(images).float()
         sums = {
-            "test_loss": F.cross_entropy(logits, labels, reduction="sum"),
+            f"{self.sets.measured}_loss": F.cross_entropy(logits, labels, reduction="sum"),
             self.metric: 100 * (logits.argmax(1) == labels).sum(),
         }
         if self.classes > 5:
-            sums["test_top5"] = 100 * (logits.topk(5).indices == labels[:, None]).sum()
+            sums[f"{self.sets.measured}_top5"] = 100 * (logits.topk(5).indices == labels[:, None]).sum()
         return sums, len(labels)
 
 

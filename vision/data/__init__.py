@@ -3,6 +3,7 @@
     readers      files, folders, archives and Hugging Face `datasets` to a Split
     shards       tar shards in the webdataset layout to a Split; `writing` makes them
     images       a Split, and the Dataset that decodes and transforms it
+    sets         what a recipe trains on, measures on and is tested on
     transforms   what workers do to an image (PIL, to uint8), and what the device does to a batch
     checking     what `vision/prepare.py check` looks for
 
@@ -12,6 +13,17 @@ runs that are compared should have seen the same data.
 
 from vision.data.images import Images, Split
 from vision.data.readers import read
+from vision.data.sets import Sets, open_sets
 from vision.data.transforms import Normalize, build_erasing, test_transform, train_transform
 
-__all__ = ["Images", "Normalize", "Split", "build_erasing", "read", "test_transform", "train_transform"]
+__all__ = [
+    "Images",
+    "Normalize",
+    "Sets",
+    "Split",
+    "build_erasing",
+    "open_sets",
+    "read",
+    "test_transform",
+    "train_transform",
+]

@@ -1,0 +1,104 @@
+"""Tuning by one rule for every optimizer: which learning rate and weight decay to try next.
+
+Learning rates are a start times powers of two. The rule begins with a grid and then moves from the best
+point to its neighbours until none of them is better (a pattern search: Hooke and Jeeves, 1961). Where it
+ends, twice and half the learning rate are worse, and so are the other weight decays: the optimum is in the
+interior of what was tried, or the budget came first.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """A learning rate, as the power of two that the start is multiplied by, and a weight decay."""
+
+    octave: int
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where an optimizer is tuned, and with how many runs.
+
+    Attributes:
+        start: the learning rate at octave 0, that of configs/optimizer.
+        weight_decays: the first is tried with all learning rates of the grid, or each is with `full`.
+        octaves: of the grid.
+        full: try every learning rate with every weight decay.
+        budget: most runs.
+    """
+
+    start: float
+    weight_decays: tuple[float, ...]
+    octaves: tuple[int, ...] = (-4, -2, 0, 2, 4)
+    full: bool = False
+    budget: int = 14
+
+    def lr(self, octave: int) -> float:
+        """Return a learning rate, rounded to what is written on a command line."""
+        return float(f"{self.start * 2.0**octave:.6g}")
+
+    def grid(self) -> list[Point]:
+        """Return the points that every search begins with."""
+        decays = self.weight_decays if self.full else self.weight_decays[:1]
+        return [Point(octave, decay) for decay in decays for octave in self.octaves]
+
+
+def best(losses: Mapping[Point, float]) -> Point:
+    """Return the point with the smallest loss, of equals that with the smallest learning rate."""
+    return min(sorted(losses), key=lambda point: losses[point])
+
+
+def next_points(space: Space, losses: Mapping[Point, float]) -> list[Point]:
+    """Return what to try next, as long as the budget allows; nothing where the search is over.
+
+    Args:
+        losses: of the points tried so far; infinite where a run diverged.
+    """
+    left = space.budget - len(losses)
+    for wanted in ([*space.grid()], *_around(space, losses)):
+        missing = [point for point in wanted if point not in losses]
+        if missing:
+            return missing[: max(left, 0)]
+    return []
+
+
+def _around(space: Space, losses: Mapping[Point, float]) -> list[list[Point]]:
+    """Return the neighbours of the best point, those to be tried first in front."""
+    if not losses or math.isinf(losses[found := best(losses)]):
+        return []
+    octave, decay = found.octave, found.weight_decay
+    tried = [point.octave for point in losses if point.weight_decay == decay]
+    several = len(space.weight_decays) > 1
+    outward = [octave + 2 * side for side, end in ((-1, min(tried)), (1, max(tried))) if octave == end]
+    return [
+        [Point(further, decay) for further in outward if len(tried) > 1],  # a coarse step out of the grid
+        [Point(octave - 1, decay), Point(octave + 1, decay)],
+        [Point(octave, other) for other in space.weight_decays],
+        [Point(octave, float(f"{10 * decay:g}"))]
+        if 0 < decay >= max(space.weight_decays) and several
+        else [],
+    ]
+
+
+def edges(space: Space, losses: Mapping[Point, float]) -> list[str]:
+    """Return in words where the best point has no worse neighbour on a side; empty for an interior optimum.
+
+    No weight decay is the natural end of that axis.
+    """
+    found = best(losses)
+    tried = [point.octave for point in losses if point.weight_decay == found.weight_decay]
+    decays = [point.weight_decay for point in losses if point.octave == found.octave]
+    said = []
+    if found.octave == max(tried):
+        said.append("largest learning rate tried")
+    if found.octave == min(tried):
+        said.append("smallest learning rate tried")
+    if found.weight_decay == max(decays) and len(decays) > 1:
+        said.append("largest weight decay tried")
+    if len(decays) < len(space.weight_decays):
+        said.append("other weight decays not tried")
+    return said

@@ -1,0 +1,155 @@
+"""Run the comparison of optimizers: `python scripts/sweep.py [--tasks T...] [--optimizers O...] [--jobs N]`.
+
+Every optimizer is tuned by the same rule (repro.comparison.search) with one seed on validation data; then
+the best point is run with other seeds, with half the steps, and for the claims of the paper. Each group of
+runs is a multirun of Hydra, so what follows `--` can choose a launcher:
+
+    python scripts/sweep.py -- hydra/launcher=submitit_slurm
+
+Every run that ends is appended to OUT, and what to do next follows from OUT alone: the command can be stopped
+at any moment and given again. scripts/comparison.py makes the tables and figures.
+"""
+
+import argparse
+import contextlib
+import importlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+from repro.cli import exit_status
+from repro.comparison import records as stages
+from repro.comparison.design import OPTIMIZERS, SEEDS
+from repro.comparison.records import Record, append, load, outcome
+from repro.comparison.todo import ALL_TASKS, Job, cells, todo
+from repro.errors import UserError
+from repro.ledger import ROOT
+from repro.run import run_name
+
+RECORDS = ROOT / "results" / "comparison" / "runs.jsonl"
+
+
+@exit_status
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is missing and return the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    split = words.index("--") if "--" in words else len(words)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", nargs="+", choices=list(ALL_TASKS), default=list(ALL_TASKS))
+    parser.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), default=list(OPTIMIZERS))
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each run (default 1)")
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("ADAN_DATA"), metavar="PATH",
+        help="the folder with fashion-mnist/, for the tasks batch_*; default: the one that ADAN_DATA names",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=RECORDS, metavar="JSONL")
+    parser.add_argument("--runs", type=Path, default=Path("runs/comparison"), metavar="FOLDER")
+    parser.add_argument("--list", action="store_true", help="show what is done and next")
+    options = parser.parse_args(words[:split])
+    options.launcher = words[split + 1 :]
+    pairs = cells(options.tasks, options.optimizers)
+    if options.list:
+        for task, optimizer in pairs:
+            found = load(options.out)
+            done = sum(record.task == task and record.optimizer == optimizer for record in found)
+            jobs = [f"{job.stage} {job.variant}".strip() for job in todo(task, optimizer, found)]
+            print(f"{task:10} {optimizer:10} {done:4} runs; next: {', '.join(jobs) or 'nothing'}")
+        return 0
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    missing = [task for task, _ in pairs if ALL_TASKS[task].data and options.data is None]
+    if missing:
+        folder = ALL_TASKS[missing[0]].data
+        raise UserError(f"{missing[0]}: set --data or ADAN_DATA to the folder with {folder}/")
+    return sweep(pairs, options)
+
+
+def sweep(pairs: Sequence[tuple[str, str]], options: argparse.Namespace) -> int:
+    """Finish the pairs of a task and an optimizer, some at a time; return 2 if one of them could not be."""
+    failed = []
+    begin, before = time.monotonic(), len(load(options.out))
+    with (
+        ProcessPoolExecutor(options.jobs, get_context("spawn"), max_tasks_per_child=1) as pool,
+        tqdm(total=len(pairs), unit="cell") as bar,
+    ):
+        left = {pool.submit(finish, *pair, options): pair for pair in pairs}
+        while left:
+            ended, _ = wait(left, timeout=10, return_when=FIRST_COMPLETED)
+            for future in ended:
+                pair = left.pop(future)
+                if (error := future.exception()) is not None:
+                    failed.append(pair)
+                    bar.write(f"error: {' '.join(pair)}: {error}", file=sys.stderr)
+                bar.update()
+            bar.set_postfix_str(f"{len(load(options.out)) - before} runs")
+    runs = len(load(options.out)) - before
+    hours = (time.monotonic() - begin) / 3600
+    print(f"{runs} runs in {hours:.2f} hours, now {before + runs} in {options.out}")
+    return 2 if failed else 0
+
+
+def finish(task: str, optimizer: str, options: argparse.Namespace) -> None:
+    """Do all that is missing of an optimizer on a task, in a process of its own."""
+    options.runs.mkdir(parents=True, exist_ok=True)
+    with (
+        (options.runs / f"{task}-{optimizer}.log").open("a") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        while jobs := todo(task, optimizer, load(options.out)):
+            for job in jobs:
+                for record in run(job, options):
+                    append(options.out, record)
+
+
+def run(job: Job, options: argparse.Namespace) -> list[Record]:
+    """Run a job as a multirun of its recipe; return a record of each run.
+
+    Raises:
+        UserError: a run neither ended nor diverged.
+    """
+    task = ALL_TASKS[job.task]
+    lrs = [f"{job.lr(octave):g}" for octave in job.octaves]
+    root = options.runs / job.task
+    where = [f"run.root={root}", "run.keep=1"]
+    if task.data is not None:
+        where.append(f"data.root={options.data / task.data}")
+    command = ["-m", *job.words, f"optimizer.lr={','.join(lrs)}", f"seed={','.join(map(str, job.seeds))}"]
+    main = importlib.import_module(task.script.removesuffix(".py").replace("/", ".")).main
+    main([*command, *where, *options.launcher])
+    found = []
+    for octave, seed in job.runs():
+        words = [*job.words, f"optimizer.lr={job.lr(octave):g}"]
+        (folder,) = root.glob(f"*/{run_name([*words, f'seed={seed}'])}")
+        found.append(
+            Record(
+                task=job.task,
+                optimizer=job.optimizer,
+                stage=job.stage,
+                variant=job.variant,
+                octave=octave,
+                lr=job.lr(octave),
+                weight_decay=job.weight_decay,
+                seed=seed,
+                overrides=tuple(words),
+                **outcome(folder),
+            )
+        )
+        if job.stage != stages.SEEDS or seed != SEEDS[0]:  # of which scripts/comparison.py takes the weights
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""The three sets of images that a recipe works with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.utils.data import Subset
+
+from repro.errors import UserError
+from vision.config import AugmentConfig, DataConfig
+from vision.data.images import Images
+from vision.data.readers import read
+from vision.data.transforms import test_transform, train_transform
+
+Pairs = Images | Subset[tuple[Tensor, int]]
+
+
+@dataclass
+class Sets:
+    """Pairs of an image and its class index.
+
+    Attributes:
+        train: to train on, augmented.
+        valid: to measure on while training: the test images, or with data.valid_share those held out.
+        test: to measure once, at the end; None where `valid` is the test images.
+        classes: the names of the classes.
+    """
+
+    train: Pairs
+    valid: Pairs
+    test: Images | None
+    classes: list[str]
+
+    @property
+    def measured(self) -> str:
+        """What figures on `valid` begin with: test_ or valid_."""
+        return "test" if self.test is None else "valid"
+
+
+def open_sets(config: DataConfig, augment: AugmentConfig) -> Sets:
+    """Read a data set.
+
+    Raises:
+        UserError: it is missing or malformed, or data.valid_share is too small or large for its classes.
+    """
+    train_split, test_split, classes = read(config)
+    draft = config.size if config.draft else None
+    train = Images(train_split, config.channels, train_transform(config, augment), draft)
+    test = Images(test_split, config.channels, test_transform(config))
+    if config.valid_share == 0:
+        return Sets(train, test, None, classes)
+    kept, held = _hold_out(train_split.labels, config.valid_share)
+    plain = Images(train_split, config.channels, test_transform(config))
+    return Sets(Subset(train, kept), Subset(plain, held), test, classes)
+
+
+def _hold_out(labels: Sequence[int], share: float) -> tuple[list[int], list[int]]:
+    """Return the indices of the images without and of those in a share of each class, the same each time.
+
+    Raises:
+        UserError: a class has too few images, or all are too few for the classes.
+    """
+    from sklearn.model_selection import train_test_split
+
+    try:
+        kept, held = train_test_split(range(len(labels)), test_size=share, random_state=0, stratify=labels)
+    except ValueError as error:
+        raise UserError(f"data.valid_share={share}: {error}") from error
+    return sorted(kept), sorted(held)
