@@ -17,7 +17,7 @@ COLOURS = ("#0b84c6", "#e07b00", "#1a9e6b", "#c4549a", "#8f7ae0", "#b8860b", "#d
 SIZE = (4.6, 3.0)  # inches, of a chart; the page scales it to its column
 MOST_POINTS = 400  # of a line; more cannot be seen
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 9,
     "text.color": INK,
@@ -60,7 +60,7 @@ class Chart:
 
     def svg(self) -> str:
         """Draw it, leaving out the steep beginning from the range of the y axis."""
-        with mpl.rc_context(_STYLE):
+        with mpl.rc_context(STYLE):
             figure, axes = _figure()
             for line, colour in zip(self.lines, _cycle(len(self.lines)), strict=True):
                 shown = line.values.iloc[:: max(1, len(line.values) // MOST_POINTS)]
@@ -73,12 +73,12 @@ class Chart:
             margin = 0.06 * (high - low) or 0.06 * abs(high) or 1
             axes.set_ylim(low - margin, high + margin)
             axes.legend(loc="lower right" if self.higher_is_better else "upper right")
-            return _svg(figure, self.title)
+            return svg(figure, self.title)
 
 
 def bars(title: str, x: str, values: Sequence[tuple[str, float, bool]]) -> str:
     """Draw ratios (label, ratio, ours?) as bars from 1 on a log axis, ours in colour."""
-    with mpl.rc_context({**_STYLE, "axes.grid.axis": "x"}):
+    with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
         figure, axes = _figure(0.25 * len(values) + 0.8)
         axes.set_xscale("log")
         axes.barh(
@@ -97,7 +97,7 @@ def bars(title: str, x: str, values: Sequence[tuple[str, float, bool]]) -> str:
         axes.axvline(1, color=INK, lw=1)
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0, labelsize=8)
-        return _svg(figure, title)
+        return svg(figure, title)
 
 
 def _figure(height: float = SIZE[1]) -> tuple[Figure, mpl.axes.Axes]:
@@ -109,7 +109,7 @@ def _cycle(number: int) -> list[str]:
     return [COLOURS[index % len(COLOURS)] for index in range(number)]
 
 
-def _svg(figure: Figure, title: str) -> str:
+def svg(figure: Figure, title: str) -> str:
     """The figure as an <svg> element that fills its column and has no ids in common with another."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": f"chart {next(_salts)}"}):

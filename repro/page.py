@@ -12,13 +12,18 @@ import jinja2
 import pandas as pd  # type: ignore[import-untyped]
 
 from repro import cost, ledger, own
-from repro.charts import Chart, Line, bars
+from repro.charts import Chart, Line, bars, svg
+from repro.comparison import records as comparison_records
+from repro.comparison.claims import claims
+from repro.comparison.figures import draw_all
+from repro.comparison.page import final_losses
 from repro.ledger import ROOT, Recipe, Row
 from repro.released import read
 from repro.released.files import read_log
 from repro.released.log import Log, LogError
 from repro.run import environment, read_config
 
+COMPARISON = ROOT / "results" / "comparison" / "runs.jsonl"  # of scripts/sweep.py
 VERIFIED = ROOT / "results" / "ledger" / "verify.json"  # of scripts/verify_ledger.py
 
 
@@ -99,6 +104,7 @@ def write(out: Path, runs: Sequence[Path]) -> str:
         runs=[_run(path) for path in folders],
         run_curves=list(run_curves(folders)),
         benches=list(_benches()),
+        comparison=_comparison(),
     )
     out.write_text(text)
     return f"{out}: {len(rows)} rows, {len(curves)} charts of released curves, {len(folders)} own runs"
@@ -182,6 +188,20 @@ def _benches() -> Iterator[dict[str, Any]]:
             f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}. Ours in colour.",
             "charts": charts,
         }
+
+
+def _comparison() -> dict[str, Any] | None:
+    """The comparison of optimizers: claims, final losses, figures; None while there are no results."""
+    records = comparison_records.load(COMPARISON)
+    head, *rows = final_losses(records)
+    if len(head) == 1:
+        return None
+    return {
+        "claims": claims(records),
+        "head": head,
+        "rows": [[cell.replace("**", "") for cell in row] for row in rows],
+        "charts": [svg(figure, name) for name, figure in draw_all(records).items()],
+    }
 
 
 def _is_ours(label: str) -> bool:

@@ -117,7 +117,7 @@ def run(job: Job, options: argparse.Namespace) -> list[Record]:
     """Run a job as a multirun of its recipe; return a record of each run.
 
     Raises:
-        UserError: a run neither ended nor diverged.
+        UserError: a run did not begin, or neither ended nor diverged.
     """
     task = ALL_TASKS[job.task]
     lrs = [f"{job.lr(octave):g}" for octave in job.octaves]
@@ -131,7 +131,11 @@ def run(job: Job, options: argparse.Namespace) -> list[Record]:
     found = []
     for octave, seed in job.runs():
         words = [*job.words, f"optimizer.lr={job.lr(octave):g}"]
-        (folder,) = root.glob(f"*/{run_name([*words, f'seed={seed}'])}")
+        folder = next(root.glob(f"*/{run_name([*words, f'seed={seed}'])}"), None)
+        if folder is None:
+            raise UserError(
+                f"{task.script} {' '.join(words)} seed={seed}: the run did not begin; its log says why"
+            )
         found.append(
             Record(
                 task=job.task,

@@ -246,6 +246,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(config: TrainConfig) -> None:
     newest = checkpoint.newest(folder(config, "run") / "checkpoints")
     assert newest is not None
     assert newest.name == "step-000000012"
+    about = json.loads((folder(config, "run") / "diverged.json").read_text())
+    assert about["step"] == 13
+    assert about["message"].startswith("the loss is nan at step 13")
+    assert not (folder(config, "run") / "summary.json").exists()
 
 
 def test_a_full_disk_while_saving(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

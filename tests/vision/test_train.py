@@ -164,3 +164,39 @@ def test_the_default_run_ends_above_97_percent(command: Command, optimizer: str)
     assert command(f"optimizer={optimizer}", "run.name=x")[0] == 0
     summary = json.loads(Path("runs/vision/x/summary.json").read_text())
     assert summary["final"]["test_accuracy"] > 97
+
+
+def test_held_out_images_are_measured_and_the_test_images_at_the_end(command: Command) -> None:
+    status, _, err = command(*TINY, "data.valid_share=0.25", "run.name=held")
+    assert status == 0, err
+    records = [json.loads(line) for line in Path("runs/vision/held/metrics.jsonl").read_text().splitlines()]
+    measured, closing = records[-2:]
+    assert {"valid_loss", "valid_accuracy", "valid_top5"} <= measured.keys()
+    assert not any(key.startswith("test_") for key in measured)
+    assert {"test_loss", "test_accuracy", "test_top5", "weights_of_step"} <= closing.keys()
+    task = Classification(configure("data.valid_share=0.25"))
+    whole = Classification(configure())
+    train, valid, test = task.train_data(), task.valid_data(), task.test_data()
+    assert test is not None
+    assert whole.test_data() is None
+    assert (len(train), len(valid), len(test)) == (1077, 360, 360)
+    classes = [sum(valid[i][1] == digit for i in range(len(valid))) for digit in range(10)]
+    assert max(classes) - min(classes) <= 2  # stratified
+    kept, held = set(task.sets.train.indices), set(task.sets.valid.indices)  # type: ignore[union-attr]
+    assert not kept & held
+    assert kept | held == set(range(len(whole.train_data())))
+    for share in ("1", "-0.1", "0.001"):
+        status, _, err = command(*TINY, f"data.valid_share={share}", "run.name=bad")
+        assert (status, f"data.valid_share={share}" in err) == (2, True)
+
+
+def test_restarts_begin_again_with_moments_of_zero(command: Command) -> None:
+    finals = {}
+    for every in ("null", "10", "1000"):
+        assert command(*TINY, f"restart_every={every}", f"run.name=x{every}")[0] == 0
+        finals[every] = json.loads(Path(f"runs/vision/x{every}/summary.json").read_text())["final"][
+            "test_loss"
+        ]
+    assert finals["null"] == finals["1000"] != finals["10"]
+    status, _, err = command(*TINY, "optimizer=adamw", "restart_every=10", "run.name=y")
+    assert (status, "restart_every=10: is for optimizer=adan, not adamw" in err) == (2, True)
