@@ -7,7 +7,10 @@ runs is a multirun of Hydra, so what follows `--` can choose a launcher:
     python scripts/sweep.py -- hydra/launcher=submitit_slurm
 
 Every run that ends is appended to OUT, and what to do next follows from OUT alone: the command can be stopped
-at any moment and given again. scripts/comparison.py makes the tables and figures.
+at any moment and given again. scripts/comparison.py makes the tables and figures. The time of a step wants a
+quiet machine, and a command of its own, which takes all optimizers of a task in turns:
+
+    python scripts/sweep.py --times 3
 """
 
 import argparse
@@ -16,9 +19,11 @@ import importlib
 import os
 import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -28,14 +33,18 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 
 from repro.cli import exit_status
 from repro.comparison import records as stages
-from repro.comparison.design import OPTIMIZERS, SEEDS
-from repro.comparison.records import Record, append, load, outcome
-from repro.comparison.todo import ALL_TASKS, Job, cells, todo
+from repro.comparison import times
+from repro.comparison.design import OPTIMIZERS, SEEDS, TASKS, Task
+from repro.comparison.measures import best_point
+from repro.comparison.records import Record, append, environment, load, outcome
+from repro.comparison.todo import ALL_TASKS, Job, cells, space, todo, works
 from repro.errors import UserError
 from repro.ledger import ROOT
 from repro.run import run_name
 
 RECORDS = ROOT / "results" / "comparison" / "runs.jsonl"
+# Three laps, of which the last two count: Shampoo computes its roots every twenty steps from the 20th on.
+SHORT = ("stop_after=60", "run.log_every=20", "measure_every=null", "measure_epochs=null")
 
 
 @exit_status
@@ -57,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RECORDS, metavar="JSONL")
     parser.add_argument("--runs", type=Path, default=Path("runs/comparison"), metavar="FOLDER")
     parser.add_argument("--list", action="store_true", help="show what is done and next")
+    parser.add_argument(
+        "--times", type=int, default=0, metavar="ROUNDS", help="measure the time of a step instead"
+    )
     options = parser.parse_args(words[:split])
     options.launcher = words[split + 1 :]
     pairs = cells(options.tasks, options.optimizers)
@@ -72,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if missing:
         folder = ALL_TASKS[missing[0]].data
         raise UserError(f"{missing[0]}: set --data or ADAN_DATA to the folder with {folder}/")
-    return sweep(pairs, options)
+    return measure_times(options) if options.times else sweep(pairs, options)
 
 
 def sweep(pairs: Sequence[tuple[str, str]], options: argparse.Namespace) -> int:
@@ -126,8 +138,7 @@ def run(job: Job, options: argparse.Namespace) -> list[Record]:
     if task.data is not None:
         where.append(f"data.root={options.data / task.data}")
     command = ["-m", *job.words, f"optimizer.lr={','.join(lrs)}", f"seed={','.join(map(str, job.seeds))}"]
-    main = importlib.import_module(task.script.removesuffix(".py").replace("/", ".")).main
-    main([*command, *where, *options.launcher])
+    recipe(task)([*command, *where, *options.launcher])
     found = []
     for octave, seed in job.runs():
         words = [*job.words, f"optimizer.lr={job.lr(octave):g}"]
@@ -152,6 +163,38 @@ def run(job: Job, options: argparse.Namespace) -> list[Record]:
         )
         if job.stage != stages.SEEDS or seed != SEEDS[0]:  # of which scripts/comparison.py takes the weights
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return found
+
+
+def measure_times(options: argparse.Namespace) -> int:
+    """Append how long each optimizer takes on each task, in rounds; what is already there is left out."""
+    path, records = options.out.with_name("times.jsonl"), load(options.out)
+    known = {(time.task, time.round, time.optimizer) for time in times.load(path).measured}
+    every = product(options.tasks, range(1, options.times + 1), options.optimizers)
+    wanted = [key for key in every if key[0] in TASKS and works(key[0], key[2]) and key not in known]
+    options.runs.mkdir(parents=True, exist_ok=True)
+    for task, number, name in tqdm(wanted, unit="run"):
+        point = best_point(records, task, name) or space(task, name).grid()[0]
+        job = Job(task, name, "time", point.weight_decay, (point.octave,), SEEDS[:1])
+        with (
+            tempfile.TemporaryDirectory() as root,
+            (options.runs / "times.log").open("a") as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            command = [*job.words, f"optimizer.lr={job.lr(point.octave):g}", *SHORT, f"run.root={root}"]
+            if recipe(ALL_TASKS[task])([*command, "run.name=x"]):
+                raise UserError(f"{task}, {name}: cannot be timed; {log.name} says why")
+            (folder,) = Path(root).glob("*/x")
+            times.append(path, times.Time(task, name, number, times.seconds(folder), environment(folder)))
+    print(f"{path}: {len(wanted)} new")
+    return 0
+
+
+def recipe(task: Task) -> Callable[[Sequence[str]], int]:
+    """Return the command of a task's recipe."""
+    found: Callable[[Sequence[str]], int]
+    found = importlib.import_module(task.script.removesuffix(".py").replace("/", ".")).main
     return found
 
 

@@ -120,7 +120,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         "parameters": about.get("parameters", 0),
         "state_bytes": about.get("state_bytes", 0),
         "seconds": about.get("seconds", 0.0),
-        "environment": _environment(folder),
+        "environment": environment(folder),
     }
 
 
@@ -147,7 +147,8 @@ def select(records: Sequence[Record], **wanted: Any) -> list[Record]:
     return [r for r in records if all(getattr(r, key) == value for key, value in wanted.items())]
 
 
-def _environment(folder: Path) -> dict[str, Any]:
+def environment(folder: Path) -> dict[str, Any]:
+    """Return where the last start of a run was made: commit, machine, threads, torch, time."""
     last = json.loads((folder / "environment.json").read_text())[-1]
     return {
         "commit": last["commit"],

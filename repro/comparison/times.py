@@ -1,4 +1,4 @@
-"""How long a training step takes, measured for all optimizers of a task in turns on a quiet machine."""
+"""How long training takes, measured for all optimizers of a task in turns on a quiet machine."""
 
 import json
 import statistics
@@ -13,13 +13,12 @@ from repro.errors import UserError
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds of a training step, the median over a run."""
+    """Seconds of training for an image, example or token, over the later steps of a short run."""
 
     task: str
     optimizer: str
     round: int
     seconds: float
-    steps: int
     environment: dict[str, Any]
 
 
@@ -30,7 +29,7 @@ class Times:
         self.measured = measured
 
     def ratio(self, task: str, optimizer: str) -> float | None:
-        """Return the time of a step over AdamW's, the median over the rounds; None if one is not measured."""
+        """Return the time over AdamW's, the median of the rounds; None where one was not measured."""
         rounds = {(time.optimizer, time.round): time.seconds for time in self.measured if time.task == task}
         ratios = [
             seconds / rounds[REFERENCE, number]
@@ -54,6 +53,13 @@ def load(path: Path) -> Times:
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: line {number} is no time ({error}); repair or delete it") from error
     return Times(measured)
+
+
+def seconds(folder: Path) -> float:
+    """Return the seconds of training for a sample in a run folder, without its first lap of records."""
+    laps = [json.loads(line) for line in (folder / "speed.jsonl").read_text().splitlines()]
+    rates = [{key: lap[key] for key in lap if key.endswith("_per_second")} for lap in laps[1:]]
+    return statistics.fmean(1 / next(iter(rate.values())) for rate in rates)  # tflop_per_second comes later
 
 
 def append(path: Path, time: Time) -> None:

@@ -269,7 +269,7 @@ def test_claims_that_fail_are_said_to() -> None:
 
 def test_all_files_come_from_the_records_alone(tmp_path: Path) -> None:
     runs = sweep(["vit", "mae", *BATCH_TASKS])
-    measured = [times.Time("vit", name, number, seconds, 20, {}) for number in (1, 2)
+    measured = [times.Time("vit", name, number, seconds, {}) for number in (1, 2)
                 for name, seconds in (("adamw", 0.1), ("adan", 0.11 + 0.02 * number))]  # fmt: skip
     for time in measured:
         times.append(tmp_path / "times.jsonl", time)

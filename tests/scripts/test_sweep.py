@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from repro.cli import CONFIGS
-from repro.comparison import todo
+from repro.comparison import times, todo
 from repro.comparison.design import EXPERIMENTS, TASKS
 from repro.comparison.records import append, load
 from repro.comparison.todo import ALL_TASKS, Job
@@ -85,6 +85,19 @@ def test_a_run_that_fails_otherwise_is_not_taken_for_diverged(
             Job("vit", "adan", "tune", 0.05, (0,), (0,)), Namespace(runs=tmp_path, data=None, launcher=[])
         )
     assert "batch_size=5000" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small")
+def test_times_of_steps(runner: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "SHORT", ("stop_after=6", "run.log_every=2", *sweep.SHORT[2:]))
+    run = runner(sweep.main)
+    words = ["--times", "1", "--tasks", "vit", "--optimizers", "adamw", "adan", "--out", "out/runs.jsonl"]
+    assert run(*words)[0] == 0
+    measured = times.load(Path("out/times.jsonl")).measured
+    assert [(time.optimizer, time.round) for time in measured] == [("adamw", 1), ("adan", 1)]
+    assert all(1e-6 < time.seconds < 1 for time in measured)
+    assert measured[0].environment["threads"] == 1
+    assert "0 new" in run(*words)[1]
 
 
 def test_what_is_next(runner: Callable[..., Run]) -> None:
