@@ -130,19 +130,19 @@ def _beta(index: int, values: tuple[float, ...]) -> dict[str, tuple[str, ...]]:
 
 EXPERIMENTS = {
     "betas": Experiment(
-        "The result depends little on the betas.",
+        "Adan's result depends little on its betas.",
         _beta(0, (0.9, 0.95, 0.99)) | _beta(1, (0.84, 0.96, 0.99)) | _beta(2, (0.9, 0.96, 0.999)),
         seeds=SEEDS[:2],
     ),
     "prox": Experiment(
-        "Proximal weight decay, or AdamW's.",
+        "Adan's proximal weight decay is better than AdamW's form of it (no_prox).",
         {
             "proximal": ("optimizer.weight_decay=0.5", "optimizer.no_prox=false"),
             "as AdamW": ("optimizer.weight_decay=0.5", "optimizer.no_prox=true"),
         },
     ),
     "restart": Experiment(
-        "Restarts of the moments; the published runs but those of one table have none.",
+        "Restarts of the moments help. (Most of the published runs have none.)",
         {"every 80 steps": ("restart_every=80",)},
     ),
 }
