@@ -36,9 +36,9 @@ class Job:
 
     @property
     def words(self) -> list[str]:
-        """The overrides that its runs share."""
+        """The overrides that its runs share; of several of a key the last one."""
         task, optimizer = ALL_TASKS[self.task], OPTIMIZERS[self.optimizer]
-        return [
+        words = [
             f"+comparison={task.config or self.task}",
             f"optimizer={optimizer.of or self.optimizer}",
             *task.overrides,
@@ -46,6 +46,7 @@ class Job:
             f"optimizer.weight_decay={self.weight_decay:g}",
             *self.more,
         ]
+        return list({word.partition("=")[0]: word for word in words}.values())
 
     def lr(self, octave: int) -> float:
         """Return one of its learning rates."""

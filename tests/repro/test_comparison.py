@@ -106,6 +106,8 @@ def test_what_a_job_types() -> None:
         "+comparison=batch", "optimizer=adan", "batch_size=512", "optimizer.weight_decay=0.05",
     ]  # fmt: skip
     assert [job.lr(octave) for octave in job.octaves] == [4e-3, 8e-3]
+    words = Job("vit", "adan", "prox", 0.05, (0,), (1,), more=EXPERIMENTS["prox"].variants["proximal"]).words
+    assert [word for word in words if "weight_decay" in word] == ["optimizer.weight_decay=0.5"]
     words = Job("vit", "adan_int8", "half", 0.0, (0,), (1,), more=TASKS["vit"].half).words
     assert {"optimizer=adan", "optimizer.state_dtype=int8", "epochs=8"} <= set(words)
 
