@@ -20,11 +20,12 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from itertools import product
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from tqdm import tqdm
@@ -92,7 +93,9 @@ def sweep(pairs: Sequence[tuple[str, str]], options: argparse.Namespace) -> int:
     failed = []
     begin, before = time.monotonic(), len(load(options.out))
     with (
-        ProcessPoolExecutor(options.jobs, get_context("spawn"), max_tasks_per_child=1) as pool,
+        ProcessPoolExecutor(
+            options.jobs, get_context("spawn"), end_with_parent, max_tasks_per_child=1
+        ) as pool,
         tqdm(total=len(pairs), unit="cell") as bar,
     ):
         left = {pool.submit(finish, *pair, options): pair for pair in pairs}
@@ -109,6 +112,18 @@ def sweep(pairs: Sequence[tuple[str, str]], options: argparse.Namespace) -> int:
     hours = (time.monotonic() - begin) / 3600
     print(f"{runs} runs in {hours:.2f} hours, now {before + runs} in {options.out}")
     return 2 if failed else 0
+
+
+def end_with_parent() -> None:
+    """End this process when that which started it was killed, or it would go on beside the next sweep."""
+
+    def watch() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def finish(task: str, optimizer: str, options: argparse.Namespace) -> None:

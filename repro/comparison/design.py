@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from repro.comparison.search import Space
 
+# Overrides are written as Hydra repeats them in a multirun (False, no blanks): run folders are named by them.
+
 TUNING_SEED = 0
 SEEDS = (1, 2, 3, 4, 5)  # of the result; none of them was tuned with
 HALF_SEEDS = SEEDS[:3]
@@ -87,7 +89,7 @@ OPTIMIZERS = {
         "Sophia-G", Space(1e-3, DECOUPLED), without={"mae": "its estimate of the Hessian needs classes"}
     ),
     "shampoo": Optimizer("Shampoo", Space(2e-3, DECOUPLED)),
-    "adafactor": Optimizer("Adafactor", Space(1e-2, DECOUPLED), overrides=("optimizer.relative_step=false",)),
+    "adafactor": Optimizer("Adafactor", Space(1e-2, DECOUPLED), overrides=("optimizer.relative_step=False",)),
     "muon": Optimizer("Muon", Space(2e-3, DECOUPLED)),
     "sgd": Optimizer("SGD, momentum", Space(0.05, (5e-4, 0.0, 5e-3))),
 }
@@ -137,8 +139,8 @@ EXPERIMENTS = {
     "prox": Experiment(
         "Adan's proximal weight decay is better than AdamW's form of it (no_prox).",
         {
-            "proximal": ("optimizer.weight_decay=0.5", "optimizer.no_prox=false"),
-            "as AdamW": ("optimizer.weight_decay=0.5", "optimizer.no_prox=true"),
+            "proximal": ("optimizer.weight_decay=0.5", "optimizer.no_prox=False"),
+            "as AdamW": ("optimizer.weight_decay=0.5", "optimizer.no_prox=True"),
         },
     ),
     "restart": Experiment(

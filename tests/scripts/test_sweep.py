@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from repro.cli import CONFIGS
 from repro.comparison import times, todo
-from repro.comparison.design import EXPERIMENTS, TASKS
+from repro.comparison.design import EXPERIMENTS, OPTIMIZERS, TASKS
 from repro.comparison.records import append, load
 from repro.comparison.todo import ALL_TASKS, Job
 from repro.errors import UserError
@@ -118,6 +119,16 @@ def test_errors_are_one_line(runner: Callable[..., Run], monkeypatch: pytest.Mon
     run = runner(comparison.main)
     status, _, err = run("--records", "none.jsonl")
     assert (status, err) == (2, "error: none.jsonl: no runs; make some with `python scripts/sweep.py`\n")
+
+
+def test_overrides_are_written_as_hydra_repeats_them() -> None:
+    variants = [words for about in EXPERIMENTS.values() for words in about.variants.values()]
+    for words in [*variants, *(task.overrides + task.half for task in ALL_TASKS.values()),
+                  *(optimizer.overrides for optimizer in OPTIMIZERS.values())]:  # fmt: skip
+        parsed = OverridesParser.create().parse_overrides(list(words))
+        assert [f"{override.key_or_group}={override.get_value_element_as_str()}" for override in parsed] == [
+            *words
+        ]
 
 
 @pytest.mark.parametrize("name", [*TASKS, "batch_32"])
