@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from repro import slurm
 from repro.config import TrainConfig
 from repro.errors import UserError
+from repro.preemption import Stopped
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -35,9 +36,10 @@ Main = Callable[[Config, list[str]], object]  # (configuration, the command line
 def entry_point(config_name: str, schema: type[Config]) -> Callable[[Main[Config]], Callable[..., int]]:
     """Turn `main(config, overrides)` into a command, configured by configs/<config_name>.yaml and arguments.
 
-    The command takes a list of arguments (default: the process's) and returns the exit status: 0, or 2 after
-    `error: ...` on stderr. With `--debug` (or HYDRA_FULL_ERROR=1) errors are raised instead. The config's
-    defaults start with `<config_name>_schema`, which is `schema`; the module that defines it registers it.
+    The command takes a list of arguments (default: the process's) and returns the exit status: 0, 2 after
+    `error: ...` on stderr, or a signal's that stopped it (see repro.preemption). With `--debug` (or
+    HYDRA_FULL_ERROR=1) errors are raised instead. The config's defaults start with `<config_name>_schema`,
+    which is `schema`; the module that defines it registers it.
     """
 
     def decorate(main: Main[Config]) -> Callable[..., int]:
@@ -70,6 +72,10 @@ def entry_point(config_name: str, schema: type[Config]) -> Callable[[Main[Config
             except KeyboardInterrupt:
                 print("interrupted; the same command continues", file=sys.stderr)
                 return 130
+            except Stopped as stopped:
+                if int(os.environ.get("RANK", 0)) == 0:  # one of its processes says so
+                    print(f"{stopped}; the same command continues", file=sys.stderr)
+                return stopped.status
             except Exception as error:
                 line = explain(error)
                 if debug or line is None:

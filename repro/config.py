@@ -149,6 +149,21 @@ class TrainConfig:
         if self.tracking.name is not None:
             one_of("tracking.name", self.tracking.name, ("wandb", "tensorboard"))
 
+    def share(self, size: int, samples: str, processes: int) -> int:
+        """Return the micro-batch size of one process, of `size` training samples, called `samples`.
+
+        Raises:
+            UserError: the sizes do not work out.
+        """
+        if size < self.batch_size:
+            raise UserError(f"batch_size={self.batch_size}: the training set has only {size} {samples}")
+        if self.batch_size % (self.accumulate * processes):
+            raise UserError(
+                f"batch_size={self.batch_size}: must be divisible by accumulate={self.accumulate} "
+                f"times {processes} process(es)"
+            )
+        return self.batch_size // (self.accumulate * processes)
+
     def _check_fsdp(self) -> None:
         if not self.fsdp:
             return

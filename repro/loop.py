@@ -1,8 +1,8 @@
 """The training loop, the same for every task.
 
-A run can be killed at any moment: the same command continues from the newest checkpoint and ends with the
-same bits, because everything that shapes the result is either in the checkpoint (weights, optimizer, average,
-scaler, position) or a pure function of the configuration (schedule, data order, all that is random).
+A run can be killed at any moment, or told to stop (repro.preemption): the same command continues from the
+newest checkpoint and ends with the same bits, because everything that shapes the result is either in it
+(weights, optimizer, average, scaler, position) or a pure function of the configuration (schedule, data).
 
 Several processes do what one does with as many times the micro-batches: the same samples, the same random
 numbers. What is left are rounding and BatchNorm, whose statistics see one micro-batch after the other in one
@@ -33,6 +33,7 @@ from repro.data import TrainingSampler, make_loader
 from repro.errors import Diverged, UserError
 from repro.generators import seed_generators
 from repro.measuring import Measurer
+from repro.preemption import Listener, Stopped
 from repro.run import RunFolder
 from repro.schedules import build_schedule
 from repro.speed import Clock, Speedometer, count_flops, device_peak
@@ -89,6 +90,7 @@ class Trainer:
     def __init__(self, task: Task, config: TrainConfig, folder: RunFolder, accelerator: Accelerator) -> None:
         self.task, self.config, self.folder, self.accelerator = task, config, folder, accelerator
         self.progress = Progress()
+        self.saved = 0  # step of the last checkpoint written here
         self.device = accelerator.device
         metric = config.select.metric or task.metric
         self.metric = f"ema_{metric}" if config.ema_decay else metric
@@ -97,8 +99,8 @@ class Trainer:
         set_seed(config.seed)
 
         train_data, valid_data, self.test_data = task.train_data(), task.valid_data(), task.test_data()
-        self.share = self._share(len(train_data))
         ranks = accelerator.num_processes, accelerator.process_index
+        self.share = config.share(len(train_data), task.samples, ranks[0])
         self.sampler = TrainingSampler(task.plan(train_data, config), config.accumulate, *ranks)
         self.loader = make_loader(
             train_data, self.sampler, config.seed, config.workers, config.repeats, task.collate
@@ -132,8 +134,7 @@ class Trainer:
             self.model, wrapped = accelerator.prepare(self.module, self.bare_optimizer)
             if accelerator.scaler is not None:  # without, it only looks for packages, 0.2 ms a step
                 self.optimizer = wrapped
-        # of the last steps
-        self.rings = {"loss": torch.zeros(self.sampler.steps, device=self.device)}
+        self.rings = {"loss": torch.zeros(self.sampler.steps, device=self.device)}  # of the last steps
         if config.clip_grad is not None:
             self.rings["grad_norm"] = torch.zeros_like(self.rings["loss"])
         self.states: list[dict[str, Tensor]] = [{} for _ in range(config.accumulate)]  # see Task.state
@@ -150,14 +151,23 @@ class Trainer:
         units = self.config.batch_size * self.task.per_sample
         self.speed = Speedometer(self.progress, self.task.samples, units, peak)
         show = self.accelerator.is_main_process
-        with tqdm(
-            total=self.total, initial=self.progress.step, unit="step", disable=None if show else True
-        ) as self.bar:
-            while self.progress.step < self.total:
-                epoch, done = divmod(self.progress.step, self.sampler.steps)
-                self._train_epoch(epoch, done)
-        closing, examples = self._close()
+        bar = tqdm(total=self.total, initial=self.progress.step, unit="step", disable=None if show else True)
+        with Listener(self.accelerator.num_processes) as self.listener:
+            with bar as self.bar:
+                self._measure_again()
+                while self.progress.step < self.total:
+                    epoch, done = divmod(self.progress.step, self.sampler.steps)
+                    self._train_epoch(epoch, done)
+            with self.listener.interruptible(self.progress.step):
+                closing, examples = self._close()
         return report.summarise(self, closing, examples)
+
+    def _measure_again(self) -> None:
+        """Do the measurement of the last step, if the run was stopped in it."""
+        epoch, done = divmod(self.progress.step - 1, self.sampler.steps)
+        measured = self.progress.last["step"] if self.progress.last else 0
+        if measured < self.progress.step and self._is_due(epoch, done + 1):
+            self._end_stretch(epoch, done + 1)
 
     def _train_epoch(self, epoch: int, done: int) -> None:
         """Train from step `done` of `epoch` to the epoch's end."""
@@ -168,8 +178,7 @@ class Trainer:
         for micro, (loaded, weight) in enumerate(self._weighed(self.speed.waiting(self.loader))):
             batch = self.task.move(loaded, self.device)
             if self.speed.forward_flops is None:
-                units = len(batch[0]) * self.task.per_sample
-                self.speed.forward_flops = self._flops(batch) / units
+                self.speed.forward_flops = self._flops(batch) / (len(batch[0]) * self.task.per_sample)
             self._seed(micro)
             slot, losses = micro % self.config.accumulate, self.rings["loss"]
             place = self.progress.step % len(losses)
@@ -206,6 +215,10 @@ class Trainer:
                 self._end_step(epoch, done)
                 if self.progress.step == self.total:
                     return
+                if number := self.listener.told():
+                    if self.saved < self.progress.step:
+                        self._save()
+                    raise Stopped(number, self.progress.step)
 
     def _weighed(self, batches: Iterable[Any]) -> Iterator[tuple[Any, Tensor | float]]:
         """Pass micro-batches on, each with its weight in its step's loss: 1, but for tasks that weigh."""
@@ -316,10 +329,15 @@ class Trainer:
         record = {"epoch": self._epochs_at(epoch, done), **self._training_figures(done)}
         self.speed.tick(training=True)
         self._average_statistics()
-        record |= self.measurer.measure(self.accelerator.unwrap_model(self.model), self.valid_batches)
-        if self.ema is not None:
-            ema = self.measurer.measure(self.ema.module, self.valid_batches)
-            record |= {f"ema_{key}": value for key, value in ema.items()}
+        try:
+            with self.listener.interruptible(self.progress.step):
+                record |= self.measurer.measure(self.accelerator.unwrap_model(self.model), self.valid_batches)
+                if self.ema is not None:
+                    ema = self.measurer.measure(self.ema.module, self.valid_batches)
+                    record |= {f"ema_{key}": value for key, value in ema.items()}
+        except Stopped:
+            self._save(measured=True)
+            raise
         if self.metric not in record:
             raise UserError(f"select.metric={self.config.select.metric}: there is {', '.join(record)}")
         self.progress.last = self._log(record, measured=True)
@@ -427,6 +445,7 @@ class Trainer:
             self._mean_loss(self.progress.step % self.sampler.steps or self.sampler.steps)
             self.speed.tick(training=True)
         saving.save(self)
+        self.saved = self.progress.step
 
     def _resume(self) -> None:
         """Continue from the newest good checkpoint, if there is one."""
@@ -437,17 +456,3 @@ class Trainer:
             self.progress = Progress(**saving.load(self, path))
             self.accelerator.print(f"continuing {self.folder.path} at step {self.progress.step}")
         self.folder.rewind(self.progress.step)
-
-    def _share(self, size: int) -> int:
-        """Return the micro-batch size of one process, after checking that the sizes work out."""
-        config, processes = self.config, self.accelerator.num_processes
-        if size < config.batch_size:
-            raise UserError(
-                f"batch_size={config.batch_size}: the training set has only {size} {self.task.samples}"
-            )
-        if config.batch_size % (config.accumulate * processes):
-            raise UserError(
-                f"batch_size={config.batch_size}: must be divisible by accumulate={config.accumulate} "
-                f"times {processes} process(es)"
-            )
-        return int(config.batch_size // (config.accumulate * processes))

@@ -135,6 +135,7 @@ def runs_now(name: str) -> bool:
 
 def launch(words: list[str], processes: int) -> int:
     """Run a script in several processes here and return the exit status of the first that failed."""
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")  # seconds for a checkpoint after SIGTERM
     logging.disable(logging.CRITICAL)  # torchrun's own reports, between which the recipe's are hard to find
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -144,7 +145,9 @@ def launch(words: list[str], processes: int) -> int:
         torchrun([f"--nproc-per-node={processes}", "--standalone", *words])
     except ChildFailedError as error:
         return error.get_first_failure()[1].exitcode
-    except (SignalException, KeyboardInterrupt):
+    except SignalException as error:
+        return 128 + error.sigval
+    except KeyboardInterrupt:
         return 130
     return 0
 

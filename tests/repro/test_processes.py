@@ -105,6 +105,7 @@ def test_two_processes_carry_the_state_of_one(two: Path, tmp_path: Path) -> None
     for one, other in zip(ours, theirs, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
     assert records(two, "broken", "streams") == theirs  # stopped after six steps, and continued
+    assert records(two, "told", "streams") == theirs  # told to stop
     last = two / "streams" / "carried" / "checkpoints" / "step-000000008" / "training.pt"
     states = torch.load(last, weights_only=True)["states"]  # of two processes with a slot each
     assert [state["hidden"].shape for (state,) in states] == [(1, STREAMS // 2, 8)] * 2

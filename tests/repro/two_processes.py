@@ -6,12 +6,14 @@ import sys
 import pytest
 import torch
 from test_loop import StopError, stop_after
+from test_preemption import signal_in
 from torch import Tensor
 from toy import BlocksTask, ToyTask
 from toy_streams import STREAMS, StreamTask
 
 from repro import loop
 from repro.config import RunConfig, TrainConfig
+from repro.preemption import Stopped
 from vision.train import main
 
 NAMES = ("1.running_mean", "1.running_var", "1.num_batches_tracked")
@@ -71,6 +73,12 @@ with pytest.MonkeyPatch.context() as patch:
     with pytest.raises(StopError):
         loop.train(StreamTask(), config, "shrunk")
 loop.train(StreamTask(), config, "broken")
+with pytest.MonkeyPatch.context() as patch:
+    if torch.distributed.get_rank() == 1:  # alone hears of it, in the fourth step; the other, a step later
+        signal_in(patch, StreamTask, "loss", 5)  # the first counts operations
+    with pytest.raises(Stopped, match="stopped by SIGTERM after step 5"):
+        loop.train(StreamTask(), config, "told")
+loop.train(StreamTask(), config, "told")
 
 config = TrainConfig(**json.loads(sys.argv[3]), run=RunConfig(root=root, checkpoint_every=3, monitor=4))
 loop.train(BlocksTask(), config, "sharded")
