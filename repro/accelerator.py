@@ -46,8 +46,12 @@ def build_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Opt
     """
     try:
         return optim.build_optimizer(model, config)
-    except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"optimizer={config['name']}: {error}") from error
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        apex = str(config["name"]).startswith("apex.")
+        if isinstance(error, RuntimeError) and not apex:
+            raise
+        cure = "; the CUDA images have it if built with APEX=COMMIT, see docs/docker.md" if apex else ""
+        raise UserError(f"optimizer={config['name']}: {error}{cure}") from error
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig, path: Path) -> None:

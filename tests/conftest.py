@@ -1,8 +1,10 @@
 """What tests of several folders use."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -34,6 +36,35 @@ def released(monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.skip("neither ADAN_RELEASED nor ADAN_DATA leads to the released logs")
     monkeypatch.setenv("ADAN_RELEASED", str(path))
     return path
+
+
+@pytest.fixture
+def apex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for NVIDIA's apex, which needs its CUDA toolkit: its constructors, around torch's AdamW."""
+    import torch
+
+    class FusedAdam(torch.optim.AdamW):
+        def __init__(
+            self, params, lr=1e-3, bias_correction=True, betas=(0.9, 0.999), eps=1e-8, adam_w_mode=True,
+            weight_decay=0.0, amsgrad=False, set_grad_none=True, capturable=False, master_weights=False,
+        ) -> None:  # fmt: skip
+            assert (bias_correction, adam_w_mode) == (True, True)
+            super().__init__(params, lr, betas, eps, weight_decay, amsgrad)
+
+    class FusedLAMB(torch.optim.AdamW):
+        def __init__(
+            self, params, lr=1e-3, bias_correction=True, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01,
+            amsgrad=False, adam_w_mode=True, grad_averaging=True, set_grad_none=True, max_grad_norm=1.0,
+            use_nvlamb=False,
+        ) -> None:  # fmt: skip
+            assert (bias_correction, adam_w_mode, grad_averaging) == (True, True, True)
+            assert (max_grad_norm, use_nvlamb) == (1, False)
+            super().__init__(params, lr, betas, eps, weight_decay, amsgrad)
+
+    package, optimizers = ModuleType("apex"), ModuleType("apex.optimizers")
+    optimizers.FusedAdam, optimizers.FusedLAMB = FusedAdam, FusedLAMB  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "apex", package)
+    monkeypatch.setitem(sys.modules, "apex.optimizers", optimizers)
 
 
 @pytest.fixture

@@ -212,7 +212,7 @@ def test_continuations_are_likely_and_end_with_the_line() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "optimizer").glob("*.yaml")))
-def test_every_optimizer_trains(command: Run, name: str) -> None:
+def test_every_optimizer_trains(command: Run, apex: None, name: str) -> None:
     """With its own learning rate, tied weights and penalties."""
     texts = [argument for argument in SMALL if not argument.startswith("optimizer")]
     task = task_of(*texts, *DROPPING, f"optimizer={name}")
