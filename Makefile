@@ -5,7 +5,8 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 CONFORMANCE := .venv-conformance
 
-.PHONY: demo test test-all test-gpu test-mutants lint docs bench bench-gpu quality conformance clean
+.PHONY: demo test test-all test-gpu test-mutants test-docker constraints lint docs bench bench-gpu quality \
+	conformance clean
 
 demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
 	$(RUN) vision/train.py -m optimizer=adan,adamw
@@ -23,6 +24,12 @@ test-gpu: $(INSTALLED)  ## on a GPU; with compute-sanitizer (of the CUDA toolkit
 
 test-mutants: $(INSTALLED)  ## plants faults one at a time; the tests must notice each
 	$(RUN) tests/mutants.py
+
+test-docker:  ## builds the images without Docker and runs a row in one; as root on Debian
+	docker/test.sh
+
+constraints: $(INSTALLED)  ## the versions of all packages, with what pyproject.toml newly needs; see scripts/constraints.py
+	$(RUN) scripts/constraints.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
@@ -53,10 +60,10 @@ $(CONFORMANCE)/.installed: pyproject.toml setup.py $(wildcard csrc/*)
 	$(CONFORMANCE)/bin/pip install --quiet -e '.[recipes,test,conformance]'
 	touch $@
 
-$(INSTALLED): pyproject.toml setup.py $(wildcard csrc/*)
+$(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --no-compile -e '.[recipes,test]'  # what is imported is compiled then
+	$(VENV)/bin/pip install --quiet --no-compile -c constraints.txt -e '.[recipes,test]'  # what is imported is compiled then
 	touch $@
 
 clean:

@@ -189,13 +189,14 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, with `-dirty` if tracked files differ; None outside of git."""
+    """The commit of this checkout, with `-dirty` if tracked files differ; without git what an image says."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    image = os.environ.get("ADAN_COMMIT") or None  # set by docker/Dockerfile
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
-        return None
-    return done.stdout.strip() or None
+        return image
+    return done.stdout.strip() or image
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What there is to know about a row and a run of it, as text for people."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +85,25 @@ def _data(recipe: Recipe) -> Iterator[str]:
     if not config.is_file():
         yield f"its reader is to come, with {recipe.row.script}" if recipe.row.script else "no reader of ours"
         return
+    head, root = _head(config), data.get("root")
+    yield head
+    if needs_root(data):
+        yield "data.root is not set: add data.root=PATH"
+    elif root is not None and "data.root" in head:
+        there = "is there" if Path(root).expanduser().exists() else "is not there"
+        yield f"data.root={root}, which {there}"
+
+
+def needs_root(data: Mapping[str, Any]) -> bool:
+    """Tell whether a configuration's `data` is of a set that data.root has to lead to, and does not."""
+    config = CONFIGS / "data" / f"{data.get('name')}.yaml"
+    return data.get("root") is None and config.is_file() and "data.root" in _head(config)
+
+
+def _head(config: Path) -> str:
+    """What the configuration of a data set says about it, in the comments that it begins with."""
     head = [line[1:].strip() for line in config.read_text().splitlines() if line.startswith("#")]
-    yield " ".join(line for line in head if line != "@package _global_")
-    if any("data.root" in line for line in head):
-        root = data.get("root")
-        if root is None:
-            yield "data.root is not set: add data.root=PATH"
-        else:
-            there = "is there" if Path(root).expanduser().exists() else "is not there"
-            yield f"data.root={root}, which {there}"
+    return " ".join(line for line in head if line != "@package _global_")
 
 
 def _cost(row: Row) -> list[str]:

@@ -1,0 +1,222 @@
+#!/usr/bin/env bash
+# Builds the images and runs in them what docs/docker.md says, without Docker: `make test-docker`, as root on Debian.
+#
+# buildah builds docker/Dockerfile and runs commands in it (--isolation chroot), on a base that debootstrap makes of
+# this machine's Debian. Packages come from where apt and pip of this machine get theirs: their settings and the
+# folders that these name are there while an image is built, and not in it. The log, without paths and hosts of this
+# machine, goes to results/docker/test.log. About 25 minutes on two cores, 25 GB of disk; images stay, for the next time.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+ROW=imagenet/vit_s_150_i
+SHORT=(epochs=8 schedule.warmup_epochs=1 schedule.cooldown_epochs=0)
+OWNER=1234:1234 # a user that neither the image nor, most likely, this machine knows
+LOG=results/docker/test.log
+WORK=$(mktemp -d)
+PYTHON=${PYTHON:-python3}
+commit=$(git describe --always --dirty --abbrev=40)
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+prepare() {
+    [ "$(id -u)" = 0 ] || fail "make test-docker: buildah needs root for --isolation chroot; run it as root"
+    command -v apt-get > /dev/null || fail "make test-docker: needs Debian; elsewhere use docker build, see docs/docker.md"
+    local missing=()
+    for tool in buildah debootstrap; do
+        command -v $tool > /dev/null || missing+=("$tool")
+    done
+    if [ ${#missing[@]} != 0 ]; then
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends "${missing[@]}" > "$WORK/apt.log" 2>&1
+    fi
+    mkdir -p "$WORK/results" "$WORK/foreign" results/docker
+    chown "$OWNER" "$WORK/results"
+}
+
+# The settings of this machine's pip as a file, and the folders that they name as mounts.
+pip_settings() {
+    "$PYTHON" -m pip config list | "$PYTHON" -c '
+import ast, os, sys
+settings = {}
+for line in sys.stdin:  # those of the environment come first, and win
+    name, _, value = line.strip().partition("=")
+    settings.setdefault(name.rpartition(".")[2], ast.literal_eval(value))
+settings.pop("cert", None)
+words = " ".join(settings.values()).split()
+folders = {word.removeprefix("file://").removesuffix("/simple") for word in words}
+for folder in sorted(folder for folder in folders if os.path.isdir(folder)):
+    print(f"--volume={folder}:{folder}:ro")
+with open(sys.argv[1], "w") as file:
+    print("[global]", "cert = /run/certificates.crt", *(f"{k} = {v}" for k, v in settings.items()), sep="\n", file=file)
+' "$WORK/pip.conf" > "$WORK/mounts"
+    mapfile -t MOUNTS < "$WORK/mounts"
+    MOUNTS+=(--volume=/etc/apt:/etc/apt:ro --volume=/etc/ssl/certs/ca-certificates.crt:/run/certificates.crt:ro)
+}
+
+# Debian as it is after its installation: what debian:bookworm-slim is, of this machine's release.
+base() {
+    local release mirror
+    # shellcheck disable=SC1091
+    release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    # shellcheck disable=SC2016
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $release" | head -n 1)
+    debootstrap --variant=minbase "$release" "$WORK/base" "$mirror" > "$WORK/base.log"
+    rm -f "$WORK"/base/var/cache/apt/archives/*.deb
+    local container
+    container=$(buildah from scratch)
+    buildah add --quiet "$container" "$WORK/base" / > /dev/null
+    buildah commit --quiet --rm "$container" adan-base > /dev/null
+    rm -rf "$WORK/base"
+}
+
+# build NAME TARGET [OPTION...]
+build() {
+    local name=$1 target=$2 begin=$SECONDS
+    shift 2
+    echo
+    echo "== buildah build --target $target --build-arg BASE=adan-base $*"
+    buildah build --isolation chroot --layers --file docker/Dockerfile --target "$target" --tag "$name" \
+        --build-arg BASE=adan-base --build-arg COMMIT="$commit" --secret id=pip,src="$WORK/pip.conf" \
+        "${MOUNTS[@]}" "$@" . > "$WORK/build.log" 2>&1 || {
+        tail -n 30 "$WORK/build.log"
+        exit 1
+    }
+    echo "$name: $(buildah images --format '{{.Size}}' "$name"), in $((SECONDS - begin)) s"
+}
+
+# in_image NAME RESULTS WORDS...: what `docker run --user OWNER -v RESULTS:/results NAME WORDS...` does
+in_image() {
+    local name=$1 results=$2 container status=0
+    shift 2
+    container=$(buildah from "$name")
+    # buildah leaves out the entry point, and does not pass signals on
+    # shellcheck disable=SC2016
+    buildah run --isolation chroot --user "$OWNER" --volume "$results:/results" "$container" -- sh -c '
+        { echo $$ > /results/.process; } 2> /dev/null
+        exec tini -s -- python /opt/adan/docker/entrypoint.py "$@"' - "$@" || status=$?
+    buildah rm "$container" > /dev/null
+    return $status
+}
+
+# expect STATUS PATTERN NAME RESULTS WORDS...: runs that, and sees whether it ended so and said so
+expect() {
+    local status=$1 pattern=$2 found=0 begin=$SECONDS
+    shift 2
+    echo
+    echo "== $1: ${*:3}"
+    in_image "$@" > "$WORK/out" 2>&1 || found=$?
+    shown "$WORK/out"
+    verdict "exit status $found after $((SECONDS - begin)) s" test "$found" = "$status"
+    verdict "says: $pattern" grep -qE -e "$pattern" "$WORK/out"
+}
+
+# The end of what a command printed, without progress bars and what buildah says about an exit status.
+shown() {
+    tr '\r' '\n' < "$1" | grep -v -e '^Error: exit' -e '^subprocess exited' -e 'step/s' -e '?step' | tail -n "${2:-12}" || true
+}
+
+# verdict WORDS COMMAND...
+verdict() {
+    local words=$1
+    shift
+    if "$@" > /dev/null; then
+        echo "ok: $words"
+    else
+        echo "FAILED: $words"
+        touch "$WORK/failed"
+    fi
+}
+
+# Sends SIGTERM to the container's first process once a run has come to its fifth epoch.
+stop_in_fifth_epoch() {
+    for _ in $(seq 600); do
+        sleep 0.5
+        if grep -qs '"epoch": 4,' "$1/metrics.jsonl"; then
+            kill -TERM "$(cat "$WORK/results/.process")"
+            return
+        fi
+    done
+}
+
+one_row() {
+    local runs=$WORK/results/runs/vision words=("$ROW" --scale proxy run.name=one)
+    stop_in_fifth_epoch "$runs/one" &
+    expect 143 'stopped by SIGTERM after step [0-9]+; the same command continues' adan-vision "$WORK/results" "${words[@]}"
+    expect 0 'continuing runs/vision/one at step [0-9]+' adan-vision "$WORK/results" "${words[@]}"
+    expect 0 'is finished; run.overwrite=true' adan-vision "$WORK/results" "${words[@]}"
+    words=("$ROW" --scale proxy --processes 2 "${SHORT[@]}" run.name=several)
+    stop_in_fifth_epoch "$runs/several" &
+    expect 143 'stopped by SIGTERM after step [0-9]+; the same' adan-vision "$WORK/results" "${words[@]}"
+    expect 0 'continuing runs/vision/several at step' adan-vision "$WORK/results" "${words[@]}"
+    verdict "the run knows the commit" grep -q "$commit" "$runs/one/environment.json"
+    verdict "all results belong to the caller" test -z \
+        "$(find "$WORK/results" ! -user "${OWNER%:*}" -o ! -group "${OWNER#*:}")"
+}
+
+# The command of compose.yaml, in two containers that find one another as localhost.
+two_containers() {
+    local words first=0 second=0
+    read -ra words <<< "$(sed -n '/command: >-/,/scale proxy/p' docker/compose.yaml |
+        sed -E -e 1d -e 's/first:/localhost:/' -e 's/[$][{]ROW:-(.*)[}]/\1/' | tr '\n' ' ')"
+    words+=("${SHORT[@]}" run.name=two)
+    echo
+    echo "== adan-vision, twice: ${words[*]}"
+    in_image adan-vision "$WORK/results" "${words[@]}" > "$WORK/second" 2>&1 &
+    in_image adan-vision "$WORK/results" "${words[@]}" > "$WORK/first" 2>&1 || first=$?
+    wait $! || second=$?
+    shown "$WORK/first" 6
+    shown "$WORK/second" 6
+    verdict "exit statuses $first and $second" test "$first$second" = 00
+    verdict "one run" test -s "$WORK/results/runs/vision/two/summary.json"
+}
+
+# The branch of the Dockerfile that builds apex, with a package of that name that has no CUDA in it.
+stand_in_for_apex() {
+    mkdir -p "$WORK/apex/apex"
+    cat > "$WORK/apex/setup.py" << 'END'
+from setuptools import setup
+setup(name="apex", version="0", packages=["apex"], py_modules=["apex.optimizers"])
+END
+    touch "$WORK/apex/apex/__init__.py"
+    echo 'from torch.optim import Adam as FusedAdam' > "$WORK/apex/apex/optimizers.py"
+    git -C "$WORK/apex" init --quiet
+    git -C "$WORK/apex" add .
+    git -C "$WORK/apex" -c user.name=test -c user.email=test commit --quiet -m stand-in
+    build adan-apex core --build-arg APEX="$(git -C "$WORK/apex" rev-parse HEAD)" \
+        --build-arg APEX_REPOSITORY=/apex --volume="$WORK/apex:/apex:ro"
+    expect 0 "lr: 0.5" adan-apex "$WORK/results" python -c 'import optim, torch
+print(optim.build_optimizer(torch.nn.Linear(1, 1), "apex.optimizers.FusedAdam", lr=0.5))'
+}
+
+run_all() {
+    echo "commit $commit, $(nproc) cores of $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1), $(date -u +%F)"
+    buildah inspect --type image adan-base > /dev/null 2>&1 || base
+    build adan-core core
+    build adan-vision vision
+    expect 0 'What a container does' adan-core "$WORK/results" --help
+    expect 0 "$ROW " adan-vision "$WORK/results" list imagenet
+    expect 2 'error: listt: .* did you mean list' adan-vision "$WORK/results" listt
+    expect 2 'is in the images vision, nlp, llm' adan-core "$WORK/results" list
+    expect 2 '/results cannot be written by user 1234.*--user' adan-vision "$WORK/foreign" "$ROW" --scale proxy
+    expect 0 'True, 13.*yes' adan-vision "$WORK/results" python -c 'import torch, optim
+print(torch.backends.cuda.is_built(), torch.version.cuda, "yes" if "fused (CPU" in
+      optim.build_optimizer(torch.nn.Linear(1, 1), "adan").path else "no", sep=", ")'
+    expect 0 ' passed' adan-core "$WORK/results" test
+    one_row
+    two_containers
+    stand_in_for_apex
+    echo
+    if [ -e "$WORK/failed" ]; then
+        echo "not all of it passed"
+        exit 1
+    fi
+    echo "all of it passed"
+}
+
+trap 'rm -rf "$WORK"' EXIT
+prepare
+pip_settings
+run_all 2>&1 | sed -u -E -e "s#$WORK#PATH#g" -e 's#(https?|file)://[^ ]+#HOST#g' | tee "$LOG"

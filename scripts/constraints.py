@@ -1,0 +1,68 @@
+"""Write constraints.txt: the exact version of every package that the recipes and tests need, and of theirs.
+
+    python scripts/constraints.py             keep the versions that are there, add what is newly needed
+    python scripts/constraints.py --upgrade   the newest that pyproject.toml allows
+    python scripts/constraints.py --requirements [EXTRA ...]   print what it asks for, for `pip install -r`
+
+`make test` and the images of docker/ install these versions. pip resolves them, and installs nothing.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = ROOT / "constraints.txt"
+EXTRAS = ("recipes", "test")
+HEAD = """\
+# The versions that the tests are run with, of every package that they and the recipes need, for Python 3.11
+# on Linux (x86-64). Written by `make constraints`; installed by `make test` and in the images of docker/.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--upgrade", action="store_true", help="take the newest versions")
+    parser.add_argument("--requirements", nargs="*", metavar="EXTRA", help="print these, write nothing")
+    options = parser.parse_args(arguments)
+    if options.requirements is not None:
+        print(*requirements(options.requirements), sep="\n")
+        return 0
+    keep = [] if options.upgrade or not FILE.exists() else ["-c", str(FILE)]
+    versions = resolve(requirements(EXTRAS), keep)
+    FILE.write_text(HEAD + "".join(f"{name}=={version}\n" for name, version in versions.items()))
+    print(f"{FILE.name}: {len(versions)} packages")
+    return 0
+
+
+def requirements(extras: Sequence[str]) -> list[str]:
+    """Return what pyproject.toml asks for: to build, to run `optim`, and for these extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    optional = project["project"]["optional-dependencies"]
+    unknown = [extra for extra in extras if extra not in optional]
+    if unknown:
+        sys.exit(f"error: {unknown[0]}: no such extra; pyproject.toml has {', '.join(optional)}")
+    chosen = [requirement for extra in extras for requirement in optional[extra]]
+    return sorted({*project["build-system"]["requires"], *project["project"]["dependencies"], *chosen})
+
+
+def resolve(wanted: Sequence[str], keep: Sequence[str]) -> dict[str, str]:
+    """Return the versions that pip would install where nothing is installed, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
+        subprocess.run([*command, "--report", str(report), *keep, *wanted], check=True)
+        found = [item["metadata"] for item in json.loads(report.read_text())["install"]]
+    return {item["name"]: item["version"] for item in sorted(found, key=lambda item: item["name"].lower())}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
