@@ -4,7 +4,7 @@
 # buildah builds docker/Dockerfile and runs commands in it (--isolation chroot), on a base that debootstrap makes of
 # this machine's Debian. Packages come from where apt and pip of this machine get theirs: their settings and the
 # folders that these name are there while an image is built, and not in it. The log, without paths and hosts of this
-# machine, goes to results/docker/test.log. About 25 minutes on two cores, 25 GB of disk; images stay, for the next time.
+# machine, goes to results/docker/test.log. About half an hour on two cores, 25 GB of disk; the images stay.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -94,7 +94,7 @@ in_image() {
     container=$(buildah from "$name")
     # buildah leaves out the entry point, and does not pass signals on
     # shellcheck disable=SC2016
-    buildah run --isolation chroot --user "$OWNER" --volume "$results:/results" "$container" -- sh -c '
+    buildah run --isolation chroot --hostname localhost --env OMP_NUM_THREADS=1 --user "$OWNER" --volume "$results:/results" "$container" -- sh -c '
         { echo $$ > /results/.process; } 2> /dev/null
         exec tini -s -- python /opt/adan/docker/entrypoint.py "$@"' - "$@" || status=$?
     buildah rm "$container" > /dev/null
@@ -185,15 +185,16 @@ END
     git -C "$WORK/apex" init --quiet
     git -C "$WORK/apex" add .
     git -C "$WORK/apex" -c user.name=test -c user.email=test commit --quiet -m stand-in
-    build adan-apex core --build-arg APEX="$(git -C "$WORK/apex" rev-parse HEAD)" \
+    build adan-apex core --no-cache --build-arg APEX="$(git -C "$WORK/apex" rev-parse HEAD)" \
         --build-arg APEX_REPOSITORY=/apex --volume="$WORK/apex:/apex:ro"
     expect 0 "lr: 0.5" adan-apex "$WORK/results" python -c 'import optim, torch
 print(optim.build_optimizer(torch.nn.Linear(1, 1), "apex.optimizers.FusedAdam", lr=0.5))'
 }
 
 run_all() {
-    echo "commit $commit, $(nproc) cores of $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1), $(date -u +%F)"
+    echo "make test-docker: commit $commit, $(nproc) cores of $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1), $(date -u +%F)"
     buildah inspect --type image adan-base > /dev/null 2>&1 || base
+    stand_in_for_apex # the first: buildah 1.28 loses mounts of stages that it has in its cache
     build adan-core core
     build adan-vision vision
     expect 0 'What a container does' adan-core "$WORK/results" --help
@@ -204,10 +205,9 @@ run_all() {
     expect 0 'True, 13.*yes' adan-vision "$WORK/results" python -c 'import torch, optim
 print(torch.backends.cuda.is_built(), torch.version.cuda, "yes" if "fused (CPU" in
       optim.build_optimizer(torch.nn.Linear(1, 1), "adan").path else "no", sep=", ")'
-    expect 0 ' passed' adan-core "$WORK/results" test
     one_row
     two_containers
-    stand_in_for_apex
+    expect 0 ' passed' adan-core "$WORK/results" test -k 'cuda or registry or arguments or adam_mini or norm or convert'
     echo
     if [ -e "$WORK/failed" ]; then
         echo "not all of it passed"
