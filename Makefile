@@ -28,8 +28,8 @@ test-mutants: $(INSTALLED)  ## plants faults one at a time; the tests must notic
 test-docker:  ## builds the images without Docker and runs a row in one; as root on Debian
 	docker/test.sh
 
-constraints: $(INSTALLED)  ## the versions of all packages, with what pyproject.toml newly needs; see scripts/constraints.py
-	$(RUN) scripts/constraints.py
+constraints:  ## the versions of all packages, with what pyproject.toml newly needs; see scripts/constraints.py
+	$(PYTHON) scripts/constraints.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
