@@ -32,6 +32,7 @@ from repro.config import TrainConfig
 from repro.data import TrainingSampler, make_loader
 from repro.errors import Diverged, UserError
 from repro.generators import seed_generators
+from repro.hessian import estimate_hessian
 from repro.measuring import Measurer
 from repro.preemption import Listener, Stopped
 from repro.run import RunFolder
@@ -201,7 +202,7 @@ class Trainer:
                         self.monitor.step = self.progress.step  # also where a scaler left steps out
                         self.monitor.record(**numbers)
                     if self.progress.step % self.config.hessian_every == 0:
-                        self._estimate_hessian(batch)
+                        estimate_hessian(self, batch)
                     if (
                         self.progress.step
                         and self.progress.step % (self.config.restart_every or math.inf) == 0
@@ -255,18 +256,6 @@ class Trainer:
         accumulate, ranks = self.config.accumulate, self.accelerator.num_processes
         number = micro % accumulate * ranks + self.accelerator.process_index
         seed_generators(f"batch {self.config.seed} {self.progress.step} {number}")
-
-    def _estimate_hessian(self, batch: Any) -> None:
-        """Give an optimizer that wants them estimates of the Hessian's diagonal, from a micro-batch."""
-        if not isinstance(self.bare_optimizer, optim.Sophia):
-            return
-        with self.accelerator.autocast():
-            logits = self.task.logits(self.module, batch)
-        params = [p for p in self.module.parameters() if p.requires_grad]
-        estimates = optim.gauss_newton_bartlett(logits, params)
-        self.bare_optimizer.update_hessian(
-            {p: self.accelerator.reduce(x, "mean") for p, x in estimates.items()}
-        )
 
     def _flops(self, batch: Any) -> float:
         """Return the operations of the forward pass of a micro-batch; 0 where they cannot be counted."""
