@@ -84,7 +84,7 @@ build() {
         tail -n 30 "$WORK/build.log"
         exit 1
     }
-    echo "$name: $(buildah images --format '{{.Size}}' "$name"), in $((SECONDS - begin)) s"
+    echo "$name: $(buildah images --format '{{.Size}}' "$name" | head -n 1), in $((SECONDS - begin)) s"
 }
 
 # in_image NAME RESULTS WORDS...: what `docker run --user OWNER -v RESULTS:/results NAME WORDS...` does
