@@ -33,13 +33,16 @@ def options(group: str) -> list[str]:
     return language_options.options(group, language=False)
 
 
+@pytest.mark.usefixtures("apex")
 @pytest.mark.parametrize("name", options("optimizer"))
 def test_optimizer_configs(name: str) -> None:
     """Each is the optimizer that its name says, and a few steps get somewhere: matrices and vectors alike."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.Tanh(), torch.nn.Linear(64, 1))
     optimizer = optim.build_optimizer(model, configure(f"optimizer={name}").optimizer)
-    assert type(optimizer).__name__.lower() == name.removesuffix("8bit").replace("_", "")
+    assert type(optimizer).__name__.lower() == name.removesuffix("8bit").removeprefix("apex_").replace(
+        "_", ""
+    )
     before = [p.detach().clone() for p in model.parameters()]
     x, losses = torch.randn(32, 4), []
     for _ in range(20):
@@ -53,6 +56,7 @@ def test_optimizer_configs(name: str) -> None:
         assert optimizer.param_groups[0]["state_dtype"] == "int8"
 
 
+@pytest.mark.usefixtures("apex")
 @pytest.mark.parametrize("name", options("optimizer"))
 def test_optimizers_train(command: Command, name: str) -> None:
     """On the digits, with its own learning rate: the loss of the second epoch is below that of the first."""
