@@ -76,9 +76,9 @@ def _losses(axes: Axes, records: Sequence[Record], tasks: Sequence[str], names: 
     for row, name in enumerate(names):
         changes = []
         for task in tasks:
-            losses, reference = finals(records, task, name), target(records, task)
-            if losses and reference is not None and math.isfinite(statistics.fmean(losses)):
-                changes.append(100 * (statistics.fmean(losses) / reference - 1))
+            losses, reference = finals(records, task, name), finals(records, task, REFERENCE)
+            if losses and math.isfinite(statistics.fmean(losses)):
+                changes.append(100 * (statistics.fmean(losses) / statistics.fmean(reference) - 1))
                 shown = max(min(changes[-1], 60), -60)
                 axes.plot(shown, row, markers[task], color=COLOURS[name], ms=5, alpha=0.75, mec="none")
         if changes:

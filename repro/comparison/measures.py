@@ -70,9 +70,9 @@ def finals(records: Sequence[Record], task: str, optimizer: str, stage: str = st
 
 
 def target(records: Sequence[Record], task: str) -> float | None:
-    """Return the mean loss that AdamW ends with, None as long as there is none."""
+    """Return the loss that AdamW ends with, the median of its seeds; None as long as there is none."""
     reached = finals(records, task, REFERENCE)
-    return statistics.fmean(reached) if reached else None
+    return statistics.median(reached) if reached else None
 
 
 def steps_to(record: Record, loss: float) -> float:
