@@ -5,13 +5,15 @@
 # this machine's Debian. Packages come from where apt and pip of this machine get theirs: their settings and the
 # folders that these name are there while an image is built, and not in it. The log, without paths and hosts of this
 # machine, goes to results/docker/test.log. About half an hour on two cores, 25 GB of disk; the images stay.
+#
+# `docker/test.sh core` then builds the image `core` alone from what is there, and runs its tests: test-core.log.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 ROW=imagenet/vit_s_150_i
 SHORT=(epochs=8 schedule.warmup_epochs=1 schedule.cooldown_epochs=0)
 OWNER=1234:1234 # a user that neither the image nor, most likely, this machine knows
-LOG=results/docker/test.log
+LOG=results/docker/test${1:+-$1}.log
 WORK=$(mktemp -d)
 PYTHON=${PYTHON:-python3}
 commit=$(git describe --always --dirty --abbrev=40)
@@ -191,8 +193,12 @@ END
 print(optim.build_optimizer(torch.nn.Linear(1, 1), "apex.optimizers.FusedAdam", lr=0.5))'
 }
 
+heading() {
+    echo "docker/test.sh $1: commit $commit, $(nproc) cores of $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1), $(date -u +%F)"
+}
+
 run_all() {
-    echo "make test-docker: commit $commit, $(nproc) cores of $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1), $(date -u +%F)"
+    heading all
     buildah inspect --type image adan-base > /dev/null 2>&1 || base
     stand_in_for_apex # the first: buildah 1.28 loses mounts of stages that it has in its cache
     build adan-core core
@@ -208,6 +214,17 @@ print(torch.backends.cuda.is_built(), torch.version.cuda, "yes" if "fused (CPU" 
     one_row
     two_containers
     expect 0 ' passed' adan-core "$WORK/results" test
+    conclude
+}
+
+run_core() {
+    heading core
+    build adan-core core
+    expect 0 ' passed' adan-core "$WORK/results" test
+    conclude
+}
+
+conclude() {
     echo
     if [ -e "$WORK/failed" ]; then
         echo "not all of it passed"
@@ -216,7 +233,8 @@ print(torch.backends.cuda.is_built(), torch.version.cuda, "yes" if "fused (CPU" 
     echo "all of it passed"
 }
 
+case ${1:-all} in all | core) ;; *) fail "docker/test.sh $1: there is only core, or nothing for all" ;; esac
 trap 'rm -rf "$WORK"' EXIT
 prepare
 pip_settings
-run_all 2>&1 | sed -u -E -e "s#$WORK#PATH#g" -e 's#(https?|file)://[^ ]+#HOST#g' | tee "$LOG"
+"run_${1:-all}" 2>&1 | sed -u -E -e "s#$WORK#PATH#g" -e 's#(https?|file)://[^ ]+#HOST#g' | tee "$LOG"

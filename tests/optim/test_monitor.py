@@ -783,6 +783,7 @@ def test_import_is_cheap():
 
 
 def test_report_and_plot(tmp_path):
+    pytest.importorskip("matplotlib", reason="comes with the recipes, which the image `core` lacks")
     groups, params, rng = two_groups()
     optimizer = build("adan", groups, max_grad_norm=1.0)
     monitor = Monitor(optimizer, every=2)
@@ -811,6 +812,7 @@ def test_report_and_plot(tmp_path):
 
 
 def test_plot_of_what_is_not_finite(tmp_path):
+    pytest.importorskip("matplotlib", reason="comes with the recipes, which the image `core` lacks")
     p = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([p], lr=0.1)
     monitor = Monitor(optimizer, every=1)
