@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.again:
         return again(*options.again, options)
     if options.weights:
-        kept = weights(options.weights, options.out / "runs")
+        kept = weights(records, options.weights, options.out / "runs")
         print(f"{options.out / 'runs'}: {', '.join(kept)}")
         return 0
     files = page.write(records, times.load(options.records.with_name("times.jsonl")), options.out)
@@ -72,10 +72,11 @@ def again(task: str, optimizer: str, options: argparse.Namespace) -> int:
     if point is None or not losses:
         raise UserError(f"--again {task} {optimizer}: has no result in {options.records}")
     job = Job(task, optimizer, stages.SEEDS, point.weight_decay, (point.octave,), SEEDS[:1])
-    with tempfile.TemporaryDirectory() as folder:
-        words = argparse.Namespace(runs=Path(folder), data=options.data, launcher=[])
-        (now,) = sweep.run(job, words)
     (before,) = select(records, task=task, optimizer=optimizer, stage=stages.SEEDS, seed=SEEDS[0])
+    threads = before.environment["threads"]
+    with tempfile.TemporaryDirectory() as folder:
+        words = argparse.Namespace(runs=Path(folder), data=options.data, launcher=[], threads=threads)
+        (now,) = sweep.run(job, words)
     interval = estimate(losses)
     inside = now.final == before.final or interval.low <= now.final <= interval.high
     print(f"{task}, {optimizer}, seed {SEEDS[0]}: {now.final:.6g} now, {before.final:.6g} then; "
@@ -83,14 +84,14 @@ def again(task: str, optimizer: str, options: argparse.Namespace) -> int:
     return 0 if inside else 1
 
 
-def weights(runs: Path, out: Path) -> list[str]:
+def weights(records: Sequence[stages.Record], runs: Path, out: Path) -> list[str]:
     """Copy the first seed's run of Adan and AdamW on every task, with its newest weights alone.
 
     Raises:
         UserError: there is none in `runs`.
     """
     kept = []
-    for record in load(sweep.RECORDS):
+    for record in records:
         if (
             record.optimizer not in ("adan", "adamw")
             or record.stage != stages.SEEDS

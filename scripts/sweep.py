@@ -28,6 +28,7 @@ from itertools import product
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
@@ -80,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             jobs = [f"{job.stage} {job.variant}".strip() for job in todo(task, optimizer, found)]
             print(f"{task:10} {optimizer:10} {done:4} runs; next: {', '.join(jobs) or 'nothing'}")
         return 0
+    if min(options.jobs, options.threads) < 1:
+        raise UserError(f"--jobs {options.jobs} --threads {options.threads}: must be at least 1")
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     missing = [task for task, _ in pairs if ALL_TASKS[task].data and options.data is None]
     if missing:
@@ -146,6 +149,7 @@ def run(job: Job, options: argparse.Namespace) -> list[Record]:
     Raises:
         UserError: a run did not begin, or neither ended nor diverged.
     """
+    torch.set_num_threads(options.threads)
     task = ALL_TASKS[job.task]
     lrs = [f"{job.lr(octave):g}" for octave in job.octaves]
     root = options.runs / job.task
@@ -183,6 +187,7 @@ def run(job: Job, options: argparse.Namespace) -> list[Record]:
 
 def measure_times(options: argparse.Namespace) -> int:
     """Append how long each optimizer takes on each task, in rounds; what is already there is left out."""
+    torch.set_num_threads(options.threads)
     path, records = options.out.with_name("times.jsonl"), load(options.out)
     known = {(time.task, time.round, time.optimizer) for time in times.load(path).measured}
     every = product(options.tasks, range(1, options.times + 1), options.optimizers)

@@ -34,12 +34,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_a_job_becomes_records_and_weights(
-    runner: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_becomes_records_and_weights(runner: Callable[..., Run]) -> None:
     """Two seeds of Adan, one of which goes on to be kept; of SGD a learning rate that is far too large."""
     run = runner(comparison.main)
-    options = Namespace(runs=Path("swept"), data=None, launcher=[])
+    options = Namespace(runs=Path("swept"), data=None, launcher=[], threads=1)
     found = sweep.run(Job("vit", "adan", "seeds", 0.05, (0,), (1, 2)), options)
     assert [(r.seed, r.lr, r.stage, r.diverged) for r in found] == [
         (1, 4e-3, "seeds", None),
@@ -59,7 +57,6 @@ def test_a_job_becomes_records_and_weights(
 
     for record in [*found, replace(found[0], stage="tune", seed=0)]:
         append(Path("runs.jsonl"), record)
-    monkeypatch.setattr(sweep, "RECORDS", Path("runs.jsonl"))
     words = ["--records", "runs.jsonl", "--out", "out"]
     status, out, _ = run(*words, "--weights", "swept")
     assert (status, "vit-adan" in out) == (0, True)
@@ -83,7 +80,8 @@ def test_a_run_that_fails_otherwise_is_not_taken_for_diverged(
     monkeypatch.setitem(todo.ALL_TASKS, "vit", replace(TASKS["vit"], overrides=(*SMALL, "batch_size=5000")))
     with pytest.raises(UserError, match=r"seed=0: the run did not begin"):
         sweep.run(
-            Job("vit", "adan", "tune", 0.05, (0,), (0,)), Namespace(runs=tmp_path, data=None, launcher=[])
+            Job("vit", "adan", "tune", 0.05, (0,), (0,)),
+            Namespace(runs=tmp_path, data=None, launcher=[], threads=1),
         )
     assert "batch_size=5000" in capsys.readouterr().err
 
@@ -111,11 +109,14 @@ def test_what_is_next(runner: Callable[..., Run]) -> None:
 
 def test_errors_are_one_line(runner: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ADAN_DATA", raising=False)
-    status, _, err = runner(sweep.main)("--tasks", "batch_32")
+    run = runner(sweep.main)
+    status, _, err = run("--tasks", "batch_32")
     assert (status, err) == (
         2,
         "error: batch_32: set --data or ADAN_DATA to the folder with fashion-mnist/\n",
     )
+    status, _, err = run("--jobs", "0")
+    assert (status, err) == (2, "error: --jobs 0 --threads 1: must be at least 1\n")
     run = runner(comparison.main)
     status, _, err = run("--records", "none.jsonl")
     assert (status, err) == (2, "error: none.jsonl: no runs; make some with `python scripts/sweep.py`\n")
