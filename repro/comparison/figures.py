@@ -72,7 +72,7 @@ def headline(records: Sequence[Record]) -> Figure | None:
 
 
 def _losses(axes: Axes, records: Sequence[Record], tasks: Sequence[str], names: Sequence[str]) -> None:
-    markers = dict(zip(TASKS, "osD^vPX", strict=True))
+    markers = dict(zip(TASKS, "osD^vP", strict=True))
     for row, name in enumerate(names):
         changes = []
         for task in tasks:

@@ -78,17 +78,18 @@ def tuning(records: Sequence[Record]) -> str:
         for name in variants(task, searched):
             if (point := best_point(records, task, name)) is None:
                 continue
-            about, losses, of = space(task, name), tuned(records, task, name), OPTIMIZERS[name].of
-            job = Job(task, name, stages.SEEDS, point.weight_decay, (point.octave,), SEEDS)
+            about, losses, optimizer = space(task, name), tuned(records, task, name), OPTIMIZERS[name]
+            job = Job(task, name, stages.SEEDS, point.weight_decay, (point.octave,), optimizer.seeds)
             lr = f"{about.lr(point.octave):g}"
             words = ["python", ALL_TASKS[task].script, "-m", *job.words, f"optimizer.lr={lr}"]
             where = ", ".join(edges(about, losses)) or "interior"
             if not finals(records, task, searched):
                 where = "search not finished"
-            rows.append([
-                task, name, lr, f"{point.weight_decay:g}", "" if of else str(len(losses)),
-                f"as {of}" if of else where, f"`{' '.join(words)} seed={','.join(map(str, SEEDS))}`",
-            ])  # fmt: skip
+            tried = str(len(losses))
+            if optimizer.of:
+                tried, where = "", f"as {optimizer.of}"
+            command = f"`{' '.join(words)} seed={','.join(map(str, job.seeds))}`"
+            rows.append([task, name, lr, f"{point.weight_decay:g}", tried, where, command])
     return _template("tuning.md").render(command=COMMAND, table=_markdown(rows))
 
 

@@ -35,7 +35,7 @@ class Space:
     weight_decays: tuple[float, ...]
     octaves: tuple[int, ...] = (-4, -2, 0, 2, 4)
     full: bool = False
-    budget: int = 16
+    budget: int = 12
 
     def lr(self, octave: int) -> float:
         """Return a learning rate, rounded to what is written on a command line."""

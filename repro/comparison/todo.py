@@ -8,9 +8,7 @@ from repro.comparison import records as stages
 from repro.comparison.design import (
     BATCH_TASKS,
     EXPERIMENTS,
-    HALF_SEEDS,
     OPTIMIZERS,
-    SEEDS,
     TASKS,
     TUNING_SEED,
     Task,
@@ -69,7 +67,7 @@ def cells(tasks: Sequence[str], optimizers: Sequence[str]) -> list[tuple[str, st
     """Return the pairs of a task and an optimizer that is tuned, Adan and AdamW first."""
     tuned = [name for name in optimizers if OPTIMIZERS[name].space is not None]
     pairs = [(task, name) for task in tasks for name in tuned if works(task, name)]
-    return sorted(pairs, key=lambda pair: (pair[0] in BATCH_TASKS, pair[1] not in ("adamw", "adan")))
+    return sorted(pairs, key=lambda pair: (pair[1] not in ("adamw", "adan"), pair[0] in BATCH_TASKS))
 
 
 def works(task: str, optimizer: str) -> bool:
@@ -115,9 +113,10 @@ def _after(task: str, optimizer: str) -> Iterator[tuple[str, str, str, Sequence[
     """Return what follows the search: optimizer, stage, variant, seeds and overrides."""
     about: Task = ALL_TASKS[task]
     for name in variants(task, optimizer):
-        yield name, stages.SEEDS, "", SEEDS if about.half else SEEDS[:2], ()
+        run = OPTIMIZERS[name]
+        yield name, stages.SEEDS, "", run.seeds if about.half else run.seeds[:2], ()
         if about.half:
-            yield name, stages.HALF, "", HALF_SEEDS, about.half
+            yield name, stages.HALF, "", run.half_seeds, about.half
     if optimizer == "adan":
         for name, experiment in EXPERIMENTS.items():
             if task in experiment.tasks:

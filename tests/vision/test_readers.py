@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -12,13 +13,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Subset
 
 from repro.data import dealt, keyed, make_loader
 from repro.errors import UserError
-from vision.config import DataConfig
-from vision.data import Images, Split, read
+from vision.config import AugmentConfig, DataConfig
+from vision.data import Images, Split, open_sets, read
 from vision.data import test_transform as evaluation_transform
 
+WHOLE = AugmentConfig(crop="none", interpolation="bicubic", hflip=0.0, color_jitter=0.0)
+AUGMENTS = {"none": WHOLE, "some": replace(WHOLE, hflip=0.5)}
 real = pytest.mark.skipif("ADAN_DATA" not in os.environ, reason="ADAN_DATA names no folder with real data")
 
 
@@ -108,6 +112,21 @@ def test_hfds_reads_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert train.labels == test.labels == [0, 0, 0, 1, 1, 1]
     image, label = Images(train, 1, evaluation_transform(config))[5]
     assert (image.shape, label) == ((1, 32, 32), 1)
+
+
+@pytest.mark.parametrize("augment", ["none", "some"])
+def test_an_image_in_memory_is_made_once_unless_it_is_drawn_anew(augment: str) -> None:
+    config = DataConfig(valid_share=0.25)
+    made = open_sets(config, AUGMENTS[augment])
+    assert isinstance(made.train, Subset)
+    assert (made.train[3][0] is made.train[3][0]) == (augment == "none")
+    assert made.valid[3][0] is made.valid[3][0]
+    assert made.test is not None
+    plain = Images(made.test.split, 1, evaluation_transform(config))
+    assert plain[3][0] is not plain[3][0]
+    for index in (0, 3, 3):
+        assert torch.equal(made.test[index][0], plain[index][0])
+        assert made.test[index][1] == plain[index][1]
 
 
 @pytest.fixture

@@ -38,6 +38,11 @@ class Split:
     read: Callable[[Any], bytes | Image.Image]
     name: Callable[[Any], str] = str
 
+    @property
+    def decoded(self) -> bool:
+        """Whether its items are the pixels, all of them in memory."""
+        return self.read is Image.fromarray
+
     def open(self, item: Any, draft: tuple[int, int] | None = None) -> Image.Image:
         """Decode an item of `items`; `draft` is what PIL's Image.draft takes.
 
@@ -51,20 +56,41 @@ class Split:
 class Images(Dataset[tuple[Tensor, int]]):
     """Pairs of an image as uint8 tensor [channels, size, size] and its class index."""
 
-    def __init__(self, split: Split, channels: int, transform: Transform, draft: int | None = None) -> None:
-        """`draft`: decode JPEGs at the smallest of 1, 1/2, 1/4, 1/8 with both sides at least this long."""
+    def __init__(
+        self,
+        split: Split,
+        channels: int,
+        transform: Transform,
+        draft: int | None = None,
+        random: bool = True,
+    ) -> None:
+        """Pairs of a split.
+
+        Args:
+            draft: decode JPEGs at the smallest of 1, 1/2, 1/4, 1/8 with both sides at least this long.
+            random: whether `transform` is; what one that is not makes of pixels in memory is kept there, too.
+        """
         self.split, self.transform = split, transform
         self.mode = "L" if channels == 1 else "RGB"
         self.draft = None if draft is None else (draft, draft)
+        self.kept: dict[int, Tensor] | None = {} if split.decoded and not random else None
 
     def __len__(self) -> int:
         return len(self.split.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        label = int(self.split.labels[index])
+        if self.kept is None:
+            return self._make(index), label
+        if index not in self.kept:
+            self.kept[index] = self._make(index)
+        return self.kept[index], label
+
+    def _make(self, index: int) -> Tensor:
         image = self.split.open(self.split.items[index], self.draft)
         if image.mode != self.mode:  # convert would copy
             image = image.convert(self.mode)
-        return self.transform(image), int(self.split.labels[index])
+        return self.transform(image)
 
 
 def decode(content: bytes, name: str, draft: tuple[int, int] | None = None) -> Image.Image:

@@ -10,7 +10,7 @@ from repro.errors import UserError
 from vision.config import AugmentConfig, DataConfig
 from vision.data.images import Images
 from vision.data.readers import read
-from vision.data.transforms import test_transform, train_transform
+from vision.data.transforms import is_random, test_transform, train_transform
 
 Pairs = Images | Subset[tuple[Tensor, int]]
 
@@ -45,12 +45,12 @@ def open_sets(config: DataConfig, augment: AugmentConfig) -> Sets:
     """
     train_split, test_split, classes = read(config)
     draft = config.size if config.draft else None
-    train = Images(train_split, config.channels, train_transform(config, augment), draft)
-    test = Images(test_split, config.channels, test_transform(config))
+    train = Images(train_split, config.channels, train_transform(config, augment), draft, is_random(augment))
+    test = Images(test_split, config.channels, test_transform(config), random=False)
     if config.valid_share == 0:
         return Sets(train, test, None, classes)
     kept, held = _hold_out(train_split.labels, config.valid_share)
-    plain = Images(train_split, config.channels, test_transform(config))
+    plain = Images(train_split, config.channels, test_transform(config), random=False)
     return Sets(Subset(train, kept), Subset(plain, held), test, classes)
 
 

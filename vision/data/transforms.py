@@ -50,6 +50,12 @@ def train_transform(data: DataConfig, augment: AugmentConfig) -> Transform:
     return Compose([*steps, to_uint8])
 
 
+def is_random(augment: AugmentConfig) -> bool:
+    """Tell whether what train_transform returns makes a different tensor of an image each time."""
+    drawn = augment.crop != "none" or augment.interpolation == "random" or augment.auto_augment is not None
+    return drawn or augment.hflip > 0 or augment.color_jitter > 0
+
+
 def test_transform(data: DataConfig) -> Transform:
     """Return timm's evaluation transform to uint8: resize, central crop."""
     timm_transform = create_transform(
