@@ -2,7 +2,7 @@
 
     python scripts/comparison.py                        results/comparison, all of it, from runs.jsonl
     python scripts/comparison.py --again vit adan       run a cell's seed 1 again and compare
-    python scripts/comparison.py --weights RUNS         keep weights and logs of Adan's and AdamW's seed 1
+    python scripts/comparison.py --weights RUNS         keep weights and logs of the winners, their seed 1
 
 The runs are those of scripts/sweep.py.
 """
@@ -19,8 +19,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 from repro.cli import exit_status
 from repro.comparison import page, times
 from repro.comparison import records as stages
-from repro.comparison.design import OPTIMIZERS, SEEDS
-from repro.comparison.measures import best_point, estimate, finals
+from repro.comparison.design import OPTIMIZERS, SEEDS, TASKS
+from repro.comparison.measures import best_point, estimate, finals, winner
 from repro.comparison.records import load, select
 from repro.comparison.todo import ALL_TASKS, Job
 from repro.errors import UserError
@@ -85,26 +85,21 @@ def again(task: str, optimizer: str, options: argparse.Namespace) -> int:
 
 
 def weights(records: Sequence[stages.Record], runs: Path, out: Path) -> list[str]:
-    """Copy the first seed's run of Adan and AdamW on every task, with its newest weights alone.
+    """Copy the first seed's run of every task's winner, with its newest weights alone.
 
     Raises:
         UserError: there is none in `runs`.
     """
     kept = []
-    for record in records:
-        if (
-            record.optimizer not in ("adan", "adamw")
-            or record.stage != stages.SEEDS
-            or record.seed != SEEDS[0]
-        ):
+    for record in select(records, stage=stages.SEEDS, seed=SEEDS[0]):
+        if record.task not in TASKS or record.optimizer != winner(records, record.task):
             continue
         name = run_name([*record.overrides, f"seed={record.seed}"])
         for folder in (runs / record.task).glob(f"*/{name}"):
             target = out / f"{record.task}-{record.optimizer}"
             target.mkdir(parents=True, exist_ok=True)
-            for file in folder.glob("*.json*"):
+            for file in (*folder.glob("*.json*"), folder / "config.yaml"):
                 shutil.copy(file, target / file.name)
-            shutil.copy(folder / "config.yaml", target / "config.yaml")
             newest = max((folder / "checkpoints").glob("step-*"))
             shutil.copy(newest / "model.safetensors", target / "model.safetensors")
             kept.append(target.name)

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import bootstrap  # type: ignore[import-untyped]
 
 from repro.comparison import records as stages
-from repro.comparison.design import REFERENCE
+from repro.comparison.design import OPTIMIZERS, REFERENCE
 from repro.comparison.records import Record, select
 from repro.comparison.search import Point, Space, best
 from repro.comparison.todo import space, tuned
@@ -67,6 +67,12 @@ def difference(values: Sequence[float], others: Sequence[float]) -> Estimate:
 def finals(records: Sequence[Record], task: str, optimizer: str, stage: str = stages.SEEDS) -> list[float]:
     """Return the last losses of a stage's runs."""
     return [record.final for record in select(records, task=task, optimizer=optimizer, stage=stage)]
+
+
+def winner(records: Sequence[Record], task: str) -> str | None:
+    """Return the optimizer with the least mean loss; None as long as there is no result."""
+    losses = {name: found for name in OPTIMIZERS if (found := finals(records, task, name))}
+    return min(losses, key=lambda name: statistics.fmean(losses[name]), default=None)
 
 
 def target(records: Sequence[Record], task: str) -> float | None:

@@ -11,7 +11,7 @@ from repro.comparison import records as stages
 from repro.comparison.claims import claims
 from repro.comparison.design import OPTIMIZERS, REFERENCE, SEEDS, TASKS, TUNING_SEED
 from repro.comparison.figures import draw_all, finished_tasks
-from repro.comparison.measures import best_point, divergence, estimate, finals, speed_up, tolerated
+from repro.comparison.measures import best_point, divergence, estimate, finals, speed_up, tolerated, winner
 from repro.comparison.records import Record, select, table
 from repro.comparison.search import edges
 from repro.comparison.times import Times
@@ -102,9 +102,8 @@ def _final(records: Sequence[Record], task: str, name: str) -> str:
     losses = finals(records, task, name)
     if not losses:
         return ""
-    others = [found for other in OPTIMIZERS if (found := finals(records, task, other))]
     text = estimate(losses).format() + (f" [{len(losses)}]" if len(losses) < len(SEEDS) else "")
-    return f"**{text}**" if statistics.fmean(losses) == min(map(statistics.fmean, others)) else text
+    return f"**{text}**" if name == winner(records, task) else text
 
 
 def _speed_up(records: Sequence[Record], times: Times, task: str, name: str) -> str:
