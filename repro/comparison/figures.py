@@ -92,11 +92,15 @@ def _losses(axes: Axes, records: Sequence[Record], tasks: Sequence[str], names: 
     axes.set_yticks(range(len(names)), [OPTIMIZERS[name].title for name in names])
     axes.invert_yaxis()
     axes.set_xscale("symlog", linthresh=5)
+    axes.margins(x=0.06)
     axes.set(title="Final validation loss; bar: median", xlabel="difference to AdamW, %")
     axes.xaxis.set_major_locator(FixedLocator([-50, -20, -5, -2, 0, 2, 5, 20, 50]))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.legend(fontsize=7, loc="upper right", handletextpad=0.1)
+    axes.legend(
+        fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.5 / len(names) - 0.07), ncols=3,
+        handletextpad=0.1, columnspacing=1,
+    )  # fmt: skip
 
 
 def _profiles(axes: Axes, records: Sequence[Record], tasks: Sequence[str], names: Sequence[str]) -> None:
