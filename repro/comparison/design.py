@@ -43,7 +43,8 @@ class Optimizer:
         space: None: it takes the best point of the optimizer `of`, of which it is a variant.
         overrides: beside those of `optimizer=`.
         seeds: of the result.
-        without: tasks where it cannot work, and why.
+        without: tasks where it cannot work, or not in time.
+        why: the reason.
     """
 
     title: str
@@ -51,7 +52,8 @@ class Optimizer:
     of: str = ""
     overrides: tuple[str, ...] = ()
     seeds: tuple[int, ...] = FEWER
-    without: Mapping[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    why: str = ""
 
     @property
     def half_seeds(self) -> tuple[int, ...]:
@@ -87,7 +89,6 @@ def _full(start: float) -> Space:
 
 
 DECOUPLED = (0.05, 0.5)  # weight decays
-SLOW = "timm's Muon computes in bfloat16, which takes minutes a run on a CPU without instructions for it"
 OPTIMIZERS = {
     "adamw": Optimizer("AdamW", _full(2e-3), seeds=SEEDS),
     "adan": Optimizer("Adan", _full(4e-3), seeds=SEEDS),
@@ -99,12 +100,18 @@ OPTIMIZERS = {
     "adam_mini": Optimizer("Adam-mini", Space(2e-3, DECOUPLED)),
     "lamb": Optimizer("LAMB", Space(2e-3, DECOUPLED)),
     "sophia": Optimizer(
-        "Sophia-G", Space(1e-3, DECOUPLED), without={"mae": "its estimate of the Hessian needs classes"}
+        "Sophia-G",
+        Space(1e-3, DECOUPLED),
+        without=("mae",),
+        why="its estimate of the Hessian needs classes",
     ),
     "shampoo": Optimizer("Shampoo", Space(2e-3, DECOUPLED)),
     "adafactor": Optimizer("Adafactor", Space(1e-2, DECOUPLED), overrides=("optimizer.relative_step=False",)),
     "muon": Optimizer(
-        "Muon", Space(2e-3, DECOUPLED), without=dict.fromkeys(("resnet", "mae", "glue", "lstm"), SLOW)
+        "Muon",
+        Space(2e-3, DECOUPLED),
+        without=("resnet", "mae", "glue", "lstm"),
+        why="timm's computes in bfloat16, which takes minutes a run on a CPU without instructions for it",
     ),
     "sgd": Optimizer("SGD, momentum", Space(0.05, (5e-4, 5e-3))),
 }

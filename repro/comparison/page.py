@@ -41,9 +41,9 @@ def summary(records: Sequence[Record], times: Times, figures: Sequence[str]) -> 
     tasks = finished_tasks(records)
     every = cells(list(ALL_TASKS), list(OPTIMIZERS))
     reasons = [
-        f"{optimizer.title} on {TASKS[task].title}, {why}"
-        for optimizer in OPTIMIZERS.values()
-        for task, why in optimizer.without.items()
+        f"{about.title} on {' and '.join(TASKS[task].title for task in about.without)} ({about.why})"
+        for about in OPTIMIZERS.values()
+        if about.without
     ]
     tables = {
         "final": _markdown(final_losses(records)),
