@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.again:
         return again(*options.again, options)
     if options.weights:
-        kept = weights(records, options.weights, options.out / "runs")
+        kept = weights(records, options.weights, options.out / "winners")
         print(f"{options.out / 'runs'}: {', '.join(kept)}")
         return 0
     files = page.write(records, times.load(options.records.with_name("times.jsonl")), options.out)

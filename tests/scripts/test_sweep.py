@@ -60,7 +60,7 @@ def test_a_job_becomes_records_and_weights(runner: Callable[..., Run]) -> None:
     words = ["--records", "runs.jsonl", "--out", "out"]
     status, out, _ = run(*words, "--weights", "swept")
     assert (status, "vit-adan" in out) == (0, True)
-    folder = Path("out/runs/vit-adan")
+    folder = Path("out/winners/vit-adan")
     tensors, _ = read_weights(folder)
     assert sum(x.numel() for x in tensors.values()) >= found[0].parameters
     assert json.loads((folder / "summary.json").read_text())["seed"] == 1
