@@ -410,6 +410,55 @@ def test_hooks(name, path):
     assert_same_bits(tensors_of(one), tensors_of(two))
 
 
+def test_hooks_of_all_optimizers():
+    """torch's global hooks, which are set after the optimizer was made, and removed."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+    optimizer = train(build("adan", make_params(SHAPES, np.random.default_rng(0)), None), 1)
+    seen = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda o, args, kwargs: seen.append((o, args, kwargs))),
+        register_optimizer_step_post_hook(lambda o, args, kwargs: seen.append((o, args, kwargs))),
+    ]
+    try:
+        optimizer.step()
+        optimizer.step(closure=lambda: 3.0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    optimizer.step()
+    assert [(o is optimizer, args[1:], list(kwargs)) for o, args, kwargs in seen] == [
+        *[(True, (), [])] * 2,
+        *[(True, (), ["closure"])] * 2,
+    ]
+
+
+def test_a_subclass_with_a_step_of_its_own():
+    """Its hooks see it, whether its step calls ours or not."""
+
+    class Own(optim.Adan):
+        def step(self, closure=None):
+            return "own"
+
+    optimizer = Own(make_params(SHAPES, np.random.default_rng(0)))
+    seen = []
+    optimizer.register_step_post_hook(lambda *_: seen.append("post"))
+    assert optimizer.step() == "own"
+    assert seen == ["post"]
+
+
+def test_the_name_in_a_profile():
+    """As torch's optimizers have it, once a step, with hooks and without."""
+    optimizer = train(build("adan", make_params(SHAPES, np.random.default_rng(0)), None), 1)
+    for hooks in range(2):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            optimizer.step()
+            optimizer.step()
+        names = [event.name for event in seen.events()]
+        assert names.count("Optimizer.step#Adan.step") == 2, hooks
+        optimizer.register_step_pre_hook(lambda *_: None)
+
+
 @each_path
 def test_the_state_dict_cleared(name, path):
     """optimizer.state.clear() starts anew."""
