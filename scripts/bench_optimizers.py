@@ -293,10 +293,12 @@ def memory(device: str) -> int:
     return int(free.group(1)) * 1024 if free else sys.maxsize
 
 
-def present(device: str) -> tuple[dict[str, Entry], dict[str, str]]:
-    """The entries that work on the device, and why the others do not."""
+def present(device: str, only: list[str]) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Of the entries of these names those that work on the device, and why the others do not."""
     works, absent = {}, {}
     for key, entry in ENTRIES.items():
+        if key not in only:
+            continue
         if entry.device not in (None, device):
             absent[key] = f"{entry.device} only"
             continue
@@ -367,11 +369,11 @@ def peak_bytes(params: list[torch.nn.Parameter], build: Build) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def bench_list(name: str, device: str, rounds: int, budget: float) -> dict[str, Any]:
-    """All optimizers on one parameter list."""
+def bench_list(name: str, device: str, rounds: int, budget: float, only: list[str]) -> dict[str, Any]:
+    """The optimizers of these names on one parameter list."""
     sizes = shapes(name)
     count = sum(size.numel() for size in sizes)
-    entries, absent = present(device)
+    entries, absent = present(device, only)
     groups, misfits = parties(entries, count, budget)
     rows: dict[str, dict[str, float]] = {}
     about = {"tensors": len(sizes), "parameters": count, "rounds": rounds, "absent": absent}
@@ -424,10 +426,12 @@ def bench_list(name: str, device: str, rounds: int, budget: float) -> dict[str, 
     return {**about, "misfits": misfits, "rows": {key: rows[key] for key in order if key in rows}}
 
 
-def bench_in_processes(name: str, device: str, rounds: int, processes: int, budget: float) -> dict[str, Any]:
+def bench_in_processes(
+    name: str, device: str, rounds: int, processes: int, budget: float, steps: list[str]
+) -> dict[str, Any]:
     """The medians over fresh processes, and all the ratios."""
     command = [sys.executable, __file__, "--worker", name, "--device", device, "--rounds", str(rounds)]
-    command += ["--memory", str(budget / 2**30)]
+    command += ["--memory", str(budget / 2**30), "--steps", *steps]
     runs = [
         json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         for _ in tqdm(range(processes), desc=name, disable=not sys.stderr.isatty())
@@ -441,7 +445,7 @@ def bench_in_processes(name: str, device: str, rounds: int, processes: int, budg
     return {**runs[0], "processes": processes, "rows": rows}
 
 
-def bench_overhead(device: str, rounds: int) -> dict[str, dict[str, float]]:
+def bench_overhead(device: str, rounds: int, only: list[str]) -> dict[str, dict[str, float]]:
     """Microseconds of a step on 400 tensors of 16 elements, over VISITS times as many rounds."""
     params = make([torch.Size((16,))] * 400, device)
 
@@ -449,7 +453,7 @@ def bench_overhead(device: str, rounds: int) -> dict[str, dict[str, float]]:
         for p in params:
             p.grad = torch.randn_like(p)
 
-    entries, _ = present(device)
+    entries, _ = present(device, only)
     steps = {key: entry.build(params).step for key, entry in entries.items()}
     times: dict[str, dict[str, list[float]]] = {key: {column: [] for column in OVERHEAD} for key in entries}
     again, fresh, in_turn = OVERHEAD
@@ -585,6 +589,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--lists", nargs="+", metavar="LIST", help=f"{known}, GPT-2 LAYERSxWIDTH, or any timm model"
     )
+    parser.add_argument("--steps", nargs="+", metavar="STEP", help=f"{', '.join(ENTRIES)}; default: all")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--processes", type=int, help="default: 7, with CUDA 3")
     parser.add_argument("--memory", type=float, metavar="GIB", help="default: nine tenths of what is free")
@@ -603,6 +608,10 @@ def main(arguments: list[str] | None = None) -> int:
         for name in ("rounds", "processes"):
             if getattr(options, name) is not None and getattr(options, name) < 1:
                 raise ValueError(f"--{name} {getattr(options, name)}: must be at least 1")
+        steps = [BASELINE, *(options.steps or ENTRIES)]
+        for step in steps:
+            if step not in ENTRIES:
+                raise ValueError(f"--steps '{step}': not one of {', '.join(ENTRIES)}")
         names = [options.worker] if options.worker else options.lists or LISTS[options.device]
         for name in names:
             check(name)
@@ -611,17 +620,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     budget = options.memory * 2**30 if options.memory is not None else 0.9 * memory(options.device)
     if options.worker:
-        print(json.dumps(bench_list(options.worker, options.device, options.rounds, budget)))
+        print(json.dumps(bench_list(options.worker, options.device, options.rounds, budget, steps)))
         return 0
     processes = options.processes or PROCESSES[options.device]
     result = {
         "machine": machine(options.device, [sys.argv[0], *(arguments or sys.argv[1:])])
         | {"memory_GiB": budget / 2**30},
         "lists": {
-            name: bench_in_processes(name, options.device, options.rounds, processes, budget)
+            name: bench_in_processes(name, options.device, options.rounds, processes, budget, steps)
             for name in names
         },
-        "overhead_us": bench_overhead(options.device, 40),
+        "overhead_us": bench_overhead(options.device, 40, steps),
     }
     publish(result, markdown(result), options.out)
     return 0
