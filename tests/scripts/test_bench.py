@@ -81,7 +81,7 @@ def test_shapes_of_the_published_models() -> None:
 
 def test_a_list_and_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BENCH["bench_list"].__globals__, "shapes", lambda name: [torch.Size((96, 64))] * 2)
-    run = BENCH["bench_list"]("small", "cpu", 2, 2**30)
+    run = BENCH["bench_list"]("small", "cpu", 2, 2**30, list(BENCH["ENTRIES"]))
     assert {"Adan fused, int8 states", "copy", "update"} <= run["rows"].keys()
     assert "No module" in run["absent"]["apex FusedAdam"] or "cuda only" in run["absent"]["apex FusedAdam"]
     assert all(values > 0 for row in run["rows"].values() for values in row.values())
@@ -98,11 +98,27 @@ def test_a_list_and_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "* Not measured, apex FusedAdam: " in text
 
 
+def test_the_steps_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They alone are measured, beside the baseline, and their overhead."""
+    monkeypatch.setitem(BENCH["bench_list"].__globals__, "shapes", lambda name: [torch.Size((96, 64))] * 2)
+    only = [BENCH["BASELINE"], "Adan fused", "Adan fused, taken gradients"]
+    run = BENCH["bench_list"]("small", "cpu", 2, 2**30, only)
+    assert list(run["rows"]) == [*only, *BENCH["STREAMS"]]
+    rows = BENCH["bench_overhead"]("cpu", 1, only)
+    assert list(rows) == only
+    for row in rows.values():
+        for column in BENCH["OVERHEAD"]:
+            assert row.get(f"{column}, fastest tenth", 0) <= row.get(column, 0)
+    assert "again" in rows["Adan fused"]
+    assert "again" not in rows["Adan fused, taken gradients"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--lists", "resnot"], "--lists resnot: neither a timm model"),
         (["--rounds", "0"], "--rounds 0: must be at least 1"),
+        (["--steps", "Adam"], "--steps 'Adam': not one of torch AdamW fused, "),
         pytest.param(
             ["--device", "cuda"],
             "--device cuda: torch finds no CUDA GPU here",
