@@ -44,8 +44,8 @@ def zeros_like(p: Tensor, slot: int, dtype: torch.dtype) -> Tensor:
     return _zeros(p.numel() + shift, dtype).as_strided(p.shape, p.stride(), shift)
 
 
-# Pages of 2 MiB instead of 4 KiB, where the system has them, make a step on matrices of 64 MiB 1.1 times
-# faster here, if an array begins with one: there are fewer to look up, and prefetching ends less often.
+# Pages of 2 MiB instead of 4 KiB, where the system has them, make a step on matrices of 64 MiB faster in most
+# processes, by up to a tenth (docs/optim.md), if an array begins with one: there are fewer to look up.
 _HUGE = 1 << 21  # bytes
 
 
