@@ -101,7 +101,8 @@ class Plan:
 def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
     """A step with its hooks and its name in profiles: torch's wrapper, only where there is either.
 
-    It takes 20 to 40 microseconds, most of them for the name, which only a running profiler reads.
+    It takes about as long as the kernel on 400 small tensors, most of it for the name, which only a running
+    profiler reads. An execution trace that runs without torch.profiler does not see it.
     """
     watched = torch.optim.Optimizer.profile_hook_step(step)
 

@@ -44,8 +44,8 @@ def zeros_like(p: Tensor, slot: int, dtype: torch.dtype) -> Tensor:
     return _zeros(p.numel() + shift, dtype).as_strided(p.shape, p.stride(), shift)
 
 
-# Pages of 2 MiB instead of 4 KiB, where the system has them, make a step on matrices of 64 MiB faster in most
-# processes, by up to a tenth (docs/optim.md), if an array begins with one: there are fewer to look up.
+# In pages of 2 MiB instead of 4 KiB, where the system has them, a step looks up fewer addresses. What it gains
+# differs from process to process (scripts/bench_pages.py), and more where an array begins with such a page.
 _HUGE = 1 << 21  # bytes
 
 
