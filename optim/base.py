@@ -101,7 +101,7 @@ class Plan:
 def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
     """A step with its hooks and its name in profiles: torch's wrapper, only where there is either.
 
-    It takes about as long as the kernel on 400 small tensors, most of it for the name, which only a running
+    Most of its time goes into the name, which only a running
     profiler reads. An execution trace that runs without torch.profiler does not see it.
     """
     watched = torch.optim.Optimizer.profile_hook_step(step)

@@ -44,8 +44,8 @@ def zeros_like(p: Tensor, slot: int, dtype: torch.dtype) -> Tensor:
     return _zeros(p.numel() + shift, dtype).as_strided(p.shape, p.stride(), shift)
 
 
-# In pages of 2 MiB instead of 4 KiB, where the system has them, a step looks up fewer addresses. What it gains
-# differs from process to process (scripts/bench_pages.py), and more where an array begins with such a page.
+# In pages of 2 MiB instead of 4 KiB, where the system has them, a step looks up fewer addresses. What it
+# gains differs from process to process (scripts/bench_pages.py); an array has to begin with such a page.
 _HUGE = 1 << 21  # bytes
 
 
