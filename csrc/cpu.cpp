@@ -332,7 +332,7 @@ const char* cpu_instruction_set() {
   return names[processor::instruction_set()];
 }
 
-// These three must be called with the GIL; see csrc/tensors.h.
+// These must be called with the GIL; see csrc/tensors.h.
 intptr_t cpu_same_items(PyObject* list, PyObject* const* before, intptr_t count) {
   return tensors::same_items(list, before, count);
 }
@@ -341,11 +341,19 @@ intptr_t cpu_same_values(PyObject* dict, PyObject* const* before, intptr_t count
   return tensors::same_values(dict, before, count);
 }
 
-intptr_t cpu_refresh(PyObject* const* params, PyObject* const* states, PyObject* const* held, PyObject* grad,
-                     intptr_t rows, intptr_t width, intptr_t per_state, void* read, const uint64_t* fingerprints,
-                     void** table) {
-  return tensors::refresh(params, states, held, grad, rows, width, per_state, reinterpret_cast<tensors::Reader>(read),
-                          fingerprints, table);
+intptr_t cpu_fingerprints(const tensors::Torch* torch, PyObject* const* objects, intptr_t count, uint64_t* to) {
+  tensors::Tensor x;
+  for (intptr_t i = 0; i < count; to[i++] = x.fingerprint)
+    if (!tensors::describe(*torch, objects[i], &x)) return i;
+  return count;
+}
+
+intptr_t cpu_refresh(const tensors::Torch* torch, const tensors::Record* record, void** table) {
+  return tensors::refresh(*torch, *record, table);
+}
+
+int cpu_bump_versions(const tensors::Torch* torch, const tensors::Record* record, int64_t read_only) {
+  return tensors::bump_versions(*torch, *record, read_only);
 }
 
 // One step of a rule on tensors that are kept alike: {parameter, state, rounding, taken} of Kinds. Rows of

@@ -133,12 +133,13 @@ class Adafactor(Optimizer):
         eps, beta1, new = group["eps"], group["beta1"], t ** -group["decay_rate"]  # new: 1 - b2
         square = g.square()
         if p.ndim < 2:
-            v = state["exp_avg_sq"].mul_(1 - new).add_(square + eps, alpha=new)
+            u = g / state["exp_avg_sq"].mul_(1 - new).add_(square + eps, alpha=new).sqrt()
         else:
             r = state["exp_avg_sq_row"].mul_(1 - new).add_(_mean(square, -1) + eps, alpha=new)
             c = state["exp_avg_sq_col"].mul_(1 - new).add_(_mean(square, -2) + eps, alpha=new)
-            v = (r / r.mean(-1, keepdim=True)).unsqueeze(-1) * c.unsqueeze(-2)
-        u = placed_like(p, g / v.sqrt())
+            # One root after the other: the product of two eps is 0 in float32.
+            u = g * (r / r.mean(-1, keepdim=True)).rsqrt().unsqueeze(-1) * c.rsqrt().unsqueeze(-2)
+        u = placed_like(p, u)
         a = _rms(p).clamp(min=group["eps_scale"]) if group["scale_parameter"] else 1.0
         a = a * _step_size(t, group)
         u *= a / (_rms(u) / group["clip_threshold"]).clamp(min=1)
@@ -174,7 +175,7 @@ class Adafactor(Optimizer):
             rows = [(x / x.mean(-1, keepdim=True)).rsqrt_().unsqueeze(-1) for x in r]
             u = torch._foreach_mul(g, rows)
             torch._foreach_mul_(u, [x.rsqrt().unsqueeze(-2) for x in c])
-        sizes = torch.tensor([_step_size(ti, group) for ti in t], dtype=p[0].dtype).to(p[0].device)
+        sizes = torch.tensor([_step_size(ti, group) for ti in t], dtype=p[0].dtype, device=p[0].device)
         if group["scale_parameter"]:
             sizes = sizes * _rms_many(p).clamp(min=group["eps_scale"])
         factors = sizes / (_rms_many(u) / group["clip_threshold"]).clamp(min=1)
@@ -216,8 +217,8 @@ class Adafactor(Optimizer):
         """With u = g a_i b_j the mean of u^2 takes no more than a weighted sum of the squares of g."""
         group, lengths, params = batch.group, [f.length for f in batch.factors], exact_params(batch)
         if not batch.constants:
-            numels = torch.tensor([max(p.numel(), 1) for p in params], dtype=torch.float64)
-            batch.constants["numels"] = numels.to(params[0].device)
+            numels = [max(p.numel(), 1) for p in params]
+            batch.constants["numels"] = torch.tensor(numels, dtype=torch.float64, device=params[0].device)
         numels, whole = batch.constants["numels"], [0] * len(params)
         t = torch.stack([state["step"] for state in batch.states]).double() + 1
         a, b = self._rows_and_columns(batch, grads, scale, t ** -group["decay_rate"])
@@ -281,5 +282,5 @@ def _rms(x: Tensor) -> Tensor:
 
 def _rms_many(x: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     """The RMS of each tensor, [tensors]."""
-    counts = torch.tensor([max(y.numel(), 1) for y in x], dtype=x[0].dtype).to(x[0].device)
+    counts = torch.tensor([max(y.numel(), 1) for y in x], dtype=x[0].dtype, device=x[0].device)
     return torch.stack(torch._foreach_norm(x)) / counts.sqrt()

@@ -12,8 +12,8 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypedDict
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,14 @@ from torch.optim.optimizer import ParamsT, _global_optimizer_post_hooks, _global
 from . import cuda, native, storage
 from .card import Card, FusedRule
 from .checks import number, one_of
+from .contract import check_state, overlapping, why_not_plain, why_not_written
 from .convert import refuse_options
-from .layout import is_dense, same_layout
+from .layout import is_dense, is_plain, same_layout
 from .norm import as_copy_for, as_part_of, global_norm, is_dtensor, local
 from .storage import Names, State, Storage
 
 Group = dict[str, Any]
+_MISSING = object()
 
 # Options of the whole optimizer; everything else is a hyper-parameter of a group.
 OPTIMIZER_WIDE = ("max_grad_norm", "nonfinite", "foreach", "fused", "take_gradients", "capturable")
@@ -69,6 +71,18 @@ class Batch:
     first: native.Table | None = None  # of a rule in two passes
     block_sums: list[Tensor] = field(default_factory=list)
     constants: dict[str, Tensor] = field(default_factory=dict)  # of `fill_factors`, made once
+
+
+class Row(NamedTuple):
+    """A parameter that has a gradient: the batch it is for, and what the path works on, local tensors."""
+
+    key: tuple[Any, ...]
+    batch: Batch
+    owner: tuple[Tensor, State]
+    p: Tensor
+    g: Tensor
+    state: State
+    is_lasting: bool  # the gradient is the parameter's own: the next step finds the next one in its place
 
 
 @dataclass
@@ -200,6 +214,7 @@ class Optimizer(torch.optim.Optimizer):
         self.nonfinite, self.foreach, self.fused = nonfinite, foreach, fused
         self.take_gradients, self.capturable = take_gradients, capturable
         self._plan: Plan | None = None
+        self._checked: list[list[Any]] = []  # the hyper-parameters of each group, as a step last found them
         hyper |= dict(
             maximize=maximize,
             state_dtype=state_dtype,
@@ -283,19 +298,7 @@ class Optimizer(torch.optim.Optimizer):
                 raise ValueError(f"{key} is an option of the whole optimizer: give it to the constructor")
             if near := difflib.get_close_matches(key, self.defaults, n=1, cutoff=0.8):
                 raise ValueError(f"unknown key {key!r}: did you mean {near[0]!r}?")
-        for name in ("lr", "eps", "weight_decay"):
-            group[name] = number(name, group[name])
-        if self.card.betas:
-            group["betas"] = self._check_betas(group["betas"])
-        self.check_options(group)
-        for name, option in inspect.signature(type(self)).parameters.items():
-            if isinstance(option.default, bool) and not isinstance(group.get(name, False), bool):
-                raise TypeError(f"{name}={group[name]!r}: use True or False")
-        one_of("state_dtype", group["state_dtype"], (None, *storage.STATE_DTYPES))
-        one_of("param_rounding", group["param_rounding"], storage.ROUNDINGS)
-        size = group["min_int8_size"]
-        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            raise ValueError(f"min_int8_size={size!r}: give a number of elements >= 0")
+        self._check_hyper(group, self.defaults)
         for i, p in enumerate(group["params"]):
             name = group["param_names"][i] if "param_names" in group else f"parameter {i}"
             if p.is_complex():
@@ -329,6 +332,41 @@ class Optimizer(torch.optim.Optimizer):
                     f"capturable=True: a step of {self.card.title} is more than its kernels, "
                     "and is not captured"
                 )
+
+    def _check_hyper(self, group: Group, names: Iterable[str]) -> None:
+        """Checks hyper-parameters of a group; `names` are those that are new, of `defaults`."""
+        for name in names:
+            if name not in group:
+                raise ValueError(f"the group has no {name!r} any more")
+            value = group[name]
+            if name in ("lr", "eps", "weight_decay"):
+                group[name] = number(name, value)
+            elif name == "betas":
+                group[name] = self._check_betas(value)
+            elif name == "state_dtype":
+                one_of(name, value, (None, *storage.STATE_DTYPES))
+            elif name == "param_rounding":
+                one_of(name, value, storage.ROUNDINGS)
+            elif name == "min_int8_size":
+                if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                    raise ValueError(f"{name}={value!r}: give a number of elements >= 0")
+            elif isinstance(self.defaults[name], bool) and not isinstance(value, bool):
+                raise TypeError(f"{name}={value!r}: use True or False")
+        self.check_options(group)
+
+    def _check_changes(self) -> None:
+        """Checks the hyper-parameters that were changed since the step before: schedulers and checkpoints may."""
+        now = [[group.get(name, _MISSING) for name in self.defaults] for group in self.param_groups]
+        if now == self._checked:
+            return
+        for index, (group, values) in enumerate(zip(self.param_groups, now, strict=True)):
+            old = self._checked[index] if index < len(self._checked) else [_MISSING] * len(values)
+            changed = [name for name, x, y in zip(self.defaults, old, values, strict=True) if x is _MISSING or x != y]
+            try:
+                self._check_hyper(group, changed)
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"{self.card.title}, parameter group {index}: {error}") from None
+        self._checked = [[group[name] for name in self.defaults] for group in self.param_groups]
 
     def _check_betas(self, betas: Any) -> tuple[float, ...]:
         count = self.card.betas
@@ -366,9 +404,9 @@ class Optimizer(torch.optim.Optimizer):
             if self.fused:
                 raise RuntimeError(f"{self.card.title}(fused=True) cannot go on: {reason}")
         whole = is_dtensor(p) and not self.card.elementwise
-        return (
-            "reference" if self.foreach is False or whole or "foreach" not in self.card.paths else "foreach"
-        )
+        foreign = self.foreach is None and not is_plain(local(p))
+        is_plainly = self.foreach is False or whole or foreign or "foreach" not in self.card.paths
+        return "reference" if is_plainly else "foreach"
 
     @property
     def path(self) -> str:
@@ -410,6 +448,7 @@ class Optimizer(torch.optim.Optimizer):
         on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         if on_cuda and not self.capturable and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("a CUDA graph is being captured: construct the optimizer with capturable=True")
+        self._check_changes()
         plan = self._plan
         if plan is None or not plan.holds(self):
             plan = self._collect()
@@ -436,6 +475,7 @@ class Optimizer(torch.optim.Optimizer):
                     by = factor if scale is None else factor * scale
                     self.fill_factors(batch, grads, by)  # type: ignore[arg-type]
                 batch.table.step(hyper, factor, scale, lr=lr, found_inf=found_inf)
+                batch.table.bump_versions()
             else:
                 self._update_unfused(batch, factor, scale)
             if batch.storage.taken:
@@ -447,48 +487,21 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _collect(self) -> Plan:
         """Sorts the parameters that have a gradient into batches, making states where there are none."""
-        batches: dict[tuple[Any, ...], Batch] = {}
-        idle = []
-        reusable = True
+        rows, idle = [], []
         for index, group in enumerate(self.param_groups):
-            for p in group["params"]:
-                g = p.grad
-                if g is None:
+            for place, p in enumerate(group["params"]):
+                if p.grad is None:
                     idle.append(p)
-                    continue
-                if g.layout != torch.strided:
-                    raise RuntimeError(
-                        f"{self.card.title} does not support sparse gradients (parameter of shape "
-                        f"{tuple(p.shape)}): use sparse=False in the layer, or torch.optim.SparseAdam for it"
-                    )
-                state = self.state[p]
-                path = self._path(p, group)
-                if path == "fused" and g.dtype != p.dtype:
-                    if self.fused:
-                        raise RuntimeError(f"fused=True: a gradient is {g.dtype}, its parameter {p.dtype}")
-                    path = "foreach"
-                names = self.names_of(p, group)
-                if is_dtensor(g):
-                    g = g.redistribute(p.device_mesh, p.placements)
-                if path == "fused" and not same_layout(local(g), local(p)):
-                    g = torch.empty_like(p).copy_(g)
-                    reusable = False
-                kept = Storage.of(p, group, self.take_gradients)
-                if kept.taken:
-                    own = self._takeable(p, g)
-                    reusable = reusable and own is p.grad
-                    p.grad = g = own
-                kept.fit(self.card, names, p, state, p.device if path == "fused" else "cpu")
-                owner = (p, state)
-                if is_dtensor(p):
-                    p, g, state = local(p), local(g), {name: local(x) for name, x in state.items()}
-                    reusable = False
-                key = (index, path, p.device, p.dtype, kept, names.full, *(name for name, _ in names.small))
-                batch = batches.setdefault(key, Batch(group, path, kept, names))
-                batch.owners.append(owner)
-                batch.params.append(p)
-                batch.grads.append(g)
-                batch.states.append(state)
+                else:
+                    rows.append(self._row(index, place, p, p.grad))
+        rows = self._apart(rows)
+        batches: dict[tuple[Any, ...], Batch] = {}
+        for row in rows:
+            batch = batches.setdefault(row.key, row.batch)
+            batch.owners.append(row.owner)
+            batch.params.append(row.p)
+            batch.grads.append(row.g)
+            batch.states.append(row.state)
         groups = [
             (group, native.Members(group["params"]), self._options(group)) for group in self.param_groups
         ]
@@ -498,20 +511,77 @@ class Optimizer(torch.optim.Optimizer):
                 make = cuda.CudaTable if batch.params[0].is_cuda else native.CpuTable
                 kinds = native.kinds(batch.params[0], batch.storage)
                 tensors = (kinds, batch.params, batch.grads, batch.states)
+                others = (*batch.names.full, *(name for name, _ in batch.names.small))
                 *first, rule = self.fused_rules(batch.names)
                 if rule.factors:
                     batch.factors = [self.make_factors(p, batch.group) for p in batch.params]
                 if first:
                     batch.block_sums = [block_sums(p, first[0].sums) for p in batch.params]
-                    batch.first = make(first[0], *tensors, (), batch.block_sums)
-                batch.table = make(rule, *tensors, batch.factors)
-        if reusable and all(batch.table for batch in plan.batches):
+                    batch.first = make(first[0], *tensors, (), batch.block_sums, others)
+                batch.table = make(rule, *tensors, batch.factors, (), others)
+        if all(row.is_lasting for row in rows) and all(batch.table for batch in plan.batches):
             for batch in plan.batches:
                 batch.grads = []  # the parameters hold them; here they would outlive zero_grad()
             self._plan = plan
         else:
             self._plan = None
         return plan
+
+    def _row(self, index: int, place: int, p: Tensor, g: Tensor) -> Row:
+        """A parameter with its gradient and its states as the fastest possible path takes them."""
+        group = self.param_groups[index]
+        where = f"parameter {group['param_names'][place] if 'param_names' in group else place} of group {index}"
+        if g.layout != torch.strided:
+            raise RuntimeError(
+                f"{self.card.title} does not support sparse gradients (parameter of shape "
+                f"{tuple(p.shape)}): use sparse=False in the layer, or torch.optim.SparseAdam for it"
+            )
+        if g.shape != p.shape or g.device != p.device or is_dtensor(g) != is_dtensor(p):
+            raise RuntimeError(
+                f"{where} is {tuple(p.shape)} on {p.device}, and its gradient {tuple(g.shape)} on {g.device}"
+                f"{' (one of them is a DTensor)' if is_dtensor(g) != is_dtensor(p) else ''}: clear the gradients "
+                "with zero_grad() after replacing a parameter's data"
+            )
+        path = self._path(p, group)
+        if path == "fused" and g.dtype != p.dtype:
+            if self.fused:
+                raise RuntimeError(f"fused=True: a gradient is {g.dtype}, its parameter {p.dtype}")
+            path = "foreach"
+        if is_dtensor(g):
+            g = g.redistribute(p.device_mesh, p.placements)
+        if path == "fused":
+            if not is_plain(local(g)):
+                path = "reference"
+            elif not same_layout(local(g), local(p)) or why_not_plain(local(g)):
+                g = torch.empty_like(p).copy_(g)
+        kept = Storage.of(p, group, self.take_gradients)
+        is_lasting = g is p.grad and not is_dtensor(p)
+        if kept.taken:
+            own = self._takeable(p, g)
+            is_lasting = is_lasting and own is p.grad
+            p.grad = g = own
+        names, state = self.names_of(p, group), self.state[p]
+        check_state(where, self.card, names, p, state)
+        kept.fit(self.card, names, p, state, p.device if path == "fused" else "cpu")
+        batch = Batch(group, path, kept, names)
+        key = (index, path, p.device, p.dtype, kept, names.full, *(name for name, _ in names.small))
+        owner = (p, state)
+        if is_dtensor(p):
+            p, g, state = local(p), local(g), {name: local(x) for name, x in state.items()}
+        return Row(key, batch, owner, p, g, state, is_lasting)
+
+    def _apart(self, rows: list[Row]) -> list[Row]:
+        """The same rows, where those that share memory with another are updated after each other."""
+        plain = [i for i, row in enumerate(rows) if is_plain(row.p)]
+        written = [[rows[i].p] for i in plain]
+        for tensors, i in zip(written, plain, strict=True):
+            if rows[i].batch.path == "fused":
+                tensors += [x for name, x in rows[i].state.items() if name in rows[i].batch.names.full or name == "step"]
+        for at in overlapping(written):
+            i = plain[at]
+            batch = replace(rows[i].batch, path="reference")
+            rows[i] = rows[i]._replace(key=(*rows[i].key, i), batch=batch)
+        return rows
 
     def _takeable(self, p: Tensor, g: Tensor) -> Tensor:
         """A gradient that can be kept: of the parameter's dtype, and not in memory that others write to."""
@@ -586,14 +656,16 @@ class Optimizer(torch.optim.Optimizer):
                 if name not in batch.names.full:
                     continue
                 if kept.taken and name == card.previous:
-                    state["pre_grad_scale"].copy_(torch.as_tensor(by))
+                    state["pre_grad_scale"].fill_(by)
                 else:
                     signed, noise = name not in card.nonnegative, words if small else None
                     storage.store(state, name, slot, values[name][i], signed, noise)
             if kept.rounding == "stochastic":
                 assert words is not None
+                rounded = torch.empty_like(p[i], dtype=x.dtype)  # dense, which x need not be
                 flat = storage.flat(p[i])
-                storage.flat(x).copy_(storage.to_bfloat16(flat, storage.noise_of_parameter(words)))
+                storage.flat(rounded).copy_(storage.to_bfloat16(flat, storage.noise_of_parameter(words)))
+                x.copy_(rounded)
             elif x is not p[i]:
                 x.copy_(p[i])
                 if kept.rounding == "kahan":
@@ -674,11 +746,13 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # which torch adds
-        self._plan = None
+        self._plan, self._checked = None, []
 
 
 def why_not_fused(card: Card, p: Tensor) -> str:
     """Why no fused kernel can update this parameter (a plain local tensor); empty if one can."""
+    if reason := why_not_written(p):
+        return reason
     kind = p.device.type
     if kind not in card.fused_devices:
         devices = " and ".join(card.fused_devices) or "no device"

@@ -107,7 +107,7 @@ def _step(state: Saved, group: Saved) -> Tensor:
             "there is no step count, neither with the states nor in the group: set "
             "state_dict['param_groups'][...]['step']"
         )
-    return torch.tensor(float(step), dtype=torch.float32)
+    return torch.tensor(float(step), dtype=torch.float32, device="cpu")
 
 
 def _official(state: Saved, group: Saved, shape: Sequence[int] | None) -> Saved:
@@ -189,7 +189,7 @@ def _own(state: Saved, group: Saved, shape: Sequence[int] | None) -> Saved:
     names = [name for name in state if not name.endswith("_scale") and name not in ("step", "pre_grad")]
     ours = {name: storage.load(state, name, name != "exp_avg_sq") for name in names}
     if "pre_grad" in state:
-        ours["neg_pre_grad"] = -state.get("pre_grad_scale", torch.ones(())) * state["pre_grad"]
+        ours["neg_pre_grad"] = -state.get("pre_grad_scale", 1.0) * state["pre_grad"]
     return dict(step=_step(state, group), **ours)
 
 

@@ -140,7 +140,7 @@ class Lars(Optimizer):
             p_norm, g_norm = (torch.cat(row_sums(x, whole)).sqrt() for x in (params, grads))
             set_factors(batch, _rate(p_norm, (g_norm * scale).abs(), batch.group))
         else:
-            set_factors(batch, torch.ones(len(grads), device=grads[0].device))
+            set_factors(batch, torch.ones(len(grads), dtype=torch.float64, device=grads[0].device))
 
 
 def _adapts(group: Group) -> bool:

@@ -6,7 +6,10 @@ import mmap
 import torch
 from torch import Tensor
 
-from .norm import is_dtensor
+
+def is_plain(x: Tensor) -> bool:
+    """Whether operations on x are torch's own: not of a class that does them its way (FakeTensor, DTensor, torchao)."""
+    return type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
 def is_dense(x: Tensor) -> bool:
@@ -38,7 +41,7 @@ _LARGE, _SHIFT = 1 << 16, 704  # bytes
 
 def zeros_like(p: Tensor, slot: int, dtype: torch.dtype) -> Tensor:
     """Zeros laid out in memory as p; `slot` numbers the states of a parameter."""
-    if p.device.type != "cpu" or p.numel() * dtype.itemsize < _LARGE or is_dtensor(p) or not is_dense(p):
+    if p.device.type != "cpu" or p.numel() * dtype.itemsize < _LARGE or not is_plain(p) or not is_dense(p):
         return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
     shift = (slot + 1) * _SHIFT // dtype.itemsize
     return _zeros(p.numel() + shift, dtype).as_strided(p.shape, p.stride(), shift)
@@ -53,7 +56,7 @@ def _zeros(count: int, dtype: torch.dtype) -> Tensor:
     """Zeros [count] on the CPU, in huge pages if they fill one."""
     size = count * dtype.itemsize
     if size < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(count, dtype=dtype)
+        return torch.zeros(count, dtype=dtype, device="cpu")
     buffer = mmap.mmap(-1, size + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     start = -torch.frombuffer(buffer, dtype=torch.uint8, count=1).data_ptr() % _HUGE
     with contextlib.suppress(OSError):  # from a kernel built without them

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from .card import FusedRule
-from .storage import Storage
+from .contract import check_row
+from .storage import STATE_DTYPES, Storage
 
 # How parameters and states are kept, as numbered in csrc/cpu.cpp and csrc/cuda.cu.
 PARAMETER = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 STATE = {None: 0, "float32": 1, "bfloat16": 2, "int8": 3}
+STATE_DTYPE = {number: STATE_DTYPES[name] if name else None for name, number in STATE.items()}
 ROUNDING = {"nearest": 0, "stochastic": 1, "kahan": 2}
 
 
@@ -28,12 +30,21 @@ class Kinds(NamedTuple):
     taken: bool
 
 
+# Of torch's C interface, behind the prefix aoti_torch_get_, and of its C++ library, in the order of csrc/tensors.h.
+_SHIM = ("data_ptr", "layout", "dtype", "device_type", "device_index", "dim", "sizes", "strides")
+_EXPORTED = {
+    "is_neg": "_ZN2at6native6is_negERKNS_6TensorE",
+    "bump_version": "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
+}
+
+
 class Library:
     """The loaded kernels.
 
     Attributes:
         kernels: called without the GIL.
-        read_tensor: address of the DLPack function that describes a tensor, or None where torch has none.
+        torch: how the kernels read Python's tensors, or None where this torch cannot be read: tables are then
+            made for each step.
         instruction_set: "AVX-512", "AVX2" or "baseline".
     """
 
@@ -46,14 +57,12 @@ class Library:
                 ctypes.c_ssize_t,
                 [ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t],
             )
-        self.refresh = with_gil.cpu_refresh
-        self.refresh.restype = ctypes.c_ssize_t
-        self.refresh.argtypes = [
-            *[ctypes.c_void_p] * 3,
-            ctypes.py_object,
-            *[ctypes.c_ssize_t] * 3,
-            *[ctypes.c_void_p] * 3,
-        ]
+        self.fingerprints, self.refresh = with_gil.cpu_fingerprints, with_gil.cpu_refresh
+        self.fingerprints.restype = self.refresh.restype = ctypes.c_ssize_t
+        self.fingerprints.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_ssize_t, ctypes.c_void_p]
+        self.refresh.argtypes = [ctypes.c_void_p] * 3
+        self.bump_versions = with_gil.cpu_bump_versions
+        self.bump_versions.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_int64]
         self.kernels.cpu_square_sums.argtypes = [
             ctypes.c_int,
             ctypes.c_int64,
@@ -67,7 +76,7 @@ class Library:
         ]
         self.kernels.cpu_instruction_set.restype = ctypes.c_char_p
         self.instruction_set: str = self.kernels.cpu_instruction_set().decode()
-        self.read_tensor = _dlpack_reader()
+        self.torch = Torch.find()
 
     def step(self, rule: str) -> Any:
         """The C function that makes a step of a rule; AttributeError if there is none."""
@@ -83,16 +92,34 @@ class Library:
         return function
 
 
-def _dlpack_reader() -> int | None:
-    """`dltensor_from_py_object_no_sync` of torch's DLPackExchangeAPI (dlpack.h 1.3)."""
-    capsule = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-    if capsule is None:
+class Torch(ctypes.Structure):
+    """`Torch` of csrc/tensors.h: the functions of torch that describe a tensor, and where a tensor object is one."""
+
+    _fields_ = (
+        ("handle", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in (*_SHIM, *_EXPORTED)),
+    )
+
+    @classmethod
+    def find(cls) -> "Torch | None":
+        """The functions of the torch that is loaded; None where one is missing or a tensor is not found."""
+        folder = Path(torch.__file__).parent / "lib"
+        for file in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
+            if (folder / file).exists():
+                exported = ctypes.CDLL(str(folder / file))
+                break
+        else:
+            return None
+        symbols = {**{name: f"aoti_torch_get_{name}" for name in _SHIM}, **_EXPORTED}
+        functions = [getattr(exported, symbol, None) for symbol in symbols.values()]
+        # A tensor object holds its C++ tensor, which is one pointer, shortly after the header that all objects have.
+        probes = [torch.empty(2, device="cpu"), torch.nn.Parameter(torch.empty((), device="cpu"))]
+        header, word = object.__basicsize__, ctypes.sizeof(ctypes.c_void_p)
+        for handle in range(header, header + 3 * word, word):
+            if all(ctypes.c_void_p.from_address(id(x) + handle).value == x._cdata for x in probes):
+                addresses = [ctypes.cast(f, ctypes.c_void_p).value for f in functions if f is not None]
+                return cls(handle, *addresses) if len(addresses) == len(functions) else None
         return None
-    pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    api = (ctypes.c_void_p * 7).from_address(pointer(capsule, b"dlpack_exchange_api"))
-    major = ctypes.c_uint32.from_buffer(api).value
-    return api[5] if major == 1 else None  # version, previous API, then the functions: the fourth
 
 
 @functools.cache
@@ -129,14 +156,6 @@ class Members:
         return bool(same(container, self._ids, len(self._kept)))
 
 
-def _fingerprint(x: Tensor) -> int:
-    """A 64-bit number that changes with shape and strides, as csrc/tensors.h computes it."""
-    h = 0
-    for size, stride in zip(x.shape, x.stride(), strict=True):
-        h = ((h * 1000003 + size) * 1000003 + stride) % 2**64
-    return h
-
-
 def kinds(p: Tensor, storage: Storage) -> Kinds:
     """How a parameter (a plain local tensor) and its states are kept."""
     return Kinds(PARAMETER[p.dtype], STATE[storage.state], ROUNDING[storage.rounding], storage.taken)
@@ -161,20 +180,40 @@ class Factors(NamedTuple):
     decay: Tensor | None = None
 
 
+class _Held(ctypes.Structure):
+    """`Held` of csrc/tensors.h."""
+
+    _fields_ = (("object", ctypes.c_void_p), ("column", ctypes.c_int64), ("fingerprint", ctypes.c_uint64))
+
+
+class _Record(ctypes.Structure):
+    """`Record` of csrc/tensors.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("params", "states", "fingerprints", "ends", "held")),
+        *((name, ctypes.py_object) for name in ("grad", "gradient_type")),
+        *((name, ctypes.c_int64) for name in ("rows", "width")),
+    )
+
+
 class Table:
     """The addresses that a fused step works on, one row a tensor: `COLUMNS`, the states, their scales.
 
-    Made once and used again while every tensor stays where it was, which `refresh` verifies in C, in about
-    0.25 microseconds a tensor.
+    Made once, with rows that keep the contract (optim/contract.py), and used again while every tensor stays what it
+    was, which `refresh` verifies in C.
 
     Args:
         rule: what is done to them.
         kinds: how the tensors are kept.
-        params, grads: plain tensors of one dtype and device, dense, gradients laid out as the parameters.
+        params, grads: tensors of one dtype and device.
         states: per parameter the state dict, as `optim.storage.Storage` makes it.
         factors: per parameter, for a rule that has them.
         block_sums: per parameter [blocks of 256 elements, rule.sums], in the dtype of the arithmetic, for a
             rule that has them.
+        others: names of further states, which the kernels do not read, but which have to stay what they are.
+
+    Raises:
+        RuntimeError: for a row that breaks the contract.
     """
 
     def __init__(
@@ -186,6 +225,7 @@ class Table:
         states: list[dict[str, Tensor]],
         factors: Sequence[Factors] = (),
         block_sums: Sequence[Tensor] = (),
+        others: Sequence[str] = (),
     ) -> None:
         self._library, _ = load()
         self.rows, self._kinds, self._states = len(params), kinds, states
@@ -194,60 +234,73 @@ class Table:
         kept = (*rule.states, *(f"{name}_scale" for name in rule.states))
         columns = ("param", "grad", *names, *ours, *kept)
         self._width = len(columns)
+        kept_as = STATE_DTYPE[kinds.state], kinds.rounding == ROUNDING["kahan"], kinds.taken
         addresses = []
         for i, (p, g, state) in enumerate(zip(params, grads, states, strict=True)):
+            check_row(rule, *kept_as, p, g, state)
             rows, cols, length, decay = factors[i] if factors else Factors(None, None, 1)
             sums = block_sums[i] if block_sums else None
             row = [p, g, *map(state.get, names), rows, cols, max(length, 1), decay, sums]
             row += map(state.get, kept)
             addresses += [x.data_ptr() if isinstance(x, Tensor) else x or 0 for x in row]
         self._table = (ctypes.c_void_p * len(addresses))(*addresses)
-        self._fingerprints = (ctypes.c_uint64 * self.rows)(*map(_fingerprint, params))
         self._ends = (ctypes.c_int64 * self.rows)(*itertools.accumulate(p.numel() for p in params))
-        # Where the first row's states are, to see whether they were moved.
-        at_rest = enumerate(columns)
-        self._first = [(name, j) for j, name in at_rest if j > 4 and name not in ours and name in states[0]]
-        # What C reads has to stay: the objects, and also memory that somebody's x.data = y lets go of.
-        held = [x for state in states for name, x in state.items()]
-        self._per_state = len(held) // self.rows
-        # the places of `pre_grad` among the held objects
-        self._pre_grad = [
-            i * self._per_state + list(state).index("pre_grad")
-            for i, state in enumerate(states if kinds.taken else ())
-        ]
-        fixed = [x for state in states for name, x in state.items() if name != "pre_grad"]
-        self._kept = (params, fixed, [x.detach() for x in fixed], factors, block_sums)
-        listed = (params, states, held)
-        self._objects = tuple((ctypes.c_void_p * len(some))(*map(id, some)) for some in listed)
+        column = {name: j for j, name in enumerate(columns) if name not in ("param", "grad", *ours)}
+        column = dict.fromkeys(others, -1) | column
+        self._record_tensors(params, states, column, type(grads[0]))
+        self._kept = (params, factors, block_sums)  # what C reads has to stay
+
+    def _record_tensors(
+        self, params: list[Tensor], states: list[dict[str, Any]], column: dict[str, int], gradient: type
+    ) -> None:
+        """Notes what `refresh` compares with; foreign values in the state dicts may change as they like."""
+        entries = [(name, x) for state in states for name, x in state.items()]
+        self._objects = [x for name, x in entries if name in column]
+        self._held = (_Held * len(entries))(
+            *((id(x), column[name], 0) if name in column else (None, -1, 0) for name, x in entries)
+        )
+        self._pre_grad = [i for i, (name, _) in enumerate(entries) if name == "pre_grad" and self._kinds.taken]
+        self._fingerprints = self._fingerprints_of(params)
+        for held, fingerprint in zip(
+            (held for held in self._held if held.object), self._fingerprints_of(self._objects), strict=True
+        ):
+            held.fingerprint = fingerprint
+        per_row = (ctypes.c_int64 * self.rows)(*itertools.accumulate(map(len, states)))
+        ids = [(ctypes.c_void_p * len(some))(*map(id, some)) for some in (params, states)]
+        arrays = (*ids, self._fingerprints, per_row, self._held)
+        self._record = _Record(*map(ctypes.addressof, arrays), "grad", gradient, self.rows, self._width)
+        self._arrays = arrays
+
+    def _fingerprints_of(self, tensors: Sequence[Tensor]) -> Any:
+        count = len(tensors)
+        prints = (ctypes.c_uint64 * count)()
+        if self._library is not None and self._library.torch is not None:
+            ids = (ctypes.c_void_p * count)(*map(id, tensors))
+            done = self._library.fingerprints(ctypes.byref(self._library.torch), ids, count, prints)
+            assert done == count, "a tensor of a table cannot be read"
+        return prints
 
     def refresh(self) -> bool:
         """Takes over the parameters' present gradients; False if a new table has to be made."""
         library = self._library
-        if library is None or library.read_tensor is None:
+        if library is None or library.torch is None:
             return False
-        # Code that moves states by assigning to their .data moves all of them: looking at one row will do.
-        first = self._states[0]
-        if any(first[name].data_ptr() != (self._table[column] or 0) for name, column in self._first):
-            return False
-        return bool(
-            self.rows
-            == library.refresh(
-                *self._objects,
-                "grad",
-                self.rows,
-                self._width,
-                self._per_state,
-                library.read_tensor,
-                self._fingerprints,
-                self._table,
-            )
-        )
+        record = ctypes.byref(self._record)
+        return bool(self.rows == library.refresh(ctypes.byref(library.torch), record, self._table))
 
     def hold_gradients(self) -> None:
-        """Accepts the tensors that are the states `pre_grad` now."""
-        held = self._objects[2]
-        for at, state in zip(self._pre_grad, self._states, strict=True):
-            held[at] = id(state["pre_grad"])
+        """Accepts the tensors that are the states `pre_grad` now: the gradients of this step."""
+        for at, p, state in zip(self._pre_grad, self._fingerprints, self._states, strict=True):
+            self._held[at] = (id(state["pre_grad"]), COLUMNS.index("previous"), p)
+
+    def bump_versions(self) -> None:
+        """Tells autograd that parameters and states have changed, as an in-place operation of torch does."""
+        library = self._library
+        if library is not None and library.torch is not None:
+            read_only = COLUMNS.index("previous")
+            if library.bump_versions(ctypes.byref(library.torch), ctypes.byref(self._record), read_only):
+                return
+        torch.autograd.graph.increment_version([*self._kept[0], *self._objects])
 
     def step(
         self,

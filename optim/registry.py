@@ -149,7 +149,7 @@ def ladder() -> list[tuple[str, str, str, str]]:
                 rows.append((name, path, "any", "yes"))
                 continue
             for device in card.fused_devices:
-                reason = cuda.why_not() if device == "cuda" else why_not_fused(card, torch.empty(0))
+                reason = cuda.why_not() if device == "cuda" else why_not_fused(card, torch.empty(0, device="cpu"))
                 detail = f" ({library.instruction_set})" if device == "cpu" and library else ""
                 rows.append((name, path, device.upper(), reason or f"yes{detail}"))
     return rows

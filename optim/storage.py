@@ -88,7 +88,7 @@ def encode(x: Tensor, signed: bool, noise: Tensor) -> tuple[Tensor, Tensor]:
     # by their bits: NaN above inf
     maxima = magnitude.view(torch.int32).amax(1).view(torch.float32) if count else x.new_zeros(0)
     factor = _TOP[signed] * (1 - 2.0**-22) / maxima
-    factor = torch.where(factor < 3e38, factor, torch.where(maxima > 0, 3e38, 0.0))[:, None]
+    factor = torch.where(factor < 3e38, factor, (maxima > 0).to(maxima.dtype) * 3e38)[:, None]
     code = (2.0 + magnitude * factor).view(torch.int32).flatten()[:count] + noise
     if signed:
         return ((code >> 19 & 0x7F) | (x.signbit().to(torch.int64) << 7)).to(torch.uint8), maxima
@@ -100,7 +100,7 @@ def decode(codes: Tensor, maxima: Tensor, signed: bool) -> Tensor:
     """The float32 numbers of 8-bit codes."""
     code = codes.to(torch.int32)
     y = ((code & (0x7F if signed else 0xFF)) << 19 | _BASE).view(torch.float32)
-    factor = maxima * torch.tensor(1 / _TOP[signed], device=maxima.device)
+    factor = maxima * torch.tensor(1 / _TOP[signed], dtype=torch.float32, device=maxima.device)
     x = (_blocks(y - 2.0) * factor[:, None]).flatten()[: codes.numel()]
     return torch.where(code > 0x7F, -x, x) if signed else x
 
@@ -138,9 +138,10 @@ class Storage(NamedTuple):
 
     def fit(self, card: Card, names: Names, p: Tensor, state: State, step_device: torch.device | str) -> None:
         """Makes the state of a parameter, or makes it anew where it is kept, or lies, otherwise."""
-        if "step" not in state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-        state["step"] = state["step"].to(step_device)
+        step = state.get("step", 0.0)
+        if not isinstance(step, Tensor):
+            step = torch.tensor(float(step), dtype=torch.float32, device="cpu")
+        state["step"] = step.to(step_device, torch.float32)
         if self.rounding == "kahan":
             self._fit_one("compensation", p, state, slot=len(card.states), dtype=p.dtype)
         else:
@@ -148,7 +149,7 @@ class Storage(NamedTuple):
         work = torch.promote_types(p.dtype, torch.float32)
         for name, shape in names.small:
             old = state.get(name)
-            state[name] = torch.zeros(shape) if old is None else old
+            state[name] = torch.zeros(shape, device=local(p).device, dtype=work) if old is None else old
             state[name] = state[name].to(local(p).device, work)
         for slot, name in enumerate(card.states):
             if name not in names.full:
@@ -159,8 +160,8 @@ class Storage(NamedTuple):
                 self._fit_taken(name, p, state, slot)
             else:
                 if "pre_grad" in state:
-                    scale = state.pop("pre_grad_scale", torch.ones(()))
-                    state[name] = -scale.to(state["pre_grad"].device) * state.pop("pre_grad")
+                    pre_grad, scale = state.pop("pre_grad"), state.pop("pre_grad_scale", 1.0)
+                    state[name] = -torch.as_tensor(scale, device=local(p).device) * pre_grad
                 self._fit_one(name, p, state, slot)
 
     def copy(self, card: Card, names: Names, p: Tensor, saved: State) -> State:
@@ -178,16 +179,17 @@ class Storage(NamedTuple):
     ) -> None:
         wanted = dtype or (p.dtype if self.state is None else STATE_DTYPES[self.state])
         scale, old = f"{name}_scale", state.get(name)
-        if old is not None and old.dtype == wanted and same_layout(local(old), local(p)):
-            for key in (name, scale):
-                if key in state and state[key].device != p.device:
-                    state[key] = state[key].to(p.device)
+        if scale in state:
+            state[scale] = state[scale].to(p.device, torch.float32).contiguous()
+        if old is not None and old.dtype == wanted and same_layout(local(old), local(p)) and not local(old).is_neg():
+            if old.device != p.device:
+                state[name] = old.to(p.device)
             return
         value = None if old is None else load(state, name, signed)
         state[name] = zeros_like(p, slot, wanted)
         state.pop(scale, None)
         if wanted == torch.uint8:
-            state[scale] = torch.zeros(-(-p.numel() // BLOCK), device=p.device)
+            state[scale] = torch.zeros(-(-p.numel() // BLOCK), dtype=torch.float32, device=p.device)
         if value is not None:
             value = zeros_like(p, slot, value.dtype).copy_(value)  # laid out as the new one
             store(state, name, slot, value, signed, None)
@@ -209,7 +211,10 @@ class Storage(NamedTuple):
         ):
             state["pre_grad"] = zeros_like(p, slot, p.dtype).copy_(pre_grad)
         work = torch.promote_types(p.dtype, torch.float32)
-        state["pre_grad_scale"] = state.get("pre_grad_scale", torch.ones(())).to(p.device, work)
+        scale = state.get("pre_grad_scale", 1.0)
+        if not isinstance(scale, Tensor):
+            scale = torch.tensor(float(scale), device="cpu")
+        state["pre_grad_scale"] = scale.to(p.device, work)
 
 
 def load(state: State, name: str, signed: bool) -> Tensor:
@@ -224,8 +229,8 @@ def store(state: State, name: str, slot: int, x: Tensor, signed: bool, words: Te
     """Keeps a new value; `words` is the noise for stochastic rounding, or None for rounding to nearest."""
     kept, maxima = state[name], state.get(f"{name}_scale")
     if maxima is not None:
-        bits = torch.full((x.numel(),), 1 << 18) if words is None else noise_bits(words, slot, 19)
-        codes, new_maxima = encode(flat(x.float()), signed, bits.to(x.device))
+        bits = noise_bits(words, slot, 19) if words is not None else x.new_full((x.numel(),), 1 << 18, dtype=torch.int64)
+        codes, new_maxima = encode(flat(x.float()), signed, bits)
         flat(kept).copy_(codes)
         maxima.copy_(new_maxima)
     elif words is not None and kept.dtype == torch.bfloat16:
