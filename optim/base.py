@@ -7,6 +7,7 @@ business. Rules that need more than an element's own values (norms, means) are g
 where a parameter is a DTensor: its operations then are those of DTensors.
 """
 
+import copy
 import difflib
 import functools
 import inspect
@@ -19,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.utils._pytree import tree_map
 
 from . import cuda, native, storage
 from .card import Card, FusedRule
 from .checks import number, one_of
-from .convert import refuse_options
+from .convert import STATE_NAMES, refuse_options
 from .layout import is_dense, same_layout
 from .norm import as_copy_for, as_part_of, global_norm, is_dtensor, local
 from .storage import Names, State, Storage
@@ -34,6 +36,8 @@ Group = dict[str, Any]
 OPTIMIZER_WIDE = ("max_grad_norm", "nonfinite", "foreach", "fused", "take_gradients", "capturable")
 # Options of a group that a checkpoint does not change, because they say how its states are kept.
 STORAGE_OPTIONS = ("state_dtype", "min_int8_size", "param_rounding")
+
+ANOTHER_MODEL = "a checkpoint of another model, or of its parameters in another order"
 
 
 class Options(TypedDict, total=False):
@@ -605,23 +609,42 @@ class Optimizer(torch.optim.Optimizer):
         """Loads a state dict: ours, or one of the implementations that `adopt_state` knows.
 
         Hyper-parameters of the groups are taken from the checkpoint, as torch does. What belongs to the
-        whole optimizer (path, clipping, non-finite policy) stays as it was constructed.
+        whole optimizer (path, clipping, non-finite policy) stays as it was constructed. Pre-hooks and
+        post-hooks work as in torch; what the pre-hooks return is what is checked. Entries that others keep in
+        the state of a parameter are loaded as they are, on the parameter's device.
 
         Raises:
             ValueError: for a state of another optimizer or of a model with other shapes.
         """
-        adopted = self._adopt(state_dict)
-        super().load_state_dict({**adopted, "state": {}})  # which would cast states to the parameter's dtype
-        for saved, group in zip(adopted["param_groups"], self.param_groups, strict=True):
-            for index, p in zip(saved["params"], group["params"], strict=True):
-                if index in adopted["state"]:
-                    kept = Storage.of(p, group, self.take_gradients)
-                    names = self.names_of(p, group)
-                    self.state[p] = kept.copy(self.card, names, p, adopted["state"][index])
+        adopted: dict[str, Any] = {}
+
+        def check(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+            adopted.update(self._adopt(given))
+            ours = {index for group in adopted["param_groups"] for index in group["params"]}
+            rest = {key: value for key, value in adopted["state"].items() if key not in ours}
+            return {**adopted, "state": rest}  # torch would cast states to the parameter's dtype
+
+        def install(_: torch.optim.Optimizer) -> None:
+            for saved, group in zip(adopted["param_groups"], self.param_groups, strict=True):
+                for index, p in zip(saved["params"], group["params"], strict=True):
+                    if state := adopted["state"].get(index):
+                        self.state[p] = self._copy_state(p, state, group)
+
+        # The check follows the other pre-hooks, which may replace what is loaded; the other post-hooks see
+        # the states.
+        hooks = (
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(install, prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _adopt(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         groups = [dict(group) for group in state_dict["param_groups"]]
-        states = {index: dict(state) for index, state in state_dict["state"].items()}
+        states = dict(state_dict["state"])
         for saved, group in zip(
             groups, self.param_groups, strict=False
         ):  # torch says it if they do not match
@@ -634,13 +657,23 @@ class Optimizer(torch.optim.Optimizer):
             for name, value in self.defaults.items():
                 saved.setdefault(name, value)
             for index, p in zip(saved["params"], group["params"], strict=False):
-                if state := states.get(index):
+                if state := dict(states.get(index, {})):
+                    states[index] = state
                     if group_step is not None:
                         state.setdefault("step", group_step)
                     self.adopt_state(state)
-                    self._check_state(f"parameter {index}", p, state, self.names_of(p, saved))
-                    state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
+                    if own := _own_and_foreign(state)[0]:
+                        self._check_state(f"parameter {index}", p, own, self.names_of(p, saved))
+                        state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
         return {**state_dict, "state": states, "param_groups": groups}
+
+    def _copy_state(self, p: Tensor, state: dict[str, Any], group: Group) -> dict[str, Any]:
+        """A checked state in memory of its own: ours as the options say, entries of others as they are."""
+        own, foreign = _own_and_foreign(state)
+        if own:
+            kept = Storage.of(p, group, self.take_gradients)
+            own = kept.copy(self.card, self.names_of(p, group), p, own)
+        return own | tree_map(lambda x: _copied(x, p.device), foreign)
 
     def _check_state(self, name: str, p: Tensor, state: dict[str, Any], names: Names) -> None:
         previous, small = self.card.previous, dict(names.small)
@@ -649,18 +682,27 @@ class Optimizer(torch.optim.Optimizer):
             required = required - {previous} | {"pre_grad"}
         scales = {f"{key}_scale" for key in required}
         if not required <= state.keys() <= required | scales | {"compensation"}:
+            problem = f"the state of {name} is {sorted(state)}, expected {sorted(required)}"
+            if self._is_of_another_parameter(p, state):
+                raise ValueError(f"{ANOTHER_MODEL}: {problem} for shape {tuple(p.shape)}")
             raise ValueError(
-                f"not a checkpoint of {self.card.title}: the state of {name} is {sorted(state)}, "
-                f"expected {sorted(required)}; optim.convert_state reads those of others"
+                f"not a checkpoint of {self.card.title}: {problem}; optim.convert_state reads those of others"
             )
         blocks = torch.Size([-(-p.numel() // storage.BLOCK)])
         for key in sorted(state.keys() - {"step", "pre_grad_scale"}):
             shape = torch.Size(small[key]) if key in small else blocks if key in scales else p.shape
             if state[key].shape != shape:
                 raise ValueError(
-                    f"a checkpoint of another model: {key} of {name} has shape {tuple(state[key].shape)}, "
+                    f"{ANOTHER_MODEL}: {key} of {name} has shape {tuple(state[key].shape)}, "
                     f"expected {tuple(shape)} for a parameter of shape {tuple(p.shape)}"
                 )
+
+    def _is_of_another_parameter(self, p: Tensor, state: State) -> bool:
+        """Whether a state that is not p's would be right for a parameter of another shape in p's group."""
+        keys = {key for key in state if not key.endswith("_scale")} - {"compensation"}
+        [group] = [group for group in self.param_groups if any(q is p for q in group["params"])]
+        others = {self.names_of(q, group) for q in group["params"]} - {self.names_of(p, group)}
+        return any({"step", *names.full, *dict(names.small)} == keys for names in others)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients, as torch does; a taken gradient cannot be set to zero."""
@@ -675,6 +717,18 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # which torch adds
         self._plan = None
+
+
+def _own_and_foreign(state: dict[Any, Any]) -> tuple[State, dict[Any, Any]]:
+    """A parameter's state in two: names that optimizers are known to use, and what others keep there."""
+    cards = (cls.card for cls in Optimizer.__subclasses__() if hasattr(cls, "card"))
+    known = STATE_NAMES.union(*((*card.states, *card.small) for card in cards))
+    own = {key for key in state if isinstance(key, str) and key.removesuffix("_scale") in known}
+    return {k: state[k] for k in state if k in own}, {k: state[k] for k in state if k not in own}
+
+
+def _copied(x: Any, device: torch.device) -> Any:
+    return x.detach().to(device, copy=True) if isinstance(x, Tensor) else copy.deepcopy(x)
 
 
 def why_not_fused(card: Card, p: Tensor) -> str:
