@@ -12,6 +12,7 @@ import difflib
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypedDict
@@ -23,8 +24,9 @@ from torch.optim.optimizer import ParamsT, _global_optimizer_post_hooks, _global
 from torch.utils._pytree import tree_map
 
 from . import cuda, native, storage
+from .amp import StepScaling
 from .card import Card, FusedRule
-from .checks import number, one_of
+from .checks import known_options, number, one_of, plain_number
 from .convert import STATE_NAMES, refuse_options
 from .layout import is_dense, same_layout
 from .norm import as_copy_for, as_part_of, global_norm, is_dtensor, local
@@ -160,7 +162,7 @@ class Optimizer(torch.optim.Optimizer):
 
     card: ClassVar[Card]
     decoupled: ClassVar[bool] = True  # weight decay shrinks the parameter; else it is added to the gradient
-    _step_supports_amp_scaling = True  # GradScaler then sets grad_scale and found_inf instead of unscaling
+    _step_supports_amp_scaling = StepScaling()
 
     def __init__(
         self,
@@ -178,7 +180,13 @@ class Optimizer(torch.optim.Optimizer):
         param_rounding: str = "nearest",
         capturable: bool = False,
         differentiable: bool = False,
+        **unknown: Any,
     ) -> None:
+        if unknown:
+            accepted = [
+                name for name in list(inspect.signature(type(self)).parameters)[1:] if name not in unknown
+            ]
+            known_options(type(self).__name__, unknown, accepted)
         if differentiable:
             raise ValueError(
                 f"differentiable=True: {self.card.title} updates its states in place, where autograd cannot "
@@ -211,13 +219,33 @@ class Optimizer(torch.optim.Optimizer):
             param_rounding=param_rounding,
         )
         super().__init__(params, hyper)
+        if any(map(self._loses_squares, self.param_groups)):
+            warnings.warn(
+                f"{self.card.title} keeps mean squares of gradients in float16, where those of gradients "
+                "below about 1e-3 round to zero and steps become several times too long: use "
+                "state_dtype='float32'",
+                stacklevel=3,
+            )
 
-    def __init_subclass__(cls) -> None:
-        """Shows the common options in the signature, where tools and people look for them."""
-        signature, common = inspect.signature(cls.__init__), inspect.signature(Optimizer.__init__).parameters
-        own = [p for name, p in signature.parameters.items() if name not in ("self", "options")]
-        shared = [common[name] for name in Options.__annotations__]
-        cls.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Shows what a constructor passes on by `**options` in its signature, where tools and people look."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" not in vars(cls):
+            return
+        signature = inspect.signature(cls.__init__)
+        kept = list(signature.parameters.values())[1:]  # without self
+        own = [p for p in kept if p.kind != p.VAR_KEYWORD]
+        if len(own) < len(kept):
+            parent = next(base for base in cls.__mro__[1:] if issubclass(base, Optimizer))
+            inherited = inspect.signature(parent).parameters
+            names = list(Options.__annotations__) if parent is Optimizer else list(inherited)[1:]
+            own += [
+                inherited[name].replace(kind=inspect.Parameter.KEYWORD_ONLY)
+                for name in names
+                if name not in signature.parameters
+                and inherited[name].kind != inspect.Parameter.VAR_POSITIONAL
+            ]
+        cls.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
 
     # ---- the update rule: what a subclass gives
 
@@ -288,7 +316,7 @@ class Optimizer(torch.optim.Optimizer):
             if near := difflib.get_close_matches(key, self.defaults, n=1, cutoff=0.8):
                 raise ValueError(f"unknown key {key!r}: did you mean {near[0]!r}?")
         for name in ("lr", "eps", "weight_decay"):
-            group[name] = number(name, group[name])
+            group[name] = (number if name == "lr" else plain_number)(name, group[name])
         if self.card.betas:
             group["betas"] = self._check_betas(group["betas"])
         self.check_options(group)
@@ -333,6 +361,12 @@ class Optimizer(torch.optim.Optimizer):
                     f"capturable=True: a step of {self.card.title} is more than its kernels, "
                     "and is not captured"
                 )
+
+    def _loses_squares(self, group: Group) -> bool:
+        """Whether a group has float16 states whose numbers are too small for that type."""
+        small = [p for p in group["params"] if p.dtype == torch.float16 and group["state_dtype"] is None]
+        squares = set(self.card.nonnegative) & set(self.card.states)
+        return bool(squares) and any(squares.intersection(self.names_of(p, group).full) for p in small)
 
     def _check_betas(self, betas: Any) -> tuple[float, ...]:
         count = self.card.betas
@@ -444,7 +478,10 @@ class Optimizer(torch.optim.Optimizer):
                 self._update_unfused(batch, factor, scale)
             if batch.storage.taken:
                 for p, state in batch.owners:
-                    state["pre_grad"], p.grad = p.grad, None  # type: ignore[assignment]
+                    assert p.grad is not None
+                    # detached, so that a graph of create_graph=True is not kept until the next step
+                    state["pre_grad"] = p.grad.detach() if p.grad.requires_grad else p.grad
+                    p.grad = None
                 if batch.table is not None:
                     batch.table.hold_gradients()
 
