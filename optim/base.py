@@ -131,7 +131,8 @@ class Optimizer(torch.optim.Optimizer):
     """Base class of the optimizers in this package.
 
     Steps are counted per parameter: one that is frozen, unfrozen or without a gradient for a while behaves
-    as if it had an optimizer of its own. Gradients are never changed.
+    as if it had an optimizer of its own. Gradients are never changed: after `GradScaler.step` without
+    `unscale_` they are still scaled.
 
     Args:
         params: tensors, named tensors, or groups of them, as for any torch optimizer.
@@ -710,7 +711,8 @@ class Optimizer(torch.optim.Optimizer):
         if own:
             kept = Storage.of(p, group, self.take_gradients)
             own = kept.copy(self.card, self.names_of(p, group), p, own)
-        return own | tree_map(lambda x: _copied(x, p.device), foreign)
+        copied: dict[str, Any] = tree_map(lambda x: _copied(x, p.device), foreign)
+        return own | copied
 
     def _check_state(self, name: str, p: Tensor, state: dict[str, Any], names: Names) -> None:
         previous, small = self.card.previous, dict(names.small)
