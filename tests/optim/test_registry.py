@@ -15,6 +15,7 @@ from optim import build_optimizer, cuda, layer_ids, native, param_groups
 
 timm = pytest.importorskip("timm")
 pytest.importorskip("timm.optim")
+schedulers = pytest.importorskip("timm.scheduler")
 
 
 class Model(nn.Module):
@@ -139,7 +140,7 @@ def test_layer_decay_counts_once_under_schedules():
     optimizer = build_optimizer(Model(), "adan", lr=1.0, layer_decay=0.5)
     built = [group["lr"] for group in optimizer.param_groups]
     assert len(set(built)) == 5
-    timm.scheduler.CosineLRScheduler(optimizer, t_initial=100).step(0)
+    schedulers.CosineLRScheduler(optimizer, t_initial=100).step(0)
     assert [group["lr"] for group in optimizer.param_groups] == built
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [lr / 2 for lr in built]
