@@ -84,7 +84,13 @@ class Adam_mini(AdamMini):
         self.head_numel = dim * dim // n_heads
         self.n_heads, self.n_kv_heads, self.verbose = n_heads, n_kv_heads, verbose
         groups = []
-        for name, p in named_parameters:
+        for pair in named_parameters:
+            if not (isinstance(pair, tuple) and isinstance(pair[0], str)):
+                raise TypeError(
+                    f"Adam_mini goes by names: give model.named_parameters(), not a {type(pair).__name__}; "
+                    "optim.AdamMini takes parameters and groups"
+                )
+            name, p = pair
             if p.requires_grad:
                 exempt = any(word in name.lower() for word in ("norm", "ln", "bias"))
                 decay = 0.0 if exempt else weight_decay

@@ -16,6 +16,7 @@ from .lars import Lars
 from .monitor import Monitor
 from .partition import Partition, partition
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
+from .resize import resize_state
 from .shampoo import Shampoo
 from .sophia import Sophia, gauss_newton_bartlett, hutchinson
 
@@ -46,6 +47,7 @@ __all__ = [
     "param_groups",
     "partition",
     "path_in_use",
+    "resize_state",
     "state_bytes",
     "step_in_backward",
 ]

@@ -9,7 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Batch, Group, Optimizer, Options, exact_params
 from .card import Card, FusedRule
-from .checks import number
+from .checks import plain_number
 from .native import Factors
 from .norm import placed_like
 from .storage import Names, State, Storage
@@ -114,7 +114,7 @@ class Adafactor(Optimizer):
 
     def check_options(self, group: Group) -> None:
         for name in ("eps_scale", "clip_threshold", "decay_rate", "beta1"):
-            number(name, group[name])
+            group[name] = plain_number(name, group[name])
         if group["beta1"] >= 1:
             raise ValueError(f"beta1={group['beta1']}: must be in [0, 1)")
         if group["clip_threshold"] == 0:

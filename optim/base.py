@@ -7,11 +7,14 @@ business. Rules that need more than an element's own values (norms, means) are g
 where a parameter is a DTensor: its operations then are those of DTensors.
 """
 
+import contextlib
+import copy
 import difflib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, TypedDict
 
@@ -19,12 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.utils._pytree import tree_map
 
 from . import cuda, native, storage
+from .amp import StepScaling
 from .card import Card, FusedRule
-from .checks import number, one_of
+from .checks import known_options, number, one_of, plain_number
 from .contract import check_state, overlapping, why_not_plain, why_not_written
-from .convert import refuse_options
+from .convert import STATE_NAMES, refuse_options
 from .layout import is_dense, is_plain, same_layout
 from .norm import as_copy_for, as_part_of, global_norm, is_dtensor, local
 from .storage import Names, State, Storage
@@ -36,6 +41,8 @@ _MISSING = object()
 OPTIMIZER_WIDE = ("max_grad_norm", "nonfinite", "foreach", "fused", "take_gradients", "capturable")
 # Options of a group that a checkpoint does not change, because they say how its states are kept.
 STORAGE_OPTIONS = ("state_dtype", "min_int8_size", "param_rounding")
+
+ANOTHER_MODEL = "a checkpoint of another model, or of its parameters in another order"
 
 
 class Options(TypedDict, total=False):
@@ -139,7 +146,8 @@ class Optimizer(torch.optim.Optimizer):
     """Base class of the optimizers in this package.
 
     Steps are counted per parameter: one that is frozen, unfrozen or without a gradient for a while behaves
-    as if it had an optimizer of its own. Gradients are never changed.
+    as if it had an optimizer of its own. Gradients are never changed: after `GradScaler.step` without
+    `unscale_` they are still scaled.
 
     Args:
         params: tensors, named tensors, or groups of them, as for any torch optimizer.
@@ -170,7 +178,10 @@ class Optimizer(torch.optim.Optimizer):
 
     card: ClassVar[Card]
     decoupled: ClassVar[bool] = True  # weight decay shrinks the parameter; else it is added to the gradient
-    _step_supports_amp_scaling = True  # GradScaler then sets grad_scale and found_inf instead of unscaling
+    resizable: ClassVar[bool] = (
+        True  # whether states of rows mean something by themselves: optim.resize_state
+    )
+    _step_supports_amp_scaling = StepScaling()
 
     def __init__(
         self,
@@ -188,7 +199,13 @@ class Optimizer(torch.optim.Optimizer):
         param_rounding: str = "nearest",
         capturable: bool = False,
         differentiable: bool = False,
+        **unknown: Any,
     ) -> None:
+        if unknown:
+            accepted = [
+                name for name in list(inspect.signature(type(self)).parameters)[1:] if name not in unknown
+            ]
+            known_options(type(self).__name__, unknown, accepted)
         if differentiable:
             raise ValueError(
                 f"differentiable=True: {self.card.title} updates its states in place, where autograd cannot "
@@ -222,13 +239,33 @@ class Optimizer(torch.optim.Optimizer):
             param_rounding=param_rounding,
         )
         super().__init__(params, hyper)
+        if any(map(self._loses_squares, self.param_groups)):
+            warnings.warn(
+                f"{self.card.title} keeps mean squares of gradients in float16, where those of gradients "
+                "below about 1e-3 round to zero and steps become several times too long: use "
+                "state_dtype='float32'",
+                stacklevel=3,
+            )
 
-    def __init_subclass__(cls) -> None:
-        """Shows the common options in the signature, where tools and people look for them."""
-        signature, common = inspect.signature(cls.__init__), inspect.signature(Optimizer.__init__).parameters
-        own = [p for name, p in signature.parameters.items() if name not in ("self", "options")]
-        shared = [common[name] for name in Options.__annotations__]
-        cls.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Shows what a constructor passes on by `**options` in its signature, where tools and people look."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" not in vars(cls):
+            return
+        signature = inspect.signature(cls.__init__)
+        kept = list(signature.parameters.values())[1:]  # without self
+        own = [p for p in kept if p.kind != p.VAR_KEYWORD]
+        if len(own) < len(kept):
+            parent = next(base for base in cls.__mro__[1:] if issubclass(base, Optimizer))
+            inherited = inspect.signature(parent).parameters
+            names = list(Options.__annotations__) if parent is Optimizer else list(inherited)[1:]
+            own += [
+                inherited[name].replace(kind=inspect.Parameter.KEYWORD_ONLY)
+                for name in names
+                if name not in signature.parameters
+                and inherited[name].kind != inspect.Parameter.VAR_POSITIONAL
+            ]
+        cls.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
 
     # ---- the update rule: what a subclass gives
 
@@ -284,10 +321,18 @@ class Optimizer(torch.optim.Optimizer):
         self._plan = None
         super().add_param_group(param_group)
         try:
-            self._check_group(self.param_groups[-1])
-        except (ValueError, TypeError) as error:
-            index = len(self.param_groups) - 1
+            with self._of_group(len(self.param_groups) - 1):
+                self._check_group(self.param_groups[-1])
+        except (ValueError, TypeError):
             self.param_groups.pop()
+            raise
+
+    @contextlib.contextmanager
+    def _of_group(self, index: int) -> Iterator[None]:
+        """Says in an error of a check which group it is about."""
+        try:
+            yield
+        except (ValueError, TypeError) as error:
             raise type(error)(f"{self.card.title}, parameter group {index}: {error}") from None
 
     def _check_group(self, group: Group) -> None:
@@ -340,7 +385,7 @@ class Optimizer(torch.optim.Optimizer):
                 raise ValueError(f"the group has no {name!r} any more")
             value = group[name]
             if name in ("lr", "eps", "weight_decay"):
-                group[name] = number(name, value)
+                group[name] = (number if name == "lr" else plain_number)(name, value)
             elif name == "betas":
                 group[name] = self._check_betas(value)
             elif name == "state_dtype":
@@ -361,12 +406,18 @@ class Optimizer(torch.optim.Optimizer):
             return
         for index, (group, values) in enumerate(zip(self.param_groups, now, strict=True)):
             old = self._checked[index] if index < len(self._checked) else [_MISSING] * len(values)
-            changed = [name for name, x, y in zip(self.defaults, old, values, strict=True) if x is _MISSING or x != y]
-            try:
+            changed = [
+                name for name, x, y in zip(self.defaults, old, values, strict=True) if x is _MISSING or x != y
+            ]
+            with self._of_group(index):
                 self._check_hyper(group, changed)
-            except (ValueError, TypeError) as error:
-                raise type(error)(f"{self.card.title}, parameter group {index}: {error}") from None
         self._checked = [[group[name] for name in self.defaults] for group in self.param_groups]
+
+    def _loses_squares(self, group: Group) -> bool:
+        """Whether a group has float16 states whose numbers are too small for that type."""
+        small = [p for p in group["params"] if p.dtype == torch.float16 and group["state_dtype"] is None]
+        squares = set(self.card.nonnegative) & set(self.card.states)
+        return bool(squares) and any(squares.intersection(self.names_of(p, group).full) for p in small)
 
     def _check_betas(self, betas: Any) -> tuple[float, ...]:
         count = self.card.betas
@@ -480,7 +531,10 @@ class Optimizer(torch.optim.Optimizer):
                 self._update_unfused(batch, factor, scale)
             if batch.storage.taken:
                 for p, state in batch.owners:
-                    state["pre_grad"], p.grad = p.grad, None  # type: ignore[assignment]
+                    assert p.grad is not None
+                    # detached, so that a graph of create_graph=True is not kept until the next step
+                    state["pre_grad"] = p.grad.detach() if p.grad.requires_grad else p.grad
+                    p.grad = None
                 if batch.table is not None:
                     batch.table.hold_gradients()
 
@@ -530,7 +584,9 @@ class Optimizer(torch.optim.Optimizer):
     def _row(self, index: int, place: int, p: Tensor, g: Tensor) -> Row:
         """A parameter with its gradient and its states as the fastest possible path takes them."""
         group = self.param_groups[index]
-        where = f"parameter {group['param_names'][place] if 'param_names' in group else place} of group {index}"
+        where = (
+            f"parameter {group['param_names'][place] if 'param_names' in group else place} of group {index}"
+        )
         if g.layout != torch.strided:
             raise RuntimeError(
                 f"{self.card.title} does not support sparse gradients (parameter of shape "
@@ -576,7 +632,11 @@ class Optimizer(torch.optim.Optimizer):
         written = [[rows[i].p] for i in plain]
         for tensors, i in zip(written, plain, strict=True):
             if rows[i].batch.path == "fused":
-                tensors += [x for name, x in rows[i].state.items() if name in rows[i].batch.names.full or name == "step"]
+                tensors += [
+                    x
+                    for name, x in rows[i].state.items()
+                    if name in rows[i].batch.names.full or name == "step"
+                ]
         for at in overlapping(written):
             i = plain[at]
             batch = replace(rows[i].batch, path="reference")
@@ -677,26 +737,44 @@ class Optimizer(torch.optim.Optimizer):
         """Loads a state dict: ours, or one of the implementations that `adopt_state` knows.
 
         Hyper-parameters of the groups are taken from the checkpoint, as torch does. What belongs to the
-        whole optimizer (path, clipping, non-finite policy) stays as it was constructed.
+        whole optimizer (path, clipping, non-finite policy) stays as it was constructed. Pre-hooks and
+        post-hooks work as in torch; what the pre-hooks return is what is checked. Entries that others keep in
+        the state of a parameter are loaded as they are, on the parameter's device.
 
         Raises:
             ValueError: for a state of another optimizer or of a model with other shapes.
         """
-        adopted = self._adopt(state_dict)
-        super().load_state_dict({**adopted, "state": {}})  # which would cast states to the parameter's dtype
-        for saved, group in zip(adopted["param_groups"], self.param_groups, strict=True):
-            for index, p in zip(saved["params"], group["params"], strict=True):
-                if index in adopted["state"]:
-                    kept = Storage.of(p, group, self.take_gradients)
-                    names = self.names_of(p, group)
-                    self.state[p] = kept.copy(self.card, names, p, adopted["state"][index])
+        adopted: dict[str, Any] = {}
+
+        def check(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+            adopted.update(self._adopt(given))
+            ours = {index for group in adopted["param_groups"] for index in group["params"]}
+            rest = {key: value for key, value in adopted["state"].items() if key not in ours}
+            return {**adopted, "state": rest}  # torch would cast states to the parameter's dtype
+
+        def install(_: torch.optim.Optimizer) -> None:
+            for saved, group in zip(adopted["param_groups"], self.param_groups, strict=True):
+                for index, p in zip(saved["params"], group["params"], strict=True):
+                    if state := adopted["state"].get(index):
+                        self.state[p] = self._copy_state(p, state, group)
+
+        # The check follows the other pre-hooks, which may replace what is loaded; the other post-hooks see
+        # the states.
+        hooks = (
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(install, prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _adopt(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         groups = [dict(group) for group in state_dict["param_groups"]]
-        states = {index: dict(state) for index, state in state_dict["state"].items()}
-        for saved, group in zip(
-            groups, self.param_groups, strict=False
-        ):  # torch says it if they do not match
+        states = dict(state_dict["state"])
+        # torch says it if their numbers do not match
+        for number_of_group, (saved, group) in enumerate(zip(groups, self.param_groups, strict=False)):
             refuse_options(saved, known=self.defaults, decoupled=self.decoupled)
             saved.pop("decoupled_weight_decay", None)
             group_step = saved.pop("step", None)  # the official Adan counts steps per group
@@ -705,14 +783,27 @@ class Optimizer(torch.optim.Optimizer):
             saved |= {name: group[name] for name in STORAGE_OPTIONS}
             for name, value in self.defaults.items():
                 saved.setdefault(name, value)
+            with self._of_group(number_of_group):
+                self._check_hyper(saved, self.defaults)
             for index, p in zip(saved["params"], group["params"], strict=False):
-                if state := states.get(index):
+                if state := dict(states.get(index, {})):
+                    states[index] = state
                     if group_step is not None:
                         state.setdefault("step", group_step)
                     self.adopt_state(state)
-                    self._check_state(f"parameter {index}", p, state, self.names_of(p, saved))
-                    state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
+                    if own := _own_and_foreign(state)[0]:
+                        self._check_state(f"parameter {index}", p, own, self.names_of(p, saved))
+                        state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
         return {**state_dict, "state": states, "param_groups": groups}
+
+    def _copy_state(self, p: Tensor, state: dict[str, Any], group: Group) -> dict[str, Any]:
+        """A checked state in memory of its own: ours as the options say, entries of others as they are."""
+        own, foreign = _own_and_foreign(state)
+        if own:
+            kept = Storage.of(p, group, self.take_gradients)
+            own = kept.copy(self.card, self.names_of(p, group), p, own)
+        copied: dict[str, Any] = tree_map(lambda x: _copied(x, p.device), foreign)
+        return own | copied
 
     def _check_state(self, name: str, p: Tensor, state: dict[str, Any], names: Names) -> None:
         previous, small = self.card.previous, dict(names.small)
@@ -721,18 +812,27 @@ class Optimizer(torch.optim.Optimizer):
             required = required - {previous} | {"pre_grad"}
         scales = {f"{key}_scale" for key in required}
         if not required <= state.keys() <= required | scales | {"compensation"}:
+            problem = f"the state of {name} is {sorted(state)}, expected {sorted(required)}"
+            if self._is_of_another_parameter(p, state):
+                raise ValueError(f"{ANOTHER_MODEL}: {problem} for shape {tuple(p.shape)}")
             raise ValueError(
-                f"not a checkpoint of {self.card.title}: the state of {name} is {sorted(state)}, "
-                f"expected {sorted(required)}; optim.convert_state reads those of others"
+                f"not a checkpoint of {self.card.title}: {problem}; optim.convert_state reads those of others"
             )
         blocks = torch.Size([-(-p.numel() // storage.BLOCK)])
         for key in sorted(state.keys() - {"step", "pre_grad_scale"}):
             shape = torch.Size(small[key]) if key in small else blocks if key in scales else p.shape
             if state[key].shape != shape:
                 raise ValueError(
-                    f"a checkpoint of another model: {key} of {name} has shape {tuple(state[key].shape)}, "
+                    f"{ANOTHER_MODEL}: {key} of {name} has shape {tuple(state[key].shape)}, "
                     f"expected {tuple(shape)} for a parameter of shape {tuple(p.shape)}"
                 )
+
+    def _is_of_another_parameter(self, p: Tensor, state: State) -> bool:
+        """Whether a state that is not p's would be right for a parameter of another shape in p's group."""
+        keys = {key for key in state if not key.endswith("_scale")} - {"compensation"}
+        [group] = [group for group in self.param_groups if any(q is p for q in group["params"])]
+        others = {self.names_of(q, group) for q in group["params"]} - {self.names_of(p, group)}
+        return any({"step", *names.full, *dict(names.small)} == keys for names in others)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients, as torch does; a taken gradient cannot be set to zero."""
@@ -747,6 +847,18 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # which torch adds
         self._plan, self._checked = None, []
+
+
+def _own_and_foreign(state: dict[Any, Any]) -> tuple[State, dict[Any, Any]]:
+    """A parameter's state in two: names that optimizers are known to use, and what others keep there."""
+    cards = (cls.card for cls in Optimizer.__subclasses__() if hasattr(cls, "card"))
+    known = STATE_NAMES.union(*((*card.states, *card.small) for card in cards))
+    own = {key for key in state if isinstance(key, str) and key.removesuffix("_scale") in known}
+    return {k: state[k] for k in state if k in own}, {k: state[k] for k in state if k not in own}
+
+
+def _copied(x: Any, device: torch.device) -> Any:
+    return x.detach().to(device, copy=True) if isinstance(x, Tensor) else copy.deepcopy(x)
 
 
 def why_not_fused(card: Card, p: Tensor) -> str:

@@ -35,8 +35,8 @@ def why_not_plain(x: Tensor) -> str:
         return f"its layout is {x.layout}"
     if x.is_neg():
         return "it is lazily negated (see torch.Tensor.resolve_neg)"
-    if x._is_zerotensor():
-        return "it is a zero tensor without memory"
+    if x._is_zerotensor() or x.untyped_storage().nbytes() < x.storage_offset() * x.element_size() + _bytes(x):
+        return "it has no memory, or not enough"
     return ""
 
 
@@ -73,12 +73,16 @@ def check_state(where: str, card: Card, names: Names, p: Tensor, state: Mapping[
             )
         scale = state.get(f"{name}_scale") if name in names.full else None
         if name in names.full and (scale is None) == (x.dtype == torch.uint8):
-            missing = "without the scales" if scale is None else f"are {x.dtype}, with the scales of 8-bit codes in"
+            missing = (
+                "without the scales" if scale is None else f"are {x.dtype}, with the scales of 8-bit codes in"
+            )
             raise RuntimeError(f"{where}: the values of its state {name} {missing} {name}_scale")
         if scale is None and not x.is_floating_point():
             raise RuntimeError(f"{where}: its state {name} is {x.dtype}; states are floating-point numbers")
         if scale is not None and not is_dense(x):
-            raise RuntimeError(f"{where}: the codes of its state {name} do not fill their memory, strides {x.stride()}")
+            raise RuntimeError(
+                f"{where}: the codes of its state {name} do not fill their memory, strides {x.stride()}"
+            )
         blocks = (-(-p.numel() // BLOCK),)
         if scale is not None and tuple(scale.shape) != blocks:
             raise RuntimeError(
@@ -124,17 +128,23 @@ def check_row(
         like_p["pre_grad"] = (state["pre_grad"], p.dtype)
         numbers["pre_grad_scale"] = (state["pre_grad_scale"], 1, work)
     if of_states == torch.uint8:
-        numbers |= {f"{name}_scale": (state[f"{name}_scale"], -(-p.numel() // BLOCK), torch.float32) for name in own}
+        numbers |= {
+            f"{name}_scale": (state[f"{name}_scale"], -(-p.numel() // BLOCK), torch.float32) for name in own
+        }
     for name, (x, dtype) in like_p.items():
         read_only = name in ("grad", "pre_grad")
         wrong = (why_not_plain if read_only else why_not_written)(x) or _differs(x, dtype, p.device)
         if wrong or x.shape != p.shape or not (same_layout(x, p) and is_dense(x)):
-            raise RuntimeError(f"{name}, {_kind(x)}, of a parameter, {_kind(p)}: {wrong or 'it is laid out otherwise'}")
+            raise RuntimeError(
+                f"{name}, {_kind(x)}, of a parameter, {_kind(p)}: {wrong or 'it is laid out otherwise'}"
+            )
     for name, (x, count, dtype) in numbers.items():
         device = torch.device("cpu") if name == "step" and p.device.type == "cpu" else p.device
         wrong = why_not_written(x) or _differs(x, dtype, device)
         if wrong or x.numel() != count or not x.is_contiguous():
-            raise RuntimeError(f"{name}, {_kind(x)}, of a parameter, {_kind(p)}: {wrong or f'not {count} in a row'}")
+            raise RuntimeError(
+                f"{name}, {_kind(x)}, of a parameter, {_kind(p)}: {wrong or f'not {count} in a row'}"
+            )
 
 
 def _differs(x: Tensor, dtype: torch.dtype, device: torch.device) -> str:

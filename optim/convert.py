@@ -322,6 +322,12 @@ SOURCES = {
     ),
 }  # fmt: skip
 
+# What optimizers call their states, without "_scale"; the cards have those of optimizers that are not above.
+# Any other entry in a state belongs to a wrapper, a pruner or the like.
+STATE_NAMES = _set("exp_avg_slow mu_product").union(
+    *({key.removesuffix("_scale") for key in s.keys | s.more_keys} for s in SOURCES.values())
+)
+
 
 def recognise(state_dict: Mapping[str, Any]) -> str:
     """The key of SOURCES that a state dict belongs to, by the keys of its states and groups.

@@ -32,8 +32,9 @@ def param_groups(
             from the others'; tables whose rows are seldom used are what 8-bit states serve worst.
 
     Returns:
-        Groups with params, lr, weight_decay, lr_scale (the factor in lr) and name, and for embeddings
-        state_dtype if it was given.
+        Groups with params, lr, weight_decay and name, and for embeddings state_dtype if it was given. The
+        layers' factors are in lr: schedules that go by each group's own lr keep them (torch's and timm's);
+        one that sets the same lr for all (MAE's `lr_sched`) loses them.
 
     Raises:
         ValueError, TypeError: for an lr or weight_decay that is not a number >= 0, a model without trainable
@@ -62,9 +63,7 @@ def param_groups(
         decay = weight_decay if decays else 0.0
         special = {"state_dtype": embedding_state_dtype} if id(p) in tables else {}
         label += "_embedding" if special else ""
-        group: dict[str, Any] = dict(
-            params=[], lr=lr * scale, weight_decay=decay, lr_scale=scale, name=label, **special
-        )
+        group: dict[str, Any] = dict(params=[], lr=lr * scale, weight_decay=decay, name=label, **special)
         groups.setdefault(label, group)["params"].append(p)
     return list(groups.values())
 
@@ -72,9 +71,9 @@ def param_groups(
 def layer_ids(model: nn.Module) -> dict[str, int]:
     """The depth of each parameter: 0 before the first repeated block, i + 1 in block i, then one more.
 
-    Blocks are the children of the innermost containers (`ModuleList`, `Sequential`) that hold two or more
-    modules of one class with parameters, numbered through the whole model in the order of registration. What
-    stands between two stages (a downsampling layer) counts with the block that follows.
+    Blocks are the children of the innermost containers (`ModuleList`, `Sequential`; also the model itself)
+    that hold two or more modules of one class with parameters, numbered through the whole model in the order
+    of registration. What stands between two stages (a downsampling layer) counts with the block that follows.
 
     Source: the layer ids of MAE's fine-tuning (cls token, position and patch embedding 0, block i + 1,
     the final norm and the head L + 1), without the names.
@@ -95,15 +94,12 @@ def layer_ids(model: nn.Module) -> dict[str, int]:
     return ids
 
 
-def _blocks(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
-        path = f"{prefix}.{name}" if prefix else name
-        inner = list(_blocks(child, path))
-        if inner:
-            yield from inner
-        elif isinstance(child, (nn.ModuleList, nn.Sequential)):
-            members = [
-                (f"{path}.{key}", m) for key, m in child.named_children() if any(True for _ in m.parameters())
-            ]
-            if len(members) > 1 and len({type(m) for _, m in members}) == 1:
-                yield from members
+def _blocks(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    children = [(f"{path}.{name}" if path else name, child) for name, child in module.named_children()]
+    inner = [block for name, child in children for block in _blocks(child, name)]
+    if inner:
+        yield from inner
+    elif isinstance(module, (nn.ModuleList, nn.Sequential)):
+        members = [(name, m) for name, m in children if any(True for _ in m.parameters())]
+        if len(members) > 1 and len({type(m) for _, m in members}) == 1:
+            yield from members

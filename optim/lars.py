@@ -8,7 +8,7 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Batch, Group, Optimizer, Options, exact_params, one_factor, set_factors
 from .card import Card, FusedRule
-from .checks import number
+from .checks import plain_number
 from .native import Factors
 from .storage import Names, State
 from .sums import row_sums
@@ -90,9 +90,10 @@ class Lars(Optimizer):
         super().__init__(params, hyper, max_grad_norm=max_grad_norm, foreach=foreach, fused=fused, **options)
 
     def check_options(self, group: Group) -> None:
-        if number("momentum", group["momentum"]) >= 1:
+        for name in ("momentum", "trust_coefficient"):
+            group[name] = plain_number(name, group[name])
+        if group["momentum"] >= 1:
             raise ValueError(f"momentum={group['momentum']}: must be in [0, 1)")
-        number("trust_coefficient", group["trust_coefficient"])
         if group["nesterov"] and not group["momentum"]:
             raise ValueError("nesterov=True needs a momentum, and momentum is 0")
 

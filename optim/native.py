@@ -259,7 +259,9 @@ class Table:
         self._held = (_Held * len(entries))(
             *((id(x), column[name], 0) if name in column else (None, -1, 0) for name, x in entries)
         )
-        self._pre_grad = [i for i, (name, _) in enumerate(entries) if name == "pre_grad" and self._kinds.taken]
+        self._pre_grad = [
+            i for i, (name, _) in enumerate(entries) if name == "pre_grad" and self._kinds.taken
+        ]
         self._fingerprints = self._fingerprints_of(params)
         for held, fingerprint in zip(
             (held for held in self._held if held.object), self._fingerprints_of(self._objects), strict=True

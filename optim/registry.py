@@ -17,6 +17,7 @@ from .adamw import AdamW
 from .adan import Adan
 from .base import Optimizer, why_not_fused
 from .card import Card
+from .checks import known_options
 from .groups import param_groups
 from .lamb import Lamb
 from .lars import Lars
@@ -71,11 +72,7 @@ def build_optimizer(
         return build_optimizer(model_or_params, config.pop("name"), **config)
     cls = find(name_or_config)
     accepted = inspect.signature(cls).parameters
-    for key in options:
-        if key not in accepted:
-            near = difflib.get_close_matches(key, accepted, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(list(accepted)[1:])}"
-            raise TypeError(f"{cls.__name__} has no option {key!r}: {hint}")
+    known_options(cls.__name__, options, list(accepted)[1:])
     if isinstance(model_or_params, nn.Module):
         lr, decay = (
             options.get(key, accepted[key].default if key in accepted else 0.0)
@@ -149,7 +146,9 @@ def ladder() -> list[tuple[str, str, str, str]]:
                 rows.append((name, path, "any", "yes"))
                 continue
             for device in card.fused_devices:
-                reason = cuda.why_not() if device == "cuda" else why_not_fused(card, torch.empty(0, device="cpu"))
+                reason = (
+                    cuda.why_not() if device == "cuda" else why_not_fused(card, torch.empty(0, device="cpu"))
+                )
                 detail = f" ({library.instruction_set})" if device == "cpu" and library else ""
                 rows.append((name, path, device.upper(), reason or f"yes{detail}"))
     return rows

@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Group, Optimizer, Options
 from .card import Card
-from .checks import number
+from .checks import plain_number
 from .matrices import alike, cut, sides, sides_shape
 from .norm import local, share_of, whole
 from .storage import Names, State
@@ -81,6 +81,8 @@ class Shampoo(Optimizer):
         fused_devices=(),
     )
 
+    resizable = False  # factors are sums over all rows
+
     def __init__(
         self,
         params: ParamsT,
@@ -115,7 +117,7 @@ class Shampoo(Optimizer):
 
     def check_options(self, group: Group) -> None:
         for name in ("shampoo_beta", "matrix_eps", "exponent"):
-            group[name] = float(number(name, group[name]))
+            group[name] = plain_number(name, group[name])
         if group["shampoo_beta"] > 1:
             raise ValueError(f"shampoo_beta={group['shampoo_beta']}: must be in [0, 1]")
         if group["matrix_eps"] == 0:

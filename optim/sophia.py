@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 from . import storage
 from .base import Group, Optimizer, Options
 from .card import Card
-from .checks import number
+from .checks import plain_number
 from .norm import is_dtensor, local
 from .storage import State, Storage
 
@@ -83,7 +83,7 @@ class Sophia(Optimizer):
         super().__init__(params, hyper, max_grad_norm=max_grad_norm, foreach=foreach, fused=fused, **options)
 
     def check_options(self, group: Group) -> None:
-        group["rho"] = number("rho", group["rho"])
+        group["rho"] = plain_number("rho", group["rho"])
 
     @torch.no_grad()
     def update_hessian(self, estimates: Mapping[Tensor, Tensor]) -> None:

@@ -181,7 +181,12 @@ class Storage(NamedTuple):
         scale, old = f"{name}_scale", state.get(name)
         if scale in state:
             state[scale] = state[scale].to(p.device, torch.float32).contiguous()
-        if old is not None and old.dtype == wanted and same_layout(local(old), local(p)) and not local(old).is_neg():
+        if (
+            old is not None
+            and old.dtype == wanted
+            and same_layout(local(old), local(p))
+            and not local(old).is_neg()
+        ):
             if old.device != p.device:
                 state[name] = old.to(p.device)
             return
@@ -229,7 +234,11 @@ def store(state: State, name: str, slot: int, x: Tensor, signed: bool, words: Te
     """Keeps a new value; `words` is the noise for stochastic rounding, or None for rounding to nearest."""
     kept, maxima = state[name], state.get(f"{name}_scale")
     if maxima is not None:
-        bits = noise_bits(words, slot, 19) if words is not None else x.new_full((x.numel(),), 1 << 18, dtype=torch.int64)
+        bits = (
+            noise_bits(words, slot, 19)
+            if words is not None
+            else x.new_full((x.numel(),), 1 << 18, dtype=torch.int64)
+        )
         codes, new_maxima = encode(flat(x.float()), signed, bits)
         flat(kept).copy_(codes)
         maxima.copy_(new_maxima)

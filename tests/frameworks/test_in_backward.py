@@ -108,6 +108,34 @@ def test_what_needs_all_gradients_is_refused(name, options):
         optim.step_in_backward(optimizer)
 
 
+def test_hooks_of_the_step_are_refused():
+    """There is no step for them to see: those that are there, and those that come later."""
+    for hook in ("register_step_pre_hook", "register_step_post_hook"):
+        model = Tied()
+        optimizer = optim.build_optimizer(model, "adan")
+        handle = getattr(optimizer, hook)(lambda *args: None)
+        with pytest.raises(ValueError, match=r"hooks of its step, as of optim\.Monitor.*remove them"):
+            optim.step_in_backward(optimizer)
+        handle.remove()
+        optim.step_in_backward(optimizer)
+        backward(model, 0)
+        getattr(optimizer, hook)(lambda *args: None)
+        with pytest.raises(RuntimeError, match=r"hooks of its step"):
+            backward(model, 1)
+
+
+def test_a_schedule_without_calls_of_step():
+    """It does not warn: a warning is an error here."""
+    model = Tied()
+    optimizer = optim.build_optimizer(model, "adan", lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    optim.step_in_backward(optimizer)
+    for seed in range(2):
+        backward(model, seed)
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == 0.25
+
+
 @each_name
 def test_a_step_does_not_look_at_all_parameters(name, monkeypatch):
     """What the fused path knows of a tensor is collected once."""

@@ -531,6 +531,15 @@ def test_sizes_of_the_drop_in(options, message):
         Adam_mini([("weight", torch.ones(2, 2, requires_grad=True))], **options)
 
 
+def test_the_drop_in_needs_names():
+    p = torch.ones(2, 2, requires_grad=True)
+    for given, what in (([p], "Tensor"), ([{"params": [p]}], "dict")):
+        with pytest.raises(
+            TypeError, match=rf"give model\.named_parameters\(\), not a {what}; optim\.AdamMini"
+        ):
+            Adam_mini(given)
+
+
 def test_against_pytorch_optimizer():
     """Its blocks, given as rules: every element of embeddings, heads, and one for everything else."""
     torch.manual_seed(0)

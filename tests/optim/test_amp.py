@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from harness import (
+    FLAGS,
     all_params,
     assert_same_bits,
     bits,
@@ -86,6 +87,36 @@ def test_the_scaler_uses_the_fused_protocol(name, path):
     scaler.scale(sum(p.sum() for p in all_params(optimizer))).backward()
     scaler.step(optimizer)
     assert all((p.grad == 1024).all() for p in all_params(optimizer))
+
+
+@pytest.mark.parametrize("path", FLAGS)
+def test_accelerate_sees_that_a_step_was_skipped(path):
+    """It takes an overflow for a step that was not called; without it the scaler leaves that to the step."""
+    accelerate = pytest.importorskip("accelerate")
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    accelerate.Accelerator(cpu=True)
+    try:
+        params = make_params(SHAPES, np.random.default_rng(0))
+        optimizer = build("adan", params, path)
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        wrapped = AcceleratedOptimizer(optimizer, scaler=scaler)
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1.0)  # which replaces the step, too
+        for overflow in (False, True, False):
+            wrapped.zero_grad()
+            scaler.scale(sum(p.square().sum() for p in params)).backward()
+            if overflow:
+                params[0].grad[0, 0] = float("inf")
+            before = tensors_of(optimizer)
+            wrapped.step()
+            assert wrapped.step_was_skipped == overflow
+            same = [torch.equal(x, y) for x, y in zip(before, tensors_of(optimizer), strict=False)]
+            assert all(same) == overflow
+        assert optimizer._step_supports_amp_scaling  # of its own step
+        optimizer._step_supports_amp_scaling = False
+        assert not optimizer._step_supports_amp_scaling
+    finally:
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @each_path

@@ -123,6 +123,21 @@ def test_tensor_learning_rates(name):
     assert CLASSES[name](one(), lr=lr).param_groups[0]["lr"] is lr
 
 
+@each_name
+def test_numbers_of_numpy_and_tensors_become_pythons(name):
+    """Every number that is an option, so that checkpoints can hold it and every path computes with it."""
+    numbers = {key: x for key, x in CLASSES[name](one()).defaults.items() if type(x) is float}
+    for make in (np.float32, np.float64, lambda x: torch.tensor([x]), lambda x: torch.tensor(x)):
+        group = CLASSES[name](one(), **{key: make(x) for key, x in numbers.items()}).param_groups[0]
+        tensors = {key for key in numbers if isinstance(group[key], torch.Tensor)}
+        assert tensors <= {"lr"}
+        assert all(type(group[key]) is float for key in numbers.keys() - tensors)
+        assert [float(group[key]) for key in numbers] == pytest.approx(list(numbers.values()), rel=1e-6)
+    assert type(CLASSES[name](one(), weight_decay=np.int64(0)).param_groups[0]["weight_decay"]) is int
+    refused(name, ValueError, "lr=nan", lr=np.float32("nan"))
+    refused(name, TypeError, "lr=", lr=np.bool_(True))
+
+
 # ---- flags and words
 
 
@@ -156,9 +171,82 @@ def test_differentiable_is_refused_with_the_reason(name):
 
 
 @each_name
-@pytest.mark.parametrize("key", ["weigth_decay", "capturabel", "ams_grad", "beta", "sparse"])
-def test_unknown_keywords(name, key):
-    refused(name, TypeError, f"unexpected keyword argument '{key}'", **{key: 1})
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("weigth_decay", "did you mean 'weight_decay'"),
+        ("capturabel", "did you mean 'capturable'"),
+        ("qqqq", "it has lr, "),
+    ],
+)
+def test_unknown_keywords(name, key, hint):
+    refused(name, TypeError, rf"^{CLASSES[name].__name__} has no option '{key}': {hint}", **{key: 1})
+
+
+# ---- subclasses
+
+
+def test_subclasses_as_people_write_them():
+    """Their signature shows what they pass on, and building by name or keyword takes it."""
+
+    class Mixin:
+        def __init_subclass__(cls, label="", **kwargs):
+            super().__init_subclass__(**kwargs)
+            cls.label = label
+
+    class Short(optim.AdamW):
+        def __init__(self, params, lr=0.5, **kw):
+            super().__init__(params, lr=lr, **kw)
+
+    class Again(optim.Adan):
+        def __init__(self, params, maximize=True, **options):
+            super().__init__(params, maximize=maximize, **options)
+
+    class All(Mixin, optim.AdamW, label="mixed"):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    class Closed(Short):
+        def __init__(self, params):
+            super().__init__(params, lr=0.25)
+
+    class Same(Short):
+        pass
+
+    options = set(inspect.signature(optim.AdamW).parameters)
+    for cls in (Short, Again, All, Same):
+        optimizer = cls(one(), weight_decay=0.3, state_dtype="bfloat16")
+        group = optimizer.param_groups[0]
+        assert (group["weight_decay"], group["state_dtype"]) == (0.3, "bfloat16")
+        with pytest.raises(
+            TypeError, match=f"{cls.__name__} has no option 'weigth_decay': did you mean 'weig"
+        ):
+            cls(one(), weigth_decay=0.3)
+    assert set(inspect.signature(Short).parameters) == set(inspect.signature(Same).parameters) == options
+    assert set(inspect.signature(All).parameters) == options - {"params"} | {"args"}
+    assert inspect.signature(Again).parameters["maximize"].default is True
+    assert "take_gradients" in inspect.signature(Again).parameters
+    assert list(inspect.signature(Closed).parameters) == ["params"]
+    assert All.label == "mixed"
+    assert Short(one()).param_groups[0]["lr"] == 0.5
+    assert Again(one()).param_groups[0]["maximize"] is True
+
+
+@pytest.mark.filterwarnings("error")
+def test_float16_states_that_lose_small_gradients_are_warned_of():
+    """The hint names what helps; with it, and where no mean square is kept in float16, there is none."""
+    half = one(dtype=torch.float16)
+    for name in ("adan", "adamw", "adafactor"):
+        with pytest.warns(UserWarning, match=r"float16.*state_dtype='float32'") as caught:
+            CLASSES[name](half)
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+    optim.Adan(half, state_dtype="float32")
+    optim.Adan(half, state_dtype="int8")
+    optim.AdamMini(half)
+    optim.Lars(half)
+    optim.Adafactor([torch.ones(2, 2, dtype=torch.float16, requires_grad=True)])
+    optim.Adan(one(dtype=torch.bfloat16))
 
 
 # ---- groups
@@ -370,6 +458,19 @@ def test_take_gradients_refuses_what_it_cannot_keep():
     optimizer.step()
     bucket.zero_()
     assert all((optimizer.state[p]["pre_grad"] == 1).all() for p in params)
+
+
+def test_taken_gradients_keep_no_graph():
+    p = torch.ones(3, requires_grad=True)
+    optimizer = optim.Adan([p], take_gradients=True)
+    for _ in range(3):  # the steps after the first use again what it collected
+        (p.grad,) = torch.autograd.grad((p**3).sum(), [p], create_graph=True)
+        given = p.grad
+        optimizer.step()
+        previous = optimizer.state[p]["pre_grad"]
+        assert not previous.requires_grad
+        assert previous.data_ptr() == given.data_ptr()
+        assert given.requires_grad  # the caller's is as it was
 
 
 def test_the_card_lists_the_options():

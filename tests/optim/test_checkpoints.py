@@ -192,7 +192,7 @@ def one_state_missing(saved, name):
 
 
 def one_state_too_many(saved, name):
-    saved["state"][1]["surplus"] = torch.zeros(5)
+    saved["state"][1]["exp_avg_slow"] = torch.zeros(5)  # AdEMAMix's
     return saved
 
 
@@ -211,9 +211,9 @@ def a_parameter_missing(saved, name):
     ("spoil", "message"),
     [
         (wrong_optimizer, r"not a checkpoint of \S+: the state of parameter 0 is .*expected \["),
-        (wrong_shape, r"a checkpoint of another model: \w+ of parameter 0 has shape \(3, 3\).*\(4, 3\)"),
+        (wrong_shape, r"a checkpoint of another model.*: \w+ of parameter 0 has shape \(3, 3\).*\(4, 3\)"),
         (one_state_missing, r"not a checkpoint of \S+: the state of parameter 1 is"),
-        (one_state_too_many, r"not a checkpoint of \S+: the state of parameter 1 is .*surplus"),
+        (one_state_too_many, r"not a checkpoint of \S+: the state of parameter 1 is .*exp_avg_slow"),
         (a_group_missing, "different number of parameter groups"),
         (a_parameter_missing, "doesn't match the size of optimizer's group"),
     ],
@@ -225,6 +225,100 @@ def test_a_checkpoint_that_does_not_fit(name, path, spoil, message):
     with pytest.raises(ValueError, match=message):
         one.load_state_dict(saved)
     assert_same_bits(tensors_of(train(one, 2, seed=2)), tensors_of(train(two, 2, seed=2)))
+
+
+@pytest.mark.parametrize("name", ["adafactor", "shampoo"])
+def test_parameters_in_another_order_whose_states_differ_in_kind(name):
+    shapes = [(4, 3), (5,)]
+    one, two = (build(name, make_params(s, np.random.default_rng(0))) for s in (shapes, shapes[::-1]))
+    with pytest.raises(ValueError, match=r"or of its parameters in another order: .* for shape \(5,\)"):
+        two.load_state_dict(train(one, 1, seed=1).state_dict())
+
+
+# ---- hooks
+
+
+def test_hooks_see_and_change_what_is_loaded():
+    """Loading by name, as torch documents it: the parameters are in another order here."""
+
+    def by_name(optimizer, saved):
+        assert len(saved["state"]) == 2
+        there, here = (groups[0]["param_names"] for groups in (saved["param_groups"], optimizer.param_groups))
+        state = {i: saved["state"][there.index(name)] for i, name in enumerate(here)}
+        return {"state": state, "param_groups": [{**saved["param_groups"][0], "param_names": here}]}
+
+    def named(*names):
+        shapes = {"a": (4, 3), "b": (5,)}
+        rng = np.random.default_rng(0)
+        return build("adafactor", [(name, *make_params([shapes[name]], rng)) for name in names])
+
+    def forget(optimizer):
+        seen.append(len(optimizer.state))
+        optimizer.state[all_params(optimizer)[0]].clear()
+
+    one, two, seen = named("a", "b"), named("b", "a"), []
+    train(one, 2, seed=1)
+    two.register_load_state_dict_pre_hook(by_name)
+    two.register_load_state_dict_post_hook(forget)
+    two.load_state_dict(one.state_dict())
+    assert seen == [2]
+    (a, _), (b, a_too) = all_params(one), all_params(two)
+    assert not two.state[b]
+    assert two.state[a_too].keys() == one.state[a].keys()
+    assert_same_bits(two.state[a_too].values(), one.state[a].values())
+    assert (
+        len(two._optimizer_load_state_dict_pre_hooks) == len(two._optimizer_load_state_dict_post_hooks) == 1
+    )
+
+
+@pytest.mark.parametrize("name", ["adan", "lamb"])
+def test_what_a_hook_returns_is_checked(name):
+    one = train(new(name), 1, seed=1)
+    before = tensors_of(one)
+    one.register_load_state_dict_pre_hook(lambda optimizer, saved: wrong_shape(copy.deepcopy(saved), name))
+    with pytest.raises(ValueError, match=r"a checkpoint of another model"):
+        one.load_state_dict(one.state_dict())
+    assert_same_bits(tensors_of(one), before)
+    assert len(one._optimizer_load_state_dict_pre_hooks) == 1
+
+
+# ---- entries of others in the state
+
+
+@pytest.mark.parametrize("path", FLAGS)
+def test_entries_of_others_in_the_state(path):
+    """Those of a wrapper or a pruner: a step, a restart, a file and loading leave them as they are."""
+    one = new("adan", path)
+    p = all_params(one)[0].detach()
+    foreign = dict(
+        rank=4, mask=torch.tensor([True, False]), history=[torch.ones(2), "late"], slow_buffer=p + 1
+    )
+    one.state[all_params(one)[0]].update(foreign)  # before the first step, and of one parameter only
+    plain = train(new("adan", path), 2, seed=1)
+    train(one, 2, seed=1).restart_opt()
+    plain.restart_opt()
+    train(one, 2, seed=2)
+    two = new("adan", path)
+    two.load_state_dict(through_a_file(one.state_dict()))
+    for optimizer in (one, two):
+        state = optimizer.state[all_params(optimizer)[0]]
+        kept = {key: state.pop(key) for key in foreign}
+        assert kept["rank"] == 4
+        assert torch.equal(kept["mask"], foreign["mask"])
+        assert kept["history"][1] == "late"
+        assert torch.equal(kept["slow_buffer"], foreign["slow_buffer"])
+    train(plain, 2, seed=2)
+    assert_same_bits(tensors_of(one), tensors_of(plain))
+    states = [[state[key] for state in o.state.values() for key in sorted(state)] for o in (one, two)]
+    assert_same_bits(*states)
+
+
+def test_entries_of_others_without_a_state_of_ours():
+    one, two = new("adamw"), new("adamw")
+    one.state[all_params(one)[1]]["mask"] = torch.tensor([True])
+    two.load_state_dict(one.state_dict())
+    assert two.state == {all_params(two)[1]: {"mask": torch.tensor([True])}}
+    train(two, 1, seed=1)
 
 
 # ---- the official Adan

@@ -15,6 +15,7 @@ from optim import build_optimizer, cuda, layer_ids, native, param_groups
 
 timm = pytest.importorskip("timm")
 pytest.importorskip("timm.optim")
+schedulers = pytest.importorskip("timm.scheduler")
 
 
 class Model(nn.Module):
@@ -104,10 +105,9 @@ def test_layer_decay_of_a_vit_is_timms():
     )
     for name, group in by_name(model, theirs).items():
         expected = 0.75 ** (13 - mae_id(name, 12))
-        assert ours[name]["lr_scale"] == pytest.approx(expected)
         assert ours[name]["lr"] == pytest.approx(0.2 * expected)
         if not name.startswith("norm."):  # timm: with the last block; MAE, BEiT and we: with the head
-            assert ours[name]["lr_scale"] == pytest.approx(group["lr_scale"]), name
+            assert ours[name]["lr"] == pytest.approx(0.2 * group["lr_scale"]), name
         assert ours[name]["weight_decay"] == group["weight_decay"], name
 
 
@@ -134,6 +134,25 @@ def test_layer_ids_of_staged_models(model, stem, head, block, blocks):
         elif found := re.match(block, name):
             numbered.setdefault(found.groups(), set()).add(i)
     assert [*numbered.values()] == [{i + 1} for i in range(blocks)]
+
+
+def test_layer_decay_counts_once_under_schedules():
+    optimizer = build_optimizer(Model(), "adan", lr=1.0, layer_decay=0.5)
+    built = [group["lr"] for group in optimizer.param_groups]
+    assert len(set(built)) == 5
+    schedulers.CosineLRScheduler(optimizer, t_initial=100).step(0)
+    assert [group["lr"] for group in optimizer.param_groups] == built
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [lr / 2 for lr in built]
+
+
+def test_layer_ids_of_a_model_that_is_a_sequence():
+    layers = [nn.Linear(2, 2) for _ in range(3)]
+    assert layer_ids(nn.Sequential(*layers)) == {
+        f"{i}.{x}": i + 1 for i in range(3) for x in ("weight", "bias")
+    }
+    inside = nn.Sequential(nn.Embedding(3, 2), nn.Sequential(*layers))  # blocks are the innermost
+    assert [*layer_ids(inside).values()] == [0, 1, 1, 2, 2, 3, 3]
 
 
 def test_layer_decay_errors():

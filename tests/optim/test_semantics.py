@@ -480,6 +480,18 @@ def test_restart(path):
     assert_same_bits(tensors_of(train(one, 4, seed=5)), tensors_of(train(two, 4, seed=5)))
 
 
+def test_a_restart_keeps_what_was_rounded_off_the_parameter():
+    """Kahan's compensation is a part of the parameter; everything else is zero, in 8 bits too."""
+    options = dict(param_rounding="kahan", state_dtype="int8", min_int8_size=0)
+    optimizer = build("adan", make_params(SHAPES, np.random.default_rng(0), torch.bfloat16), **options)
+    train(optimizer, 3)
+    kept = [state["compensation"].clone() for state in optimizer.state.values()]
+    assert any(x.any() for x in kept)
+    optimizer.restart_opt()
+    assert_same_bits(kept, [state.pop("compensation") for state in optimizer.state.values()])
+    assert not any(x.any() for state in optimizer.state.values() for x in state.values())
+
+
 @each_name
 def test_sparse_gradients_are_refused(name):
     layer = nn.Embedding(5, 3, sparse=True)
