@@ -217,8 +217,8 @@ class Adafactor(Optimizer):
         """With u = g a_i b_j the mean of u^2 takes no more than a weighted sum of the squares of g."""
         group, lengths, params = batch.group, [f.length for f in batch.factors], exact_params(batch)
         if not batch.constants:
-            numels = [max(p.numel(), 1) for p in params]
-            batch.constants["numels"] = torch.tensor(numels, dtype=torch.float64, device=params[0].device)
+            counts = [max(p.numel(), 1) for p in params]
+            batch.constants["numels"] = torch.tensor(counts, dtype=torch.float64, device=params[0].device)
         numels, whole = batch.constants["numels"], [0] * len(params)
         t = torch.stack([state["step"] for state in batch.states]).double() + 1
         a, b = self._rows_and_columns(batch, grads, scale, t ** -group["decay_rate"])

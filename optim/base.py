@@ -395,12 +395,19 @@ class Optimizer(torch.optim.Optimizer):
             elif name == "min_int8_size":
                 if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                     raise ValueError(f"{name}={value!r}: give a number of elements >= 0")
-            elif isinstance(self.defaults[name], bool) and not isinstance(value, bool):
+            elif name in self._flags() and not isinstance(value, bool):
                 raise TypeError(f"{name}={value!r}: use True or False")
         self.check_options(group)
 
+    @classmethod
+    @functools.cache
+    def _flags(cls) -> frozenset[str]:
+        """The options that are True or False."""
+        parameters = inspect.signature(cls).parameters.items()
+        return frozenset(name for name, option in parameters if isinstance(option.default, bool))
+
     def _check_changes(self) -> None:
-        """Checks the hyper-parameters that were changed since the step before: schedulers and checkpoints may."""
+        """Checks the hyper-parameters that changed since the step before, as schedulers change them."""
         now = [[group.get(name, _MISSING) for name in self.defaults] for group in self.param_groups]
         if now == self._checked:
             return
@@ -595,8 +602,8 @@ class Optimizer(torch.optim.Optimizer):
         if g.shape != p.shape or g.device != p.device or is_dtensor(g) != is_dtensor(p):
             raise RuntimeError(
                 f"{where} is {tuple(p.shape)} on {p.device}, and its gradient {tuple(g.shape)} on {g.device}"
-                f"{' (one of them is a DTensor)' if is_dtensor(g) != is_dtensor(p) else ''}: clear the gradients "
-                "with zero_grad() after replacing a parameter's data"
+                f"{' (one of them a DTensor)' if is_dtensor(g) != is_dtensor(p) else ''}: call zero_grad() "
+                "after replacing a parameter's data"
             )
         path = self._path(p, group)
         if path == "fused" and g.dtype != p.dtype:
@@ -604,7 +611,7 @@ class Optimizer(torch.optim.Optimizer):
                 raise RuntimeError(f"fused=True: a gradient is {g.dtype}, its parameter {p.dtype}")
             path = "foreach"
         if is_dtensor(g):
-            g = g.redistribute(p.device_mesh, p.placements)
+            g = g.redistribute(p.device_mesh, p.placements)  # type: ignore[attr-defined]
         if path == "fused":
             if not is_plain(local(g)):
                 path = "reference"
@@ -783,8 +790,6 @@ class Optimizer(torch.optim.Optimizer):
             saved |= {name: group[name] for name in STORAGE_OPTIONS}
             for name, value in self.defaults.items():
                 saved.setdefault(name, value)
-            with self._of_group(number_of_group):
-                self._check_hyper(saved, self.defaults)
             for index, p in zip(saved["params"], group["params"], strict=False):
                 if state := dict(states.get(index, {})):
                     states[index] = state
@@ -794,6 +799,8 @@ class Optimizer(torch.optim.Optimizer):
                     if own := _own_and_foreign(state)[0]:
                         self._check_state(f"parameter {index}", p, own, self.names_of(p, saved))
                         state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
+            with self._of_group(number_of_group):
+                self._check_hyper(saved, self.defaults)
         return {**state_dict, "state": states, "param_groups": groups}
 
     def _copy_state(self, p: Tensor, state: dict[str, Any], group: Group) -> dict[str, Any]:
@@ -818,6 +825,12 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(
                 f"not a checkpoint of {self.card.title}: {problem}; optim.convert_state reads those of others"
             )
+        for key in names.full:
+            if key in state and (state[key].dtype == torch.uint8) != (f"{key}_scale" in state):
+                raise ValueError(
+                    f"not a checkpoint of {self.card.title}: {key} of {name} is {state[key].dtype}, and "
+                    f"8-bit codes go with {key}_scale; one of the two is missing or was cast"
+                )
         blocks = torch.Size([-(-p.numel() // storage.BLOCK)])
         for key in sorted(state.keys() - {"step", "pre_grad_scale"}):
             shape = torch.Size(small[key]) if key in small else blocks if key in scales else p.shape

@@ -1,19 +1,20 @@
 """The contract of the fast path: what a kernel may be given, on the CPU and on CUDA.
 
-Kernels read and write plain addresses. A row of their table is a parameter, its gradient, its step count and its
-states, and each of these must be
+Kernels read and write plain addresses. A row of their table is a parameter, its gradient, its step count and
+its states, and each of these must be
 
-* plain: a strided tensor that is its own memory; no wrapper (FakeTensor, torchao), no lazy negation, no zero tensor
-  without memory;
-* of a known dtype: gradients have the parameter's, states the one that their storage names, step counts and scales
-  float32; what a step writes was not made in inference mode, where autograd does not see changes;
+* plain: a strided tensor that is its own memory; no wrapper (FakeTensor, torchao), no lazy negation, no zero
+  tensor without memory;
+* of a known dtype: gradients have the parameter's, states the one that their storage names, step counts and
+  scales float32; what a step writes was not made in inference mode, where autograd does not see changes;
 * of a known shape: states have the parameter's, scales one number for each block of 256 elements;
-* on the parameter's device (step counts of CPU kernels are on the CPU), and dense in the parameter's memory order;
+* on the parameter's device (step counts of CPU kernels are on the CPU), and dense in the parameter's memory
+  order;
 * in memory of its own: what a step writes overlaps with nothing else that it writes.
 
-`check_state` judges the states of any path, `why_not_written` and `overlapping` help to choose a path, `check_row` has
-the last word when a table is made. What can change between two steps without notice (address, dtype, device, shape,
-strides, identity) is verified in every step, by `refresh` of csrc/tensors.h.
+`check_state` judges the states of any path, `why_not_written` and `overlapping` help to choose a path,
+`check_row` has the last word when a table is made. What can change between two steps without notice (address,
+dtype, device, shape, strides, identity) is verified in every step, by `refresh` of csrc/tensors.h.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from torch import Tensor
 from .card import Card, FusedRule
 from .layout import is_dense, is_plain, same_layout
 from .storage import BLOCK, Names
+
+RESIZED = "to change a parameter's shape use optim.resize_state, or remove its state"
 
 
 def why_not_plain(x: Tensor) -> str:
@@ -56,8 +59,8 @@ def check_state(where: str, card: Card, names: Names, p: Tensor, state: Mapping[
         p: the parameter; a DTensor has DTensors as states.
 
     Raises:
-        RuntimeError: for a state that is not a strided floating-point tensor of the parameter's shape, or 8-bit codes
-            of that shape with a scale for each block; for a step count that is not one number.
+        RuntimeError: for a state that is not a strided floating-point tensor of the parameter's shape, or
+            8-bit codes of that shape with a scale for each block; for a step count that is not one number.
     """
     small = dict(names.small)
     for name in (*names.full, "pre_grad", "compensation", *small):
@@ -69,7 +72,7 @@ def check_state(where: str, card: Card, names: Names, p: Tensor, state: Mapping[
         if x.shape != torch.Size(shape):
             raise RuntimeError(
                 f"{where} has shape {tuple(p.shape)}, and its state {name} has shape {tuple(x.shape)}, not "
-                f"{tuple(shape)}: after a change of a parameter's shape use optim.resize_state, or remove its state"
+                f"{tuple(shape)}: {RESIZED}"
             )
         scale = state.get(f"{name}_scale") if name in names.full else None
         if name in names.full and (scale is None) == (x.dtype == torch.uint8):
@@ -86,8 +89,8 @@ def check_state(where: str, card: Card, names: Names, p: Tensor, state: Mapping[
         blocks = (-(-p.numel() // BLOCK),)
         if scale is not None and tuple(scale.shape) != blocks:
             raise RuntimeError(
-                f"{where} has shape {tuple(p.shape)}, and {name}_scale has shape {tuple(scale.shape)}, not {blocks} "
-                f"(blocks of {BLOCK}): after a change of a parameter's shape use optim.resize_state"
+                f"{where} has shape {tuple(p.shape)}, and {name}_scale has shape {tuple(scale.shape)}, not "
+                f"{blocks} (blocks of {BLOCK}): {RESIZED}"
             )
     for name in ("step", "pre_grad_scale"):
         x = state.get(name, 0)
@@ -158,7 +161,7 @@ def _kind(x: Any) -> str:
 
 
 def overlapping(rows: Sequence[Sequence[Tensor]]) -> set[int]:
-    """The numbers of the rows of plain tensors of which some memory is that of another row, or twice its own."""
+    """The numbers of those rows of plain tensors that share memory with another row, or within themselves."""
     spans = sorted((x.data_ptr(), _bytes(x), i) for i, row in enumerate(rows) for x in row)
     found, end, last = set(), 0, -1
     for start, size, i in spans:

@@ -1,6 +1,7 @@
 """Stepping inside the backward pass, so that gradients need not exist all at once."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -58,7 +59,7 @@ def _updater(optimizer: Optimizer, index: int, p: Tensor) -> Callable[[Tensor], 
     # An optimizer of this parameter alone, with the hyper-parameters and the state of the whole one. It keeps
     # what it knows of its single tensor from step to step, so that a step does not look at all parameters.
     alone = object.__new__(type(optimizer))
-    own = dict(param_groups=[{"params": [p]}], state={}, _plan=None, _checked=[])
+    own: dict[str, Any] = dict(param_groups=[{"params": [p]}], state={}, _plan=None, _checked=[])
     alone.__dict__ = {**optimizer.__dict__, **own}
 
     def update(_: Tensor) -> None:

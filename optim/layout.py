@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether operations on x are torch's own: not of a class that does them its way (FakeTensor, DTensor, torchao)."""
+    """Whether x is a tensor of torch's own, and not of a class that computes its own way, as FakeTensor."""
     return type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 

@@ -30,7 +30,8 @@ class Kinds(NamedTuple):
     taken: bool
 
 
-# Of torch's C interface, behind the prefix aoti_torch_get_, and of its C++ library, in the order of csrc/tensors.h.
+# Of torch's C interface, behind the prefix aoti_torch_get_, and of its C++ library, in the order of
+# csrc/tensors.h.
 _SHIM = ("data_ptr", "layout", "dtype", "device_type", "device_index", "dim", "sizes", "strides")
 _EXPORTED = {
     "is_neg": "_ZN2at6native6is_negERKNS_6TensorE",
@@ -93,7 +94,7 @@ class Library:
 
 
 class Torch(ctypes.Structure):
-    """`Torch` of csrc/tensors.h: the functions of torch that describe a tensor, and where a tensor object is one."""
+    """`Torch` of csrc/tensors.h: functions of torch that describe a tensor, and where an object holds one."""
 
     _fields_ = (
         ("handle", ctypes.c_int64),
@@ -112,7 +113,8 @@ class Torch(ctypes.Structure):
             return None
         symbols = {**{name: f"aoti_torch_get_{name}" for name in _SHIM}, **_EXPORTED}
         functions = [getattr(exported, symbol, None) for symbol in symbols.values()]
-        # A tensor object holds its C++ tensor, which is one pointer, shortly after the header that all objects have.
+        # A tensor object holds its C++ tensor, which is one pointer, shortly after the header that all
+        # objects have.
         probes = [torch.empty(2, device="cpu"), torch.nn.Parameter(torch.empty((), device="cpu"))]
         header, word = object.__basicsize__, ctypes.sizeof(ctypes.c_void_p)
         for handle in range(header, header + 3 * word, word):
@@ -199,8 +201,8 @@ class _Record(ctypes.Structure):
 class Table:
     """The addresses that a fused step works on, one row a tensor: `COLUMNS`, the states, their scales.
 
-    Made once, with rows that keep the contract (optim/contract.py), and used again while every tensor stays what it
-    was, which `refresh` verifies in C.
+    Made once, with rows that keep the contract (optim/contract.py), and used again while every tensor stays
+    what it was, which `refresh` verifies in C.
 
     Args:
         rule: what is done to them.
@@ -257,7 +259,7 @@ class Table:
         entries = [(name, x) for state in states for name, x in state.items()]
         self._objects = [x for name, x in entries if name in column]
         self._held = (_Held * len(entries))(
-            *((id(x), column[name], 0) if name in column else (None, -1, 0) for name, x in entries)
+            *(_Held(id(x), column[name], 0) if name in column else _Held(None, -1, 0) for name, x in entries)
         )
         self._pre_grad = [
             i for i, (name, _) in enumerate(entries) if name == "pre_grad" and self._kinds.taken
@@ -293,7 +295,7 @@ class Table:
     def hold_gradients(self) -> None:
         """Accepts the tensors that are the states `pre_grad` now: the gradients of this step."""
         for at, p, state in zip(self._pre_grad, self._fingerprints, self._states, strict=True):
-            self._held[at] = (id(state["pre_grad"]), COLUMNS.index("previous"), p)
+            self._held[at] = _Held(id(state["pre_grad"]), COLUMNS.index("previous"), p)
 
     def bump_versions(self) -> None:
         """Tells autograd that parameters and states have changed, as an in-place operation of torch does."""

@@ -12,7 +12,7 @@ from .storage import Names, State, Storage
 
 @torch.no_grad()
 def resize_state(optimizer: Optimizer, old: Tensor, new: Tensor, rows: Tensor) -> None:
-    """Puts a parameter with other rows in the place of one, and gives it the states of the rows it has kept.
+    """Replaces a parameter by one with other rows, which takes over the states of the rows it has kept.
 
     The new parameter takes the old one's place in its group, with its step count::
 
@@ -22,21 +22,21 @@ def resize_state(optimizer: Optimizer, old: Tensor, new: Tensor, rows: Tensor) -
         rows = torch.arange(len(new)); rows[len(old):] = -1              # grow
         resize_state(optimizer, old, new, rows)                          # new = Parameter(cat([old, more]))
 
-    States of new rows are zero, as in the common recipes: their moments grow from there while the bias correction is
-    that of a parameter of this age, so their first steps are short. Adan takes the first gradient of a new row for its
-    first difference. 8-bit states are decoded and rounded to nearest again, as their blocks hold other rows.
+    States of new rows are zero, as in the common recipes: the bias correction is that of a parameter of this
+    age, so their first steps are short. Adan takes the first gradient of a new row for its first difference.
+    8-bit states are decoded and rounded to nearest again, as their blocks hold other rows.
 
     Args:
         optimizer: which has `old`.
         old: a parameter [rows, ...].
-        new: its successor [other rows, ...], of the same dtype, device and other dimensions; not in the optimizer.
+        new: its successor [other rows, ...], of the same dtype, device and other dimensions.
         rows: int64 [other rows], for each row of `new` the row of `old` that it was, or -1 for none.
 
     Raises:
-        ValueError: if `old` is not in the optimizer, or the tensors do not go together; for DTensors; for Shampoo, whose
-            factors are made of all rows.
-        RuntimeError: for states that cannot be those of the parameters, such as Adam-mini's for blocks that are not rows.
-            Whatever the error, nothing is changed.
+        ValueError: if `old` is not in the optimizer, or `new` is; if the tensors do not go together; for
+            DTensors; for Shampoo, whose factors are made of all rows.
+        RuntimeError: for states that cannot be those of the parameters, such as Adam-mini's for blocks that
+            are not rows. Whatever the error, nothing is changed.
     """
     place = next(
         ((group, i) for group in optimizer.param_groups for i, p in enumerate(group["params"]) if p is old),
@@ -73,13 +73,13 @@ def _check(optimizer: Optimizer, old: Tensor, new: Tensor, rows: Tensor) -> None
         raise ValueError(
             f"shapes {tuple(old.shape)} and {tuple(new.shape)} may differ in the number of rows only"
         )
-    if (new.dtype, new.device) != (old.dtype, old.device):
+    if new.dtype != old.dtype or new.device != old.device:
         raise ValueError(
             f"the new parameter is {new.dtype} on {new.device}, the old one {old.dtype} on {old.device}"
         )
     if rows.shape != new.shape[:1] or rows.dtype != torch.int64:
         raise ValueError(f"rows: int64 [{len(new)}] is needed, not {rows.dtype} {list(rows.shape)}")
-    if len(rows) and not (-1 <= int(rows.min()) and int(rows.max()) < len(old)):
+    if len(rows) and not (int(rows.min()) >= -1 and int(rows.max()) < len(old)):
         raise ValueError(
             f"rows: -1, or from 0 to {len(old) - 1}; there are {int(rows.min())} to {int(rows.max())}"
         )
@@ -90,7 +90,8 @@ def _moved(
 ) -> State:
     """The states of the new parameter, not yet as its storage keeps them.
 
-    `longer` are the states of a parameter with one more row than the old one, which tells those with a number a row.
+    `longer` are the states of a parameter with one more row than the old one, which tells those with a number
+    a row.
     """
     moved: State = {"step": state["step"].clone()}
     for (name, shape), (_, shape_of_longer) in zip(before.small, longer.small, strict=True):
