@@ -52,7 +52,6 @@ class Pretraining(Task):
 
     name = "pretrain_mae"
     samples = "images"
-    higher_is_better = False
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config
