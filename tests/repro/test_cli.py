@@ -1,10 +1,9 @@
 """What all commands have in common."""
 
+import contextlib
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 import pytest
 
@@ -14,20 +13,17 @@ from vision.train import main
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def closed_stdout(monkeypatch: pytest.MonkeyPatch) -> Iterator[TextIO]:
-    """A stdout that goes to a program that has ended."""
+@contextlib.contextmanager
+def closed_stdout() -> Iterator[None]:
+    """Print to a program that has ended; and close stdout at last, as the interpreter does."""
     reader, writer = os.pipe()
     os.close(reader)
-    with os.fdopen(writer, "w") as stdout:
-        monkeypatch.setattr(sys, "stdout", stdout)
-        yield stdout
+    with os.fdopen(writer, "w") as stdout, contextlib.redirect_stdout(stdout):
+        yield
 
 
 @pytest.mark.parametrize("lines", [1, 10_000])
-def test_a_reader_that_ends_first_is_no_error(
-    lines: int, closed_stdout: TextIO, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_reader_that_ends_first_is_no_error(lines: int, capsys: pytest.CaptureFixture[str]) -> None:
     """As in `command | head`: what has been printed may only be written when the command ends."""
 
     @exit_status
@@ -35,9 +31,9 @@ def test_a_reader_that_ends_first_is_no_error(
         print("a line\n" * lines)
         return 0
 
-    assert command() == READER_LEFT == 141
-    print("more")
-    closed_stdout.flush()  # as the interpreter does at its end; it goes nowhere
+    with closed_stdout():
+        assert command() == READER_LEFT == 141
+        print("more")
     assert capsys.readouterr().err == ""
 
 
@@ -53,8 +49,9 @@ def test_another_broken_pipe_is_raised() -> None:
         command()
 
 
-def test_recipes_too(closed_stdout: TextIO, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--cfg", "job"]) == READER_LEFT
+def test_recipes_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with closed_stdout():
+        assert main(["--cfg", "job"]) == READER_LEFT
     assert capsys.readouterr().err == ""
 
 

@@ -57,7 +57,7 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     ("name", "says", "cure"),
     [
         ("vit_tiny_patch16_224", "Input height (48) doesn't match model (16)", "model.kwargs.img_size=48"),
-        ("test_vit", "Input height (48) doesn't match model (160)", "+model.kwargs.img_size=48"),
+        ("deit_tiny_patch16_224", "Input height (48) doesn't match model (224)", "+model.kwargs.img_size=48"),
         ("test_convnext", "Kernel size can't be greater than actual input size", "a larger data.size"),
     ],
 )

@@ -154,8 +154,9 @@ def test_images_of_more_than_8_bits(run: Run, tree: Path) -> None:
     assert line.startswith("1 images that cannot be read")
     image = Images(train, 3, lambda image: torch.from_numpy(np.array(image)))[0][0]
     assert image.shape == (1, 6, 3)
-    with pytest.raises(UserError, match=r"float.tiff: pixels of 32 bits \(mode F\), whose range is unknown"):
-        eight_bits(Image.open(folder / "float.tiff"), str(folder / "float.tiff"))
+    message = r"float.tiff: pixels of 32 bits \(mode F\), whose range is unknown"
+    with Image.open(folder / "float.tiff") as file, pytest.raises(UserError, match=message):
+        eight_bits(file, str(folder / "float.tiff"))
 
 
 def test_all_problems_of_a_tree_at_once(run: Run, tree: Path) -> None:
