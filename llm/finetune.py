@@ -42,7 +42,6 @@ class Finetuning(Task):
     name = "finetune"
     samples = "tokens"
     metric = "valid_loss"
-    higher_is_better = False
     columns: tuple[str, ...] = ("completion",)  # of the answers
     kind = "CAUSAL_LM"
 

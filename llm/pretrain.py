@@ -49,7 +49,6 @@ class LanguageModelling(Task):
     name = "llm"
     samples = "tokens"
     metric = "valid_loss"
-    higher_is_better = False
 
     def __init__(self, config: LlmConfig) -> None:
         self.config = config

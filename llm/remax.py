@@ -69,7 +69,6 @@ class ReMax(Finetuning):
     name = "remax"
     samples = "prompts"
     metric = "valid_reward"
-    higher_is_better = True
 
     def __init__(self, config: RemaxConfig) -> None:
         self.options = config

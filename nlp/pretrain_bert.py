@@ -47,7 +47,6 @@ class Pretraining(Task):
     name = "bert"
     samples = "tokens"
     metric = "valid_loss"
-    higher_is_better = False
 
     def __init__(self, config: BertConfig) -> None:
         self.config = config

@@ -37,7 +37,6 @@ class LanguageModelling(Task):
     name = "lstm"
     samples = "tokens"
     metric = "valid_perplexity"
-    higher_is_better = False
 
     def __init__(self, config: LSTMTrainConfig) -> None:
         self.config = config

@@ -42,7 +42,6 @@ class LanguageModelling(Task):
     name = "transformer_xl"
     samples = "tokens"
     metric = "valid_perplexity"
-    higher_is_better = False
 
     def __init__(self, config: TransformerXLConfig) -> None:
         self.config = config

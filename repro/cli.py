@@ -1,6 +1,7 @@
 """The command line of every entry point: Hydra with typed configurations and errors of one line."""
 
 import argparse
+import contextlib
 import difflib
 import errno
 import functools
@@ -8,10 +9,12 @@ import importlib
 import inspect
 import os
 import re
+import select
+import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -27,6 +30,8 @@ from repro.errors import UserError
 from repro.preemption import Stopped
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+READER_LEFT = 128 + signal.SIGPIPE  # exit status of a command whose output nobody reads, as a shell has it
 
 Arguments = ParamSpec("Arguments")
 Config = TypeVar("Config", bound=TrainConfig)
@@ -62,13 +67,14 @@ def entry_point(config_name: str, schema: type[Config]) -> Callable[[Main[Config
                     print(f"error: {line}", file=sys.stderr)
 
             try:
-                launcher = slurm.launcher(arguments)
-                if launcher is None:
-                    _run_hydra(job, config_name, arguments, ["hydra/hydra_logging=none"])
-                else:
-                    command_line = [sys.argv[0], *arguments]
-                    submitted = functools.partial(_submitted, slurm.module(main), schema, command_line)
-                    _run_hydra(submitted, config_name, arguments, slurm.prepare(launcher))
+                with flushed():
+                    launcher = slurm.launcher(arguments)
+                    if launcher is None:
+                        _run_hydra(job, config_name, arguments, ["hydra/hydra_logging=none"])
+                    else:
+                        command_line = [sys.argv[0], *arguments]
+                        submitted = functools.partial(_submitted, slurm.module(main), schema, command_line)
+                        _run_hydra(submitted, config_name, arguments, slurm.prepare(launcher))
             except KeyboardInterrupt:
                 print("interrupted; the same command continues", file=sys.stderr)
                 return 130
@@ -77,6 +83,8 @@ def entry_point(config_name: str, schema: type[Config]) -> Callable[[Main[Config
                     print(f"{stopped}; the same command continues", file=sys.stderr)
                 return stopped.status
             except Exception as error:
+                if reader_left(error):
+                    return READER_LEFT
                 line = explain(error)
                 if debug or line is None:
                     raise
@@ -114,14 +122,17 @@ def _submitted(module: str, schema: type[Config], command_line: list[str], confi
 def exit_status(command: Callable[Arguments, int]) -> Callable[Arguments, int]:
     """Turn what is wrong with a command's input into exit status 2, after `error: ...` on stderr.
 
-    Errors of ours are raised.
+    Errors of ours are raised. A reader of its output that ends first (`| head`) ends it without a word.
     """
 
     @functools.wraps(command)
     def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
         try:
-            return command(*args, **kwargs)
+            with flushed():
+                return command(*args, **kwargs)
         except Exception as error:
+            if reader_left(error):
+                return READER_LEFT
             line = explain(error)
             if line is None:
                 raise
@@ -129,6 +140,33 @@ def exit_status(command: Callable[Arguments, int]) -> Callable[Arguments, int]:
             return 2
 
     return guarded
+
+
+@contextlib.contextmanager
+def flushed() -> Iterator[None]:
+    """Write out what was printed, while a failure can still be reported."""
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+
+
+def reader_left(error: Exception) -> bool:
+    """Tell whether this error came from printing to a program that has ended; if so discard the output."""
+    if not isinstance(error, BrokenPipeError):
+        return False
+    try:
+        stdout = sys.stdout.fileno()
+        poll = select.poll()
+        poll.register(stdout, 0)
+        left = any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    except (OSError, ValueError):  # it is no file
+        return False
+    if left:  # else the pipe was another one
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stdout)
+        os.close(null)
+    return left
 
 
 def _typed(config: DictConfig, schema: type[Config]) -> Config:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from repro.direction import higher_is_better
 from repro.errors import UserError
 from repro.ledger import Row
 
@@ -36,7 +37,29 @@ class SelectConfig:
     """Which checkpoint is the best."""
 
     metric: str | None = None  # a figure of the records; null: the recipe's own
-    higher_is_better: bool = True  # of `metric`
+    higher_is_better: bool | None = None  # of `metric`; needed only where its name does not tell
+
+    def higher(self, default: str) -> bool:
+        """Return whether a higher value of `metric`, or else of the recipe's `default`, is better.
+
+        Raises:
+            UserError: the name does not tell and nothing is stated, or what is stated contradicts the name.
+        """
+        metric = self.metric or default
+        known = higher_is_better(metric)
+        stated = self.higher_is_better if self.metric else None
+        if known is None and stated is None:
+            raise UserError(
+                f"select.metric={metric}: its name does not tell whether higher is better; set "
+                "select.higher_is_better=true or false"
+            )
+        if known is not None and stated not in (None, known):
+            better = "higher" if known else "lower"
+            raise UserError(
+                f"select.higher_is_better={str(stated).lower()}: of {metric} {better} is better; "
+                "set it to null"
+            )
+        return bool(stated if known is None else known)
 
 
 @dataclass

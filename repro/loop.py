@@ -95,8 +95,7 @@ class Trainer:
         self.device = accelerator.device
         metric = config.select.metric or task.metric
         self.metric = f"ema_{metric}" if config.ema_decay else metric
-        higher = config.select.higher_is_better if config.select.metric else task.higher_is_better
-        self.sign = 1 if higher else -1
+        self.sign = 1 if config.select.higher(task.metric) else -1
         set_seed(config.seed)
 
         train_data, valid_data, self.test_data = task.train_data(), task.valid_data(), task.test_data()

@@ -17,6 +17,7 @@ from repro.comparison import records as comparison_records
 from repro.comparison.claims import claims
 from repro.comparison.figures import draw_all
 from repro.comparison.page import final_losses
+from repro.direction import higher_is_better
 from repro.ledger import ROOT, Recipe, Row
 from repro.released import read
 from repro.released.files import read_log
@@ -125,7 +126,7 @@ def released_curves(rows: Sequence[Row]) -> list[Chart]:
             continue
         column = _column(row, log)
         chart.x, chart.y = log.position, f"{column}, {log.units[column]}"
-        chart.higher_is_better = "loss" not in column and "ppl" not in column
+        chart.higher_is_better = higher_is_better(column) is not False
         chart.lines.append(Line(row.name.partition("/")[2], log.series(column)))
     return [chart for chart in charts.values() if chart.lines]
 
@@ -145,7 +146,7 @@ def run_curves(folders: Sequence[Path]) -> Iterator[Chart]:
         charts[str(data), metric.removeprefix("ema_")].append(path)
     for (data, kind), paths in charts.items():
         chart = Chart(data, "epoch", kind)
-        chart.higher_is_better = "loss" not in kind
+        chart.higher_is_better = higher_is_better(kind) is not False
         for path in paths:
             table, metric = read(path / "metrics.jsonl").table, _summary(path)["metric"]
             measured = table.dropna(subset=[metric])

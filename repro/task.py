@@ -20,8 +20,7 @@ class Task(ABC):
     name: str  # the entry point's, e.g. "vision"
     samples = "images"  # the unit of speed, in the plural
     per_sample = 1  # of that unit in a sample, e.g. the tokens of a sequence
-    metric: str  # the figure that decides which checkpoint is best
-    higher_is_better = True
+    metric: str  # the figure that decides which checkpoint is best; repro.direction knows its kind
     model_name: str
 
     # What the next micro-batch needs of this one, detached: a memory, hidden states. The loop hands each

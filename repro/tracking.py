@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 
 from repro import ledger
+from repro.direction import higher_is_better
 from repro.ledger import Figure, Row
 from repro.released import FORMATS
 from repro.released.files import read_log
@@ -244,7 +245,7 @@ def shift(log: Log, position: str | None = None) -> int:
 def _perfect(column: str, unit: str, row: Row) -> float | None:
     """The best value that a column can have where higher is better, else None."""
     stated = [figure.higher_is_better for figure in row.published if figure.column == column]
-    higher = stated[0] if stated else not ("loss" in column or "ppl" in column)
+    higher = stated[0] if stated else higher_is_better(column)
     return (100.0 if unit == "%" else 1.0) if higher else None
 
 

@@ -23,12 +23,15 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 from optim.advice import REGIMES
 from optim.convert import SOURCES, TARGETS, convert_state, recognise
 from repro import foreign
+from repro.cli import exit_status
 from repro.errors import UserError
 from repro.foreign import export, inert, states
 from repro.foreign.content import named
 from repro.foreign.describe import describe
+from repro.foreign.tensors import require_values
 
 
+@exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -37,12 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(words)
     try:
         show(options) if options.command == "show" else convert(options)
-    except (UserError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except ValueError as error:
+        raise UserError(" ".join(str(error).split())) from error
     except RecursionError:
-        print("error: what is in it is nested deeper than in any checkpoint", file=sys.stderr)
-        return 2
+        raise UserError("what is in it is nested deeper than in any checkpoint") from None
     return 0
 
 
@@ -108,6 +109,7 @@ def convert(options: argparse.Namespace) -> None:
             "Transformer-XL keeps that in optimizer.pt beside it"
         )
     keys, state_dict = states.find(content, options.at, options.file)
+    require_values(named(state_dict["state"]), options.file)
     try:
         source = options.source or recognise(state_dict)
         converted = convert_state(

@@ -18,6 +18,7 @@ import matplotlib as mpl
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from repro.cli import exit_status
+from repro.direction import higher_is_better
 from repro.errors import UserError
 from repro.run import is_free, read_config
 
@@ -128,8 +129,7 @@ def table(groups: dict[str, list[Run]]) -> str:
         ["run", "seeds", "epochs", f"final {metric}", f"best {metric}", "train_loss", "seconds", "samples/s"]
     ]
     for label, runs in groups.items():
-        falling = metric.endswith("loss")
-        pick = min if falling else max
+        pick = min if higher_is_better(metric) is False else max
         speed = [value for run in runs for key, value in run.summary.items() if key.endswith("_per_second")]
         rows.append(
             [

@@ -54,6 +54,7 @@ sys.path.append(str(Path(__file__).resolve().parent))
 
 from conformance_implementations import INTERVAL, Implementation, NotApplicable, Optax, Options, ours, theirs
 
+from repro.cli import exit_status
 from repro.run import environment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -605,6 +606,7 @@ def page(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, write; the exit status is 1 if a cell of this package is not a pass."""
     parser = argparse.ArgumentParser(

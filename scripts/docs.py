@@ -19,6 +19,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 from optim import CARDS, OPTIMIZERS
 from optim.card import COMMON_OPTIONS, STATE_BYTES
 from repro import ledger
+from repro.cli import exit_status
 from repro.ledger import Row
 from repro.sheet import published
 
@@ -112,7 +113,9 @@ def generated(text: str) -> str:
     return text
 
 
-def main() -> None:
+@exit_status
+def main() -> int:
+    """Write the tables, or tell which are out of date; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -129,8 +132,8 @@ def main() -> None:
                 path.write_text(generated(text))
     if stale:
         print(("out of date, run `make docs`: " if check else "wrote ") + ", ".join(map(str, stale)))
-        sys.exit(1 if check else 0)
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,6 +21,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from repro import ledger
+from repro.cli import exit_status
 
 GRID = "memory/gpt2_grid"
 BYTES = {"fused_adan_step_ms": 60, "adan_step_ms": 180}  # a parameter
@@ -79,5 +80,12 @@ def report() -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+@exit_status
+def main() -> int:
+    """Print the report and return the exit status."""
     print(report())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

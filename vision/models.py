@@ -1,6 +1,7 @@
 """Image classifiers of timm: building one, loading weights into it, and the linear probe on top of one."""
 
 import difflib
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def build_random(config: ModelConfig, data: DataConfig, classes: int) -> nn.Modu
     """
     options = {"num_classes": 0 if config.probe else classes, "drop_path_rate": config.drop_path or None}
     model = create(config.name, config.kwargs, in_chans=data.channels, **options)
+    check_size(model, config.name, config.kwargs, data)
     if config.grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)
@@ -59,6 +61,37 @@ def build_random(config: ModelConfig, data: DataConfig, classes: int) -> nn.Modu
         nn.init.trunc_normal_(head.weight, std=config.head_std)
         nn.init.zeros_(head.bias)
     return model
+
+
+def check_size(model: nn.Module, name: str, kwargs: dict[str, Any], data: DataConfig) -> None:
+    """Let a model see an image of data.size.
+
+    It does so on the meta device, where nothing is computed, and again on the CPU should that fail, as some
+    models look at values.
+
+    Raises:
+        UserError: it does not take such an image.
+    """
+    training, shape = model.training, (1, data.channels, data.size, data.size)
+    model.eval()  # BatchNorm refuses to train on one value
+    try:
+        tensors = {k: x.to("meta") for k, x in (*model.named_parameters(), *model.named_buffers())}
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            try:
+                torch.func.functional_call(model, tensors, torch.zeros(shape, device="meta"))
+            except Exception:
+                model(torch.zeros(shape))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        # a model without the argument, such as one of convolutions, takes any image that is not too small
+        plus = "" if "img_size" in kwargs else "+"
+        fixed = "img_size" in inspect.signature(type(model)).parameters or hasattr(model, "patch_embed")
+        cure = f"set {plus}model.kwargs.img_size={data.size}" if fixed else "set a larger data.size"
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise UserError(
+            f"data.size={data.size}: {name} does not take such images ({reason}); {cure}"
+        ) from error
+    finally:
+        model.train(training)
 
 
 def load(model: nn.Module, weights: Weights, source: str, *, new_head: bool = False) -> list[str]:

@@ -28,7 +28,7 @@ from vision.config import PretrainConfig
 from vision.data import Normalize, open_sets
 from vision.data.sets import Pairs
 from vision.mae import MaskedAutoencoder
-from vision.models import create, load
+from vision.models import check_size, create, load
 
 PICTURE = "reconstructions.png"
 SHOWN, LEAST_SIDE = 8, 96  # images in the picture, and pixels of a side of each
@@ -52,7 +52,6 @@ class Pretraining(Task):
 
     name = "pretrain_mae"
     samples = "images"
-    higher_is_better = False
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config
@@ -80,6 +79,7 @@ class Pretraining(Task):
         model = MaskedAutoencoder(
             encoder, **asdict(config.decoder), mask_ratio=config.mask_ratio, norm_pixels=config.norm_pixels
         )
+        check_size(model, config.name, config.kwargs, self.config.data)
         if config.checkpoint is not None:
             load(model, read_weights(Path(config.checkpoint).expanduser())[0], config.checkpoint)
         model.set_grad_checkpointing(config.grad_checkpointing)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repro.errors import UserError
+from repro.text.encoding import refuse_wide
 
 SHOWN = 60  # characters of a line in an error
 
@@ -69,13 +70,15 @@ def _text(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    refuse_wide(path, content)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         byte = content[error.start]
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; convert the file, as with iconv -f latin1"
+            f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; convert the file, as with "
+            "iconv -f latin1 -t UTF-8"
         ) from error
 
 

@@ -7,6 +7,7 @@ from repro.errors import UserError
 from repro.foreign.content import Checkpoint, Weights, is_buffer
 from repro.foreign.files import read_file
 from repro.foreign.folders import read_folder
+from repro.foreign.tensors import require_values
 
 __all__ = ["Checkpoint", "Weights", "read", "read_weights"]
 
@@ -40,4 +41,5 @@ def read_weights(path: Path, kind: str | None = None) -> tuple[Weights, Checkpoi
     weights = found.weights if kind == "model" or (kind is None and not found.ema) else found.ema
     if not weights:
         raise UserError(f"{found.path} ({found.title}) has no {'averaged ' if kind == 'ema' else ''}weights")
+    require_values(weights, found.path)
     return weights, found

@@ -26,7 +26,9 @@ class Architecture:
 def infer(shapes: Shapes) -> Architecture | None:
     """Return the architecture of a model with tensors of these names and shapes, None for an unknown one."""
     for family, required, measure in FAMILIES:
-        if all(name in shapes for name in required):
+        only = ONLY.get(family)
+        alike = only is None or all(only.fullmatch(name) for name in shapes)
+        if alike and all(name in shapes for name in required):
             try:
                 return Architecture(family, measure(shapes))
             except (KeyError, ValueError, IndexError):  # known names, but tensors of other shapes
@@ -46,7 +48,7 @@ def _first(shapes: Shapes, *names: str, axis: int = 0) -> int | None:
 
 def _vit(shapes: Shapes) -> Sizes:
     width, channels, patch, _ = shapes["patch_embed.proj.weight"]
-    tokens = shapes["pos_embed"][1]
+    _, tokens, _ = shapes["pos_embed"]
     prefix = sum(shapes[name][1] for name in ("cls_token", "dist_token", "reg_token") if name in shapes)
     patches = tokens if isqrt(tokens) ** 2 == tokens else tokens - prefix
     return {
@@ -66,6 +68,8 @@ def _mae(shapes: Shapes) -> Sizes:
 
 
 def _resnet(shapes: Shapes) -> Sizes:
+    if shapes["layer1.0.conv1.weight"][0] != 64 or shapes["layer1.0.conv2.weight"][1] != 64:
+        raise ValueError("wide, or with groups: not a ResNet")
     block = "bottleneck" if "layer1.0.conv3.weight" in shapes else "basic"
     depths = [depth(shapes, f"layer{i}.") for i in range(1, 5)]
     layers = (3 if block == "bottleneck" else 2) * sum(depths) + 2
@@ -170,6 +174,28 @@ _BERT = ("embeddings.word_embeddings", "embeddings.position_embeddings", "encode
 _GPT2 = ("wte", "wpe", "h.0.attn.c_attn")
 _TXL = ("word_emb.emb_layers.0", "layers.0.dec_attn.layer_norm", "layers.0.pos_ff.CoreNet.0")
 _EMBEDDINGS = _weights(EMBEDDING, ".word_embeddings", ".position_embeddings")
+
+# Names that models of these families have, and no others: hiera, EVA, SAM, BEiT, SE-ResNet and ConvNeXt V2
+# have all those of FAMILIES, and some more.
+_VIT_ONLY = (
+    r"(cls|reg|dist)_token|pos_embed|patch_embed\.(proj|norm)\.\w+|(norm|norm_pre|fc_norm|head|head_dist)\.\w+"
+    r"|pre_logits\.fc\.\w+|attn_pool\..*"
+    r"|blocks\.\d+\.(norm[12]|attn\.(qkv|proj|q_norm|k_norm|norm)|mlp\.(fc1|fc2|norm)|ls[12])\.\w+"
+)
+ONLY = {
+    "ViT": re.compile(_VIT_ONLY),
+    "MAE": re.compile(rf"{_VIT_ONLY}|mask_token|decoder_.*"),
+    "ResNet": re.compile(r"(conv1|bn1|fc)\.\w+|layer[1-4]\.\d+\.((conv|bn)[123]|downsample\.[01])\.\w+"),
+    "ConvNeXt": re.compile(
+        r"(stem\.[01]|stages\.\d+\.downsample\.[01]|norm_pre|head|head\.(norm|fc))\.\w+"
+        r"|stages\.\d+\.blocks\.\d+\.(gamma|(conv_dw|norm|mlp\.fc[12])\.\w+)"
+    ),
+    "Swin": re.compile(
+        r"(patch_embed\.(proj|norm)|norm|head|head\.fc|layers\.\d+\.downsample\.(norm|reduction))\.\w+"
+        r"|layers\.\d+\.blocks\.\d+\.(attn_mask|(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])\.\w+"
+        r"|attn\.relative_position_(bias_table|index))"
+    ),
+}
 
 # Family, names that its models have, and a function of the shapes. The first that fits counts.
 FAMILIES: tuple[tuple[str, tuple[str, ...], Callable[[Shapes], Sizes]], ...] = (

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from repro.errors import UserError
 from repro.foreign import inert
+from repro.foreign.tensors import detached, identity, number
 from repro.run import flatten
 
 Weights = dict[str, Tensor]
@@ -59,11 +60,6 @@ class Checkpoint:
         return dict(found.values())
 
 
-def identity(x: Tensor) -> tuple[Any, ...]:
-    """What two tensors have in common if and only if they are one."""
-    return x.untyped_storage().data_ptr(), x.storage_offset(), x.shape, x.stride(), x.dtype
-
-
 def load_safetensors(path: Path) -> tuple[Weights, dict[str, str]]:
     """Return the tensors and the metadata; a tensor that was stored once for two names has both again.
 
@@ -94,7 +90,7 @@ def named(tree: Any) -> Weights:
 def _dotted(tree: dict[Any, Any], depth: int) -> Iterator[tuple[str, Tensor]]:
     for key, value in tree.items():
         if isinstance(value, Tensor):
-            yield str(key), value.detach()
+            yield str(key), detached(value)
         elif isinstance(value, dict) and depth:
             yield from ((f"{key}.{name}", x) for name, x in _dotted(value, depth - 1))
 
@@ -102,7 +98,7 @@ def _dotted(tree: dict[Any, Any], depth: int) -> Iterator[tuple[str, Tensor]]:
 def is_buffer(name: str, x: Tensor) -> bool:
     """Whether a tensor of a state dict, which does not say, is no parameter: by its type and name."""
     last = name.rpartition(".")[2]
-    return not (x.is_floating_point() or x.is_complex()) or last in (
+    return not (x.is_floating_point() or x.is_complex() or x.is_quantized) or last in (
         "running_mean", "running_var", "num_batches_tracked", "version", "_float_tensor", "inv_freq",
         "attn_mask",
     )  # fmt: skip
@@ -112,11 +108,7 @@ def settings_of(value: Any) -> dict[str, Any]:
     """Hyper-parameters as a flat dict, from whatever holds them; empty if it holds none."""
     settings = inert.plain(value)
     flat = flatten(_with_text_keys(settings)) if isinstance(settings, dict) else {}
-    return {name: _number(x) if isinstance(x, Tensor) else x for name, x in flat.items()}
-
-
-def _number(x: Tensor) -> Any:
-    return x.item() if x.numel() == 1 else f"tensor of shape {tuple(x.shape)}"
+    return {name: number(x) if isinstance(x, Tensor) else x for name, x in flat.items()}
 
 
 def _with_text_keys(tree: dict[Any, Any], depth: int = 20) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from optim.convert import SOURCES, recognise
 from repro.foreign import states
-from repro.foreign.content import Checkpoint, identity
+from repro.foreign.content import Checkpoint, named
 from repro.foreign.export import architecture
 from repro.foreign.states import MALFORMED
+from repro.foreign.tensors import identity, nbytes, number, oddities
 from repro.run import flatten
 
 # What of the settings is shown first, by the last part of the name.
@@ -65,7 +66,9 @@ def describe(found: Checkpoint, everything: bool = False) -> list[str]:
         names = found.foreign if everything else found.foreign[:SHOWN_NAMES]
         more = f" and {len(found.foreign) - len(names)} more" if len(names) < len(found.foreign) else ""
         add("not loaded", f"foreign classes and functions, kept as plain data: {', '.join(names)}{more}")
-    add("note", *found.notes)
+    kept = [named(state_dict["state"]) for state_dict in found.optimizers.values()]
+    odd = [line for tensors in (found.weights, found.ema, *kept) for line in oddities(tensors)]
+    add("note", *found.notes, *odd)
     return lines
 
 
@@ -118,12 +121,13 @@ def _bytes(tensors: Iterable[Tensor]) -> str:
     once = list({identity(x) if x.numel() else id(x): x for x in tensors}.values())
     types = Counter(str(x.dtype).removeprefix("torch.") for x in once)
     shown = next(iter(types)) if len(types) == 1 else ", ".join(f"{t} in {n}" for t, n in types.most_common())
-    return f"{sum(x.nbytes for x in once):,} bytes of {shown or 'nothing'}"
+    return f"{nbytes(once):,} bytes of {shown or 'nothing'}"
 
 
 def _value(value: Any) -> str:
     """A value short enough for a line."""
     if isinstance(value, Tensor):
-        return f"{value.item():.10g}" if value.numel() == 1 else f"tensor of {tuple(value.shape)}"
+        value = number(value)
+        return value if isinstance(value, str) else f"{value:.10g}"
     text = " ".join(str(value).split())
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from repro.errors import UserError
 from repro.foreign import timm_names, transformers_names
 from repro.foreign.architectures import Architecture, infer
-from repro.foreign.content import Checkpoint, Weights, identity
+from repro.foreign.content import Checkpoint, Weights
 from repro.foreign.states import MALFORMED
 from repro.foreign.target import Target, Unfit
+from repro.foreign.tensors import identity, require_values, shape
 
 LIBRARIES = {"timm": timm_names.FAMILIES, "transformers": transformers_names.FAMILIES}
 SAME = "same"  # the names as they are
@@ -41,7 +42,7 @@ class Export:
 
 def architecture(found: Checkpoint) -> Architecture | None:
     """Return what the model of a checkpoint is, None if its names and shapes are not known."""
-    return infer({name: tuple(x.shape) for name, x in found.weights.items()})
+    return infer({name: shape(x) for name, x in found.weights.items()})
 
 
 def translate(
@@ -62,6 +63,7 @@ def translate(
     if not weights:
         places = "; its optimizer's state can be converted" if found.optimizers else ""
         raise UserError(f"{found.path} has no {'averaged ' if ema else ''}weights to export{places}")
+    require_values(weights, found.path)
     if library == SAME:
         return Export(weights)
     known = architecture(found)
@@ -84,8 +86,6 @@ def translate(
     except ImportError:
         notes.append(f"not checked: {target.library} is not installed")
     except Unfit as error:
-        if library is None and target.same_names:
-            return Export(weights, notes=[f"the names are as they were: they do not fit {target}: {error}"])
         raise UserError(f"{found.path} does not fit {target}: {error}; --for same keeps its names") from None
     else:
         notes.append(f"checked: loads strictly into {target}")

@@ -20,6 +20,7 @@ from repro.foreign.content import (
     text,
 )
 from repro.foreign.states import candidates
+from repro.foreign.tensors import detached, nbytes
 
 
 def read_file(path: Path) -> Checkpoint:
@@ -75,6 +76,18 @@ def _timm(content: dict[Any, Any], path: Path) -> Checkpoint:
     )
 
 
+def _imagenet_example(content: dict[Any, Any], path: Path) -> Checkpoint:
+    return Checkpoint(
+        path,
+        "checkpoint of PyTorch's ImageNet example",
+        named(content["state_dict"]),
+        position=some(content, epoch="epoch"),
+        metric=some(content, best_acc1="best_acc1"),
+        model=text(content["arch"]),
+        notes=["epochs count from 1"],
+    )
+
+
 def _fairseq(content: dict[Any, Any], path: Path) -> Checkpoint:
     settings = settings_of(content.get("cfg")) or settings_of(content.get("args"))
     updates = content.get("optimizer_history")
@@ -116,7 +129,7 @@ def _megatron(content: dict[Any, Any], path: Path) -> Checkpoint:
     )
     copies = mapping(content.get("optimizer")).get("fp32_from_fp16_params")
     masters = [x for group in copies if isinstance(group, list) for x in group] if copies else []
-    size = sum(x.nbytes for x in masters if isinstance(x, Tensor))
+    size = nbytes(x for x in masters if isinstance(x, Tensor))
     if size:
         found.notes.append(f"{size:,} bytes of fp32 copies of the parameters beside the optimizer's states")
     if not any(candidates(content)):
@@ -130,7 +143,7 @@ def _megatron(content: dict[Any, Any], path: Path) -> Checkpoint:
 def _finetuned(content: dict[Any, Any], path: Path) -> Checkpoint:
     return Checkpoint(
         path,
-        "checkpoint of MAE's scripts (DeiT's are alike)",
+        "checkpoint in the layout of MAE's, DeiT's and DETR's scripts",
         named(content["model"]),
         named(content.get("model_ema")),
         position=some(content, epoch="epoch"),
@@ -157,6 +170,7 @@ def _training(content: dict[Any, Any], path: Path) -> Checkpoint:
         "training checkpoint of an unknown writer",
         weights,
         position=some(content, epoch="epoch", step="step"),
+        model=text(content.get("arch")),
         settings=next((found for key in SETTINGS if (found := settings_of(content.get(key)))), {}),
     )
 
@@ -165,7 +179,8 @@ WEIGHTS = ("state_dict", "model", "model_state_dict", "net", "module")
 SETTINGS = ("args", "cfg", "config", "hparams", "hyper_parameters")
 KINDS: tuple[tuple[Callable[[dict[Any, Any]], Any], Callable[[dict[Any, Any], Path], Checkpoint]], ...] = (
     (lambda c: "pytorch-lightning_version" in c, _lightning),
-    (lambda c: named(c.get("state_dict")) and {"arch", "epoch", "version"} & c.keys(), _timm),
+    (lambda c: named(c.get("state_dict")) and {"arch", "epoch", "version"} <= c.keys(), _timm),
+    (lambda c: named(c.get("state_dict")) and {"arch", "epoch", "best_acc1"} <= c.keys(), _imagenet_example),
     (lambda c: named(c.get("model")) and {"optimizer_history", "extra_state"} & c.keys(), _fairseq),
     (
         lambda c: (
@@ -213,6 +228,6 @@ def _walk(module: Any, prefix: str, above: tuple[int, ...]) -> Iterator[tuple[st
         for name, x in mapping(module.state.get(kind)).items():
             transient = name in (module.state.get("_non_persistent_buffers_set") or ())
             if isinstance(x, Tensor) and not (kind == "_buffers" and transient):
-                yield f"{prefix}{name}", x.detach(), kind == "_parameters"
+                yield f"{prefix}{name}", detached(x), kind == "_parameters"
     for name, child in mapping(module.state.get("_modules")).items():
         yield from _walk(child, f"{prefix}{name}.", (*above, id(module)))

@@ -8,13 +8,15 @@ called, and what is inside can still be read. Names that only an attack has are 
 """
 
 import argparse
+import contextlib
 import io
+import logging
 import pickle
 import pickletools
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +128,7 @@ def read(path: Path) -> tuple[Any, list[str]]:
     while len(stand_ins) <= MAX_NAMES:
         known: list[Any] = [(made, name) for name, made in (KNOWN | stand_ins).items()]
         try:
-            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(known):
+            with _quiet(), torch.serialization.safe_globals(known):
                 content = torch.load(source, map_location="cpu", weights_only=True, mmap=zipped)
             return content, sorted(stand_ins.keys() - UNREPORTED)
         except pickle.UnpicklingError as error:
@@ -148,6 +150,18 @@ def read(path: Path) -> tuple[Any, list[str]]:
         except Exception as error:  # a damaged pickle can fail in any way at all
             raise _unreadable(path, repr(error)) from None
     raise UserError(f"cannot read {path}: it names more than {MAX_NAMES} foreign classes")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from remarks on what it reads, such as that there are no processes for a DTensor."""
+    logger = logging.getLogger("torch.distributed.device_mesh")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.disabled = before
 
 
 def _lacking(message: str) -> tuple[str, type | None]:

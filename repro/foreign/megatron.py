@@ -10,6 +10,7 @@ from torch import Tensor
 from repro.errors import UserError
 from repro.foreign.content import Checkpoint, Weights
 from repro.foreign.files import read_file
+from repro.foreign.tensors import require_values
 
 
 def read_ranks(path: Path) -> Checkpoint:
@@ -67,6 +68,8 @@ def _joined(shards: Mapping[tuple[int, int], Weights], found: Checkpoint, path: 
     for stage in stages:
         first = shards[stage, parts[0]]
         highest = -1
+        for shard in shards.values():
+            require_values(shard, path)
         for name in first:
             rank = [shards[stage, part].get(name) for part in parts]
             if any(x is None or x.dim() != first[name].dim() for x in rank):

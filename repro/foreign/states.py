@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from repro.errors import UserError
+from repro.foreign.tensors import nbytes, oddity
 
 Place = list[Any]  # keys from the outside in
 MALFORMED = (TypeError, LookupError, AttributeError, RuntimeError)  # what odd values in a state dict raise
@@ -68,7 +69,7 @@ def replaced(content: Any, keys: Place, value: dict[str, Any]) -> Any:
 
 def size(state_dict: dict[str, Any]) -> int:
     """Bytes of the states."""
-    return sum(x.nbytes for state in state_dict["state"].values() for x in _tensors(state))
+    return nbytes(x for state in state_dict["state"].values() for x in _tensors(state))
 
 
 def elements(state_dict: dict[str, Any]) -> int:
@@ -101,5 +102,7 @@ def _tensors(state: dict[str, Any]) -> Iterator[Tensor]:
 def _steps(states: list[dict[str, Any]], groups: list[dict[str, Any]]) -> Iterator[float]:
     for holder in (*states, *groups):
         step = holder.get("step")
-        if isinstance(step, (int, float)) or (isinstance(step, Tensor) and step.numel() == 1):
+        if isinstance(step, (int, float)) or (
+            isinstance(step, Tensor) and oddity(step) is None and step.numel() == 1
+        ):
             yield float(step)

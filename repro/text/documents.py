@@ -12,6 +12,7 @@ from pathlib import Path
 
 from repro.errors import UserError
 from repro.text import python_docs
+from repro.text.encoding import refuse_wide
 from repro.text.files import CHUNK, LONGEST
 
 NOT_READ = python_docs.NOT_READ | {"distutils", "encodings", "pydoc_data"}  # old; tables; prose
@@ -46,13 +47,15 @@ class FilesPiece:
             content = path.read_bytes()
             if len(content) > LONGEST:
                 raise UserError(f"{path}: more than {LONGEST // 2**20} MiB in one document; break it")
+            if not self.lenient:
+                refuse_wide(path, content)
             try:
                 documents += [content.decode()] if content else []
             except UnicodeDecodeError as error:
                 if not self.lenient:
                     raise UserError(
                         f"{path}: is not UTF-8 (byte {content[error.start]:#04x} at offset {error.start}); "
-                        "convert the file, for example with iconv"
+                        "convert the file, as with iconv -f latin1 -t UTF-8"
                     ) from error
             size += len(content)
             if size >= CHUNK:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from repro.errors import UserError
+from repro.text.encoding import refuse_wide
 
 CHUNK = 2**20  # bytes that are read and tokenised at once
 LONGEST = 64 * 2**20  # bytes of a line
@@ -64,6 +65,8 @@ class FilePiece:
             yield self._lines(rest, end - len(rest))
 
     def _lines(self, block: bytes, offset: int) -> list[str]:
+        if offset == 0:
+            refuse_wide(self.path, block)
         try:
             text = block.decode()
         except UnicodeDecodeError as error:
@@ -74,7 +77,7 @@ class FilePiece:
                 )
             raise UserError(
                 f"{self.path}: line {line} is not UTF-8 (byte {block[error.start]:#04x} at offset {place}); "
-                "convert the file, for example with iconv"
+                "convert the file, as with iconv -f latin1 -t UTF-8"
             ) from error
         if offset == 0:
             text = text.removeprefix("\ufeff")  # the mark of some editors

@@ -137,7 +137,7 @@ CASES: list[tuple[str, str, Callable[[list[bytes]], None], str, str]] = [
     ("sst2", "train", put(9, b"fine\t1\t1"), ":9: has 3 columns, not 2", "data.bad_lines=skip"),
     ("sst2", "train", put(9, b"fine"), ":9: has 1 column, not 2: 'fine'", "one tab between columns"),
     ("sst2", "train", put(9, b""), ":9: is empty", "mend the line"),
-    ("sst2", "train", put(4, b"caf\xe9\t1"), ":4: byte 0xe9 is not UTF-8", "iconv"),
+    ("sst2", "train", put(4, b"caf\xe9\t1"), ":4: byte 0xe9 is not UTF-8", "iconv -f latin1 -t UTF-8"),
     ("sst2", "test", put(1, b"0\ta film"), ":1: has no column 'sentence'", "the first line has to name"),
     ("cola", "train", put(6, b"s\tyes\t\tfine"), ":6: label 'yes' is none of '0', '1'", "mend or drop"),
     ("cola", "train", put(1, b"s\tacceptable\tn\tt"), ":1: label 'acceptable' is none of", "drop the line"),
@@ -173,10 +173,16 @@ def test_empty_files(tmp_path: Path) -> None:
     assert "dev.tsv: has no examples, only a line of names" in refused(folder)
 
 
-def test_utf16(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["UTF-16", "UTF-16LE", "UTF-16BE", "UTF-32"])
+def test_utf16(tmp_path: Path, encoding: str) -> None:
+    """It is called what iconv, as Python, reads it as."""
     folder = glue_folders.sst2(tmp_path)
-    (folder / "train.tsv").write_text("sentence\tlabel\nfine\t1\n", encoding="utf-16")
-    assert "train.tsv:1: byte 0xff is not UTF-8" in refused(folder)
+    path = folder / "train.tsv"
+    text = path.read_text()
+    path.write_text(text, encoding=encoding)
+    cure = f"convert it with iconv -f {encoding} -t UTF-8"
+    assert refused(folder) == f"{path}: is {encoding}, not UTF-8; {cure}"
+    assert path.read_text(encoding=encoding) == text
 
 
 def test_missing_and_copied_splits(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from containers import (
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from repro.errors import UserError
+
 MAIN: Callable[[list[str]], int] = runpy.run_path(
     str(Path(__file__).resolve().parents[2] / "scripts" / "checkpoint.py")
 )["main"]
@@ -116,14 +118,25 @@ def test_convolutions_and_windows(name: str, tmp_path: Path, capsys: pytest.Capt
     found = foreign.Checkpoint(tmp_path / "x", "test", small, model=name)
     for said in (name, None):
         found.model = said
-        made = export.translate(found)
         if said or not name.endswith("hnf"):
+            made = export.translate(found)
             assert made.target is not None
             assert (made.target.model, made.target.config) == (name, {"num_classes": 7})
             assert made.notes == [f"checked: loads strictly into {made.target}"]
         else:
-            assert made.target is None
-            assert made.notes[0].startswith("the names are as they were: they do not fit timm")
+            with pytest.raises(UserError, match=r"does not fit timm.*; --for same keeps its names"):
+                export.translate(found)
+            assert export.translate(found, "same").weights == small
+
+
+def test_nothing_is_written_where_the_check_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --for and without: one weight more than the model has."""
+    weights = timm.create_model("vit_tiny_patch16_224", depth=1, embed_dim=64, num_heads=1).state_dict()
+    torch.save(weights | {"norm.scale": torch.ones(1)}, tmp_path / "x.pt")
+    for arguments in ([], ["--for", "timm"]):
+        assert MAIN([str(tmp_path / "x.pt"), "--export", str(tmp_path / "out"), *arguments]) == 2
+        assert "does not fit timm.create_model(" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pt"]
 
 
 def test_mae_finetuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

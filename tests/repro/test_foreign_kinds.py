@@ -124,7 +124,7 @@ def decoder() -> dict[str, Tensor]:
 
 def test_mae_finetuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(mae_finetuned_file(tmp_path, vit(global_pool="avg")), capsys)
-    assert "checkpoint of MAE's scripts" in text
+    assert "checkpoint in the layout of MAE's, DeiT's and DETR's scripts" in text
     assert "vit_base_patch16: ViT (width 384" in text
     assert "(official)" in text
     assert "lr_scale=0.65" in text

@@ -134,13 +134,20 @@ def test_own_figures_and_a_closing_test(streams: TrainConfig, capsys: pytest.Cap
 
 
 def test_the_closing_test_has_the_best_weights(streams: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a selection by the highest loss the best weights are early ones."""
-    streams.select = SelectConfig("valid_loss", higher_is_better=True)
+    """By a figure that is highest after the first epoch the best weights are early ones."""
+    figures = StreamTask.figures
+
+    def with_score(self: StreamTask, sums: dict[str, Any], count: float) -> dict[str, float]:
+        made = figures(self, sums, count)
+        return made | {"valid_score": made["valid_loss"]}
+
+    monkeypatch.setattr(StreamTask, "figures", with_score)
+    streams.select = SelectConfig("valid_score", higher_is_better=True)
     streams.ema_decay = 0.5
     summary = train(StreamTask(), streams, "run")
     measured = [line for line in records(folder(streams, "run")) if "valid_loss" in line]
-    assert summary["metric"] == "ema_valid_loss"
-    best = max(measured, key=lambda line: line["ema_valid_loss"])
+    assert summary["metric"] == "ema_valid_score"
+    best = max(measured, key=lambda line: line["ema_valid_score"])
     assert summary["best"] == best != measured[-1]
     weights = load_file(
         folder(streams, "run") / "checkpoints" / f"step-{best['step']:09d}" / "ema.safetensors"
@@ -198,7 +205,7 @@ def test_max_epochs(streams: TrainConfig) -> None:
 
 
 def test_an_unknown_metric_to_select_by(streams: TrainConfig) -> None:
-    streams.select = SelectConfig("valid_matthews")
+    streams.select = SelectConfig("valid_matthews", higher_is_better=True)
     with pytest.raises(UserError, match=r"select.metric=valid_matthews: there is .*valid_loss, valid_count"):
         train(StreamTask(), streams, "run")
 

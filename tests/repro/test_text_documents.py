@@ -129,6 +129,11 @@ def test_text_files_can_be_documents(tmp_path: Path) -> None:
     (tmp_path / "7.txt").write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match=r"7.txt: is not UTF-8 \(byte 0xe9 at offset 3\); convert the file"):
         find()
+    (tmp_path / "7.txt").write_text("seven", encoding="UTF-16")
+    with pytest.raises(
+        UserError, match=r"7.txt: is UTF-16, not UTF-8; convert it with iconv -f UTF-16 -t UTF-8"
+    ):
+        find()
 
 
 def test_a_document_has_to_fit_into_memory(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,17 @@ def test_bad_utf8_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chun
         lines_of(path, size=10)
 
 
+def test_utf16_is_named_with_its_cure(tmp_path: Path) -> None:
+    """Without a mark it is valid UTF-8, too, and would be learned with its zero bytes."""
+    path = tmp_path / "text.txt"
+    for encoding in ("UTF-16", "UTF-16LE"):
+        path.write_text("one\ntwo\n", encoding=encoding)
+        with pytest.raises(
+            UserError, match=f"is {encoding}, not UTF-8; convert it with iconv -f {encoding} -t"
+        ):
+            lines_of(path)
+
+
 def test_text_without_lines_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "CHUNK", 16)
     monkeypatch.setattr(files, "LONGEST", 100)

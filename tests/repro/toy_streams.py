@@ -53,7 +53,6 @@ class StreamTask(Task):
     samples = "symbols"
     per_sample = LENGTH
     metric = "valid_loss"
-    higher_is_better = False
     model_name = "toy_rnn"
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from repro.foreign import read_weights
 from repro.ledger import Row
 from repro.run import run_name
 from vision.config import DataConfig, ModelConfig, VisionConfig
-from vision.models import Probe, build, build_random, load
+from vision.models import Probe, build, build_random, check_size, load
 
 Command = Callable[..., tuple[int, str, str]]
 DATA = DataConfig(size=16, channels=3)
@@ -51,6 +51,38 @@ def autoencoder(**kwargs: Any) -> dict[str, Tensor]:
 def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     assert not [name for name, x in ours.items() if not torch.equal(x, theirs[name])]
+
+
+@pytest.mark.parametrize(
+    ("name", "says", "cure"),
+    [
+        ("vit_tiny_patch16_224", "Input height (48) doesn't match model (16)", "model.kwargs.img_size=48"),
+        ("deit_tiny_patch16_224", "Input height (48) doesn't match model (224)", "+model.kwargs.img_size=48"),
+        ("test_convnext", "Kernel size can't be greater than actual input size", "a larger data.size"),
+    ],
+)
+def test_image_sizes_that_the_model_does_not_take(name: str, says: str, cure: str) -> None:
+    size = 2 if "conv" in name else 48
+    with pytest.raises(UserError) as caught:
+        build_random(config(name), DataConfig(size=size, channels=3), 5)
+    assert str(caught.value).startswith(f"data.size={size}: {name} does not take such images (")
+    assert f"{says}); set {cure}" in str(caught.value)
+
+
+def test_a_model_that_looks_at_values_is_no_fault_of_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Looking(nn.Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            assert float(images.sum()) == 0  # which the meta device cannot tell
+            return super().forward(images[:, 0, 0])
+
+    monkeypatch.setattr(timm, "create_model", lambda *_, **options: Looking(16, options["num_classes"]))
+    before = torch.random.get_rng_state()
+    model = build_random(config(), DATA, 5)
+    before_model = torch.random.get_rng_state()
+    check_size(model, "looking", {}, DATA)
+    assert model.training
+    assert not torch.equal(before, before_model)  # its weights were drawn
+    assert torch.equal(before_model, torch.random.get_rng_state())  # and nothing else
 
 
 def test_weights_with_as_many_classes_are_taken_whole(

@@ -1,16 +1,22 @@
 """The command that looks for what is wrong with a data set, and the two that rearrange one."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 from made_images import CLASSES, encode, picture, write_tree
+from PIL import Image
 
+from repro.errors import UserError
 from vision import prepare
 from vision.config import DataConfig
-from vision.data import checking, read
+from vision.data import Images, checking, read
+from vision.data.images import eight_bits
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -81,6 +87,76 @@ def test_oddities_are_notes(run: Run, tree: Path) -> None:
         "note: 1 PNG images with a suffix of JPEG:",
         f"      {folder}/png.JPEG",
     ]
+
+
+def test_images_in_folders_below_a_class_folder_are_its_images(run: Run, tree: Path, tmp_path: Path) -> None:
+    """In torchvision's order; `check` says so, as timm takes the innermost folder for the class."""
+    folder = tree / "train" / CLASSES[0]
+    for below in ("sub", "sub/deep", "sub-2"):
+        (folder / below).mkdir()
+        (folder / below / "9.png").write_bytes(encode(picture(), "PNG"))
+    (folder / "sub" / "notes.txt").write_text("no image")
+    (folder / "sub" / "up").symlink_to(folder)  # a circle
+    status, out, _ = run("check", tree, "--workers", 0)
+    assert (status, out.splitlines()[0]) == (0, "2 classes; 9 training, 4 test images")
+    assert "note: " + str(tree / "train") + ": 3 images in folders below a class folder count for it" in out
+    assert f"{CLASSES[0]}/sub/9.png, {CLASSES[0]}/sub-2/9.png, {CLASSES[0]}/sub/deep/9.png" in out
+    assert "are left out: 1 .txt\n" in out
+    (folder / "sub" / "up").unlink()
+    train = read(DataConfig(name="imagefolder", root=str(tree)))[0]
+    theirs = torchvision.datasets.ImageFolder(str(tree / "train")).samples
+    assert [
+        (train.name(item), label) for item, label in zip(train.items, train.labels, strict=True)
+    ] == theirs
+    assert run("shards", tree, tmp_path / "out", "--workers", 0)[0] == 0
+    assert len(read(DataConfig(name="webdataset", root=str(tmp_path / "out")))[0].labels) == 9
+
+
+def test_what_is_no_file_is_named(run: Run, tree: Path, tmp_path: Path) -> None:
+    """To open a pipe would wait for ever."""
+    folder = tree / "train" / CLASSES[0]
+    link, pipe = folder / "link.png", folder / "pipe.png"
+    link.symlink_to("nowhere.png")
+    gone = f"{link}: cannot be read (a link to nowhere.png, which is missing)"
+    assert problems(run, tree)[0].startswith("1 images that cannot be read")
+    assert f"\n      {gone}\n" in run("check", tree, "--workers", 0)[1]
+    assert run("shards", tree, tmp_path / "out") == (2, "", f"error: {gone}\n")
+    link.unlink()
+    os.mkfifo(pipe)
+    line = f"{pipe}: cannot be read (not a regular file)"
+    assert f"\n      {line}\n" in run("check", tree, "--workers", 0)[1]
+    assert run("shards", tree, tmp_path / "out") == (2, "", f"error: {line}\n")
+    assert not (tmp_path / "out").exists()
+    for kind, name in (("webdataset", "train-000000.tar"), ("webdataset", "manifest.json")):
+        other = tmp_path / name
+        other.mkdir()
+        os.mkfifo(other / name)
+        assert run("check", other, "--data", kind, "--workers", 0)[0] in (1, 2)
+    os.mkfifo(tmp_path / "train-images-idx3-ubyte")
+    assert "not a regular file" in problems(run, tmp_path, "--data", "fashion_mnist")[0]
+
+
+def test_images_of_more_than_8_bits(run: Run, tree: Path) -> None:
+    """Grey ones of 16 bits keep their high bytes, as 16-bit RGB does; an unknown range is a problem."""
+    folder = tree / "train" / CLASSES[0]
+    values = np.array([[0, 255, 256, 1000, 40000, 65535]], np.uint16)
+    for name in ("grey.png", "grey.tiff", "grey.ppm"):
+        Image.fromarray(values).save(folder / name)
+    status, out, _ = run("check", tree, "--workers", 0)
+    assert status == 0
+    assert "note: 2 I;16 images of 16 bits, whose high bytes are used:" in out
+    train = read(DataConfig(name="imagefolder", root=str(tree)))[0]
+    for item in train.items[:3]:
+        image = eight_bits(train.open(item), "it")
+        assert np.asarray(image).tolist() == (values >> 8).tolist()
+    Image.fromarray(values.astype(np.float32)).save(folder / "float.tiff")
+    (line,) = problems(run, tree)
+    assert line.startswith("1 images that cannot be read")
+    image = Images(train, 3, lambda image: torch.from_numpy(np.array(image)))[0][0]
+    assert image.shape == (1, 6, 3)
+    message = r"float.tiff: pixels of 32 bits \(mode F\), whose range is unknown"
+    with Image.open(folder / "float.tiff") as file, pytest.raises(UserError, match=message):
+        eight_bits(file, str(folder / "float.tiff"))
 
 
 def test_all_problems_of_a_tree_at_once(run: Run, tree: Path) -> None:

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from repro.errors import UserError
 from vision.config import DataConfig
-from vision.data.images import IMAGE_SUFFIXES, Split, decode, suffix
-from vision.data.readers import class_folders, first_folder, image_files, read
+from vision.data.images import IMAGE_SUFFIXES, Split, decode, eight_bits, suffix
+from vision.data.readers import class_folders, files_below, first_folder, image_files, read
 from vision.data.writing import read_manifest, sha256
 
 IMAGENET = {"train": 1_281_167, "val": 50_000}  # images of ImageNet-1k, the ILSVRC 2012 classification set
@@ -94,7 +94,9 @@ def _check_tree(config: DataConfig, imagenet: bool, found: Findings) -> None:
             found.problems.append(
                 f"{folder}: {len(loose)} images lie beside the class folders: {_few(loose)}"
             )
-        inner = [name for name in names[split] if not image_files(folder / name)]
+        files = {name: files_below(folder / name) for name in names[split]}
+        images = {n: [file for file in all_ if suffix(file) in IMAGE_SUFFIXES] for n, all_ in files.items()}
+        inner = [name for name in names[split] if not images[name]]
         tars = sorted(path.name for path in folder.glob("n*.tar"))
         if tars:
             found.problems.append(
@@ -106,11 +108,16 @@ def _check_tree(config: DataConfig, imagenet: bool, found: Findings) -> None:
         if imagenet and (odd := [name for name in names[split] if not WNID.fullmatch(name)]):
             found.problems.append(f"{folder}: folders that are no WordNet names (n01440764): {_few(odd)}")
         others = Counter(
-            suffix(path.name) or "(none)"
+            suffix(file) or "(none)"
             for name in names[split]
-            for path in (folder / name).iterdir()
-            if suffix(path.name) not in IMAGE_SUFFIXES
+            for file in files[name]
+            if suffix(file) not in IMAGE_SUFFIXES
         )
+        if deep := [f"{name}/{file}" for name in names[split] for file in images[name] if "/" in file]:
+            found.notes.append(
+                f"{folder}: {len(deep)} images in folders below a class folder count for it, as "
+                f"torchvision has it (in timm the innermost folder is the class): {_few(deep)}"
+            )
         if others:
             kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common())
             found.notes.append(f"{folder}: files that are no images and are left out: {kinds}")
@@ -177,11 +184,14 @@ def _look(split: Split, index: int) -> tuple[str | None, str | None, str]:
         if not content:
             return "empty files", None, name
         image = decode(content, name)
+        plain = eight_bits(image, name)
     except UserError as error:
         return "images that cannot be read", None, str(error).split("; ")[0]
     said = FORMATS.get(suffix(name))
     if said is not None and image.format != said:
         return None, f"{image.format} images with a suffix of {said}", name
+    if plain is not image:
+        return None, f"{image.mode} images of 16 bits, whose high bytes are used", name
     if image.mode not in ("RGB", "L"):
         return None, f"{image.mode} images, which are converted", name
     return None, None, name

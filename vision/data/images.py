@@ -2,11 +2,13 @@
 
 import io
 import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch.utils.data import Dataset
 from repro.errors import UserError
 from vision.config import DataConfig
 
+SIXTEEN_BITS = ("PNG", "PPM")  # formats whose grey images of mode I have no more
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 Transform = Callable[[Image.Image], Tensor]
 
@@ -89,7 +92,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     def _make(self, index: int) -> Tensor:
         image = self.split.open(self.split.items[index], self.draft)
         if image.mode != self.mode:  # convert would copy
-            image = image.convert(self.mode)
+            image = eight_bits(image, self.split.name(self.split.items[index])).convert(self.mode)
         return self.transform(image)
 
 
@@ -106,13 +109,56 @@ def decode(content: bytes, name: str, draft: tuple[int, int] | None = None) -> I
         raise UserError(f"{name}: broken image ({reason}); replace or delete the file") from error
 
 
+def eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """Return an image with 8 bits a channel; of 16 bits it has the high byte, as PIL reads 16-bit RGB.
+
+    PIL's own conversion cuts grey values off at 255.
+
+    Raises:
+        UserError: pixels of 32 bits, whose range no file says; the image is named.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise UserError(
+            f"{name}: pixels of 32 bits (mode {image.mode}), whose range is unknown; save it with 8 or 16"
+        )
+    return image
+
+
 def read_file(path: str | bytes) -> bytes:
-    """Return the content of a file."""
+    """Return the content of a file.
+
+    Raises:
+        UserError: it cannot be read, or is none: to read a pipe would wait for whoever writes to it.
+    """
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+            _require_file(os.fstat(file.fileno()), path)
             return file.read()
     except OSError as error:
-        raise UserError(f"{os.fsdecode(path)}: cannot be read ({error.strerror})") from error
+        raise _unreadable(path, error) from error
+
+
+def file_bytes(path: str | bytes) -> int:
+    """Return the size of a file in bytes; see read_file."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    _require_file(status, path)
+    return status.st_size
+
+
+def _require_file(status: os.stat_result, path: str | bytes) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{os.fsdecode(path)}: cannot be read (not a regular file)")
+
+
+def _unreadable(path: str | bytes, error: OSError) -> UserError:
+    broken = isinstance(error, FileNotFoundError) and os.path.islink(path)
+    reason = f"a link to {os.fsdecode(os.readlink(path))}, which is missing" if broken else error.strerror
+    return UserError(f"{os.fsdecode(path)}: cannot be read ({reason})")
 
 
 def file_name(path: str | bytes) -> str:

@@ -191,7 +191,7 @@ def _read_folders(folder: Path) -> tuple[Split, list[str]]:
     paths: list[bytes] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = image_files(folder / name)
+        found = images_below(folder / name)
         if not found:
             raise UserError(f"{folder / name}: class folder without images; fill it, or remove it everywhere")
         paths += [os.fsencode(f"{folder}/{name}/{file}") for file in found]
@@ -206,8 +206,35 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def image_files(folder: Path) -> list[str]:
-    """Return the names of the images in a class folder, sorted."""
+    """Return the names of the images in a folder, sorted."""
     return sorted(name for name in os.listdir(folder) if suffix(name) in IMAGE_SUFFIXES)
+
+
+def images_below(folder: Path) -> list[str]:
+    """Return the images in a class folder and in folders below it, as paths relative to it."""
+    return [name for name in files_below(folder) if suffix(name) in IMAGE_SUFFIXES]
+
+
+def files_below(folder: Path) -> list[str]:
+    """Return all files in a folder and below it, by folder and name, as torchvision sorts them.
+
+    Links are followed, but not to a folder that they are in.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+    found: list[tuple[str, list[str]]] = []
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        folders[:] = [name for name in folders if not _leads_up(root, name)]
+        found.append((root, sorted(files)))
+    above = len(str(folder)) + 1
+    return [f"{root}/{name}"[above:] for root, files in sorted(found) for name in files]
+
+
+def _leads_up(root: str, name: str) -> bool:
+    path = os.path.join(root, name)
+    return os.path.islink(path) and Path(os.path.realpath(root)).is_relative_to(os.path.realpath(path))
 
 
 def _read_tar(root: Path, name: str) -> tuple[Split, list[str]]:
@@ -250,9 +277,9 @@ def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """Read a file of MNIST's IDX format, or its gzip'd twin, into an array of that many dimensions."""
     zipped = path.with_name(path.name + ".gz")
     try:
-        raw = gzip.decompress(zipped.read_bytes()) if zipped.exists() else path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path.parent}: neither {path.name} nor {zipped.name} in it") from None
+        if not zipped.exists() and not path.exists():
+            raise UserError(f"{path.parent}: neither {path.name} nor {zipped.name} in it")
+        raw = gzip.decompress(read_file(str(zipped))) if zipped.exists() else read_file(str(path))
     except (OSError, EOFError) as error:
         raise UserError(f"{zipped}: broken gzip file ({error}); get it again") from error
     shape = np.frombuffer(raw[4 : 4 + 4 * dimensions], ">u4").astype(int)

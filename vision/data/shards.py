@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from repro.errors import UserError
 from vision.config import DataConfig
-from vision.data.images import IMAGE_SUFFIXES, Split, find_root
+from vision.data.images import IMAGE_SUFFIXES, Split, find_root, read_file
 
 SHARD = re.compile(r"(?:.*[-_])?(train|val|validation|test)[-_](\d+)(?:[-_]of[-_](\d+))?\.tar")
 CLASSES = "classes.txt"  # the names of the classes, one a line, beside the shards
@@ -80,7 +80,7 @@ def read_webdataset(config: DataConfig) -> tuple[Split, Split, list[str]]:
         index = read_index(root, name, found[name])
         splits.append(Split(range(len(index.label)), index.label.tolist(), index.read, index.name))
     if (root / CLASSES).exists():
-        classes = (root / CLASSES).read_text().splitlines()
+        classes = read_file(str(root / CLASSES)).decode().splitlines()
     else:
         most = max(max(split.labels, default=-1) for split in splits) + 1
         classes = [str(label) for label in range(config.classes or most)]
@@ -97,7 +97,7 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
     totals: dict[str, set[str]] = {}
     for path in sorted(root.glob("*.tar")):
         match = SHARD.fullmatch(path.name)
-        if match is None:
+        if match is None or not path.is_file():
             continue
         split, number, total = match[1], int(match[2]), match[3]
         other = found.setdefault(split, {}).setdefault(number, path)

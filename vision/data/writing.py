@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from repro.errors import UserError
 from vision.config import DataConfig
-from vision.data.images import Split, file_name, read_file, suffix
+from vision.data.images import Split, file_bytes, file_name, read_file, suffix
 from vision.data.readers import read_imagefolder
 from vision.data.shards import CLASSES, read_webdataset
 
@@ -87,7 +87,7 @@ def plan(name: str, split: Split, size: int) -> list[Shard]:
     shards: list[Shard] = []
     begin, length, digest = 0, 0, hashlib.sha256()
     for index, item in enumerate(split.items):
-        file = os.stat(item).st_size
+        file = file_bytes(item)
         if file == 0:
             raise UserError(f"{split.name(item)}: empty file; get it again")
         room = HEADERS + -(-file // BLOCK) * BLOCK
@@ -105,9 +105,7 @@ def plan(name: str, split: Split, size: int) -> list[Shard]:
 def read_manifest(out: Path) -> dict[str, Any]:
     """Return the manifest beside shards; one without shards if there is none."""
     try:
-        manifest = json.loads((out / MANIFEST).read_text())
-    except FileNotFoundError:
-        return {"shards": []}
+        manifest = json.loads(read_file(str(out / MANIFEST))) if (out / MANIFEST).exists() else {"shards": []}
     except ValueError as error:
         raise UserError(f"{out / MANIFEST}: not JSON; delete it to write all shards again") from error
     return dict(manifest)
