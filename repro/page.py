@@ -24,7 +24,6 @@ from repro.released.log import Log, LogError
 from repro.run import environment, read_config
 
 COMPARISON = ROOT / "results" / "comparison" / "runs.jsonl"  # of scripts/sweep.py
-VERIFIED = ROOT / "results" / "ledger" / "verify.json"  # of scripts/verify_ledger.py
 
 
 @dataclass
@@ -90,9 +89,9 @@ def write(out: Path, runs: Sequence[Path]) -> str:
     """
     recipes = [ledger.load(name) for name in ledger.names()]
     rows = [recipe.row for recipe in recipes]
-    verdicts = json.loads(VERIFIED.read_text())["rows"] if VERIFIED.exists() else {}
+    verdicts = ledger.verdicts()
     finished = own.runs(runs)
-    shown = [Shown(recipe.row, _verdict(recipe.row, verdicts), _own(recipe, finished)) for recipe in recipes]
+    shown = [Shown(recipe.row, verdicts[recipe.row.name], _own(recipe, finished)) for recipe in recipes]
     ended = {path.parent for root in runs for path in root.rglob("summary.json")}
     folders = sorted(path for path in ended if (path / "config.yaml").exists())  # or it was no training
     curves = released_curves(rows)
@@ -227,10 +226,6 @@ def _counts(rows: Sequence[Shown], curves: Sequence[Chart]) -> list[tuple[int, s
         (sum(shown.status == "runnable" for shown in rows), "runnable today"),
         (sum(len(chart.lines) for chart in curves), "released curves read"),
     ]
-
-
-def _verdict(row: Row, verdicts: dict[str, Any]) -> str:
-    return str(verdicts.get(row.name, {}).get("verdict", "not verified yet"))
 
 
 def _own(recipe: Recipe, finished: Sequence[own.Own]) -> str:
