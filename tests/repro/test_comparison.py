@@ -304,7 +304,7 @@ def test_all_files_come_from_the_records_alone(tmp_path: Path) -> None:
 
 
 def test_curves_show_the_later_losses_and_name_what_is_drawn() -> None:
-    """Losses that begin at 300 leave the axis to the later ones; SGD's stay there, outside of axis and legend."""
+    """Losses that begin at 300 leave the axis to the later ones; SGD's stay there and have no legend."""
 
     def started_high(run: Record) -> Record:
         values = [(step, 300.0) for step, _ in run.curve[:1]]
