@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -150,7 +151,10 @@ def curves(records: Sequence[Record]) -> Figure | None:
         )
         if reference is not None and early:
             # not matplotlib's range: losses of the first steps may be a hundred times those of the last
-            high, low = max(early), min(reference, *(min(line.get_ydata()) for line in axes.get_lines()))
+            high, low = (
+                max(early),
+                min(reference, *(float(np.min(line.get_ydata())) for line in axes.get_lines())),
+            )
             axes.axhline(reference, color=COLOURS[REFERENCE], lw=0.8, ls=":")
             axes.set_ylim(low - 0.05 * (high - low), high)
         axes.set(xlabel="step", ylabel=TASKS[task].unit)
@@ -245,5 +249,5 @@ def _small_multiples(
 
 
 def _is_visible(line: Line2D, axes: Axes) -> bool:
-    low, high = axes.get_ylim()
-    return any(low <= y <= high for y in line.get_ydata())
+    (low, high), values = axes.get_ylim(), np.asarray(line.get_ydata())
+    return bool(((low <= values) & (values <= high)).any())
