@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 CONFORMANCE := .venv-conformance
 
-.PHONY: demo test test-all test-gpu test-mutants test-docker constraints lint docs bench bench-gpu quality \
+.PHONY: demo test test-all test-gpu test-mutants test-docker constraints lint docs report-pictures bench bench-gpu quality \
 	conformance clean
 
 demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
@@ -39,6 +39,9 @@ lint: $(INSTALLED)
 
 docs: $(INSTALLED)  ## writes the tables that are generated from code
 	$(RUN) scripts/docs.py
+
+report-pictures: $(INSTALLED)  ## takes the pictures in docs/report.md, with the released logs in ADAN_RELEASED
+	$(RUN) scripts/report.py results --out report.html --pictures docs
 
 bench: $(INSTALLED)  ## on a quiet machine
 	$(RUN) scripts/bench_optimizers.py --out results/bench/optimizers

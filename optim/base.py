@@ -154,7 +154,8 @@ class Optimizer(torch.optim.Optimizer):
         hyper: hyper-parameters of a group with their defaults; checked for each group. `lr` may be a
             one-element tensor.
         max_grad_norm: gradients are scaled by min(1, max_grad_norm / (norm + eps)), where norm is the L2
-            norm over all groups (over all shards of DTensors) and eps the constructor's. 0 is off.
+            norm over all groups (over all shards of DTensors) and eps the constructor's, if the rule has one.
+            0 is off.
         nonfinite: what to do when the norm of the gradients is inf or NaN: "propagate" computes with them,
             "skip" leaves the step out, "raise" raises FloatingPointError; in both nothing is changed, and
             both wait for the device.
@@ -679,7 +680,7 @@ class Optimizer(torch.optim.Optimizer):
             return False, None
         if self.max_grad_norm > 0:
             norm = norm if scale is None else norm * scale.to(norm.device)
-            clip = (self.max_grad_norm / (norm + self.defaults["eps"])).clamp(max=1)
+            clip = (self.max_grad_norm / (norm + self.defaults.get("eps", 0.0))).clamp(max=1)
             scale = clip if scale is None else clip * scale.to(clip.device)
         return True, scale
 

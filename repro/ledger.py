@@ -8,7 +8,9 @@ Files whose name begins with `_` hold what the rows of a table share.
 import copy
 import functools
 import importlib
+import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
@@ -28,8 +30,11 @@ resolvers.register()  # what configurations may have in them, before one is read
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
+VERIFIED = ROOT / "results" / "ledger" / "verify.json"  # of scripts/verify_ledger.py
 REPOSITORY = "sail-sg/Adan"
 COMMIT = "2c65beaf400775753b155da4082c3819fea689b9"  # of the repository, to which all paths and hashes belong
+
+_WORD = re.compile(r"[\w.]+")
 
 
 @dataclass
@@ -192,6 +197,12 @@ def names() -> list[str]:
     return [f"{path.parent.name}/{path.stem}" for path in files if not path.stem.startswith("_")]
 
 
+def verdicts() -> dict[str, str]:
+    """Return what scripts/verify_ledger.py last found of each row (`Verdict.says`), by the row's name."""
+    rows = json.loads(VERIFIED.read_text())["rows"] if VERIFIED.exists() else {}
+    return {name: rows[name]["verdict"] if name in rows else "not verified yet" for name in names()}
+
+
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return a row and its configuration, with overrides as on the command line.
 
@@ -214,8 +225,31 @@ def _load(name: str, overrides: tuple[str, ...], configs: Path) -> Recipe:
         raise UserError(f"{where}: {_reason(error)}") from error
     if row.name != name:
         raise UserError(f"configs/paper/{name}.yaml: row.name is {row.name}")
+    title = _words(row.title)
+    if not title.isdisjoint(_families(configs)) and not _words(row.model) <= title:
+        raise UserError(
+            f"configs/paper/{name}.yaml: row.title is '{row.title}' but row.model is '{row.model}': "
+            "a title that names a model must have all words of row.model"
+        )
     del values["row"]
     return Recipe(row, values)
+
+
+@functools.cache
+def _families(configs: Path) -> set[str]:
+    """The first words of all rows' models: ViT, ResNet, GPT, ... in lower case."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C takes a tenth of the time
+    families: set[str] = set()
+    for path in (configs / "paper").rglob("*.yaml"):
+        try:
+            families.update(_WORD.findall(yaml.load(path.read_text(), loader)["row"]["model"].lower())[:1])
+        except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+            continue  # a file without a model, or one that is reported when its row is loaded
+    return families
+
+
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(text.lower()))
 
 
 def _compose(name: str, overrides: Sequence[str]) -> DictConfig:

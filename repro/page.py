@@ -25,7 +25,6 @@ from repro.released.log import Log, LogError
 from repro.run import environment, read_config
 
 COMPARISON = ROOT / "results" / "comparison" / "runs.jsonl"  # of scripts/sweep.py
-VERIFIED = ROOT / "results" / "ledger" / "verify.json"  # of scripts/verify_ledger.py
 
 
 @dataclass
@@ -91,15 +90,15 @@ def write(out: Path, runs: Sequence[Path]) -> str:
     """
     recipes = [ledger.load(name) for name in ledger.names()]
     rows = [recipe.row for recipe in recipes]
-    verdicts = json.loads(VERIFIED.read_text())["rows"] if VERIFIED.exists() else {}
+    verdicts = ledger.verdicts()
     finished = own.runs(runs)
-    shown = [Shown(recipe.row, _verdict(recipe.row, verdicts), _own(recipe, finished)) for recipe in recipes]
+    shown = [Shown(recipe.row, verdicts[recipe.row.name], _own(recipe, finished)) for recipe in recipes]
     ended = {path.parent for root in runs for path in root.rglob("summary.json")}
     folders = sorted(path for path in ended if (path / "config.yaml").exists())  # or it was no training
     curves = released_curves(rows)
     text = _template().render(
         made=_made(),
-        counts=_counts(shown, curves),
+        counts=[*counts(), ("released curves read", sum(len(chart.lines) for chart in curves))],
         tables=_tables(shown),
         curves=curves,
         runs=[_run(path) for path in folders],
@@ -220,18 +219,16 @@ def _title(rows: Sequence[Shown]) -> str:
     return " / ".join(dict.fromkeys(shown.row.table for shown in rows))
 
 
-def _counts(rows: Sequence[Shown], curves: Sequence[Chart]) -> list[tuple[int, str]]:
+def counts() -> list[tuple[str, int]]:
+    """Return the numbers at the top of the page but that of released curves, each after what it counts."""
+    verdicts = ledger.verdicts()
+    rows = [Shown(ledger.load(name).row, verdict, "") for name, verdict in verdicts.items()]
     return [
-        (len(rows), "published rows"),
-        (sum(shown.mood == "good" for shown in rows), "verified against what was released"),
-        (sum(shown.mood == "bad" for shown in rows), "differ from it"),
-        (sum(shown.status == "runnable" for shown in rows), "runnable today"),
-        (sum(len(chart.lines) for chart in curves), "released curves read"),
+        ("published rows", len(rows)),
+        ("verified against what was released", sum(shown.mood == "good" for shown in rows)),
+        ("differ from it", sum(shown.mood == "bad" for shown in rows)),
+        ("runnable today", sum(shown.status == "runnable" for shown in rows)),
     ]
-
-
-def _verdict(row: Row, verdicts: dict[str, Any]) -> str:
-    return str(verdicts.get(row.name, {}).get("verdict", "not verified yet"))
 
 
 def _own(recipe: Recipe, finished: Sequence[own.Own]) -> str:

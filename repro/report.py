@@ -7,6 +7,7 @@ import torch
 import optim
 from optim.readings import peak_resident_bytes
 from repro import tracking
+from repro.speed import sample_rate
 
 if TYPE_CHECKING:
     from repro.loop import Trainer
@@ -80,7 +81,7 @@ def summarise(trainer: "Trainer", test: dict[str, Any] | None, examples: list[st
 def describe(summary: dict[str, Any]) -> str:
     """Return the closing summary for people."""
     metric, final, best = summary["metric"], summary["final"], summary["best"]
-    speed = next(key for key in summary if key.endswith("_per_second"))
+    unit, rate = sample_rate(summary)
     reached = [_number(record[metric]) for record in (final, best)]
     rows = {
         "result": f"{metric} {reached[0]} (best {reached[1]} at epoch {best['epoch']}), "
@@ -88,7 +89,7 @@ def describe(summary: dict[str, Any]) -> str:
         "model": f"{summary['model']}, {summary['parameters']:,} parameters",
         "optimizer": f"{summary['optimizer']}, path: {summary['optimizer_path']}",
         "time": f"{_duration(summary['seconds'])} for {summary['epochs']} epochs, "
-        f"{summary[speed]:,.0f} {speed.removesuffix('_per_second')}/s"
+        f"{rate:,.0f} {unit}/s"
         + (f", {summary['tflop_per_second']:.3g} TFLOP/s" if "tflop_per_second" in summary else "")
         + (f" ({summary['mfu']:.1%} of the peak)" if "mfu" in summary else "")
         + f", {summary['wait_share']:.0%} of the time waiting for data",

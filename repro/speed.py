@@ -7,7 +7,7 @@ the peak of the devices in bf16.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, cast
@@ -84,6 +84,22 @@ class Speedometer:
             if self.peak is not None:
                 numbers["mfu"] = flops / self.peak
         return {key: float(f"{value:.4g}") for key, value in numbers.items()}
+
+
+def sample_rate(record: Mapping[str, Any]) -> tuple[str, float]:
+    """Return what a sample is called, in the plural, and how many there were a second.
+
+    Args:
+        record: anything with the numbers of `Speedometer.rates`: a line of speed.jsonl, a summary.
+
+    Raises:
+        KeyError: the record has no such number.
+    """
+    for key, value in record.items():
+        unit = key.removesuffix("_per_second")
+        if unit not in (key, "tflop"):
+            return unit, value
+    raise KeyError("no number of samples per second")
 
 
 def count_flops(task: Task, module: nn.Module, batch: Any) -> int:

@@ -1,6 +1,7 @@
-"""Compare finished or unfinished runs: `python scripts/compare.py RUNS... [--out PNG]`.
+"""Compare runs: `python scripts/compare.py RUNS... [--out PNG]`.
 
 RUNS are run folders or folders of run folders. Runs that differ only in the seed share a row and a curve.
+Runs that have not finished have rows of their own, without final and best results.
 """
 
 import argparse
@@ -18,25 +19,24 @@ import matplotlib as mpl
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from repro.cli import exit_status
-from repro.direction import higher_is_better
 from repro.errors import UserError
 from repro.run import is_free, read_config
+from repro.speed import sample_rate
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-UNMEASURED = {"step", "lr", "epoch", "train_loss"}  # all that a record has without a measurement
-
 
 @dataclass
 class Run:
-    """What a run folder holds: configuration, records of finished epochs, and the summary if there is one."""
+    """What a run folder holds: configuration, records, and the summary if the run has finished."""
 
     path: Path
     config: dict[str, Any]  # flat
-    epochs: list[dict[str, Any]]
-    summary: dict[str, Any]
+    records: list[dict[str, Any]]  # with a train_loss, which all have but the closing one
+    summary: dict[str, Any] | None
+    state: str  # finished | unfinished | diverged
 
     @property
     def identity(self) -> str:
@@ -54,10 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS")
     parser.add_argument("--out", type=Path, metavar="PNG", help="write the curves there")
     options = parser.parse_args(arguments)
-    groups = group([load(path) for path in find(options.runs)])
-    print(table(groups))
+    runs = [load(path) for path in find(options.runs)]
+    groups, metric = group(runs), metric_of(runs)
+    print(table(groups, metric))
     if options.out is not None:
-        plot(groups, options.out)
+        plot(groups, metric, options.out)
         print(f"\ncurves: {options.out}")
     return 0
 
@@ -81,27 +82,32 @@ def load(path: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        UserError: no epoch is finished yet, or the folder is damaged.
+        UserError: the folder is damaged or not a run's, or it has no record yet.
     """
     try:
         config = read_config(path / "config.yaml")
         text = (path / "metrics.jsonl").read_text()
         # a run in progress may be in the middle of its last line
-        records = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        summary = path / "summary.json"
-        epochs = [record for record in map(_own, records) if record.keys() - UNMEASURED]
-        if not epochs:
-            raise UserError(f"{path}: no epoch is finished yet")
-        return Run(path, config, epochs, json.loads(summary.read_text()) if summary.exists() else {})
+        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        records = [_own(record) for record in lines if "train_loss" in record]
+        if not records:
+            raise UserError(f"{path}: the run has no record yet")
+        if (file := path / "summary.json").exists():
+            return Run(path, config, records, json.loads(file.read_text()), "finished")
+        state = "diverged" if (path / "diverged.json").exists() else "unfinished"
+        return Run(path, config, records, None, state)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: not a complete run folder ({error})") from error
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Return the runs by label; those that differ in nothing but the seed share one."""
-    by_identity: dict[str, list[Run]] = defaultdict(list)
+    """Return the runs by label; those that differ in nothing but the seed share one.
+
+    A run that has not finished shares its label only with others of the same state.
+    """
+    by_identity: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
-        by_identity[run.identity].append(run)
+        by_identity[run.identity, run.state].append(run)
     groups = list(by_identity.values())
     keys = sorted({key for runs in groups for key in runs[0].config if key != "seed" and not is_free(key)})
     labels = [str(runs[0].config["optimizer.name"]) for runs in groups]
@@ -111,36 +117,49 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
         ]
         if len(set(longer)) > len(set(labels)):
             labels = longer
-    return dict(zip(labels, groups, strict=True))
+    states = ["" if runs[0].summary else f" ({runs[0].state})" for runs in groups]
+    return {label + state: runs for label, state, runs in zip(labels, states, groups, strict=True)}
 
 
-def metric_of(run: Run) -> str:
-    """Return the key of the metric that the run is judged by."""
-    if "metric" in run.summary:
-        return str(run.summary["metric"])
-    candidates = [key for key in run.epochs[-1] if key.endswith("accuracy")]
-    return candidates[-1] if candidates else "train_loss"
+def metric_of(runs: Sequence[Run]) -> str:
+    """Return the key of the metric that the runs are judged by.
+
+    Raises:
+        UserError: there are several; results of different recipes cannot be compared.
+    """
+    metrics = {str(run.summary["metric"]): run.path for run in runs if run.summary}
+    if len(metrics) > 1:
+        several = ", ".join(f"{metric} ({path})" for metric, path in metrics.items())
+        raise UserError(f"the runs have different metrics: {several}; compare those of one recipe")
+    if metrics:
+        return next(iter(metrics))
+    accuracies = [key for run in runs for rec in run.records for key in rec if key.endswith("accuracy")]
+    return accuracies[-1] if accuracies else "train_loss"
 
 
-def table(groups: dict[str, list[Run]]) -> str:
+def table(groups: dict[str, list[Run]], metric: str) -> str:
     """Return a text table: a row per group, mean ± sample standard deviation over its seeds."""
-    metric = metric_of(next(iter(groups.values()))[0])
+    finished = [run.summary for runs in groups.values() for run in runs if run.summary]
+    units = {sample_rate(summary)[0] for summary in finished}
+    unit = units.pop() if len(units) == 1 else "samples"
     rows = [
-        ["run", "seeds", "epochs", f"final {metric}", f"best {metric}", "train_loss", "seconds", "samples/s"]
+        ["run", "seeds", "epochs", f"final {metric}", f"best {metric}", "train_loss", "seconds", f"{unit}/s"]
     ]
     for label, runs in groups.items():
-        pick = min if higher_is_better(metric) is False else max
-        speed = [value for run in runs for key, value in run.summary.items() if key.endswith("_per_second")]
+        summaries = [run.summary for run in runs if run.summary]
+        epochs = {run.records[-1]["epoch"] for run in runs}
         rows.append(
             [
                 label,
                 str(len(runs)),
-                "/".join(sorted({str(run.epochs[-1]["epoch"]) for run in runs})),
-                _spread([run.epochs[-1][metric] for run in runs], ".2f"),
-                _spread([pick(record[metric] for record in run.epochs) for run in runs], ".2f"),
-                _spread([run.epochs[-1]["train_loss"] for run in runs], ".4f"),
-                _spread([run.summary["seconds"] for run in runs if run.summary], ".0f"),
-                _spread(speed, ".0f"),
+                "/".join(f"{epoch:.4g}" for epoch in sorted(epochs)),
+                *(
+                    _spread([summary[key][metric] for summary in summaries], ".4g")
+                    for key in ("final", "best")
+                ),
+                _spread([run.records[-1]["train_loss"] for run in runs], ".4f"),
+                _spread([summary["seconds"] for summary in summaries], ".0f"),
+                _spread([sample_rate(summary)[1] for summary in summaries], ".0f"),
             ]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -155,15 +174,16 @@ def table(groups: dict[str, list[Run]]) -> str:
     return "\n".join(lines)
 
 
-def plot(groups: dict[str, list[Run]], out: Path) -> None:
+def plot(groups: dict[str, list[Run]], metric: str, out: Path) -> None:
     """Write a figure of training loss and metric over epochs: the mean of the seeds, their range shaded."""
-    metric = metric_of(next(iter(groups.values()))[0])
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, key in zip(axes, ("train_loss", metric), strict=True):
         for label, runs in groups.items():
-            length = min(len(run.epochs) for run in runs)
-            x = [record["epoch"] for record in runs[0].epochs[:length]]
-            columns = [[run.epochs[i][key] for run in runs] for i in range(length)]
+            curves = [
+                {record["epoch"]: record[key] for record in run.records if key in record} for run in runs
+            ]
+            x = sorted(set.intersection(*(set(curve) for curve in curves)))  # seeds may be logged differently
+            columns = [[curve[epoch] for curve in curves] for epoch in x]
             name = label if len(runs) == 1 else f"{label} ({len(runs)} seeds)"
             (line,) = axis.plot(x, [statistics.fmean(column) for column in columns], label=name)
             low, high = [min(column) for column in columns], [max(column) for column in columns]

@@ -5,7 +5,6 @@ the exit status is 1 if a table is not what the code says.
 """
 
 import argparse
-import json
 import math
 import sys
 from collections import defaultdict
@@ -65,7 +64,7 @@ def options() -> str:
 
 def rows() -> str:
     """The tables of the ledger: rows, those that are verified, and those that can be run."""
-    verdicts = json.loads((ROOT / "results" / "ledger" / "verify.json").read_text())["rows"]
+    verdicts = ledger.verdicts()
     tables: dict[str, list[Row]] = defaultdict(list)
     for name in ledger.names():
         tables[name.partition("/")[0]].append(ledger.load(name).row)
@@ -75,7 +74,7 @@ def rows() -> str:
     ]
     for table, rows in tables.items():
         models = ", ".join(dict.fromkeys(row.model for row in rows))
-        verified = sum(verdicts[row.name]["verdict"] == "verified" for row in rows)
+        verified = sum(verdicts[row.name] == "verified" for row in rows)
         runnable = sum(row.status == "runnable" for row in rows)
         logs = sum(bool(row.logs) for row in rows)
         lines.append(f"| `{table}` | {models} | {len(rows)} | {logs} | {verified} | {runnable} |")

@@ -1,7 +1,8 @@
 """Write the report: `python scripts/report.py [--out PAGE.html] [RUNS...]`.
 
 One self-contained HTML page: the ledger with its verdicts, released curves beside own runs, times of a step.
-RUNS are run folders or folders of them; without any, runs/ and results/ are looked through.
+RUNS are run folders or folders of them; without any, runs/ and results/ are looked through. --pictures FOLDER
+also writes pictures of the page there, which takes chromium.
 """
 
 import argparse
@@ -28,8 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("report.html"), metavar="PAGE", help="default: %(default)s"
     )
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="write those of docs/report.md there")
     options = parser.parse_args(arguments)
     print(page.write(options.out, options.runs))
+    if options.pictures is not None:
+        from repro import pictures  # needs Pillow, the page does not
+
+        print(f"{options.pictures}: {', '.join(pictures.take(options.out, options.pictures))}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """Check the ledger against what was released: `python scripts/verify_ledger.py [ROW...] [--out DIR]`.
 
 Without rows, all of them. Nothing is trained; see docs/ledger.md for what each check is. The exit status is 1
-if one fails. With --out, DIR gets verify.json, with all notes, and verify.md.
+if one fails. With --out, DIR gets verify.json, with all notes, and verify.md; with rows, only theirs change.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verdicts = [verify(name) for name in rows]
     print("\n".join([table(verdicts), "", *notes(verdicts), *summary(verdicts)]))
     if options.out is not None:
-        write(options.out, verdicts, ["python", "scripts/verify_ledger.py", *options.rows])
+        write(options.out, verdicts, options.rows)
     return 1 if any(verdict.failed for verdict in verdicts) else 0
 
 
@@ -100,19 +100,32 @@ def summary(verdicts: Sequence[Verdict]) -> list[str]:
     ]
 
 
-def write(folder: Path, verdicts: Sequence[Verdict], command: list[str]) -> None:
+def write(folder: Path, verdicts: Sequence[Verdict], rows: Sequence[str]) -> None:
     """Write verify.json and verify.md.
 
+    Args:
+        rows: those asked for. Then those of the ledger's other rows that the folder's verify.json has stay as
+            they are, and the entries of `verdicts` say with which commit they were made. None: all rows.
+
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: the folder cannot be written to, or its verify.json cannot be read.
     """
     here = environment()
-    made = {"command": " ".join(command), "commit": here["commit"], "date": here["time"]}
-    rows = {
+    made = {"command": "python scripts/verify_ledger.py", "commit": here["commit"], "date": here["time"]}
+    entries = {
         verdict.name: {"verdict": verdict.says, "failed": verdict.failed, **asdict(verdict)}
         for verdict in verdicts
     }
-    content: dict[str, Any] = {**made, "summary": summary(verdicts), "rows": rows}
+    path = folder / "verify.json"
+    if rows and path.exists():
+        before = read(path)
+        made, alone = {key: before[key] for key in made}, {"commit": here["commit"], "date": here["time"]}
+        entries = before["rows"] | {name: {**entry, "alone": alone} for name, entry in entries.items()}
+        entries = {name: entries[name] for name in names() if name in entries}
+    elif rows:
+        made["command"] = " ".join([made["command"], *rows])
+    verdicts = [restore(entry) for entry in entries.values()]
+    content: dict[str, Any] = {**made, "summary": summary(verdicts), "rows": entries}
     lines = [
         "# The ledger against what was released",
         "",
@@ -125,13 +138,43 @@ def write(folder: Path, verdicts: Sequence[Verdict], command: list[str]) -> None
         table(verdicts),
         "",
         *notes(verdicts),
+        *(
+            f"* {name}: checked by itself at commit {entry['alone']['commit']}, {entry['alone']['date']}"
+            for name, entry in entries.items()
+            if "alone" in entry
+        ),
     ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "verify.json", json.dumps(content, indent=1) + "\n")
+        write_atomically(path, json.dumps(content, indent=1) + "\n")
         write_atomically(folder / "verify.md", "\n".join(lines).rstrip() + "\n")
     except OSError as error:
         raise UserError(f"--out={folder}: cannot be written to ({error.strerror})") from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the content of a verify.json.
+
+    Raises:
+        UserError: it is not as `write` writes it.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        for entry in content["rows"].values():
+            restore(entry)
+        return {key: content[key] for key in ("command", "commit", "date", "rows")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); check all rows, without naming any"
+        ) from error
+
+
+def restore(entry: dict[str, Any]) -> Verdict:
+    """Return the verdict of an entry of verify.json."""
+    checks = {
+        name: Check(**{**check, "notes": tuple(check["notes"])}) for name, check in entry["checks"].items()
+    }
+    return Verdict(entry["name"], checks, entry["missing"], entry["released"])
 
 
 if __name__ == "__main__":

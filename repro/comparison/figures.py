@@ -5,8 +5,10 @@ import statistics
 from collections.abc import Callable, Sequence
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from repro.charts import STYLE
@@ -132,12 +134,14 @@ def curves(records: Sequence[Record]) -> Figure | None:
             return
         steps = [step for step, _ in runs[0].curve]
         means = [statistics.fmean(run.curve[i][1] for run in runs) for i in range(len(steps))]
+        loud, variant = name in LOUD, bool(OPTIMIZERS[name].of)  # close to what it is of
         axes.plot(
-            steps, means, color=COLOURS[name], lw=2 if name in LOUD else 1, zorder=3 if name in LOUD else 2
-        )
+            steps, means, color=COLOURS[name], lw=2 if loud else 1, ls="--" if variant else "-",
+            zorder=4 if variant else 3 if loud else 2, label=OPTIMIZERS[name].title,
+        )  # fmt: skip
 
     def finish(axes: Axes, task: str) -> None:
-        reference, worst = (
+        reference, early = (
             target(records, task),
             [
                 run.curve[len(run.curve) // 4][1]
@@ -145,9 +149,14 @@ def curves(records: Sequence[Record]) -> Figure | None:
                 if run.optimizer in LOUD
             ],
         )
-        if reference is not None and worst:
+        if reference is not None and early:
+            # not matplotlib's range: losses of the first steps may be a hundred times those of the last
+            high, low = (
+                max(early),
+                min(reference, *(float(np.min(line.get_ydata())) for line in axes.get_lines())),
+            )
             axes.axhline(reference, color=COLOURS[REFERENCE], lw=0.8, ls=":")
-            axes.set_ylim(top=max(worst))
+            axes.set_ylim(low - 0.05 * (high - low), high)
         axes.set(xlabel="step", ylabel=TASKS[task].unit)
 
     return _small_multiples(records, draw, finish)
@@ -167,7 +176,7 @@ def learning_rates(records: Sequence[Record]) -> Figure | None:
         about, loud = space(task, name), name in LOUD
         axes.plot(
             [about.lr(octave) for octave in octaves], [losses[octave] for octave in octaves],
-            color=COLOURS[name], lw=2 if loud else 1, zorder=3 if loud else 2,
+            color=COLOURS[name], lw=2 if loud else 1, zorder=3 if loud else 2, label=OPTIMIZERS[name].title,
         )  # fmt: skip
         axes.plot(about.lr(point.octave), losses[point.octave], "o", color=COLOURS[name], ms=4, zorder=4)
 
@@ -229,9 +238,16 @@ def _small_multiples(
         axes.set_title(TASKS[task].title)
     for axes in panels[len(tasks) :]:
         axes.axis("off")
-    for name in shown:
-        panels[len(tasks)].plot(
-            [], [], color=COLOURS[name], lw=2 if name in LOUD else 1, label=OPTIMIZERS[name].title
-        )
-    panels[len(tasks)].legend(loc="center", ncols=1, fontsize=8)
+    lines = {
+        line.get_label(): line for axes in panels for line in axes.get_lines() if _is_visible(line, axes)
+    }
+    titles = [OPTIMIZERS[name].title for name in shown]
+    panels[len(tasks)].legend(
+        handles=[lines[title] for title in titles if title in lines], loc="center", ncols=1, fontsize=8
+    )
     return figure
+
+
+def _is_visible(line: Line2D, axes: Axes) -> bool:
+    (low, high), values = axes.get_ylim(), np.asarray(line.get_ydata())
+    return bool(((low <= values) & (values <= high)).any())

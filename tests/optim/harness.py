@@ -24,15 +24,19 @@ NAMES = list(optim.CARDS)
 
 
 def _variants(definition):
-    base = definition.BASE
+    lacks = {"eps", "weight_decay"} - inspect.signature(definition.step).parameters.keys()
+
+    def options(**more):
+        return {**definition.BASE, **{key: value for key, value in more.items() if key not in lacks}}
+
     return {
-        "plain": base,
-        "eps": {**base, "eps": 0.3},
-        "decay": {**base, "weight_decay": 0.4, "eps": 0.01},
-        "clip": {**base, "max_grad_norm": 1.5, "eps": 0.2, "weight_decay": 0.1},
-        "no_need_to_clip": {**base, "max_grad_norm": 1e4, "eps": 0.2},
-        "maximize": {**base, "maximize": True, "weight_decay": 0.3},
-        "maximize_clip": {**base, "maximize": True, "max_grad_norm": 0.7},
+        "plain": options(),
+        "eps": options(eps=0.3),
+        "decay": options(weight_decay=0.4, eps=0.01),
+        "clip": options(max_grad_norm=1.5, eps=0.2, weight_decay=0.1),
+        "no_need_to_clip": options(max_grad_norm=1e4, eps=0.2),
+        "maximize": options(maximize=True, weight_decay=0.3),
+        "maximize_clip": options(maximize=True, max_grad_norm=0.7),
         **definition.VARIANTS,
     }
 
@@ -172,7 +176,7 @@ def oracle_of(optimizer):
         )
         for group in optimizer.param_groups
     ]
-    oracle = Oracle(optimizer.card.name, groups, optimizer.max_grad_norm, optimizer.defaults["eps"])
+    oracle = Oracle(optimizer.card.name, groups, optimizer.max_grad_norm, optimizer.defaults.get("eps", 0.0))
     resync(oracle, optimizer)
     return oracle
 
@@ -185,6 +189,7 @@ def resync(oracle, optimizer):
     """Takes the optimizer's own parameters and states over into the oracle."""
     for i, p in enumerate(all_params(optimizer)):
         oracle.params[i] = array(p)
+        oracle.jumps[i] = np.full_like(oracle.params[i], np.inf)
         state = optimizer.state.get(p)
         if state:
             oracle.steps[i] = int(state["step"])
@@ -256,8 +261,26 @@ def tolerance_of(optimizer, p, state, name, expected, steps):
     return tolerance(expected, state[name].dtype, steps, units, roundings)
 
 
+def undecided(oracle, optimizer, steps=1):
+    """Masks of the elements that rounding takes to either side of a discontinuity of the rule (oracle.jump).
+
+    At most 1 % of them, or a single one: else the comparison would not say much.
+    """
+    masks = []
+    for p, distance in zip(all_params(optimizer), oracle.jumps, strict=True):
+        work = torch.promote_types(p.dtype, torch.float32)
+        masks.append(
+            distance
+            <= tolerance(np.zeros_like(distance), work, steps, roundings=roundings_of(optimizer.card.name))
+        )
+    left_out, elements = sum(int(mask.sum()) for mask in masks), sum(mask.size for mask in masks)
+    assert left_out <= max(1, elements // 100), f"{left_out} of {elements} elements are at a discontinuity"
+    return masks
+
+
 def compare(oracle, optimizer, steps=1):
     """Demands that the optimizer's parameters, states and step counts are the oracle's."""
+    skipped = undecided(oracle, optimizer, steps)
     for i, p in enumerate(all_params(optimizer)):
         state = optimizer.state.get(p, {})
         assert int(state.get("step", 0)) == oracle.steps[i], f"parameter {i}: step count"
@@ -277,6 +300,8 @@ def compare(oracle, optimizer, steps=1):
         for what, ours, expected, allowed in rows:
             difference = np.abs(ours - expected)
             bad = ~(difference <= allowed)
+            if what == "parameter":
+                bad &= ~skipped[i]
             assert not bad.any(), (
                 f"{what} of parameter {i} {tuple(p.shape)}, {bad.sum()} elements from {np.argwhere(bad)[0]}: "
                 f"{ours[bad][0]!r} instead of {expected[bad][0]!r}"

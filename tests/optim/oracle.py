@@ -17,6 +17,10 @@ Each optimizer is a module of `definitions/` with
     SLOW                       options that change the states by next to nothing in a step
     FAULTS                     for tests/mutants.py, which see
     ROUNDINGS                  operations on the way to a new parameter that round, if more than a dozen
+    jump(p, g, s, t, **hyper)  of a rule that is discontinuous: how far each element's argument is from where
+                               the update jumps, such as |b1 m + (1 - b1) g| for a sign. Rounding decides on
+                               which side elements fall that are nearer than the tolerance: their parameters
+                               are not compared, and harness.py bounds how many these may be
 """
 
 import importlib.util
@@ -51,7 +55,7 @@ def clip_coefficient(grads, max_norm, eps):
 
 
 class Oracle:
-    """An optimizer on float64 arrays, each with its own step count: `params`, `states`, `steps`.
+    """An optimizer on float64 arrays, each with its own step count: `params`, `states`, `steps`, `jumps`.
 
     Args:
         name: of the definition.
@@ -69,6 +73,8 @@ class Oracle:
             initial_states(definition, p, hyper) for p, hyper in zip(self.params, plain, strict=True)
         ]
         self.steps = [0] * len(self.params)
+        self.jump = getattr(definition, "jump", None)
+        self.jumps = [np.full_like(p, np.inf) for p in self.params]  # the least distance so far
         self.max_grad_norm, self.clip_eps = max_grad_norm, clip_eps
 
     def step(self, grads):
@@ -81,6 +87,7 @@ class Oracle:
             hyper = dict(self.hyper[i])
             sign = -1.0 if hyper.pop("maximize", False) else 1.0
             self.steps[i] += 1
-            self.params[i], self.states[i] = self.rule(
-                self.params[i], sign * c * g, self.states[i], self.steps[i], **hyper
-            )
+            at = self.params[i], sign * c * g, self.states[i], self.steps[i]
+            if self.jump:
+                self.jumps[i] = np.minimum(self.jumps[i], self.jump(*at, **hyper))
+            self.params[i], self.states[i] = self.rule(*at, **hyper)

@@ -33,6 +33,10 @@ from optim import native
 from optim.base import OPTIMIZER_WIDE
 
 CLASSES = optim.OPTIMIZERS
+NUMBERS = ("lr", "eps", "weight_decay", "max_grad_norm")
+each_number = pytest.mark.parametrize(
+    ("name", "key"), [(name, key) for name in NAMES for key in NUMBERS if key in options_of(name)]
+)
 each_with_betas = pytest.mark.parametrize("name", [name for name, card in optim.CARDS.items() if card.betas])
 
 
@@ -56,16 +60,14 @@ no_number = st.one_of(
 )
 
 
-@each_name
-@pytest.mark.parametrize("key", ["lr", "eps", "weight_decay", "max_grad_norm"])
+@each_number
 @given(value=st.one_of(negative, not_finite))
 def test_numbers_out_of_range(name, key, value):
     message = refused(name, ValueError, "must be a finite number >= 0", **{key: value})
     assert f"{key}={value}" in message
 
 
-@each_name
-@pytest.mark.parametrize("key", ["lr", "eps", "weight_decay", "max_grad_norm"])
+@each_number
 @given(value=no_number)
 def test_no_numbers(name, key, value):
     message = refused(name, TypeError, "give a number >= 0", **{key: value})
@@ -102,17 +104,12 @@ def test_betas_that_are_no_list(name, betas):
 
 
 @each_name
-@given(
-    lr=st.floats(0, 1e3),
-    eps=st.floats(0, 1e3),
-    weight_decay=st.floats(0, 1e3),
-    max_grad_norm=st.floats(0, 1e3),
-)
-def test_sensible_numbers_are_accepted(name, lr, eps, weight_decay, max_grad_norm):
-    optimizer = CLASSES[name](one(), lr=lr, eps=eps, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
-    group = optimizer.param_groups[0]
-    assert (group["lr"], group["eps"], group["weight_decay"]) == (lr, eps, weight_decay)
-    assert optimizer.max_grad_norm == max_grad_norm
+@given(numbers=st.fixed_dictionaries(dict.fromkeys(NUMBERS, st.floats(0, 1e3))))
+def test_sensible_numbers_are_accepted(name, numbers):
+    options = {key: value for key, value in numbers.items() if key in options_of(name)}
+    optimizer = CLASSES[name](one(), **options)
+    group = {**optimizer.param_groups[0], "max_grad_norm": optimizer.max_grad_norm}
+    assert {key: group[key] for key in options} == options
 
 
 @each_name
@@ -478,7 +475,8 @@ def test_the_card_lists_the_options():
     from optim.card import COMMON_OPTIONS
 
     for name, card in optim.CARDS.items():
-        own = {"lr", "eps", "weight_decay", *(["betas"] if card.betas else []), *card.options}
+        shared = {"lr", "eps", "weight_decay"} & set(options_of(name))
+        own = {*shared, *(["betas"] if card.betas else []), *card.options}
         known = {*own, "differentiable", *COMMON_OPTIONS}
         assert set(options_of(name)) == known
 

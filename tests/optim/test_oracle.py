@@ -4,6 +4,7 @@ import functools
 import platform
 import re
 import shutil
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from harness import (
     resync,
     set_grads,
     tensors_of,
+    undecided,
     variants_of,
 )
 
@@ -59,7 +61,7 @@ FREE = [
 def two_groups(name, path, dtype, variant, rng):
     """Two groups whose learning rate and weight decay differ."""
     options = VARIANTS[name][variant]
-    other = {"lr": options["lr"] / 2, "weight_decay": options["weight_decay"] * 3}
+    other = {key: by * options[key] for key, by in {"lr": 0.5, "weight_decay": 3}.items() if key in options}
     params = make_params(SHAPES, rng, dtype)
     return prepared(build(name, [{"params": params[:2]}, {"params": params[2:], **other}], path, **options))
 
@@ -138,14 +140,19 @@ def test_path_against_reference(name, path, dtype):
         set_grads(all_params(one), rng)
         for p, q in zip(all_params(one), all_params(two), strict=True):
             q.grad = p.grad.clone()
+        before = oracle_of(one)
+        before.step(gradients(one))
         one.step()
         two.step()
         expected = oracle_of(one)
+        expected.jumps = before.jumps
         tolerant = 2 if dtype in (torch.float32, torch.float64) else 1
         if dtype.itemsize == 2:  # both are within half a unit of the exact result, so a unit apart at most
-            for x, y in zip(tensors_of(one), tensors_of(two), strict=True):
+            masks = map(torch.as_tensor, undecided(expected, two))
+            for x, y, skip in zip_longest(tensors_of(one), tensors_of(two), masks):
                 unit = torch.finfo(dtype).eps * torch.maximum(x.abs(), y.abs()).clamp(min=1e-3)
-                assert bool(((x.double() - y.double()).abs() <= unit).all())
+                near = (x.double() - y.double()).abs() <= unit
+                assert bool((near if skip is None else near | skip).all())
         else:
             compare(expected, two, tolerant)
         with torch.no_grad():

@@ -2,7 +2,9 @@
 
 import copy
 import json
+import re
 import runpy
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,71 @@ def test_table_and_curves(config: TrainConfig, tmp_path: Path, capsys: pytest.Ca
     assert all(" ± " in row for row in rows)
     with Image.open(tmp_path / "figures" / "curves.png") as image:
         assert image.size == (1500, 600)
+
+
+def write_run(folder: Path, values: Sequence[float], ended: bool = True, metric: str = "valid_loss") -> None:
+    """A run folder: a measurement of `metric` per epoch, a training record, a closing record."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"seed: {folder.name[-1]}\noptimizer: {{name: {folder.name[:-1]}}}\n")
+    measured = [
+        {"step": 10 * i, "lr": 0.1, "epoch": i, "train_loss": 1.0, metric: value}
+        for i, value in enumerate(values, 1)
+    ]
+    between = {"step": 5, "lr": 0.1, "epoch": 0.5, "train_loss": 2.0, "grad_norm": 1.0}
+    closing = {
+        "step": 10 * len(values),
+        "lr": 0.1,
+        "epoch": len(values),
+        "weights_of_step": 10,
+        "test_loss": 9.0,
+    }
+    records = [between, *measured, *([closing] if ended else [])]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    if ended:
+        best = min(measured, key=lambda record: record[metric])
+        speed = {"images_per_second": 1466.9, "wait_share": 0.1, "tflop_per_second": 0.013, "mfu": 0.1}
+        summary = {"metric": metric, "final": measured[-1], "best": best, "seconds": 60.0, **speed}
+        (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def compared(root: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, str]]:
+    """The cells of the table of the runs below `root`, by label and column."""
+    assert COMPARE([str(root), "--out", str(root / "curves.png")]) == 0
+    header, _, *rows = [re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines()[:-2]]
+    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+
+
+def test_the_speed_is_in_samples_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The summary has TFLOP/s as well, which are no samples."""
+    write_run(tmp_path / "adan0", [3.0, 1.0, 2.0])
+    assert compared(tmp_path, capsys)["adan"] == {
+        "run": "adan", "seeds": "1", "epochs": "3", "final valid_loss": "2", "best valid_loss": "1",
+        "train_loss": "1.0000", "seconds": "60", "images/s": "1467",
+    }  # fmt: skip
+
+
+def test_only_finished_runs_have_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "adan0", [3.0, 2.0])
+    write_run(tmp_path / "adan1", [5.0, 4.0])
+    write_run(tmp_path / "adan2", [9.0], ended=False)
+    write_run(tmp_path / "lamb0", [8.0], ended=False)
+    (tmp_path / "lamb0" / "diverged.json").write_text("{}")
+    rows = compared(tmp_path, capsys)
+    assert {label: row["final valid_loss"] for label, row in rows.items()} == {
+        "adan": "3 ± 1.414",
+        "adan (unfinished)": "-",
+        "lamb (diverged)": "-",
+    }
+    assert rows["adan (unfinished)"]["best valid_loss"] == rows["adan (unfinished)"]["images/s"] == "-"
+    assert rows["adan (unfinished)"]["epochs"] == "1"
+
+
+def test_runs_of_different_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "adan0", [3.0])
+    write_run(tmp_path / "lamb0", [3.0], metric="valid_accuracy")
+    assert COMPARE([str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(metric in line for metric in ("valid_loss", "valid_accuracy"))
 
 
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

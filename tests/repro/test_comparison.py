@@ -12,6 +12,7 @@ from comparison_samples import ALL, STEPS, bowl, record, sweep
 from repro.comparison import claims as judged
 from repro.comparison import measures, page, records, times
 from repro.comparison.design import BATCH_TASKS, BATCHES, EXPERIMENTS, OPTIMIZERS, SEEDS, TASKS
+from repro.comparison.figures import draw_all
 from repro.comparison.records import Record
 from repro.comparison.search import Point, Space, best, edges, next_points
 from repro.comparison.todo import Job, cells, todo, works
@@ -300,6 +301,30 @@ def test_all_files_come_from_the_records_alone(tmp_path: Path) -> None:
     page.write(runs, times.load(tmp_path / "times.jsonl"), again)
     for name in files:
         assert (again / name).read_bytes() == (tmp_path / name).read_bytes(), name
+
+
+def test_curves_show_the_later_losses_and_name_what_is_drawn() -> None:
+    """Losses that begin at 300 leave the axis to the later ones; SGD's stay there and have no legend."""
+
+    def started_high(run: Record) -> Record:
+        values = [(step, 300.0) for step, _ in run.curve[:1]]
+        rest = [(step, 300.0 if run.optimizer == "sgd" else loss) for step, loss in run.curve[1:]]
+        return replace(run, curve=(*values, *rest))
+
+    runs = [started_high(run) for run in sweep(["vit"], optimizers=["adamw", "adan", "adan_int8", "sgd"])]
+    figures = draw_all(runs)
+    panel, legend = figures["curves"].axes[0], figures["curves"].axes[1].get_legend()
+    low, high = panel.get_ylim()
+    assert 0.75 < low < 0.9
+    assert 2 < high < 3
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "AdamW",
+        "Adan",
+        "Adan, bfloat16",
+        "Adan, int8",
+    ]
+    legend = figures["learning_rates"].axes[1].get_legend()  # where a variant has its optimizer's
+    assert "Adan, int8" not in [text.get_text() for text in legend.get_texts()]
 
 
 def test_pages_of_a_sweep_that_only_began(tmp_path: Path) -> None:

@@ -204,6 +204,12 @@ def test_unknown_row() -> None:
         ("  title:", "  title: [", "while parsing a flow sequence .* line 18"),
         ("imagenet/_vit_s", "imagenet/_vit", "No such file .*_vit.yaml"),
         ("name: imagenet/vit_s_150_i", "name: imagenet/vit_s", "row.name is imagenet/vit_s"),
+        (
+            "title: ViT-S",
+            "title: ViT-H",
+            "row.title is 'ViT-H, 150 .* but row.model is 'ViT-S': .* all words",
+        ),
+        ("title: ViT-S", "title: ResNet-50", "row.title is 'ResNet-50, .* but row.model is 'ViT-S'"),
     ],
 )
 def test_bad_row(good: str, bad: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

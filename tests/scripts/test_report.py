@@ -1,6 +1,7 @@
 """The report: complete, self-contained, and readable in a browser, also on a phone and in the dark."""
 
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -8,13 +9,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from repro import ledger
 from repro.charts import Chart, Line, bars
+from repro.errors import UserError
 from repro.ledger import ROOT
+from repro.page import counts
+from repro.pictures import BROWSERS, COUNTS, PICTURES, take
 from scripts import report
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PHONE = 360  # pixels
 
 
@@ -26,6 +30,20 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("ADAN_RELEASED", str(folder))
         assert report.main([str(ROOT / "results"), "--out", str(folder / "report.html")]) == 0
     return folder / "report.html"
+
+
+def test_the_picture_in_the_docs_shows_todays_counts() -> None:
+    """They change with the ledger; `make report-pictures` takes the pictures again."""
+    for name, (size, *_) in PICTURES.items():
+        with Image.open(ROOT / "docs" / name) as image:
+            assert image.size == size
+            assert json.loads(image.info[COUNTS]) == dict(counts()), f"{name}: run `make report-pictures`"
+
+
+def test_pictures_need_a_browser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"none of chromium, .* is installed; try apt-get install chromium"):
+        take(tmp_path / "report.html", tmp_path)
 
 
 def test_every_row_is_there_and_nothing_is_fetched(page: Path) -> None:

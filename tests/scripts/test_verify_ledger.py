@@ -47,6 +47,40 @@ def test_a_difference(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "| glue/cola" in (tmp_path / "out" / "verify.md").read_text()
 
 
+def test_out_changes_the_rows_asked_for_alone(here: Path, tmp_path: Path) -> None:
+    out, other = tmp_path / "out", "memory/resnet50"
+    assert VERIFY([ROW, other, "--out", str(out)]) == 0
+    before = json.loads((out / "verify.json").read_text())
+    before["rows"] |= {
+        "gone/row": before["rows"][other],
+        other: {**before["rows"][other], "missing": ["x.log"]},
+    }
+    (out / "verify.json").write_text(json.dumps(before | {"commit": "of all"}))
+    path = here / load(ROW).row.files[0].path
+    path.parent.mkdir(parents=True)
+    path.write_text("task: {_name: sentence_prediction}\n")
+    assert VERIFY([ROW, "--out", str(out)]) == 1
+    after = json.loads((out / "verify.json").read_text())
+    assert list(after["rows"]) == [ROW, other]  # and no row that the ledger no longer has
+    assert after["rows"][other] == before["rows"][other]
+    assert after["rows"][ROW]["verdict"] == "differs: files, settings"
+    assert after["commit"] == "of all"
+    assert after["rows"][ROW]["alone"].keys() == {"commit", "date"}
+    assert after["summary"][0] == "2 rows: 1 differs, 1 log not here."
+    page = (out / "verify.md").read_text()
+    assert "log not here: x.log" in page
+    assert f"* {ROW}: checked by itself at commit" in page
+
+
+def test_out_where_the_file_is_damaged(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "verify.json").write_text('{"rows": {')
+    assert VERIFY([ROW, "--out", str(tmp_path)]) == 2
+    assert f"error: {tmp_path / 'verify.json'}: cannot be read" in capsys.readouterr().err
+    assert (tmp_path / "verify.json").read_text() == '{"rows": {'
+
+
 def test_bad_input(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert VERIFY(["glue/colla"]) == 2
     assert "did you mean glue/cola?" in capsys.readouterr().err

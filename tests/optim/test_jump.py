@@ -1,0 +1,194 @@
+"""A discontinuous rule without eps, Lion (arXiv 2302.06675): the base runs it, the harness compares it."""
+
+from types import SimpleNamespace
+
+import harness
+import numpy as np
+import pytest
+import torch
+from harness import (
+    all_params,
+    compare,
+    gradients,
+    make_params,
+    oracle_of,
+    random,
+    resync,
+    set_grads,
+    undecided,
+)
+from oracle import DEFINITIONS
+
+import optim
+from optim.base import Optimizer
+from optim.card import Card
+
+B1, B2 = 0.7, 0.85
+
+
+class Lion(Optimizer):
+    card = Card(
+        name="lion",
+        title="Lion",
+        source="arXiv 2302.06675, Algorithm 2",
+        when="in this test",
+        states={"exp_avg": "m, mean of the gradient"},
+        betas=2,
+        paths=("foreach", "reference"),
+        fused_devices=(),
+    )
+
+    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, max_grad_norm=0.0, **options):
+        hyper = dict(lr=lr, betas=betas, weight_decay=weight_decay)
+        super().__init__(params, hyper, max_grad_norm=max_grad_norm, **options)
+
+    def update_one(self, p, g, state, t, group):
+        (b1, b2), lr, m = group["betas"], float(group["lr"]), state["exp_avg"]
+        p.mul_(1 - lr * group["weight_decay"]).sub_((b1 * m + (1 - b1) * g).sign(), alpha=lr)
+        m.mul_(b2).add_(g, alpha=1 - b2)
+
+    def update_many(self, p, g, state, t, group):
+        (b1, b2), lr, m = group["betas"], float(group["lr"]), state["exp_avg"]
+        torch._foreach_mul_(p, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(p, torch._foreach_sign(torch._foreach_lerp(m, g, 1 - b1)), alpha=-lr)
+        torch._foreach_lerp_(m, g, 1 - b2)
+
+
+class WithoutDecay(Lion):
+    """The sign of the gradient: of all common hyper-parameters it has only lr."""
+
+    card = Card(
+        name="sign",
+        title="Sign",
+        source="",
+        when="",
+        states={},
+        betas=0,
+        paths=("reference",),
+        fused_devices=(),
+    )
+
+    def __init__(self, params, lr=1e-4, **options):
+        Optimizer.__init__(self, params, dict(lr=lr), **options)
+
+    def update_one(self, p, g, state, t, group):
+        p.sub_(g.sign(), alpha=float(group["lr"]))
+
+
+def mean(g, s, betas):
+    return betas[0] * s["exp_avg"] + (1 - betas[0]) * g
+
+
+def step(p, g, s, t, *, lr, betas, weight_decay):
+    new = {"exp_avg": betas[1] * s["exp_avg"] + (1 - betas[1]) * g}
+    return (1 - lr * weight_decay) * p - lr * np.sign(mean(g, s, betas)), new
+
+
+def jump(p, g, s, t, *, lr, betas, weight_decay):
+    return np.abs(mean(g, s, betas))
+
+
+@pytest.fixture
+def definition(monkeypatch):
+    """The definition of Lion, as a file of definitions/ has it, declared for a test."""
+    base = dict(lr=0.1, betas=(B1, B2), weight_decay=0.0)
+    lion = SimpleNamespace(step=step, jump=jump, STATES=("exp_avg",), BASE=base, VARIANTS={})
+    monkeypatch.setitem(DEFINITIONS, "lion", lion)
+    monkeypatch.setitem(harness.VARIANTS, "lion", harness._variants(lion))
+    monkeypatch.setitem(optim.OPTIMIZERS, "lion", Lion)
+    return lion
+
+
+def lock_step(variant, path="reference", dtype=torch.float32, at_jump=2, steps=5):
+    """Each step is the oracle's, with `at_jump` elements of 600 where the mean is 0 but for rounding."""
+    rng = np.random.default_rng(0)
+    params = make_params([(20, 15), (300,)], rng, dtype)
+    optimizer = Lion(params, **harness.VARIANTS["lion"][variant], **harness.FLAGS[path] | {"fused": None})
+    set_grads(params, rng)
+    optimizer.step()
+    oracle = oracle_of(optimizer)
+    for _ in range(steps):
+        set_grads(params, rng)
+        m = optimizer.state[params[1]]["exp_avg"]
+        uphill = -1 if optimizer.param_groups[0]["maximize"] else 1
+        params[1].grad[:at_jump] = (m * (-uphill * B1 / (1 - B1)))[:at_jump]
+        resync(oracle, optimizer)
+        oracle.step(gradients(optimizer))
+        optimizer.step()
+        compare(oracle, optimizer)
+    return oracle, optimizer
+
+
+@pytest.mark.parametrize("path", Lion.card.paths)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_elements_at_the_jump_are_left_out(definition, path, dtype):
+    for variant in ("plain", "decay", "maximize"):  # clipping would move the gradients away from the jump
+        oracle, optimizer = lock_step(variant, path, dtype)
+        first, second = undecided(oracle, optimizer)
+        assert not first.any()
+        assert np.flatnonzero(second).tolist() == ([0, 1] if dtype != torch.bfloat16 else [])
+    lock_step("clip", path, dtype, at_jump=0)
+    lock_step("no_need_to_clip", path, dtype)
+
+
+def test_without_the_declaration_rounding_fails_the_test(definition):
+    del definition.jump
+    lock_step("plain", at_jump=0)
+    with pytest.raises(AssertionError, match=r"parameter of parameter 1 \(300,\), [1-6] elements from"):
+        lock_step("plain", at_jump=6)
+
+
+def test_not_many_may_be_left_out(definition):
+    lock_step("plain", at_jump=6)
+    with pytest.raises(AssertionError, match="7 of 600 elements are at a discontinuity"):
+        lock_step("plain", at_jump=7)
+
+
+FAULTS = {
+    "the sign of the old mean": lambda self, p, g, m, lr, b1, b2: (
+        p.sub_(m.sign(), alpha=lr),
+        m.lerp_(g, 1 - b2),
+    ),
+    "the sign of the gradient": lambda self, p, g, m, lr, b1, b2: (
+        p.sub_(g.sign(), alpha=lr),
+        m.lerp_(g, 1 - b2),
+    ),
+    "b2 for b1": lambda self, p, g, m, lr, b1, b2: (p.sub_(m.lerp_(g, 1 - b2).sign(), alpha=lr),),
+    "b1 for b2": lambda self, p, g, m, lr, b1, b2: (p.sub_(m.lerp_(g, 1 - b1).sign(), alpha=lr),),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_noticed(definition, monkeypatch, fault):
+    def update_one(self, p, g, state, t, group):
+        FAULTS[fault](self, p, g, state["exp_avg"], float(group["lr"]), *group["betas"])
+
+    lock_step("plain")
+    monkeypatch.setattr(Lion, "update_one", update_one)
+    with pytest.raises(AssertionError, match="elements from"):
+        lock_step("plain")
+
+
+@pytest.mark.parametrize("cls", [Lion, WithoutDecay])
+def test_the_base_takes_no_eps_for_granted(cls):
+    """Groups, clipping, non-finite gradients, checkpoints, growth by a group, and the model's groups."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = cls.of_model(model, optim.param_groups(model, 0.5, 0.0), max_grad_norm=1.0, nonfinite="skip")
+    rng = np.random.default_rng(0)
+    set_grads(all_params(optimizer), rng)
+    before = [p.detach().clone() for p in all_params(optimizer)]
+    optimizer.step()
+    for p, old in zip(all_params(optimizer), before, strict=True):
+        assert torch.equal(p, old - 0.5 * p.grad.sign())
+    optimizer.add_param_group({"params": [random((2,), rng).requires_grad_()], "lr": 0.1})
+    with pytest.raises(ValueError, match="lr=-1"):
+        optimizer.add_param_group({"params": [random((2,), rng).requires_grad_()], "lr": -1.0})
+    with pytest.raises(ValueError, match="unknown key 'lrr'"):
+        cls([{"params": [random((2,), rng).requires_grad_()], "lrr": 1.0}])
+    other = cls([{"params": group["params"]} for group in optimizer.param_groups])
+    other.load_state_dict(optimizer.state_dict())
+    assert [group["lr"] for group in other.param_groups] == [0.5, 0.5, 0.1]
+    zero = [torch.zeros(3, requires_grad=True)]
+    zero[0].grad = torch.zeros(3)
+    cls(zero, max_grad_norm=1.0).step()
+    assert torch.equal(zero[0], torch.zeros(3))
