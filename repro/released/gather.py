@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -69,11 +69,14 @@ def column(tag: str) -> str:
 
 
 class Columns:
-    """The columns of one log: no two tags share one, and none takes a name the table needs itself."""
+    """The columns of one log: no two tags share one, and none takes a name the table needs itself.
 
-    def __init__(self) -> None:
+    `taken` are further names that no tag gets.
+    """
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
         self._of: dict[str, str] = {}
-        self._taken = {*POSITION} - {"epoch"}
+        self._taken = ({*POSITION} - {"epoch"}) | {*taken}
 
     def __getitem__(self, tag: str) -> str:
         """Return the column of `tag`: its common name unless another tag has that, else its own."""

@@ -131,7 +131,7 @@ class Reading:
         if (
             last is None
             or last["segment"] != self.segment
-            or any(last.get(name) != values[name] for name in shared)
+            or any(name in last and last[name] != values[name] for name in shared)
             or not last.keys().isdisjoint(values.keys() - shared)
         ):
             self.record(number, record, values)

@@ -60,7 +60,8 @@ def _parse(line: str) -> dict[str, Any] | str:
 def _record(reading: Reading, columns: Columns, number: int, record: dict[str, Any]) -> None:
     training = "iter" in record
     values: dict[str, Any] = {"step": whole(record.pop("step"))}
-    last = next((row for row in reversed(reading.rows) if row["record"] == "train"), {})
+    trained = (row for row in reversed(reading.rows) if row["record"] == "train")
+    last: dict[str, Any] = next(trained, {})
     if training and "epoch" in record:
         values["epoch"] = whole(record.pop("epoch"))
     elif not training and "epoch" in last:

@@ -32,6 +32,7 @@ SEPARATORS = (",", ";", "\t", "|", None)  # None: blanks
 Entries = list[
     tuple[int, dict[str, Any] | None]
 ]  # line and values by name; None where the header comes again
+_DECIMAL = re.compile(r"-?\d+,\d+([eE][+-]?\d+)?")
 _WORD = re.compile(r"[A-Za-z_][\w/.@%()-]*")
 
 
@@ -49,7 +50,10 @@ def _split(line: str, separator: str | None) -> list[str]:
     """
     if separator is None:
         return line.split()
-    return [cell.strip() for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])]
+    cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
+    if separator == ";":  # as the comma is the decimal sign
+        cells = [cell.replace(",", ".") if _DECIMAL.fullmatch(cell.strip()) else cell for cell in cells]
+    return [cell.strip() for cell in cells]
 
 
 def _header(line: str) -> tuple[str | None, list[str]] | None:
@@ -59,10 +63,22 @@ def _header(line: str) -> tuple[str | None, list[str]] | None:
             names = _split(line.lstrip("# "), separator)
         except csv.Error:
             continue
-        sound = len(names) == len(set(names)) > 1 and all(names) and not any(map(_is_number, names))
-        if sound and _position(names, STEPS + EPOCHS) and (separator or all(map(_WORD.fullmatch, names))):
-            return separator, names
+        if separator is None and not (len(set(names)) == len(names) and all(map(_WORD.fullmatch, names))):
+            continue  # a sentence
+        several = len(list(filter(None, names))) > 1
+        if several and not any(map(_is_number, names)) and _position(names, STEPS + EPOCHS):
+            return separator, _told_apart(names)
     return None
+
+
+def _told_apart(names: list[str]) -> list[str]:
+    """Return names of which none is empty (as that of pandas' index is) or there twice."""
+    seen = Counter[str]()
+    for place, name in enumerate(names, 1):
+        seen[name] += 1
+        if not name or seen[name] > 1:
+            names[place - 1] = f"{name or 'column'} ({place})"
+    return names
 
 
 def _is_number(cell: Any) -> bool:
@@ -174,7 +190,7 @@ def _log(reading: Reading, format: str, entries: Entries) -> Log:
         _refuse_steps_of_an_epoch(reading, entries, step, epoch)
     numbers = {name for name, value in values if _is_number(value)}
     texts = {*names} - numbers - {name for name, value in values if not isinstance(value, str)}
-    columns, lost, again = Columns(), Counter[str](), 0
+    columns, lost, again = Columns(() if epoch is None else ("epoch",)), Counter[str](), 0
     for number, entry in entries:
         if entry is None:
             if reading.rows:
