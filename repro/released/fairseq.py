@@ -20,7 +20,9 @@ from repro.released.log import Format, Log, Reading
 from repro.released.source import LogError, Source, literal, numeric, whole
 
 _TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
-LINE = re.compile(rf"(?:\[{_TIME},\d{{3}}\]\[([\w.]+)\]\[[A-Z]+\] - |{_TIME} \| [A-Z]+ \| ([\w.]+) \| )(.*)")
+_HEAD = rf"(?:\[{_TIME},\d{{3}}\]\[([\w.]+)\]\[[A-Z]+\] - |{_TIME} \| [A-Z]+ \| ([\w.]+) \| )"
+LINE = re.compile(_HEAD + "(.*)")  # Hydra's and logging's own, so that others have it, too
+RECORD = re.compile(_HEAD + r'(?:\{"epoch": |epoch \d+(?::| \|) )')
 BEGIN = re.compile(rf"\[|{_TIME}")  # of what is no rest of a message
 INNER = re.compile(r"epoch (\d+): +\d+ / \d+ (.*)")  # log_format: simple
 SUMMARY = re.compile(r"epoch (\d+) \| (?:valid on '[^']*' subset \| )?(.*)")
@@ -73,8 +75,9 @@ LOADED = re.compile(r"loaded (\d[\d,]{,20}) (examples|blocks) from: .*?([^/\s]+)
 
 
 def matches(source: Source) -> bool:
-    """Tell whether one of the first lines has fairseq's form."""
-    return any(LINE.fullmatch(line) for line in source.head)
+    """Tell whether one of the first lines is of fairseq's own loggers, or a record."""
+    found = [match for line in source.head if (match := LINE.fullmatch(line))]
+    return any((match[1] or match[2]).startswith("fairseq") or RECORD.match(match[0]) for match in found)
 
 
 def read(source: Source) -> Log:
@@ -222,4 +225,4 @@ def read_config(source: Source) -> dict[str, Any]:
     return {str(key): value for key, value in settings.items()}
 
 
-FORMAT = Format("fairseq", "fairseq log", matches, read, line=LINE)
+FORMAT = Format("fairseq", "fairseq log", matches, read, line=RECORD)

@@ -222,8 +222,8 @@ def _log(reading: Reading, format: str, entries: Entries) -> Log:
             "add a column `step` that counts over the whole run"
         )
     path = reading.source.path
-    reading.oddities += [f"{path}: {name} is text" for name in names if name in texts]
-    reading.oddities += [f"{path}: {name} is no number in {count} lines, where it is left out"
+    reading.oddities += [f"{path}: {name!r:.80} is text" for name in names if name in texts]
+    reading.oddities += [f"{path}: {name!r:.80} is no number in {count} lines, where it is left out"
                          for name, count in lost.items()]  # fmt: skip
     return reading.log(format, {})
 

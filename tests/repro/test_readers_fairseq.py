@@ -139,6 +139,11 @@ def test_other_layouts_of_a_line(tmp_path: Path, content: str) -> None:
     )
 
 
+def test_lines_of_other_programs_with_this_layout(tmp_path: Path) -> None:
+    with pytest.raises(LogError, match="not a log that this reads"):
+        read(Folder(tmp_path).write(TIME + "[__main__][INFO] - epoch 1\n"))
+
+
 def test_a_loss_without_a_perplexity_is_of_an_unknown_unit(tmp_path: Path) -> None:
     assert read(Folder(tmp_path).write(FAIRSEQ_RESUMED)).units["train_loss"] == "as logged"
     damaged = SIMPLE.replace("loss=10.5, ppl", "loss=10.5 ppl=").replace(", ppl=1448", " ppl 1448")

@@ -4,11 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyarrow import parquet  # type: ignore[import-untyped]
 from released_samples import Folder
+from test_reader_fuzz import attempt, folder, mutilated
 
 from repro.released import epochs_from, read
-from repro.released.log import UNKNOWN, LogError
+from repro.released.log import UNKNOWN, LogError, Source
 from repro.released.present import export
 
 LIGHTNING = """\
@@ -76,12 +79,12 @@ def test_every_column_is_kept(tmp_path: Path, content: str, format: str, columns
 def test_what_is_no_number_costs_itself_alone(tmp_path: Path) -> None:
     path = Folder(tmp_path).write(DETR)
     assert read(path).oddities == [
-        f"{path}: test_coco_eval_bbox is no number in 2 lines, where it is left out"
+        f"{path}: 'test_coco_eval_bbox' is no number in 2 lines, where it is left out"
     ]
     log = read(Folder(tmp_path).write(KERAS.replace("0.9", "n/a")), strict=True)
     assert log.series("train_loss").to_dict() == {0: 1}
     assert log.series("eval_loss").to_dict() == {0: 1.1, 1: 1}
-    assert log.oddities[0].endswith("loss is no number in 1 lines, where it is left out")
+    assert log.oddities[0].endswith("'loss' is no number in 1 lines, where it is left out")
 
 
 def test_text_can_be_exported(tmp_path: Path) -> None:
@@ -221,6 +224,19 @@ def test_nanogpt(tmp_path: Path) -> None:
     log = read(Folder(tmp_path).write(resumed))
     assert (log.resumes, log.repeated, log.lines["fault"]) == (1, 1, 1)
     assert "'tim' is no name and value" in log.faults[0]
+
+
+@pytest.mark.parametrize("content", [LIGHTNING, DETR + STAGES, MMENGINE, NANOGPT])
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_mutilated_logs(content: str, data: st.DataObject) -> None:
+    """Whatever happened to a log, it is read or refused in one line, and every line is accounted for."""
+    path = folder().write(data.draw(mutilated(content)))
+    log = attempt(read, path)
+    if log is not None:
+        assert log.lines.total() == len(Source(path).lines)
+        assert len(log.table) + log.repeated <= log.lines["record"]
+        assert all("\n" not in remark for remark in (*log.faults, *log.oddities))
 
 
 # which format
