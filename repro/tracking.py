@@ -11,9 +11,9 @@ import pandas as pd  # type: ignore[import-untyped]
 from repro import ledger
 from repro.direction import higher_is_better
 from repro.ledger import Figure, Row
-from repro.released import FORMATS
+from repro.released import epochs_from
 from repro.released.files import read_log
-from repro.released.log import Log, LogError
+from repro.released.log import UNKNOWN, Log, LogError
 from repro.rule import LEAST_TOLERANCE, TOLERANCE, VERDICTS, Curve, Memory, worst
 
 ENOUGH = 10  # records of siblings that tell a tolerance
@@ -118,9 +118,10 @@ def describe(summary: dict[str, Any]) -> list[str]:
 def compare_log(row: Row, log: Log) -> pd.DataFrame:
     """Compare a log with the released one of a row.
 
-    A column is found under the released log's name for it or under our records' (row.track). The table has
-    a line per record and column: position (finished epochs or steps), column, ours, released, low, high,
-    verdict (so far, on this column); values in the released log's unit.
+    A column is found under the released log's name for it or under our records' (row.track). One that is
+    known to be another quantity, as a cross entropy is not a binary one, is left out; `attrs["left_out"]` of
+    the table says so. It has a line per record and column: position (finished epochs or steps), column, ours,
+    released, low, high, verdict (so far, on this column); values in the released log's unit.
 
     Raises:
         LogError: the released log is not there, or the two have nothing in common.
@@ -129,16 +130,28 @@ def compare_log(row: Row, log: Log) -> pd.DataFrame:
     if released.position not in log.table:
         raise LogError(f"{log.paths[0]}: no column {released.position}, by which {row.name} is compared")
     lines: list[tuple[Any, ...]] = []
+    left_out: list[str] = []
     for key, curve in curves(row, released).items():
-        for name in (curve.column, key):
-            if name in log.table:
-                lines.extend(_compared(curve, log, name, released.position))
-                break
+        name = next((name for name in (curve.column, key) if _numeric(log, name)), None)
+        if name is None:
+            continue
+        unit = log.units.get(name, UNKNOWN)
+        if comparable(unit, curve.unit):
+            lines.extend(_compared(curve, log, name, released.position))
+        else:
+            left_out.append(f"{name} is not compared: it is in {unit}, the released one in {curve.unit}")
     if not lines:
         columns = ", ".join(row.track.values())
-        raise LogError(f"{log.paths[0]}: nothing to compare with {row.name}, which has {columns}")
+        why = "".join(f"; {each}" for each in left_out)
+        raise LogError(f"{log.paths[0]}: nothing to compare with {row.name}, which has {columns}{why}")
     frame = pd.DataFrame(lines, columns=["position", "column", "ours", "released", "low", "high", "verdict"])
-    return frame.sort_values("position", kind="stable", ignore_index=True)
+    frame = frame.sort_values("position", kind="stable", ignore_index=True)
+    frame.attrs["left_out"] = left_out
+    return frame
+
+
+def _numeric(log: Log, name: str) -> bool:
+    return name in log.table and pd.api.types.is_numeric_dtype(log.table[name])
 
 
 def verdict(frame: pd.DataFrame) -> str:
@@ -198,6 +211,14 @@ def nats(unit: str) -> float:
     return math.log(2) if unit.startswith("bit") else 1.0
 
 
+def comparable(unit: str, other: str) -> bool:
+    """Tell whether two units are of one quantity, as far as they say: bits are nats, and 2^bits exp(nats)."""
+    same = {"bits": "nats", "2^loss": "exp(loss)"}
+    return same.get(unit, unit) == same.get(other, other) or any(
+        each in ("", "1", UNKNOWN) or each.endswith("own") for each in (unit, other)
+    )
+
+
 def _compared(curve: Curve, log: Log, name: str, position: str) -> Iterator[tuple[Any, ...]]:
     """Compare a column of a log with a curve, record by record."""
     rows = log.table.dropna(subset=[position])
@@ -239,7 +260,7 @@ def _log_of(name: str) -> Log | None:
 
 def shift(log: Log, position: str | None = None) -> int:
     """Return what to add to a log's epochs to get finished epochs; 0 for steps."""
-    return 1 - FORMATS[log.format].epochs_from if (position or log.position) == "epoch" else 0
+    return 1 - epochs_from(log) if (position or log.position) == "epoch" else 0
 
 
 def _perfect(column: str, unit: str, row: Row) -> float | None:

@@ -158,6 +158,8 @@ def compare(recipe: Recipe, files: Sequence[Path]) -> None:
 
     log = read(files)
     frame = compare_log(recipe.row, log)
+    for remark in frame.attrs["left_out"]:
+        print(remark)
     print(thinned(frame).to_string(index=False, float_format=lambda value: f"{value:.6g}"))
     if len(frame) > SHOWN:
         print(f"({len(frame):,} lines; shown are some of them, and all where a verdict changes)")

@@ -1,11 +1,14 @@
-"""fairseq's `hydra_train.log` with `log_format: json`, and its configurations.
+"""fairseq's logs with `log_format` json or simple, hydra's or fairseq-train's, and its configurations.
 
-Each line is `[time][logger][LEVEL] - message`. The loggers train_inner (every so many updates), train (each
-epoch) and valid write a JSON object; its values are text. Losses are in bits, perplexity is 2^loss.
-`num_updates` has 6 significant digits. `clip` is there only where gradients are clipped, and the wall clock
-starts anew with each process. A message may go on over lines without a time: the model, a traceback.
+Each line is `[time][logger][LEVEL] - message` in `hydra_train.log`, `time | LEVEL | logger | message` of
+fairseq-train. The loggers train_inner (every so many updates), train (each epoch) and valid (or the name of
+another validation set) write a JSON object whose values are text, or `loss=10.5, ...`, `| loss 10.5 | ...`.
+Losses are in bits where there is a perplexity, which is 2^loss. `num_updates` has 6 significant digits.
+`clip` is there only where gradients are clipped, and the wall clock starts again with each process. A message
+may go on over lines without a time: the model, a traceback.
 """
 
+import ast
 import json
 import re
 from collections.abc import Callable
@@ -16,7 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from repro.released.log import Format, Log, Reading
 from repro.released.source import LogError, Source, literal, numeric, whole
 
-LINE = re.compile(r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\]\[([\w.]+)\]\[([A-Z]+)\] - (.*)")
+_TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+_HEAD = rf"(?:\[{_TIME},\d{{3}}\]\[([\w.]+)\]\[[A-Z]+\] - |{_TIME} \| [A-Z]+ \| ([\w.]+) \| )"
+LINE = re.compile(_HEAD + "(.*)")  # Hydra's and logging's own, so that others have it, too
+RECORD = re.compile(_HEAD + r'(?:\{"epoch": |epoch \d+(?::| \|) )')
+BEGIN = re.compile(rf"\[|{_TIME}")  # of what is no rest of a message
+INNER = re.compile(r"epoch (\d+): +\d+ / \d+ (.*)")  # log_format: simple
+SUMMARY = re.compile(r"epoch (\d+) \| (?:valid on '[^']*' subset \| )?(.*)")
 RECORDS = {  # logger: what its records are, the prefix of its keys, and of our columns
     "train_inner": ("train", "", "train_"),
     "train": ("epoch", "train_", "train_"),
@@ -37,11 +46,6 @@ COLUMNS = {  # of training, the rest being losses and metrics of the training or
 }
 UNITS = {
     "lr": "1",
-    "train_loss": "bits",
-    "eval_loss": "bits",
-    "eval_best_loss": "bits",
-    "train_ppl": "2^loss",
-    "eval_ppl": "2^loss",
     "grad_norm": "L2",
     "clip": "% of updates",
     "loss_scale": "1",
@@ -56,8 +60,8 @@ UNITS = {
 CHECKPOINT = r"checkpoint (?P<path>.*) \(epoch (?P<epoch>\d{1,15}) @ (?P<step>\d{1,15}) updates"
 EVENTS = {
     "overflow": re.compile(r"NOTE: gradient overflow detected.*setting loss scale to: (?P<loss_scale>\S+)"),
-    "checkpoint": re.compile("Saved " + CHECKPOINT),
-    "loaded": re.compile("Loaded " + CHECKPOINT),
+    "checkpoint": re.compile("[Ss]aved " + CHECKPOINT),
+    "loaded": re.compile("[Ll]oaded " + CHECKPOINT),
     "done": re.compile(r"done training in (?P<seconds>\S+) seconds"),
 }
 VALUES: dict[str, Callable[[str], Any]] = {"path": str, "epoch": whole, "step": whole}  # of events
@@ -71,8 +75,9 @@ LOADED = re.compile(r"loaded (\d[\d,]{,20}) (examples|blocks) from: .*?([^/\s]+)
 
 
 def matches(source: Source) -> bool:
-    """Tell whether one of the first lines has fairseq's form."""
-    return any(LINE.fullmatch(line) for line in source.head)
+    """Tell whether one of the first lines is of fairseq's own loggers, or a record."""
+    found = [match for line in source.head if (match := LINE.fullmatch(line))]
+    return any((match[1] or match[2]).startswith("fairseq") or RECORD.match(match[0]) for match in found)
 
 
 def read(source: Source) -> Log:
@@ -92,29 +97,52 @@ def read(source: Source) -> Log:
     for number, line in reading.sound(closed=True):
         match = LINE.fullmatch(line.rstrip())
         if match is None:
-            if in_message and not line.startswith("["):
+            if in_message and not BEGIN.match(line):
                 reading.other()
             else:
                 reading.fault(number, "neither `[time][logger][LEVEL] - message` nor the rest of a message")
                 in_message = False
             continue
-        logger, _, message = match.groups()
-        in_message = not message.startswith('{"')
+        logger, message = match[1] or match[2], match[3]
+        simple = INNER.fullmatch(message) or SUMMARY.fullmatch(message)
+        in_message = not message.startswith('{"') and not simple
         if in_message:
             reading.other()
             _message(reading, number, message, config)
         else:
-            _record(reading, number, logger, message)
-    return reading.log("fairseq", UNITS, config)
+            _record(reading, number, logger, message, simple)
+    return reading.log("fairseq", UNITS | _bits(reading), config)
 
 
-def _record(reading: Reading, number: int, logger: str, payload: str) -> None:
-    if logger not in RECORDS:
-        reading.fault(number, f"a record of {logger}, where {', '.join(RECORDS)} are known")
-        return
-    record, prefix, side = RECORDS[logger]
+def _bits(reading: Reading) -> dict[str, str]:
+    """Return the units of the losses beside which there is a perplexity: others are the criterion's own."""
+    columns = {name for row in reading.rows for name in row}
+    sides = [name.removesuffix("ppl") for name in columns if name.endswith("_ppl")]
+    losses = {f"{side}{loss}": "bits" for side in sides for loss in ("loss", "nll_loss", "best_loss")}
+    return losses | {f"{side}ppl": "2^loss" for side in sides}
+
+
+def _pairs(line: re.Match[str]) -> dict[str, Any]:
+    """Return what a line in the simple format says, by key: `loss=10.5, ppl=...` or `loss 10.5 | ppl ...`.
+
+    Raises:
+        ValueError: something there is no pair.
+    """
+    between, within = (",", "=") if line.re is INNER else ("|", " ")
+    pairs = [part.strip().split(within, 1) for part in line[2].split(between)]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"not `key{within}value` everywhere")
+    return {"epoch": line[1], **dict(pairs)}
+
+
+def _record(reading: Reading, number: int, logger: str, message: str, simple: re.Match[str] | None) -> None:
     try:
-        content = {key.removeprefix(prefix): value for key, value in json.loads(payload).items()}
+        given = _pairs(simple) if simple else dict(json.loads(message))
+        known = logger in RECORDS
+        if not known and f"{logger}_num_updates" not in given and "num_updates" not in given:
+            raise ValueError(f"a record of {logger}, where {', '.join(RECORDS)} are known")
+        record, prefix, side = RECORDS.get(logger, ("eval", f"{logger}_", f"eval_{logger}_"))
+        content = {key.removeprefix(prefix): value for key, value in given.items()}
         values: dict[str, Any] = {"step": whole(content.pop("num_updates"))}
         values["epoch"] = whole(content.pop("epoch"))
         content.pop("update", None)  # the epoch as a fraction
@@ -126,12 +154,15 @@ def _record(reading: Reading, number: int, logger: str, payload: str) -> None:
     except KeyError as error:
         reading.fault(number, f"a record without {prefix}{error.args[0]}")
         return
-    reading.record(number, record, values)
+    if known:
+        reading.record(number, record, values)
+    else:  # a further validation set
+        reading.part(number, record, values)
 
 
 def _message(reading: Reading, number: int, message: str, config: dict[str, Any]) -> None:
     """Keep what a message says of the run."""
-    if message.startswith("{'_name'"):
+    if message.startswith(("{'_name'", "Namespace(")):
         if reading.rows:
             reading.resumed(number, "a second start")
         else:
@@ -154,7 +185,17 @@ def _message(reading: Reading, number: int, message: str, config: dict[str, Any]
 
 
 def _settings(reading: Reading, number: int, message: str) -> dict[str, Any]:
-    """Return the configuration, printed as a Python dict but for enumerations, which are bare words."""
+    """Return the configuration, printed as a Python dict but for enumerations, which are bare words.
+
+    That of fairseq-train is a call of Namespace.
+    """
+    if message.startswith("Namespace("):
+        try:
+            call = ast.parse(message, mode="eval").body
+            if isinstance(call, ast.Call):
+                return {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            pass
     quoted = re.sub(r"(?<=': )(?!(?:True|False|None)\b)([A-Za-z_]\w*)(?=[,}])", r"'\1'", message)
     settings = literal(quoted)
     if isinstance(settings, dict):
@@ -184,4 +225,4 @@ def read_config(source: Source) -> dict[str, Any]:
     return {str(key): value for key, value in settings.items()}
 
 
-FORMAT = Format("fairseq", "fairseq hydra_train.log", matches, read, line=LINE)
+FORMAT = Format("fairseq", "fairseq log", matches, read, line=RECORD)

@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ UNITS = {
 }
 SHARED = ("epoch", "seconds")  # columns that belong to every kind of record
 
-_STAGES = {
+STAGES = {
     "train": "train",
     "training": "train",
     "eval": "eval",
@@ -43,7 +44,7 @@ _NAMES = {
     "acc@1": "top1",
     "acc@5": "top5",
 }
-_STAGE = "|".join(_STAGES)
+_STAGE = "|".join(STAGES)
 _BEFORE = re.compile(rf"(?P<stage>{_STAGE})[/_.](?P<name>.+)", re.IGNORECASE)  # train/loss, val_loss
 _AFTER = re.compile(rf"(?P<name>.+)/(?P<stage>{_STAGE})", re.IGNORECASE)  # Loss/train
 _OF_TRAINING = ("lr", "grad_norm", "loss_scale", "epoch")  # named without `train_`
@@ -57,7 +58,7 @@ def column(tag: str) -> str:
     `learning_rate` and `train/lr` lr; `eval/accuracy` eval_accuracy.
     """
     match = _BEFORE.fullmatch(tag) or _AFTER.fullmatch(tag)
-    stage = _STAGES[match["stage"].lower()] if match else "train"
+    stage = STAGES[match["stage"].lower()] if match else "train"
     name = match["name"] if match else tag
     name = _NAMES.get(name.lower(), name.lower() if name.lower() in (*_OF_TRAINING, *_STAGED) else name)
     if stage != "train":
@@ -68,11 +69,14 @@ def column(tag: str) -> str:
 
 
 class Columns:
-    """The columns of one log: no two tags share one, and none takes a name the table needs itself."""
+    """The columns of one log: no two tags share one, and none takes a name the table needs itself.
 
-    def __init__(self) -> None:
+    `taken` are further names that no tag gets.
+    """
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
         self._of: dict[str, str] = {}
-        self._taken = {*POSITION} - {"epoch"}
+        self._taken = ({*POSITION} - {"epoch"}) | {*taken}
 
     def __getitem__(self, tag: str) -> str:
         """Return the column of `tag`: its common name unless another tag has that, else its own."""
@@ -163,18 +167,27 @@ def whole(value: object) -> int | None:
         return None
 
 
-def find(folder: Path, pattern: str) -> list[Path]:
-    """Return the files that fit `pattern` in a folder, else those of the one folder up to two levels below.
+def flat(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield (key, value), those of a dict as `a.b` unless it is a medium of wandb, which has a `_type`."""
+    for key, value in values.items():
+        if isinstance(value, dict) and "_type" not in value:
+            yield from ((f"{key}.{name}", inner) for name, inner in flat(value))
+        else:
+            yield key, value
 
-    Raises:
-        LogError: several folders have some, so that it is not clear which run is meant.
-    """
+
+def find(folder: Path, pattern: str) -> list[Path]:
+    """Return the files that fit `pattern` in a folder, else those of the folders up to two levels below."""
     for below in ("", "*/", "*/*/"):
         files = sorted({path.resolve(): path for path in sorted(folder.glob(below + pattern))}.values())
-        folders = sorted({str(path.parent) for path in files})
-        if len(folders) > 1:
-            shown = ", ".join(folders[:3]) + (", ..." if len(folders) > 3 else "")
-            raise LogError(f"{folder}: {len(folders)} runs are in it ({shown}); name one of them")
         if files:
             return files
     return []
+
+
+def several(folder: Path, runs: list[str]) -> LogError:
+    """Return the error that it is not clear which run in a folder is meant."""
+    shown = ", ".join(runs[:3]) + (", ..." if len(runs) > 3 else "")
+    return LogError(
+        f"{folder}: {len(runs)} runs are in it ({shown}); name one of them, or the parts of one in order"
+    )

@@ -4,7 +4,7 @@ One table serves all formats. Each row of it is one record of the log; columns a
 
     record      what the line reports: `train` (some steps), `epoch`, `eval` or `test`
     epoch, step position as the log writes it, which may count from 0 or from 1 (see `Format.epochs_from`)
-    lr, train_loss, eval_loss, eval_top1, ...    numbers; `Log.units` has the unit of each
+    lr, train_loss, eval_loss, eval_top1, ...    numbers, seldom text; `Log.units` has the unit of each
     segment     0, and 1 more after each resume
     file, line  where the record stands: index into `Log.paths`, and line number from 1
 """
@@ -21,7 +21,9 @@ import pandas as pd  # type: ignore[import-untyped]
 
 from repro.released.source import LogError, Source
 
-__all__ = ["POSITION", "SHOWN_FAULTS", "Format", "Log", "LogError", "Reading", "Source", "merge"]
+UNKNOWN = "as logged"  # the unit of a column of which the log does not say it
+
+__all__ = ["POSITION", "SHOWN_FAULTS", "UNKNOWN", "Format", "Log", "LogError", "Reading", "Source", "merge"]
 
 POSITION = ("record", "epoch", "step", "segment", "file", "line")
 SHOWN_FAULTS = 3  # in an error; a log has them all
@@ -70,7 +72,7 @@ class Format:
     title: str
     matches: Callable[[Source], bool]
     read: Callable[[Source], Log]
-    epochs_from: int = 1  # the number the log gives to the end of its first epoch
+    epochs_from: int | None = 1  # the number the log gives to its first epoch; None: as its program likes
     line: re.Pattern[str] | None = None  # how its records begin, to know them in a log of another format
 
 
@@ -119,6 +121,25 @@ class Reading:
         place = {"segment": self.segment, "file": 0, "line": number}
         self.rows.append({"record": record, **values, **place})
 
+    def part(self, number: int, record: str, values: dict[str, Any]) -> bool:
+        """Keep line `number` as a record, or as more of the last one of its kind if that has its position.
+
+        Return whether it is a record of its own. Values that are there already make it one.
+        """
+        last = next((row for row in reversed(self.rows) if row["record"] == record), None)
+        shared = {name for name in ("epoch", "step") if name in values}
+        if (
+            last is None
+            or last["segment"] != self.segment
+            or any(name in last and last[name] != values[name] for name in shared)
+            or not last.keys().isdisjoint(values.keys() - shared)
+        ):
+            self.record(number, record, values)
+            return True
+        last.update(values)
+        self.lines["record"] += 1
+        return False
+
     def other(self, count: int = 1) -> None:
         """Pass over lines that are sound and hold no record: headers, rules, settings, blank lines."""
         self.lines["other"] += count
@@ -153,7 +174,7 @@ class Reading:
         self._remark_on_numbers()
         self._find_resumes("step" if any("step" in row for row in self.rows) else "epoch")
         table = pd.DataFrame(self.rows)
-        units = {column: units.get(column, "as logged") for column in table if column not in POSITION}
+        units = {column: units.get(column, UNKNOWN) for column in table if column not in POSITION}
         log = Log(format, [self.source.path], table, units, config or {}, self.lines)
         log.faults, log.oddities, log.events = self.faults, self.oddities, self.events
         return _resolve(log)
@@ -209,11 +230,15 @@ def merge(logs: Sequence[Log]) -> Log:
         tables.append(log.table.assign(file=index, segment=segments))
         segment = int(segments.max()) + 1
         lines += log.lines
+    units: dict[str, str] = {}
+    for column, unit in (pair for log in logs for pair in log.units.items()):
+        if units.get(column, UNKNOWN) == UNKNOWN:  # one part may say what another does not
+            units[column] = unit
     merged = Log(
         first.format,
         [path for log in logs for path in log.paths],
         pd.concat(tables, ignore_index=True),
-        {column: unit for log in logs for column, unit in log.units.items()},
+        units,
         next((log.config for log in logs if log.config), {}),
         lines,
         sum(log.repeated for log in logs),

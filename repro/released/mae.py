@@ -1,7 +1,8 @@
-"""The `log.txt` of MAE's scripts, as of DeiT's and others that come from them: a JSON object an epoch.
+"""The `log.txt` of MAE's scripts, and of those of DeiT and others for classification: a JSON object an epoch.
 
 Epochs count from 0. lr is the mean over the epoch's iterations, of the largest group's rate where layers have
-different ones. Pre-training logs hold the training loss alone. The settings are not in the file.
+different ones. Pre-training logs hold the training loss alone. The settings are not in the file. Scripts that
+log other losses in this way (DINO, DETR) are no part of it: see tables.
 """
 
 import json
@@ -12,6 +13,7 @@ from repro.released.log import POSITION, Format, Log, Reading
 from repro.released.source import Source, numeric, whole
 
 KEYS = ("epoch", "train_lr", "train_loss")  # in every record
+ORDER = ("train_lr", "train_loss", "epoch")  # all of pre-training
 LINE = re.compile(r'\{"train_lr": ')
 COLUMNS = {
     "train_lr": "lr",
@@ -22,19 +24,20 @@ COLUMNS = {
 }
 UNITS = {
     "lr": "1",
-    "eval_loss": "nats",
     "eval_top1": "%",
     "eval_top5": "%",
     "grad_norm": "1",
     "loss_scale": "1",
 }
-PRETRAINING = "mean squared error of normalised patches"
+PLAIN = {*POSITION, "lr", "train_loss"}  # columns of pre-training
+PRETRAINING = "mean squared error of masked patches"
 FINETUNING = "nats, against mixed and smoothed labels"
 
 
 def matches(source: Source) -> bool:
-    """Tell whether one of the first lines is such a record."""
-    return any(isinstance(_parse(line), dict) for line in source.head)
+    """Tell whether one of the first lines has just the keys of pre-training, or a loss and an accuracy."""
+    records = [record for line in source.head if isinstance(record := _parse(line), dict)]
+    return any((*record,) == ORDER or {"test_loss", "test_acc1"} <= record.keys() for record in records)
 
 
 def read(source: Source) -> Log:
@@ -63,8 +66,12 @@ def read(source: Source) -> Log:
             reading.fault(number, str(error))
             continue
         reading.record(number, "epoch", values)
-    finetuning = any("eval_loss" in row for row in reading.rows)
-    return reading.log("mae", {**UNITS, "train_loss": FINETUNING if finetuning else PRETRAINING}, config)
+    units = dict(UNITS)
+    if any("eval_top1" in row for row in reading.rows):
+        units |= {"train_loss": FINETUNING, "eval_loss": "nats"}
+    elif all(row.keys() <= PLAIN for row in reading.rows):
+        units["train_loss"] = PRETRAINING
+    return reading.log("mae", units, config)
 
 
 def _parse(line: str) -> dict[str, Any] | str:

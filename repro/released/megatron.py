@@ -1,8 +1,10 @@
 """What Megatron-LM prints while it trains, and the `gpt_args` that a run was started with.
 
 A line every so many iterations has `key: value` between `|`, in an order and a choice that differ between
-versions; there is no loss while iterations are skipped. Launchers put a rank or a time before it. All else
-that Megatron prints is passed over but for its arguments and checkpoints.
+versions; there is no loss while iterations are skipped. Launchers put a rank or a time before it. Of several
+validation sets each has columns of its own (`eval_0_loss`). The evaluation after training is on other batches
+than the last one in it: it is a record `final` if both are of one iteration. All else that Megatron prints is
+passed over but for its arguments and checkpoints.
 """
 
 import re
@@ -13,9 +15,11 @@ from repro.released.log import POSITION, Format, Log, Reading
 from repro.released.source import LogError, Source, literal, numeric, whole
 
 TAG = r"(?:\[[^\]|]*\]:?|\d+:|\s)*"  # of the process, and the time
-LINE = re.compile(TAG + r"(?:iteration +\d+ */ *\d+ *\||(?:validation|test) loss at [^|]*\|)")
+LOSS_AT = r"(validation|test)(?:-(\w+))? loss at "  # with the name of a set where there are several
+LINE = re.compile(TAG + rf"(?:iteration +\d+ */ *\d+ *\||{LOSS_AT}[^|]*\|)")
 TRAIN = re.compile(TAG + r"iteration +(\d+) */ *(\d+) *\|(.*)")
-EVAL = re.compile(TAG + r"(?:validation|test) loss at ([^|]*)\|(.*)")
+EVAL = re.compile(TAG + LOSS_AT + r"([^|]*)\|(.*)")
+FINAL = re.compile(r"on (?:validation|test) set")  # since core_v0.4; before, no iteration was named
 ARGUMENT = re.compile(TAG + r"(\w+) \.{3,} (.*)")
 PARAMETERS = re.compile(TAG + r">? *number of parameters on .*rank (\(.*\)): (\d{1,15})")
 EVENTS = {
@@ -38,10 +42,6 @@ EVAL_COLUMNS = {"lm loss value": "loss", "lm loss PPL": "ppl"}
 UNITS = {
     "lr": "1",
     "train_loss": "nats",
-    "eval_loss": "nats",
-    "test_loss": "nats",
-    "eval_ppl": "exp(loss)",
-    "test_ppl": "exp(loss)",
     "grad_norm": "L2",
     "loss_scale": "1",
     "ms_per_step": "ms",
@@ -66,13 +66,17 @@ def read(source: Source) -> Log:
     reading = Reading(source)
     config: dict[str, Any] = {}
     ranks: dict[str, int] = {}
+    loaded: tuple[int, str] | None = None  # a checkpoint, to go on from or to evaluate
     for number, line in reading.sound():
         text = line.strip()
         if match := TRAIN.fullmatch(text):
+            if loaded:
+                reading.resumed(*loaded)
+                loaded = None
             _train(reading, number, *match.groups())
         elif match := EVAL.fullmatch(text):
             _evaluation(reading, number, *match.groups())
-        elif "|" in text and re.match(TAG + r"(iteration|validation loss|test loss)\b", text):
+        elif "|" in text and re.match(TAG + r"(iteration|(validation|test)(-\w+)? loss)\b", text):
             reading.fault(number, "not a whole record")
         else:
             reading.other()
@@ -81,10 +85,13 @@ def read(source: Source) -> Log:
             elif match := PARAMETERS.match(text):
                 ranks[match[1]] = int(match[2])
             else:
-                _event(reading, number, text)
+                loaded = _event(reading, number, text) or loaded
     if ranks:
         config["parameters"] = sum(ranks.values())
-    return reading.log("megatron", UNITS, config)
+    measured = {name for row in reading.rows for name in row if name.startswith(("eval_", "test_", "final_"))}
+    units = {name: "nats" for name in measured if name.endswith("_loss")}
+    units |= {name: "exp(loss)" for name in measured if name.endswith("_ppl")}
+    return reading.log("megatron", UNITS | units, config)
 
 
 def _pairs(text: str, columns: dict[str, str]) -> dict[str, float]:
@@ -116,38 +123,48 @@ def _train(reading: Reading, number: int, iteration: str, _: str, text: str) -> 
     reading.record(number, "train", values)
 
 
-def _evaluation(reading: Reading, number: int, where: str, text: str) -> None:
-    """Keep an evaluation; one at the end of training has the step of the last record."""
-    record = "test" if "test" in where else "eval"
+def _evaluation(reading: Reading, number: int, data: str, name: str | None, where: str, text: str) -> None:
+    """Keep an evaluation; one after training has the step of the last record, or of the checkpoint."""
+    record = "test" if data == "test" or "test" in where else "eval"
     at = re.search(r"iteration +(\d+)", where)
+    prefix = f"{record}_" if name is None else f"{record}_{name}_"
     try:
         pairs = _pairs(text, EVAL_COLUMNS)
-        values: dict[str, Any] = {"step": whole(at[1]) if at else _last(reading)}
-        values |= {f"{record}_{column}": value for column, value in pairs.items()}
+        step = whole(at[1]) if at else _last(reading)
+        if step is None:
+            raise ValueError("nothing before it says after which iteration")
     except ValueError as error:
         reading.fault(number, f"not a record ({error})")
         return
-    again = any(row["record"] == record and row["step"] == values["step"] for row in reading.rows[-2:])
-    if at is None and again:
-        reading.other()
-        reading.odd(number, "evaluated once more at the end of training, on other batches: left out")
+    values = {prefix + column: value for column, value in pairs.items()}
+    if at is None or FINAL.search(where):
+        same = (row for row in reversed(reading.rows) if row["record"] == record and row["step"] == step)
+        if not values.keys().isdisjoint(next(same, {})):
+            reading.odd(
+                number, "evaluated once more at the end of training, on other batches: kept as `final`"
+            )
+            record, values = "final", {f"final_{column}": value for column, value in values.items()}
+    if name is None:
+        reading.record(number, record, {"step": step, **values})
     else:
-        reading.record(number, record, values)
+        reading.part(number, record, {"step": step, **values})
 
 
-def _last(reading: Reading) -> int:
-    if not reading.rows:
-        raise ValueError("nothing before it says after which iteration")
-    return int(reading.rows[-1]["step"])
+def _last(reading: Reading) -> int | None:
+    """Return the step of the last record, or else of the checkpoint that was loaded."""
+    loaded = (event["step"] for event in reversed(reading.events) if event["what"] == "loaded")
+    return int(reading.rows[-1]["step"]) if reading.rows else next(loaded, None)
 
 
-def _event(reading: Reading, number: int, text: str) -> None:
+def _event(reading: Reading, number: int, text: str) -> tuple[int, str] | None:
+    """Keep what a line says of checkpoints and the end; return where and how training may go on from here."""
     for what, pattern in EVENTS.items():
         if match := pattern.match(text):
-            step = int(match[1]) if match[1] else _last(reading) if reading.rows else 0
+            step = int(match[1]) if match[1] else _last(reading) or 0
             reading.events.append({"line": number, "what": what, "step": step})
             if what == "loaded" and step:
-                reading.resumed(number, f"from iteration {step}")
+                return number, f"from iteration {step}"
+    return None
 
 
 def read_args(source: Source) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd  # type: ignore[import-untyped]
 
 from repro.errors import UserError
-from repro.released import FORMATS
-from repro.released.log import POSITION, Log
+from repro.released import FORMATS, epochs_from
+from repro.released.log import POSITION, UNKNOWN, Log
 
 SHOWN = 5  # faults and oddities
 LOG_FROM = 20  # a loss that falls by more than this factor is drawn on a logarithmic axis
@@ -38,7 +38,8 @@ def describe(log: Log, everything: bool = False) -> str:
     format, table, position = FORMATS[log.format], log.table, log.position
     kinds = ", ".join(f"{count} {kind}" for kind, count in table["record"].value_counts(sort=False).items())
     first, last = table[position].min(), table[position].max()
-    started = f" (the first epoch is {format.epochs_from})" if position == "epoch" else ""
+    known = position == "epoch" and format.epochs_from is not None
+    started = f" (the first epoch is {format.epochs_from})" if known else ""
     text = [
         *(str(path) for path in log.paths),
         f"format    {format.title}",
@@ -118,10 +119,10 @@ def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]
     for axis, name in zip(axes.flat, names, strict=False):
         for index, (label, log) in enumerate(logs.items()):
             rows = _curve(log, name, over)
-            done = 1 - FORMATS[log.format].epochs_from if over == "epoch" else 0
+            done = 1 - epochs_from(log) if over == "epoch" else 0
             style = {"color": f"C{index}", "marker": "." if len(rows) < 30 else None, "linewidth": 1.2}
             (lines[label],) = axis.plot(rows[over] + done, rows[name], **style)
-        units = {log.units[name] for log in logs.values() if name in log.units} - {"1", "as logged"}
+        units = {log.units[name] for log in logs.values() if name in log.units} - {"1", UNKNOWN}
         unit = f"\n({'; '.join(sorted(units))})" if units else ""
         axis.set(xlabel="step" if over == "step" else "epochs done", ylabel=name.replace("_", " ") + unit)
         values = [y for line in axis.lines for y in line.get_ydata() if math.isfinite(y)]

@@ -13,17 +13,21 @@ from typing import Any
 
 from repro.released.gather import UNITS, number, whole
 from repro.released.log import Format, Log, Reading, Source
+from repro.released.timm import BCE, CE
 
 FILE = "metrics.jsonl"
-REQUIRED = ("step", "lr", "epoch")
+REQUIRED = ("step", "lr", "epoch")  # and in this order, by which a record is known
 TRAINING = (*REQUIRED, "train_")  # how all begins that a record has without a measurement
 
 
 def matches(source: Source) -> bool:
-    """Tell whether it is a run's folder or its metrics: lines of JSON with a step, lr and epoch."""
+    """Tell whether it is a run's folder or its metrics: lines of JSON that begin with step, lr and epoch."""
     if source.path.is_dir():
-        return (source.path / FILE).is_file()
-    return any(isinstance(_parse(line), dict) for line in source.head)
+        path = source.path / FILE
+        return path.is_file() and (path.stat().st_size == 0 or matches(Source(path)))
+    return any(
+        isinstance(record := _parse(line), dict) and (*record,)[:3] == REQUIRED for line in source.head
+    )
 
 
 def read(source: Source) -> Log:
@@ -52,6 +56,8 @@ def read(source: Source) -> Log:
     _events(reading, folder)
     columns = {column for row in reading.rows for column in row}
     units = {column: unit for column in sorted(columns) if (unit := _unit(column))}
+    if "train_loss" in columns:
+        units["train_loss"] = _loss(config)
     return reading.log("run", units, config)
 
 
@@ -81,6 +87,13 @@ def _unit(column: str) -> str | None:
     if column.endswith(("accuracy", "top1", "top5")):
         return "%"
     return UNITS.get(column.removeprefix("ema_"))
+
+
+def _loss(config: dict[str, Any]) -> str:
+    """The unit of the training loss: image classification's configuration says it."""
+    mixed = any(config.get(f"augment.{key}") for key in ("mixup", "cutmix", "label_smoothing"))
+    known = {"bce": BCE, "ce": CE if mixed else "nats"}
+    return known.get(str(config.get("loss")), UNITS["train_loss"])
 
 
 def _config(reading: Reading, path: Path) -> dict[str, Any]:

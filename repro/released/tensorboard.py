@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from repro.released.gather import Columns, Gathering, find
+from repro.released.gather import Columns, Gathering, find, several
 from repro.released.log import Format, Log, Reading, Source
 
 PATTERN = "*tfevents*"
@@ -39,6 +39,8 @@ def read(source: Source) -> Log:
         LogError: there is no scalar in it, or it is a folder of several runs.
     """
     paths = sorted(find(source.path, PATTERN), key=_begin) if source.path.is_dir() else [source.path]
+    if len(folders := sorted({str(path.parent) for path in paths})) > 1:
+        raise several(source.path, folders)
     reading, columns = Reading(source), Columns()
     gathering = Gathering(reading)
     seen: set[str] = set()

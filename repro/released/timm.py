@@ -16,23 +16,25 @@ from repro.released.log import POSITION, Format, Log, Reading
 from repro.released.source import LogError, Source, numeric, whole
 
 REQUIRED = ("epoch", "train_loss")
+HEADER = re.compile(r"epoch,train_loss(,eval_\w+)+(,lr)?")  # of a file, which no other program writes
 RENAMED = {"eval_prec1": "eval_top1", "eval_prec5": "eval_top5"}  # as versions before 0.1.20 had it
 LINE = re.compile(r"epoch,train_loss|\d+(,-?\d+\.\d+(e[+-]?\d+)?){2,}\s*$")
 UNITS = {
     "lr": "1",
     "train_loss": "the training loss's own",
-    "eval_loss": "nats",
     "eval_top1": "%",
     "eval_top5": "%",
 }
 BCE = "nats per class, mean over classes"
+BCE_SUM = "nats, sum over classes"
 CE = "nats, against mixed and smoothed labels"
+CYCLIC = ("cosine", "tanh", "poly")  # schedules after which the cool-down comes
 MIXES = ("mixup", "cutmix", "cutmix_minmax", "smoothing")  # arguments by which labels are not the plain ones
 
 
 def matches(source: Source) -> bool:
     """Tell whether the file begins with timm's header."""
-    return bool(source.head) and is_header(source.head[0].split(","))
+    return bool(source.head) and HEADER.fullmatch(source.head[0]) is not None
 
 
 def is_header(cells: list[str]) -> bool:
@@ -62,11 +64,23 @@ def read(source: Source) -> Log:
             reading.fault(number, f"no header with {', '.join(REQUIRED)} before it")
     args = _args_beside(reading)
     units = dict(UNITS)
+    if any("eval_top1" in row for row in reading.rows):  # of classification
+        units["eval_loss"] = "nats"
     if args:
         _compare(reading, args)
-        mixed = any(args.get(name) for name in MIXES)
-        units["train_loss"] = BCE if args.get("bce_loss") else CE if mixed else "nats"
+        units["train_loss"] = _loss(args)
     return reading.log("timm", units, args)
+
+
+def _loss(args: dict[str, Any]) -> str:
+    """Return the unit of the training loss that timm's script takes with these arguments."""
+    if args.get("jsd_loss") or args.get("bce_pos_weight"):
+        return UNITS["train_loss"]
+    if not any({"smoothing": 0.1, **args}.get(name) for name in MIXES):
+        return "nats"  # of BCE, too
+    if args.get("bce_loss"):
+        return BCE_SUM if args.get("bce_sum") else BCE
+    return CE
 
 
 def _header(reading: Reading, number: int, before: list[str], cells: list[str]) -> list[str]:
@@ -124,13 +138,19 @@ def _args_beside(reading: Reading) -> dict[str, Any]:
 def _compare(reading: Reading, args: dict[str, Any]) -> None:
     """Say where the log and the arguments do not fit, or where these change what a column means."""
     path = reading.source.path
-    if args.get("model_ema"):
+    if args.get("model_ema") and not args.get("model_ema_force_cpu"):
         reading.oddities.append(f"{path}: the eval columns are those of the averaged (EMA) model")
-    expected, cooldown = args.get("epochs"), args.get("cooldown_epochs", 0)
+    if args.get("sched", "cosine") not in CYCLIC or (args.get("lr_cycle_limit") or 1) != 1:
+        return  # other schedules have other numbers of epochs
+    if (args.get("val_interval") or 1) != 1:
+        return  # epochs without an evaluation are not in the summary
+    prefix = args.get("warmup_epochs", 0) if args.get("warmup_prefix") else 0
+    planned = {"": args.get("epochs"), " of warm-up": prefix, " of cool-down": args.get("cooldown_epochs", 0)}
     epochs = len({row["epoch"] for row in reading.rows})
-    if isinstance(expected, int) and isinstance(cooldown, int) and epochs not in (0, expected + cooldown):
-        planned = f"{expected} + {cooldown} of cool-down"
-        reading.oddities.append(f"{path}: {epochs} epochs, where the arguments have {planned}")
+    numbers = [count for count in planned.values() if isinstance(count, int)]
+    if len(numbers) == len(planned) and epochs not in (0, sum(numbers)):
+        shown = " + ".join(f"{n}{what}" for what, n in planned.items() if n or what != " of warm-up")
+        reading.oddities.append(f"{path}: {epochs} epochs, where the arguments have {shown}")
 
 
 def read_args(source: Source) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""wandb's offline runs: `run-ID.wandb`, its folder `offline-run-...`, or a folder with one such folder.
+"""wandb's offline runs: `run-ID.wandb`, its folder `offline-run-...`, or a folder with those of one run.
 
 The file is a log of protobuf records in LevelDB's format (blocks of 32 KiB with checksums). wandb brings
 the records' schema but no longer a reader in Python, so the blocks are read here, without a network. The
@@ -12,8 +12,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from repro.released.gather import Columns, Gathering, find, number, whole
-from repro.released.log import Format, Log, LogError, Reading, Source
+from repro.released.gather import Columns, Gathering, find, flat, number, several, whole
+from repro.released.log import Format, Log, Reading, Source, merge
 
 PATTERN = "*.wandb"
 _MAGIC = b":W&B"
@@ -37,14 +37,19 @@ def read(source: Source) -> Log:
     Raises:
         LogError: there is no number in its history, or it is a folder of several runs.
     """
+    if not source.path.is_dir():
+        return _read(source)
+    paths = find(source.path, PATTERN)
+    if len({path.name for path in paths}) > 1:  # the ID is the run's, and stays when it is resumed
+        raise several(source.path, [str(path) for path in paths])
+    logs = [_read(Source(path)) for path in paths]
+    return merge(logs) if len(logs) > 1 else logs[0]
+
+
+def _read(source: Source) -> Log:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-    if source.path.is_dir():
-        paths = find(source.path, PATTERN)
-        if len(paths) > 1:
-            raise LogError(f"{source.path}: {len(paths)} runs are in it; name one of {PATTERN}")
-        source = Source(paths[0])
     reading = Reading(source)
     config: dict[str, Any] = {}
     rows: list[tuple[int, int | None, dict[str, Any]]] = []
@@ -87,7 +92,7 @@ def _log(reading: Reading, rows: list[tuple[int, int | None, dict[str, Any]]], c
             reading.fault(count, f"record {count}: {own or '_step'} is no step ({row.get(own or '_step')})")
             continue
         values = {}
-        for tag, value in _flat(row):
+        for tag, value in flat(row):
             converted = number(value)
             if tag == "_runtime" and converted is not None:
                 values["seconds"] = converted
@@ -141,15 +146,6 @@ def _contents(data: bytes) -> Iterator[bytes | str]:
 def _items(items: Iterable[Any]) -> dict[str, Any]:
     """The values of a row by key, those of nested ones as `a.b`."""
     return {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
-
-
-def _flat(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield (key, value), those of a dict one by one unless it is a medium, which has a `_type`."""
-    for key, value in row.items():
-        if isinstance(value, dict) and "_type" not in value:
-            yield from ((f"{key}.{name}", inner) for name, inner in _flat(value))
-        else:
-            yield key, value
 
 
 def _kind(value: object) -> str:

@@ -146,7 +146,7 @@ def test_two_processes_in_one_file(tmp_path: Path, format: str, content: str) ->
         (gzip.compress(b"PK\0\0", mtime=0), "a binary file"),
         (b"hello\n", "not a log that this reads .*timm summary, MAE.*; it begins with 'hello'"),
         (b"\xff\xff\xff", "not a log that this reads"),
-        (b"step,loss\n1,2\n", "not a log that this reads"),
+        (b"time,loss\n1,2\n", "not a log that this reads"),
         (TIMM.split("\n")[0].encode() + b"\n", "no record in it that could be read"),
         (TRANSFORMER_XL[:500].encode(), "no record in it that could be read"),
     ],

@@ -1,4 +1,6 @@
-"""fairseq's hydra_train.log and its configurations."""
+"""fairseq's logs and its configurations."""
+
+# ruff: noqa: E501  the lines of logs are long
 
 from pathlib import Path
 
@@ -67,6 +69,7 @@ def test_parts_of_one_run(tmp_path: Path) -> None:
     ]
     assert (log.resumes, log.repeated) == (1, 1)
     assert [event["file"] for event in log.events if event["what"] == "loaded"] == [1]
+    assert log.units["train_loss"] == "bits"  # as the first part says
     assert log.config["parameters"] == 209_714_265
 
 
@@ -106,6 +109,45 @@ def test_lines_that_are_none(tmp_path: Path, line: str, why: str | None) -> None
     if why:
         assert log.faults[0].startswith(f"{tmp_path}/log:14: ")
         assert why in log.faults[0]
+
+
+SIMPLE = """\
+[2022-01-01 10:00:00,123][train_inner][INFO] - epoch 001:    100 / 200 loss=10.5, ppl=1448.15, num_updates=100, lr=1e-05
+[2022-01-01 10:00:01,123][valid][INFO] - epoch 001 | valid on 'valid' subset | loss 9.5 | ppl 724 | num_updates 200
+[2022-01-01 10:00:01,123][code][INFO] - epoch 001 | valid on 'code' subset | loss 8.5 | ppl 362 | num_updates 200
+[2022-01-01 10:00:02,123][train][INFO] - epoch 001 | loss 10 | ppl 1024 | num_updates 200 | lr 2e-05
+"""
+CLI = """\
+2021-01-01 10:00:00 | INFO | fairseq_cli.train | Namespace(no_progress_bar=False, log_interval=100, lr=[0.1])
+2021-01-01 10:00:01 | INFO | train_inner | {"epoch": 1, "update": 0.5, "loss": "10.5", "ppl": "1448.15", "num_updates": "100"}
+2021-01-01 10:00:02 | INFO | valid | {"epoch": 1, "valid_loss": "9.5", "valid_ppl": "724", "valid_num_updates": "200"}
+2021-01-01 10:00:02 | INFO | code | {"epoch": 1, "code_loss": "8.5", "code_ppl": "362", "code_num_updates": "200"}
+2021-01-01 10:00:03 | INFO | train | {"epoch": 1, "train_loss": "10", "train_ppl": "1024", "train_num_updates": "200"}
+"""
+
+
+@pytest.mark.parametrize("content", [SIMPLE, CLI])
+def test_other_layouts_of_a_line(tmp_path: Path, content: str) -> None:
+    log = read(Folder(tmp_path).write(content), strict=True)
+    assert (log.format, log.lines["record"], log.repeated) == ("fairseq", 4, 0)
+    assert log.of("train")[["step", "epoch", "train_loss"]].to_numpy().tolist() == [[100, 1, 10.5]]
+    assert log.of("epoch")[["step", "epoch", "train_loss"]].to_numpy().tolist() == [[200, 1, 10]]
+    assert log.of("eval")[["step", "eval_loss", "eval_code_loss"]].to_numpy().tolist() == [[200, 9.5, 8.5]]
+    assert {log.units[name] for name in ("train_loss", "eval_loss", "eval_code_loss")} == {"bits"}
+    assert log.config == (
+        {"no_progress_bar": False, "log_interval": 100, "lr": [0.1]} if content is CLI else {}
+    )
+
+
+def test_lines_of_other_programs_with_this_layout(tmp_path: Path) -> None:
+    with pytest.raises(LogError, match="not a log that this reads"):
+        read(Folder(tmp_path).write(TIME + "[__main__][INFO] - epoch 1\n"))
+
+
+def test_a_loss_without_a_perplexity_is_of_an_unknown_unit(tmp_path: Path) -> None:
+    assert read(Folder(tmp_path).write(FAIRSEQ_RESUMED)).units["train_loss"] == "as logged"
+    damaged = SIMPLE.replace("loss=10.5, ppl", "loss=10.5 ppl=").replace(", ppl=1448", " ppl 1448")
+    assert read(Folder(tmp_path).write(damaged)).lines == {"record": 3, "fault": 1}
 
 
 def test_messages_may_go_on(tmp_path: Path) -> None:

@@ -30,9 +30,18 @@ def test_finetuning(tmp_path: Path) -> None:
 
 
 def test_keys_of_scripts_that_come_from_it(tmp_path: Path) -> None:
-    line = '{"train_lr": 1, "train_loss": 2, "train_grad_norm": 3, "test_acc": 5, "latest_x": 6, "epoch": 0}'
+    line = (
+        '{"train_lr": 1, "train_loss": 2, "train_grad_norm": 3, "test_loss": 5, "test_acc1": 4, '
+        '"latest_x": 6, "epoch": 0}'
+    )
     row = read(Folder(tmp_path).write(line), strict=True).table.iloc[0]  # JSON is whole without a line end
-    assert (row["grad_norm"], row["eval_acc"], row["latest_x"]) == (3, 5, 6)
+    assert (row["grad_norm"], row["eval_loss"], row["eval_top1"], row["latest_x"]) == (3, 5, 4, 6)
+
+
+def test_losses_of_other_scripts_are_of_unknown_units(tmp_path: Path) -> None:
+    line = '{"train_lr": 1, "train_loss": 2, "test_loss": 3, "epoch": 0}'
+    units = Folder(tmp_path).parse("mae", line).units
+    assert (units["train_loss"], units["eval_loss"]) == ("as logged", "as logged")
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,47 @@ def test_evaluations_at_the_end(tmp_path: Path) -> None:
     assert "evaluated once more" in log.oddities[0]
 
 
+FINAL = """\
+[after training is done] datetime: 2025-01-01 10:00:21
+ validation loss at iteration 20 on validation set | lm loss value: 9E+00 | lm loss PPL: 8.1E+03 |
+ validation loss at iteration 20 on test set | lm loss value: 9.125E+00 | lm loss PPL: 9.1E+03 |
+"""
+
+
+def test_evaluations_after_training_in_their_newer_wording(tmp_path: Path) -> None:
+    log = read(Folder(tmp_path).write(MEGATRON[: MEGATRON.rindex(" iteration")] + FINAL), strict=True)
+    assert (log.resumes, log.repeated) == (0, 0)
+    assert log.series("eval_loss").to_dict() == {20: 9.75}
+    assert log.series("final_eval_loss").to_dict() == {20: 9}
+    assert log.series("test_loss").to_dict() == {20: 9.125}
+    assert log.units["final_eval_loss"] == "nats"
+    assert log.units["final_eval_ppl"] == "exp(loss)"
+
+
+def test_several_validation_sets(tmp_path: Path) -> None:
+    first = FINAL.replace("validation loss", "validation-0 loss")
+    second = FINAL.replace("validation loss", "validation-code loss").replace("9E+00", "8E+00")
+    during = " validation-0 loss at iteration 20 | lm loss value: 7E+00 |\n"
+    log = read(Folder(tmp_path).write(MEGATRON + during + first + second), strict=True)
+    assert log.series("eval_0_loss").to_dict() == {20: 7}
+    assert log.series("final_eval_0_loss").to_dict() == {20: 9}
+    assert log.series("eval_code_loss").to_dict() == {20: 8}  # first evaluated after training
+    assert log.series("test_code_loss").to_dict() == {20: 9.125}
+    assert log.units["eval_code_loss"] == "nats"
+
+
+def test_evaluation_only(tmp_path: Path) -> None:
+    loaded = "  successfully loaded checkpoint from /ckpt at iteration 20\n"
+    end = FINAL.replace("iteration 20 on validation set", "the end of training for val data")
+    end = end.replace("iteration 20 on test set", "the end of training for test data")
+    log = read(Folder(tmp_path).write(loaded + end), strict=True)
+    assert log.series("eval_loss").to_dict() == {20: 9}
+    assert log.series("test_loss").to_dict() == {20: 9.125}
+    assert (log.resumes, log.oddities) == (0, [])
+    with pytest.raises(LogError, match="nothing before it says after which iteration"):
+        read(Folder(tmp_path).write(end))
+
+
 @pytest.mark.parametrize(
     ("line", "why"),
     [

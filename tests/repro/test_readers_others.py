@@ -19,7 +19,7 @@ from toy import ToyTask
 
 from repro.config import RunConfig, ScheduleConfig, TrainConfig
 from repro.loop import train
-from repro.released import FORMATS, Log, LogError, Source, read, recognise
+from repro.released import FORMATS, Log, LogError, Source, read, recognise, timm
 from repro.released import tensorboard as tensorboard_reader
 from repro.released import wandb as wandb_reader
 from repro.released.gather import Columns, column, find, number, whole
@@ -195,6 +195,44 @@ def test_a_measurement_amid_an_epoch(tmp_path: Path) -> None:
     log = read(tmp_path / "toy" / "run")
     kinds = dict(zip(log.table["step"], log.table["record"], strict=True))
     assert kinds == {6: "eval", 8: "epoch", 12: "eval", 16: "epoch", 18: "eval", 20: "eval"}
+
+
+def test_the_unit_of_a_loss_is_that_of_the_configuration(own_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes((own_run / "metrics.jsonl").read_bytes())
+    for config, unit in (
+        ("loss: bce", timm.BCE),
+        ("loss: ce", "nats"),
+        ("loss: ce\naugment: {mixup: 0.8}", timm.CE),
+        ("lr: 1", "the training loss's own"),
+    ):
+        (tmp_path / "config.yaml").write_text(config)
+        assert read(tmp_path).units["train_loss"] == unit
+
+
+def test_what_trackers_left_in_a_run_is_no_further_run(own_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes((own_run / "metrics.jsonl").read_bytes())
+    for part in (
+        "wandb/offline-run-1/run-a.wandb",
+        "wandb/offline-run-2/run-b.wandb",
+        "a/tfevents.1",
+        "b/tfevents.2",
+    ):
+        (tmp_path / part).parent.mkdir(parents=True)
+        (tmp_path / part).touch()
+    assert read(tmp_path).format == "run"
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "trainer_state.json").write_text('{"log_history": [{"loss": 1.0, "step": 1}]}')
+    assert read(tmp_path).format == "huggingface"
+
+
+def test_metrics_of_another_program(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"loss": 1.0, "step": 1}\n')
+    with pytest.raises(LogError, match=r"a folder, and not one that holds a log .*; name the log itself"):
+        read(tmp_path)
+    assert read(tmp_path / "metrics.jsonl").format == "jsonl"
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(LogError, match=r"metrics.jsonl: the file is empty"):
+        read(tmp_path)
 
 
 # Hugging Face
@@ -401,16 +439,31 @@ def test_damaged_block_of_an_offline_run(offline: Path, tmp_path: Path) -> None:
     assert log.of("train")["step"].to_list() == [0, 10, 30, 40]
 
 
+def history(index: int, **values: object) -> bytes:
+    """Return a row of wandb's history."""
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    record = Record()
+    record.history.step.num = index
+    for key, value in {"_step": index, **values}.items():
+        record.history.item.add(key=key.replace("__", "/"), value_json=json.dumps(value))
+    return bytes(record.SerializeToString())
+
+
+def test_segments_of_a_resumed_offline_run(tmp_path: Path) -> None:
+    for part, steps in ((1, (0, 1, 2)), (2, (2, 3))):
+        path = tmp_path / "wandb" / f"offline-run-{part}" / "run-a.wandb"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(frame_wandb([history(step, train__loss=float(part)) for step in steps]))
+    log = read(tmp_path)
+    assert (log.resumes, log.repeated, len(log.paths)) == (1, 1, 2)
+    assert log.series("train_loss").to_dict() == {0: 1, 1: 1, 2: 2, 3: 2}
+    path.rename(path.with_name("run-b.wandb"))
+    with pytest.raises(LogError, match=r"2 runs are in it .*; name one of them, or the parts"):
+        read(tmp_path)
+
+
 def test_steps_that_a_framework_logged(tmp_path: Path) -> None:
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    def history(index: int, **values: object) -> bytes:
-        record = Record()
-        record.history.step.num = index
-        for key, value in {"_step": index, **values}.items():
-            record.history.item.add(key=key.replace("__", "/"), value_json=json.dumps(value))
-        return bytes(record.SerializeToString())
-
     rows = [
         history(0, train__loss=1.0, train__global_step=500),
         history(1, eval__loss=2.0, train__global_step=500),

@@ -35,7 +35,7 @@ def test_records(tmp_path: Path) -> None:
             {"eval_top1": 50, "eval_top5": 75},
         ),
         ("epoch,train_loss,eval_loss,eval_map", "3,2.5,1.5,0.25", {"eval_map": 0.25}),
-        ("epoch,train_loss", "3.0,2.5", {"train_loss": 2.5}),
+        ("epoch,train_loss,eval_loss", "3.0,2.5,1.5", {"train_loss": 2.5}),
     ],
 )
 def test_headers_of_other_versions(tmp_path: Path, header: str, row: str, expected: dict[str, float]) -> None:
@@ -69,7 +69,9 @@ def test_rows_that_are_none(tmp_path: Path, row: str, why: str) -> None:
 
 def test_header_with_a_name_twice(tmp_path: Path) -> None:
     log = read(
-        Folder(tmp_path).write("epoch,train_loss\n0,3\nepoch,train_loss,lr,lr\n1,2\nepoch,train_loss,line\n")
+        Folder(tmp_path).write(
+            "epoch,train_loss,eval_loss\n0,3,4\nepoch,train_loss,lr,lr\n1,2,3\nepoch,train_loss,line\n"
+        )
     )
     assert log.table["epoch"].tolist() == [0, 1]
     assert [fault.rsplit(": ", 1)[1] for fault in log.faults] == ["'lr'", "'line'"]
@@ -93,7 +95,17 @@ def test_arguments_beside_it(tmp_path: Path) -> None:
     [
         ("bce_loss: true", "bce_loss: false", timm.CE, None),
         ("bce_loss: true\n", "mixup: 0\n", timm.CE, None),
+        ("bce_loss: true", "bce_loss: true\nbce_sum: true", timm.BCE_SUM, None),
+        ("bce_loss: true", "bce_loss: true\nbce_pos_weight: 2.0", "the training loss's own", None),
+        ("bce_loss: true", "jsd_loss: true", "the training loss's own", None),
+        ("smoothing: 0.1", "smoothing: 0", "nats", None),  # timm's script then takes no BCE
         ("model_ema: false", "model_ema: true", timm.BCE, "averaged (EMA) model"),
+        ("model_ema: false", "model_ema: true\nmodel_ema_force_cpu: true", timm.BCE, None),
+        ("epochs: 3", "epochs: 1\nwarmup_epochs: 2\nwarmup_prefix: true", timm.BCE, None),
+        ("epochs: 3", "epochs: 3\nwarmup_epochs: 2\nwarmup_prefix: true", timm.BCE, "3 + 2 of warm-up + 1"),
+        ("epochs: 3", "epochs: 8\nval_interval: 2", timm.BCE, None),
+        ("epochs: 3", "epochs: 4\nsched: step", timm.BCE, None),
+        ("epochs: 3", "epochs: 2\nlr_cycle_limit: 2", timm.BCE, None),
         ("epochs: 3", "epochs: 5", timm.BCE, "4 epochs, where the arguments have 5 + 1"),
         ("epochs: 3", "epochs: many", timm.BCE, None),
         ("model: ", "type: ", "the training loss's own", "args.yaml: not the arguments of a timm run"),
@@ -105,6 +117,11 @@ def test_what_arguments_change(tmp_path: Path, old: str, new: str, unit: str, od
     assert log.units["train_loss"] == unit
     assert len(log.oddities) == 1 + (oddity is not None)
     assert oddity is None or any(oddity in remark for remark in log.oddities)
+
+
+def test_losses_without_accuracies_are_of_unknown_units(tmp_path: Path) -> None:
+    log = read(Folder(tmp_path).write("epoch,train_loss,eval_loss,eval_mse\n0,0.5,0.25,0.25\n"))
+    assert (log.format, log.units["eval_loss"]) == ("timm", "as logged")
 
 
 def test_plain_labels(tmp_path: Path) -> None:

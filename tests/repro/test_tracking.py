@@ -18,6 +18,7 @@ from repro.loop import train
 from repro.released import read
 from repro.released.files import read_log
 from repro.released.log import Log, LogError
+from repro.released.timm import BCE
 
 LOG = "logs/summary.csv"
 
@@ -207,6 +208,31 @@ def test_nan_in_a_log_is_diverged(row: Row, monkeypatch: pytest.MonkeyPatch) -> 
     frame = tracking.compare_log(row, steps("train", [*LOSS[:9], math.nan], 10, "nats"))
     assert tracking.verdict(frame) == "diverged"
     assert frame["ours"][0] == pytest.approx(10 / math.log(2))  # in the released log's unit
+
+
+def test_other_quantities_are_not_compared(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    row.track = {"train_loss": "train_loss", "accuracy": "eval_top1"}
+    values = {"epoch": [*range(10)], "eval_top1": [10.0] * 10, "train_loss": [1.0] * 10}
+    use(monkeypatch, a_log(values, units={"eval_top1": "%", "train_loss": BCE}))
+    frame = tracking.compare_log(row, a_log(values, units={"eval_top1": "%", "train_loss": "nats"}))
+    assert set(frame["column"]) == {"eval_top1"}
+    assert frame.attrs["left_out"] == [
+        f"train_loss is not compared: it is in nats, the released one in {BCE}"
+    ]
+    for unit in (BCE, "as logged", "the training loss's own"):  # the same, or perhaps
+        frame = tracking.compare_log(row, a_log(values, units={"eval_top1": "%", "train_loss": unit}))
+        assert (set(frame["column"]), frame.attrs["left_out"]) == ({"eval_top1", "train_loss"}, [])
+    with pytest.raises(LogError, match=r"nothing to compare with toys/net, .*; train_loss is not compared"):
+        tracking.compare_log(row, a_log({"epoch": [0], "train_loss": [1.0]}, units={"train_loss": "nats"}))
+
+
+def test_text_is_not_compared(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, steps("train", LOSS, 10))
+    row.track = {"train_loss": "train_loss"}
+    log = a_log({"step": [10]}, "train")
+    log.table["train_loss"] = "high"
+    with pytest.raises(LogError, match="nothing to compare"):
+        tracking.compare_log(row, log)
 
 
 def test_a_log_without_the_position(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
