@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, however many processes write them, and caches that notice damage."""
 
+import fcntl
 import hashlib
 import os
 import secrets
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from repro.errors import UserError
 from repro.reading import read_bytes
 
 _DIGEST = hashlib.sha256().digest_size
@@ -30,6 +32,21 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder, by its file `.lock`; the system releases it when the process dies.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{folder}: another process is writing there; wait for it") from error
+        yield
 
 
 def store(path: Path, content: bytes) -> None:

@@ -173,7 +173,8 @@ def _fetch(file: File, path: Path, copy: Path | None, url: str, fetched: Fetched
         elif (hashed := _hash(part)) != file.sha256:
             part.unlink()
             fetched.counts[WRONG] += 1
-            fetched.problems.append(f"{WRONG}: {copy or url} has {hashed}, the ledger {file.sha256}; not taken")
+            said = f"{copy or url} has {hashed}, the ledger {file.sha256}"
+            fetched.problems.append(f"{WRONG}: {said}; not taken")
         else:
             fetched.counts["fetched"] += 1
             fetched.bytes += part.stat().st_size
@@ -184,7 +185,7 @@ def _fetch(file: File, path: Path, copy: Path | None, url: str, fetched: Fetched
 
 @contextmanager
 def _held(part: Path) -> Iterator[None]:
-    """Hold a file, created if need be, while other processes wait for it. If it stays empty, it is removed."""
+    """Hold a file, created if need be, while other processes wait for it; one that stays empty is removed."""
 
     def same() -> bool:
         return part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat())

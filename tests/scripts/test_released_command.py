@@ -360,9 +360,7 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
         fetch(wanted()[2:], tmp_path / "to", tmp_path / "copy")
 
 
-def test_a_released_log_that_was_changed_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_released_log_that_was_changed_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = ledger.load("imagenet/vit_s_150_i").row
     (path,) = (tmp_path / file.path for file in row.logs)
     path.parent.mkdir(parents=True)
