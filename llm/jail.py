@@ -116,7 +116,7 @@ def enter() -> list[str]:
 def _own_root() -> None:
     """Leave nothing of the file system but what Python needs, read-only, and /tmp.
 
-    It is mounted on a folder that every system has; only this namespace sees it, and nothing has to be removed.
+    It is mounted on a folder that every system has. Only this namespace sees it; nothing has to be removed.
     """
     needed = [f"{os.path.realpath(place)}/" for place in PLACES]
     root = next(
