@@ -138,3 +138,8 @@ def printable(text: object) -> str:
     That holds for control characters, line ends among them, and for those that hide or reorder others.
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def printable_lines(text: str) -> str:
+    """Return a text of several lines of which each is `printable`."""
+    return "\n".join(map(printable, text.split("\n")))

@@ -27,6 +27,7 @@ from repro.errors import UserError
 from repro.foreign import export, inert, states
 from repro.foreign.content import named
 from repro.foreign.describe import describe
+from repro.reading import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         show(options) if options.command == "show" else convert(options)
     except (UserError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     except RecursionError:
         print("error: what is in it is nested deeper than in any checkpoint", file=sys.stderr)
@@ -85,13 +86,13 @@ def show(options: argparse.Namespace) -> None:
     if options.export:
         _check_out(options.export, options.force)
     found = foreign.read(options.path)
-    print("\n".join(describe(found, options.all)))
+    print("\n".join(map(printable, describe(found, options.all))))
     if options.export:
         made = export.translate(found, options.library, options.ema, options.heads)
         size = export.write(made, found, options.export)
         print(f"{options.export}: {len(made.weights)} tensors, {size:,} bytes")
         for note in made.notes:
-            print(f"  {note}")
+            print(f"  {printable(note)}")
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -131,7 +132,9 @@ def convert(options: argparse.Namespace) -> None:
     print(f"{options.out}{_at(keys)}: {options.target}")
     print(f"  {states.summary(converted)}")
     if replaced:
-        print(f"written as plain data, because their classes are not loaded: {', '.join(replaced)}")
+        print(
+            f"written as plain data, because their classes are not loaded: {printable(', '.join(replaced))}"
+        )
     clip = max((group.get("max_grad_norm") or 0 for group in state_dict["param_groups"]), default=0)
     if clip:
         print(f"it clipped gradients: construct the optimizer with max_grad_norm={clip}, too")

@@ -19,6 +19,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 
 from repro.cli import exit_status
 from repro.errors import UserError
+from repro.reading import printable_lines
 from repro.run import is_free, read_config
 
 mpl.use("Agg")
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="PNG", help="write the curves there")
     options = parser.parse_args(arguments)
     groups = group([load(path) for path in find(options.runs)])
-    print(table(groups))
+    print(printable_lines(table(groups)))
     if options.out is not None:
         plot(groups, options.out)
         print(f"\ncurves: {options.out}")

@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 
 from repro.cli import exit_status, file_size, processes
 from repro.errors import UserError
+from repro.reading import printable_lines
 from vision.config import DataConfig
 from vision.data.checking import check
 from vision.data.images import suffix
@@ -74,7 +75,7 @@ def run_check(options: argparse.Namespace) -> int:
         print(f"{found.classes:,} classes; {counts}")
     for title, lines in (("problem", found.problems), ("note", found.notes)):
         for line in lines:
-            print(f"{title}: {line}")
+            print(f"{title}: {printable_lines(line)}")  # some are lists
     if not found.problems:
         print("nothing wrong was found" + ("; the images were not decoded" if options.no_decode else ""))
     return 1 if found.problems else 0

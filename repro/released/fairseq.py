@@ -6,13 +6,13 @@ epoch) and valid write a JSON object; its values are text. Losses are in bits, p
 starts anew with each process. A message may go on over lines without a time: the model, a traceback.
 """
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from repro.reading import check_yaml, parse_json
 from repro.released.log import Format, Log, Reading
 from repro.released.source import LogError, Source, literal, numeric, whole
 
@@ -114,7 +114,7 @@ def _record(reading: Reading, number: int, logger: str, payload: str) -> None:
         return
     record, prefix, side = RECORDS[logger]
     try:
-        content = {key.removeprefix(prefix): value for key, value in json.loads(payload).items()}
+        content = {key.removeprefix(prefix): value for key, value in parse_json(payload).items()}
         values: dict[str, Any] = {"step": whole(content.pop("num_updates"))}
         values["epoch"] = whole(content.pop("epoch"))
         content.pop("update", None)  # the epoch as a fraction
@@ -173,6 +173,7 @@ def read_config(source: Source) -> dict[str, Any]:
     """
     text = "\n".join(source.lines)
     try:
+        check_yaml(text)
         config = OmegaConf.create(text)
         if isinstance(config, DictConfig):
             config.pop("hydra", None)

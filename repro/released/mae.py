@@ -4,10 +4,10 @@ Epochs count from 0. lr is the mean over the epoch's iterations, of the largest 
 different ones. Pre-training logs hold the training loss alone. The settings are not in the file.
 """
 
-import json
 import re
 from typing import Any
 
+from repro.reading import parse_json
 from repro.released.log import POSITION, Format, Log, Reading
 from repro.released.source import Source, numeric, whole
 
@@ -70,7 +70,7 @@ def read(source: Source) -> Log:
 def _parse(line: str) -> dict[str, Any] | str:
     """Return the record of a line, or why it is none."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except (ValueError, RecursionError) as error:
         return f"not JSON ({error})"
     if not isinstance(record, dict) or any(key not in record for key in KEYS):

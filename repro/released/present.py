@@ -11,6 +11,7 @@ import pandas as pd  # type: ignore[import-untyped]
 
 from repro.errors import UserError
 from repro.publish import replacing
+from repro.reading import printable
 from repro.released import FORMATS
 from repro.released.log import POSITION, Log
 
@@ -70,7 +71,7 @@ def _values(log: Log) -> str:
         sign = direction(name)
         best = _at(series, int((sign * series).to_numpy().argmax())) if sign and len(series) else "-"
         shown = [_at(series, 0), _at(series, -1), best]
-        table.append([name, str(len(series)), *shown, log.units.get(name, "-")])
+        table.append([printable(name), str(len(series)), *shown, log.units.get(name, "-")])
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
 
