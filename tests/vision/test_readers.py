@@ -128,7 +128,7 @@ def test_an_archive_that_memory_cannot_hold(tmp_path: Path, monkeypatch: pytest.
         member = tarfile.TarInfo("train/a/0.png")
         member.size = 10_001
         archive.addfile(member, io.BytesIO(bytes(10_001)))
-    with pytest.raises(UserError, match=r"train\.tar\.xz: has more than 10,000 bytes of images; unpack it"):
+    with pytest.raises(UserError, match=r"train\.tar\.xz: has more than 10,000 bytes unpacked; unpack it"):
         read(DataConfig(name="cifar10", root=str(tmp_path)))
     content = bytearray((tmp_path / "train.tar.xz").read_bytes())
     content[40] ^= 255

@@ -19,7 +19,7 @@ from vision.config import DataConfig
 from vision.data.images import IMAGE_SUFFIXES, Split, file_name, find_root, read_file, same_classes, suffix
 from vision.data.shards import LARGEST_LABEL, read_webdataset
 
-IN_MEMORY = 4 << 30  # bytes of images in an archive, all of which are kept
+IN_MEMORY = 4 << 30  # bytes in an archive, whose images are all kept
 
 
 def read(config: DataConfig) -> tuple[Split, Split, list[str]]:
@@ -231,11 +231,11 @@ def _read_tar(root: Path, name: str) -> tuple[Split, list[str]]:
     try:
         with tarfile.open(path, "r|*") as archive:
             for member in archive:
+                size += member.size
+                if size > IN_MEMORY:
+                    raise UserError(f"{path}: has more than {IN_MEMORY:,} bytes unpacked; unpack it")
                 file = archive.extractfile(member)
                 if file is not None and member.name.lower().endswith(IMAGE_SUFFIXES):
-                    size += member.size
-                    if size > IN_MEMORY:
-                        raise UserError(f"{path}: has more than {IN_MEMORY:,} bytes of images; unpack it")
                     members.append((member.name, file.read()))
     except (
         tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError, RecursionError,
