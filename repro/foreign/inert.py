@@ -163,7 +163,11 @@ def _compressed(file: BinaryIO) -> bool:
     """Tell whether anything in a zip file is compressed: a few bytes of it could fill the memory."""
     try:
         with zipfile.ZipFile(file) as archive:
-            return any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist())
+            return any(
+                member.compress_type != zipfile.ZIP_STORED
+                and "/code/" not in member.filename  # TorchScript's
+                for member in archive.infolist()
+            )
     except Exception:  # damaged: torch says how
         return False
 
