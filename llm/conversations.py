@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from llm.config.finetune import ConversationsConfig
 from repro.errors import UserError
+from repro.reading import open_file, parse_json
 from repro.text.rows import held_out
 
 TEMPLATE = (
@@ -118,11 +119,15 @@ def _numbered(name: str, rows: Sequence[dict[str, Any]]) -> list[Row]:
 
 
 def _lines(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as file:
+    try:
+        file = open_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    with file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line.decode())
                 except ValueError as error:
                     raise UserError(f"{path}:{number}: is no JSON ({error}); a line is one object") from error
                 if not isinstance(row, dict):

@@ -38,6 +38,7 @@ from llm.scores import against, describe, summarise
 from repro import ledger
 from repro.cli import exit_status, file_size
 from repro.errors import UserError
+from repro.publish import alone
 from repro.run import environment, write_atomically
 
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # arXiv 2107.03374, section 2.2
@@ -136,7 +137,10 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     named = options.model or (options.completions.stem if options.completions else "canonical")
     folder = options.out or Path("runs/humaneval") / Path(named).name
     begin(folder, settings)
-    with ExitStack() as stack:  # first, so that what the system does not permit is told before any sampling
+    with (
+        alone(folder),
+        ExitStack() as stack,
+    ):  # first, so that what the system does not permit is told before any sampling
         limits = Limits(seconds=options.timeout, memory=options.memory)
         boxes = [stack.enter_context(Sandbox(limits, options.unprotected)) for _ in range(options.workers)]
         protection = boxes[0].protection

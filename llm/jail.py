@@ -22,7 +22,7 @@ LAYERS = {
     "network": "no network: a namespace of its own, and no new sockets",
     "processes": "a process namespace of its own, which ends as a whole",
     "user": "an unprivileged user, without capabilities",
-    "calls": "no sockets, signals to others, tracing, namespaces (system call filter)",
+    "calls": "no sockets, signals to others, tracing, namespaces, shared memory, queues (system call filter)",
 }
 
 NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
@@ -45,10 +45,19 @@ FORBIDDEN = {
     "io_uring_setup": (425, 425), "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40),
     "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218), "bpf": (321, 280),
     "perf_event_open": (298, 241), "userfaultfd": (323, 282),
-    "memfd_create": (319, 279), "shmget": (29, 194),  # memory that no limit counts
+    "pidfd_getfd": (438, 438),
+    # Memory that no limit counts, and what System V and POSIX queues would leave to others.
+    "memfd_create": (319, 279), "memfd_secret": (447, 447), "mq_open": (240, 180), "mq_unlink": (241, 181),
+    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195),
+    "semget": (64, 190), "semop": (65, 193), "semtimedop": (220, 192), "semctl": (66, 191),
+    "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187),
 }  # fmt: skip
 CLONE, CLONE3 = (56, 220), (435, 435)
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of FORBIDDEN, AUDIT_ARCH
+
+# What a program sees of the file system; and where it is put together, out of the way of these.
+PLACES = {"/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom", sys.base_prefix}
+MOUNT_POINTS = ("/mnt", "/media", "/srv", "/run", "/boot", "/sys", "/proc")
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -73,11 +82,8 @@ def call(name: str, *arguments: object) -> int:
     return result
 
 
-def enter(root: str) -> list[str]:
+def enter() -> list[str]:
     """Put this process, and with it those that it starts, into namespaces and a file system of their own.
-
-    Args:
-        root: an empty folder on which the file system is put together; the real one sees nothing of that.
 
     Returns:
         Those of LAYERS that are in force for the programs that are started from now on by `start`.
@@ -102,18 +108,25 @@ def enter(root: str) -> list[str]:
     if _child(lambda: call("unshare", NEWPID)):
         layers.append("processes")
     with contextlib.suppress(OSError):
-        _own_root(root)
+        _own_root()
         layers.append("files")
     return layers
 
 
-def _own_root(root: str) -> None:
-    """Leave nothing of the file system but what Python needs, read-only, and /tmp."""
+def _own_root() -> None:
+    """Leave nothing of the file system but what Python needs, read-only, and /tmp.
+
+    It is mounted on a folder that every system has. Only this namespace sees it; nothing has to be removed.
+    """
+    needed = [f"{os.path.realpath(place)}/" for place in PLACES]
+    root = next(
+        point
+        for point in MOUNT_POINTS
+        if os.path.isdir(point) and not any(place.startswith(f"{point}/") for place in needed)
+    )
     call("mount", None, b"/", None, REC | PRIVATE, None)
     call("mount", b"tmpfs", root.encode(), b"tmpfs", NOSUID | NODEV, b"size=1m,mode=0755")
-    for place in sorted(
-        {"/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom", sys.base_prefix}
-    ):
+    for place in sorted(PLACES):
         here = root + place
         if os.path.lexists(here) or not os.path.lexists(place):  # within another, or not on this system
             continue
@@ -158,7 +171,7 @@ def keep(program: Callable[[], None], descriptors: list[int], layers: list[str],
         Whether the program was ended because its time was up.
     """
     parent = os.getppid()
-    call("prctl", SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    call("prctl", SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)  # not SIGKILL: it has to clear up
     call("prctl", SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what loses its parent comes to this process
     if os.getppid() != parent:
         os._exit(1)

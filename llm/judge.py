@@ -31,7 +31,7 @@ LONGEST = 16 << 20  # of a message, in bytes
 PRELOADED = (collections, functools, math, random, re, string, typing)  # what programs import most
 
 
-def serve(descriptor: int, root: str, limits: dict[str, Any]) -> None:
+def serve(descriptor: int, limits: dict[str, Any]) -> None:
     """Start an examiner and a candidate for each message that comes, one pair at a time, until there is none.
 
     First it tells, as JSON, which layers are in force. A message comes with two descriptors, those of the
@@ -41,7 +41,7 @@ def serve(descriptor: int, root: str, limits: dict[str, Any]) -> None:
     control = socket.socket(fileno=descriptor)
     most = jail.Limits(**limits)
     longer = jail.Limits(**{**limits, "seconds": most.seconds + 1})  # so that it lives to tell
-    layers = jail.enter(root)
+    layers = jail.enter()
     sys.set_int_max_str_digits(0)
     random.seed(0)  # all processes start with the same
     control.send(json.dumps(layers).encode())
@@ -160,10 +160,18 @@ def examine() -> None:
 
 
 def raised(name: str, text: str) -> Exception:
-    """Return Python's own exception of this name, as a test may expect it, or else a RuntimeError."""
+    """Return Python's own exception of this name, as a test may expect it, or else a RuntimeError.
+
+    So do those by which an iterator says that it is exhausted, as from generators (PEP 479): out of a call
+    they would end a test's `map`, `filter` or `for` early, and the test would pass.
+    """
     kind = getattr(builtins, name, None)
     try:
-        if isinstance(kind, type) and issubclass(kind, Exception):
+        if (
+            isinstance(kind, type)
+            and issubclass(kind, Exception)
+            and not issubclass(kind, StopIteration | StopAsyncIteration)
+        ):
             return kind(text)
     except TypeError:  # it takes other arguments
         pass

@@ -1,14 +1,14 @@
 """Programming tasks in HumanEval's format, and completions of them, from files of JSON lines."""
 
-import gzip
-import json
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from repro.errors import UserError
+from repro.reading import parse_json, read_bytes, unpack
 
 
 @dataclass(frozen=True)
@@ -71,21 +71,21 @@ def records(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, An
     Raises:
         UserError: a line is not like that, or the file cannot be read.
     """
-    number = 0
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                record = json.loads(line)
-                wrong = [key for key in keys if not isinstance(record.get(key), str)]
-                if wrong:
-                    raise UserError(f"{path}:{number}: {wrong[0]} is missing, or no text")
-                yield f"{path}:{number}", record
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise UserError(f"{path}:{number}: is no JSON object: {error}") from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:  # a bad gzip file is an OSError
-        raise UserError(f"{path}: cannot be read after line {number}: {error}") from error
+        text = (unpack if path.suffix == ".gz" else read_bytes)(path).decode()
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:  # a bad gzip file is an OSError
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = parse_json(line)
+            wrong = [key for key in keys if not isinstance(record.get(key), str)]
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{path}:{number}: is no JSON object: {error}") from error
+        if wrong:
+            raise UserError(f"{path}:{number}: {wrong[0]} is missing, or no text")
+        yield f"{path}:{number}", record
 
 
 def check_syntax(source: str, what: str) -> None:
@@ -94,7 +94,7 @@ def check_syntax(source: str, what: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escape sequences in docstrings
             compile(source, what, "exec")
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested deeply
         raise UserError(f"{what} is no valid Python: {error}") from error
 
 

@@ -15,7 +15,6 @@ import platform
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -65,10 +64,9 @@ class Sandbox:
         if self.limits.seconds <= 0:
             raise UserError(f"a time limit of {self.limits.seconds} seconds: must be above 0")
         with ExitStack() as stack:
-            root = stack.enter_context(tempfile.TemporaryDirectory())
             self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.enter_context(self.control)
-            rest = f"{theirs.fileno()}, {root!r}, {asdict(self.limits)!r}"
+            rest = f"{theirs.fileno()}, {asdict(self.limits)!r}"
             with theirs:
                 self.server = subprocess.Popen(
                     [sys.executable, "-S", "-s", "-B", "-c", START.format(root=str(ROOT), rest=rest)],

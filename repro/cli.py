@@ -28,6 +28,7 @@ from repro import slurm
 from repro.config import TrainConfig
 from repro.errors import UserError
 from repro.preemption import Stopped
+from repro.reading import printable
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -191,10 +192,21 @@ def processes(text: str) -> int:
 
 
 def explain(error: BaseException) -> str | None:
-    """Return the one line that tells a user what is wrong with the input, or None for an error of ours."""
+    """Return the one line that tells a user what is wrong with the input, or None for an error of ours.
+
+    What it quotes of names and files stands as text, whatever it would do to a terminal.
+    """
+    line = _explanation(error)
+    return None if line is None else printable(line)
+
+
+def _explanation(error: BaseException) -> str | None:
     if isinstance(error, UserError):
+        text = str(error)
+        if not text.startswith("Caught "):
+            return text
         # a DataLoader worker puts its traceback before the message and the class's name before the last line
-        return str(error).splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
+        return text.splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         if group == "hydra/launcher" and name in slurm.LAUNCHERS:

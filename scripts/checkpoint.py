@@ -29,6 +29,7 @@ from repro.foreign import export, inert, states
 from repro.foreign.content import named
 from repro.foreign.describe import describe
 from repro.foreign.tensors import require_values
+from repro.reading import printable
 
 
 @exit_status
@@ -86,13 +87,13 @@ def show(options: argparse.Namespace) -> None:
     if options.export:
         _check_out(options.export, options.force)
     found = foreign.read(options.path)
-    print("\n".join(describe(found, options.all)))
+    print("\n".join(map(printable, describe(found, options.all))))
     if options.export:
         made = export.translate(found, options.library, options.ema, options.heads)
         size = export.write(made, found, options.export)
         print(f"{options.export}: {len(made.weights)} tensors, {size:,} bytes")
         for note in made.notes:
-            print(f"  {note}")
+            print(f"  {printable(note)}")
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -133,7 +134,9 @@ def convert(options: argparse.Namespace) -> None:
     print(f"{options.out}{_at(keys)}: {options.target}")
     print(f"  {states.summary(converted)}")
     if replaced:
-        print(f"written as plain data, because their classes are not loaded: {', '.join(replaced)}")
+        print(
+            f"written as plain data, because their classes are not loaded: {printable(', '.join(replaced))}"
+        )
     clip = max((group.get("max_grad_norm") or 0 for group in state_dict["param_groups"]), default=0)
     if clip:
         print(f"it clipped gradients: construct the optimizer with max_grad_norm={clip}, too")

@@ -20,6 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 
 from repro.cli import exit_status
 from repro.errors import UserError
+from repro.reading import printable_lines
 from repro.run import is_free, read_config
 from repro.speed import sample_rate
 
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     runs = [load(path) for path in find(options.runs)]
     groups, metric = group(runs), metric_of(runs)
-    print(table(groups, metric))
+    print(printable_lines(table(groups, metric)))
     if options.out is not None:
         plot(groups, metric, options.out)
         print(f"\ncurves: {options.out}")

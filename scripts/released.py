@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 
 from repro.cli import exit_status
 from repro.errors import UserError
+from repro.reading import printable, printable_lines
 
 
 @exit_status
@@ -68,7 +69,7 @@ def show(options: argparse.Namespace) -> int:
     from repro.released import read
     from repro.released.present import describe
 
-    print(describe(read(options.files, options.strict), options.all))
+    print(printable_lines(describe(read(options.files, options.strict), options.all)))
     return 0
 
 
@@ -80,7 +81,7 @@ def plot(options: argparse.Namespace) -> int:
     parts = [options.files] if options.parts else [[file] for file in options.files]
     logs = {label: read(files, options.strict) for label, files in zip(_labels(parts), parts, strict=True)}
     shown = plot(logs, options.out, options.column)
-    print(f"{options.out}: {', '.join(shown)}")
+    print(printable(f"{options.out}: {', '.join(shown)}"))
     return 0
 
 

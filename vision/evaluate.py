@@ -28,6 +28,7 @@ from repro.cli import exit_status
 from repro.errors import UserError
 from repro.foreign import Checkpoint
 from repro.ledger import Row
+from repro.reading import printable
 from repro.run import environment, write_atomically
 from vision import settings
 from vision.config import VisionConfig
@@ -81,7 +82,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     try:
         table, seconds = predict(model, task, accelerator)
         if accelerator.is_main_process:
-            print("\n".join(notes), end="\n" * bool(notes))
+            print("\n".join(map(printable, notes)), end="\n" * bool(notes))
             results = describe_run(options, config, found, model, task)
             results |= measure(table) | {"images_per_second": round(len(table) / seconds, 1)}
             results |= against(config.row, results)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from repro.checkpoint import first_difference
 from repro.errors import UserError
 from repro.foreign import Weights, read_weights
+from repro.reading import printable
 from vision.config import SCRATCH, DataConfig, ModelConfig
 
 
@@ -32,7 +33,7 @@ def build(config: ModelConfig, data: DataConfig, classes: int) -> nn.Module:
         return model
     notes = load(model.trunk if isinstance(model, Probe) else model, weights, source, new_head=True)
     if not dist.is_initialized() or dist.get_rank() == 0:
-        print("\n".join(notes), end="\n" * bool(notes))
+        print("\n".join(map(printable, notes)), end="\n" * bool(notes))
     return model
 
 

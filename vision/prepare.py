@@ -9,7 +9,9 @@
 
 import argparse
 import csv
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 
 from repro.cli import exit_status, file_size, processes
 from repro.errors import UserError
+from repro.reading import printable_lines, read_bytes
 from vision.config import DataConfig
 from vision.data.checking import check
 from vision.data.images import suffix
@@ -74,7 +77,7 @@ def run_check(options: argparse.Namespace) -> int:
         print(f"{found.classes:,} classes; {counts}")
     for title, lines in (("problem", found.problems), ("note", found.notes)):
         for line in lines:
-            print(f"{title}: {line}")
+            print(f"{title}: {printable_lines(line)}")  # some are lists
     if not found.problems:
         print("nothing wrong was found" + ("; the images were not decoded" if options.no_decode else ""))
     return 1 if found.problems else 0
@@ -105,6 +108,8 @@ def run_sort(options: argparse.Namespace) -> int:
     for name in names:
         if Path(name).stem not in classes:
             raise UserError(f"{options.folder / name}: {options.labels} has no label for it")
+        if not re.fullmatch(r"\w[\w-]*", wanted := str(classes[Path(name).stem])):  # it becomes a folder
+            raise UserError(f"{options.labels}: {wanted!r:.80} is not a class, as n01751748 is")
     for name in names:
         folder = options.folder / classes[Path(name).stem]
         folder.mkdir(exist_ok=True)
@@ -118,11 +123,10 @@ def run_sort(options: argparse.Namespace) -> int:
 def _csv_classes(path: Path) -> dict[str, str]:
     """Read "ILSVRC2012_val_00000001,n01751748 111 108 230 367 ...": an image, its class, its boxes."""
     try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(io.StringIO(read_bytes(path).decode(), newline="")))
         return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
     except (KeyError, IndexError, AttributeError) as error:
         raise UserError(f"{path}: not Kaggle's LOC_val_solution.csv: no {error} in it") from error
 
@@ -137,10 +141,13 @@ def _kit_classes(folder: Path) -> dict[str, str]:
             raise UserError(
                 f"{path}: no such file; LABELS is the folder of the unpacked ILSVRC2012_devkit_t12"
             )
-    synsets = loadmat(str(names), squeeze_me=True)["synsets"]
-    wnids = dict(zip(synsets["ILSVRC2012_ID"].tolist(), synsets["WNID"].tolist(), strict=True))
-    numbers = [int(line) for line in truth.read_text().split()]
-    return {f"ILSVRC2012_val_{image:08d}": wnids[number] for image, number in enumerate(numbers, 1)}
+    try:
+        synsets = loadmat(io.BytesIO(read_bytes(names)), squeeze_me=True)["synsets"]
+        wnids = dict(zip(synsets["ILSVRC2012_ID"].tolist(), synsets["WNID"].tolist(), strict=True))
+        numbers = [int(line) for line in read_bytes(truth).split()]
+        return {f"ILSVRC2012_val_{image:08d}": wnids[number] for image, number in enumerate(numbers, 1)}
+    except Exception as error:  # of a damaged file, SciPy raises whatever comes
+        raise UserError(f"{folder}: not the unpacked ILSVRC2012_devkit_t12 ({error!r})") from error
 
 
 if __name__ == "__main__":

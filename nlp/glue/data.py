@@ -13,6 +13,7 @@ from nlp.glue import packages, tasks, tsv
 from nlp.glue.tasks import Description
 from nlp.glue.tsv import Table
 from repro.errors import UserError
+from repro.reading import printable
 
 SPLITS = "train.tsv, dev.tsv and, for predictions, test.tsv"
 
@@ -111,8 +112,8 @@ def from_folder(task: Description, folder: Path) -> TaskData:
     for table in (train, *dev.values(), *test.values()):
         if table.skipped:
             print(
-                f"{table.path}: left out {len(table.skipped)} line(s) with another number of columns, "
-                f"the first is line {table.skipped[0]}"
+                f"{printable(table.path)}: left out {len(table.skipped)} line(s) with another number of "
+                f"columns, the first is line {table.skipped[0]}"
             )
     return TaskData(
         task,

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nlp.glue.metrics import OF_CLASSES, OF_SCORES
 from nlp.glue.packages import PACKAGES
 from repro.errors import UserError
+from repro.reading import parse_yaml, read_bytes
 
 DESCRIPTION = "task.yaml"  # in the folder of a task that is none of GLUE's
 KEYS = ("texts", "label", "labels", "score", "metrics", "columns", "bad_lines")  # what it may have in it
@@ -116,8 +115,8 @@ def describe(name: str, folder: Path | None, given: Mapping[str, Any]) -> Descri
 def _from_yaml(path: Path) -> dict[str, Any]:
     """Return the values in a task.yaml."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = parse_yaml(read_bytes(path).decode("utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: write key: value lines, of the keys {', '.join(KEYS)}")

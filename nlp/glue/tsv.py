@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repro.errors import UserError
+from repro.reading import read_bytes
 from repro.text.encoding import refuse_wide
 
 SHOWN = 60  # characters of a line in an error
@@ -67,7 +68,7 @@ def read(
 
 def _text(path: Path) -> str:
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     refuse_wide(path, content)

@@ -1,6 +1,5 @@
 """A checkpoint as this package sees it, and what its readers share."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from repro.errors import UserError
 from repro.foreign import inert
 from repro.foreign.tensors import detached, identity, number
+from repro.reading import open_file, parse_json, read_bytes
 from repro.run import flatten
 
 Weights = dict[str, Tensor]
@@ -67,6 +67,7 @@ def load_safetensors(path: Path) -> tuple[Weights, dict[str, str]]:
         UserError: it cannot be read, or is damaged.
     """
     try:
+        open_file(path).close()  # a pipe would be waited for
         weights = load_file(path)
         with safe_open(path, "pt") as stored:
             metadata = dict(stored.metadata() or {})
@@ -123,7 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(read_bytes(path))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     if not isinstance(content, dict):

@@ -5,7 +5,6 @@ How each family's names are translated is in `timm_names` and `transformers_name
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from repro import publish
 from repro.errors import UserError
 from repro.foreign import timm_names, transformers_names
 from repro.foreign.architectures import Architecture, infer
@@ -132,17 +132,12 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk refused.
     """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with publish.replacing(path) as temporary:
+            yield temporary
     except (
         OSError,
         RuntimeError,
         SafetensorError,
     ) as error:  # torch.save reports a full disk as RuntimeError
         raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

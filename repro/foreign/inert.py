@@ -11,19 +11,22 @@ import argparse
 import contextlib
 import io
 import logging
+import math
 import pickle
 import pickletools
 import re
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 from repro.errors import UserError
+from repro.reading import open_file
 
 MAX_NAMES = 1000  # of stand-ins in one file; a fairseq checkpoint has a few dozen
 # What runs programs or code. It would stay inert like all else, but whoever wrote it meant harm.
@@ -119,10 +122,13 @@ def read(path: Path) -> tuple[Any, list[str]]:
         UserError: not a file of torch.save, damaged, or one that only an attacker would write.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             zipped = file.read(4) == b"PK\x03\x04"
+            packed = zipped and _compressed(file)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    if packed:
+        raise UserError(f"{path} was not written by torch.save, which does not compress; unpack it first")
     stand_ins: dict[str, Any] = {}
     source: Path | io.BytesIO = path
     while len(stand_ins) <= MAX_NAMES:
@@ -130,6 +136,7 @@ def read(path: Path) -> tuple[Any, list[str]]:
         try:
             with _quiet(), torch.serialization.safe_globals(known):
                 content = torch.load(source, map_location="cpu", weights_only=True, mmap=zipped)
+            _check_extent(content, path)
             return content, sorted(stand_ins.keys() - UNREPORTED)
         except pickle.UnpicklingError as error:
             if "persistent_load of storage" in str(error) and source is path and not zipped:
@@ -147,6 +154,8 @@ def read(path: Path) -> tuple[Any, list[str]]:
             stand_ins[name] = type(last, (base,), {"name": name, "__module__": module})
             if isinstance(source, io.BytesIO):
                 source.seek(0)
+        except UserError:
+            raise
         except Exception as error:  # a damaged pickle can fail in any way at all
             raise _unreadable(path, repr(error)) from None
     raise UserError(f"cannot read {path}: it names more than {MAX_NAMES} foreign classes")
@@ -162,6 +171,56 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.disabled = before
+
+
+def _compressed(file: BinaryIO) -> bool:
+    """Tell whether anything in a zip file is compressed: a few bytes of it could fill the memory."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(
+                member.compress_type != zipfile.ZIP_STORED
+                and "/code/" not in member.filename  # TorchScript's
+                for member in archive.infolist()
+            )
+    except Exception:  # damaged: torch says how
+        return False
+
+
+def _check_extent(content: Any, path: Path) -> None:
+    """Raise UserError for plain data so shared or nested that whatever copies or prints it would not end.
+
+    A pickle may name an object many times: nine lists of which each has the next one nine times are a
+    kilobyte in the file and gigabytes as text.
+    """
+    known: dict[int, float] = {}
+    elements = 0
+
+    def extent(value: Any) -> float:
+        nonlocal elements
+        if isinstance(value, Foreign):
+            inside = [*value.arguments, value.state]
+        elif isinstance(value, dict):
+            inside = [*value, *value.values()]
+        elif isinstance(value, list | tuple | set | frozenset):
+            inside = [*value]
+        elif isinstance(value, argparse.Namespace):
+            inside = [*vars(value).values()]
+        else:
+            return 1
+        if id(value) not in known:
+            known[id(value)] = 0 if isinstance(value, Foreign) else math.inf  # if it contains itself
+            elements += len(inside)
+            known[id(value)] = 1 + sum(map(extent, inside))
+        return known[id(value)]
+
+    try:
+        size = extent(content)
+    except RecursionError:
+        raise UserError(f"{path}: what is in it is nested deeper than in any checkpoint") from None
+    if size > 10**6 + 10 * elements:
+        raise UserError(
+            f"{path}: its content repeats or contains itself without end, as no checkpoint's does"
+        )
 
 
 def _lacking(message: str) -> tuple[str, type | None]:

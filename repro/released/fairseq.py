@@ -9,13 +9,13 @@ may go on over lines without a time: the model, a traceback.
 """
 
 import ast
-import json
 import re
 from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from repro.reading import check_yaml, parse_json
 from repro.released.log import Format, Log, Reading
 from repro.released.source import LogError, Source, literal, numeric, whole
 
@@ -137,7 +137,7 @@ def _pairs(line: re.Match[str]) -> dict[str, Any]:
 
 def _record(reading: Reading, number: int, logger: str, message: str, simple: re.Match[str] | None) -> None:
     try:
-        given = _pairs(simple) if simple else dict(json.loads(message))
+        given = _pairs(simple) if simple else dict(parse_json(message))
         known = logger in RECORDS
         if not known and f"{logger}_num_updates" not in given and "num_updates" not in given:
             raise ValueError(f"a record of {logger}, where {', '.join(RECORDS)} are known")
@@ -214,6 +214,7 @@ def read_config(source: Source) -> dict[str, Any]:
     """
     text = "\n".join(source.lines)
     try:
+        check_yaml(text)
         config = OmegaConf.create(text)
         if isinstance(config, DictConfig):
             config.pop("hydra", None)

@@ -1,12 +1,14 @@
 """Where the released files are on this machine, and how to get them; they are no part of this project."""
 
+import fcntl
 import hashlib
 import os
 import shutil
 import ssl
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -56,11 +58,18 @@ def read_log(row: Row) -> Log:
     """Return the released log of a row, its parts merged.
 
     Raises:
-        LogError: no log was released with it, or it is not on this machine.
+        LogError: no log was released with it, or it is not on this machine as it was released.
     """
     if not row.logs:
         raise LogError(f"{row.name}: no log was released with this row")
-    return read([locate(file) for file in row.logs])
+    paths = [locate(file) for file in row.logs]
+    for file, path in zip(row.logs, paths, strict=True):
+        if state(file, path) != PRESENT:
+            raise LogError(
+                f"{path}: is not what was released (its SHA-256 is not the ledger's): get it again with "
+                "`python scripts/released.py get`"
+            )
+    return read(paths)
 
 
 def of_rows(rows: Sequence[str] = ()) -> dict[str, list[File]]:
@@ -118,7 +127,8 @@ def fetch(files: Sequence[File], to: Path, source: Path | None = None, url: str 
     """Bring files to the folder `to`, from the folder `source` or else from below `url`.
 
     A file appears under its name when its checksum is right, not before; one that is there and right is left
-    alone. What a download has so far is in `NAME.part`, which the next one continues.
+    alone. What a download has so far is in `NAME.part`, which the next one continues. Where several processes
+    want a file at once, one of them gets it and the others wait.
 
     Raises:
         UserError: the server cannot be reached, the connection is lost again and again, or the disk refuses.
@@ -142,30 +152,55 @@ def fetch(files: Sequence[File], to: Path, source: Path | None = None, url: str 
 
 
 def _fetch(file: File, path: Path, copy: Path | None, url: str, fetched: Fetched) -> None:
-    before = state(file, path)
-    if before == PRESENT:
+    if state(file, path) == PRESENT:
         fetched.counts["already there"] += 1
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    continued = part.exists()
-    found = _download(url, part) if copy is None else _copy(copy, part)
-    if found and continued and copy is None and _hash(part) != file.sha256:  # what it continued was no good
-        part.unlink()
-        found = _download(url, part)
-    if not found:
-        fetched.counts[MISSING] += 1
-        fetched.problems.append(f"{MISSING}: {copy or url}")
-    elif (hashed := _hash(part)) != file.sha256:
-        part.unlink()
-        fetched.counts[WRONG] += 1
-        fetched.problems.append(f"{WRONG}: {copy or url} has {hashed}, the ledger {file.sha256}; not taken")
-    else:
-        fetched.counts["fetched"] += 1
-        fetched.bytes += part.stat().st_size
-        part.replace(path)
+    with _held(part):
+        before = state(file, path)  # another process may have got it meanwhile
+        if before == PRESENT:
+            fetched.counts["already there"] += 1
+            return
+        continued = part.stat().st_size > 0
+        found = _download(url, part) if copy is None else _copy(copy, part)
+        if found and continued and copy is None and _hash(part) != file.sha256:
+            os.truncate(part, 0)  # what it continued was no good
+            found = _download(url, part)
+        if not found:
+            fetched.counts[MISSING] += 1
+            fetched.problems.append(f"{MISSING}: {copy or url}")
+        elif (hashed := _hash(part)) != file.sha256:
+            part.unlink()
+            fetched.counts[WRONG] += 1
+            said = f"{copy or url} has {hashed}, the ledger {file.sha256}"
+            fetched.problems.append(f"{WRONG}: {said}; not taken")
+        else:
+            fetched.counts["fetched"] += 1
+            fetched.bytes += part.stat().st_size
+            part.replace(path)
     if before == WRONG and path.is_file() and state(file, path) == WRONG:
         fetched.problems.append(f"{WRONG}: {path} was there before, and stays as it is")
+
+
+@contextmanager
+def _held(part: Path) -> Iterator[None]:
+    """Hold a file, created if need be, while other processes wait for it; one that stays empty is removed."""
+
+    def same() -> bool:
+        return part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat())
+
+    while True:
+        with part.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not same():
+                continue  # who held it has published or removed it
+            try:
+                yield
+            finally:
+                if same() and part.stat().st_size == 0:
+                    part.unlink()
+            return
 
 
 def _copy(source: Path, part: Path) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from repro.reading import parse_json
 from repro.released.gather import Columns, Gathering, number, whole
 from repro.released.log import Format, Log, LogError, Reading, Source
 
@@ -46,7 +47,7 @@ def read(source: Source) -> Log:
         _take(gathering, columns, line, entry)
     state: dict[str, Any] = {}
     try:
-        state = json.loads(text)
+        state = parse_json(text)
     except (ValueError, RecursionError) as error:
         if not reading.faults:
             line = error.lineno if isinstance(error, json.JSONDecodeError) else len(source.lines)

@@ -5,10 +5,10 @@ different ones. Pre-training logs hold the training loss alone. The settings are
 log other losses in this way (DINO, DETR) are no part of it: see tables.
 """
 
-import json
 import re
 from typing import Any
 
+from repro.reading import parse_json
 from repro.released.log import POSITION, Format, Log, Reading
 from repro.released.source import Source, numeric, whole
 
@@ -77,7 +77,7 @@ def read(source: Source) -> Log:
 def _parse(line: str) -> dict[str, Any] | str:
     """Return the record of a line, or why it is none."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except (ValueError, RecursionError) as error:
         return f"not JSON ({error})"
     if not isinstance(record, dict) or any(key not in record for key in KEYS):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pandas as pd  # type: ignore[import-untyped]
 
 from repro.errors import UserError
+from repro.publish import replacing
+from repro.reading import printable
 from repro.released import FORMATS, epochs_from
 from repro.released.log import POSITION, UNKNOWN, Log
 
@@ -70,7 +72,7 @@ def _values(log: Log) -> str:
         sign = direction(name)
         best = _at(series, int((sign * series).to_numpy().argmax())) if sign and len(series) else "-"
         shown = [_at(series, 0), _at(series, -1), best]
-        table.append([name, str(len(series)), *shown, log.units.get(name, "-")])
+        table.append([printable(name), str(len(series)), *shown, log.units.get(name, "-")])
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
 
@@ -137,16 +139,14 @@ def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]
     figure.legend(
         lines.values(), lines.keys(), loc="outside lower center", frameon=False, ncols=min(width, len(lines))
     )
-    temporary = out.with_name(f".tmp-{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary, dpi=150)
-        temporary.replace(out)
+        with replacing(out) as temporary:
+            figure.savefig(temporary, dpi=150)
     except (OSError, ValueError) as error:  # ValueError: a suffix that matplotlib does not know
         raise UserError(f"--out={out}: cannot write the figure: {error}") from error
     finally:
         plt.close(figure)
-        temporary.unlink(missing_ok=True)
     return names
 
 
@@ -170,18 +170,12 @@ def export(log: Log, out: Path) -> None:
     """
     if out.suffix not in (".csv", ".parquet"):
         raise UserError(f"--out={out}: the table can be written as .csv or .parquet")
-    temporary = out.with_name(f".tmp-{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if out.suffix == ".csv":
-            log.table.to_csv(temporary, index=False)
-        else:
-            _parquet(log, temporary)
-        temporary.replace(out)
+        with replacing(out) as temporary:
+            log.table.to_csv(temporary, index=False) if out.suffix == ".csv" else _parquet(log, temporary)
     except OSError as error:
         raise UserError(f"--out={out}: cannot write the table: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _parquet(log: Log, path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import UserError
+from repro.reading import UNPACKED, read_bytes
 
 
 class LogError(UserError):
@@ -40,7 +41,7 @@ class Source:
     def data(self) -> bytes:
         """The file's content, decompressed as far as it goes."""
         try:
-            content = self.path.read_bytes()
+            content = read_bytes(self.path)
             return self._decompressed() if content.startswith(b"\x1f\x8b") else content
         except OSError as error:
             raise LogError(f"{self.path}: cannot be read ({error.strerror or error})") from error
@@ -51,6 +52,10 @@ class Source:
             try:
                 while piece := file.read1(4096):  # small, as the piece in which damage shows is lost
                     content += piece
+                    if len(content) > UNPACKED:
+                        raise LogError(
+                            f"{self.path}: has more than {UNPACKED:,} bytes unpacked; is it a log?"
+                        )
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 if not content:
                     raise LogError(f"{self.path}: broken gzip file ({error}); get it again") from error

@@ -10,8 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from repro.reading import parse_yaml
 from repro.released.log import POSITION, Format, Log, Reading
 from repro.released.source import LogError, Source, numeric, whole
 
@@ -161,9 +160,9 @@ def read_args(source: Source) -> dict[str, Any]:
     """
     text = "\n".join(source.lines)
     try:
-        args = yaml.safe_load(text)
-    except Exception as error:  # PyYAML lets many kinds through
-        raise LogError(f"{source.path}: not YAML ({' '.join(str(error).split())})") from error
+        args = parse_yaml(text)
+    except ValueError as error:
+        raise LogError(f"{source.path}: not YAML ({error})") from error
     if not isinstance(args, dict) or "model" not in args:
         raise LogError(f"{source.path}: not the arguments of a timm run (no `model: ...` in it)")
     return {"no_prox": False, **args}

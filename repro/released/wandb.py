@@ -6,12 +6,12 @@ number of a record stands for its line. A row of the history gives a record for 
 that it has values of. Steps are those logged as `global_step` (Hugging Face and Lightning do), else wandb's.
 """
 
-import json
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from repro.reading import parse_json
 from repro.released.gather import Columns, Gathering, find, flat, number, several, whole
 from repro.released.log import Format, Log, Reading, Source, merge
 
@@ -145,7 +145,7 @@ def _contents(data: bytes) -> Iterator[bytes | str]:
 
 def _items(items: Iterable[Any]) -> dict[str, Any]:
     """The values of a row by key, those of nested ones as `a.b`."""
-    return {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+    return {".".join(item.nested_key) or item.key: parse_json(item.value_json) for item in items}
 
 
 def _kind(value: object) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repro.errors import UserError
+from repro.reading import read_bytes
 from repro.text import python_docs
 from repro.text.encoding import refuse_wide
 from repro.text.files import CHUNK, LONGEST
@@ -44,7 +45,10 @@ class FilesPiece:
         documents: list[str] = []
         size = 0
         for path in self.paths:
-            content = path.read_bytes()
+            try:
+                content = read_bytes(path)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read ({error.strerror})") from error
             if len(content) > LONGEST:
                 raise UserError(f"{path}: more than {LONGEST // 2**20} MiB in one document; break it")
             if not self.lenient:
@@ -72,7 +76,7 @@ def pieces(root: Path, paths: Sequence[Path], size: int, lenient: bool = False) 
     total = 0
     for path in paths:
         taken.append(path)
-        total += path.stat().st_size
+        total += path.stat().st_size if path.exists() else 0  # reading it says what is wrong
         if total >= size:
             found.append(FilesPiece(root, tuple(taken), total, lenient))
             taken, total = [], 0

@@ -15,11 +15,11 @@ import os
 import re
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from repro.errors import UserError
+from repro.publish import store, stored
 
 SHARES = {"valid": 5, "test": 5}  # percent of the documents
 NOT_READ = {
@@ -45,16 +45,13 @@ def python_docs() -> Splits:
     """
     about = f"{sys.version} {_library()} {Path(__file__).read_text()}"  # what the text depends on
     caches = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "adan-text"
-    cache = caches / f"python_docs-{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
-    try:
-        return dict(json.loads(cache.read_text()))
-    except (OSError, ValueError):  # none there, or a broken one: it is only a cache
-        splits = read_library()
+    cache = caches / f"python_docs-{hashlib.sha256(about.encode()).hexdigest()[:16]}.cache"
+    content = stored(cache)
+    if content is not None:
+        return dict(json.loads(content))
+    splits = read_library()
     with contextlib.suppress(OSError):
-        caches.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=caches, delete=False) as file:
-            json.dump(splits, file)
-        os.replace(file.name, cache)  # several processes may write it at once
+        store(cache, json.dumps(splits).encode())
     return splits
 
 

@@ -10,7 +10,6 @@ SHA-256 is that of its tokens and of where its lines end, counted from the shard
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from repro.errors import UserError
+from repro.reading import parse_json, read_bytes
 from repro.text import tokenizers
 from repro.text.config import TextConfig, TokenizerConfig
 from repro.text.tokenizers import Tokenizer
@@ -38,7 +38,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = parse_json(read_bytes(path))
     except OSError as error:
         raise UserError(
             f"{folder}: no {MANIFEST} in it; `scripts/prepare_text.py shards FOLDER` makes such a folder"

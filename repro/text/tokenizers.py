@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from tokenizers import models
 
 from repro.errors import UserError
+from repro.publish import replacing
 from repro.text import vocabularies
 from repro.text.config import TextConfig, TokenizerConfig
 from repro.text.vocabularies import EOS, FAIRSEQ_EXTRA, UNK, Text
@@ -113,12 +114,14 @@ class Tokenizer:
         """Write tokenizer.json and tokenizer_config.json, which transformers reads too."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.backend.save(str(folder / "tokenizer.json"))
+        with replacing(folder / "tokenizer.json") as file:
+            self.backend.save(str(file))
         special = {
             f"{role}_token": self.token(token) for role in ROLES if (token := getattr(self, role)) is not None
         }
         about = {"name": self.name, "tokenizer_class": "PreTrainedTokenizerFast", **special}
-        (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+        with replacing(folder / ABOUT) as file:
+            file.write_text(json.dumps(about, indent=1) + "\n")
 
 
 def build(config: TokenizerConfig, text: Text) -> Tokenizer:

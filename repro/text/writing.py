@@ -6,7 +6,6 @@ the files depend on the text and the tokenizer alone, not on the number of proce
 stopped.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from repro.errors import UserError
+from repro.publish import alone, replacing
 from repro.text import sources, tokenizers
 from repro.text.config import TextConfig, TokenizerConfig
 from repro.text.shards import FORMAT, LINES, MANIFEST, Manifest, file_sizes, read_manifest, total, unit_of
@@ -43,7 +43,7 @@ def write(text: TextConfig, tokenizer: TokenizerConfig, out: Path, size: int, wo
     splits = sources.find(text, size)
     plan = [(split, number, piece) for split, found in splits.items() for number, piece in enumerate(found)]
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
+    with alone(out):
         kind = (text.strip, text.rows) if text.unit == "lines" else (text.unit, text.end_of_document)
         source = _digest([(split, piece.name, piece.size, *kind) for split, _, piece in plan])
         made = _make_tokenizer(tokenizer, splits["train"], out, source)
@@ -95,7 +95,8 @@ def _make_tokenizer(config: TokenizerConfig, train: list[Piece], out: Path, sour
         return made  # and if it is another one, the manifest tells
     made.save(place)
     if config.path is None:
-        (place / "asked.json").write_text(json.dumps(asked))  # last: then the tokenizer is there as a whole
+        with replacing(place / "asked.json") as file:  # last: then the tokenizer is there as a whole
+            file.write_text(json.dumps(asked))
     return made
 
 
@@ -162,27 +163,12 @@ def _append(out: Path, split: str, part: Path, manifest: Manifest, entry: dict[s
 
 
 def _save(out: Path, manifest: Manifest) -> None:
-    part = out / f"{MANIFEST}.part"
-    with part.open("w") as file:
-        file.write(json.dumps(manifest, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, out / MANIFEST)
+    with replacing(out / MANIFEST) as file:
+        file.write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def _digest(things: Any) -> str:
     return hashlib.sha256(json.dumps(things).encode()).hexdigest()
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold the folder; the system lets go of it when the process dies."""
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{out}: another process is writing there; wait for it") from error
-        yield
 
 
 @contextmanager

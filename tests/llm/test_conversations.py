@@ -1,6 +1,7 @@
 """Conversations of all shapes to tokens, and what is wrong with those that are none."""
 
 import ast
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -181,13 +182,21 @@ def test_what_datasets_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     [
         ('{"prompt": 1}\n{"pro', r"t.jsonl:2: is no JSON \(.*\); a line is one object"),
         ('\n["a"]\n', "t.jsonl:2: is a list; a line is one object"),
+        ("[" * 5000, r"t.jsonl:1: is no JSON \(nested too deeply\)"),
+        ('\n{"prompt": "\udcff"}', r"t.jsonl:2: is no JSON \('utf-8' codec can't decode"),
         ("", "no rows for the train split"),
     ],
 )
 def test_broken_lines(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "t.jsonl").write_text(content)
+    (tmp_path / "t.jsonl").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=message):
         found(tmp_path / "t.jsonl")
+
+
+def test_a_pipe_among_the_files_of_a_folder(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train.jsonl")
+    with pytest.raises(UserError, match=r"train\.jsonl: cannot be read \(a pipe or a device"):
+        found(tmp_path)
 
 
 def test_data_that_is_not_there(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from llm import humaneval, problems
 from llm.problems import OWN
 from llm.sandbox import Sandbox
+from repro import reading
 from repro.errors import UserError
 
 
@@ -194,6 +195,8 @@ TASK = asdict(OWN[0])
         ([TASK, "", TASK | {"task_id": "b", "test": 7}], "tasks.jsonl:3: test is missing, or no text"),
         ([TASK, TASK], "tasks.jsonl:2: Own/double is there twice"),
         ([TASK | {"prompt": "def f(x)"}], "tasks.jsonl:1: prompt is no valid Python"),
+        ([TASK | {"test": "-" * 100_000 + "1"}], "tasks.jsonl:1: test is no valid Python"),
+        ([TASK, "[" * 5000], "tasks.jsonl:2: is no JSON object: nested too deeply"),
         ([], "tasks.jsonl: has no task"),
     ],
 )
@@ -223,5 +226,17 @@ def test_tasks_may_be_compressed(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress("\n".join(json.dumps(asdict(task)) for task in OWN).encode()))
     assert problems.read(tmp_path) == list(OWN)
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"HumanEval\.jsonl\.gz: cannot be read after line"):
+    with pytest.raises(UserError, match=r"HumanEval\.jsonl\.gz: cannot be read: Compressed file ended"):
+        problems.read(path)
+
+
+def test_a_bomb_and_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "UNPACKED", 10_000)
+    path = tmp_path / "HumanEval.jsonl.gz"
+    path.write_bytes(gzip.compress(b" " * 10_001))
+    with pytest.raises(UserError, match=r"gz: cannot be read: .* has more than 10,000 bytes unpacked"):
+        problems.read(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"gz: cannot be read: .* a pipe or a device"):
         problems.read(path)

@@ -4,12 +4,14 @@ import collections
 import json
 import math
 import os
+import platform
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -204,6 +206,42 @@ def test_the_helpers_of_a_prompt_are_the_prompts_own(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["StopIteration", "StopAsyncIteration", "GeneratorExit", "KeyboardInterrupt"]
+)
+def test_an_exception_does_not_end_a_loop_of_the_tests_early(judge: Any, name: str) -> None:
+    for check in (
+        "for value in map(candidate, [1, 2]): assert value == 7",
+        "assert [*filter(candidate, [1, 2])] == []",
+        "for value in iter(lambda: candidate(1), 0): assert value == 7",
+        "assert all(map(lambda x: candidate(x) == 7, [1, 2]))",
+        "assert next(map(candidate, [1]), None) is None",
+    ):
+        assert not judge(f"    raise {name}\n", check).passed, check
+
+
+def test_calls_are_refused(judge: Any) -> None:
+    """By their numbers, and some by their names, lest a number is another call's."""
+    look = """
+    import ctypes
+    libc = ctypes.CDLL(None, use_errno=True)
+    found = []
+    for name, *arguments in value:
+        ctypes.set_errno(0)
+        result = getattr(libc, name)(*[a.encode() if isinstance(a, str) else a for a in arguments])
+        found.append((name, *arguments) if result != -1 or ctypes.get_errno() != 1 else None)
+    return [each for each in found if each]
+"""
+    column = jail.MACHINES[platform.machine()][0]
+    calls: list[tuple[Any, ...]] = [
+        ("syscall", numbers[column], *[0] * 6) for numbers in jail.FORBIDDEN.values()
+    ]
+    calls += [("shmget", 0, 4096, 0o1600), ("semget", 0, 1, 0o1600), ("msgget", 0, 0o1600)]
+    calls += [("memfd_create", "x", 0), ("semctl", 0, 0, 0), ("shmctl", 0, 0, 0), ("msgctl", 0, 0, 0)]
+    verdict = judge(look, f"found = candidate({calls}); assert not found, found")
+    assert verdict.passed, verdict.reason
+
+
+@pytest.mark.parametrize(
     "value",
     [
         None,
@@ -250,7 +288,7 @@ def test_subclasses_become_what_they_are_built_on() -> None:
 
 def test_exceptions_are_pythons_own() -> None:
     assert type(raised("KeyError", "x")) is KeyError
-    for name in ("SystemExit", "print", "UnicodeDecodeError", "Own"):
+    for name in ("SystemExit", "print", "UnicodeDecodeError", "Own", "StopIteration", "StopAsyncIteration"):
         assert repr(raised(name, "x")) == f"RuntimeError('{name}: x')"
 
 
@@ -272,6 +310,15 @@ def test_where_the_system_permits_nothing(judge: Any, monkeypatch: pytest.Monkey
         )
         assert judge(daemon, box=box).passed
         assert running("87654.321") == []
+        with ThreadPoolExecutor(1) as pool:
+            mark = f"mark-{os.getpid()}"
+            body = f"    open({mark!r}, 'w').close()\n    import time\n    time.sleep(99)\n"
+            judged = pool.submit(judge, body, box=box)
+            wait_for(lambda: [*Path("/tmp").glob(f"*/{mark}")] != [])
+            box.server.kill()
+            with pytest.raises(RuntimeError, match="the process that starts programs has died"):
+                judged.result()
+        wait_for(lambda: [*Path("/tmp").glob(f"*/{mark}")] == [])
 
 
 def test_a_sandbox_that_is_killed_leaves_nothing(tmp_path: Path, sandbox: Sandbox) -> None:
@@ -283,16 +330,17 @@ tempfile.tempdir = {str(tmp_path)!r}
 from llm.jail import Limits
 from llm.sandbox import Sandbox
 box = Sandbox(Limits(seconds=1))
-print("begun", flush=True)
+print(box.server.pid, flush=True)
 body = "    import os\\n    os.execv('/usr/bin/sleep', ['sleep', '76543.21'])\\n"
 box.judge({PROMPT!r} + body, {PROMPT!r}, "def check(candidate): candidate(1)", "asked")
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        process.stdout.readline()
+        server = Path("/proc", process.stdout.readline().decode().strip())
         wait_for(lambda: running("76543.21") != [])
         process.kill()
-    wait_for(lambda: running(str(tmp_path)) == [] and running("76543.21") == [])
+    wait_for(lambda: not server.exists() and running("76543.21") == [])
+    assert [*tmp_path.iterdir()] == []
 
 
 def wait_for(true: Callable[[], bool]) -> None:
@@ -305,15 +353,11 @@ def wait_for(true: Callable[[], bool]) -> None:
 
 
 ORDINARY = """
-import json, os, socket, sys, tempfile
+import json, os, socket, sys
 sys.path[:1] = [{root!r}]
 from llm import jail, judge
 sys.base_prefix = "/usr"  # this Python's own may be in a folder that only root can read
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-os.chmod({folder!r}, 0o755)
-place = {folder!r} + "/place"
-os.mkdir(place)
-os.chown(place, 12345, 12345)
 if (server := os.fork()) == 0:
     ours.close()
     os.setsid()
@@ -321,7 +365,7 @@ if (server := os.fork()) == 0:
     os.setresgid(12345, 12345, 12345)
     os.setresuid(12345, 12345, 12345)
     jail.call("prctl", jail.SET_DUMPABLE, 1, 0, 0, 0)  # as a process that was started by that user
-    judge.serve(theirs.fileno(), place, dict(seconds=5))
+    judge.serve(theirs.fileno(), dict(seconds=5))
     os._exit(0)
 theirs.close()
 found = [json.loads(ours.recv(1 << 16))]
@@ -350,10 +394,9 @@ def test_an_ordinary_user_is_protected_by_user_namespaces(sandbox: Sandbox) -> N
         "import os\ndef asked(x):\n    for count in range(40):\n        if os.fork() == 0:\n"
         "            import time; time.sleep(9)\n    raise ValueError('no limit')",
     ]
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own are root's alone
-        root = str(Path(humaneval.__file__).parent.parent)
-        script = ORDINARY.format(root=root, folder=folder, bodies=json.dumps(bodies))
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    root = str(Path(humaneval.__file__).parent.parent)
+    script = ORDINARY.format(root=root, bodies=json.dumps(bodies))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     layers, first, second, third = json.loads(done.stdout)
     if "files" not in layers:
         pytest.skip("this system permits no user namespaces to ordinary users")

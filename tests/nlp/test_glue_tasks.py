@@ -189,6 +189,14 @@ def test_a_task_yaml_that_makes_no_sense(tmp_path: Path, text: str, says: str) -
     assert says in message
 
 
+def test_a_task_yaml_of_aliases(tmp_path: Path) -> None:
+    """A kilobyte that would be gigabytes in whatever prints it."""
+    levels = [f"- &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'x'}]\n" for n in range(9)]
+    folder = answers(tmp_path)
+    (folder / "task.yaml").write_text("".join(levels))
+    assert "task.yaml: cannot be read (has more than 100,000 values" in refused("answers", tmp_path)
+
+
 def test_one_class_alone(tmp_path: Path) -> None:
     folder = answers(tmp_path)
     glue_folders.write(

@@ -1,6 +1,7 @@
 """Reading tab-separated files: what is handled, and what is refused with FILE:LINE and a cure."""
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,15 @@ def put(line: int, content: bytes) -> Callable[[list[bytes]], None]:
         lines[line - 1] = content
 
     return change
+
+
+def test_a_pipe(tmp_path: Path) -> None:
+    folder = glue_folders.sst2(tmp_path)
+    (folder / "train.tsv").unlink()
+    os.mkfifo(folder / "train.tsv")
+    with pytest.raises(UserError, match=r"train\.tsv: cannot be read \(a pipe or a device"):
+        tsv.read(folder / "train.tsv", ["label"])
+    assert "train.tsv missing" in refused(folder)
 
 
 # ---- handled

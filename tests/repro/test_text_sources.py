@@ -71,10 +71,10 @@ def test_python_docs_come_from_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(python_docs, "read_library", lambda: made)
     assert python_docs.python_docs.__wrapped__() == made
     (file,) = (tmp_path / "adan-text").iterdir()
-    file.write_text(json.dumps({**made, "train": ["d"]}))
-    assert python_docs.python_docs.__wrapped__()["train"] == ["d"]
-    file.write_text("{")
+    monkeypatch.setattr(python_docs, "read_library", dict)
     assert python_docs.python_docs.__wrapped__() == made
+    file.write_bytes(file.read_bytes().replace(b"a", b"d"))  # damaged: it would be other text
+    assert python_docs.python_docs.__wrapped__() == {}
 
 
 def test_a_python_without_its_source_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,14 @@
 """scripts/released.py: logs shown, drawn and exported; files fetched from a server that misbehaves."""
 
+import fcntl
 import hashlib
 import json
 import re
 import runpy
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
@@ -253,6 +256,33 @@ def test_a_part_that_is_no_good_is_begun_again(server: Server, tmp_path: Path, b
     assert held(tmp_path) == {"/a/log one.csv": CONTENT["/a/log one.csv"]}
 
 
+def test_processes_that_want_a_file_at_once(server: Server, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:  # a lock of this kind holds between threads, too
+        each = [*pool.map(lambda _: fetch(wanted(), tmp_path, url=server.url), range(4))]
+    assert sum((fetched.counts for fetched in each), Counter()) == {"fetched": 3, "already there": 9}
+    assert sorted(path for path, _ in server.asked) == sorted(CONTENT)
+    assert held(tmp_path) == CONTENT
+
+
+def test_a_file_that_another_process_is_getting_is_waited_for(server: Server, tmp_path: Path) -> None:
+    path, content = tmp_path / "a" / "log one.csv", CONTENT["/a/log one.csv"]
+    path.parent.mkdir()
+    part = path.with_name(path.name + ".part")
+    with ThreadPoolExecutor(1) as pool, part.open("wb") as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        theirs.write(content[:700])
+        theirs.flush()
+        waiting = pool.submit(fetch, wanted()[:1], tmp_path, url=server.url)
+        assert not wait([waiting], timeout=0.2).done
+        theirs.write(content[700:])
+        theirs.flush()
+        part.replace(path)
+        theirs.close()
+        assert waiting.result().counts == {"already there": 1}
+    assert server.asked == []
+    assert held(tmp_path) == {"/a/log one.csv": content}
+
+
 def test_a_server_without_ranges(server: Server, tmp_path: Path) -> None:
     server.ranges = False
     server.drops = 1
@@ -328,6 +358,16 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "to").write_text("a file")
     with pytest.raises(UserError, match="cannot be written"):
         fetch(wanted()[2:], tmp_path / "to", tmp_path / "copy")
+
+
+def test_a_released_log_that_was_changed_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = ledger.load("imagenet/vit_s_150_i").row
+    (path,) = (tmp_path / file.path for file in row.logs)
+    path.parent.mkdir(parents=True)
+    summary(path, range(3))
+    monkeypatch.setenv("ADAN_RELEASED", str(tmp_path))
+    with pytest.raises(UserError, match=r"csv: is not what was released .*released\.py get`"):
+        files.read_log(row)
 
 
 def test_two_hashes_of_one_file() -> None:

@@ -270,6 +270,24 @@ def test_sorting_moves_nothing_without_all_labels(run: Run, tree: Path, tmp_path
     assert "no such folder" in run("sort", tree / "nope", tree)[2]
 
 
+def test_sorting_by_labels_that_mean_harm(run: Run, tree: Path, tmp_path: Path) -> None:
+    """A class that leads out of the folder, a cell without end, a damaged kit, a pipe."""
+    classes = dict.fromkeys(flatten(tree), "../../elsewhere")
+    labels = solution(tmp_path / "labels.csv", classes)
+    refused = run("sort", tree / "val", labels)[2]
+    assert "labels.csv: '../../elsewhere' is not a class, as n01751748 is" in refused
+    labels.write_text("ImageId,PredictionString\n" + "x" * 200_000)
+    assert "labels.csv: cannot be read (field larger than" in run("sort", tree / "val", labels)[2]
+    labels.unlink()
+    os.mkfifo(labels)
+    assert "labels.csv: cannot be read" in run("sort", tree / "val", labels)[2]
+    (tmp_path / "kit" / "data").mkdir(parents=True)
+    for name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt"):
+        (tmp_path / "kit" / "data" / name).write_bytes(b"x" * 200)
+    assert "kit: not the unpacked ILSVRC2012_devkit_t12" in run("sort", tree / "val", tmp_path / "kit")[2]
+    assert len(list((tree / "val").glob("*.JPEG"))) == 4
+
+
 def test_shards(run: Run, tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     status, text, _ = run("shards", tree, out, "--size", "1MB", "--workers", 0)

@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 from torch.utils.data import Subset
 
+from repro import reading
 from repro.data import dealt, keyed, make_loader
 from repro.errors import UserError
 from vision.config import AugmentConfig, DataConfig
-from vision.data import Images, Split, open_sets, read
+from vision.data import Images, Split, open_sets, read, readers
 from vision.data import test_transform as evaluation_transform
 
 WHOLE = AugmentConfig(crop="none", interpolation="bicubic", hflip=0.0, color_jitter=0.0)
@@ -69,6 +70,25 @@ def test_fashion_mnist(tmp_path: Path, zipped: bool, below: str) -> None:
     assert first_pixel(train, 5) == 5
 
 
+def test_a_bomb_of_gzip_and_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "UNPACKED", 10_000)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(bytes(10_001)))
+    config = DataConfig(name="fashion_mnist", root=str(tmp_path))
+    with pytest.raises(UserError, match=r"ubyte\.gz: broken gzip file \(.* more than 10,000 bytes unpacked"):
+        read(config)
+    path.write_bytes(gzip.compress(bytes([0, 0, 8, 3] + 12 * [255])))  # a shape beyond all numbers
+    with pytest.raises(UserError, match="not an IDX file of 3 dimensions, or incomplete"):
+        read(config)
+    path.write_bytes(gzip.compress(os.urandom(1000))[:-8] + bytes(8))
+    with pytest.raises(UserError, match="broken gzip file"):
+        read(config)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="a pipe or a device"):
+        read(config)
+
+
 def write_folders(root: Path, test_name: str) -> None:
     for split in ("train", test_name):
         for label, name in enumerate(("b_second", "a_first")):
@@ -100,6 +120,21 @@ def test_cifar10_from_tar_is_cifar10_from_folders(tmp_path: Path, suffix: str) -
     for a, b in zip(one[:2], other[:2], strict=True):
         assert a.labels == b.labels
         assert [first_pixel(a, i) for i in range(6)] == [first_pixel(b, i) for i in range(6)]
+
+
+def test_an_archive_that_memory_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "IN_MEMORY", 10_000)
+    with tarfile.open(tmp_path / "train.tar.xz", "w:xz") as archive:
+        member = tarfile.TarInfo("train/a/0.png")
+        member.size = 10_001
+        archive.addfile(member, io.BytesIO(bytes(10_001)))
+    with pytest.raises(UserError, match=r"train\.tar\.xz: has more than 10,000 bytes unpacked; unpack it"):
+        read(DataConfig(name="cifar10", root=str(tmp_path)))
+    content = bytearray((tmp_path / "train.tar.xz").read_bytes())
+    content[40] ^= 255
+    (tmp_path / "train.tar.xz").write_bytes(content)
+    with pytest.raises(UserError, match="broken archive"):
+        read(DataConfig(name="cifar10", root=str(tmp_path)))
 
 
 def test_hfds_reads_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,8 @@ def test_written_shards_are_the_folder(tmp_path: Path) -> None:
 def test_writing_continues_and_gives_the_same_bytes(tmp_path: Path) -> None:
     tree, out = write_tree(tmp_path / "tree", train=6), tmp_path / "out"
     first = write_shards(tree, out, 10_000, workers=0)
-    assert {path.name for path in out.glob("*.part")} == set()
+    assert {path.name for path in out.glob(".tmp-*")} == set()
+    (out / ".tmp-0123.tar").write_bytes(b"of a process that was killed")
     kept, lost = out / "train-000000.tar", out / "train-000001.tar"
     before = kept.stat().st_mtime_ns, lost.read_bytes()
     lost.unlink()
@@ -101,6 +102,7 @@ def test_writing_continues_and_gives_the_same_bytes(tmp_path: Path) -> None:
     image.write_bytes(encode(picture(77, (90, 90))))
     assert write_shards(tree, out, 10_000, workers=0) != first  # what changed is written again
     assert image.read_bytes() in [split.read(item) for split in read(config(out))[:2] for item in split.items]
+    assert {path.name for path in out.glob(".tmp-*")} == set()
     (out / "train-000099.tar").write_bytes(b"")
     with pytest.raises(UserError, match=r"holds train-000099\.tar, which is none of these shards"):
         write_shards(tree, out, 10_000, workers=0)
@@ -169,25 +171,29 @@ def test_headers_are_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> N
     os.utime(root / "train-000001.tar", (1, 1))  # another time: it may be another file
     read(config(root))
     assert len(calls) == 6
-    (root / ".index-train.npz").write_bytes(b"damaged")
-    assert read(config(root))[0].labels == first
+    index = root / ".index-train.cache"
+    whole = index.read_bytes()
+    for position in range(0, len(whole), len(whole) // 9):
+        index.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        assert read(config(root))[0].labels == first
+        assert index.read_bytes() == whole
 
 
 def test_index_in_the_cache_folder_where_shards_are_read_only(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    temporary = shards.tempfile.NamedTemporaryFile
+    store = shards.store
 
-    def refuse(**options: object) -> object:
-        if options["dir"] == root:
+    def refuse(path: Path, content: bytes) -> None:
+        if path.parent == root:
             raise PermissionError("read-only")
-        return temporary(**options)
+        store(path, content)
 
-    monkeypatch.setattr(shards.tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(shards, "store", refuse)
     read(config(root))
     assert not list(root.glob(".index*"))
-    assert len(list((tmp_path / "cache").rglob(".index-*.npz"))) == 2
+    assert len(list((tmp_path / "cache").rglob(".index-*.cache"))) == 2
     monkeypatch.setattr(shards, "index_shard", None)  # not needed any more
     assert len(read(config(root))[0].labels) == 5
 
@@ -228,6 +234,19 @@ BAD: dict[str, tuple[Callable[[list[Member]], list[Member]], str]] = {
     "two images": (lambda m: [*m, ("00003.png", m[0][1])], ":00003.png: the shard has this key twice"),
     "label twice": (lambda m: [*m, m[1]], ":00003.cls: the shard has this key twice"),
     "label of words": (lambda m: [*m[:-1], ("00004.cls", b"cat")], ":00004.cls: b'cat' is not a class index"),
+    "label of 30 digits": (
+        lambda m: [*m[:-1], ("00004.cls", b"9" * 30)],
+        f":00004.cls: b'{'9' * 30}' is not a class index",
+    ),
+    "label of 9 digits": (  # there would be as many names of classes
+        lambda m: [*m[:-1], ("00004.json", b'{"label": 999999999}')],
+        ":00004.json: label 999999999 is not a class index",
+    ),
+    "large label": (
+        lambda m: [*m[:-1], ("00004.cls", b" " * 2**21)],
+        ":00004.cls: 2,097,152 bytes, which is no label",
+    ),
+    "deep json": (lambda m: [*m[:-1], ("00004.json", b"[" * 5000)], ":00004.json: not a JSON object"),
     "broken json": (lambda m: [*m[:-1], ("00004.json", b"{")], ":00004.json: not a JSON object"),
     "json list": (lambda m: [*m[:-1], ("00004.json", b"[1]")], ":00004.json: not a JSON object"),
     "json word": (
@@ -240,6 +259,17 @@ BAD: dict[str, tuple[Callable[[list[Member]], list[Member]], str]] = {
         ":00004.jpg: label -1 in the training split",
     ),
 }
+
+
+def test_a_pipe_and_a_tar_of_nested_headers(root: Path) -> None:
+    path = root / "train-000001.tar"
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 512
+    path.write_bytes((header.tobuf() + b"x" * 512) * 2000)
+    assert error(root).startswith(f"{path}: broken shard (")
+    path.unlink()
+    os.mkfifo(path)
+    assert error(root).startswith(f"{path}: broken shard (")
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -1,8 +1,10 @@
 """Readers of every format: each returns the training split, the test split and the names of the classes."""
 
-import gzip
+import lzma
+import math
 import os
 import tarfile
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from repro.errors import UserError
+from repro.reading import read_bytes, unpack
 from vision.config import DataConfig
 from vision.data.images import IMAGE_SUFFIXES, Split, file_name, find_root, read_file, same_classes, suffix
-from vision.data.shards import read_webdataset
+from vision.data.shards import LARGEST_LABEL, read_webdataset
+
+IN_MEMORY = 4 << 30  # bytes in an archive, whose images are all kept
 
 
 def read(config: DataConfig) -> tuple[Split, Split, list[str]]:
@@ -144,7 +149,10 @@ def read_hfds(config: DataConfig) -> tuple[Split, Split, list[str]]:
         splits.append(Split(range(len(rows)), labels.tolist(), partial(_read_row, images), place))
         classes = getattr(feature, "names", None)
     if classes is None:
-        classes = [str(label) for label in range(max(max(split.labels, default=0) for split in splits) + 1)]
+        largest = max(max(split.labels, default=0) for split in splits)
+        if largest > LARGEST_LABEL:
+            raise UserError(f"data.label_column={config.label_column}: {largest} is not a class index")
+        classes = [str(label) for label in range(largest + 1)]
     return splits[0], splits[1], list(classes)
 
 
@@ -246,13 +254,19 @@ def _read_tar(root: Path, name: str) -> tuple[Split, list[str]]:
             f"{root}: neither a folder {name}/ nor {name}.tar, {name}.tar.xz or {name}.tar.gz in it"
         )
     members: list[tuple[str, bytes]] = []
+    size = 0
     try:
         with tarfile.open(path, "r|*") as archive:
             for member in archive:
+                size += member.size
+                if size > IN_MEMORY:
+                    raise UserError(f"{path}: has more than {IN_MEMORY:,} bytes unpacked; unpack it")
                 file = archive.extractfile(member)
                 if file is not None and member.name.lower().endswith(IMAGE_SUFFIXES):
                     members.append((member.name, file.read()))
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (
+        tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError, RecursionError,
+    ) as error:  # fmt: skip
         raise UserError(f"{path}: broken archive ({error}); get it again") from error
     members.sort()
     folders = [Path(member).parent.name for member, _ in members]
@@ -277,13 +291,13 @@ def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """Read a file of MNIST's IDX format, or its gzip'd twin, into an array of that many dimensions."""
     zipped = path.with_name(path.name + ".gz")
     try:
-        if not zipped.exists() and not path.exists():
-            raise UserError(f"{path.parent}: neither {path.name} nor {zipped.name} in it")
-        raw = gzip.decompress(read_file(str(zipped))) if zipped.exists() else read_file(str(path))
-    except (OSError, EOFError) as error:
+        raw = unpack(zipped) if zipped.exists() else read_bytes(path)
+    except FileNotFoundError:
+        raise UserError(f"{path.parent}: neither {path.name} nor {zipped.name} in it") from None
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{zipped}: broken gzip file ({error}); get it again") from error
     shape = np.frombuffer(raw[4 : 4 + 4 * dimensions], ">u4").astype(int)
     data = np.frombuffer(raw[4 + 4 * dimensions :], np.uint8)
-    if raw[:4] != bytes([0, 0, 8, dimensions]) or data.size != shape.prod():
+    if raw[:4] != bytes([0, 0, 8, dimensions]) or data.size != math.prod(shape.tolist()):
         raise UserError(f"{path}: not an IDX file of {dimensions} dimensions, or incomplete; get it again")
     return data.reshape(shape)

@@ -7,11 +7,10 @@ in its middle. So the headers are read once; with the offsets in an index a samp
 """
 
 import hashlib
-import json
+import io
 import os
 import re
 import tarfile
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,17 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from repro.errors import UserError
+from repro.publish import store, stored
+from repro.reading import open_file, parse_json
 from vision.config import DataConfig
 from vision.data.images import IMAGE_SUFFIXES, Split, find_root, read_file
 
 SHARD = re.compile(r"(?:.*[-_])?(train|val|validation|test)[-_](\d+)(?:[-_]of[-_](\d+))?\.tar")
 CLASSES = "classes.txt"  # the names of the classes, one a line, beside the shards
 AGAIN = "get or write it again"
+ARRAYS = ("shard", "offset", "size", "label", "member")  # of an index
+LARGEST_LABEL = 10**6  # names are made for all classes up to the largest
+LARGEST_NOTE = 1 << 20  # bytes of a .cls or .json
 Sample = tuple[str, int, int, int]  # name of the image's member, offset, size, label
 
 
@@ -118,8 +122,8 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
 def read_index(root: Path, split: str, paths: list[Path]) -> Shards:
     """Return the index of a split, from its cache where the shards' sizes and times are those it was made of.
 
-    The cache is `.index-<split>.npz` beside the shards or, where that cannot be written, in the user's cache
-    folder ($XDG_CACHE_HOME).
+    The cache is `.index-<split>.cache` beside the shards or, where that cannot be written, in the user's
+    cache folder ($XDG_CACHE_HOME). A damaged one is made again.
     """
     stats = [path.stat() for path in paths]
     about = [
@@ -127,25 +131,20 @@ def read_index(root: Path, split: str, paths: list[Path]) -> Shards:
     ]
     key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "adan-shards" / key
-    candidates = [folder / f".index-{split}.npz" for folder in (root, cache)]
+    candidates = [folder / f".index-{split}.cache" for folder in (root, cache)]
     names = [str(path) for path in paths]
     for candidate in candidates:
-        try:
-            with np.load(candidate, allow_pickle=False) as stored:
-                if stored["about"].tolist() == about:
-                    return Shards(
-                        names, *(stored[key] for key in ("shard", "offset", "size", "label", "member"))
-                    )
-        except (OSError, ValueError, KeyError, EOFError):  # none there, or not ours: it is only a cache
-            continue
+        content = stored(candidate)
+        if content is not None:
+            with np.load(io.BytesIO(content), allow_pickle=False) as index:
+                if index["about"].tolist() == about:
+                    return Shards(names, *(index[key] for key in ARRAYS))
     arrays = _index(paths)
+    content = io.BytesIO()
+    np.savez(content, about=about, **arrays)
     for candidate in candidates:
         try:
-            candidate.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=candidate.parent, suffix=".npz", delete=False) as file:
-                np.savez(file, about=about, **arrays)
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, candidate)  # several processes may write it at once
+            store(candidate, content.getvalue())
             break
         except OSError:
             continue
@@ -181,7 +180,7 @@ def index_shard(path: Path) -> list[Sample]:
     labels: dict[str, int] = {}
     records: dict[str, int] = {}  # labels of .json, which give way to .cls
     try:
-        with tarfile.open(path, "r:") as archive:
+        with open_file(path) as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
             for member in archive:
                 folder, _, name = member.name.rpartition("/")
                 if not member.isfile() or name.startswith((".", "__")):
@@ -191,16 +190,18 @@ def index_shard(path: Path) -> list[Sample]:
                 if kind in IMAGE_SUFFIXES:
                     _add(images, key, member, f"{path}:{member.name}")
                 elif kind in (".cls", ".json"):
+                    where = f"{path}:{member.name}"
+                    if member.size > LARGEST_NOTE:
+                        raise UserError(f"{where}: {member.size:,} bytes, which is no label")
                     file = archive.extractfile(member)
                     content = file.read() if file is not None else b""
-                    where = f"{path}:{member.name}"
                     if kind == ".cls":
                         _add(labels, key, _label(content, where), where)
                     elif (label := _json_label(content, where)) is not None:
                         _add(records, key, label, where)
             if archive.offset >= path.stat().st_size:
                 raise tarfile.ReadError("it ends without the mark of its end")
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: broken shard ({error}); {AGAIN}") from error
     labels = records | labels
     for key, member in images.items():
@@ -222,17 +223,22 @@ def _add(found: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 def _label(content: bytes, where: str) -> int:
     try:
-        return int(content)
+        label = int(content)
     except ValueError:
-        raise UserError(f"{where}: {content[:20]!r} is not a class index") from None
+        label = None
+    return _class_index(label, repr(content[:40]), where)
 
 
 def _json_label(content: bytes, where: str) -> int | None:
     """Return the "label" of a record, if it has one."""
     try:
-        label = json.loads(content).get("label")
+        label = parse_json(content).get("label")
     except (ValueError, AttributeError):
         raise UserError(f"{where}: not a JSON object") from None
-    if label is None or type(label) is int:
+    return None if label is None else _class_index(label, f"label {label!r:.40}", where)
+
+
+def _class_index(label: Any, shown: str, where: str) -> int:
+    if type(label) is int and abs(label) <= LARGEST_LABEL:  # a negative one is reported with the split
         return label
-    raise UserError(f"{where}: label {label!r} is not a class index")
+    raise UserError(f"{where}: {shown} is not a class index")

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +14,8 @@ from typing import Any
 from tqdm import tqdm
 
 from repro.errors import UserError
+from repro.publish import alone, replacing
+from repro.reading import parse_json, read_bytes
 from vision.config import DataConfig
 from vision.data.images import Split, file_bytes, file_name, read_file, suffix
 from vision.data.readers import read_imagefolder
@@ -50,12 +51,22 @@ def write_shards(root: Path, out: Path, size: int, workers: int) -> dict[str, An
     splits = {"train": train, "val": test}
     shards = [shard for name, split in splits.items() for shard in plan(name, split, size)]
     out.mkdir(parents=True, exist_ok=True)
+    with alone(out):
+        return _write(splits, classes, shards, out, workers)
+
+
+def _write(
+    splits: dict[str, Split], classes: list[str], shards: list[Shard], out: Path, workers: int
+) -> dict[str, Any]:
+    for leftover in out.glob(".tmp-*.tar"):  # of a process that was killed
+        leftover.unlink()
     known = {entry["name"]: entry for entry in read_manifest(out)["shards"]}
     wanted = {shard.name for shard in shards}
     strange = sorted(path.name for path in out.glob("*.tar") if path.name not in wanted)
     if strange:
         raise UserError(f"{out}: holds {strange[0]}, which is none of these shards; take an empty folder")
-    (out / CLASSES).write_text("".join(f"{name}\n" for name in classes))
+    with replacing(out / CLASSES) as file:
+        file.write_text("".join(f"{name}\n" for name in classes))
     done = {}
     for shard in shards:
         entry, path = known.get(shard.name, {}), out / shard.name
@@ -76,7 +87,7 @@ def write_shards(root: Path, out: Path, size: int, workers: int) -> dict[str, An
             _save_manifest(out, [done[shard.name] for shard in shards if shard.name in done])
     _save_manifest(out, [done[shard.name] for shard in shards])
     again = read_webdataset(DataConfig(name="webdataset", root=str(out)))  # which also makes the index
-    for split, other in ((train, again[0]), (test, again[1])):
+    for split, other in zip(splits.values(), again[:2], strict=True):
         if list(split.labels) != list(other.labels):
             raise UserError(f"{out}: the shards are not what was written; run the command again")
     return read_manifest(out)
@@ -105,8 +116,10 @@ def plan(name: str, split: Split, size: int) -> list[Shard]:
 def read_manifest(out: Path) -> dict[str, Any]:
     """Return the manifest beside shards; one without shards if there is none."""
     try:
-        manifest = json.loads(read_file(str(out / MANIFEST))) if (out / MANIFEST).exists() else {"shards": []}
-    except ValueError as error:
+        manifest = parse_json(read_bytes(out / MANIFEST))
+    except FileNotFoundError:
+        return {"shards": []}
+    except (OSError, ValueError) as error:
         raise UserError(f"{out / MANIFEST}: not JSON; delete it to write all shards again") from error
     return dict(manifest)
 
@@ -125,17 +138,12 @@ def _key(file: str, index: int) -> str:
 
 def _write_shard(out: Path, shard: Shard, items: Any, labels: Sequence[int]) -> dict[str, Any]:
     path = out / shard.name
-    unfinished = path.with_suffix(".tar.part")
-    with unfinished.open("wb") as file:
-        with tarfile.open(fileobj=file, mode="w") as archive:
-            for index, item, label in zip(range(shard.begin, shard.end), items, labels, strict=True):
-                name = file_name(item)
-                key = _key(name, index)
-                _add(archive, key + suffix(name), read_file(item))
-                _add(archive, f"{key}.cls", str(label).encode())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    with replacing(path) as file, tarfile.open(file, mode="w") as archive:
+        for index, item, label in zip(range(shard.begin, shard.end), items, labels, strict=True):
+            name = file_name(item)
+            key = _key(name, index)
+            _add(archive, key + suffix(name), read_file(item))
+            _add(archive, f"{key}.cls", str(label).encode())
     return {
         "name": shard.name,
         "samples": shard.end - shard.begin,
@@ -156,6 +164,5 @@ def _save_manifest(out: Path, entries: Sequence[dict[str, Any]]) -> None:
         split: sum(e["samples"] for e in entries if e["name"].startswith(split)) for split in ("train", "val")
     }
     text = json.dumps({"samples": samples, "shards": list(entries)}, indent=1) + "\n"
-    part = out / f"{MANIFEST}.part"
-    part.write_text(text)
-    os.replace(part, out / MANIFEST)
+    with replacing(out / MANIFEST) as file:
+        file.write_text(text)

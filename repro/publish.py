@@ -1,0 +1,70 @@
+"""Files that appear whole or not at all, however many processes write them, and caches that notice damage."""
+
+import fcntl
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from repro.errors import UserError
+from repro.reading import read_bytes
+
+_DIGEST = hashlib.sha256().digest_size
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield an unused name beside `path`, of the same suffix; what is written there replaces `path`.
+
+    If anything fails, `path` stays as it was and nothing is left beside it. Of several processes that write
+    one path at once, each publishes a whole file; the last one stays.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # a power failure must not leave the name without the content
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder, by its file `.lock`; the system releases it when the process dies.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{folder}: another process is writing there; wait for it") from error
+        yield
+
+
+def store(path: Path, content: bytes) -> None:
+    """Write a cache file, for `stored` to read: the SHA-256 of the content, then the content.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(hashlib.sha256(content).digest() + content)
+
+
+def stored(path: Path) -> bytes | None:
+    """Return the content of a cache file, None where there is none or it is damaged."""
+    try:
+        file = read_bytes(path)
+    except OSError:
+        return None
+    content = file[_DIGEST:]
+    return content if hashlib.sha256(content).digest() == file[:_DIGEST] else None
