@@ -38,6 +38,7 @@ from llm.scores import against, describe, summarise
 from repro import ledger
 from repro.cli import exit_status, file_size
 from repro.errors import UserError
+from repro.reading import read_json
 from repro.run import environment, write_atomically
 
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # arXiv 2107.03374, section 2.2
@@ -168,7 +169,7 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or refuse to continue one that was begun with other settings."""
     path = folder / "settings.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        before = read_json(path, dict, "take another --out FOLDER")
         for key in sorted(before.keys() | settings.keys()):
             if before.get(key) != settings.get(key):
                 raise UserError(

@@ -48,6 +48,7 @@ class LanguageModelling(Task):
 
     name = "llm"
     samples = "tokens"
+    products = ("tokenizer", models.EXPORT)
     metric = "valid_loss"
     higher_is_better = False
 

@@ -23,6 +23,9 @@ class Task(ABC):
     metric: str  # the figure that decides which checkpoint is best
     higher_is_better = True
     model_name: str
+    # Names of what the recipe puts into a run's folder, in `begin` or when the run is finished; a run that
+    # starts afresh there removes them.
+    products: tuple[str, ...] = ()
 
     # What the next micro-batch needs of this one, detached: a memory, hidden states. The loop hands each
     # micro-batch of a step its own, empties them when an epoch begins, keeps them in checkpoints, and has an

@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
+from repro import checkpoint
 from repro.cli import exit_status
 from repro.comparison import page, times
 from repro.comparison import records as stages
@@ -96,11 +97,12 @@ def weights(records: Sequence[stages.Record], runs: Path, out: Path) -> list[str
             continue
         name = run_name([*record.overrides, f"seed={record.seed}"])
         for folder in (runs / record.task).glob(f"*/{name}"):
+            if (newest := checkpoint.newest(folder / "checkpoints")) is None:
+                continue
             target = out / f"{record.task}-{record.optimizer}"
             target.mkdir(parents=True, exist_ok=True)
             for file in (*folder.glob("*.json*"), folder / "config.yaml"):
                 shutil.copy(file, target / file.name)
-            newest = max((folder / "checkpoints").glob("step-*"))
             shutil.copy(newest / "model.safetensors", target / "model.safetensors")
             kept.append(target.name)
     if not kept:

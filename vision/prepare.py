@@ -105,6 +105,9 @@ def run_sort(options: argparse.Namespace) -> int:
     for name in names:
         if Path(name).stem not in classes:
             raise UserError(f"{options.folder / name}: {options.labels} has no label for it")
+        target = options.folder / classes[Path(name).stem] / name
+        if os.path.lexists(target):
+            raise UserError(f"{target}: is there already; remove it, or {options.folder / name}")
     for name in names:
         folder = options.folder / classes[Path(name).stem]
         folder.mkdir(exist_ok=True)

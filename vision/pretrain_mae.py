@@ -52,6 +52,7 @@ class Pretraining(Task):
 
     name = "pretrain_mae"
     samples = "images"
+    products = (PICTURE,)
     higher_is_better = False
 
     def __init__(self, config: PretrainConfig) -> None:

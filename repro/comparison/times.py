@@ -9,6 +9,7 @@ from typing import Any
 
 from repro.comparison.design import REFERENCE
 from repro.errors import UserError
+from repro.reading import read_records
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def load(path: Path) -> Times:
 
 def seconds(folder: Path) -> float:
     """Return the seconds of training for a sample in a run folder, without its first lap of records."""
-    laps = [json.loads(line) for line in (folder / "speed.jsonl").read_text().splitlines()]
+    laps = [lap for _, lap in read_records(folder / "speed.jsonl")]
     rates = [{key: lap[key] for key in lap if key.endswith("_per_second")} for lap in laps[1:]]
     return statistics.fmean(1 / next(iter(rate.values())) for rate in rates)  # tflop_per_second comes later
 

@@ -15,12 +15,15 @@ from typing import Any
 from tqdm import tqdm
 
 from repro.errors import UserError
+from repro.reading import read_json
+from repro.run import write_atomically
 from vision.config import DataConfig
 from vision.data.images import Split, file_name, read_file, suffix
 from vision.data.readers import read_imagefolder
 from vision.data.shards import CLASSES, read_webdataset
 
 MANIFEST = "manifest.json"
+ENTRY = {"name", "samples", "bytes", "sha256", "source"}  # keys of a shard in it
 BLOCK = 512  # bytes, of tar
 HEADERS = 3 * BLOCK  # of an image and its label, and the label
 
@@ -52,9 +55,12 @@ def write_shards(root: Path, out: Path, size: int, workers: int) -> dict[str, An
     out.mkdir(parents=True, exist_ok=True)
     known = {entry["name"]: entry for entry in read_manifest(out)["shards"]}
     wanted = {shard.name for shard in shards}
-    strange = sorted(path.name for path in out.glob("*.tar") if path.name not in wanted)
+    begun = (out / MANIFEST).exists()
+    strange = {path.name for path in out.glob("*.tar")} - wanted if begun else set(os.listdir(out))
     if strange:
-        raise UserError(f"{out}: holds {strange[0]}, which is none of these shards; take an empty folder")
+        raise UserError(f"{out}: holds {min(strange)}, which is none of these shards; take an empty folder")
+    if not begun:
+        _save_manifest(out, [])  # first of all: a folder that has none is somebody else's
     (out / CLASSES).write_text("".join(f"{name}\n" for name in classes))
     done = {}
     for shard in shards:
@@ -104,13 +110,16 @@ def plan(name: str, split: Split, size: int) -> list[Shard]:
 
 def read_manifest(out: Path) -> dict[str, Any]:
     """Return the manifest beside shards; one without shards if there is none."""
-    try:
-        manifest = json.loads((out / MANIFEST).read_text())
-    except FileNotFoundError:
+    path, cure = out / MANIFEST, "delete it to write all shards again"
+    if not path.exists():
         return {"shards": []}
-    except ValueError as error:
-        raise UserError(f"{out / MANIFEST}: not JSON; delete it to write all shards again") from error
-    return dict(manifest)
+    manifest = read_json(path, dict, cure)
+    entries = manifest.get("shards")
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and entry.keys() == ENTRY for entry in entries
+    ):
+        raise UserError(f"{path}: not a manifest of shards; {cure}")
+    return manifest
 
 
 def sha256(path: Path) -> str:
@@ -158,6 +167,4 @@ def _save_manifest(out: Path, entries: Sequence[dict[str, Any]]) -> None:
         split: sum(e["samples"] for e in entries if e["name"].startswith(split)) for split in ("train", "val")
     }
     text = json.dumps({"samples": samples, "shards": list(entries)}, indent=1) + "\n"
-    part = out / f"{MANIFEST}.part"
-    part.write_text(text)
-    os.replace(part, out / MANIFEST)
+    write_atomically(out / MANIFEST, text)
