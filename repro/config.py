@@ -20,6 +20,7 @@ class RunConfig:
     )
     keep: int = 2  # newest checkpoints to keep, besides the best
     log_every: int = 50  # steps between training records
+    timeout: int = 1800  # seconds that one of several processes waits for the others
     monitor: int | None = None  # steps between samples of optim.Monitor, in monitor.jsonl
 
 
@@ -107,6 +108,7 @@ class TrainConfig:
             "hessian_every",
             "run.keep",
             "run.log_every",
+            "run.timeout",
         ):
             _at_least(1, key, _lookup(self, key))
         for key in ("seed", "workers", "schedule.warmup_epochs", "schedule.cooldown_epochs"):

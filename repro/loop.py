@@ -154,7 +154,7 @@ class Trainer:
         self.speed = Speedometer(self.progress, self.task.samples, units, peak)
         show = self.accelerator.is_main_process
         bar = tqdm(total=self.total, initial=self.progress.step, unit="step", disable=None if show else True)
-        with Listener(self.accelerator.num_processes) as self.listener:
+        with Listener(self.accelerator.num_processes, self.config.run.timeout) as self.listener:
             with bar as self.bar:
                 self._measure_again()
                 while self.progress.step < self.total:

@@ -42,7 +42,7 @@ from safetensors import SafetensorError
 
 from repro import checkpoint
 from repro.errors import Diverged, UserError
-from repro.reading import read_json, read_records, read_yaml
+from repro.reading import read_json, read_records, read_text, read_yaml
 
 # A continued run may differ from its beginning in these keys (and those below them), and in no other.
 FREE_KEYS = ("run", "tracking", "workers", "data.root", "row")
@@ -242,6 +242,12 @@ def replacing(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_foreign_page(path: Path, script: str) -> None:
+    """Raise UserError if a page that a script would replace does not name it: then somebody else wrote it."""
+    if path.exists() and script not in read_text(path):
+        raise UserError(f"{path}: was not made by {script}; give another --out")
 
 
 def remove_leftovers(folder: Path, names: Sequence[str]) -> None:

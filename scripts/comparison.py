@@ -25,7 +25,7 @@ from repro.comparison.measures import best_point, estimate, finals, winner
 from repro.comparison.records import load, select
 from repro.comparison.todo import ALL_TASKS, Job
 from repro.errors import UserError
-from repro.run import run_name
+from repro.run import refuse_foreign_page, run_name
 from scripts import sweep
 
 FOLDER = sweep.RECORDS.parent
@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = weights(records, options.weights, options.out / "winners")
         print(f"{options.out / 'runs'}: {', '.join(kept)}")
         return 0
+    refuse_foreign_page(options.out / "README.md", "scripts/comparison.py")
     files = page.write(records, times.load(options.records.with_name("times.jsonl")), options.out)
     print(f"{options.out}: {', '.join(files)}")
     return 0

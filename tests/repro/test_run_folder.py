@@ -13,7 +13,7 @@ from toy import ToyTask
 from repro.config import TrainConfig
 from repro.errors import UserError
 from repro.loop import train
-from repro.run import RunFolder, flatten, write_atomically
+from repro.run import RunFolder, flatten, refuse_foreign_page, write_atomically
 
 
 def contents(path: Path) -> dict[str, str]:
@@ -194,6 +194,16 @@ def test_a_failed_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(UserError, match=f"cannot write {path}: .*No space left on device"):
         write_atomically(path, "new")
     assert contents(tmp_path) == {"file": b"old".hex()}
+
+
+def test_a_page_that_somebody_wrote_stays(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    refuse_foreign_page(page, "scripts/x.py")
+    page.write_text("# My project\n")
+    with pytest.raises(UserError, match=r"README\.md: was not made by scripts/x\.py; give another --out"):
+        refuse_foreign_page(page, "scripts/x.py")
+    page.write_text("# Results\n\nMade by `python scripts/x.py`.\n")
+    refuse_foreign_page(page, "scripts/x.py")
 
 
 def test_flat_keys_are_text() -> None:
