@@ -38,7 +38,7 @@ from llm.scores import against, describe, summarise
 from repro import ledger
 from repro.cli import exit_status, file_size
 from repro.errors import UserError
-from repro.reading import read_json
+from repro.loading import read_json
 from repro.run import environment, write_atomically
 
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # arXiv 2107.03374, section 2.2

@@ -35,7 +35,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from repro.errors import UserError
 from repro.foreign import read_weights
-from repro.reading import read_yaml
+from repro.loading import read_yaml
 
 OF_MIXTURES = ("experts_implementation", "router_z_loss_coef")
 EXPERTS = ("eager", "batched_mm", "grouped_mm")

@@ -18,7 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from repro.errors import UserError
-from repro.reading import Unreadable, parse_json, read_text
+from repro.loading import Unreadable, parse_json, read_text
 
 MANIFEST = "manifest.json"
 MODEL = "model.safetensors"

@@ -8,7 +8,7 @@ from typing import Any
 
 from repro.errors import UserError
 from repro.ledger import Figure, Recipe
-from repro.reading import read_json
+from repro.loading import read_json
 from repro.run import flatten, is_free, read_config
 
 SHOWN_CHANGES = 3  # settings that a result names; its folder's config.yaml has them all

@@ -31,18 +31,17 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from safetensors import SafetensorError
 
 from repro import checkpoint
 from repro.errors import Diverged, UserError
-from repro.reading import read_json, read_records, read_text, read_yaml
+from repro.loading import read_json, read_records, read_text, read_yaml
 
 # A continued run may differ from its beginning in these keys (and those below them), and in no other.
 FREE_KEYS = ("run", "tracking", "workers", "data.root", "row")
@@ -131,7 +130,7 @@ class RunFolder:
                 raise UserError(f"{config}: is no run's; {another}")
         else:
             names = sorted(path.name for path in self.path.iterdir())
-            strange = [name for name in names if name != ".lock" and not _temporary_of(name, CONFIG)]
+            strange = [name for name in names if name != ".lock" and not _is_leftover(name, CONFIG)]
             if strange:
                 raise UserError(f"{self.path} has {strange[0]} in it, and no {CONFIG} of a run; {another}")
         if os.path.lexists(self.checkpoints) and not self.checkpoints.is_dir():
@@ -167,7 +166,9 @@ class RunFolder:
         """
         if not self.active:
             return
-        remove_leftovers(self.path, (CONFIG, *PRODUCTS))
+        for child in list(self.path.iterdir()):
+            if any(_is_leftover(child.name, name) for name in (CONFIG, *PRODUCTS)):
+                checkpoint.remove(child)
         if self.overwrite:
             for name in (*PRODUCTS, *products):
                 checkpoint.remove(self.path / name)
@@ -217,29 +218,15 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         UserError: the disk refused.
     """
-    with replacing(path) as temporary:
-        temporary.write_text(text)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a file to write beside `path`, which takes its place when all went well.
-
-    Raises:
-        UserError: the disk refused.
-    """
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # torch.save reports a full disk as RuntimeError
-        raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; make room there") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -250,15 +237,8 @@ def refuse_foreign_page(path: Path, script: str) -> None:
         raise UserError(f"{path}: was not made by {script}; give another --out")
 
 
-def remove_leftovers(folder: Path, names: Sequence[str]) -> None:
-    """Remove what kills in `replacing` left beside files of these names; nobody else may be writing there."""
-    for path in list(folder.iterdir()):
-        if any(_temporary_of(path.name, name) for name in names):
-            checkpoint.remove(path)
-
-
-def _temporary_of(name: str, final: str) -> bool:
-    """Tell whether `name` is what a kill in `replacing` leaves of a file."""
+def _is_leftover(name: str, final: str) -> bool:
+    """Tell whether `name` is what a kill in write_atomically leaves beside the file `final`."""
     return re.fullmatch(rf"\.tmp-(\d+-)?{re.escape(final)}", name) is not None
 
 
@@ -299,7 +279,7 @@ def read_config(path: Path, cure: str = "") -> dict[str, Any]:
     """Return the contents of a config.yaml, flat.
 
     Raises:
-        Unreadable: it is damaged; see repro.reading.
+        Unreadable: it is damaged; see repro.loading.
     """
     return flatten(read_yaml(path, cure))
 

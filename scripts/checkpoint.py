@@ -27,7 +27,6 @@ from repro.errors import UserError
 from repro.foreign import export, inert, states
 from repro.foreign.content import named
 from repro.foreign.describe import describe
-from repro.run import replacing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,7 +124,7 @@ def convert(options: argparse.Namespace) -> None:
         ) from None
     rest = {key: value for key, value in state_dict.items() if key not in converted}  # fairseq's loss_scale
     new = states.replaced(content, keys, {**rest, **converted})
-    with replacing(options.out) as temporary, temporary.open("wb") as file:
+    with export.replacing(options.out) as temporary, temporary.open("wb") as file:
         torch.save(inert.plain(new, namespaces=True), file)
     print(f"{options.file}{_at(keys)}: {SOURCES[source].title} ({source})")
     print(f"  {states.summary(state_dict)}")

@@ -16,7 +16,7 @@ from repro import ledger
 from repro.cli import CONFIGS, explain
 from repro.errors import UserError
 from repro.foreign import Checkpoint
-from repro.reading import read_yaml
+from repro.loading import read_yaml
 from vision.config import VisionConfig
 
 DEFAULTS = ("amp=no", "batch_size=256")  # of a measurement, whatever the training had

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd  # type: ignore[import-untyped]
 
 from repro.errors import UserError
-from repro.reading import read_json, read_records
+from repro.loading import read_json, read_records
 from repro.run import is_free, read_config
 
 TUNE, SEEDS, HALF = "tune", "seeds", "half"  # stages; others are names of experiments

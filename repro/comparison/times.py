@@ -9,7 +9,7 @@ from typing import Any
 
 from repro.comparison.design import REFERENCE
 from repro.errors import UserError
-from repro.reading import read_records
+from repro.loading import read_records
 
 
 @dataclass(frozen=True)

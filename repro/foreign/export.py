@@ -3,11 +3,15 @@
 How each family's names are translated is in `timm_names` and `transformers_names`.
 """
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from repro.errors import UserError
@@ -16,7 +20,6 @@ from repro.foreign.architectures import Architecture, infer
 from repro.foreign.content import Checkpoint, Weights, identity
 from repro.foreign.states import MALFORMED
 from repro.foreign.target import Target, Unfit
-from repro.run import replacing
 
 LIBRARIES = {"timm": timm_names.FAMILIES, "transformers": transformers_names.FAMILIES}
 SAME = "same"  # the names as they are
@@ -120,3 +123,26 @@ def write(export: Export, found: Checkpoint, path: Path) -> int:
     with replacing(path) as temporary:
         save_file(weights, temporary, metadata)
     return path.stat().st_size
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a file to write beside `path`, which takes its place when all went well.
+
+    Raises:
+        UserError: the disk refused.
+    """
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch.save reports a full disk as RuntimeError
+        raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}") from None
+    finally:
+        temporary.unlink(missing_ok=True)

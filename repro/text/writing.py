@@ -23,8 +23,6 @@ import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from repro.errors import UserError
-from repro.reading import read_json
-from repro.run import remove_leftovers, write_atomically
 from repro.text import sources, tokenizers
 from repro.text.config import TextConfig, TokenizerConfig
 from repro.text.shards import FORMAT, LINES, MANIFEST, Manifest, file_sizes, read_manifest, total, unit_of
@@ -45,11 +43,10 @@ def write(text: TextConfig, tokenizer: TokenizerConfig, out: Path, size: int, wo
     splits = sources.find(text, size)
     plan = [(split, number, piece) for split, found in splits.items() for number, piece in enumerate(found)]
     out.mkdir(parents=True, exist_ok=True)
-    if not (out / ".lock").exists() and not (out / MANIFEST).exists():  # one of which is there from the first
+    if not (out / ".lock").exists() and not (out / MANIFEST).exists():  # one of them is there from the first
         for path in out.iterdir():
             raise UserError(f"{out}: has {path.name} in it, and is no folder of shards; take an empty folder")
     with _alone(out):
-        remove_leftovers(out, [MANIFEST])
         kind = (text.strip, text.rows) if text.unit == "lines" else (text.unit, text.end_of_document)
         source = _digest([(split, piece.name, piece.size, *kind) for split, _, piece in plan])
         made = _make_tokenizer(tokenizer, splits["train"], out, source)
@@ -93,7 +90,7 @@ def _make_tokenizer(config: TokenizerConfig, train: list[Piece], out: Path, sour
     place = out / "tokenizer"
     asked = {"name": config.name, "vocab_size": config.vocab_size, "source": source}
     if config.path is None and (place / "asked.json").exists():
-        if read_json(place / "asked.json", dict, f"delete {out} and write it again") != asked:
+        if json.loads((place / "asked.json").read_text()) != asked:
             raise UserError(f"{out}: was begun with another tokenizer or text; take an empty folder")
         return tokenizers.load(place)
     made = tokenizers.build(config, lambda: (lines for piece in train for lines in piece.batches()))
@@ -168,7 +165,12 @@ def _append(out: Path, split: str, part: Path, manifest: Manifest, entry: dict[s
 
 
 def _save(out: Path, manifest: Manifest) -> None:
-    write_atomically(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    part = out / f"{MANIFEST}.part"
+    with part.open("w") as file:
+        file.write(json.dumps(manifest, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, out / MANIFEST)
 
 
 def _digest(things: Any) -> str:
@@ -178,7 +180,7 @@ def _digest(things: Any) -> str:
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Hold the folder; the system lets go of it when the process dies."""
-    with (out / ".lock").open("a") as lock:
+    with (out / ".lock").open("w") as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

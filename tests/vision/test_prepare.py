@@ -238,15 +238,6 @@ def test_shards_go_into_no_folder_of_others(run: Run, tree: Path, tmp_path: Path
         (out / name).unlink()
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"shards": [{"name": "train-000000.tar"}]}'])
-def test_a_damaged_manifest_of_shards(run: Run, tree: Path, tmp_path: Path, text: str) -> None:
-    (tmp_path / "manifest.json").write_text(text)
-    status, _, err = run("shards", tree, tmp_path, "--workers", 0)
-    assert (status, err.count("\n")) == (2, 1)
-    assert "manifest.json: not " in err
-    assert "; delete it to write all shards again" in err
-
-
 @pytest.mark.parametrize("size", ["3", "0MB", "1TB", "-1GB"])
 def test_bad_arguments(run: Run, tree: Path, size: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -15,15 +15,12 @@ from typing import Any
 from tqdm import tqdm
 
 from repro.errors import UserError
-from repro.reading import read_json
-from repro.run import write_atomically
 from vision.config import DataConfig
 from vision.data.images import Split, file_name, read_file, suffix
 from vision.data.readers import read_imagefolder
 from vision.data.shards import CLASSES, read_webdataset
 
 MANIFEST = "manifest.json"
-ENTRY = {"name", "samples", "bytes", "sha256", "source"}  # keys of a shard in it
 BLOCK = 512  # bytes, of tar
 HEADERS = 3 * BLOCK  # of an image and its label, and the label
 
@@ -56,7 +53,9 @@ def write_shards(root: Path, out: Path, size: int, workers: int) -> dict[str, An
     known = {entry["name"]: entry for entry in read_manifest(out)["shards"]}
     wanted = {shard.name for shard in shards}
     begun = (out / MANIFEST).exists()
-    strange = {path.name for path in out.glob("*.tar")} - wanted if begun else set(os.listdir(out))
+    strange = (
+        {path.name for path in out.glob("*.tar")} - wanted if begun else set(os.listdir(out)) - {".lock"}
+    )
     if strange:
         raise UserError(f"{out}: holds {min(strange)}, which is none of these shards; take an empty folder")
     if not begun:
@@ -110,16 +109,13 @@ def plan(name: str, split: Split, size: int) -> list[Shard]:
 
 def read_manifest(out: Path) -> dict[str, Any]:
     """Return the manifest beside shards; one without shards if there is none."""
-    path, cure = out / MANIFEST, "delete it to write all shards again"
-    if not path.exists():
+    try:
+        manifest = json.loads((out / MANIFEST).read_text())
+    except FileNotFoundError:
         return {"shards": []}
-    manifest = read_json(path, dict, cure)
-    entries = manifest.get("shards")
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and entry.keys() == ENTRY for entry in entries
-    ):
-        raise UserError(f"{path}: not a manifest of shards; {cure}")
-    return manifest
+    except ValueError as error:
+        raise UserError(f"{out / MANIFEST}: not JSON; delete it to write all shards again") from error
+    return dict(manifest)
 
 
 def sha256(path: Path) -> str:
@@ -167,4 +163,6 @@ def _save_manifest(out: Path, entries: Sequence[dict[str, Any]]) -> None:
         split: sum(e["samples"] for e in entries if e["name"].startswith(split)) for split in ("train", "val")
     }
     text = json.dumps({"samples": samples, "shards": list(entries)}, indent=1) + "\n"
-    write_atomically(out / MANIFEST, text)
+    part = out / f"{MANIFEST}.part"
+    part.write_text(text)
+    os.replace(part, out / MANIFEST)
