@@ -69,5 +69,5 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
 	$(VENV)/bin/pip install --quiet --no-compile -c constraints.txt -e '.[recipes,test]'  # what is imported is compiled then
 	touch $@
 
-clean:
-	rm -rf $(VENV) $(CONFORMANCE) build *.egg-info optim/*.so
+clean:  ## what is made here, never a folder that VENV=PATH names
+	rm -rf .venv .venv-conformance build *.egg-info optim/*.so

@@ -41,6 +41,7 @@ class Finetuning(Task):
 
     name = "finetune"
     samples = "tokens"
+    products = ("tokenizer", models.EXPORT, start.ADAPTER)
     metric = "valid_loss"
     columns: tuple[str, ...] = ("completion",)  # of the answers
     kind = "CAUSAL_LM"

@@ -38,6 +38,7 @@ from llm.scores import against, describe, summarise
 from repro import ledger
 from repro.cli import exit_status, file_size
 from repro.errors import UserError
+from repro.loading import read_json
 from repro.publish import alone
 from repro.run import environment, write_atomically
 
@@ -172,7 +173,7 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or refuse to continue one that was begun with other settings."""
     path = folder / "settings.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        before = read_json(path, dict, "take another --out FOLDER")
         for key in sorted(before.keys() | settings.keys()):
             if before.get(key) != settings.get(key):
                 raise UserError(

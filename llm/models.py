@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import (
@@ -36,6 +35,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from repro.errors import UserError
 from repro.foreign import read_weights
+from repro.loading import read_yaml
 
 OF_MIXTURES = ("experts_implementation", "router_z_loss_coef")
 EXPERTS = ("eager", "batched_mm", "grouped_mm")
@@ -148,7 +148,9 @@ def _from_run(folder: Path, config: PreTrainedConfig | None) -> PreTrainedModel:
     """Load a run that has not finished, from its best checkpoint."""
     weights, found = read_weights(folder)
     if config is None:
-        model = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml").model)
+        model = read_yaml(folder / "config.yaml").get("model")
+        if not isinstance(model, dict):
+            raise UserError(f"{folder / 'config.yaml'}: has no model in it; name a run of llm/pretrain.py")
         sizes = [
             len(x) for name, x in weights.items() if name.endswith(("wte.weight", "embed_tokens.weight"))
         ]

@@ -48,6 +48,7 @@ class LanguageModelling(Task):
 
     name = "llm"
     samples = "tokens"
+    products = ("tokenizer", models.EXPORT)
     metric = "valid_loss"
 
     def __init__(self, config: LlmConfig) -> None:

@@ -43,6 +43,7 @@ class Finetuning(Task):
 
     name = "glue"
     samples = "examples"
+    products = ("tokenizer", predictions.FOLDER)
 
     def __init__(self, config: GlueConfig) -> None:
         found = read(config.task, config.data)

@@ -46,6 +46,7 @@ class Pretraining(Task):
 
     name = "bert"
     samples = "tokens"
+    products = ("tokenizer", EXPORT)
     metric = "valid_loss"
 
     def __init__(self, config: BertConfig) -> None:

@@ -36,6 +36,7 @@ class LanguageModelling(Task):
 
     name = "lstm"
     samples = "tokens"
+    products = ("tokenizer",)
     metric = "valid_perplexity"
 
     def __init__(self, config: LSTMTrainConfig) -> None:

@@ -41,6 +41,7 @@ class LanguageModelling(Task):
 
     name = "transformer_xl"
     samples = "tokens"
+    products = ("tokenizer",)
     metric = "valid_perplexity"
 
     def __init__(self, config: TransformerXLConfig) -> None:

@@ -244,12 +244,20 @@ def _take_over(path: Path, step: int | None, take: Callable[[Sample], None]) -> 
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
             file.seek(0)
-            for line in file:
+            for number, line in enumerate(file, 1):
                 if not (line.startswith(begin) or begin.startswith(line)):
                     raise ValueError(f"path={str(path)!r} is not a file of samples: give another")
-                if not line.endswith(b"\n") or (step is not None and json.loads(line)["step"] > step):
+                if not line.endswith(b"\n"):
                     break
-                take(json.loads(line))
+                try:
+                    sample = json.loads(line)
+                    if step is not None and sample["step"] > step:
+                        break
+                    take(sample)
+                except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                    raise ValueError(
+                        f"path={str(path)!r}: line {number} is not a sample: repair or delete it"
+                    ) from None
                 end += len(line)
             file.truncate(end)
     except OSError as error:

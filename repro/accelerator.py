@@ -2,13 +2,14 @@
 
 import atexit
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.state import AcceleratorState, GradientState  # type: ignore[import-untyped]
-from accelerate.utils import GradScalerKwargs  # type: ignore[import-untyped]
+from accelerate.utils import GradScalerKwargs, InitProcessGroupKwargs  # type: ignore[import-untyped]
 from torch import nn
 
 import optim
@@ -23,14 +24,17 @@ def build(config: TrainConfig) -> Accelerator:
     Raises:
         UserError: the mixed precision does not work on them.
     """
-    scaling = GradScalerKwargs(init_scale=config.loss_scale.initial, growth_interval=config.loss_scale.window)
+    handlers: list[Any] = [InitProcessGroupKwargs(timeout=timedelta(seconds=config.run.timeout))]
+    if config.amp == "fp16":
+        scale = config.loss_scale
+        handlers.append(GradScalerKwargs(init_scale=scale.initial, growth_interval=scale.window))
     try:
         return Accelerator(
             cpu=not torch.accelerator.is_available(),
             mixed_precision=config.amp,
             gradient_accumulation_steps=config.accumulate,
             dynamo_backend="inductor" if config.compile else None,
-            kwargs_handlers=[scaling] if config.amp == "fp16" else None,
+            kwargs_handlers=handlers,
             log_with=config.tracking.name,
             project_dir=config.run.root,
         )

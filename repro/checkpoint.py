@@ -1,12 +1,15 @@
 """Checkpoints that survive a kill, a full disk and a damaged file.
 
 A checkpoint is a folder `step-<step>` with the model's weights as safetensors, whatever else the writer puts
-there, and `manifest.json` with the size and SHA-256 of every file. It appears complete or not at all.
+there, and `manifest.json` with the size and SHA-256 of every file, and its own. It appears complete or not at
+all. Beside checkpoints and what a kill left of them, told by their names, nothing is ever removed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +18,15 @@ from typing import Any
 from safetensors import SafetensorError
 
 from repro.errors import UserError
+from repro.loading import Unreadable, parse_json, read_text
 
 MANIFEST = "manifest.json"
 MODEL = "model.safetensors"
 EMA = "ema.safetensors"
+
+_NAME = re.compile(r"step-\d{9,}")
+_LEFTOVER = re.compile(r"\.(tmp|old)-step-\d{9,}")
+_UNSIGNED = {"step", "model", "parameters", "best", "files"}  # all keys of a manifest without a digest
 
 
 def save(
@@ -45,7 +53,7 @@ def save(
     wait = wait or (lambda: None)
     try:
         if main:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove(temporary)
             temporary.mkdir(parents=True)
         wait()
         write(temporary)
@@ -53,13 +61,11 @@ def save(
         if not main:
             return final
         files = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
-        text = json.dumps({"step": step, **about, "files": files}, indent=1)
-        (temporary / MANIFEST).write_text(text + "\n")
+        (temporary / MANIFEST).write_text(_signed({"step": step, **about, "files": files}))
         for path in temporary.iterdir():
             _flush(path)
         _flush(temporary)
-        if final.exists():  # only ever a damaged one, passed over when the run was resumed
-            shutil.rmtree(final)
+        remove(final)  # only ever a damaged one, passed over when the run was resumed
         temporary.rename(final)
         _flush(root)
     except (
@@ -67,7 +73,8 @@ def save(
         RuntimeError,
         SafetensorError,
     ) as error:  # torch.save reports a full disk as RuntimeError
-        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove(temporary)
         reason = str(error).splitlines()[0]
         free = f"; {shutil.disk_usage(root).free >> 20} MiB are free there" if root.exists() else ""
         raise UserError(
@@ -83,8 +90,8 @@ def newest(root: Path, warn: Callable[[str], None] = print) -> Path | None:
     Raises:
         UserError: there are checkpoints, all of them damaged.
     """
-    folders = sorted(root.glob("step-*"), reverse=True)
-    for folder in folders:
+    folders = _all(root)
+    for folder in reversed(folders):
         problem = damage(folder)
         if problem is None:
             return folder
@@ -98,39 +105,65 @@ def damage(folder: Path) -> str | None:
     """Say what is wrong with a checkpoint, or None if every file is as the manifest says."""
     try:
         files = read_manifest(folder)["files"]
-    except (OSError, ValueError, KeyError):
-        return f"{MANIFEST} is missing or unreadable"
+    except Unreadable as error:
+        return str(error).removeprefix(f"{folder}/")
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != expected["bytes"]:
             return f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
-        if _fingerprint(path) != expected:
+        try:
+            found = _fingerprint(path)
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror or error}"
+        if found != expected:
             return f"{name} has another SHA-256"
     return None
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest of a checkpoint."""
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    """Return the manifest of a checkpoint, without its digest.
+
+    Raises:
+        Unreadable: it is missing, or not as it was written, be it by a bit.
+    """
+    path = folder / MANIFEST
+    text = read_text(path)
+    manifest = parse_json(text, dict, path)
+    signed = "sha256" in manifest
+    manifest.pop("sha256", None)
+    if (signed and text != _signed(manifest)) or not (signed or manifest.keys() == _UNSIGNED):
+        raise Unreadable(path, "not as it was written")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(
+        isinstance(entry, dict) and entry.keys() == {"bytes", "sha256"} for entry in files.values()
+    ):
+        raise Unreadable(path, "it lists no files")
     return manifest
 
 
 def prune(root: Path, keep: int, also: Iterable[str]) -> None:
     """Delete all checkpoints under `root` except the `keep` newest and those named in `also`."""
-    for folder in sorted(root.glob("step-*"))[:-keep]:
+    for folder in _all(root)[:-keep]:
         if folder.name not in also:
-            # out of the way in one move, so that a kill in the middle cannot leave half a checkpoint
-            doomed = folder.rename(folder.with_name(f".old-{folder.name}"))
-            shutil.rmtree(doomed)
+            _drop(folder)
 
 
 def clean(root: Path) -> None:
     """Remove what a killed process may have left half-written or half-deleted under `root`."""
-    for pattern in (".tmp-*", ".old-*"):
-        for leftover in root.glob(pattern):
-            shutil.rmtree(leftover)
+    for path in list(root.iterdir()) if root.is_dir() else []:
+        if _LEFTOVER.fullmatch(path.name):
+            remove(path)
+
+
+def discard(root: Path) -> None:
+    """Remove every checkpoint under `root`, and `root` if nothing else is in it and it is no link."""
+    clean(root)
+    for folder in _all(root):
+        _drop(folder)
+    if root.is_dir() and not root.is_symlink() and not any(root.iterdir()):
+        root.rmdir()
 
 
 def best(path: Path) -> Path:
@@ -153,6 +186,33 @@ def first_difference(ours: Mapping[str, Sequence[int]], theirs: Mapping[str, Seq
         if list(ours[key]) != list(theirs[key]):
             return f"its {key} has shape {list(theirs[key])}, here it is {list(ours[key])}"
     return None
+
+
+def _all(root: Path) -> list[Path]:
+    """The checkpoints under `root`, be they damaged, the oldest first; what has another name is none."""
+    found = [path for path in (root.iterdir() if root.is_dir() else ()) if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _drop(folder: Path) -> None:
+    """Delete a checkpoint, out of the way in one move first: a kill in the middle leaves no half of one."""
+    doomed = folder.with_name(f".old-{folder.name}")
+    remove(doomed)
+    remove(folder.rename(doomed))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it is there; of a link the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _signed(manifest: dict[str, Any]) -> str:
+    """The text of a manifest, which begins with the SHA-256 of what it would be without that."""
+    digest = hashlib.sha256(json.dumps(manifest, indent=1).encode()).hexdigest()
+    return json.dumps({"sha256": digest, **manifest}, indent=1) + "\n"
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -23,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch.distributed import DistError
 
 from repro import slurm
 from repro.config import TrainConfig
@@ -226,10 +228,31 @@ def _explanation(error: BaseException) -> str | None:
             keys = [str(key) for key in error.parent_node] if error.parent_node is not None else []
             return f"{error.full_key}: no such key; {_nearest(str(error.key), keys)}"
         return f"{error.full_key}: {first}" if error.full_key else first
+    if (lost := _lost_process(error)) is not None:
+        return lost
     if slurm.is_refusal(error):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{error}; make room and run the same command again"
+    return None
+
+
+def _lost_process(error: BaseException) -> str | None:
+    """Say which other process was lost, for the errors of those that wait for one."""
+    text = " ".join(str(error).split())
+    if isinstance(error, BrokenProcessPool):
+        return "one of the processes that share the work was killed, often for lack of memory; start fewer"
+    if not isinstance(error, RuntimeError):
+        return None
+    if worker := re.search(r"DataLoader worker \((pid[^)]*\)?[^)]*)\) (?:is|exited)[^.]*", text):
+        return f"{worker[0]}, often for lack of memory: set a lower workers=N; the same command continues"
+    ended = re.search(r"Connection (closed|reset) by peer|Broken pipe|Timed out waiting|timed out", text)
+    if isinstance(error, DistError) or ("gloo" in text and ended):
+        reason = ended[0] if ended else text[:150]
+        return (
+            f"another process of this run ended, or did not answer within run.timeout ({reason}); "
+            "its own message says why, and the same command continues"
+        )
     return None
 
 

@@ -1,6 +1,7 @@
 """Configuration shared by all recipes, as dataclasses that type-check what the command line says."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from repro.direction import higher_is_better
@@ -20,6 +21,7 @@ class RunConfig:
     )
     keep: int = 2  # newest checkpoints to keep, besides the best
     log_every: int = 50  # steps between training records
+    timeout: int = 1800  # seconds that one of several processes waits for the others
     monitor: int | None = None  # steps between samples of optim.Monitor, in monitor.jsonl
 
 
@@ -129,6 +131,7 @@ class TrainConfig:
             "hessian_every",
             "run.keep",
             "run.log_every",
+            "run.timeout",
         ):
             _at_least(1, key, _lookup(self, key))
         for key in ("seed", "workers", "schedule.warmup_epochs", "schedule.cooldown_epochs"):
@@ -137,6 +140,11 @@ class TrainConfig:
             _at_least(0, key, _lookup(self, key))
         if self.run.checkpoint_every is not None:
             _at_least(1, "run.checkpoint_every", self.run.checkpoint_every)
+        name = self.run.name
+        if name is not None and (
+            not (parts := Path(name).parts) or ".." in parts or Path(name).is_absolute()
+        ):
+            raise UserError(f"run.name={name}: must name a folder below run.root; set run.root=PATH, too")
         if self.run.monitor is not None:
             _at_least(1, "run.monitor", self.run.monitor)
         for key in ("steps", "max_epochs", "stop_after", "measure_every", "measure_epochs", "restart_every"):

@@ -5,6 +5,7 @@ The order of an epoch depends on (seed, epoch) alone, and the randomness of one 
 """
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from repro.errors import UserError
 from repro.generators import hashed, left_alone, seed_generators
 
 Key = tuple[int, int]  # (epoch, index)
@@ -133,6 +135,29 @@ class SeededDataset(Dataset[Any]):
         return self.data[index]
 
 
+class Loader(DataLoader[Any]):
+    """A DataLoader that reports a worker's death as such, wherever in a transfer it comes."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Give the batches.
+
+        Raises:
+            UserError, RuntimeError: a worker died; repro.cli explains the latter, which is torch's.
+        """
+        try:
+            yield from super().__iter__()
+        except (EOFError, ConnectionError, FileNotFoundError) as error:
+            if self.num_workers == 0 or str(error).startswith(
+                "Caught "
+            ):  # of the data set, passed on by torch
+                raise
+            time.sleep(10)  # ended by torch's RuntimeError, as soon as the system reports the death
+            raise UserError(
+                f"a process that loads data has ended ({error!r}): set a lower workers=N; the same command "
+                "continues"
+            ) from error
+
+
 def make_loader(
     data: Sized,
     batches: Iterable[list[Key]],
@@ -146,7 +171,7 @@ def make_loader(
     It has `workers`, but no more than there are cores: the others would only wait.
     """
     workers = min(workers, os.cpu_count() or 1)
-    return DataLoader(
+    return Loader(
         SeededDataset(data, seed, repeats),
         batch_sampler=batches,
         num_workers=workers,

@@ -52,14 +52,15 @@ def train(task: Task, config: TrainConfig, name: str) -> dict[str, Any]:
     main = accelerator.is_main_process
     folder = RunFolder(Path(config.run.root) / task.name / name, active=main, overwrite=config.run.overwrite)
     try:
-        accelerator.wait_for_everyone()  # the others look at the folder after it was locked and emptied
+        accelerator.wait_for_everyone()  # the others look at the folder only once it is locked
         folder.check(asdict(config))
         summary = folder.summary()
         if summary is None:
             trainer = Trainer(task, config, folder, accelerator)
-            folder.begin(asdict(config))  # only now, when the configuration is known to work
+            folder.begin(asdict(config), task.products)  # only now, when the configuration is known to work
             if main:
                 task.begin(folder.path)
+            accelerator.wait_for_everyone()  # the others look for checkpoints only now
             summary = trainer.run()
             folder.finish(summary)
         elif main:
@@ -152,7 +153,7 @@ class Trainer:
         self.speed = Speedometer(self.progress, self.task.samples, units, peak)
         show = self.accelerator.is_main_process
         bar = tqdm(total=self.total, initial=self.progress.step, unit="step", disable=None if show else True)
-        with Listener(self.accelerator.num_processes) as self.listener:
+        with Listener(self.accelerator.num_processes, self.config.run.timeout) as self.listener:
             with bar as self.bar:
                 self._measure_again()
                 while self.progress.step < self.total:
@@ -268,14 +269,17 @@ class Trainer:
         if self.config.run.monitor is None:
             return None
         path = self.folder.path / "monitor.jsonl" if self.accelerator.is_main_process else None
-        return optim.Monitor(
-            self.bare_optimizer,
-            self.module,
-            every=self.config.run.monitor,
-            path=path,
-            step=self.progress.step,
-            max_grad_norm=self.config.clip_grad,
-        )
+        try:
+            return optim.Monitor(
+                self.bare_optimizer,
+                self.module,
+                every=self.config.run.monitor,
+                path=path,
+                step=self.progress.step,
+                max_grad_norm=self.config.clip_grad,
+            )
+        except ValueError as error:  # the file of samples is damaged
+            raise UserError(str(error)) from error
 
     def _set_lr(self) -> None:
         multiplier = self.multiplier(self.progress.step)
@@ -362,7 +366,13 @@ class Trainer:
         best = self.progress.best
         assert best is not None, "a run ends with a measurement"
         self.accelerator.wait_for_everyone()  # the first process may still be writing
-        module = saving.load_best(self, self.folder.checkpoints / f"step-{best['step']:09d}")
+        path = self.folder.checkpoints / f"step-{best['step']:09d}"
+        if (problem := checkpoint.damage(path)) is not None:
+            raise UserError(
+                f"the best checkpoint {path} is damaged ({problem}), which the run's end needs: "
+                "restore it from a copy, or begin afresh with run.overwrite=true"
+            )
+        module = saving.load_best(self, path)
         closing = None
         if self.test_data is not None:
             measured = self.measurer.measure(module, self.measurer.batches(self.test_data))

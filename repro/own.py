@@ -1,16 +1,27 @@
-"""Our own finished runs of the ledger's rows, found in run folders (see repro.run)."""
+"""Our own finished runs, those of the ledger's rows among them, found in run folders (see repro.run)."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from repro.errors import UserError
 from repro.ledger import Figure, Recipe
+from repro.loading import read_json
 from repro.run import flatten, is_free, read_config
 
 SHOWN_CHANGES = 3  # settings that a result names; its folder's config.yaml has them all
+
+
+@dataclass
+class Finished:
+    """A finished run, of a row or not."""
+
+    path: Path
+    config: dict[str, Any]  # flat
+    summary: dict[str, Any]
+    starts: list[dict[str, Any]]  # of environment.json
 
 
 @dataclass
@@ -51,18 +62,45 @@ class Own:
         return f"{result} ({scale}; {self.date:%Y-%m-%d})"
 
 
+def finished(roots: Iterable[Path]) -> tuple[list[Finished], list[str]]:
+    """Return the finished runs in and below folders, and a line for each that cannot be read.
+
+    Summaries without a config.yaml beside them are not of training, and are passed over.
+    """
+    found, problems = [], []
+    for path in sorted({path.resolve() for root in roots for path in root.rglob("summary.json")}):
+        folder = path.parent
+        if not (folder / "config.yaml").exists():
+            continue
+        try:
+            summary, config = read_json(path, dict), read_config(folder / "config.yaml")
+            starts = folder / "environment.json"
+            began = [dict(start) for start in read_json(starts, list)] if starts.exists() else []
+            if not isinstance(summary["metric"], str):
+                raise TypeError("its metric is not a name")
+            if not all(isinstance(summary[key], dict | None) for key in ("best", "final")):
+                raise TypeError("its best and final are not records")
+        except UserError as error:
+            problems.append(str(error))
+        except (KeyError, TypeError, ValueError) as error:
+            problems.append(f"{path}: not of a run ({error})")
+        else:
+            found.append(Finished(folder, config, summary, began))
+    return found, problems
+
+
+def of_rows(found: Iterable[Finished]) -> list[Own]:
+    """Return those of finished runs that are of a row; they have its name and scale."""
+    return [
+        Own(run.path, row, str(run.config.get("row.scale")), _date(run), run.config, run.summary)
+        for run in found
+        if isinstance(row := run.config.get("row.name"), str)
+    ]
+
+
 def runs(roots: Iterable[Path]) -> list[Own]:
     """Return the finished runs of rows in and below folders; other folders are passed over."""
-    found = []
-    for path in sorted({path.resolve() for root in roots for path in root.rglob("summary.json")}):
-        try:
-            summary = json.loads(path.read_text())
-            config = read_config(path.parent / "config.yaml")
-            row, scale = config["row.name"], config["row.scale"]
-        except (OSError, ValueError, KeyError):
-            continue
-        found.append(Own(path.parent, row, scale, _date(path), config, summary))
-    return found
+    return of_rows(finished(roots)[0])
 
 
 def last(found: Iterable[Own], row: str) -> Own | None:
@@ -71,9 +109,8 @@ def last(found: Iterable[Own], row: str) -> Own | None:
     return max(of_row, key=lambda own: (own.scale == "paper", own.date), default=None)
 
 
-def _date(path: Path) -> datetime:
+def _date(run: Finished) -> datetime:
     try:
-        starts = json.loads((path.parent / "environment.json").read_text())
-        return datetime.fromisoformat(starts[-1]["time"]).astimezone(UTC)
-    except (OSError, ValueError, KeyError, IndexError):
-        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        return datetime.fromisoformat(run.starts[-1]["time"]).astimezone(UTC)
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError):
+        return datetime.fromtimestamp((run.path / "summary.json").stat().st_mtime, UTC)

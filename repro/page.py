@@ -18,11 +18,12 @@ from repro.comparison.claims import claims
 from repro.comparison.figures import draw_all
 from repro.comparison.page import final_losses
 from repro.direction import higher_is_better
+from repro.errors import UserError
 from repro.ledger import ROOT, Recipe, Row
 from repro.released import read
 from repro.released.files import read_log
 from repro.released.log import Log, LogError
-from repro.run import environment, read_config
+from repro.run import environment, write_atomically
 
 COMPARISON = ROOT / "results" / "comparison" / "runs.jsonl"  # of scripts/sweep.py
 
@@ -83,7 +84,7 @@ class Shown:
 
 
 def write(out: Path, runs: Sequence[Path]) -> str:
-    """Write the page to `out` and return a line that says what is in it.
+    """Write the page to `out` and return a line that says what is in it, and one for each run that is not.
 
     Args:
         runs: folders in and below which our own run folders are looked for.
@@ -91,23 +92,35 @@ def write(out: Path, runs: Sequence[Path]) -> str:
     recipes = [ledger.load(name) for name in ledger.names()]
     rows = [recipe.row for recipe in recipes]
     verdicts = ledger.verdicts()
-    finished = own.runs(runs)
-    shown = [Shown(recipe.row, verdicts[recipe.row.name], _own(recipe, finished)) for recipe in recipes]
-    ended = {path.parent for root in runs for path in root.rglob("summary.json")}
-    folders = sorted(path for path in ended if (path / "config.yaml").exists())  # or it was no training
+    finished, left_out = own.finished(runs)
+    of_rows = own.of_rows(finished)
+    shown = [Shown(recipe.row, verdicts[recipe.row.name], _own(recipe, of_rows)) for recipe in recipes]
+    shown_runs, lines = [], []
+    for run in finished:
+        try:
+            about, line = _run(run), _line(run)
+        except UserError as error:
+            left_out.append(str(error))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            left_out.append(f"{run.path}: its files do not belong together ({type(error).__name__}: {error})")
+        else:
+            shown_runs.append(about)
+            lines.append(line)
     curves = released_curves(rows)
     text = _template().render(
         made=_made(),
         counts=[*counts(), ("released curves read", sum(len(chart.lines) for chart in curves))],
         tables=_tables(shown),
         curves=curves,
-        runs=[_run(path) for path in folders],
-        run_curves=list(run_curves(folders)),
+        runs=shown_runs,
+        left_out=left_out,
+        run_curves=run_curves(lines),
         benches=list(_benches()),
         comparison=_comparison(),
     )
-    out.write_text(text)
-    return f"{out}: {len(rows)} rows, {len(curves)} charts of released curves, {len(folders)} own runs"
+    write_atomically(out, text)
+    made = f"{out}: {len(rows)} rows, {len(curves)} charts of released curves, {len(shown_runs)} own runs"
+    return "\n".join([made, *(f"left out: {line}" for line in left_out)])
 
 
 def released_curves(rows: Sequence[Row]) -> list[Chart]:
@@ -137,39 +150,41 @@ def _column(row: Row, log: Log) -> str:
     return next(column for column in likely if column in log.table and len(log.series(column)) > 1)
 
 
-def run_curves(folders: Sequence[Path]) -> Iterator[Chart]:
+def run_curves(lines: Sequence[tuple[str, str, Line]]) -> list[Chart]:
     """One chart for each data set and metric: that of our own runs over epochs, averaged weights or not."""
-    charts: dict[tuple[str, str], list[Path]] = defaultdict(list)
-    for path in folders:
-        data, metric = read_config(path / "config.yaml").get("data.name"), _summary(path)["metric"]
-        charts[str(data), metric.removeprefix("ema_")].append(path)
-    for (data, kind), paths in charts.items():
-        chart = Chart(data, "epoch", kind)
+    charts: dict[tuple[str, str], Chart] = {}
+    for data, kind, line in lines:
+        chart = charts.setdefault((data, kind), Chart(data, "epoch", kind))
         chart.higher_is_better = higher_is_better(kind) is not False
-        for path in paths:
-            table, metric = read(path / "metrics.jsonl").table, _summary(path)["metric"]
-            measured = table.dropna(subset=[metric])
-            values = pd.Series(measured[metric].to_numpy(), measured["epoch"].to_numpy())
-            chart.lines.append(Line(path.name, values, own=True))
-        yield chart
+        chart.lines.append(line)
+    return list(charts.values())
 
 
-def _run(path: Path) -> dict[str, str]:
-    summary, config = _summary(path), read_config(path / "config.yaml")
-    metric, starts = summary["metric"], json.loads((path / "environment.json").read_text())
+def _line(run: own.Finished) -> tuple[str, str, Line]:
+    """Data set, metric and curve of a run."""
+    log, metric = read(run.path / "metrics.jsonl"), run.summary["metric"]
+    if log.faults:
+        raise UserError(log.faults[0])
+    measured = log.table.dropna(subset=[metric])
+    values = pd.Series(measured[metric].to_numpy(), measured["epoch"].to_numpy())
+    return (
+        str(run.config.get("data.name")),
+        metric.removeprefix("ema_"),
+        Line(run.path.name, values, own=True),
+    )
+
+
+def _run(run: own.Finished) -> dict[str, str]:
+    path, summary, config = run.path, run.summary, run.config
+    metric = summary["metric"]
     return {
         "path": str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path),
         "what": f"{summary['model']} on {config.get('data.name')}, {summary['epochs']} epochs",
         "optimizer": f"{summary['optimizer']}, lr {config['optimizer.lr']:g}",
         "result": f"{metric} {summary['final'][metric]:.4g} (best {summary['best'][metric]:.4g})",
         "time": f"{summary['seconds']:.0f} s",
-        "commit": (starts[-1]["commit"] or "")[:10],
+        "commit": (run.starts[-1].get("commit") or "")[:10] if run.starts else "",
     }
-
-
-def _summary(path: Path) -> dict[str, Any]:
-    summary: dict[str, Any] = json.loads((path / "summary.json").read_text())
-    return summary
 
 
 def _benches() -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import cast
 
@@ -38,18 +39,21 @@ class Listener:
     A signal that others handle (as submitit does in its jobs) is left to them. Only the main thread listens.
     """
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int, timeout: float = 1800) -> None:
+        """`timeout`: the seconds that a process waits for what the others say."""
         self._heard = 0  # number of the signal
         self._step: int | None = None  # within `interruptible`
         self._process = os.getpid()
         self._taken: list[signal.Signals] = []
-        self._processes = processes
+        self._processes, self._timeout = processes, timedelta(seconds=timeout)
         self._group: distributed.ProcessGroup | None = None
         self._said: tuple[Tensor, distributed.Work] | None = None
 
     def __enter__(self) -> "Listener":
         if self._processes > 1:
-            self._group = cast(distributed.ProcessGroup, distributed.new_group(backend="gloo"))
+            self._group = cast(
+                distributed.ProcessGroup, distributed.new_group(backend="gloo", timeout=self._timeout)
+            )
         if threading.current_thread() is threading.main_thread():
             self._taken = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
         for number in self._taken:

@@ -16,27 +16,32 @@ runs/<entry point>/<name>/
     checkpoints/       see repro.checkpoint
     summary.json       written at the end; its presence marks the run as finished
     diverged.json      written where the loss is not finite, instead of a summary: the `step` and a message
+    wandb/, tensorboard/  of trackers; and what the recipe adds, see Task.products
+
+What else is in it belongs to somebody else, and stays; so does every folder that has no config.yaml of a run.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
+from repro import checkpoint
 from repro.errors import Diverged, UserError
+from repro.loading import read_json, read_records, read_text, read_yaml
 
 # A continued run may differ from its beginning in these keys (and those below them), and in no other.
 FREE_KEYS = ("run", "tracking", "workers", "data.root", "row")
@@ -44,6 +49,11 @@ FREE_KEYS = ("run", "tracking", "workers", "data.root", "row")
 DIVISION = "accumulate"
 
 LOGS = ("metrics.jsonl", "speed.jsonl")
+CONFIG = "config.yaml"
+# What a run that starts afresh removes, beside checkpoints; first what says that the old one is finished.
+PRODUCTS = (
+    "summary.json", "diverged.json", *LOGS, "monitor.jsonl", "environment.json", "wandb", "tensorboard"
+)  # fmt: skip
 
 _PACKAGES = ("torch", "accelerate", "timm", "transformers", "datasets", "numpy", "safetensors", "hydra-core")
 
@@ -72,60 +82,108 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, active: bool = True, overwrite: bool = False) -> None:
-        self.path, self.active = path, active
+        """Make the folder, or take one that is empty or a run's.
+
+        Args:
+            overwrite: take what is there for nothing; `begin` removes it.
+
+        Raises:
+            UserError: it is held by another process, or belongs to something else, and is as it was.
+        """
+        self.path, self.active, self.overwrite = path, active, overwrite
         self.checkpoints = path / "checkpoints"
         if not active:
             return
+        lock = path / ".lock"
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / ".lock").open("w")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._made = not path.is_dir()
+            path.mkdir(exist_ok=True)
+            self._added_lock = not lock.exists()
+            self._lock = lock.open("a")
         except OSError as error:
             raise UserError(
                 f"cannot create run folder {path}: {error.strerror}; set run.root=PATH"
             ) from error
         try:
-            fcntl.lockf(
-                self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # let go by the system when the process dies
+            # let go by the system when the process dies
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(self._lock.fileno()).st_nlink:  # whoever held it has removed it since
+                raise BlockingIOError
         except OSError as error:
             self._lock.close()
             raise UserError(
                 f"another process is training in {path}; set run.name=NAME for a second run"
             ) from error
-        if overwrite:
-            for child in path.iterdir():
-                if child.is_dir():
-                    shutil.rmtree(child)
-                elif child.name != ".lock":
-                    child.unlink()
+        try:
+            self._refuse_foreign()
+        except UserError:
+            self._leave()
+            raise
+
+    def _refuse_foreign(self) -> None:
+        """Raise UserError if something else than a run is here."""
+        another = "set run.name=NAME or run.root=PATH for another folder"
+        config = self.path / CONFIG
+        if config.exists():
+            if "run.overwrite" not in read_config(config, f"repair it, or {another}"):
+                raise UserError(f"{config}: is no run's; {another}")
+        else:
+            names = sorted(path.name for path in self.path.iterdir())
+            strange = [name for name in names if name != ".lock" and not _is_leftover(name, CONFIG)]
+            if strange:
+                raise UserError(f"{self.path} has {strange[0]} in it, and no {CONFIG} of a run; {another}")
+        if os.path.lexists(self.checkpoints) and not self.checkpoints.is_dir():
+            raise UserError(f"{self.checkpoints} is not a folder, nor a link to one; repair or remove it")
 
     def close(self) -> None:
-        """Let go of the folder."""
-        if self.active:
-            if not (self.path / "config.yaml").exists():  # the run never began
-                shutil.rmtree(self.path)
+        """Let go of the folder; where no run began, leave it as it was found."""
+        if self.active and (self.path / CONFIG).exists():
             self._lock.close()
+        elif self.active:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Undo what the constructor did."""
+        if self._added_lock:
+            (self.path / ".lock").unlink(missing_ok=True)
+        if self._made:
+            with contextlib.suppress(OSError):  # not empty: what is in it is not ours
+                self.path.rmdir()
+        self._lock.close()
 
     def check(self, config: dict[str, Any]) -> None:
         """Raise UserError if the folder was begun with another configuration."""
-        path = self.path / "config.yaml"
-        if path.exists():
+        path = self.path / CONFIG
+        if path.exists() and not self.overwrite:
             _refuse_changes(self.path, read_config(path), config)
 
-    def begin(self, config: dict[str, Any]) -> None:
-        """Record the configuration and the environment of this start."""
+    def begin(self, config: dict[str, Any], products: Sequence[str] = ()) -> None:
+        """Record the configuration and the environment of this start; remove an older run first, if told to.
+
+        Args:
+            products: see Task.products.
+        """
         if not self.active:
             return
-        path = self.path / "config.yaml"
-        write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(config)))
+        for child in list(self.path.iterdir()):
+            if any(_is_leftover(child.name, name) for name in (CONFIG, *PRODUCTS)):
+                checkpoint.remove(child)
+        if self.overwrite:
+            for name in (*PRODUCTS, *products):
+                checkpoint.remove(self.path / name)
+            checkpoint.discard(self.checkpoints)
         path = self.path / "environment.json"
-        starts = json.loads(path.read_text()) if path.exists() else []
+        starts = read_json(path, list, "repair or delete it") if path.exists() else []
+        write_atomically(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
         write_atomically(path, json.dumps([*starts, environment()], indent=1))
 
     def summary(self) -> dict[str, Any] | None:
         """Return the summary of a finished run, None for one that is not."""
         path = self.path / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        if self.overwrite or not path.exists():
+            return None
+        return read_json(path, dict, "delete it, and the same command finishes the run again")
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary, which marks the run as finished."""
@@ -149,21 +207,39 @@ class RunFolder:
         if not self.active:
             return
         for path in (self.path / name for name in LOGS):
-            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-            complete = [line for line in lines if line.endswith("\n")]
-            records = [(line, json.loads(line)) for line in complete]
+            records = read_records(path)
             kept = [line for line, rec in records if rec["step"] <= step and "weights_of_step" not in rec]
             write_atomically(path, "".join(kept))
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content such that a kill leaves the old content or the new, never a part."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Replace a file's content such that a kill leaves the old content or the new, never a part.
+
+    Raises:
+        UserError: the disk refused.
+    """
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; make room there") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def refuse_foreign_page(path: Path, script: str) -> None:
+    """Raise UserError if a page that a script would replace does not name it: then somebody else wrote it."""
+    if path.exists() and script not in read_text(path):
+        raise UserError(f"{path}: was not made by {script}; give another --out")
+
+
+def _is_leftover(name: str, final: str) -> bool:
+    """Tell whether `name` is what a kill in write_atomically leaves beside the file `final`."""
+    return re.fullmatch(rf"\.tmp-(\d+-)?{re.escape(final)}", name) is not None
 
 
 def environment() -> dict[str, Any]:
@@ -199,9 +275,13 @@ def _commit() -> str | None:
     return done.stdout.strip() or image
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Return the contents of a config.yaml, flat."""
-    return flatten(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))))
+def read_config(path: Path, cure: str = "") -> dict[str, Any]:
+    """Return the contents of a config.yaml, flat.
+
+    Raises:
+        Unreadable: it is damaged; see repro.loading.
+    """
+    return flatten(read_yaml(path, cure))
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -211,7 +291,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat
 
 

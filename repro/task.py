@@ -22,6 +22,9 @@ class Task(ABC):
     per_sample = 1  # of that unit in a sample, e.g. the tokens of a sequence
     metric: str  # the figure that decides which checkpoint is best; repro.direction knows its kind
     model_name: str
+    # Names of what the recipe puts into a run's folder, in `begin` or when the run is finished; a run that
+    # starts afresh there removes them.
+    products: tuple[str, ...] = ()
 
     # What the next micro-batch needs of this one, detached: a memory, hidden states. The loop hands each
     # micro-batch of a step its own, empties them when an epoch begins, keeps them in checkpoints, and has an

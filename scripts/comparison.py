@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
+from repro import checkpoint
 from repro.cli import exit_status
 from repro.comparison import page, times
 from repro.comparison import records as stages
@@ -24,7 +25,7 @@ from repro.comparison.measures import best_point, estimate, finals, winner
 from repro.comparison.records import load, select
 from repro.comparison.todo import ALL_TASKS, Job
 from repro.errors import UserError
-from repro.run import run_name
+from repro.run import refuse_foreign_page, run_name
 from scripts import sweep
 
 FOLDER = sweep.RECORDS.parent
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kept = weights(records, options.weights, options.out / "winners")
         print(f"{options.out / 'runs'}: {', '.join(kept)}")
         return 0
+    refuse_foreign_page(options.out / "README.md", "scripts/comparison.py")
     files = page.write(records, times.load(options.records.with_name("times.jsonl")), options.out)
     print(f"{options.out}: {', '.join(files)}")
     return 0
@@ -96,11 +98,12 @@ def weights(records: Sequence[stages.Record], runs: Path, out: Path) -> list[str
             continue
         name = run_name([*record.overrides, f"seed={record.seed}"])
         for folder in (runs / record.task).glob(f"*/{name}"):
+            if (newest := checkpoint.newest(folder / "checkpoints")) is None:
+                continue
             target = out / f"{record.task}-{record.optimizer}"
             target.mkdir(parents=True, exist_ok=True)
             for file in (*folder.glob("*.json*"), folder / "config.yaml"):
                 shutil.copy(file, target / file.name)
-            newest = max((folder / "checkpoints").glob("step-*"))
             shutil.copy(newest / "model.safetensors", target / "model.safetensors")
             kept.append(target.name)
     if not kept:

@@ -55,7 +55,7 @@ sys.path.append(str(Path(__file__).resolve().parent))
 from conformance_implementations import INTERVAL, Implementation, NotApplicable, Optax, Options, ours, theirs
 
 from repro.cli import exit_status
-from repro.run import environment
+from repro.run import environment, refuse_foreign_page, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 50
@@ -615,6 +615,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=list(OPTIONS), metavar="NAME", default=list(OPTIONS))
     parser.add_argument("--out", type=Path, help="write README.md and conformance.json into this folder")
     options = parser.parse_args(arguments)
+    if options.out:
+        refuse_foreign_page(options.out / "README.md", "scripts/conformance.py")
     known = [each for name in options.only for each in (*ours(), *theirs()) if each.optimizer == name]
     optimizers: dict[str, dict[str, Any]] = {}
     not_run, failed = {}, False
@@ -634,8 +636,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(page(result))
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "README.md").write_text(page(result))
-        (options.out / "conformance.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_atomically(options.out / "README.md", page(result))
+        write_atomically(options.out / "conformance.json", json.dumps(result, indent=1) + "\n")
     return int(failed)
 
 

@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import importlib
 import os
-import shutil
 import sys
 import tempfile
 import threading
@@ -33,6 +32,7 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
+from repro import checkpoint
 from repro.cli import exit_status
 from repro.comparison import records as stages
 from repro.comparison import times
@@ -181,7 +181,7 @@ def run(job: Job, options: argparse.Namespace) -> list[Record]:
             )
         )
         if job.stage != stages.SEEDS or seed != SEEDS[0]:  # of which scripts/comparison.py takes the weights
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            checkpoint.discard(folder / "checkpoints")
     return found
 
 

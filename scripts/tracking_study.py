@@ -28,7 +28,7 @@ from repro.cli import exit_status
 from repro.errors import UserError
 from repro.released.files import read_log
 from repro.released.log import LogError
-from repro.run import environment, write_atomically
+from repro.run import environment, refuse_foreign_page, write_atomically
 
 sys.path.append(str(Path(__file__).resolve().parent))
 from bench_optimizers import table
@@ -221,6 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write README.md and tracking.json there")
     parser.add_argument("--seeds", type=int, default=20, metavar="N", help="reruns of each row (default: 20)")
     options = parser.parse_args(arguments)
+    if options.out is not None:
+        refuse_foreign_page(options.out / "README.md", "scripts/tracking_study.py")
     results = study(options.seeds)
     text = page(results, options.seeds)
     print(text)

@@ -110,6 +110,9 @@ def run_sort(options: argparse.Namespace) -> int:
             raise UserError(f"{options.folder / name}: {options.labels} has no label for it")
         if not re.fullmatch(r"\w[\w-]*", wanted := str(classes[Path(name).stem])):  # it becomes a folder
             raise UserError(f"{options.labels}: {wanted!r:.80} is not a class, as n01751748 is")
+        target = options.folder / classes[Path(name).stem] / name
+        if os.path.lexists(target):
+            raise UserError(f"{target}: is there already; remove it, or {options.folder / name}")
     for name in names:
         folder = options.folder / classes[Path(name).stem]
         folder.mkdir(exist_ok=True)

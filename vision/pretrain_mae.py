@@ -52,6 +52,7 @@ class Pretraining(Task):
 
     name = "pretrain_mae"
     samples = "images"
+    products = (PICTURE,)
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config

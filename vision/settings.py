@@ -16,6 +16,7 @@ from repro import ledger
 from repro.cli import CONFIGS, explain
 from repro.errors import UserError
 from repro.foreign import Checkpoint
+from repro.loading import read_yaml
 from vision.config import VisionConfig
 
 DEFAULTS = ("amp=no", "batch_size=256")  # of a measurement, whatever the training had
@@ -39,7 +40,7 @@ def of(path: Path, found: Checkpoint, row: str | None, overrides: Sequence[str])
         recipe = ledger.load(row, [*DEFAULTS, *overrides])
         node: Any = {**recipe.config, "row": recipe.row}
     elif (own := _run_config(path)) is not None:
-        node = OmegaConf.load(own)
+        node = OmegaConf.create(read_yaml(own))
         for override in OverridesParser.create().parse_overrides([*DEFAULTS, *overrides]):
             OmegaConf.update(node, override.key_or_group, override.value())
     else:

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd  # type: ignore[import-untyped]
 
 from repro.errors import UserError
+from repro.loading import read_json, read_records
 from repro.run import is_free, read_config
 
 TUNE, SEEDS, HALF = "tune", "seeds", "half"  # stages; others are names of experiments
@@ -102,12 +103,12 @@ def outcome(folder: Path) -> dict[str, Any]:
         UserError: the run neither ended nor diverged.
     """
     config = read_config(folder / "config.yaml")
-    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
-    measured = [record for record in map(json.loads, lines) if "valid_loss" in record]
+    measured = [record for _, record in read_records(folder / "metrics.jsonl") if "valid_loss" in record]
     summary, diverged = folder / "summary.json", folder / "diverged.json"
     if not summary.exists() and not diverged.exists():
         raise UserError(f"{folder}: the run did not end; its own message says why")
-    about = json.loads(summary.read_text()) if summary.exists() else {}
+    about = read_json(summary, dict) if summary.exists() else {}
+    lost = None if about else read_json(diverged, dict)["step"]
     curve = tuple((record["step"], round(record["valid_loss"], 6)) for record in measured)
     test = {key: value for key, value in about.get("test", {}).items() if key.startswith("test_")}
     return {
@@ -115,8 +116,8 @@ def outcome(folder: Path) -> dict[str, Any]:
         "curve": curve,
         "final": curve[-1][1] if about and math.isfinite(curve[-1][1]) else math.inf,
         "test": test,
-        "steps": about["steps"] if about else json.loads(diverged.read_text())["step"],
-        "diverged": None if about else json.loads(diverged.read_text())["step"],
+        "steps": about["steps"] if about else lost,
+        "diverged": lost,
         "parameters": about.get("parameters", 0),
         "state_bytes": about.get("state_bytes", 0),
         "seconds": about.get("seconds", 0.0),
@@ -149,7 +150,7 @@ def select(records: Sequence[Record], **wanted: Any) -> list[Record]:
 
 def environment(folder: Path) -> dict[str, Any]:
     """Return where the last start of a run was made: commit, machine, threads, torch, time."""
-    last = json.loads((folder / "environment.json").read_text())[-1]
+    last = read_json(folder / "environment.json", list)[-1]
     return {
         "commit": last["commit"],
         "machine": last["system"] + ", " + last["cpu"] + "".join(f", {name}" for name in last["cuda"]),

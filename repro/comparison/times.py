@@ -9,6 +9,7 @@ from typing import Any
 
 from repro.comparison.design import REFERENCE
 from repro.errors import UserError
+from repro.loading import read_records
 from repro.speed import sample_rate
 
 
@@ -58,7 +59,7 @@ def load(path: Path) -> Times:
 
 def seconds(folder: Path) -> float:
     """Return the seconds of training for a sample in a run folder, without its first lap of records."""
-    laps = [json.loads(line) for line in (folder / "speed.jsonl").read_text().splitlines()]
+    laps = [lap for _, lap in read_records(folder / "speed.jsonl")]
     return statistics.fmean(1 / rate for _, rate in map(sample_rate, laps[1:]))
 
 

@@ -43,6 +43,9 @@ def write(text: TextConfig, tokenizer: TokenizerConfig, out: Path, size: int, wo
     splits = sources.find(text, size)
     plan = [(split, number, piece) for split, found in splits.items() for number, piece in enumerate(found)]
     out.mkdir(parents=True, exist_ok=True)
+    if not (out / ".lock").exists() and not (out / MANIFEST).exists():  # one of them is there from the first
+        for path in out.iterdir():
+            raise UserError(f"{out}: has {path.name} in it, and is no folder of shards; take an empty folder")
     with alone(out):
         kind = (text.strip, text.rows) if text.unit == "lines" else (text.unit, text.end_of_document)
         source = _digest([(split, piece.name, piece.size, *kind) for split, _, piece in plan])

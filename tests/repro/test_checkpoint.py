@@ -1,7 +1,11 @@
 """Checkpoints against damage, full disks and foreign models."""
 
 import json
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import save_file
@@ -41,10 +45,12 @@ def test_manifest_names_every_file(tmp_path: Path) -> None:
         (corrupt, "model.safetensors has another SHA-256"),
         (lambda path: path.write_bytes(path.read_bytes()[:-8]), "model.safetensors has .* bytes, not"),
         (Path.unlink, "model.safetensors is missing"),
-        (lambda path: (path.parent / "manifest.json").write_text("{"), "manifest.json is missing or unread"),
+        (lambda path: (path.parent / "manifest.json").write_text("{"), r"manifest\.json: not JSON"),
     ],
 )
-def test_damage_is_named_and_the_one_before_used(tmp_path: Path, damage, named) -> None:  # type: ignore[no-untyped-def]
+def test_damage_is_named_and_the_one_before_used(
+    tmp_path: Path, damage: Callable[[Path], object], named: str
+) -> None:
     old, new = save(tmp_path, 1), save(tmp_path, 2)
     warnings: list[str] = []
     assert checkpoint.newest(tmp_path, warnings.append) == new
@@ -52,7 +58,7 @@ def test_damage_is_named_and_the_one_before_used(tmp_path: Path, damage, named) 
     assert checkpoint.newest(tmp_path, warnings.append) == old
     (line,) = warnings
     assert str(new) in line
-    assert pytest.importorskip("re").search(named, line)
+    assert re.search(named, line)
     assert save(tmp_path, 2) == new  # and the damaged one can be replaced
     assert checkpoint.newest(tmp_path) == new
 
@@ -129,5 +135,53 @@ def test_unusable_sources(tmp_path: Path) -> None:
         read_weights(tmp_path)
 
 
-def test_manifest_is_json(tmp_path: Path) -> None:
-    json.loads((save(tmp_path, 1) / checkpoint.MANIFEST).read_text())
+def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
+    folder = save(tmp_path, 1)
+    path = folder / checkpoint.MANIFEST
+    content = path.read_bytes()
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match=r"manifest\.json: ") as caught:
+            checkpoint.read_manifest(folder)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(content)
+    assert checkpoint.damage(folder) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "known"),
+    [
+        (lambda manifest: None, True),
+        (lambda manifest: manifest.update(sha255="0"), False),  # a digest whose name was damaged
+        (lambda manifest: manifest.update(files=[]), False),
+        (lambda manifest: manifest["files"].update({checkpoint.MODEL: 3}), False),
+    ],
+)
+def test_manifests_from_before_they_had_a_digest(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], known: bool
+) -> None:
+    folder = save(tmp_path, 1)
+    manifest = checkpoint.read_manifest(folder)
+    change(manifest)
+    (folder / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    assert (checkpoint.newest(tmp_path) == folder) if known else checkpoint.damage(folder)
+
+
+def test_only_what_has_the_name_of_a_checkpoint_is_one(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    others = ["step-000000009-copy", ".tmp-mine", "notes"]
+    for name in others:
+        (root / name).mkdir(parents=True)
+    (root / ".tmp-step-000000003").write_text("a file where a folder should be")
+    first, second = save(root, 1), save(root, 2)
+    os.rename(first, elsewhere)  # onto another disk
+    first.symlink_to(elsewhere)
+    checkpoint.clean(root)
+    assert checkpoint.newest(root) == second
+    checkpoint.prune(root, 1, [])
+    assert sorted(path.name for path in root.iterdir()) == sorted([*others, second.name])
+    assert checkpoint.damage(elsewhere) is None  # of a link the link alone is removed
+    checkpoint.discard(root)
+    assert sorted(path.name for path in root.iterdir()) == sorted(others)

@@ -105,7 +105,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     (tmp_path / "metrics.jsonl").write_text("")
     assert COMPARE([str(tmp_path)]) == 2
-    assert "not a complete run folder" in capsys.readouterr().err
+    assert "config.yaml: No such file or directory" in capsys.readouterr().err
 
 
 def test_what_tracking_adds_is_no_measure(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:

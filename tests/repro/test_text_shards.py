@@ -290,3 +290,14 @@ def running(process: str) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_shards_go_into_no_folder_of_others(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "parts").mkdir(parents=True)
+    (out / "parts" / "mine").touch()
+    with pytest.raises(
+        UserError, match="out: has parts in it, and is no folder of shards; take an empty folder"
+    ):
+        writing.write(TextConfig("text", str(text)), TokenizerConfig("bytes"), out, 10**6, 0)
+    assert content(out).keys() == {"parts/mine"}

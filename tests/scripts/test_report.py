@@ -57,6 +57,39 @@ def test_every_row_is_there_and_nothing_is_fetched(page: Path) -> None:
     assert "<script" not in text
 
 
+def test_a_run_that_cannot_be_read_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run that is there several times all are left out but the one that nobody damaged."""
+    monkeypatch.setenv("ADAN_RELEASED", str(tmp_path))
+    monkeypatch.setattr(ledger, "names", list)
+    whole = ROOT / "results" / "vision" / "digits-adan"
+    damages = {
+        "config.yaml": ("a: &a [x]\nb: *a\n", "config.yaml: has aliases"),
+        "summary.json": ("[" * 100_000, "summary.json: nested too deeply"),
+        "environment.json": ("[3]", "summary.json: not of a run ("),
+        "metrics.jsonl": ("words\n", "metrics.jsonl"),
+    }
+    shutil.copytree(whole, tmp_path / "runs" / "whole")
+    for name, (text, _) in damages.items():
+        shutil.copytree(whole, tmp_path / "runs" / name)
+        path = tmp_path / "runs" / name / name
+        path.write_text((path.read_text() if name == "metrics.jsonl" else "") + text)
+    shutil.copytree(whole, tmp_path / "runs" / "other")
+    other = tmp_path / "runs" / "other" / "summary.json"
+    other.write_text('{"metric": "speed", "best": null, "final": {}}')
+    assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "report.html")]) == 0
+    first, *left_out = capsys.readouterr().out.splitlines()
+    assert first.endswith(", 1 own runs")
+    assert len(left_out) == len(damages) + 1
+    text = (tmp_path / "report.html").read_text()
+    for name, message in [*((name, message) for name, (_, message) in damages.items()), ("other", "")]:
+        (line,) = (line for line in left_out if f"runs/{name}" in line)
+        assert line.startswith("left out: ")
+        assert message in line
+        assert html.escape(line.removeprefix("left out: "), quote=False)[:40] in text
+
+
 def test_released_curves_are_drawn(released: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     assert report.main([str(tmp_path), "--out", str(out)]) == 0

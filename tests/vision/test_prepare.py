@@ -246,6 +246,17 @@ def test_a_flat_validation_folder_is_sorted(run: Run, tree: Path, tmp_path: Path
     assert line.startswith(f"{tree}/val: 4 images are not in class folders")
     assert f"python vision/prepare.py sort {tree}/val LABELS" in line
     labels = kit(tmp_path / "kit", classes) if kind == "kit" else solution(tmp_path / "labels.csv", classes)
+    name, own = next(iter(classes.items()))
+    taken = next((tree / "val").glob(f"{name}*")).name
+    (tree / "val" / own).mkdir()
+    (tree / "val" / own / taken).write_text("another image of that name")
+    status, _, err = run("sort", tree / "val", labels)
+    assert (status, err.partition(":")[2].partition(";")[0]) == (
+        2,
+        f" {tree}/val/{own}/{taken}: is there already",
+    )
+    assert len(list((tree / "val").glob("*.JPEG"))) == 4
+    shutil.rmtree(tree / "val" / own)
     status, out, _ = run("sort", tree / "val", labels)
     assert (status, out) == (0, f"{tree}/val: 4 images sorted into folders of 2 classes\n")
     assert run("check", tree, "--workers", 0)[0] == 0
@@ -307,6 +318,18 @@ def test_shards(run: Run, tree: Path, tmp_path: Path) -> None:
     (tree / "train" / CLASSES[0] / "empty.JPEG").write_bytes(b"")
     status, _, err = run("shards", tree, tmp_path / "other")
     assert (status, err) == (2, f"error: {tree}/train/{CLASSES[0]}/empty.JPEG: empty file; get it again\n")
+
+
+def test_shards_go_into_no_folder_of_others(run: Run, tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("classes.txt", "train-000000.tar"):
+        (out / name).write_text("mine")
+        status, _, err = run("shards", tree, out, "--workers", 0)
+        assert (status, err.count("\n")) == (2, 1)
+        assert f"{out}: holds {name}, which is none of these shards; take an empty folder" in err
+        assert {path.name: path.read_text() for path in out.iterdir()} == {name: "mine"}
+        (out / name).unlink()
 
 
 @pytest.mark.parametrize("size", ["3", "0MB", "1TB", "-1GB"])

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -62,9 +63,14 @@ def _write(
         leftover.unlink()
     known = {entry["name"]: entry for entry in read_manifest(out)["shards"]}
     wanted = {shard.name for shard in shards}
-    strange = sorted(path.name for path in out.glob("*.tar") if path.name not in wanted)
+    begun = (out / MANIFEST).exists()
+    strange = (
+        {path.name for path in out.glob("*.tar")} - wanted if begun else set(os.listdir(out)) - {".lock"}
+    )
     if strange:
-        raise UserError(f"{out}: holds {strange[0]}, which is none of these shards; take an empty folder")
+        raise UserError(f"{out}: holds {min(strange)}, which is none of these shards; take an empty folder")
+    if not begun:
+        _save_manifest(out, [])  # first of all: a folder that has none is somebody else's
     with replacing(out / CLASSES) as file:
         file.write_text("".join(f"{name}\n" for name in classes))
     done = {}
