@@ -213,9 +213,9 @@ def test_continuations_are_likely_and_end_with_the_line() -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "optimizer").glob("*.yaml")))
 def test_every_optimizer_trains(command: Run, apex: None, name: str) -> None:
-    """With its own learning rate, tied weights and penalties: one batch with one mask is told better.
+    """With its own learning rate, tied weights and penalties: the loss on one batch with fixed masks falls.
 
-    The loss falls by 0.07 % (RAdam) at the least over ten seeds, without noise.
+    Over ten seeds it falls by 0.07 % (RAdam) at the least.
     """
     texts = [argument for argument in SMALL if not argument.startswith("optimizer")]
     task = task_of(*texts, *DROPPING, f"optimizer={name}")
