@@ -12,6 +12,7 @@ demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
 	$(RUN) vision/train.py -m optimizer=adan,adamw
 	$(RUN) scripts/compare.py runs/vision/optimizer=adan runs/vision/optimizer=adamw --out runs/demo.png
 
+# ADAN_TEST_LUCK=1 runs the tests with other seeds and other rounding (tests/luck.py), OMP_NUM_THREADS=2 with two threads
 test: lint  ## what CI runs
 	$(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow"
 

@@ -11,8 +11,13 @@ import pytest
 Run = Callable[..., tuple[int, str, str]]
 
 # Before torch is imported, and for the processes that tests start: there is a test worker for each core, and
-# the tensors are small.
-os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+# the tensors are small. A number of threads that is set already counts.
+os.environ |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "OMP_WAIT_POLICY": "passive"}
+
+if LUCK := int(os.environ.get("ADAN_TEST_LUCK", "0")):
+    import luck
+
+    CHANGED = luck.change(LUCK)
 
 
 @pytest.fixture(scope="session", autouse=True)

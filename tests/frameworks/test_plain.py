@@ -58,11 +58,14 @@ def test_frozen_and_late_parameters(name):
 
 @each_name
 def test_autocast_and_grad_scaler(name):
-    """A loss scaled by a power of two makes the same steps, and a step that overflows is left out."""
+    """A loss scaled by a power of two makes the same steps, and a step that overflows is left out.
+
+    To the bit: where a weight differed in its last digit, it could round to another bfloat16.
+    """
     results = []
     for enabled in (False, True):
         model = network(torch.float32)
-        optimizer = optim.build_optimizer(model, name, max_grad_norm=0.5, **OPTIONS)
+        optimizer = optim.build_optimizer(model, name, **OPTIONS)
         scaler = torch.amp.GradScaler("cpu", enabled=enabled, init_scale=256.0)
         for step in range(6):
             optimizer.zero_grad()
@@ -79,7 +82,7 @@ def test_autocast_and_grad_scaler(name):
         assert value < 12
         results.append(list(model.parameters()))
     for p, q in zip(*results, strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+        assert torch.equal(p, q)
 
 
 @each_name

@@ -45,8 +45,14 @@ def test_the_loss_is_that_of_bradley_and_terry(command: Run) -> None:
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_it_learns_which_is_better(command: Run, lora: bool) -> None:
-    """With adapters only that they and the head are what was measured: a random model has little for them."""
-    arguments = ["epochs=2", "lora.rank=2"] if lora else ["epochs=12", "measure_epochs=6"]
+    """With adapters only that they and the head are what was measured: a random model has little for them.
+
+    The better answer is always the same one, so that three steps tell all pairs (with each of ten seeds).
+    """
+    for split in ("train", "validation"):
+        rows = [{"prompt": row["prompt"], "chosen": "yes", "rejected": "no"} for row in pairs(24)]
+        write(Path(f"pairs/{split}.jsonl"), rows)
+    arguments = ["lora.rank=2"] if lora else []
     status, _, err = command(*SMALL, *arguments)
     assert status == 0, err
     best = json.loads(Path("runs/reward/x/summary.json").read_text())["best"]
@@ -61,7 +67,7 @@ def test_it_learns_which_is_better(command: Run, lora: bool) -> None:
             "base_model.model.score.modules_to_save.default.weight"
         }
     else:
-        assert best["valid_accuracy"] >= 75
+        assert best["valid_accuracy"] == 100
 
 
 def test_pairs_that_are_the_same_are_left_out(command: Run) -> None:

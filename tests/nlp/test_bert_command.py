@@ -94,7 +94,7 @@ def test_the_loss_is_transformers_own_with_labels(text: list[str]) -> None:
 
 def test_what_is_measured_does_not_depend_on_the_batches(text: list[str]) -> None:
     recipe = task(text)
-    model = recipe.build_model().eval()
+    model = recipe.build_model().double().eval()  # so that rounding changes no argmax
     data = recipe.valid_data()
     found = []
     for size in (1, 7, len(data)):
@@ -157,7 +157,7 @@ def test_the_export_gives_the_same_scores_in_transformers(command: Run, text: li
     assert ids[0].tolist() == recipe.tokenizer.encode(["the cat sees the dog"])[0]
     places = torch.arange(ids.shape[1])[None]
     with torch.no_grad():
-        assert torch.equal(loaded.eval()(ids).logits, ours(ids, None, places)[0])
+        torch.testing.assert_close(loaded.eval()(ids).logits, ours(ids, None, places)[0])
 
 
 class Killed(Exception):

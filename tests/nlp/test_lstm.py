@@ -44,11 +44,11 @@ def test_without_dropout_it_is_torchs_stacked_lstm(layers: int, train: bool) -> 
     ids = words()
     output = model(ids)
     expected, (h, c) = stacked(model)(model.embedding(ids))
-    assert torch.equal(output.last, expected)
-    assert torch.equal(output.dropped, expected)
-    assert torch.equal(output.logits, expected @ model.embedding.weight.T + model.softmax.bias)
-    assert torch.equal(torch.cat([state[0] for state in output.hidden]), h)
-    assert torch.equal(torch.cat([state[1] for state in output.hidden]), c)
+    logits = expected @ model.embedding.weight.T + model.softmax.bias
+    states = [torch.cat(column) for column in zip(*output.hidden, strict=True)]
+    torch.testing.assert_close(
+        (output.last, output.dropped, output.logits, *states), (expected, expected, logits, h, c)
+    )
 
 
 @pytest.mark.parametrize(

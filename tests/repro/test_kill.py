@@ -85,22 +85,21 @@ def test_killed_runs_end_bit_identical(server: Server, tmp_path: Path) -> None:
     print(f"seed {seed}, an uninterrupted run takes {duration:.1f} s")
 
     kills = {"random": 0, "writing": 0}
-    runs, torn = 0, 0
-    while kills["random"] < 14 or kills["writing"] < 8 or not runs:
+    runs = 0
+    while kills["random"] < 14 or kills["writing"] < 7 or not runs:
         folder = tmp_path / f"runs/vision/killed{runs}"
-        kind = "writing" if kills["writing"] < 8 and kills["random"] % 3 == 2 else "random"
+        kind = "writing" if sum(kills.values()) % 3 == 2 else "random"
         child = server.start([*ARGUMENTS, f"run.name={folder.name}"])
         if kind == "random":
             time.sleep(rng.uniform(0, duration))
         else:
-            wait_for_half_written(folder / "checkpoints")
-            time.sleep(rng.uniform(0, 0.005))
+            stop_amid_writing(child, folder / "checkpoints", rng.uniform(0, 0.005))
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         status = server.read()
         if status == -signal.SIGKILL:
-            kills[kind] += 1
-            torn += any((folder / "checkpoints").glob(".tmp-*"))
+            torn = kind == "writing" and half_written(folder / "checkpoints")
+            kills["writing" if torn else "random"] += 1
         else:
             assert status == 0, (tmp_path / "stderr").read_text()
             assert result(folder) == whole
@@ -108,12 +107,32 @@ def test_killed_runs_end_bit_identical(server: Server, tmp_path: Path) -> None:
     server.start([*ARGUMENTS, f"run.name={folder.name}"])
     assert server.read() == 0
     assert result(folder) == whole
-    print(f"{kills}, {torn} of them with a checkpoint half-written; {runs + 1} runs finished")
-    assert torn >= 4
+    print(f"{kills}; {runs + 1} runs finished")
 
 
-def wait_for_half_written(checkpoints: Path) -> None:
-    """Wait until a checkpoint's temporary folder has a file in it, at most 3 s."""
-    begin = time.monotonic()
-    while time.monotonic() - begin < 3 and not any(checkpoints.glob(".tmp-*/*")):
+def stop_amid_writing(child: int, checkpoints: Path, delay: float) -> None:
+    """Freeze a process up to `delay` s after it began to write a checkpoint, while that is half-written.
+
+    However fast it writes: where the checkpoint was complete by then, it is the next one's turn. Returns
+    without that once the process has ended.
+    """
+    alive = Path(f"/proc/{child}").exists
+    while alive() and half_written(checkpoints):  # what an earlier kill left is removed at the start
         time.sleep(0.0005)
+    with contextlib.suppress(ProcessLookupError):
+        while alive():
+            if half_written(checkpoints):
+                time.sleep(delay)
+                os.kill(child, signal.SIGSTOP)
+                if half_written(checkpoints):
+                    return
+                os.kill(child, signal.SIGCONT)
+            time.sleep(0.0005)
+
+
+def half_written(checkpoints: Path) -> bool:
+    """Whether there is the temporary folder of a checkpoint, with a file in it."""
+    try:
+        return any(checkpoints.glob(".tmp-*/*"))
+    except FileNotFoundError:  # it was renamed or removed meanwhile
+        return False

@@ -84,8 +84,14 @@ def test_two_processes_give_the_metrics_of_one(
     name = next(word for word in arguments if word.startswith("run.name=")).removeprefix("run.name=")
     ours, theirs = records(tmp_path, name), records(two, name)
     assert len(ours) == len(theirs) == 2
+    image = 100.1 / 360  # rounding may decide between two classes
     for one, other in zip(ours, theirs, strict=True):
-        assert one == pytest.approx(other, rel=1e-5)
+        hits = {key for key in one if key.endswith(("accuracy", "top5"))}
+        assert hits
+        assert one == {
+            key: pytest.approx(value, rel=1e-5, abs=image if key in hits else None)
+            for key, value in other.items()
+        }
 
 
 def test_two_processes_carry_the_state_of_one(two: Path, tmp_path: Path) -> None:
@@ -140,7 +146,8 @@ def test_a_sharded_run_gives_the_metrics_of_a_whole_one(two: Path, tmp_path: Pat
         assert {"train_loss", "grad_norm", "valid_loss", "accuracy"} < one.keys()
         assert one == pytest.approx(other, rel=1e-5)
     other = json.loads((two / "blocks/sharded/summary.json").read_text())
-    assert summary["examples"] == other["examples"]
+    [ours], [theirs] = (map(float, each["examples"]) for each in (summary, other))
+    assert ours == pytest.approx(theirs, abs=2e-5)  # it is printed to 1e-5
     assert summary["parameters"] == other["parameters"] == 24 + 2 * (16 + 72) + 18
     assert other["monitor"]  # which adds up over the processes
     parts = sorted(path.name for path in (two / "blocks/sharded/checkpoints/step-000000016").glob("*.distcp"))

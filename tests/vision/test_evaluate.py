@@ -69,8 +69,9 @@ def test_a_run_is_measured_as_in_training(command: Command, evaluate: Command) -
         assert (status, err) == (0, "")
         found = results()
         assert found["images"] == 360
-        assert found["test_accuracy"] == pytest.approx(record[f"{kind}test_accuracy"], abs=1e-9)
-        assert found["test_top5"] == pytest.approx(record[f"{kind}test_top5"], abs=1e-9)
+        image = 100.1 / 360  # rounding depends on the batch and may decide between two classes
+        assert found["test_accuracy"] == pytest.approx(record[f"{kind}test_accuracy"], abs=image)
+        assert found["test_top5"] == pytest.approx(record[f"{kind}test_top5"], abs=image)
         assert found["test_loss"] == pytest.approx(record[f"{kind}test_loss"], rel=1e-5)
         assert f"top-1       {found['test_accuracy']:.3f} %" in out
         lines, classes = pd.read_csv("x.csv"), pd.read_parquet("c.parquet")
