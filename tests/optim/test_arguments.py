@@ -56,6 +56,7 @@ no_number = st.one_of(
 )
 
 
+@pytest.mark.per_family
 @each_name
 @pytest.mark.parametrize("key", ["lr", "eps", "weight_decay", "max_grad_norm"])
 @given(value=st.one_of(negative, not_finite))
@@ -64,6 +65,7 @@ def test_numbers_out_of_range(name, key, value):
     assert f"{key}={value}" in message
 
 
+@pytest.mark.per_family
 @each_name
 @pytest.mark.parametrize("key", ["lr", "eps", "weight_decay", "max_grad_norm"])
 @given(value=no_number)
@@ -300,6 +302,7 @@ def three_steps(name, path, spoil=False, dtype=torch.float32, **options):
     return tensors_of(optimizer)
 
 
+@pytest.mark.every("name", "option")
 @pytest.mark.parametrize(
     ("name", "option"), [(name, option) for name in NAMES for option in options_of(name)]
 )
@@ -401,6 +404,7 @@ def test_the_card_lists_the_options():
     ],
 )
 @pytest.mark.parametrize("built", [True, False])
+@pytest.mark.every("foreach", "fused", "built")
 def test_path_table(name, foreach, fused, path, built, monkeypatch):
     """What each combination takes, with the kernels and without; every path shown to be the one that runs."""
     paths = optim.CARDS[name].paths
