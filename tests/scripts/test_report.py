@@ -28,6 +28,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "report.html"
 
 
+@pytest.mark.recipe
 def test_every_row_is_there_and_nothing_is_fetched(page: Path) -> None:
     text = page.read_text()
     for name in ledger.names():
@@ -39,6 +40,7 @@ def test_every_row_is_there_and_nothing_is_fetched(page: Path) -> None:
     assert "<script" not in text
 
 
+@pytest.mark.recipe
 def test_released_curves_are_drawn(released: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     assert report.main([str(tmp_path), "--out", str(out)]) == 0
@@ -70,6 +72,7 @@ def browser(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_and_renders_without_errors(page: Path, scheme: str) -> None:
     shell = page.with_name(f"phone-{scheme}.html")  # a frame of a phone's width, because windows are wider
