@@ -28,6 +28,7 @@ def ready(bench: ModuleType, model: str, rounds: int, *overrides: str) -> Any:
     return bench.Bench(bench.prepare(model, "cpu", True, overrides), rounds)
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("model", ["test_vit", "test_resnet", "roberta", "transformer_xl", "lstm"])
 def test_the_loops_do_the_same_work(bench: ModuleType, tmp_path: Path, model: str) -> None:
     """From the same weights and batches the losses are the same at every step, and they change."""
