@@ -3,50 +3,22 @@
 import fcntl
 import os
 import subprocess
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import settings
-
-import optim
-from optim.card import PATHS
+from products import beyond_covering
 
 settings.register_profile("optim", deadline=None, derandomize=True)
 settings.load_profile("optim")
 
-NO_PRODUCT = SimpleNamespace(params={})
-
 
 @pytest.hookimpl(tryfirst=True)  # before -m is applied
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `exhaustive` what a covering part of each product of parameters does not need.
-
-    The covering part has every optimizer on every path, and every value of every parameter on every path for
-    each family of optimizers (those that keep a previous gradient, other elementwise ones, the rest). A test
-    whose combinations each show something of their own names them: `@pytest.mark.every("name", "variant")`.
-    Where the rules of a family cannot differ, one of them stands for all: `@pytest.mark.per_family`.
-    The choice depends on the names of the tests alone. Tests without an optimizer are left as they are.
-    """
-    covered: set[tuple[object, ...]] = set()
-    for item in sorted(items, key=lambda item: zlib.crc32(item.name.encode())):
-        values = getattr(item, "callspec", NO_PRODUCT).params
-        name, path = str(values.get("name")), values.get("path")
-        if not (name in optim.CARDS or path in PATHS) or item.get_closest_marker("slow"):
-            continue
-        card = optim.CARDS.get(name, optim.CARDS["adan"])
-        where = (item.path, item.originalname, path)
-        family = (card.elementwise, card.previous)
-        shown = {(*where, family, key, repr(value)) for key, value in values.items() if key != "name"}
-        shown.add((*where, family if item.get_closest_marker("per_family") else card.name))
-        for every in item.iter_markers("every"):
-            shown.add((*where, *(repr(values[key]) for key in every.args)))
-        if shown <= covered:
-            item.add_marker("exhaustive")
-        covered |= shown
+    for item in beyond_covering(items):
+        item.add_marker("exhaustive")
 
 
 @pytest.fixture(autouse=True)
