@@ -52,6 +52,9 @@ def test_every_optimizer_on_every_path_and_every_value_for_each_family():
     for place, values in ((2, OPTIONS), (3, (True, False))):
         shown = {(family(case[0]), case[1], case[place]) for case in part}
         assert shown == {(*one, value) for one in FAMILIES for value in values}
+    assert {case[1:] for case in part} == {
+        *itertools.product({path for _, path in PATHS}, OPTIONS, (True, False))
+    }
     assert len(part) < len(PATHS) * len(OPTIONS) * 2 / 3
 
 
