@@ -100,6 +100,7 @@ def test_every_batch_goes_to_every_contestant(bench: ModuleType) -> None:
     assert [len(values) for values in times.values()] == [3, 3, 3]
 
 
+@pytest.mark.recipe
 def test_optimizers(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     """States and bytes are those of each optimizer; what is not for this device is named."""
     assert bench.main(["--quick", "--optimizers", "--models", "test_vit", "--rounds", "1"]) == 0

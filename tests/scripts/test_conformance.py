@@ -196,6 +196,7 @@ def test_definitions_and_options_must_fit(monkeypatch: pytest.MonkeyPatch) -> No
     assert "does not know 'rho'" in judge(check, PLANTED, {**plain, "rho": 1}).why
 
 
+@pytest.mark.recipe
 def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     absent = Implementation("no-such-package", "adamw", "no_such_package.AdamW", {})
     monkeypatch.setitem(GLOBALS, "ours", list)
