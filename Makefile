@@ -4,27 +4,46 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 CONFORMANCE := .venv-conformance
+PYTEST := $(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal
+START := $(shell date +%s)
 
-.PHONY: demo test test-all test-gpu test-mutants test-docker constraints lint docs report-pictures bench bench-gpu quality \
-	conformance clean
+# Else each of the hundred processes that the tests start compiles all of torch's Python that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test test-recipes test-optim test-slow test-all test-times test-gpu test-mutants test-docker \
+	constraints lint docs report-pictures bench bench-gpu quality conformance clean
 
 demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
 	$(RUN) vision/train.py -m optimizer=adan,adamw
 	$(RUN) scripts/compare.py runs/vision/optimizer=adan runs/vision/optimizer=adamw --out runs/demo.png
 
-# ADAN_TEST_LUCK=1 runs the tests with other seeds and other rounding (tests/luck.py), OMP_NUM_THREADS=2 with two threads
-test: lint  ## what CI runs
-	$(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow"
+# The tiers of the tests; tests/tiers.py runs them one after the other. ADAN_TEST_LUCK=1 runs them with other seeds
+# and other rounding (tests/luck.py), OMP_NUM_THREADS=2 with two threads.
+test: lint  ## what a contributor runs, in minutes
+	$(PYTEST) -m "not slow and not exhaustive and not recipe"
+	@echo "make test: $$(($$(date +%s) - $(START))) s, with lint, and with the installation if there was none"
 
-test-all: lint test-mutants  ## with the slow tests and the planted faults
-	$(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal
+test-recipes: $(INSTALLED)  ## whole runs of the recipes
+	$(PYTEST) -m "recipe and not exhaustive and not slow"
+
+test-optim: $(INSTALLED)  ## the rest of the products of parameters: optimizers, paths, options, storage
+	$(PYTEST) -m "exhaustive and not slow"
+
+test-slow: $(INSTALLED)  ## what takes long: several processes, kills, compilers
+	$(PYTEST) -m slow
 
 test-gpu: $(INSTALLED)  ## on a GPU; with compute-sanitizer (of the CUDA toolkit) it also sees stray accesses
 	$(shell command -v compute-sanitizer && echo --error-exitcode=1 --target-processes=all) \
 		$(RUN) -m pytest tests/optim/test_gpu.py
 
-test-mutants: $(INSTALLED)  ## plants faults one at a time; the tests must notice each
-	$(RUN) tests/mutants.py
+test-mutants: $(INSTALLED)  ## plants faults one at a time; the tests must notice each. SAMPLE=N tries N of them
+	$(RUN) tests/mutants.py $(if $(SAMPLE),--sample $(SAMPLE) --shard $(or $(SHARD),0))
+
+test-all: $(INSTALLED)  ## all tiers
+	$(RUN) tests/tiers.py
+
+test-times: $(INSTALLED)  ## all tiers, and writes how long each takes to tests/times.json; on a quiet machine
+	$(RUN) tests/tiers.py --record
 
 test-docker:  ## builds the images without Docker and runs a row in one; as root on Debian
 	docker/test.sh
@@ -64,10 +83,13 @@ $(CONFORMANCE)/.installed: pyproject.toml setup.py $(wildcard csrc/*)
 	$(CONFORMANCE)/bin/pip install --quiet -e '.[recipes,test,conformance]'
 	touch $@
 
+# The kernels are compiled while the packages are installed. Bytecode is written when a module is imported.
 $(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --no-compile -c constraints.txt -e '.[recipes,test]'  # what is imported is compiled then
+	$(VENV)/bin/pip install --quiet --no-deps -e . & kernels=$$!; \
+	$(RUN) scripts/constraints.py --requirements recipes test \
+		| $(VENV)/bin/pip install --quiet --no-compile -c constraints.txt -r /dev/stdin && wait $$kernels
 	touch $@
 
 clean:  ## what is made here, never a folder that VENV=PATH names

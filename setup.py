@@ -9,7 +9,7 @@ import platform
 from setuptools import Extension, setup
 
 # -fschedule-insns helps where states are small and a step waits for arithmetic: the loops are long.
-FLAGS = "-std=c++17 -O3 -fopenmp -fschedule-insns -fno-math-errno -fno-trapping-math -ffp-contract=off"
+FLAGS = "-std=c++17 -O3 -g0 -fopenmp -fschedule-insns -fno-math-errno -fno-trapping-math -ffp-contract=off"
 
 cpu = Extension(
     "optim._cpu",

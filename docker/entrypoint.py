@@ -23,12 +23,13 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS, DATA = Path("/results"), Path("/data")
 RECIPES = ("vision", "nlp", "llm")  # which the core image does not have
 
+DAILY = "not slow and not exhaustive"
 COMMANDS = {
     "list": ["scripts/reproduce.py", "--list"],
     "released": ["scripts/released.py"],
     "bench": ["scripts/bench_optimizers.py"],
     # without a cache, which would be written beside the sources
-    "test": ["-m", "pytest", "-p", "no:cacheprovider", "-n", "auto", "-m", "not slow", "tests/optim"],
+    "test": ["-m", "pytest", "-p", "no:cacheprovider", "-n", "auto", "-m", DAILY, "tests/optim"],
 }
 
 sys.path.append(str(ROOT))

@@ -1,6 +1,7 @@
 """What tests of several folders use."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import ModuleType
 import pytest
 
 Run = Callable[..., tuple[int, str, str]]
+ROWS = Path(__file__).resolve().parents[1] / "configs" / "paper"  # of the ledger: TABLE/ROW.yaml
 
 # Before torch is imported, and for the processes that tests start: there is a test worker for each core, and
 # the tensors are small. A number of threads that is set already counts.
@@ -18,6 +20,23 @@ if LUCK := int(os.environ.get("ADAN_TEST_LUCK", "0")):
     import luck
 
     CHANGED = luck.change(LUCK)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m is applied
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `recipe` what tests of the ledger's rows show of further rows of a table.
+
+    The first row of each table stands for them in `make test`.
+    """
+    shown: set[tuple[str, ...]] = set()
+    for item in items:
+        test, _, case = item.nodeid.partition("[")
+        row = re.search(r"\b(\w+)/[\w.]+", case)
+        if row and (ROWS / f"{row[0]}.yaml").exists():
+            one = (test, case.replace(row[0], row[1]))
+            if one in shown:
+                item.add_marker("recipe")
+            shown.add(one)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,7 +5,9 @@ its definition (tests/optim/definitions), the others here. A copy of the sources
 the kernels are compiled anew if it is in csrc/, and pytest runs on the copy. A text that is not found exactly
 once is an error, so that the list keeps up with the sources.
 
-    python tests/mutants.py [-k WORDS] [-j JOBS]
+    python tests/mutants.py [-k WORDS] [-j JOBS] [--sample N [--shard K]]
+
+With --sample about N faults, spread over all files: another part of the list for each K.
 
 Exits with 1 if a fault was not noticed, 2 if the list or the sources are at fault.
 """
@@ -27,6 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("optim", "csrc", "adan.py", "adam_mini.py", "setup.py", "pyproject.toml", "tests/optim")
 LIBRARY = "optim/_cpu.abi3.so"
+DAILY = "not slow and not exhaustive"  # tests of `make test`
 # Imported once; the tests run in forks.
 PRELOAD = (
     "torch",
@@ -344,7 +347,7 @@ def run(tree: Path, file: str, old: str, new: str, first: str) -> None:
 
     if Path(optim.__file__) != tree / "optim" / "__init__.py":
         sys.exit(f"imported {optim.__file__}")
-    options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=line", "-rf", "--timeout=120", "-m", "not slow"]
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=line", "-rf", "--timeout=120", "-m", DAILY]
     options += ["-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"]  # it is, on purpose
     for stage in stages(first):
         if status := pytest.main([*options, *stage]):
@@ -391,11 +394,17 @@ def main() -> int:
         "-k", metavar="WORDS", default="", help="only faults with these words in file or name"
     )
     parser.add_argument("-j", metavar="JOBS", type=int, default=2, help="faults at a time (default 2)")
+    parser.add_argument("--sample", metavar="N", type=int, help="try about N faults, spread over the list")
+    parser.add_argument("--shard", metavar="K", type=int, default=0, help="which of such samples (default 0)")
     args = parser.parse_args()
     for module in PRELOAD:
         importlib.import_module(module)
     todo = [(fault, first) for first, faults in {**FAULTS, **own_faults()}.items() for fault in faults]
     todo = [(fault, first) for fault, first in todo if args.k in f"{fault[1]} {fault[0]}"]
+    whole = len(todo)
+    if args.sample is not None and (parts := -(-whole // args.sample)) > 1:
+        todo = todo[args.shard % parts :: parts]
+        print(f"{len(todo)} of {whole} faults: sample {args.shard % parts} of {parts}")
     outcomes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         clean = Path(folder).resolve()

@@ -22,8 +22,8 @@ print(optimizer.path, p.tolist())
 """
 
 
-# what is compiled is compiled by the installation, too; a minute and a half
-@pytest.mark.parametrize("compiler", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow  # what is compiled is compiled by the installation, too
+@pytest.mark.parametrize("compiler", [True, False])
 def test_wheel_installs_and_runs(tmp_path: Path, compiler: bool) -> None:
     source, site = tmp_path / "source", tmp_path / "site"
     for name in ("optim", "csrc"):

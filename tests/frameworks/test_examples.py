@@ -55,6 +55,7 @@ def each(*scripts: str):
 each_name = pytest.mark.parametrize("name", NAMES)
 
 
+@pytest.mark.per_family
 @each_name
 @each("compiled.py", "timm_factory.py", "in_backward.py", "hf_trainer_optimizers.py")
 def test_in_one_process(server, plain, name, script, tmp_path):
@@ -62,6 +63,7 @@ def test_in_one_process(server, plain, name, script, tmp_path):
     assert_same(parameters, plain(name, by_class=script in BY_CLASS))
 
 
+@pytest.mark.per_family
 @each_name
 @each("plain.py", "hf_accelerate.py", "hf_trainer.py", "lightning_module.py")
 def test_goes_on_from_a_checkpoint(server, plain, name, script, tmp_path):
@@ -73,6 +75,7 @@ def test_goes_on_from_a_checkpoint(server, plain, name, script, tmp_path):
     assert_same(parameters, plain(name, *CLIP, by_class=script in BY_CLASS))
 
 
+@pytest.mark.per_family
 @each_name
 @each("ddp.py", "zero_redundancy.py", "zero_states.py", "fsdp2_in_backward.py", "torchtitan_container.py")
 def test_in_two_processes(server, plain, name, script):
@@ -83,6 +86,7 @@ def test_in_two_processes(server, plain, name, script):
     assert_same(first, plain(name, *clip, by_class=script in BY_CLASS))
 
 
+@pytest.mark.per_family
 @each_name
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_fsdp2_checkpoint_of_another_number_of_processes(server, plain, name, before, after, tmp_path):
@@ -103,6 +107,7 @@ def test_deepspeed(server, plain, name, clip):
             assert_same(parameters, plain(name, *clip), tolerance=1e-5)
 
 
+@pytest.mark.per_family
 @each_name
 def test_llama_factory(server, name, tmp_path):
     """Its checkpoint has the states of our optimizer, after all steps."""
@@ -113,6 +118,7 @@ def test_llama_factory(server, name, tmp_path):
     assert all(int(state["step"]) == 8 and set(state) >= set(optim.CARDS[name].states) for state in states)
 
 
+@pytest.mark.slow
 def test_torchrun():
     """The command of an example, as it stands there."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]

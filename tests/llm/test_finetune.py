@@ -77,6 +77,7 @@ def test_it_learns_says_so_and_can_be_started_from(command: Run) -> None:
         assert records("y")[0]["valid_loss"] == pytest.approx(summary()["best"]["valid_loss"], rel=1e-3)
 
 
+@pytest.mark.recipe
 def test_a_step_in_parts_is_a_step(command: Run) -> None:
     assert command(*SMALL, "epochs=1")[0] == 0
     assert (
@@ -85,6 +86,7 @@ def test_a_step_in_parts_is_a_step(command: Run) -> None:
     assert records("parts")[-1] == pytest.approx(records()[-1], rel=1e-3)
 
 
+@pytest.mark.recipe
 def test_the_functions_of_the_library_are_the_default(command: Run) -> None:
     rest = [word for word in SMALL if not word.startswith(("data", "epochs"))]
     task = Finetuning(configured("finetune", *rest, "data.train_rows=20", "data.valid_rows=10"))

@@ -45,6 +45,7 @@ MOE = {**LLAMA, "name": "mixtral", "num_local_experts": 4, "num_experts_per_tok"
 MODELS = [name for name in options("model", language=True) if recipe("model", name) == "llm"]
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_has_as_many_parameters_as_published(name: str) -> None:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):

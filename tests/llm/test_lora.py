@@ -69,6 +69,7 @@ def test_adapters_alone_are_trained_and_kept(command: Run) -> None:
     assert losses == pytest.approx([best["valid_loss"]] * 2, rel=1e-4)
 
 
+@pytest.mark.recipe
 def test_targets_alpha_and_other_architectures(command: Run) -> None:
     chosen = Finetuning(configured("finetune", *LORA, "lora.targets=[q_proj]")).build_model()
     assert {name.split(".")[-4] for name, p in chosen.named_parameters() if p.requires_grad} == {"q_proj"}
@@ -87,6 +88,7 @@ class Killed(BaseException):
     """Nothing is saved after it."""
 
 
+@pytest.mark.recipe
 def test_a_stopped_run_ends_bit_identical(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout of adapters, their states and the order of examples are as if it had not."""
     arguments = [*LORA, "accumulate=2", "run.checkpoint_every=1", "epochs=1"]

@@ -100,6 +100,7 @@ def test_a_run_and_what_it_leaves(command: Run) -> None:
     assert sum("|" in line for line in examples) >= 3
 
 
+@pytest.mark.recipe
 def test_a_mixture_of_experts(command: Run) -> None:
     assert command(*MOE)[0] == 0
     last, task = records("moe")[-1], task_of(*MOE)
@@ -121,6 +122,7 @@ def test_a_mixture_of_experts(command: Run) -> None:
     torch.testing.assert_close(whole, words + 0.01 * balance + 1e-3 * z)
 
 
+@pytest.mark.recipe
 def test_an_interrupted_mixture_goes_on_to_the_same_bits(
     command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +146,7 @@ def test_an_interrupted_mixture_goes_on_to_the_same_bits(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
 
 
+@pytest.mark.recipe
 def test_a_run_starts_from_a_checkpoint(command: Run) -> None:
     assert command(*GPT2)[0] == 0
     shutil.rmtree("runs/llm/gpt2/transformers")  # as of a run that has not finished: its best weights
@@ -155,6 +158,7 @@ def test_a_run_starts_from_a_checkpoint(command: Run) -> None:
     assert records("more")[0]["train_loss"] < records("gpt2")[0]["train_loss"]
 
 
+@pytest.mark.recipe
 def test_the_first_tokens_alone(command: Run) -> None:
     task = task_of(*GPT2, "data.tokens=320")
     assert len(task.train_data()) == 20

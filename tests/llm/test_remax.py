@@ -149,6 +149,7 @@ def test_rewards_rise(command: Run) -> None:
     assert len(summary["examples"]) == 4
 
 
+@pytest.mark.recipe
 def test_below_adapters_the_policy_stays_what_it_was(command: Run) -> None:
     task = ReMax(configured("remax", *REMAX, "lora.rank=2"))
     model = task.build_model()
@@ -164,6 +165,7 @@ def test_below_adapters_the_policy_stays_what_it_was(command: Run) -> None:
     assert not torch.allclose(task.scores(model.eval(), ids), before)  # they are there again
 
 
+@pytest.mark.recipe
 def test_a_reward_model_judges(command: Run, runner: Any, capfd: Any) -> None:
     assert reward.main([*SMALL, "epochs=1"]) == 0
     judged = [*REMAX, "reward.name=model", "reward.checkpoint=runs/reward/x"]

@@ -43,6 +43,7 @@ def test_the_loss_is_that_of_bradley_and_terry(command: Run) -> None:
     torch.testing.assert_close(sums["valid_margin"], margins.sum())
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("lora", [False, True])
 def test_it_learns_which_is_better(command: Run, lora: bool) -> None:
     """With adapters only that they and the head are what was measured: a random model has little for them.
@@ -80,6 +81,7 @@ def test_pairs_that_are_the_same_are_left_out(command: Run) -> None:
         RewardModelling(configured("reward", *SMALL))
 
 
+@pytest.mark.recipe
 def test_python_functions_are_the_default() -> None:
     rows = RewardModelling.default(None)["train"]  # type: ignore[arg-type]
     assert rows[0].keys() == {"prompt", "chosen", "rejected"}

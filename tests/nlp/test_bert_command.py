@@ -139,6 +139,7 @@ def test_a_run_learns_what_only_the_rest_of_a_sentence_tells(command: Run, text:
     assert Path("runs/bert/a/tokenizer/tokenizer.json").exists()
 
 
+@pytest.mark.recipe
 def test_the_export_gives_the_same_scores_in_transformers(command: Run, text: list[str]) -> None:
     status, _, err = command(*SMALL, *text, "steps=8", "run.name=a")
     assert status == 0, err
@@ -164,6 +165,7 @@ class Killed(Exception):
     """Stands for what ends a process."""
 
 
+@pytest.mark.recipe
 def test_a_run_that_was_cut_off_ends_with_the_same_bits(
     command: Run, text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +197,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.recipe
 def test_a_bert_is_asked_whether_sentences_follow_each_other(command: Run, text: list[str]) -> None:
     small = [word for word in SMALL if not word.startswith("tokenizer")]
     arguments = [

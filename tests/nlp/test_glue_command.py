@@ -80,6 +80,7 @@ def test_a_run_from_scratch(command: Run, tmp_path: Path) -> None:
     assert 100 * right == pytest.approx(found["best"]["valid_accuracy"])
 
 
+@pytest.mark.recipe
 def test_every_kind_of_task(command: Run, root: Path) -> None:
     """The figures that are recorded, the one that chooses, and the files for the GLUE server."""
     expected = {
@@ -108,6 +109,7 @@ def test_every_kind_of_task(command: Run, root: Path) -> None:
     assert len(table("runs/glue/mnli/predictions/dev_mismatched.tsv")) == 1 + 15
 
 
+@pytest.mark.recipe
 def test_a_task_that_no_one_has_seen_before(command: Run, tmp_path: Path) -> None:
     """Its test file has labels, so it is measured, once, with the best weights."""
     folder = tmp_path / "reviews"
@@ -128,6 +130,7 @@ def test_a_task_that_no_one_has_seen_before(command: Run, tmp_path: Path) -> Non
     assert "test_f1" in out
 
 
+@pytest.mark.recipe
 def test_a_killed_run_goes_on_to_the_same_bits(
     command: Run, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +161,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+@pytest.mark.recipe
 def test_several_seeds(command: Run, root: Path) -> None:
     words = ["task=cola", f"data.root={root}", *TINY]
     status, out, err = command(*words, "seeds=[1,2,3]", "run.name=x")
@@ -189,6 +193,7 @@ def test_names_of_runs_with_seeds_are_those_of_a_multirun() -> None:
     assert seeds.spread([1.0, 2.0, 6.0])["deviation"] == pytest.approx(7**0.5)
 
 
+@pytest.mark.recipe
 def test_a_run_starts_from_a_run(command: Run, root: Path) -> None:
     """Encoder, its shape and tokenizer are those of the run; the head is new."""
     first = [*TINY, "model.name=bert", "model.type_vocab_size=2", "model.layer_norm_eps=1e-12"]
@@ -224,6 +229,7 @@ def hugging_face(path: Path, positions: int = 40) -> Path:
     return path
 
 
+@pytest.mark.recipe
 def test_a_run_starts_from_a_hugging_face_model(command: Run, root: Path, tmp_path: Path) -> None:
     path = hugging_face(tmp_path / "model")
     words = [
@@ -283,6 +289,7 @@ def test_a_row_wants_a_model_of_its_shape(command: Run, root: Path) -> None:
     assert "glue/sst2 is of a model with hidden_size=768, this one has 16" in line
 
 
+@pytest.mark.recipe
 def test_a_layer_wise_learning_rate(command: Run, root: Path) -> None:
     words = ["task=sst2", f"data.root={root}", *TINY, "epochs=1", "optimizer.layer_decay=0.5"]
     assert command(*words, "model.num_hidden_layers=3", "run.name=x")[0] == 0

@@ -84,6 +84,7 @@ def weights(name: str = "x") -> dict[str, Any]:
     return files | {"model.safetensors": {key: x.numpy().tobytes() for key, x in tensors.items()}}
 
 
+@pytest.mark.recipe
 def test_the_default_run_learns(runner: Callable[..., Run]) -> None:
     """A part of it, with fewer words, beats their frequencies."""
     short = ["steps=50", "schedule=constant", "schedule.warmup_epochs=0", "optimizer.lr=0.01"]
@@ -138,6 +139,7 @@ def test_hidden_states_go_from_step_to_step_without_gradients(command: Run) -> N
     torch.testing.assert_close(gradient, expected)
 
 
+@pytest.mark.recipe
 def test_micro_batches_have_states_of_their_own(command: Run) -> None:
     """So that a step in parts is the step in one."""
     plain = [*SMALL, "model.dropout=0", "model.dropouti=0", "epochs=1"]
@@ -151,6 +153,7 @@ class Killed(BaseException):
     """Nothing is saved after it."""
 
 
+@pytest.mark.recipe
 def test_a_stopped_run_ends_bit_identical(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever it stops: states, masks and weights are as if it had not."""
     arguments = [*SMALL, *DROPPING, "accumulate=2", "run.checkpoint_every=3", "run.log_every=4"]
@@ -211,6 +214,7 @@ def test_continuations_are_likely_and_end_with_the_line() -> None:
     assert 6 in continuation(model, [1, 2], None, None, generator)
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "optimizer").glob("*.yaml")))
 def test_every_optimizer_trains(command: Run, apex: None, name: str) -> None:
     """With its own learning rate, tied weights and penalties: the loss on one batch with fixed masks falls.
@@ -237,6 +241,7 @@ def test_every_optimizer_trains(command: Run, apex: None, name: str) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.recipe
 def test_a_text_without_a_test_split_ends_without_a_test(command: Run) -> None:
     Path("text/test.txt").unlink()
     assert command(*SMALL)[0] == 0

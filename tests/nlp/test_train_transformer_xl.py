@@ -161,6 +161,7 @@ def test_processes_measure_the_same(text: list[str], processes: int) -> None:
     assert sum(loss for loss, _ in parts) == pytest.approx(whole[0], rel=1e-9)
 
 
+@pytest.mark.recipe
 def test_accumulation_changes_nothing_but_rounding(command: Run, text: list[str]) -> None:
     """Streams in micro-batches, each with its own memory."""
     words = [*text, *TINY, "steps=12", "model.dropout=0", "run.log_every=3", "optimizer=sgd"]
@@ -180,7 +181,7 @@ def contents(folder: Path) -> list[Any]:
     return [sorted(x.numpy().tobytes() for x in weights), bits]
 
 
-@pytest.mark.slow  # three processes; tests/repro/test_kill.py kills a run every day
+@pytest.mark.slow  # three processes
 def test_killed_run_ends_bit_identical(text: list[str], tmp_path: Path) -> None:
     """Stopped amid an epoch, with memory filled: the same command goes on to the same bits."""
     program = (
@@ -268,6 +269,7 @@ def test_rows(name: str) -> None:
         assert all(proxy.get(key) == recipe.get(key) for key in kept)
 
 
+@pytest.mark.recipe
 def test_a_row_trains(command: Run, text: list[str]) -> None:
     """As its proxy, with the row's schedule."""
     words = [
@@ -284,6 +286,7 @@ def test_a_row_trains(command: Run, text: list[str]) -> None:
     assert "test_perplexity" in records("x")[-1]
 
 
+@pytest.mark.recipe
 @pytest.mark.skipif("ADAN_DATA" not in os.environ, reason="ADAN_DATA, a folder with ptb/, is not set")
 def test_penn_treebank() -> None:
     """929,589 tokens for training; the adaptive softmax takes its 10,000 words."""

@@ -9,9 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from products import beyond_covering
 
 settings.register_profile("optim", deadline=None, derandomize=True)
 settings.load_profile("optim")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m is applied
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in beyond_covering(items):
+        item.add_marker("exhaustive")
 
 
 @pytest.fixture(autouse=True)

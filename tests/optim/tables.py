@@ -31,7 +31,12 @@ def all_kinds(rule):
 
 RULES = {rule.name: rule for name in FUSED for rule in optim.CARDS[name].fused_rules}
 OPTIMIZER = {rule.name: name for name in FUSED for rule in optim.CARDS[name].fused_rules}
-each_rule = pytest.mark.parametrize("name", RULES)
+# The kernels are compiled first: in `make test` those of one rule with each kind of input that rules have.
+FIRST = {(bool(rule.previous), rule.factors, bool(rule.sums)): name for name, rule in reversed(RULES.items())}
+each_rule = pytest.mark.parametrize(
+    "name",
+    [name if name in FIRST.values() else pytest.param(name, marks=pytest.mark.exhaustive) for name in RULES],
+)
 
 
 def hyper_of(name, **options):

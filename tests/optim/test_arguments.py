@@ -60,6 +60,7 @@ no_number = st.one_of(
 )
 
 
+@pytest.mark.per_family
 @each_number
 @given(value=st.one_of(negative, not_finite))
 def test_numbers_out_of_range(name, key, value):
@@ -67,6 +68,7 @@ def test_numbers_out_of_range(name, key, value):
     assert f"{key}={value}" in message
 
 
+@pytest.mark.per_family
 @each_number
 @given(value=no_number)
 def test_no_numbers(name, key, value):
@@ -385,6 +387,7 @@ def three_steps(name, path, spoil=False, dtype=torch.float32, **options):
     return tensors_of(optimizer)
 
 
+@pytest.mark.every("name", "option")
 @pytest.mark.parametrize(
     ("name", "option"), [(name, option) for name in NAMES for option in options_of(name)]
 )
@@ -500,6 +503,7 @@ def test_the_card_lists_the_options():
     ],
 )
 @pytest.mark.parametrize("built", [True, False])
+@pytest.mark.every("foreach", "fused", "built")
 def test_path_table(name, foreach, fused, path, built, monkeypatch):
     """What each combination takes, with the kernels and without; every path shown to be the one that runs."""
     paths = optim.CARDS[name].paths

@@ -6,6 +6,7 @@ parameter's norm) only get as near as the learning rate allows, so it goes to ze
 
 import math
 
+import pytest
 import torch
 from harness import FLAGS, each_path
 
@@ -53,6 +54,7 @@ def test_quadratic(name, path):
     assert minimise(name, path, loss, params, 300) < 1e-2
 
 
+@pytest.mark.per_family
 @each_path
 def test_rosenbrock(name, path):
     """From the usual start (-1.2, 1), around the bend, to the minimum at (1, 1)."""
@@ -64,6 +66,7 @@ def test_rosenbrock(name, path):
     assert minimise(name, path, loss, [p], 800) < 1e-2
 
 
+@pytest.mark.per_family
 @each_path
 def test_logistic_regression(name, path):
     """To within 1 % of the least loss, which Newton's method finds."""

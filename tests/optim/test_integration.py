@@ -46,6 +46,7 @@ COMPILED = [("whole step", name, path) for name, path in PATHS]
 COMPILED += [("optimizer.step", name, path) for name, path in dict(reversed(PATHS)).items()]
 
 
+@pytest.mark.per_family
 @pytest.mark.parametrize(("what", "name", "path"), COMPILED)
 def test_a_compiled_training_step_does_not_compile_again(name, path, what):
     """With a learning rate and step counts that change at every step; and it computes the same."""
@@ -96,6 +97,7 @@ def test_a_compiled_training_step_does_not_compile_again(name, path, what):
 # ---- torch.distributed.checkpoint
 
 
+@pytest.mark.per_family
 @each_path
 @pytest.mark.parametrize("options", [{}, {"state_dtype": "int8", "min_int8_size": 9}], ids=["plain", "int8"])
 def test_distributed_checkpoint(name, path, options, tmp_path):

@@ -220,6 +220,7 @@ def test_threads_agree_with_the_oracle(name):
         torch.set_num_threads(before)
 
 
+@pytest.mark.every("name", "variant")
 @pytest.mark.parametrize(("name", "path", "dtype", "variant"), LOCK_STEP, ids=case_id)
 def test_each_of_20_steps(name, path, dtype, variant):
     """From the optimizer's own parameters and states, each step is the oracle's (see harness.tolerance)."""
@@ -243,6 +244,7 @@ SMALL_STATES = [
 ]
 
 
+@pytest.mark.every("name", "dtype", "kept")
 @pytest.mark.parametrize(("name", "path", "dtype", "kept", "variant"), SMALL_STATES)
 def test_each_of_10_steps_with_other_storage(name, path, dtype, kept, variant):
     """Small states, rounded parameters, taken gradients: the same, within what their storage can hold."""

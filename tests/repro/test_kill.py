@@ -74,6 +74,7 @@ def result(folder: Path) -> dict[str, object]:
     return {"metrics": (folder / "metrics.jsonl").read_text(), "step": last.name, "files": files}
 
 
+@pytest.mark.slow
 def test_killed_runs_end_bit_identical(server: Server, tmp_path: Path) -> None:
     seed = 0
     rng = random.Random(seed)

@@ -76,6 +76,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "accumulate"), [(PLAIN, 1), (PLAIN, 2), (RANDOM, 2)])
 def test_two_processes_give_the_metrics_of_one(
     two: Path, tmp_path: Path, arguments: list[str], accumulate: int
@@ -94,6 +95,7 @@ def test_two_processes_give_the_metrics_of_one(
         }
 
 
+@pytest.mark.slow
 def test_two_processes_carry_the_state_of_one(two: Path, tmp_path: Path) -> None:
     """Weights, streams, states, sums of any shape, the closing test."""
     train(
@@ -118,6 +120,7 @@ def test_two_processes_carry_the_state_of_one(two: Path, tmp_path: Path) -> None
     assert not torch.equal(states[0][0]["hidden"], states[1][0]["hidden"])
 
 
+@pytest.mark.slow
 def test_what_two_processes_began_one_continues_with_twice_the_micro_batches(two: Path) -> None:
     config = TrainConfig(
         epochs=2,
@@ -137,6 +140,7 @@ def test_what_two_processes_began_one_continues_with_twice_the_micro_batches(two
         assert one == pytest.approx(other, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_a_sharded_run_gives_the_metrics_of_a_whole_one(two: Path, tmp_path: Path, fsdp: bool) -> None:
     summary = train(BlocksTask(), blocks(tmp_path, fsdp), "sharded")
@@ -154,6 +158,7 @@ def test_a_sharded_run_gives_the_metrics_of_a_whole_one(two: Path, tmp_path: Pat
     assert parts == ["__0_0.distcp", "__1_0.distcp"]
 
 
+@pytest.mark.slow
 def test_sharded_checkpoints_go_on_with_another_number_of_processes(two: Path) -> None:
     train(BlocksTask(), blocks(two), "shrunk")
     expected = records(two, "sharded", "blocks")
@@ -162,6 +167,7 @@ def test_sharded_checkpoints_go_on_with_another_number_of_processes(two: Path) -
             assert one == pytest.approx(other, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_of_a_sharded_run_are_read_whole(two: Path, tmp_path: Path) -> None:
     train(BlocksTask(), blocks(tmp_path, fsdp=False), "whole")
     weights, found = read_weights(two / "blocks" / "sharded")
@@ -173,6 +179,7 @@ def test_weights_of_a_sharded_run_are_read_whole(two: Path, tmp_path: Path) -> N
     assert found.optimizers == {}  # which are in the shards
 
 
+@pytest.mark.slow
 def test_a_sharded_run_continues_to_the_same_bits(tmp_path: Path) -> None:
     train(BlocksTask(), blocks(tmp_path), "whole")
     with pytest.MonkeyPatch.context() as patch:

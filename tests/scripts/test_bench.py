@@ -98,6 +98,7 @@ def test_a_list_and_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "* Not measured, apex FusedAdam: " in text
 
 
+@pytest.mark.recipe
 def test_the_steps_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """They alone are measured, beside the baseline, and their overhead."""
     monkeypatch.setitem(BENCH["bench_list"].__globals__, "shapes", lambda name: [torch.Size((96, 64))] * 2)

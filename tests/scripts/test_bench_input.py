@@ -36,6 +36,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.recipe
 def test_result(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["scripts/bench_input.py"])
     out = tmp_path / "results" / "input"

@@ -10,6 +10,7 @@ import pytest
 from scripts import bench_tokenize
 
 
+@pytest.mark.recipe
 def test_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["scripts/bench_tokenize.py"])
     monkeypatch.setenv("RAYON_NUM_THREADS", "1")

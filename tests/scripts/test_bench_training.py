@@ -28,6 +28,7 @@ def ready(bench: ModuleType, model: str, rounds: int, *overrides: str) -> Any:
     return bench.Bench(bench.prepare(model, "cpu", True, overrides), rounds)
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("model", ["test_vit", "test_resnet", "roberta", "transformer_xl", "lstm"])
 def test_the_loops_do_the_same_work(bench: ModuleType, tmp_path: Path, model: str) -> None:
     """From the same weights and batches the losses are the same at every step, and they change."""
@@ -99,6 +100,7 @@ def test_every_batch_goes_to_every_contestant(bench: ModuleType) -> None:
     assert [len(values) for values in times.values()] == [3, 3, 3]
 
 
+@pytest.mark.recipe
 def test_optimizers(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     """States and bytes are those of each optimizer; what is not for this device is named."""
     assert bench.main(["--quick", "--optimizers", "--models", "test_vit", "--rounds", "1"]) == 0

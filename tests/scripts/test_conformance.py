@@ -142,7 +142,11 @@ def test_every_check_has_a_fault() -> None:
     assert {*CONTRACT} <= {*FAULTS.values()}
 
 
-@pytest.mark.parametrize("implementation", OURS, ids=lambda each: f"{each.optimizer}, {each.path}")
+@pytest.mark.parametrize(
+    "implementation",
+    [each if each.optimizer == "adan" else pytest.param(each, marks=pytest.mark.exhaustive) for each in OURS],
+    ids=lambda each: f"{each.optimizer}, {each.path}",
+)
 def test_ours_pass(implementation: Any) -> None:
     if implementation.missing:
         pytest.skip(implementation.missing)
@@ -192,6 +196,7 @@ def test_definitions_and_options_must_fit(monkeypatch: pytest.MonkeyPatch) -> No
     assert "does not know 'rho'" in judge(check, PLANTED, {**plain, "rho": 1}).why
 
 
+@pytest.mark.recipe
 def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     absent = Implementation("no-such-package", "adamw", "no_such_package.AdamW", {})
     monkeypatch.setitem(GLOBALS, "ours", list)

@@ -145,6 +145,7 @@ def test_batches_are_padded_text() -> None:
         assert (row[length:] == DEMO["PADDING"]).all()
 
 
+@pytest.mark.recipe
 def test_the_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--steps", "9", "--every", "4", "--batch", "2", "--length", "24", "--hidden", "64"]
     for optimizer in ("adamw", "torch.optim.SGD"):  # the second begins afresh in the same folder
@@ -224,6 +225,7 @@ def test_what_the_docs_say_of_the_walk_through() -> None:
 # ---- the benchmark
 
 
+@pytest.mark.recipe
 def test_the_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 

@@ -46,6 +46,7 @@ def test_pictures_need_a_browser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         take(tmp_path / "report.html", tmp_path)
 
 
+@pytest.mark.recipe
 def test_every_row_is_there_and_nothing_is_fetched(page: Path) -> None:
     text = page.read_text()
     for name in ledger.names():
@@ -57,6 +58,7 @@ def test_every_row_is_there_and_nothing_is_fetched(page: Path) -> None:
     assert "<script" not in text
 
 
+@pytest.mark.recipe
 def test_a_run_that_cannot_be_read_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +92,7 @@ def test_a_run_that_cannot_be_read_is_left_out(
         assert html.escape(line.removeprefix("left out: "), quote=False)[:40] in text
 
 
+@pytest.mark.recipe
 def test_released_curves_are_drawn(released: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     assert report.main([str(tmp_path), "--out", str(out)]) == 0
@@ -121,6 +124,7 @@ def browser(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_and_renders_without_errors(page: Path, scheme: str) -> None:
     shell = page.with_name(f"phone-{scheme}.html")  # a frame of a phone's width, because windows are wider

@@ -249,6 +249,7 @@ def test_what_is_started(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.recipe
 def test_a_proxy_trains(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the command line to the list: two epochs, a summary and a list that call them a proxy's.
 
@@ -368,6 +369,7 @@ def test_a_proxy_keeps_what_makes_the_row(name: str) -> None:
     assert reasons <= proxy.row.chosen.keys()
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize("proxy", ["vit", "resnet", "convnext", "swin"])
 def test_a_proxy_fits_the_data(proxy: str) -> None:
     """What it is given instead of digits decides on size, crops and length; the command line on all."""

@@ -12,6 +12,7 @@ MAIN = QUALITY["main"]
 GLOBALS = MAIN.__wrapped__.__globals__
 
 
+@pytest.mark.recipe
 def test_gpt_in_two_steps_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     GLOBALS["VALIDATION"] = 16
     arguments = [

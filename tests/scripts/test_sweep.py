@@ -33,6 +33,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(todo.ALL_TASKS, "vit", task)
 
 
+@pytest.mark.recipe
 @pytest.mark.usefixtures("small")
 def test_a_job_becomes_records_and_weights(runner: Callable[..., Run]) -> None:
     """Two seeds of Adan, one of which goes on to be kept; of SGD a learning rate that is far too large."""
@@ -86,6 +87,7 @@ def test_a_run_that_fails_otherwise_is_not_taken_for_diverged(
     assert "batch_size=5000" in capsys.readouterr().err
 
 
+@pytest.mark.recipe
 @pytest.mark.usefixtures("small")
 def test_times_of_steps(runner: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "SHORT", ("stop_after=6", "run.log_every=2", *sweep.SHORT[2:]))

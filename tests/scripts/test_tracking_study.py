@@ -39,6 +39,7 @@ def test_a_released_log_replayed_is_on_track(
     assert "published 80.1 %, released log best 80.166 final 80.108, ours final 80.108" in lines[-2]
 
 
+@pytest.mark.recipe
 @pytest.mark.parametrize(
     ("row", "fault", "within"),
     [
@@ -66,6 +67,7 @@ def test_a_row_that_is_not_there(scripts: dict[str, ModuleType], capsys: pytest.
     assert capsys.readouterr().err.startswith("error: imagenet/none: no such row")
 
 
+@pytest.mark.recipe
 def test_the_study(
     scripts: dict[str, ModuleType],
     released: Path,
@@ -94,6 +96,7 @@ def test_the_study(
     assert (rule.WINDOW, rule.REACH, rule.RECORDS) == (0.1, 0.02, 3)  # as they were
 
 
+@pytest.mark.recipe
 def test_every_fault_changes_the_run(
     scripts: dict[str, ModuleType], released: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ def test_a_run_is_measured_as_in_training(command: Command, evaluate: Command) -
         assert (shares * classes["accuracy"]).sum() == pytest.approx(found["test_accuracy"])
 
 
+@pytest.mark.recipe
 def test_bf16_is_measured_on_request(command: Command, evaluate: Command) -> None:
     assert command(*TINY, "amp=bf16", "run.name=x")[0] == 0
     losses = []
@@ -89,6 +90,7 @@ def test_bf16_is_measured_on_request(command: Command, evaluate: Command) -> Non
     assert losses[0] == losses[2] != losses[1]
 
 
+@pytest.mark.recipe
 def test_a_checkpoint_of_timm_says_all_but_where_the_images_are(evaluate: Command, images: Path) -> None:
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=2).eval()
@@ -119,6 +121,7 @@ def test_a_checkpoint_of_timm_says_all_but_where_the_images_are(evaluate: Comman
     assert results()["crop_pct"] == known.crop_pct
 
 
+@pytest.mark.recipe
 def test_beside_the_published_value(command: Command, evaluate: Command) -> None:
     assert command(*TINY, "run.name=x")[0] == 0
     shutil.copy(next(Path("runs/vision/x/checkpoints").iterdir()) / "model.safetensors", "x.safetensors")

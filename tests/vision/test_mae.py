@@ -406,6 +406,7 @@ def test_rows(name: str) -> None:
         assert sum(p.numel() for p in model.parameters()) < 2_000_000
 
 
+@pytest.mark.recipe
 def test_a_row_trains(command: Command) -> None:
     """As its proxy, with the row's schedule and clipping in Adan."""
     words = ["+paper=mae/base_pretrain", "+proxy=mae_pretrain", *TINY, "run.name=x"]

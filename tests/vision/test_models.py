@@ -266,6 +266,7 @@ def test_a_probe_trains_its_head_alone(name: str) -> None:
     torch.testing.assert_close(model.eval()(images), model.head(normed))
 
 
+@pytest.mark.recipe
 def test_a_probe_of_a_run(command: Command) -> None:
     small = [*TINY, "model=vit_patches"]
     assert command(*small, "run.name=encoder")[0] == 0

@@ -38,6 +38,7 @@ def photographs() -> Path:
     return path
 
 
+@pytest.mark.recipe
 def test_a_row_with_siblings_is_tracked(command: Callable[..., tuple[int, str, str]], released: Path) -> None:
     """A run of it loads the rows that tell its tolerance, while Hydra is busy with its own configuration."""
     ledger._load.cache_clear()

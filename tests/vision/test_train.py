@@ -56,6 +56,7 @@ def test_optimizer_configs(name: str) -> None:
         assert optimizer.param_groups[0]["state_dtype"] == "int8"
 
 
+@pytest.mark.recipe
 @pytest.mark.usefixtures("apex")
 @pytest.mark.parametrize("name", options("optimizer"))
 def test_optimizers_train(command: Command, name: str) -> None:
@@ -67,6 +68,7 @@ def test_optimizers_train(command: Command, name: str) -> None:
     assert "is finished" in command(*arguments)[1]
 
 
+@pytest.mark.recipe
 def test_sophia_gets_its_estimates(command: Command) -> None:
     """Every `hessian_every` steps."""
     tiny = [*TINY, "optimizer=sophia"]
@@ -121,6 +123,7 @@ def test_every_option_of_the_command_works_together(command: Command) -> None:
     assert "ema_test_accuracy" in out
 
 
+@pytest.mark.recipe
 def test_channels_last_convolutions(command: Command) -> None:
     small = ["data.size=16", "epochs=1", "batch_size=256", "schedule.warmup_epochs=0"]
     status, _, err = command("model=resnet18", "channels_last=true", *small)
@@ -135,6 +138,7 @@ def test_no_warnings_and_nothing_left_behind(command: Command) -> None:
     assert [path.name for path in Path("runs").iterdir()] == ["vision"]
 
 
+@pytest.mark.recipe
 def test_multirun_and_its_failures(command: Command) -> None:
     status, _, err = command("-m", *TINY, "optimizer=adan,adamw", "optimizer.lr=-1,0.01")
     assert status == 2
@@ -142,11 +146,13 @@ def test_multirun_and_its_failures(command: Command) -> None:
     assert len(list(Path("runs/vision").iterdir())) == 2
 
 
+@pytest.mark.recipe
 def test_the_same_command_in_another_order_is_the_same_run(command: Command) -> None:
     command(*TINY, "seed=1")
     assert "is finished" in command("seed=1", *TINY, "workers=1")[1]
 
 
+@pytest.mark.recipe
 def test_wandb_offline(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     with warnings.catch_warnings():
@@ -157,6 +163,7 @@ def test_wandb_offline(command: Command, monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(Path("runs/vision/x/wandb").glob("offline-run-*/*.wandb"))
 
 
+@pytest.mark.recipe
 def test_tensorboard(command: Command) -> None:
     assert command(*TINY, "tracking=tensorboard", "run.name=x")[0] == 0
     assert list(Path("runs/vision/x/tensorboard").glob("events.*"))
@@ -170,6 +177,7 @@ def test_the_default_run_ends_above_97_percent(command: Command, optimizer: str)
     assert summary["final"]["test_accuracy"] > 97
 
 
+@pytest.mark.recipe
 def test_held_out_images_are_measured_and_the_test_images_at_the_end(command: Command) -> None:
     status, _, err = command(*TINY, "data.valid_share=0.25", "run.name=held")
     assert status == 0, err
@@ -194,6 +202,7 @@ def test_held_out_images_are_measured_and_the_test_images_at_the_end(command: Co
         assert (status, f"data.valid_share={share}" in err) == (2, True)
 
 
+@pytest.mark.recipe
 def test_restarts_begin_again_with_moments_of_zero(command: Command) -> None:
     finals = {}
     for every in ("null", "10", "1000"):
