@@ -10,7 +10,7 @@ START := $(shell date +%s)
 # Else each of the hundred processes that the tests start compiles all of torch's Python that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-recipes test-optim test-slow test-all test-times test-gpu test-mutants test-docker \
+.PHONY: demo test test-recipes test-optim test-slow test-sanitize test-all test-times test-gpu test-mutants test-docker \
 	constraints lint docs report-pictures bench bench-gpu quality conformance clean
 
 demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
@@ -38,6 +38,9 @@ test-gpu: $(INSTALLED)  ## on a GPU; with compute-sanitizer (of the CUDA toolkit
 
 test-mutants: $(INSTALLED)  ## plants faults one at a time; the tests must notice each. SAMPLE=N tries N of them
 	$(RUN) tests/mutants.py $(if $(SAMPLE),--sample $(SAMPLE) --shard $(or $(SHARD),0))
+
+test-sanitize: $(INSTALLED)  ## any change of tensors between steps, the CPU kernels under AddressSanitizer and UBSan
+	tests/sanitize.sh $(abspath $(RUN))
 
 test-all: $(INSTALLED)  ## all tiers
 	$(RUN) tests/tiers.py

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 TIMES = Path(__file__).with_name("times.json")
-TIERS = ("test", "test-recipes", "test-optim", "test-slow", "test-mutants")
+TIERS = ("test", "test-recipes", "test-optim", "test-sanitize", "test-slow", "test-mutants")
 FEWEST = 20  # faults: the kernels are compiled first, which fewer are not worth
 
 
