@@ -9,7 +9,7 @@ import pandas as pd  # type: ignore[import-untyped]
 import pytest
 from released_samples import LOGS, MAE, MEGATRON, TIMM, TRANSFORMER_XL, Folder, accounted
 
-from repro.released import read
+from repro.released import read, source
 from repro.released.log import LogError
 
 every_log = pytest.mark.parametrize(("format", "content"), LOGS.values(), ids=LOGS)
@@ -168,7 +168,7 @@ def test_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise PermissionError(13, "Permission denied")
 
     path = Folder(tmp_path).write(MAE)
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(source, "read_bytes", refuse)
     with pytest.raises(LogError, match=r"log: cannot be read \(Permission denied\)"):
         read(path)
 

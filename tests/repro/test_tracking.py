@@ -1,5 +1,6 @@
 """Runs and logs beside released curves: the toy task in the loop, and what is there of released logs."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -31,6 +32,12 @@ def write(records: list[dict[str, Any]], path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def release(row: Row, records: list[dict[str, Any]], root: Path) -> None:
+    """Write the log that was released with a row."""
+    write(records, root / LOG)
+    row.files[:] = [File(LOG, hashlib.sha256((root / LOG).read_bytes()).hexdigest())]
+
+
 def measured(config: TrainConfig, name: str) -> list[dict[str, Any]]:
     lines = (folder(config, name) / "metrics.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if "accuracy" in record]
@@ -57,14 +64,16 @@ def run(config: TrainConfig, row: Row, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("ADAN_RELEASED", str(tmp_path))
     config.epochs = 6
     train(ToyTask(), config, "released")
-    write(measured(config, "released"), tmp_path / LOG)
+    release(row, measured(config, "released"), tmp_path)
     config.row = row
     return config
 
 
 def improve(run: TrainConfig, tmp_path: Path) -> None:
     """Let the released run have had half of the loss."""
-    write([{**r, "train_loss": r["train_loss"] / 2} for r in measured(run, "released")], tmp_path / LOG)
+    assert run.row is not None
+    halved = [{**r, "train_loss": r["train_loss"] / 2} for r in measured(run, "released")]
+    release(run.row, halved, tmp_path)
 
 
 def test_a_run_like_the_released_one(
