@@ -8,7 +8,7 @@ from typing import Any
 
 from repro.errors import UserError
 from repro.ledger import Figure, Recipe
-from repro.loading import read_json
+from repro.loading import Unreadable, read_json
 from repro.run import flatten, is_free, read_config
 
 SHOWN_CHANGES = 3  # settings that a result names; its folder's config.yaml has them all
@@ -75,7 +75,9 @@ def finished(roots: Iterable[Path]) -> tuple[list[Finished], list[str]]:
         try:
             summary, config = read_json(path, dict), read_config(folder / "config.yaml")
             starts = folder / "environment.json"
-            began = [dict(start) for start in read_json(starts, list)] if starts.exists() else []
+            began = read_json(starts, list) if starts.exists() else []
+            if not all(isinstance(start, dict) for start in began):
+                raise Unreadable(starts, "not a list of starts")
             if not isinstance(summary["metric"], str):
                 raise TypeError("its metric is not a name")
             if not all(isinstance(summary[key], dict | None) for key in ("best", "final")):

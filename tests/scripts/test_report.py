@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from repro import ledger
+from repro import page as page_module
 from repro.charts import Chart, Line, bars
 from repro.errors import UserError
 from repro.ledger import ROOT
@@ -65,28 +66,30 @@ def test_a_run_that_cannot_be_read_is_left_out(
     """Of a run that is there several times all are left out but the one that nobody damaged."""
     monkeypatch.setenv("ADAN_RELEASED", str(tmp_path))
     monkeypatch.setattr(ledger, "names", list)
+    monkeypatch.setattr(page_module, "COMPARISON", tmp_path / "none.jsonl")
+    monkeypatch.setattr(page_module, "_benches", tuple)
     whole = ROOT / "results" / "vision" / "digits-adan"
     damages = {
         "config.yaml": ("a: &a [x]\nb: *a\n", "config.yaml: has aliases"),
         "summary.json": ("[" * 100_000, "summary.json: nested too deeply"),
-        "environment.json": ("[3]", "summary.json: not of a run ("),
+        "environment.json": ("[3]", "environment.json: not a list of starts"),
         "metrics.jsonl": ("words\n", "metrics.jsonl"),
     }
     shutil.copytree(whole, tmp_path / "runs" / "whole")
     for name, (text, _) in damages.items():
-        shutil.copytree(whole, tmp_path / "runs" / name)
-        path = tmp_path / "runs" / name / name
+        shutil.copytree(whole, tmp_path / "runs" / f"bad-{name}")
+        path = tmp_path / "runs" / f"bad-{name}" / name
         path.write_text((path.read_text() if name == "metrics.jsonl" else "") + text)
-    shutil.copytree(whole, tmp_path / "runs" / "other")
-    other = tmp_path / "runs" / "other" / "summary.json"
+    shutil.copytree(whole, tmp_path / "runs" / "bad-other")
+    other = tmp_path / "runs" / "bad-other" / "summary.json"
     other.write_text('{"metric": "speed", "best": null, "final": {}}')
     assert report.main([str(tmp_path / "runs"), "--out", str(tmp_path / "report.html")]) == 0
     first, *left_out = capsys.readouterr().out.splitlines()
     assert first.endswith(", 1 own runs")
-    assert len(left_out) == len(damages) + 1
+    assert len(left_out) == len(damages) + 1, left_out
     text = (tmp_path / "report.html").read_text()
     for name, message in [*((name, message) for name, (_, message) in damages.items()), ("other", "")]:
-        (line,) = (line for line in left_out if f"runs/{name}" in line)
+        (line,) = (line for line in left_out if f"runs/bad-{name}" in line)
         assert line.startswith("left out: ")
         assert message in line
         assert html.escape(line.removeprefix("left out: "), quote=False)[:40] in text
