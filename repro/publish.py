@@ -16,7 +16,7 @@ _DIGEST = hashlib.sha256().digest_size
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield an unused name beside `path`, of the same suffix; what is written there replaces `path`.
+    """Yield an unused name `.tmp-HEX-NAME` next to `path`; what is written there replaces `path`.
 
     If anything fails, `path` stays as it was and nothing is left beside it. Of several processes that write
     one path at once, each publishes a whole file; the last one stays.
@@ -24,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk refused.
     """
-    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}{path.suffix}")
+    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name}")
     try:
         yield temporary
         with temporary.open("rb+") as file:

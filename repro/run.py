@@ -42,6 +42,7 @@ from omegaconf import OmegaConf
 from repro import checkpoint
 from repro.errors import Diverged, UserError
 from repro.loading import read_json, read_records, read_text, read_yaml
+from repro.publish import replacing
 
 # A continued run may differ from its beginning in these keys (and those below them), and in no other.
 FREE_KEYS = ("run", "tracking", "workers", "data.root", "row")
@@ -218,17 +219,11 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         UserError: the disk refused.
     """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(text)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; make room there") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def refuse_foreign_page(path: Path, script: str) -> None:
@@ -238,8 +233,8 @@ def refuse_foreign_page(path: Path, script: str) -> None:
 
 
 def _is_leftover(name: str, final: str) -> bool:
-    """Tell whether `name` is what a kill in write_atomically leaves beside the file `final`."""
-    return re.fullmatch(rf"\.tmp-(\d+-)?{re.escape(final)}", name) is not None
+    """Tell whether `name` is what a kill while writing left of the file `final`."""
+    return re.fullmatch(rf"\.tmp-([0-9a-f]+-)?{re.escape(final)}", name) is not None
 
 
 def environment() -> dict[str, Any]:

@@ -59,16 +59,19 @@ def write_shards(root: Path, out: Path, size: int, workers: int) -> dict[str, An
 def _write(
     splits: dict[str, Split], classes: list[str], shards: list[Shard], out: Path, workers: int
 ) -> dict[str, Any]:
-    for leftover in out.glob(".tmp-*.tar"):  # of a process that was killed
-        leftover.unlink()
     known = {entry["name"]: entry for entry in read_manifest(out)["shards"]}
     wanted = {shard.name for shard in shards}
     begun = (out / MANIFEST).exists()
+    leftovers = set(out.glob(".tmp-*.tar"))  # of a process that was killed
     strange = (
-        {path.name for path in out.glob("*.tar")} - wanted if begun else set(os.listdir(out)) - {".lock"}
+        {path.name for path in set(out.glob("*.tar")) - leftovers} - wanted
+        if begun
+        else set(os.listdir(out)) - {".lock"}
     )
     if strange:
         raise UserError(f"{out}: holds {min(strange)}, which is none of these shards; take an empty folder")
+    for leftover in leftovers:
+        leftover.unlink()
     if not begun:
         _save_manifest(out, [])  # first of all: a folder that has none is somebody else's
     with replacing(out / CLASSES) as file:
