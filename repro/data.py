@@ -138,7 +138,7 @@ class SeededDataset(Dataset[Any]):
 class Loader(DataLoader[Any]):
     """A DataLoader that reports a worker's death as such, wherever in a transfer it comes."""
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # its class is private
         """Give the batches.
 
         Raises:
