@@ -286,6 +286,14 @@ class Optimizer(torch.optim.Optimizer):
     def check_options(self, group: Group) -> None:
         """Refuses options of a group, besides those that all optimizers have, that make no sense."""
 
+    def check_state(self, where: str, p: Tensor, state: State, group: Group) -> None:
+        """Checks the states of a parameter before a step; `where` is what messages call it.
+
+        Raises:
+            RuntimeError, ValueError: they are not those of this parameter.
+        """
+        check_state(where, self.card, self.names_of(p, group), p, state)
+
     def update_many(
         self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
     ) -> None:
@@ -345,6 +353,7 @@ class Optimizer(torch.optim.Optimizer):
             if near := difflib.get_close_matches(key, self.defaults, n=1, cutoff=0.8):
                 raise ValueError(f"unknown key {key!r}: did you mean {near[0]!r}?")
         self._check_hyper(group, self.defaults)
+        self.check_options(group)
         for i, p in enumerate(group["params"]):
             name = group["param_names"][i] if "param_names" in group else f"parameter {i}"
             if p.is_complex():
@@ -398,7 +407,6 @@ class Optimizer(torch.optim.Optimizer):
                     raise ValueError(f"{name}={value!r}: give a number of elements >= 0")
             elif name in self._flags() and not isinstance(value, bool):
                 raise TypeError(f"{name}={value!r}: use True or False")
-        self.check_options(group)
 
     @classmethod
     @functools.cache
@@ -419,6 +427,8 @@ class Optimizer(torch.optim.Optimizer):
             ]
             with self._of_group(index):
                 self._check_hyper(group, changed)
+                if self.card.options.keys() & set(changed):
+                    self.check_options(group)
         self._checked = [[group[name] for name in self.defaults] for group in self.param_groups]
 
     def _loses_squares(self, group: Group) -> bool:
@@ -625,7 +635,7 @@ class Optimizer(torch.optim.Optimizer):
             is_lasting = is_lasting and own is p.grad
             p.grad = g = own
         names, state = self.names_of(p, group), self.state[p]
-        check_state(where, self.card, names, p, state)
+        self.check_state(where, p, state, group)
         kept.fit(self.card, names, p, state, p.device if path == "fused" else "cpu")
         batch = Batch(group, path, kept, names)
         key = (index, path, p.device, p.dtype, kept, names.full, *(name for name, _ in names.small))
@@ -802,6 +812,7 @@ class Optimizer(torch.optim.Optimizer):
                         state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
             with self._of_group(number_of_group):
                 self._check_hyper(saved, self.defaults)
+                self.check_options({**saved, "params": group["params"]})
         return {**state_dict, "state": states, "param_groups": groups}
 
     def _copy_state(self, p: Tensor, state: dict[str, Any], group: Group) -> dict[str, Any]:

@@ -129,6 +129,11 @@ class Shampoo(Optimizer):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r}: give a whole number >= 1")
 
+    def check_state(self, where: str, p: Tensor, state: State, group: Group) -> None:
+        if "factors" in state and state["exp_avg"].shape == p.shape:  # says more of what is wrong
+            sides(local(state["factors"]), p.shape, group["block_size"])
+        super().check_state(where, p, state, group)
+
     def names_of(self, p: Tensor, group: Group) -> Names:
         shape = sides_shape(p.shape, group["block_size"])
         return Names(tuple(self.card.states), tuple((name, shape) for name in self.card.small if shape[0]))

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import tiers
 
-TIMES = {"test": 400, "test-recipes": 300, "test-optim": 500, "test-slow": 9000, "fault": 10}
+TIMES = {
+    "test": 400,
+    "test-recipes": 300,
+    "test-optim": 500,
+    "test-sanitize": 10,
+    "test-slow": 9000,
+    "fault": 10,
+}
 
 
 def test_what_make_is_asked_for() -> None:
@@ -24,7 +31,11 @@ def test_what_make_is_asked_for() -> None:
 
 @pytest.mark.parametrize(
     ("slow", "left_out"),
-    [(1, "test-slow"), (3, "test-optim, test-slow"), (9, "test-recipes, test-optim, test-slow")],
+    [
+        (1, "test-slow"),
+        (3, "test-optim, test-slow"),
+        (9, "test-recipes, test-optim, test-sanitize, test-slow"),
+    ],
 )
 def test_a_slow_machine(
     slow: int,

@@ -45,7 +45,6 @@ def build_random(config: ModelConfig, data: DataConfig, classes: int) -> nn.Modu
     """
     options = {"num_classes": 0 if config.probe else classes, "drop_path_rate": config.drop_path or None}
     model = create(config.name, config.kwargs, in_chans=data.channels, **options)
-    check_size(model, config.name, config.kwargs, data)
     if config.grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)

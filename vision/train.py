@@ -22,7 +22,7 @@ from repro.run import run_name
 from repro.task import Task
 from vision.config import VisionConfig
 from vision.data import Normalize, build_erasing, open_sets
-from vision.models import build
+from vision.models import build, check_size
 
 
 class Classification(Task):
@@ -65,7 +65,9 @@ class Classification(Task):
 
     def build_model(self) -> nn.Module:
         """Return the model with its initial weights."""
-        model = build(self.config.model, self.config.data, self.classes)
+        config = self.config.model
+        model = build(config, self.config.data, self.classes)
+        check_size(model, config.name, config.kwargs, self.config.data)
         return model.to(memory_format=torch.channels_last) if self.config.channels_last else model
 
     def move(self, batch: Any, device: torch.device) -> Any:

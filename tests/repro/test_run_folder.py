@@ -172,7 +172,7 @@ def test_a_damaged_file_is_named_in_a_line(
 def test_a_pipe_is_not_waited_for(config: TrainConfig, begun: Path) -> None:
     (begun / "config.yaml").unlink()
     os.mkfifo(begun / "config.yaml")
-    with pytest.raises(UserError, match=r"config\.yaml: not a regular file"):
+    with pytest.raises(UserError, match=r"config\.yaml: a pipe or a device, not a regular file"):
         train(ToyTask(), config, "run")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFORMANCE = runpy.run_path(str(ROOT / "scripts" / "conformance.py"))
-GLOBALS = CONFORMANCE["main"].__globals__
+GLOBALS = CONFORMANCE["judge"].__globals__
 CONTRACT, OPTIONS, judge = (CONFORMANCE[name] for name in ("CONTRACT", "OPTIONS", "judge"))
 cell_of, cells = CONFORMANCE["cell"], CONFORMANCE["run"]
 Implementation = CONFORMANCE["Implementation"]

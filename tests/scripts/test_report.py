@@ -71,7 +71,7 @@ def test_a_run_that_cannot_be_read_is_left_out(
     whole = ROOT / "results" / "vision" / "digits-adan"
     damages = {
         "config.yaml": ("a: &a [x]\nb: *a\n", "config.yaml: has aliases"),
-        "summary.json": ("[" * 100_000, "summary.json: nested too deeply"),
+        "summary.json": ("[" * 100_000, "summary.json: not JSON (nested too deeply)"),
         "environment.json": ("[3]", "environment.json: not a list of starts"),
         "metrics.jsonl": ("words\n", "metrics.jsonl"),
     }

@@ -63,8 +63,10 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 )
 def test_image_sizes_that_the_model_does_not_take(name: str, says: str, cure: str) -> None:
     size = 2 if "conv" in name else 48
+    data = DataConfig(size=size, channels=3)
+    model = build_random(config(name), data, 5)
     with pytest.raises(UserError) as caught:
-        build_random(config(name), DataConfig(size=size, channels=3), 5)
+        check_size(model, name, config(name).kwargs, data)
     assert str(caught.value).startswith(f"data.size={size}: {name} does not take such images (")
     assert f"{says}); set {cure}" in str(caught.value)
 
@@ -108,7 +110,7 @@ def test_a_head_for_other_classes_is_drawn_new(tmp_path: Path, capsys: pytest.Ca
 
 def test_averaged_weights_go_before_others(tmp_path: Path) -> None:
     raw, averaged = vit(10).state_dict(), vit(10).state_dict()
-    content = {"state_dict": raw, "state_dict_ema": averaged, "arch": "vit", "epoch": 1}
+    content = {"state_dict": raw, "state_dict_ema": averaged, "arch": "vit", "epoch": 1, "version": 2}
     path = Path(stored(tmp_path / "x.pth.tar", content))
     assert_equal(dict(build(config(checkpoint=str(path)), DATA, 10).state_dict()), averaged)
     assert_equal(read_weights(path, "model")[0], raw)

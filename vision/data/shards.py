@@ -101,7 +101,7 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
     totals: dict[str, set[str]] = {}
     for path in sorted(root.glob("*.tar")):
         match = SHARD.fullmatch(path.name)
-        if match is None or not path.is_file():
+        if match is None:
             continue
         split, number, total = match[1], int(match[2]), match[3]
         other = found.setdefault(split, {}).setdefault(number, path)

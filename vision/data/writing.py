@@ -52,6 +52,8 @@ def write_shards(root: Path, out: Path, size: int, workers: int) -> dict[str, An
     splits = {"train": train, "val": test}
     shards = [shard for name, split in splits.items() for shard in plan(name, split, size)]
     out.mkdir(parents=True, exist_ok=True)
+    if not (out / MANIFEST).exists() and (strange := set(os.listdir(out)) - {".lock"}):
+        raise UserError(f"{out}: holds {min(strange)}, which is none of these shards; take an empty folder")
     with alone(out):
         return _write(splits, classes, shards, out, workers)
 
@@ -61,18 +63,12 @@ def _write(
 ) -> dict[str, Any]:
     known = {entry["name"]: entry for entry in read_manifest(out)["shards"]}
     wanted = {shard.name for shard in shards}
-    begun = (out / MANIFEST).exists()
     leftovers = set(out.glob(".tmp-*.tar"))  # of a process that was killed
-    strange = (
-        {path.name for path in set(out.glob("*.tar")) - leftovers} - wanted
-        if begun
-        else set(os.listdir(out)) - {".lock"}
-    )
-    if strange:
+    if strange := {path.name for path in set(out.glob("*.tar")) - leftovers} - wanted:
         raise UserError(f"{out}: holds {min(strange)}, which is none of these shards; take an empty folder")
     for leftover in leftovers:
         leftover.unlink()
-    if not begun:
+    if not (out / MANIFEST).exists():
         _save_manifest(out, [])  # first of all: a folder that has none is somebody else's
     with replacing(out / CLASSES) as file:
         file.write_text("".join(f"{name}\n" for name in classes))
