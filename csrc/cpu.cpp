@@ -349,11 +349,15 @@ intptr_t cpu_fingerprints(const tensors::Torch* torch, PyObject* const* objects,
 }
 
 intptr_t cpu_refresh(const tensors::Torch* torch, const tensors::Record* record, void** table) {
-  return tensors::refresh(*torch, *record, table);
+  try {
+    return tensors::refresh(*torch, *record, table);
+  } catch (...) {  // of torch; no exception may pass through ctypes
+    return -1;
+  }
 }
 
-int cpu_bump_versions(const tensors::Torch* torch, const tensors::Record* record, int64_t read_only) {
-  return tensors::bump_versions(*torch, *record, read_only);
+int cpu_bump_versions(const tensors::Torch* torch, const tensors::Record* record) {
+  return tensors::bump_versions(*torch, *record);
 }
 
 // One step of a rule on tensors that are kept alike: {parameter, state, rounding, taken} of Kinds. Rows of

@@ -98,9 +98,12 @@ struct Record {
   const Held* held;
   PyObject *grad, *gradient_type;  // the name of the attribute, and what it has to be
   int64_t rows, width;
+  int64_t read_only;  // the column of a tensor that the kernels do not write
 };
 
-inline bool same_state(const Torch& torch, PyObject* dict, const Held* held, const Held* end, void* const* row) {
+// Whether a state dict is as it was; raises the versions of what the kernels write.
+inline bool same_state(const Torch& torch, PyObject* dict, const Held* held, const Held* end, void* const* row,
+                       int64_t read_only) {
   if (PyDict_Size(dict) != end - held) return false;
   intptr_t position = 0;
   PyObject *key, *value;
@@ -110,6 +113,7 @@ inline bool same_state(const Torch& torch, PyObject* dict, const Held* held, con
     if (value != held->object || !describe(torch, value, &x) || x.fingerprint != held->fingerprint ||
         (held->column >= 0 && x.data != row[held->column]))
       return false;
+    if (held->column >= 0 && held->column != read_only) torch.bump_version(handle(torch, value));
   }
   return true;
 }
@@ -127,8 +131,8 @@ inline bool fits(const Torch& torch, PyObject* gradient, PyObject* type, PyObjec
 }
 
 // Checks that the rows of a table, `width` pointers {parameter, gradient, ...} each, still describe the tensors they
-// were made from, and takes over the parameters' present gradients. Returns the number of rows in order; what is wrong
-// with the next one is for the caller to find out.
+// were made from, takes over the parameters' present gradients, and tells autograd that a step changes the rest. Returns
+// the number of rows in order; what is wrong with the next one is for the caller to find out.
 inline intptr_t refresh(const Torch& torch, const Record& r, void** row) {
   const Held* held = r.held;
   for (intptr_t i = 0; i < r.rows; ++i, row += r.width) {
@@ -142,20 +146,21 @@ inline intptr_t refresh(const Torch& torch, const Record& r, void** row) {
     }
     const Held* end = r.held + r.ends[i];
     if (p.data != row[0] || p.fingerprint != r.fingerprints[i] || g.fingerprint != p.fingerprint ||
-        !same_state(torch, r.states[i], held, end, row))
+        !same_state(torch, r.states[i], held, end, row, r.read_only))
       return i;
+    torch.bump_version(handle(torch, r.params[i]));
     held = end;
     row[1] = g.data;
   }
   return r.rows;
 }
 
-// Tells autograd that the parameters and all states that the kernels write have changed. False where torch refuses.
-inline bool bump_versions(const Torch& torch, const Record& r, int64_t read_only) {
+// The same for the first step of a table, which nobody refreshes. False where torch refuses.
+inline bool bump_versions(const Torch& torch, const Record& r) {
   try {
     for (int64_t i = 0; i < r.rows; ++i) torch.bump_version(handle(torch, r.params[i]));
     for (const Held *x = r.held, *end = r.held + (r.rows ? r.ends[r.rows - 1] : 0); x < end; ++x)
-      if (x->object && x->column >= 0 && x->column != read_only) torch.bump_version(handle(torch, x->object));
+      if (x->object && x->column >= 0 && x->column != r.read_only) torch.bump_version(handle(torch, x->object));
   } catch (...) {  // no exception may pass through ctypes
     return false;
   }

@@ -519,7 +519,8 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError("a CUDA graph is being captured: construct the optimizer with capturable=True")
         self._check_changes()
         plan = self._plan
-        if plan is None or not plan.holds(self):
+        is_new = plan is None or not plan.holds(self)
+        if plan is None or is_new:
             plan = self._collect()
         # factors are made by operations of torch, which no found_inf on the device could leave out
         on_device = all(
@@ -544,7 +545,8 @@ class Optimizer(torch.optim.Optimizer):
                     by = factor if scale is None else factor * scale
                     self.fill_factors(batch, grads, by)  # type: ignore[arg-type]
                 batch.table.step(hyper, factor, scale, lr=lr, found_inf=found_inf)
-                batch.table.bump_versions()
+                if is_new:
+                    batch.table.bump_versions()
             else:
                 self._update_unfused(batch, factor, scale)
             if batch.storage.taken:

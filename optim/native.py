@@ -63,7 +63,7 @@ class Library:
         self.fingerprints.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_ssize_t, ctypes.c_void_p]
         self.refresh.argtypes = [ctypes.c_void_p] * 3
         self.bump_versions = with_gil.cpu_bump_versions
-        self.bump_versions.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_int64]
+        self.bump_versions.argtypes = [ctypes.c_void_p] * 2
         self.kernels.cpu_square_sums.argtypes = [
             ctypes.c_int,
             ctypes.c_int64,
@@ -194,7 +194,7 @@ class _Record(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("params", "states", "fingerprints", "ends", "held")),
         *((name, ctypes.py_object) for name in ("grad", "gradient_type")),
-        *((name, ctypes.c_int64) for name in ("rows", "width")),
+        *((name, ctypes.c_int64) for name in ("rows", "width", "read_only")),
     )
 
 
@@ -272,7 +272,8 @@ class Table:
         per_row = (ctypes.c_int64 * self.rows)(*itertools.accumulate(map(len, states)))
         ids = [(ctypes.c_void_p * len(some))(*map(id, some)) for some in (params, states)]
         arrays = (*ids, self._fingerprints, per_row, self._held)
-        self._record = _Record(*map(ctypes.addressof, arrays), "grad", gradient, self.rows, self._width)
+        sizes = (self.rows, self._width, COLUMNS.index("previous"))
+        self._record = _Record(*map(ctypes.addressof, arrays), "grad", gradient, *sizes)
         self._arrays = arrays
 
     def _fingerprints_of(self, tensors: Sequence[Tensor]) -> Any:
@@ -285,7 +286,10 @@ class Table:
         return prints
 
     def refresh(self) -> bool:
-        """Takes over the parameters' present gradients; False if a new table has to be made."""
+        """Takes over the parameters' present gradients; False if a new table has to be made.
+
+        It raises the versions of parameters and states, as an in-place operation of torch does.
+        """
         library = self._library
         if library is None or library.torch is None:
             return False
@@ -298,11 +302,10 @@ class Table:
             self._held[at] = _Held(id(state["pre_grad"]), COLUMNS.index("previous"), p)
 
     def bump_versions(self) -> None:
-        """Tells autograd that parameters and states have changed, as an in-place operation of torch does."""
+        """Tells autograd that a step changes parameters and states, where no `refresh` came before it."""
         library = self._library
         if library is not None and library.torch is not None:
-            read_only = COLUMNS.index("previous")
-            if library.bump_versions(ctypes.byref(library.torch), ctypes.byref(self._record), read_only):
+            if library.bump_versions(ctypes.byref(library.torch), ctypes.byref(self._record)):
                 return
         torch.autograd.graph.increment_version([*self._kept[0], *self._objects])
 

@@ -1,8 +1,8 @@
 """Times the optimizers of this checkout and of another one: `python scripts/bench_versions.py PATH`.
 
 PATH is a checkout whose kernels are built (`python setup.py build_ext --inplace` in it). Both versions work on
-the same parameters and gradients in one process, one step each in turn, with torch's fused AdamW: what a change
-did to the speed. The last list is 400 tensors of 16 elements, where the time is overhead.
+the same parameters and gradients in one process, one step each in turn, with torch's fused AdamW: what did a
+change do to the speed? The last list is 400 tensors of 16 elements, where the time is overhead.
 """
 
 import argparse
@@ -68,8 +68,8 @@ def markdown(about: dict[str, Any], before: str, lists: dict[str, list[dict[str,
         "# Steps before and after",
         "",
         f"`{about['command']}` at commit {about['commit']}, before: {before}; {about['cpu']}, "
-        f"{about['threads']} threads, torch {about['torch']}, Python {about['python']}. Medians of interleaved "
-        "rounds, then over processes.",
+        f"{about['threads']} threads, torch {about['torch']}, Python {about['python']}. Medians of rounds in "
+        "turn, then over processes.",
         *bench.table(header, rows),
     ]
     return "\n".join(lines) + "\n"
