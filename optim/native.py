@@ -304,10 +304,13 @@ class Table:
     def bump_versions(self) -> None:
         """Tells autograd that a step changes parameters and states, where no `refresh` came before it."""
         library = self._library
-        if library is not None and library.torch is not None:
-            if library.bump_versions(ctypes.byref(library.torch), ctypes.byref(self._record)):
-                return
-        torch.autograd.graph.increment_version([*self._kept[0], *self._objects])
+        torch_ = None if library is None else library.torch
+        if library is None or torch_ is None:
+            is_done = False
+        else:
+            is_done = library.bump_versions(ctypes.byref(torch_), ctypes.byref(self._record))
+        if not is_done:
+            torch.autograd.graph.increment_version([*self._kept[0], *self._objects])
 
     def step(
         self,
