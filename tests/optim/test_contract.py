@@ -601,3 +601,12 @@ def test_resizing_refuses_what_does_not_fit(shape, rows, words):
     shampoo = trained("shampoo", [(10, 40)])
     with pytest.raises(ValueError, match="Shampoo's states are made of all rows"):
         optim.resize_state(shampoo, all_params(shampoo)[0], torch.nn.Parameter(torch.ones(7, 40)), ROWS)
+
+
+def test_meta_tensors_share_no_memory():
+    """They have no addresses; a step on them, as estimates of memory make it, keeps its path."""
+    optimizer = optim.AdamW([torch.nn.Parameter(torch.empty(3, device="meta")) for _ in range(2)])
+    for p in all_params(optimizer):
+        p.grad = torch.empty_like(p)
+    plan = optimizer._collect()
+    assert [(batch.path, len(batch.params)) for batch in plan.batches] == [("foreach", 2)]

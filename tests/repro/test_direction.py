@@ -43,6 +43,7 @@ def test_columns_of_released_logs(column: str, expected: bool | None) -> None:
     assert higher_is_better(column) is expected
 
 
+@pytest.mark.recipe
 def test_rows_agree() -> None:
     """What a row states of a published figure is what the figure's name says."""
     for name in ledger.names():

@@ -160,6 +160,7 @@ def count(model: nn.Module) -> tuple[int, float]:
     return trained, float(f"{counter.get_total_flops():.4g}")
 
 
+@pytest.mark.recipe
 def test_parameters_and_operations_are_timms() -> None:
     counted: dict[str, tuple[int, float]] = {}
     for name in [*IMAGENET, *SWIN, *LARGE_BATCH, *FINE_TUNING]:

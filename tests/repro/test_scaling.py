@@ -61,6 +61,7 @@ def test_wrong_batch(
     )
 
 
+@pytest.mark.recipe
 def test_a_sweep_over_the_batch(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

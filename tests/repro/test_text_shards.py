@@ -92,6 +92,7 @@ def test_the_number_of_processes_changes_nothing(text: Path, tmp_path: Path) -> 
     assert content(tmp_path / "made0") == content(tmp_path / "made1") == content(tmp_path / "made3")
 
 
+@pytest.mark.slow
 def test_killed_work_ends_the_same(text: Path, tmp_path: Path) -> None:
     words = ["data=text", f"data.root={text}", "tokenizer=bpe", "tokenizer.vocab_size=400"]
     command = ["--workers", "2", "--size", "2KB", *words]
