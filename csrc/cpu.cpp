@@ -344,7 +344,7 @@ intptr_t cpu_same_values(PyObject* dict, PyObject* const* before, intptr_t count
 intptr_t cpu_fingerprints(const tensors::Torch* torch, PyObject* const* objects, intptr_t count, uint64_t* to) {
   tensors::Tensor x;
   for (intptr_t i = 0; i < count; to[i++] = x.fingerprint)
-    if (!tensors::describe(*torch, objects[i], &x)) return i;
+    if (!tensors::describe(*torch, tensors::handle(*torch, objects[i]), &x)) return i;
   return count;
 }
 

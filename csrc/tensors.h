@@ -8,14 +8,10 @@
 extern "C" {
 struct _object;
 typedef struct _object PyObject;
-PyObject* PyObject_GetAttr(PyObject* object, PyObject* name);
-PyObject* PyObject_Type(PyObject* object);
 intptr_t PyList_Size(PyObject* list);
 PyObject* PyList_GetItem(PyObject* list, intptr_t index);
 intptr_t PyDict_Size(PyObject* dict);
 int PyDict_Next(PyObject* dict, intptr_t* position, PyObject** key, PyObject** value);
-void Py_DecRef(PyObject* object);
-void PyErr_Clear(void);
 }
 
 namespace tensors {
@@ -24,6 +20,7 @@ namespace tensors {
 // optim/native.py fills this in. `handle` is where a Python tensor object holds its C++ tensor, in bytes.
 struct Torch {
   int64_t handle;
+  int (*is_defined)(const void*, bool*);
   int (*data_ptr)(const void*, void**);
   int (*layout)(const void*, int32_t*);
   int (*dtype)(const void*, int32_t*);
@@ -33,7 +30,9 @@ struct Torch {
   int (*sizes)(const void*, int64_t**);
   int (*strides)(const void*, int64_t**);
   bool (*is_neg)(const void*);
+  bool (*has_dispatch)(const void*);
   void (*bump_version)(const void*);
+  const void* (*grad)(const void*);  // of what a C++ tensor points to: the C++ tensor that is its gradient
 };
 
 struct Tensor {
@@ -47,8 +46,7 @@ inline const void* handle(const Torch& torch, PyObject* object) {
 
 // Whether a strided tensor of a plain type could be described: no lazy negation, memory behind it. Its device is in
 // its address.
-inline bool describe(const Torch& torch, PyObject* object, Tensor* to) {
-  const void* x = handle(torch, object);
+inline bool describe(const Torch& torch, const void* x, Tensor* to) {
   int32_t dtype;
   int64_t dim, *sizes, *strides, count = 1;
   void* data;
@@ -88,6 +86,7 @@ struct Held {
   PyObject* object;
   int64_t column;  // of the table, which has its address; -1 for a tensor that the kernels do not read
   uint64_t fingerprint;
+  const char* impl;  // what its C++ tensor points to
 };
 
 // What `refresh` compares with: one entry per row, and the values of all state dicts in their order.
@@ -96,7 +95,6 @@ struct Record {
   const uint64_t* fingerprints;  // of the parameters
   const int64_t* ends;           // the number of held values in rows 0..i
   const Held* held;
-  PyObject *grad, *gradient_type;  // the name of the attribute, and what it has to be
   int64_t rows, width;
   int64_t read_only;  // the column of a tensor that the kernels do not write
 };
@@ -110,7 +108,7 @@ inline bool same_state(const Torch& torch, PyObject* dict, const Held* held, con
   for (; PyDict_Next(dict, &position, &key, &value); ++held) {
     if (!held->object) continue;
     Tensor x;
-    if (value != held->object || !describe(torch, value, &x) || x.fingerprint != held->fingerprint ||
+    if (value != held->object || !describe(torch, handle(torch, value), &x) || x.fingerprint != held->fingerprint ||
         (held->column >= 0 && x.data != row[held->column]))
       return false;
     if (held->column >= 0 && held->column != read_only) torch.bump_version(handle(torch, value));
@@ -118,37 +116,58 @@ inline bool same_state(const Torch& torch, PyObject* dict, const Held* held, con
   return true;
 }
 
-// Whether a gradient is of the type it was, strided, and on the device of its parameter.
-inline bool fits(const Torch& torch, PyObject* gradient, PyObject* type, PyObject* param) {
-  PyObject* found = PyObject_Type(gradient);
-  if (found) Py_DecRef(found);  // the object keeps it alive
-  if (found != type) return false;
-  const void *g = handle(torch, gradient), *p = handle(torch, param);
-  int32_t layout, device[2], index[2];
-  return !torch.layout(g, &layout) && !layout && !torch.device_type(g, &device[0]) && !torch.device_type(p, &device[1]) &&
-         !torch.device_index(g, &index[0]) && !torch.device_index(p, &index[1]) && device[0] == device[1] &&
-         index[0] == index[1];
+struct Device {
+  int32_t type, index;
+};
+
+inline bool device_of(const Torch& torch, const void* x, Device* to) {
+  return !torch.device_type(x, &to->type) && !torch.device_index(x, &to->index);
+}
+
+// The gradient of a parameter if it is strided, no wrapper, and on the device; else null. It is read from the C++ tensor:
+// Python's attribute would make an object for each new gradient.
+inline const void* gradient(const Torch& torch, const void* p, const Device& device) {
+  const void* g = torch.grad(*static_cast<const void* const*>(p));
+  bool defined;
+  int32_t layout;
+  Device found;
+  const bool fits = !torch.is_defined(g, &defined) && defined && !torch.has_dispatch(g) && !torch.layout(g, &layout) &&
+                    !layout && device_of(torch, g, &found) && found.type == device.type && found.index == device.index;
+  return fits ? g : nullptr;
+}
+
+// Asks for the memory of a row's states ahead of time: after a forward and a backward pass none of it is in a cache, and
+// raising a version waits for its miss. torch allocates a tensor's storage, the tensor, and its version one after the
+// other, as a rule. A stale address does no harm. GCC leaves out a call of a function that does nothing else, so it is
+// inlined.
+__attribute__((always_inline)) inline void prefetch(const Record& r, intptr_t row) {
+  __builtin_prefetch(r.states[row]);
+  __builtin_prefetch(r.params[row]);
+  for (const Held *x = r.held + r.ends[row - 1], *end = r.held + r.ends[row]; x < end; ++x) {
+    if (!x->object) continue;
+    __builtin_prefetch(x->object);
+    for (int line = -128; line <= 256; line += 64) __builtin_prefetch(x->impl + line);
+  }
 }
 
 // Checks that the rows of a table, `width` pointers {parameter, gradient, ...} each, still describe the tensors they
 // were made from, takes over the parameters' present gradients, and tells autograd that a step changes the rest. Returns
 // the number of rows in order; what is wrong with the next one is for the caller to find out.
 inline intptr_t refresh(const Torch& torch, const Record& r, void** row) {
+  Device device;
+  if (!r.rows || !device_of(torch, handle(torch, r.params[0]), &device)) return 0;
   const Held* held = r.held;
+  constexpr intptr_t ahead = 2;
   for (intptr_t i = 0; i < r.rows; ++i, row += r.width) {
-    Tensor p, g;
-    PyObject* gradient = PyObject_GetAttr(r.params[i], r.grad);
-    if (gradient) Py_DecRef(gradient);  // the parameter keeps it alive
-    if (!gradient || !fits(torch, gradient, r.gradient_type, r.params[i]) || !describe(torch, gradient, &g) ||
-        !describe(torch, r.params[i], &p)) {
-      PyErr_Clear();
-      return i;
-    }
+    if (i + ahead < r.rows) prefetch(r, i + ahead);
+    const void *param = handle(torch, r.params[i]), *grad = gradient(torch, param, device);
     const Held* end = r.held + r.ends[i];
-    if (p.data != row[0] || p.fingerprint != r.fingerprints[i] || g.fingerprint != p.fingerprint ||
+    Tensor p, g;
+    if (!grad || !describe(torch, grad, &g) || !describe(torch, param, &p) || p.data != row[0] ||
+        p.fingerprint != r.fingerprints[i] || g.fingerprint != p.fingerprint ||
         !same_state(torch, r.states[i], held, end, row, r.read_only))
       return i;
-    torch.bump_version(handle(torch, r.params[i]));
+    torch.bump_version(param);
     held = end;
     row[1] = g.data;
   }

@@ -30,12 +30,15 @@ class Kinds(NamedTuple):
     taken: bool
 
 
-# Of torch's C interface, behind the prefix aoti_torch_get_, and of its C++ library, in the order of
-# csrc/tensors.h.
+# Of torch's C interface and of its C++ library, in the order of `Torch` in csrc/tensors.h.
 _SHIM = ("data_ptr", "layout", "dtype", "device_type", "device_index", "dim", "sizes", "strides")
-_EXPORTED = {
+_SYMBOLS = {
+    "is_defined": "aoti_torch_is_defined",
+    **{name: f"aoti_torch_get_{name}" for name in _SHIM},
     "is_neg": "_ZN2at6native6is_negERKNS_6TensorE",
+    "has_dispatch": "_ZN2at4impl19tensor_has_dispatchERKNS_6TensorE",
     "bump_version": "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
+    "grad": "_ZNK3c1010TensorImpl4gradEv",
 }
 
 
@@ -98,7 +101,7 @@ class Torch(ctypes.Structure):
 
     _fields_ = (
         ("handle", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in (*_SHIM, *_EXPORTED)),
+        *((name, ctypes.c_void_p) for name in _SYMBOLS),
     )
 
     @classmethod
@@ -111,8 +114,7 @@ class Torch(ctypes.Structure):
                 break
         else:
             return None
-        symbols = {**{name: f"aoti_torch_get_{name}" for name in _SHIM}, **_EXPORTED}
-        functions = [getattr(exported, symbol, None) for symbol in symbols.values()]
+        functions = [getattr(exported, symbol, None) for symbol in _SYMBOLS.values()]
         # A tensor object holds its C++ tensor, which is one pointer, shortly after the header that all
         # objects have.
         probes = [torch.empty(2, device="cpu"), torch.nn.Parameter(torch.empty((), device="cpu"))]
@@ -185,7 +187,10 @@ class Factors(NamedTuple):
 class _Held(ctypes.Structure):
     """`Held` of csrc/tensors.h."""
 
-    _fields_ = (("object", ctypes.c_void_p), ("column", ctypes.c_int64), ("fingerprint", ctypes.c_uint64))
+    _fields_ = (
+        *(("object", ctypes.c_void_p), ("column", ctypes.c_int64)),
+        *(("fingerprint", ctypes.c_uint64), ("impl", ctypes.c_void_p)),
+    )
 
 
 class _Record(ctypes.Structure):
@@ -193,7 +198,6 @@ class _Record(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("params", "states", "fingerprints", "ends", "held")),
-        *((name, ctypes.py_object) for name in ("grad", "gradient_type")),
         *((name, ctypes.c_int64) for name in ("rows", "width", "read_only")),
     )
 
@@ -249,17 +253,20 @@ class Table:
         self._ends = (ctypes.c_int64 * self.rows)(*itertools.accumulate(p.numel() for p in params))
         column = {name: j for j, name in enumerate(columns) if name not in ("param", "grad", *ours)}
         column = dict.fromkeys(others, -1) | column
-        self._record_tensors(params, states, column, type(grads[0]))
+        self._record_tensors(params, states, column)
         self._kept = (params, factors, block_sums)  # what C reads has to stay
 
     def _record_tensors(
-        self, params: list[Tensor], states: list[dict[str, Any]], column: dict[str, int], gradient: type
+        self, params: list[Tensor], states: list[dict[str, Any]], column: dict[str, int]
     ) -> None:
         """Notes what `refresh` compares with; foreign values in the state dicts may change as they like."""
         entries = [(name, x) for state in states for name, x in state.items()]
         self._objects = [x for name, x in entries if name in column]
         self._held = (_Held * len(entries))(
-            *(_Held(id(x), column[name], 0) if name in column else _Held(None, -1, 0) for name, x in entries)
+            *(
+                _Held(id(x), column[name], 0, x._cdata) if name in column else _Held(None, -1, 0, None)
+                for name, x in entries
+            )
         )
         self._pre_grad = [
             i for i, (name, _) in enumerate(entries) if name == "pre_grad" and self._kinds.taken
@@ -273,7 +280,7 @@ class Table:
         ids = [(ctypes.c_void_p * len(some))(*map(id, some)) for some in (params, states)]
         arrays = (*ids, self._fingerprints, per_row, self._held)
         sizes = (self.rows, self._width, COLUMNS.index("previous"))
-        self._record = _Record(*map(ctypes.addressof, arrays), "grad", gradient, *sizes)
+        self._record = _Record(*map(ctypes.addressof, arrays), *sizes)
         self._arrays = arrays
 
     def _fingerprints_of(self, tensors: Sequence[Tensor]) -> Any:
@@ -299,7 +306,8 @@ class Table:
     def hold_gradients(self) -> None:
         """Accepts the tensors that are the states `pre_grad` now: the gradients of this step."""
         for at, p, state in zip(self._pre_grad, self._fingerprints, self._states, strict=True):
-            self._held[at] = _Held(id(state["pre_grad"]), COLUMNS.index("previous"), p)
+            x = state["pre_grad"]
+            self._held[at] = _Held(id(x), COLUMNS.index("previous"), p, x._cdata)
 
     def bump_versions(self) -> None:
         """Tells autograd that a step changes parameters and states, where no `refresh` came before it."""
