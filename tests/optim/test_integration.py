@@ -159,6 +159,7 @@ def test_gradients_are_not_taken_from_ddps_buckets(tmp_path):
 
 def worker(rank, port, folder, cases):
     """One of two processes: trains each case sharded, and writes what the parameters and states became."""
+    import luck  # noqa: F401 (the same seeds as in the process that compares)
     from torch.distributed.fsdp import fully_shard
 
     torch.set_num_threads(1)

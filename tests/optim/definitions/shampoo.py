@@ -105,7 +105,7 @@ CHANGES = {
 SLOW = dict(betas=(0.999999,) * 2)
 # A factor sums 60 products that cancel in part, and near zero a root is exponent matrix_eps^(-1 - exponent),
 # 4 times, as steep as its eigenvalue: 23 and 15 were seen.
-ROUNDINGS = 50
+ROUNDINGS = 100
 
 _FILE, _BLOCKS = "optim/shampoo.py", "optim/matrices.py"
 FAULTS = [
