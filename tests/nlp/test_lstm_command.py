@@ -86,8 +86,8 @@ def weights(name: str = "x") -> dict[str, Any]:
 
 @pytest.mark.recipe
 def test_the_default_run_learns(runner: Callable[..., Run]) -> None:
-    """A part of it, with fewer words, beats their frequencies."""
-    short = ["steps=50", "schedule=constant", "schedule.warmup_epochs=0", "optimizer.lr=0.01"]
+    """A part of it, with fewer words, beats their frequencies (38.3): 28 to 30 over ten seeds."""
+    short = ["steps=120", "schedule=constant", "schedule.warmup_epochs=0", "optimizer.lr=0.01"]
     status, out, err = runner(main)(
         *short, "tokenizer.vocab_size=500", "data.test_batch_size=10", "run.name=x"
     )
@@ -97,7 +97,7 @@ def test_the_default_run_learns(runner: Callable[..., Run]) -> None:
     counts = Counter(train)
     unigram = math.exp(-sum(math.log((counts[word] + 1) / (len(train) + 500)) for word in test) / len(test))
     assert summary()["test"]["test_perplexity"] < unigram
-    assert records()[-1]["weights_of_step"] == 50
+    assert records()[-1]["weights_of_step"] == 120
     assert len(summary()["examples"]) == 4
     assert all(" | " in line and line in out for line in summary()["examples"])
     assert tokenizers.load("runs/lstm/x/tokenizer").vocab_size == 500
