@@ -8,7 +8,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -188,7 +188,9 @@ def _held(part: Path) -> Iterator[None]:
     """Hold a file, created if need be, while other processes wait for it; one that stays empty is removed."""
 
     def same() -> bool:
-        return part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat())
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(file.fileno()), part.stat())
+        return False
 
     while True:
         with part.open("ab") as file:
