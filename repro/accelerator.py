@@ -1,6 +1,7 @@
 """Set-up of what comes from libraries: accelerate's devices, precision and trackers, and the optimizer."""
 
 import atexit
+import warnings
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +29,8 @@ def build(config: TrainConfig) -> Accelerator:
     if config.amp == "fp16":
         scale = config.loss_scale
         handlers.append(GradScalerKwargs(init_scale=scale.initial, growth_interval=scale.window))
+    if config.compile:  # torch's compiler asks each tensor that it is given for its gradient
+        warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf", UserWarning)
     try:
         return Accelerator(
             cpu=not torch.accelerator.is_available(),

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,18 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_leftover(name: str, final: str) -> bool:
+    """Tell whether `name` is what a kill while writing left of the file `final`."""
+    return re.fullmatch(rf"\.tmp-([0-9a-f]+-)?{re.escape(final)}", name) is not None
+
+
+def clear(folder: Path, *names: str) -> None:
+    """Remove what kills left of the files `names` in a folder that this process holds (see `alone`)."""
+    for path in list(folder.glob(".tmp-*")):
+        if any(is_leftover(path.name, name) for name in names):
+            path.unlink()
 
 
 @contextmanager

@@ -42,7 +42,7 @@ from omegaconf import OmegaConf
 from repro import checkpoint
 from repro.errors import Diverged, UserError
 from repro.loading import read_json, read_records, read_text, read_yaml
-from repro.publish import replacing
+from repro.publish import is_leftover, replacing
 
 # A continued run may differ from its beginning in these keys (and those below them), and in no other.
 FREE_KEYS = ("run", "tracking", "workers", "data.root", "row")
@@ -131,7 +131,7 @@ class RunFolder:
                 raise UserError(f"{config}: is no run's; {another}")
         else:
             names = sorted(path.name for path in self.path.iterdir())
-            strange = [name for name in names if name != ".lock" and not _is_leftover(name, CONFIG)]
+            strange = [name for name in names if name != ".lock" and not is_leftover(name, CONFIG)]
             if strange:
                 raise UserError(f"{self.path} has {strange[0]} in it, and no {CONFIG} of a run; {another}")
         if os.path.lexists(self.checkpoints) and not self.checkpoints.is_dir():
@@ -168,7 +168,7 @@ class RunFolder:
         if not self.active:
             return
         for child in list(self.path.iterdir()):
-            if any(_is_leftover(child.name, name) for name in (CONFIG, *PRODUCTS)):
+            if any(is_leftover(child.name, name) for name in (CONFIG, *PRODUCTS)):
                 checkpoint.remove(child)
         if self.overwrite:
             for name in (*PRODUCTS, *products):
@@ -230,11 +230,6 @@ def refuse_foreign_page(path: Path, script: str) -> None:
     """Raise UserError if a page that a script would replace does not name it: then somebody else wrote it."""
     if path.exists() and script not in read_text(path):
         raise UserError(f"{path}: was not made by {script}; give another --out")
-
-
-def _is_leftover(name: str, final: str) -> bool:
-    """Tell whether `name` is what a kill while writing left of the file `final`."""
-    return re.fullmatch(rf"\.tmp-([0-9a-f]+-)?{re.escape(final)}", name) is not None
 
 
 def environment() -> dict[str, Any]:

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from multiprocessing import connection
 from pathlib import Path
 
@@ -230,12 +231,12 @@ FAULTS = {
         ("missing gradients not noticed", TENSORS, "!torch.is_defined(g, &defined) && defined && ", ""),
         ("another type at the same address", TENSORS, "uint64_t(dtype) << 8 | uint64_t(dim)", "uint64_t(dim)"),
         ("another shape of a state", TENSORS, "x.fingerprint != held->fingerprint ||", ""),
-        ("versions of parameters", TENSORS, "    torch.bump_version(handle(torch, r.params[i]));\n    held = end;", "    held = end;"),
+        ("versions of parameters", TENSORS, "    torch.bump_version(param);\n", ""),
         ("versions of states", TENSORS, "torch.bump_version(handle(torch, value));", ";"),
         ("versions of a new table", BASE, "if is_new:\n                    batch.table.bump_versions()", "pass"),
         ("versions without torch's function", NATIVE, "torch.autograd.graph.increment_version([*self._kept[0], *self._objects])", "pass"),
         ("shared memory not noticed", CONTRACT, "if size and start and start < end:", "if False:"),
-        ("foreign entries are watched", NATIVE, "if name in column else _Held(None, -1, 0)", "if name in column else _Held(id(x), -1, 0)"),
+        ("foreign entries are watched", NATIVE, "else _Held(None, -1, 0, None)", "else _Held(id(x), -1, 0, None)"),
         ("scales of the default type", KEEP, "torch.zeros(-(-p.numel() // BLOCK), dtype=torch.float32,", "torch.zeros(-(-p.numel() // BLOCK),"),
         ("cast scales stay cast", KEEP, "state[scale].to(p.device, torch.float32)", "state[scale].to(p.device)"),
         ("a step count of another type", KEEP, "step.to(step_device, torch.float32)", "step.to(step_device)"),
@@ -284,7 +285,7 @@ FAULTS = {
         ("readings of a step that raised", MONITOR, "        self._seen = None\n        if self.step % ", "        if self.step % "),
         ("recorded numbers stay", MONITOR, "self._seen, self._metrics = None, {}", "self._seen = None"),
         ("graph of the loss kept", MONITOR, "value = value.detach()", "pass"),
-        ("torn line kept", MONITOR, 'not line.endswith(b"\\n") or ', ""),
+        ("torn line kept", MONITOR, 'if not line.endswith(b"\\n"):', "if False:"),
         ("norm after clipping not recognised", MONITOR, "0.999 if outside else 1.0", "1.0"),
         ("ring keeps parameters", MONITOR, ' if key != "parameters"}', "}"),
         ("variance from differences before", SUMMARY, "before * (x - self.mean)", "before * before"),
@@ -321,6 +322,16 @@ def own_faults() -> dict[str, list[tuple[str, str, str, str]]]:
     return {
         name: definition.FAULTS for name, definition in DEFINITIONS.items() if hasattr(definition, "FAULTS")
     }
+
+
+def misplaced(faults: Iterable[tuple[str, str, str, str]], tree: Path) -> list[str]:
+    """A line for each fault whose text is not found exactly once in its file."""
+    counts = ((name, file, old, (tree / file).read_text().count(old)) for name, file, old, _ in faults)
+    return [
+        f"{file}, {name!r}: the text is there {count} times: {old!r}"
+        for name, file, old, count in counts
+        if count != 1
+    ]
 
 
 def stages(first: str) -> list[list[str]]:
@@ -412,11 +423,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         clean = Path(folder).resolve()
         copy_sources(ROOT, clean)
-        for (name, file, old, _), _ in todo:  # before anything slow
-            if (count := (clean / file).read_text().count(old)) != 1:
-                outcomes.append("BROKEN")
-                print(f"{file}, {name!r}: the text is there {count} times: {old!r}")
-        if outcomes:
+        if lost := misplaced([fault for fault, _ in todo], clean):  # before anything slow
+            print("\n".join(lost))
             return 2
         compile_kernels(clean)
         unchanged = ("(no fault)", "", "", "")

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from repro.errors import UserError
-from repro.publish import alone, replacing
+from repro.publish import alone, clear, replacing
 from repro.text import sources, tokenizers
 from repro.text.config import TextConfig, TokenizerConfig
 from repro.text.shards import FORMAT, LINES, MANIFEST, Manifest, file_sizes, read_manifest, total, unit_of
@@ -47,6 +47,8 @@ def write(text: TextConfig, tokenizer: TokenizerConfig, out: Path, size: int, wo
         for path in out.iterdir():
             raise UserError(f"{out}: has {path.name} in it, and is no folder of shards; take an empty folder")
     with alone(out):
+        clear(out, MANIFEST)
+        clear(out / "tokenizer", "tokenizer.json", tokenizers.ABOUT, "asked.json")
         kind = (text.strip, text.rows) if text.unit == "lines" else (text.unit, text.end_of_document)
         source = _digest([(split, piece.name, piece.size, *kind) for split, _, piece in plan])
         made = _make_tokenizer(tokenizer, splits["train"], out, source)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from repro.errors import UserError
-from repro.publish import alone, replacing, store, stored
+from repro.publish import alone, clear, replacing, store, stored
 
 
 def test_a_file_appears_whole_or_stays_as_it_was(tmp_path: Path) -> None:
@@ -28,6 +28,13 @@ def test_a_file_appears_whole_or_stays_as_it_was(tmp_path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_only_what_kills_left_of_the_named_files_is_cleared(tmp_path: Path) -> None:
+    for name in (".tmp-0f-index", ".tmp-index", ".tmp-0f-other", ".tmp-mine-index", "index"):
+        (tmp_path / name).write_text("")
+    clear(tmp_path, "index")
+    assert {path.name for path in tmp_path.iterdir()} == {".tmp-0f-other", ".tmp-mine-index", "index"}
 
 
 def test_writers_at_once_do_not_meet(tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ def test_writing_continues_and_gives_the_same_bytes(tmp_path: Path) -> None:
     tree, out = write_tree(tmp_path / "tree", train=6), tmp_path / "out"
     first = write_shards(tree, out, 10_000, workers=0)
     assert {path.name for path in out.glob(".tmp-*")} == set()
-    (out / ".tmp-0123.tar").write_bytes(b"of a process that was killed")
+    for name in ("train-000001.tar", "manifest.json"):
+        (out / f".tmp-0123-{name}").write_bytes(b"of a process that was killed")
     kept, lost = out / "train-000000.tar", out / "train-000001.tar"
     before = kept.stat().st_mtime_ns, lost.read_bytes()
     lost.unlink()

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from repro.errors import UserError
-from repro.publish import alone, replacing
+from repro.publish import alone, clear, is_leftover, replacing
 from repro.reading import parse_json, read_bytes
 from vision.config import DataConfig
 from vision.data.images import Split, file_bytes, file_name, read_file, suffix
@@ -52,7 +52,9 @@ def write_shards(root: Path, out: Path, size: int, workers: int) -> dict[str, An
     splits = {"train": train, "val": test}
     shards = [shard for name, split in splits.items() for shard in plan(name, split, size)]
     out.mkdir(parents=True, exist_ok=True)
-    if not (out / MANIFEST).exists() and (strange := set(os.listdir(out)) - {".lock"}):
+    if not (out / MANIFEST).exists() and (
+        strange := {name for name in os.listdir(out) if name != ".lock" and not is_leftover(name, MANIFEST)}
+    ):
         raise UserError(f"{out}: holds {min(strange)}, which is none of these shards; take an empty folder")
     with alone(out):
         return _write(splits, classes, shards, out, workers)
@@ -63,11 +65,9 @@ def _write(
 ) -> dict[str, Any]:
     known = {entry["name"]: entry for entry in read_manifest(out)["shards"]}
     wanted = {shard.name for shard in shards}
-    leftovers = set(out.glob(".tmp-*.tar"))  # of a process that was killed
-    if strange := {path.name for path in set(out.glob("*.tar")) - leftovers} - wanted:
+    clear(out, MANIFEST, CLASSES, *wanted)
+    if strange := {path.name for path in out.glob("*.tar")} - wanted:
         raise UserError(f"{out}: holds {min(strange)}, which is none of these shards; take an empty folder")
-    for leftover in leftovers:
-        leftover.unlink()
     if not (out / MANIFEST).exists():
         _save_manifest(out, [])  # first of all: a folder that has none is somebody else's
     with replacing(out / CLASSES) as file:

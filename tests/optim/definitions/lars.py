@@ -83,7 +83,7 @@ FAULTS = [
     ("foreach: momentum does not decay", LARS, "            torch._foreach_mul_(v, momentum)\n", ""),
     ("foreach: Nesterov without momentum", LARS, "torch._foreach_add(u, v, alpha=momentum)", "torch._foreach_add(u, v)"),
     ("foreach: changes the gradient", LARS, 'u = torch._foreach_mul(u, _rate', 'torch._foreach_mul_(u, _rate'),
-    ("momentum of 1 accepted", LARS, 'number("momentum", group["momentum"]) >= 1', 'number("momentum", group["momentum"]) > 1'),
+    ("momentum of 1 accepted", LARS, 'if group["momentum"] >= 1:', 'if group["momentum"] > 1:'),
     ('fused: norm of the unscaled gradient', 'optim/lars.py', '(g_norm * scale).abs()', 'g_norm'),
     ('fused: no momentum', 'csrc/rules.h', 's[0] = k.momentum * s[0] + step;', 's[0] = step;'),
     ('fused: nesterov without momentum', 'csrc/rules.h', 'behind(h.nesterov != 0 ? h.momentum : 1)', 'behind(1)'),
