@@ -67,19 +67,19 @@ report-pictures: $(INSTALLED)  ## takes the pictures in docs/report.md, with the
 	$(RUN) scripts/report.py results --out report.html --pictures docs
 
 bench: $(INSTALLED)  ## on a quiet machine
-	$(RUN) scripts/bench_optimizers.py --out results/bench/optimizers
-	$(RUN) scripts/bench_training.py --out results/bench/training
+	$(RUN) benchmarks/optimizers.py --out results/bench/optimizers
+	$(RUN) benchmarks/training.py --out results/bench/training
 
 bench-gpu: $(INSTALLED)  ## the same on a CUDA GPU, with the large models
-	$(RUN) scripts/bench_optimizers.py --device cuda --out results/gpu/optimizers
-	$(RUN) scripts/bench_training.py --device cuda --out results/gpu/loops
-	$(RUN) scripts/bench_training.py --device cuda --optimizers --out results/gpu/training
+	$(RUN) benchmarks/optimizers.py --device cuda --out results/gpu/optimizers
+	$(RUN) benchmarks/training.py --device cuda --out results/gpu/loops
+	$(RUN) benchmarks/training.py --device cuda --optimizers --out results/gpu/training
 
 quality: $(INSTALLED)  ## does a small state cost quality? Continues where it was stopped
-	$(RUN) scripts/state_quality.py
+	$(RUN) benchmarks/state_quality.py
 
 conformance: $(CONFORMANCE)/.installed  ## every implementation against the papers, in an environment of its own
-	$(CONFORMANCE)/bin/python scripts/conformance.py --out results/conformance
+	$(CONFORMANCE)/bin/python benchmarks/conformance.py --out results/conformance
 
 $(CONFORMANCE)/.installed: pyproject.toml setup.py $(wildcard csrc/*)
 	$(PYTHON) -m venv $(CONFORMANCE)

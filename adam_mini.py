@@ -11,9 +11,9 @@ from torch import Tensor
 
 from optim import AdamMini, Partition
 from optim.base import Group, Options
-from optim.blocks import Shape, default
+from optim.engine.blocks import Shape, default
+from optim.engine.storage import Names
 from optim.partition import Entry
-from optim.storage import Names
 
 __all__ = ["Adam_mini"]
 

@@ -1,4 +1,4 @@
-// The CUDA backend: one launch makes the step of a list of tensors, in one pass over memory. optim/cuda.py
+// The CUDA backend: one launch makes the step of a list of tensors, in one pass over memory. optim/engine/cuda.py
 // compiles it with NVRTC and launches it. Results are those of csrc/cpu.cpp bit for bit, as far as `pow`
 // agrees: the operations are the same, and contraction is off.
 //
@@ -15,7 +15,7 @@ using namespace tables;
 constexpr int kWarp = 32, kWarps = 8, kTurns = 4;  // lanes of a warp, warps of a block, tiles of a warp
 constexpr int kLane = kBlock / kWarp;              // elements of a tile that are one lane's
 
-// These four are known to optim/cuda.py.
+// These four are known to optim/engine/cuda.py.
 constexpr int kChunk = kBlock * kWarps * kTurns;  // elements
 constexpr int kRows = 240, kWords = 480;          // so that the arguments of a launch fit into 4 kB
 constexpr int kCommonBytes = 256;                 // room for a Common
@@ -408,7 +408,7 @@ extern "C" __global__ void upload(uint64_t* to, int64_t count, Words words) {
   if (i < count) to[i] = words.word[i];
 }
 
-// optim/cuda.py appends a line with this for the kernels it needs: name, rule, and the arguments of Lane.
+// optim/engine/cuda.py appends a line with this for the kernels it needs: name, rule, and the arguments of Lane.
 #define KERNELS(NAME, RULE, ...)                                                                           \
   using NAME = kernels::Lane<rules::RULE, __VA_ARGS__>;                                                    \
   extern "C" __global__ void NAME##_prepare(kernels::Work work, int64_t first, int64_t count,              \

@@ -17,7 +17,7 @@ int PyDict_Next(PyObject* dict, intptr_t* position, PyObject** key, PyObject** v
 namespace tensors {
 
 // Functions of torch, which take the address of a C++ tensor; those that return an int return 0 for success.
-// optim/native.py fills this in. `handle` is where a Python tensor object holds its C++ tensor, in bytes.
+// optim/engine/native.py fills this in. `handle` is where a Python tensor object holds its C++ tensor, in bytes.
 struct Torch {
   int64_t handle;
   int (*is_defined)(const void*, bool*);

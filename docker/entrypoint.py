@@ -2,7 +2,7 @@
 
     list [PATTERN]                           the rows: published, cost, own result
     TABLE/ROW [--scale proxy] [key=value]    run a row; the same command continues it (--dry-run: show it)
-    released WORDS...                        the released logs: show, plot, export, list, get
+    logs WORDS...                            the released logs: show, plot, export, list, get
     bench WORDS...                           time the optimizers' steps
     test WORDS...                            the tests of the optimizers
     FOLDER/SCRIPT.py WORDS...                a script of the repository
@@ -26,8 +26,8 @@ RECIPES = ("vision", "nlp", "llm")  # which the core image does not have
 DAILY = "not slow and not exhaustive"
 COMMANDS = {
     "list": ["scripts/reproduce.py", "--list"],
-    "released": ["scripts/released.py"],
-    "bench": ["scripts/bench_optimizers.py"],
+    "logs": ["scripts/logs.py"],
+    "bench": ["benchmarks/optimizers.py"],
     # without a cache, which would be written beside the sources
     "test": ["-m", "pytest", "-p", "no:cacheprovider", "-n", "auto", "-m", DAILY, "tests/optim"],
 }
@@ -86,14 +86,14 @@ def row(arguments: Sequence[str]) -> list[str]:
     Raises:
         UserError: the row has no such proxy, or an override does not fit.
     """
-    from repro import sheet
+    from repro.ledger import describe
     from scripts import reproduce
 
     words = list(arguments)
     end = words.index("--") if "--" in words else len(words)
     options = reproduce.parser().parse_intermixed_args(words[:end])
     recipe, _ = reproduce.prepare(options.row, options.scale, options.overrides)
-    if DATA.is_dir() and sheet.needs_root(recipe.config.get("data") or {}):
+    if DATA.is_dir() and describe.needs_root(recipe.config.get("data") or {}):
         words.insert(1, f"data.root={DATA}")
     return words
 

@@ -3,7 +3,7 @@
 from task import ARGS, OPTIONS, batch, loss, network, report
 from timm.optim import create_optimizer_v2
 
-from optim.integrations import register_with_timm
+from optim.interop.integrations import register_with_timm
 
 register_with_timm()
 model = network()

@@ -20,18 +20,18 @@ from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from llm import models, python_functions, start
+from llm import models, pretrained, python_functions
 from llm.config.finetune import FinetuneConfig
 from llm.conversations import Example, Examples, Row, collate, read
 from llm.generate import complete, end_of_text, pad_left
-from repro.cli import entry_point
-from repro.config import TrainConfig
-from repro.data import Plan, Sized, shuffled
 from repro.errors import UserError
-from repro.loop import train
-from repro.run import run_name
-from repro.task import Task
 from repro.text.perplexity import perplexity
+from repro.train.cli import entry_point
+from repro.train.config import TrainConfig
+from repro.train.data import Plan, Sized, shuffled
+from repro.train.run_folder import run_name
+from repro.train.task import Task
+from repro.train.trainer import train
 
 SHOWN, LONGEST = 4, 64  # examples in the summary, and tokens of their completions at most
 
@@ -41,7 +41,7 @@ class Finetuning(Task):
 
     name = "finetune"
     samples = "tokens"
-    products = ("tokenizer", models.EXPORT, start.ADAPTER)
+    products = ("tokenizer", models.EXPORT, pretrained.ADAPTER)
     metric = "valid_loss"
     columns: tuple[str, ...] = ("completion",)  # of the answers
     kind = "CAUSAL_LM"
@@ -49,8 +49,8 @@ class Finetuning(Task):
     def __init__(self, config: FinetuneConfig) -> None:
         self.config = config
         rows = read(config.data, self.default)
-        self.tokenizer = start.tokenizer_of(config, lambda: texts(rows["train"], self.columns))
-        self.pad = start.padding(self.tokenizer)
+        self.tokenizer = pretrained.tokenizer_of(config, lambda: texts(rows["train"], self.columns))
+        self.pad = pretrained.padding(self.tokenizer)
         self.sets = {split: self.encoded(found, split) for split, found in rows.items()}
         self.per_sample = round(len(self.columns) * float(np.mean(self.sets["train"].lengths)))
         source = config.model.get("checkpoint") or f"{config.model.get('name')} from scratch"
@@ -98,7 +98,7 @@ class Finetuning(Task):
 
     def initial(self) -> Any:
         """Return the model that training begins with."""
-        model = start.language_model(self.config, self.tokenizer)
+        model = pretrained.language_model(self.config, self.tokenizer)
         positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
         if self.config.data.sequence_length > positions:
             length = self.config.data.sequence_length
@@ -109,7 +109,7 @@ class Finetuning(Task):
         """Return the model with its initial weights, and adapters where there are to be some."""
         model = self.initial()
         self.shape = model.config
-        return start.adapted(model, self.config.lora, self.kind)
+        return pretrained.adapted(model, self.config.lora, self.kind)
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the scores of the tokens of answers [tokens, vocabulary]."""
@@ -143,7 +143,7 @@ class Finetuning(Task):
         """Return questions, the model's likeliest answers, and those of the data."""
         rows = self.sets["valid"].items
         few = [rows[i][0].last() for i in np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int)]
-        made = self.answers(start.bare(model), [prompt for prompt, _ in few], LONGEST, temperature=0.0)
+        made = self.answers(pretrained.bare(model), [prompt for prompt, _ in few], LONGEST, temperature=0.0)
         return [
             f"{self.text(prompt)!r} -> {self.text(ids)!r} (data: {self.text(truth)!r})"
             for (prompt, truth), ids in zip(few, made, strict=True)
@@ -165,7 +165,7 @@ class Finetuning(Task):
 
     def export(self, run: Path) -> None:
         """Put the best weights into a run's folder as transformers has them, with the tokenizer."""
-        start.export(self.build_model(), self.tokenizer, run)
+        pretrained.export(self.build_model(), self.tokenizer, run)
 
 
 def texts(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:

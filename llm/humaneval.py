@@ -29,18 +29,19 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from llm import models, problems
+from llm import models
+from llm.code_eval import problems
+from llm.code_eval.jail import Limits
+from llm.code_eval.problems import Problem
+from llm.code_eval.sandbox import Sandbox, Verdict
+from llm.code_eval.scores import against, describe, summarise
 from llm.generate import sample
-from llm.jail import Limits
-from llm.problems import Problem
-from llm.sandbox import Sandbox, Verdict
-from llm.scores import against, describe, summarise
-from repro import ledger
-from repro.cli import exit_status, file_size
 from repro.errors import UserError
+from repro.ledger import rows
 from repro.loading import read_json
 from repro.publish import alone
-from repro.run import environment, write_atomically
+from repro.train.cli import exit_status, file_size
+from repro.train.run_folder import environment, write_atomically
 
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # arXiv 2107.03374, section 2.2
 SAMPLING = {"samples": 200, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 512}
@@ -104,7 +105,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: an argument, a file or the folder cannot be used.
     """
-    row = None if options.row is None else ledger.load(options.row)
+    row = None if options.row is None else rows.load(options.row)
     sampling = of_row(row, options)
     tasks = problems.read(options.data)
     if row is not None and len(tasks) != PROBLEMS:
@@ -158,7 +159,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     return summary
 
 
-def of_row(row: ledger.Recipe | None, options: argparse.Namespace) -> dict[str, Any]:
+def of_row(row: rows.Recipe | None, options: argparse.Namespace) -> dict[str, Any]:
     """Return how to sample: as the command line says, else as the row does, else as SAMPLING."""
     if row is not None and not any(figure.metric.startswith("pass@") for figure in row.row.published):
         raise UserError(f"--row {options.row}: it is not evaluated on HumanEval")

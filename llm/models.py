@@ -34,7 +34,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_expe
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
 from repro.errors import UserError
-from repro.foreign import read_weights
+from repro.interop import read_weights
 from repro.loading import read_yaml
 
 OF_MIXTURES = ("experts_implementation", "router_z_loss_coef")

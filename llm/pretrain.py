@@ -23,15 +23,15 @@ from llm import models, routing
 from llm.config.pretrain import LlmConfig
 from llm.generate import for_transformers, sample
 from llm.sequences import sequences
-from repro.cli import entry_point
-from repro.data import Sized
 from repro.errors import UserError
-from repro.foreign import read_weights
-from repro.loop import train
-from repro.run import run_name
-from repro.task import Task
+from repro.interop import read_weights
 from repro.text import corpus
 from repro.text.perplexity import entropy, perplexity
+from repro.train.cli import entry_point
+from repro.train.data import Sized
+from repro.train.run_folder import run_name
+from repro.train.task import Task
+from repro.train.trainer import train
 
 PROMPTS, PROMPT, ADDED = (
     3,

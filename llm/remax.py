@@ -20,13 +20,14 @@ from transformers import PreTrainedModel
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from llm import models, rules, start
+from llm import models, pretrained
+from llm import rewards as rules
 from llm.config.remax import RULES, RemaxConfig
 from llm.conversations import Example, Examples, Row, collate, encode
 from llm.finetune import SHOWN, Finetuning, run
 from llm.generate import pad_left
-from repro.cli import entry_point
 from repro.errors import UserError
+from repro.train.cli import entry_point
 
 RULE = dict(zip(RULES, (rules.overlap, rules.parses), strict=True))
 
@@ -78,12 +79,12 @@ class ReMax(Finetuning):
 
     def read_judge(self, checkpoint: str) -> PreTrainedModel:
         """Return the reward model."""
-        if start.read_tokenizer(checkpoint).get_vocab() != self.tokenizer.get_vocab():
+        if pretrained.read_tokenizer(checkpoint).get_vocab() != self.tokenizer.get_vocab():
             raise UserError(
                 f"reward.checkpoint={checkpoint}: has another tokenizer than "
                 f"model.checkpoint={self.config.model.get('checkpoint')}; train both from one model"
             )
-        return start.read_scorer(checkpoint, self.pad).eval().requires_grad_(False)
+        return pretrained.read_scorer(checkpoint, self.pad).eval().requires_grad_(False)
 
     def encoded(self, rows: Sequence[Row], split: str) -> Any:
         """Return the questions of a split as tokens."""
@@ -135,7 +136,7 @@ class ReMax(Finetuning):
         first = int(batch[4][0])
         longest = self.options.completion_length
         return self.answers(
-            start.bare(model), prompts, longest, temperature=temperature, seed=seed, first=first
+            pretrained.bare(model), prompts, longest, temperature=temperature, seed=seed, first=first
         )
 
     @torch.no_grad()
@@ -172,10 +173,10 @@ class ReMax(Finetuning):
         """Return the same of the policy that training began with."""
         if self.origin is not None:
             return self.scores(self.origin.to(ids.device), ids)
-        inner = start.bare(model)
+        inner = pretrained.bare(model)
         training = inner.training
         inner.eval()
-        with start.without_adapters(inner):
+        with pretrained.without_adapters(inner):
             scores = self.scores(inner, ids)
         inner.train(training)
         return scores

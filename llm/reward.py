@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from llm import python_functions, start
+from llm import pretrained, python_functions
 from llm.config.reward import RewardConfig
 from llm.conversations import Examples, Row
 from llm.finetune import SHOWN, Finetuning, run
-from repro.cli import entry_point
 from repro.errors import UserError
+from repro.train.cli import entry_point
 
 
 class RewardModelling(Finetuning):
@@ -57,7 +57,7 @@ class RewardModelling(Finetuning):
 
     def initial(self) -> Any:
         """Return the model that training begins with."""
-        return start.scorer(self.config, self.tokenizer)
+        return pretrained.scorer(self.config, self.tokenizer)
 
     def weight(self, batch: Any) -> float:
         """Return the number of pairs."""

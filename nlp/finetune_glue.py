@@ -22,17 +22,17 @@ from torch.utils.data import Subset
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from nlp.config.glue import GlueConfig
-from nlp.glue import predictions, seeds, start
+from nlp.glue import predictions, pretrained, seeds
 from nlp.glue.data import read
 from nlp.glue.encode import Encoded, Item, batches, by_length, collate
 from nlp.glue.metrics import compute
-from repro.cli import entry_point
-from repro.config import TrainConfig
-from repro.data import Plan, Sized, regrouped
 from repro.errors import UserError
-from repro.loop import train
-from repro.run import run_name
-from repro.task import Task
+from repro.train.cli import entry_point
+from repro.train.config import TrainConfig
+from repro.train.data import Plan, Sized, regrouped
+from repro.train.run_folder import run_name
+from repro.train.task import Task
+from repro.train.trainer import train
 
 SHOWN = 8  # examples in the summary
 AT_A_TIME = 64  # examples of a batch for predictions
@@ -52,7 +52,7 @@ class Finetuning(Task):
         self.check()
         skip = config.data.skip_valid_examples
         self.dev = {suffix: part.pick(range(skip, len(part))) for suffix, part in found.dev.items()}
-        self.start = start.begin(config, lambda: [text for pair in found.train.texts for text in pair])
+        self.start = pretrained.begin(config, lambda: [text for pair in found.train.texts for text in pair])
         self.model_name = self.start.title
         self.train_set = Encoded([found.train], self.start.coder, "train")
         # What is measured, in one: the parts of the development set, and test files that have labels.
@@ -202,7 +202,7 @@ class Finetuning(Task):
 def main(config: GlueConfig, overrides: list[str]) -> None:
     """Train as the command line says, once or with several seeds, and write predictions."""
     config.check()
-    config = replace(config, model=start.adopted(config))
+    config = replace(config, model=pretrained.adopted(config))
     task = Finetuning(config)
     main_process = int(os.environ.get("RANK", 0)) == 0
     summaries = []

@@ -24,15 +24,15 @@ from nlp.bert import attention, build_masked_lm, in_transformers, longest
 from nlp.blocks import Blocks
 from nlp.config.bert import BertConfig
 from nlp.masking import IGNORED, MaskedBlocks, MaskedPairs, Masking, collate
-from repro.cli import entry_point
-from repro.data import Plan, Sized, shuffled
 from repro.errors import UserError
-from repro.foreign import read_weights
-from repro.loop import train
-from repro.run import run_name
-from repro.task import Task
+from repro.interop import read_weights
 from repro.text import corpus
 from repro.text.perplexity import entropy, perplexity
+from repro.train.cli import entry_point
+from repro.train.data import Plan, Sized, shuffled
+from repro.train.run_folder import run_name
+from repro.train.task import Task
+from repro.train.trainer import train
 
 EXPORT = "transformers"
 EXAMPLES, FILLS, CONTEXT = 6, 3, 12  # hidden words shown, fills of each, and tokens around it on either side

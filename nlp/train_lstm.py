@@ -17,15 +17,15 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 
 from nlp.config.lstm import LSTMTrainConfig
 from nlp.lstm import Hidden, LSTMLanguageModel, activation_penalty
-from repro.cli import entry_point
-from repro.config import TrainConfig
-from repro.data import Plan, Sized, in_order
-from repro.loop import train
-from repro.run import run_name
-from repro.task import Task
 from repro.text.corpus import load
 from repro.text.perplexity import perplexity
 from repro.text.streams import Streams
+from repro.train.cli import entry_point
+from repro.train.config import TrainConfig
+from repro.train.data import Plan, Sized, in_order
+from repro.train.run_folder import run_name
+from repro.train.task import Task
+from repro.train.trainer import train
 
 PROMPTS, PROMPT, LONGEST = 4, 6, 30  # continuations in the summary, words that each starts from, and adds
 TEMPERATURE = 0.7  # of the words that are drawn for them; likeliest ones would go round in circles

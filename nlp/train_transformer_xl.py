@@ -14,19 +14,19 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 
 from nlp.config.transformer_xl import TransformerXLConfig
 from nlp.transformer_xl import Memory, Reach, TransformerXL, empty_memory
-from repro.checkpoint import first_difference
-from repro.cli import entry_point
-from repro.config import TrainConfig
-from repro.data import Plan, Sized, in_order
 from repro.errors import UserError
-from repro.foreign import read_weights
-from repro.foreign.content import Weights
-from repro.loop import train
-from repro.run import run_name
-from repro.task import Task
+from repro.interop import read_weights
+from repro.interop.checkpoint import Weights
 from repro.text import corpus
 from repro.text.perplexity import perplexity
 from repro.text.streams import Streams
+from repro.train.checkpoint import first_difference
+from repro.train.cli import entry_point
+from repro.train.config import TrainConfig
+from repro.train.data import Plan, Sized, in_order
+from repro.train.run_folder import run_name
+from repro.train.task import Task
+from repro.train.trainer import train
 
 PROMPTS, PROMPT, CONTINUED, LIKELIEST = (
     3,

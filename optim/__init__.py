@@ -5,15 +5,15 @@ from .adam import Adam
 from .adam_mini import AdamMini
 from .adamw import AdamW
 from .adan import Adan
-from .advice import AdanSettings, adan_from_adamw
 from .base import Optimizer, state_bytes
 from .card import Card
-from .convert import convert_state
 from .groups import layer_ids, param_groups
 from .in_backward import step_in_backward
+from .interop.advice import AdanSettings, adan_from_adamw
+from .interop.convert import convert_state
 from .lamb import Lamb
 from .lars import Lars
-from .monitor import Monitor
+from .monitor.monitor import Monitor
 from .partition import Partition, partition
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
 from .resize import resize_state

@@ -10,10 +10,10 @@ from torch.optim.optimizer import ParamsT
 from .base import Batch, Group, Optimizer, Options, exact_params
 from .card import Card, FusedRule
 from .checks import plain_number
-from .native import Factors
-from .norm import placed_like
-from .storage import Names, State, Storage
-from .sums import column_sums, row_sums
+from .engine.native import Factors
+from .engine.norm import placed_like
+from .engine.storage import Names, State, Storage
+from .engine.sums import column_sums, row_sums
 
 
 class Adafactor(Optimizer):

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from . import blocks
 from .base import Batch, Group, Optimizer, Options
 from .card import Card, FusedRule
-from .native import Factors
-from .norm import local
+from .engine import blocks
+from .engine.native import Factors
+from .engine.norm import local
+from .engine.storage import Names, State
+from .engine.sums import row_sums
 from .partition import Partition, partition
-from .storage import Names, State
-from .sums import row_sums
 
 
 class AdamMini(Optimizer):
@@ -28,7 +28,8 @@ class AdamMini(Optimizer):
         x_b = lr / (1 - b1^t) / [sqrt(v_b) / sqrt(1 - b2^t) + eps]
         p = (1 - lr weight_decay) p - x_b m
 
-    `exp_avg_sq` has a number for each block, in float32; its shape says which blocks: see `optim.blocks`.
+    `exp_avg_sq` has a number for each block, in float32; its shape says which blocks: see
+    `optim.engine.blocks`.
 
     Source: Algorithm 1 of the paper, as zyushun/Adam-mini 1.1.1 computes it.
 

@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Group, Optimizer, Options
 from .card import Card
-from .storage import Names, State
+from .engine.storage import Names, State
 
 
 class AdamW(Optimizer):

@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Group, Optimizer, Options
 from .card import Card
-from .storage import State
+from .engine.storage import State
 
 
 class Adan(Optimizer):

@@ -24,15 +24,15 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils._pytree import tree_map
 
-from . import cuda, native, storage
-from .amp import StepScaling
 from .card import Card, FusedRule
 from .checks import known_options, number, one_of, plain_number
-from .contract import check_state, overlapping, why_not_plain, why_not_written
-from .convert import STATE_NAMES, refuse_options
-from .layout import is_dense, is_plain, same_layout
-from .norm import as_copy_for, as_part_of, global_norm, is_dtensor, local
-from .storage import Names, State, Storage
+from .engine import cuda, native, storage
+from .engine.amp import StepScaling
+from .engine.contract import check_state, overlapping, why_not_plain, why_not_written
+from .engine.layout import is_dense, is_plain, same_layout
+from .engine.norm import as_copy_for, as_part_of, global_norm, is_dtensor, local
+from .engine.storage import Names, State, Storage
+from .interop.convert import STATE_NAMES, refuse_options
 
 Group = dict[str, Any]
 _MISSING = object()

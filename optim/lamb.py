@@ -10,8 +10,8 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Batch, Group, Optimizer, Options, one_factor, set_factors
 from .card import Card, FusedRule
-from .native import Factors
-from .storage import State
+from .engine.native import Factors
+from .engine.storage import State
 
 
 class Lamb(Optimizer):

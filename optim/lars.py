@@ -9,9 +9,9 @@ from torch.optim.optimizer import ParamsT
 from .base import Batch, Group, Optimizer, Options, exact_params, one_factor, set_factors
 from .card import Card, FusedRule
 from .checks import plain_number
-from .native import Factors
-from .storage import Names, State
-from .sums import row_sums
+from .engine.native import Factors
+from .engine.storage import Names, State
+from .engine.sums import row_sums
 
 
 class Lars(Optimizer):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .blocks import Shape, canonical, default, fits
+from .engine.blocks import Shape, canonical, default, fits
 
 # What the projections of an attention module are called there, and the sizes that such a module, or the
 # configuration of its model, knows. Modules of torch, transformers, timm, Llama, nanoGPT.
@@ -31,7 +31,7 @@ Rule = str | int | Sequence[int]
 
 
 class Entry(NamedTuple):
-    """The blocks of one parameter, in the form of `optim.blocks`, and why."""
+    """The blocks of one parameter, in the form of `optim.engine.blocks`, and why."""
 
     param: Tensor
     blocks: Shape
@@ -85,7 +85,7 @@ def partition(
 
     The first that applies: a rule of `rules`; a head for query, key and fused projections of attention
     modules, whose heads are known from these arguments, the module itself or a `config`; the type of the
-    module that owns the parameter; the shape, see `optim.blocks.default`.
+    module that owns the parameter; the shape, see `optim.engine.blocks.default`.
 
     Args:
         model: any module.
@@ -94,7 +94,8 @@ def partition(
         head_dim: rows of a head.
         rules: from a module type (its parameters but biases), a regular expression (searched in the name of
             the parameter) or a parameter to "row", "column", "tensor", "element", a number of blocks that
-            follow each other, or parts of every dimension (see `optim.blocks`). The first match counts.
+            follow each other, or parts of every dimension (see `optim.engine.blocks`). The first match
+            counts.
 
     Raises:
         ValueError: for a rule that does not divide a parameter, or matches none.

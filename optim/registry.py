@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import cuda, native
 from .adafactor import Adafactor
 from .adam import Adam
 from .adam_mini import AdamMini
@@ -18,6 +17,7 @@ from .adan import Adan
 from .base import Optimizer, why_not_fused
 from .card import Card
 from .checks import known_options
+from .engine import cuda, native
 from .groups import param_groups
 from .lamb import Lamb
 from .lars import Lars

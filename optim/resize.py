@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from . import storage
 from .base import Optimizer
-from .contract import check_state
-from .norm import is_dtensor
-from .storage import Names, State, Storage
+from .engine import storage
+from .engine.contract import check_state
+from .engine.norm import is_dtensor
+from .engine.storage import Names, State, Storage
 
 
 @torch.no_grad()

@@ -11,9 +11,9 @@ from torch.optim.optimizer import ParamsT
 from .base import Group, Optimizer, Options
 from .card import Card
 from .checks import plain_number
-from .matrices import alike, cut, sides, sides_shape
-from .norm import local, share_of, whole
-from .storage import Names, State
+from .engine.matrices import alike, cut, sides, sides_shape
+from .engine.norm import local, share_of, whole
+from .engine.storage import Names, State
 
 
 class Shampoo(Optimizer):

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from . import storage
 from .base import Group, Optimizer, Options
 from .card import Card
 from .checks import plain_number
-from .norm import is_dtensor, local
-from .storage import State, Storage
+from .engine import storage
+from .engine.norm import is_dtensor, local
+from .engine.storage import State, Storage
 
 
 class Sophia(Optimizer):

@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """A run whose loss is not finite any more; its folder has a diverged.json (see repro.run)."""
+    """A run whose loss is no longer finite; its folder has a diverged.json (see repro.train.run_folder)."""
 
     def __init__(self, message: str, step: int) -> None:
         """`step`: the first whose loss is not finite."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from optim.advice import REGIMES, adan_from_adamw
+from optim.interop.advice import REGIMES, adan_from_adamw
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,16 +20,16 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from optim.advice import REGIMES
-from optim.convert import SOURCES, TARGETS, convert_state, recognise
-from repro import foreign
-from repro.cli import exit_status
+from optim.interop.advice import REGIMES
+from optim.interop.convert import SOURCES, TARGETS, convert_state, recognise
+from repro import interop
 from repro.errors import UserError
-from repro.foreign import export, inert, states
-from repro.foreign.content import named
-from repro.foreign.describe import describe
-from repro.foreign.tensors import require_values
+from repro.interop import export, states, unpickle
+from repro.interop.checkpoint import named
+from repro.interop.describe import describe
+from repro.interop.tensors import require_values
 from repro.reading import printable
+from repro.train.cli import exit_status
 
 
 @exit_status
@@ -86,7 +86,7 @@ def show(options: argparse.Namespace) -> None:
     """Print what a checkpoint holds, and export its weights if that was asked for."""
     if options.export:
         _check_out(options.export, options.force)
-    found = foreign.read(options.path)
+    found = interop.read(options.path)
     print("\n".join(map(printable, describe(found, options.all))))
     if options.export:
         made = export.translate(found, options.library, options.ema, options.heads)
@@ -103,8 +103,8 @@ def convert(options: argparse.Namespace) -> None:
         raise UserError(_folder(options.file))
     if options.file.suffix == ".safetensors":
         raise UserError(f"{options.file} has weights only: the optimizer's state is in another file")
-    content, replaced = inert.read(options.file)
-    if isinstance(content, inert.Foreign):
+    content, replaced = unpickle.read(options.file)
+    if isinstance(content, unpickle.Foreign):
         raise UserError(
             f"{options.file} is a whole pickled module ({content.name}) without an optimizer's state: "
             "Transformer-XL keeps that in optimizer.pt beside it"
@@ -128,7 +128,7 @@ def convert(options: argparse.Namespace) -> None:
     rest = {key: value for key, value in state_dict.items() if key not in converted}  # fairseq's loss_scale
     new = states.replaced(content, keys, {**rest, **converted})
     with export.replacing(options.out) as temporary, temporary.open("wb") as file:
-        torch.save(inert.plain(new, namespaces=True), file)
+        torch.save(unpickle.plain(new, namespaces=True), file)
     print(f"{options.file}{_at(keys)}: {SOURCES[source].title} ({source})")
     print(f"  {states.summary(state_dict)}")
     print(f"{options.out}{_at(keys)}: {options.target}")
@@ -155,7 +155,7 @@ def _folder(path: Path) -> str:
     """Why a folder cannot be converted, and which of its files can."""
     inside = ", ".join(sorted(file.name for file in path.iterdir())) or "nothing"
     try:
-        found = foreign.read(path)
+        found = interop.read(path)
         names = [str(found.path / place.split(": ")[0]) for place in found.optimizers]
     except UserError:
         names = []

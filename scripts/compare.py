@@ -18,11 +18,11 @@ import matplotlib as mpl
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from repro.cli import exit_status
 from repro.errors import UserError
 from repro.reading import printable_lines
-from repro.run import is_free, read_config
-from repro.speed import sample_rate
+from repro.train.cli import exit_status
+from repro.train.run_folder import is_free, read_config
+from repro.train.throughput import sample_rate
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

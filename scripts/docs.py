@@ -9,18 +9,18 @@ import math
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from walkthrough import table as walkthrough
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from optim import CARDS, OPTIMIZERS
 from optim.card import COMMON_OPTIONS, STATE_BYTES
-from repro import ledger
-from repro.cli import exit_status
-from repro.ledger import Row
-from repro.sheet import published
+from repro.ledger import rows as ledger
+from repro.ledger.describe import published
+from repro.ledger.rows import Row
+from repro.train.cli import exit_status
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,6 +90,43 @@ def language() -> str:
             proxy = "" if row.proxy is None else " (or `--scale proxy`)"
             command = f"`python scripts/reproduce.py {name} data.root=PATH`{proxy}"
             lines.append(f"| {row.title} | {published(row)} | {command} |")
+    return "\n".join(lines)
+
+
+# Of the walk-through in docs/monitor.md. Title: optimizer, options, the factor of x^2 in the objective.
+WALKS: dict[str, tuple[str, dict[str, Any], float]] = {
+    "Adam": ("adamw", dict(weight_decay=0.0), 0.0),
+    "AdamW": ("adamw", dict(weight_decay=0.1), 0.5),
+    "Adan": ("adan", {}, 0.0),
+    "Adafactor": ("adafactor", {}, 0.0),
+}
+
+
+def walk(name: str, options: dict[str, Any], square: float) -> list[tuple[float, float]]:
+    """100 steps from x = 3 with lr 0.1, in float64: x and the objective before and after each.
+
+    The objective is x^4 + 3 x^3 + 2 + square x^2.
+    """
+    x = torch.nn.Parameter(torch.tensor([3.0], dtype=torch.float64))
+    optimizer = OPTIMIZERS[name]([x], lr=0.1, **options)
+    seen = []
+    for _ in range(101):
+        loss = x**4 + 3 * x**3 + 2 + square * x**2
+        seen.append((x.item(), loss.item()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return seen
+
+
+def walkthrough() -> str:
+    """x and the objective after some steps, one column for each optimizer."""
+    walks = {title: walk(*how) for title, how in WALKS.items()}
+    lines = ["| step | " + " | ".join(f"{title}: x, objective" for title in walks) + " |"]
+    lines += ["|" + "---|" * (1 + len(walks))]
+    for step in (0, 1, 11, 51, 91, 100):
+        cells = [f"{x:.4f}, {value:.4f}" for x, value in (seen[step] for seen in walks.values())]
+        lines.append(f"| {step} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

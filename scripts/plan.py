@@ -25,13 +25,14 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from repro import footprint, ledger, plan
-from repro.cli import exit_status
-from repro.cost import GPUS
 from repro.errors import UserError
-from repro.footprint import Measured
-from repro.plan import Job, Machine, Memory
-from repro.run import environment, write_atomically
+from repro.hardware import GPUS
+from repro.ledger import rows
+from repro.planner import footprint, plan
+from repro.planner.footprint import Measured
+from repro.planner.plan import Job, Machine, Memory
+from repro.train.cli import exit_status
+from repro.train.run_folder import environment, write_atomically
 
 # What --measure trains where no row is named: small models, but large beside what else a process allocates.
 _SMALL = ["amp=no", "batch_size=4", "accumulate=2", "data.sequence_length=256", "tokenizer.vocab_size=16384"]
@@ -101,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
 
 def describe(name: str, options: argparse.Namespace, machine: Machine) -> list[str]:
     """Return the plan of a row, as lines for people."""
-    recipe = ledger.load(name, options.set)
+    recipe = rows.load(name, options.set)
     task = plan.job(recipe)
     gpu = GPUS[str(machine.gpu)]
     need = plan.memory(task, machine)
@@ -159,7 +160,7 @@ def by_optimizer(options: argparse.Namespace, machine: Machine, command: list[st
     pairs = [(row, name) for row in options.rows for name in names]
     others: dict[str, Counter[str]] = {}
     for row, name in tqdm(pairs, unit="plan", leave=False, disable=None):
-        task = plan.job(ledger.load(row, options.set))
+        task = plan.job(rows.load(row, options.set))
         if row not in others:
             others[row] = plan.all_but_states(task, machine)
         meta = task.build(1, False).model
@@ -241,7 +242,7 @@ def one(row: str, overrides: list[str], name: str) -> tuple[Counter[str], Measur
 
 
 def _task(row: str, overrides: list[str], name: str) -> Job:
-    task = plan.job(ledger.load(row, overrides))
+    task = plan.job(rows.load(row, overrides))
     return replace(task, config={**task.config, "optimizer": plan.optimizer(name)}) if name else task
 
 

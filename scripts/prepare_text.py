@@ -23,11 +23,11 @@ from omegaconf import OmegaConf
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from repro.cli import CONFIGS, exit_status, file_size, processes
 from repro.errors import UserError
 from repro.text import shards, sources, tokenizers
 from repro.text.config import PrepareConfig
 from repro.text.writing import write
+from repro.train.cli import CONFIGS, exit_status, file_size, processes
 
 
 @exit_status

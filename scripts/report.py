@@ -12,9 +12,13 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from repro import page
-from repro.cli import exit_status
-from repro.ledger import ROOT
+from benchmarks.comparison.page import section
+from benchmarks.comparison.records import load
+from repro.ledger import html
+from repro.ledger.rows import ROOT
+from repro.train.cli import exit_status
+
+COMPARISON = ROOT / "results" / "comparison" / "runs.jsonl"  # of benchmarks/sweep.py
 
 
 @exit_status
@@ -31,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="write those of docs/report.md there")
     options = parser.parse_args(arguments)
-    print(page.write(options.out, options.runs))
+    print(html.write(options.out, options.runs, section(load(COMPARISON))))
     if options.pictures is not None:
-        from repro import pictures  # needs Pillow, the page does not
+        from repro.ledger import pictures  # needs Pillow, the page does not
 
         print(f"{options.pictures}: {', '.join(pictures.take(options.out, options.pictures))}")
     return 0

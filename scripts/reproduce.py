@@ -24,11 +24,13 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from repro import cost, ledger, own, sheet
-from repro.cli import exit_status
+from repro import hardware
 from repro.errors import UserError
-from repro.ledger import ROOT, Recipe
-from repro.released import read
+from repro.ledger import describe, runs
+from repro.ledger import rows as ledger
+from repro.ledger.rows import ROOT, Recipe
+from repro.logs import read
+from repro.train.cli import exit_status
 
 RUNS = (Path("runs"), ROOT / "results")  # where own results are looked for
 SHOWN = 40  # lines of a comparison
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.track:
         compare(recipe, options.track)
     elif options.dry_run:
-        print(sheet.describe(recipe, shown(command, options.processes)))
+        print(describe.describe(recipe, shown(command, options.processes)))
     else:
         return start(recipe, command, options.processes)
     return 0
@@ -154,7 +156,7 @@ def launch(words: list[str], processes: int) -> int:
 
 def compare(recipe: Recipe, files: Sequence[Path]) -> None:
     """Print a log beside the row's released curve, and the verdict."""
-    from repro.tracking import compare_log, verdict
+    from repro.ledger.tracking import compare_log, verdict
 
     log = read(files)
     frame = compare_log(recipe.row, log)
@@ -185,8 +187,16 @@ def table(pattern: str) -> str:
     names = [name for name in ledger.names() if pattern in name]
     if not names:
         raise UserError(f"--list {pattern}: no row has that in its name; leave it out to see all")
-    finished = own.runs(RUNS)
-    columns = ["row", "model", "data", "optimizer", "published", "status", *(f"{gpu} h" for gpu in cost.PEAK)]
+    finished = runs.runs(RUNS)
+    columns = [
+        "row",
+        "model",
+        "data",
+        "optimizer",
+        "published",
+        "status",
+        *(f"{gpu} h" for gpu in hardware.PEAK),
+    ]
     cells, reasons = [[*columns, "own result"]], Counter[str]()
     for name in tqdm(
         names, unit="row", leave=False, disable=None
@@ -197,16 +207,17 @@ def table(pattern: str) -> str:
         if why:
             reasons[row.status] += 1
         hours = [
-            "-" if row.cost is None else cost.show_hours(cost.gpu_hours(row.cost, gpu)) for gpu in cost.PEAK
+            "-" if row.cost is None else hardware.show_hours(hardware.gpu_hours(row.cost, gpu))
+            for gpu in hardware.PEAK
         ]
-        last = own.last(finished, name)
+        last = runs.last(finished, name)
         optimizer = recipe.config.get("optimizer", {}).get("name", "-")
         result = "-" if last is None else last.describe(recipe)
-        cells.append([name, row.model, row.data, optimizer, sheet.published(row), status, *hours, result])
-    lines = sheet.aligned(cells, right={f"{gpu} h" for gpu in cost.PEAK})
+        cells.append([name, row.model, row.data, optimizer, describe.published(row), status, *hours, result])
+    lines = describe.aligned(cells, right={f"{gpu} h" for gpu in hardware.PEAK})
     notes = [f"{status} ({rows(count)})" for status, count in reasons.items()]
     return "\n".join(
-        [*lines, "", *notes, f"Hours of one GPU, estimated: {cost.ASSUMPTIONS} (docs/reproduce.md)."]
+        [*lines, "", *notes, f"Hours of one GPU, estimated: {hardware.ASSUMPTIONS} (docs/reproduce.md)."]
     )
 
 

@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from repro.cli import exit_status
 from repro.errors import UserError
-from repro.ledger import COMMIT, REPOSITORY, names
-from repro.replay import Verdict, verify
-from repro.replay.checks import Check
-from repro.run import environment, write_atomically
+from repro.ledger.rows import COMMIT, REPOSITORY, names
+from repro.train.cli import exit_status
+from repro.train.run_folder import environment, write_atomically
+from repro.verify import Verdict, verify
+from repro.verify.checks import Check
 
 COMPARED = {  # what a check counts
     "files": "files",

@@ -65,14 +65,18 @@ ADAN, BASE = "optim/adan.py", "optim/base.py"
 RULES, CPU, NATIVE, NORM, GROUPS = (
     "csrc/rules.h",
     "csrc/cpu.cpp",
-    "optim/native.py",
-    "optim/norm.py",
+    "optim/engine/native.py",
+    "optim/engine/norm.py",
     "optim/groups.py",
 )
-TENSORS, LAYOUT, CHECKS = "csrc/tensors.h", "optim/layout.py", "optim/checks.py"
-KEEP, STORAGE = "optim/storage.py", "csrc/storage.h"
-CONTRACT, RESIZE = "optim/contract.py", "optim/resize.py"
-MONITOR, READINGS, SUMMARY = "optim/monitor.py", "optim/readings.py", "optim/summary.py"
+TENSORS, LAYOUT, CHECKS = "csrc/tensors.h", "optim/engine/layout.py", "optim/checks.py"
+KEEP, STORAGE = "optim/engine/storage.py", "csrc/storage.h"
+CONTRACT, RESIZE = "optim/engine/contract.py", "optim/resize.py"
+MONITOR, READINGS, SUMMARY = (
+    "optim/monitor/monitor.py",
+    "optim/monitor/readings.py",
+    "optim/monitor/statistics.py",
+)
 
 # By the test file that is run first, where the fault should be found at once.
 FAULTS = {

@@ -6,8 +6,8 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from repro.config import TrainConfig, one_of
 from repro.errors import UserError
+from repro.train.config import TrainConfig, one_of
 from vision import resolvers  # noqa: F401 (what configurations compute)
 
 SCRATCH = "scratch"
@@ -22,7 +22,7 @@ class ModelConfig:
     drop_path: float = 0.0
     pretrained: bool = False  # initial weights: timm's, from the Hugging Face hub, for a name with its tag
     checkpoint: str | None = (
-        None  # initial weights: a run folder, or what else repro.foreign reads; scratch: none
+        None  # initial weights: a run folder, or what else repro.interop reads; scratch: none
     )
     head_std: float | None = None  # of a new head, whose bias is then 0; null: as timm draws it
     probe: bool = False  # train a linear head alone, on normalised features of the frozen rest

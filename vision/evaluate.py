@@ -22,14 +22,14 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from repro import foreign
-from repro.accelerator import build, shut_down
-from repro.cli import exit_status
+from repro import interop
 from repro.errors import UserError
-from repro.foreign import Checkpoint
-from repro.ledger import Row
+from repro.interop import Checkpoint
+from repro.ledger.rows import Row
 from repro.reading import printable
-from repro.run import environment, write_atomically
+from repro.train.accelerator import build, shut_down
+from repro.train.cli import exit_status
+from repro.train.run_folder import environment, write_atomically
 from vision import settings
 from vision.config import VisionConfig
 from vision.models import build_random, load
@@ -73,7 +73,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """
     for path in (options.json, options.out, options.classes):
         check_out(path)
-    weights, found = foreign.read_weights(options.checkpoint, options.weights)
+    weights, found = interop.read_weights(options.checkpoint, options.weights)
     config = settings.of(options.checkpoint, found, options.row, options.overrides)
     task = Classification(config)
     model = build_random(config.model, config.data, task.classes)

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from repro.checkpoint import first_difference
 from repro.errors import UserError
-from repro.foreign import Weights, read_weights
+from repro.interop import Weights, read_weights
 from repro.reading import printable
+from repro.train.checkpoint import first_difference
 from vision.config import SCRATCH, DataConfig, ModelConfig
 
 

@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from torch import nn
 from tqdm import tqdm
 
-from repro.data import dealt, keyed, make_loader
+from repro.train.data import dealt, keyed, make_loader
 from vision.train import Classification
 
 

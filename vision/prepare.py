@@ -18,9 +18,9 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from repro.cli import exit_status, file_size, processes
 from repro.errors import UserError
 from repro.reading import printable_lines, read_bytes
+from repro.train.cli import exit_status, file_size, processes
 from vision.config import DataConfig
 from vision.data.checking import check
 from vision.data.images import suffix

@@ -18,12 +18,12 @@ from torchvision.utils import save_image
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from repro.cli import entry_point
-from repro.data import Sized
-from repro.foreign import read_weights
-from repro.loop import train
-from repro.run import run_name
-from repro.task import Task
+from repro.interop import read_weights
+from repro.train.cli import entry_point
+from repro.train.data import Sized
+from repro.train.run_folder import run_name
+from repro.train.task import Task
+from repro.train.trainer import train
 from vision.config import PretrainConfig
 from vision.data import Normalize, open_sets
 from vision.data.sets import Pairs

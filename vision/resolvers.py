@@ -1,4 +1,4 @@
-"""What the configurations of vision compute beside repro.resolvers, as `${name:arguments}`."""
+"""What the configurations of vision compute beside repro.train.resolvers, as `${name:arguments}`."""
 
 from omegaconf import OmegaConf
 

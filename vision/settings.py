@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from timm.data import resolve_data_config
 
-from repro import ledger
-from repro.cli import CONFIGS, explain
 from repro.errors import UserError
-from repro.foreign import Checkpoint
+from repro.interop import Checkpoint
+from repro.ledger import rows
 from repro.loading import read_yaml
+from repro.train.cli import CONFIGS, explain
 from vision.config import VisionConfig
 
 DEFAULTS = ("amp=no", "batch_size=256")  # of a measurement, whatever the training had
@@ -35,9 +35,9 @@ def of(path: Path, found: Checkpoint, row: str | None, overrides: Sequence[str])
         UserError: they do not say what model it is, or do not fit.
     """
     if row is not None:
-        if ledger.load(row).row.config != "vision":
+        if rows.load(row).row.config != "vision":
             raise UserError(f"--row {row}: it is not a classifier of images")
-        recipe = ledger.load(row, [*DEFAULTS, *overrides])
+        recipe = rows.load(row, [*DEFAULTS, *overrides])
         node: Any = {**recipe.config, "row": recipe.row}
     elif (own := _run_config(path)) is not None:
         node = OmegaConf.create(read_yaml(own))

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from repro.cli import entry_point
-from repro.data import Sized
-from repro.loop import train
-from repro.run import run_name
-from repro.task import Task
+from repro.train.cli import entry_point
+from repro.train.data import Sized
+from repro.train.run_folder import run_name
+from repro.train.task import Task
+from repro.train.trainer import train
 from vision.config import VisionConfig
 from vision.data import Normalize, build_erasing, open_sets
 from vision.models import build, check_size

@@ -5,9 +5,9 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from repro.config import TrainConfig
 from repro.errors import UserError
 from repro.text.config import TokenizerConfig
+from repro.train.config import TrainConfig
 
 
 @dataclass

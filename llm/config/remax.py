@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from hydra.core.config_store import ConfigStore
 
 from llm.config.finetune import FinetuneConfig
-from repro.config import one_of
 from repro.errors import UserError
+from repro.train.config import one_of
 
 RULES = ("overlap", "parses")
 
@@ -16,7 +16,7 @@ class ScoreConfig:
     """What a completion is worth."""
 
     name: str = "rule"  # rule | model
-    rule: str = "overlap"  # of name=rule: overlap | parses, see llm/rules.py
+    rule: str = "overlap"  # of name=rule: overlap | parses, see llm/rewards.py
     checkpoint: str | None = None  # of name=model: a run of llm/reward.py, or a classifier of transformers
     clip: float | None = None  # of name=model: scores are kept between -clip and clip
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
 
-from repro.config import TrainConfig, one_of
 from repro.errors import UserError
 from repro.text.config import TextConfig, TokenizerConfig
+from repro.train.config import TrainConfig, one_of
 
 BLOCKS = ("complete", "complete_doc", "none")
 

@@ -6,9 +6,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from nlp.config.bert import EncoderConfig
-from repro.config import TrainConfig, one_of
 from repro.errors import UserError
 from repro.text.config import TokenizerConfig
+from repro.train.config import TrainConfig, one_of
 
 SCRATCH = "scratch"
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
 
-from repro.config import TrainConfig
 from repro.errors import UserError
 from repro.text.config import TextConfig, TokenizerConfig
+from repro.train.config import TrainConfig
 
 
 @dataclass

@@ -5,9 +5,9 @@ from itertools import pairwise
 
 from hydra.core.config_store import ConfigStore
 
-from repro.config import TrainConfig, one_of
 from repro.errors import UserError
 from repro.text.config import TextConfig, TokenizerConfig
+from repro.train.config import TrainConfig, one_of
 
 
 @dataclass
@@ -38,7 +38,7 @@ class ModelConfig:
     init_std: float = 0.02  # of normal
     proj_init_std: float = 0.01
     attention: str = "auto"  # textbook | explicit | fused; auto: fused on GPUs, explicit elsewhere
-    checkpoint: str | None = None  # initial weights: a run's folder, or what else repro.foreign reads
+    checkpoint: str | None = None  # initial weights: a run's folder, or what else repro.interop reads
 
     def check(self) -> None:
         """Raise UserError for a value that cannot work, naming it."""

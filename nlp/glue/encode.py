@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from nlp.glue.data import Examples
 from repro.errors import UserError
-from repro.generators import hashed
+from repro.train.seeding import hashed
 
 Texts = Sequence[tuple[str, ...]]
 Coded = tuple[list[list[int]], list[list[int]]]  # tokens of each example, and the segment of each token

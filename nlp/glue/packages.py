@@ -8,8 +8,8 @@ pre-trained on data=python_docs has read most of them before, but not where they
 import functools
 import re
 
-from repro.generators import hashed
 from repro.text.python_docs import documents
+from repro.train.seeding import hashed
 
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "unittest", "xml")
 WORDS = range(5, 41)  # of a sentence

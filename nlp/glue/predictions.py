@@ -14,8 +14,8 @@ from tqdm import tqdm
 from nlp.glue.data import Examples
 from nlp.glue.encode import Encoded
 from nlp.glue.tasks import Description
-from repro.foreign import read_weights
-from repro.run import write_atomically
+from repro.interop import read_weights
+from repro.train.run_folder import write_atomically
 
 if TYPE_CHECKING:
     from nlp.finetune_glue import Finetuning

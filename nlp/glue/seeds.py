@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nlp.config.glue import GlueConfig
-from repro.run import run_name, write_atomically
+from repro.train.run_folder import run_name, write_atomically
 
 FILE = "seeds.json"
 

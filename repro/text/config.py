@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from hydra.core.config_store import ConfigStore
 
-from repro.config import one_of
 from repro.errors import UserError
+from repro.train.config import one_of
 
 HUB = ("hf", "the_stack_python", "redpajama_v2", "openwebtext", "c4")  # read by Hugging Face `datasets`
 LARGE = (

@@ -18,9 +18,10 @@ from repro.errors import UserError
 class Streams(Dataset[tuple[Tensor, Tensor]]):
     """Pairs of inputs and targets, both int64 [tgt_len], the targets one token ahead.
 
-    Item `segment * streams + stream` is that segment of that stream, so that `repro.data.in_order(len(data),
-    streams)` is the plan to train with: one step takes the next segment of every stream. The last segment is
-    what is left, hence shorter. Tokens that do not fill a row of streams are left out, at most `streams - 1`.
+    Item `segment * streams + stream` is that segment of that stream, so that
+    `repro.train.data.in_order(len(data), streams)` is the plan to train with: one step takes the next segment
+    of every stream. The last segment is what is left, hence shorter. Tokens that do not fill a row of streams
+    are left out, at most `streams - 1`.
 
     Args:
         ids: the text, [tokens] of any integer type; a memory map is read as needed.

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from repro import run as repro_run
+from repro.train import run_folder as repro_run
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = "imagenet/vit_s_150_i"
@@ -35,6 +35,7 @@ def script(name: str) -> list[str]:
     return [sys.executable, str(ROOT / "scripts" / f"{name}.py")]
 
 
+BENCH = [sys.executable, f"{ROOT}/benchmarks/optimizers.py"]
 TRAIN = [sys.executable, f"{ROOT}/vision/train.py"]
 
 
@@ -43,8 +44,11 @@ TRAIN = [sys.executable, f"{ROOT}/vision/train.py"]
     [
         (["list"], [*script("reproduce"), "--list"]),
         (["list", "glue"], [*script("reproduce"), "--list", "glue"]),
-        (["released", "list"], [*script("released"), "list"]),
-        (["bench", "--device", "cuda"], [*script("bench_optimizers"), "--device", "cuda"]),
+        (["logs", "list"], [*script("logs"), "list"]),
+        (
+            ["bench", "--device", "cuda"],
+            [*BENCH, "--device", "cuda"],
+        ),
         (["vision/train.py", "optimizer=adan"], [*TRAIN, "optimizer=adan"]),
         ([ROW, "--scale", "proxy", "seed=1"], [*script("reproduce"), ROW, "--scale", "proxy", "seed=1"]),
         (["memory/vit_b", "--", "--help"], [*script("reproduce"), "memory/vit_b", "--", "--help"]),
@@ -125,7 +129,7 @@ def test_the_core_image_has_no_recipes(entrypoint: ModuleType, capsys: pytest.Ca
 def test_a_run_knows_the_commit_of_its_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAN_COMMIT", "0123abcd")
     assert repro_run.environment()["commit"] != "0123abcd"  # of this checkout
-    monkeypatch.setattr(repro_run, "__file__", str(tmp_path / "repro/run.py"))  # outside of any
+    monkeypatch.setattr(repro_run, "__file__", str(tmp_path / "repro/train/run_folder.py"))  # outside of any
     assert repro_run.environment()["commit"] == "0123abcd"
     monkeypatch.setenv("PATH", "")  # without git
     assert repro_run.environment()["commit"] == "0123abcd"

@@ -6,7 +6,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 import optim
-from optim.integrations import register_with_timm
+from optim.interop.integrations import register_with_timm
 
 NAMES = list(optim.OPTIMIZERS)
 OPTIONS = dict(lr=0.02, weight_decay=0.1)

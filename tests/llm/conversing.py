@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 import llm.config  # noqa: F401 (registers the schemas)
-from llm import start
+from llm import pretrained
 from llm.config.finetune import FinetuneConfig
-from repro.cli import CONFIGS
 from repro.text.config import TokenizerConfig
+from repro.train.cli import CONFIGS
 
 MODEL = [
     "model.hidden_size=16", "model.intermediate_size=32", "model.num_hidden_layers=2",
@@ -56,11 +56,11 @@ def configured(primary: str, *overrides: str) -> Any:
 
 def byte_tokenizer() -> PreTrainedTokenizerBase:
     """Return a tokenizer whose tokens are bytes."""
-    return start.tokenizer_of(FinetuneConfig(tokenizer=TokenizerConfig("bytes")), list)
+    return pretrained.tokenizer_of(FinetuneConfig(tokenizer=TokenizerConfig("bytes")), list)
 
 
 def bpe_tokenizer(texts: list[str], size: int = 300) -> PreTrainedTokenizerBase:
     """Return one of byte pairs of texts."""
-    return start.tokenizer_of(
+    return pretrained.tokenizer_of(
         FinetuneConfig(tokenizer=TokenizerConfig("bpe", vocab_size=size)), lambda: texts
     )

@@ -13,9 +13,10 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from llm import humaneval, problems
-from llm.problems import OWN
-from llm.sandbox import Sandbox
+from llm import humaneval
+from llm.code_eval import problems
+from llm.code_eval.problems import OWN
+from llm.code_eval.sandbox import Sandbox
 from repro import reading
 from repro.errors import UserError
 

@@ -7,11 +7,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from llm.config.pretrain import LlmConfig
-from repro import ledger
-from repro.replay.models import build, count
+from repro.ledger import rows
+from repro.verify.models import build, count
 
-ROWS = [name for name in ledger.names() if name.split("/")[0] in ("gpt2", "moe")]
-load = cache(ledger.load)
+ROWS = [name for name in rows.names() if name.split("/")[0] in ("gpt2", "moe")]
+load = cache(rows.load)
 
 
 def config_of(name: str, *overrides: str) -> LlmConfig:

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from llm.pass_at_k import estimate, pass_at_k
+from llm.code_eval.pass_at_k import estimate, pass_at_k
 from repro.errors import UserError
 
 

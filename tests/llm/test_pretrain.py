@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llm import routing
 from llm.models import load
 from llm.pretrain import LanguageModelling, main
-from repro.cli import CONFIGS
-from repro.foreign import read_weights
-from repro.loop import Trainer
+from repro.interop import read_weights
+from repro.train.cli import CONFIGS
+from repro.train.trainer import Trainer
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -11,7 +11,7 @@ import torch
 from conversing import MODEL, SMALL, configured, write, write_pairs
 from torch import Tensor
 
-from llm import reward, rules
+from llm import reward, rewards
 from llm.remax import RULE, ReMax, likelihoods, main, rows, surrogate
 
 Run = Callable[..., tuple[int, str, str]]
@@ -194,15 +194,15 @@ def test_likelihoods() -> None:
 
 
 def test_rules() -> None:
-    assert rules.overlap("", "a b b", "b c") == pytest.approx(2 * 1 / 5)
-    assert rules.overlap("", "x.y()", "y ( ) x .") == 1
-    assert rules.overlap("", "", "") == 0
+    assert rewards.overlap("", "a b b", "b c") == pytest.approx(2 * 1 / 5)
+    assert rewards.overlap("", "x.y()", "y ( ) x .") == 1
+    assert rewards.overlap("", "", "") == 0
     head = 'def f(a):\n    """Doc."""\n'
     for completion, share in (
         ("    return a\n", 1), ("    return a\n    +\n", 0.5), ("return a", 0), ("", 0), ("\n\n", 0),
         ("    x = '\\q' is 1", 1), ("    x = 1\nf(2)\n)\n", 2 / 3),
     ):  # fmt: skip
-        assert rules.parses(head, completion, "") == pytest.approx(share), completion
+        assert rewards.parses(head, completion, "") == pytest.approx(share), completion
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,13 @@ from typing import Any
 
 import pytest
 
-from llm import humaneval, jail
-from llm import sandbox as sandboxes
-from llm.jail import Limits
-from llm.judge import plain, raised, restored
-from llm.problems import OWN
-from llm.sandbox import Sandbox, Verdict
+from llm import humaneval
+from llm.code_eval import jail
+from llm.code_eval import sandbox as sandboxes
+from llm.code_eval.jail import Limits
+from llm.code_eval.judge import plain, raised, restored
+from llm.code_eval.problems import OWN
+from llm.code_eval.sandbox import Sandbox, Verdict
 from repro.errors import UserError
 
 HOSTILE = Path(__file__).parent / "hostile_completions.jsonl"
@@ -294,8 +295,8 @@ def test_exceptions_are_pythons_own() -> None:
 
 def test_where_the_system_permits_nothing(judge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Namespaces are refused to a server in which `unshare` fails, as in many containers."""
-    fault = "from llm import jail, judge; jail.NEWNS = -1;"
-    monkeypatch.setattr(sandboxes, "START", sandboxes.START.replace("from llm import judge;", fault))
+    fault = "import jail, judge; jail.NEWNS = -1;"
+    monkeypatch.setattr(sandboxes, "START", sandboxes.START.replace("import judge;", fault))
     with pytest.raises(UserError, match=r"not permitted here: sees Python.*; no network.*--unprotected"):
         Sandbox()
     with Sandbox(Limits(seconds=5), unprotected=True) as box:
@@ -327,8 +328,8 @@ def test_a_sandbox_that_is_killed_leaves_nothing(tmp_path: Path, sandbox: Sandbo
 import sys, tempfile
 sys.path[:1] = [{str(Path(humaneval.__file__).parent.parent)!r}]
 tempfile.tempdir = {str(tmp_path)!r}
-from llm.jail import Limits
-from llm.sandbox import Sandbox
+from llm.code_eval.jail import Limits
+from llm.code_eval.sandbox import Sandbox
 box = Sandbox(Limits(seconds=1))
 print(box.server.pid, flush=True)
 body = "    import os\\n    os.execv('/usr/bin/sleep', ['sleep', '76543.21'])\\n"
@@ -355,7 +356,7 @@ def wait_for(true: Callable[[], bool]) -> None:
 ORDINARY = """
 import json, os, socket, sys
 sys.path[:1] = [{root!r}]
-from llm import jail, judge
+from llm.code_eval import jail, judge
 sys.base_prefix = "/usr"  # this Python's own may be in a folder that only root can read
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 if (server := os.fork()) == 0:

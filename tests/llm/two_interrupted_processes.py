@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from repro.loop import Trainer
+from repro.train.trainer import Trainer
 
 main = importlib.import_module(sys.argv[1]).main
 

@@ -19,11 +19,11 @@ from nlp.bert import attention
 from nlp.config.bert import BertConfig, EncoderConfig, SequencesConfig
 from nlp.masking import IGNORED
 from nlp.pretrain_bert import EXPORT, Pretraining, main
-from repro import ledger
-from repro.foreign import read_weights
-from repro.run import flatten, is_free
-from repro.speed import count_flops
+from repro.interop import read_weights
+from repro.ledger import rows
 from repro.text.config import TokenizerConfig
+from repro.train.run_folder import flatten, is_free
+from repro.train.throughput import count_flops
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = [
@@ -256,13 +256,13 @@ def test_a_text_without_a_line_that_fits_is_refused(command: Run, tmp_path: Path
 
 @pytest.mark.parametrize("row", ["bert/adan", "bert/adam"])
 def test_a_row_is_the_recipe_and_its_proxy_says_what_it_changes(row: str) -> None:
-    paper = ledger.load(row)
+    paper = rows.load(row)
     assert paper.row.status == "runnable"
     typed(paper).check()
     assert -(-paper.get("data.train_sequences") // paper.get("batch_size")) == 51_488
     assert paper.get("data.mask_specials")
     for data in ("python_docs", "wikitext2"):
-        proxy = ledger.load(row, [f"+proxy={paper.row.proxy}", f"data={data}"])
+        proxy = rows.load(row, [f"+proxy={paper.row.proxy}", f"data={data}"])
         typed(proxy).check()
         assert (proxy.row.scale, proxy.get("data.name")) == ("proxy", data)
         ours, theirs = flatten(proxy.config), flatten(paper.config)
@@ -286,7 +286,7 @@ def test_a_row_is_the_recipe_and_its_proxy_says_what_it_changes(row: str) -> Non
             assert proxy.get(key) == paper.get(key)
 
 
-def typed(recipe: ledger.Recipe) -> BertConfig:
+def typed(recipe: rows.Recipe) -> BertConfig:
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BertConfig), recipe.config))
     assert isinstance(config, BertConfig)
     return config

@@ -12,7 +12,7 @@ from transformers import BertForMaskedLM, BertForPreTraining, RobertaConfig, Rob
 from nlp.bert import attention, build_classifier, build_masked_lm, longest
 from nlp.config.bert import EncoderConfig
 from repro.errors import UserError
-from repro.replay.models import count
+from repro.verify.models import count
 
 ROBERTA = SimpleNamespace(vocab_size=50265, pad=1, bos=0, eos=2)
 WORDPIECE = SimpleNamespace(vocab_size=30522, pad=0, bos=101, eos=102)

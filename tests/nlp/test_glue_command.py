@@ -12,7 +12,7 @@ import transformers
 
 from nlp.finetune_glue import main
 from nlp.glue import seeds
-from repro.foreign import read_weights
+from repro.interop import read_weights
 
 Run = Callable[..., tuple[int, str, str]]
 TINY = [
@@ -136,7 +136,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 ) -> None:
     words = ["task=stsb", f"data.root={root}", *TINY, "data.max_tokens=96", "run.checkpoint_every=1"]
     assert command(*words, "run.name=whole")[0] == 0
-    from repro.loop import Trainer
+    from repro.train.trainer import Trainer
 
     end_step, done = Trainer._end_step, 0
 
@@ -184,7 +184,7 @@ def test_several_seeds(command: Run, root: Path) -> None:
 
 def test_names_of_runs_with_seeds_are_those_of_a_multirun() -> None:
     from nlp.config.glue import GlueConfig
-    from repro.run import run_name
+    from repro.train.run_folder import run_name
 
     made = list(seeds.runs(GlueConfig(seeds=[4, 5]), ["task=cola", "seeds=[4,5]"]))
     assert [name for name, _ in made] == [run_name(["task=cola", f"seed={seed}"]) for seed in (4, 5)]

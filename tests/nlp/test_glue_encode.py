@@ -17,7 +17,7 @@ from tokenizers import models, pre_tokenizers
 from nlp.config.glue import GlueDataConfig
 from nlp.glue import data
 from nlp.glue.encode import Encoded, HuggingFaceCoder, PairCoder, batches, by_length, collate, longest_first
-from repro import ledger
+from repro.ledger import rows
 from repro.text.tokenizers import load
 
 WORDS = [f"w{n}" for n in range(30)]
@@ -127,7 +127,7 @@ def test_updates_per_epoch_of_the_rows(row: str, updates: int) -> None:
     named = os.environ.get("ADAN_DATA")
     if not named:
         pytest.skip("ADAN_DATA is not set: it names a folder with glue/ and tokenizers/gpt2/ in it")
-    config = ledger.load(f"glue/{row}").config
+    config = rows.load(f"glue/{row}").config
     tokenizer = load(Path(named) / "tokenizers" / "gpt2", config["tokenizer"]["vocab_size"])
     found = data.read(row, GlueDataConfig(root=f"{named}/glue"))
     assert len(found.train) == config["data"]["train_examples"]

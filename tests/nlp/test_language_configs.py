@@ -9,7 +9,7 @@ from language_options import CONFIGS, options, recipe
 from omegaconf import OmegaConf
 
 import nlp.config  # noqa: F401 (registers the schemas)
-from repro.replay.models import build
+from repro.verify.models import build
 
 MODELS = [name for name in options("model", language=True) if recipe("model", name) != "llm"]
 

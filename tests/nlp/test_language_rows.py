@@ -13,11 +13,11 @@ from nlp.config.bert import BertConfig
 from nlp.config.glue import GlueConfig
 from nlp.config.lstm import LSTMTrainConfig
 from nlp.config.transformer_xl import TransformerXLConfig
-from repro import ledger
-from repro.config import TrainConfig
-from repro.replay.models import build, count
-from repro.run import flatten
+from repro.ledger import rows
 from repro.text.streams import Streams
+from repro.train.config import TrainConfig
+from repro.train.run_folder import flatten
+from repro.verify.models import build, count
 
 SCHEMAS: dict[str, type[TrainConfig]] = {
     "bert": BertConfig,
@@ -25,10 +25,10 @@ SCHEMAS: dict[str, type[TrainConfig]] = {
     "lstm": LSTMTrainConfig,
     "wikitext103": TransformerXLConfig,
 }
-ROWS = [name for name in ledger.names() if name.split("/")[0] in SCHEMAS]
+ROWS = [name for name in rows.names() if name.split("/")[0] in SCHEMAS]
 PTB = 929_589  # tokens for training
 
-load = cache(ledger.load)
+load = cache(rows.load)
 
 
 def config_of(name: str, *overrides: str) -> Any:

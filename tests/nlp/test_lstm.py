@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nlp.config.lstm import LSTMConfig
 from nlp.lstm import LSTMLanguageModel, Output, activation_penalty, locked_dropout
-from repro import ledger
-from repro.run import flatten
+from repro.ledger import rows
+from repro.train.run_folder import flatten
 
 WORDS = 30
 PLAIN = LSTMConfig(6, 6, 3, dropout=0, dropouth=0, dropouti=0, dropoute=0, wdrop=0)
@@ -196,7 +196,7 @@ def test_mixed_precision_on_a_cpu_leaves_the_lstm_alone(wdrop: float) -> None:
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("optimizer", ["adan", "adam", "adamw"])
 def test_rows_are_the_models_they_say(layers: int, optimizer: str) -> None:
-    recipe = ledger.load(f"lstm/lstm_{layers}_{optimizer}")
+    recipe = rows.load(f"lstm/lstm_{layers}_{optimizer}")
     with torch.device("meta"):
         model = LSTMLanguageModel(LSTMConfig(**recipe.get("model")), recipe.get("tokenizer.vocab_size"))
         ids = torch.zeros(1, recipe.get("data.tgt_len"), dtype=torch.long)
@@ -211,11 +211,11 @@ def test_rows_are_the_models_they_say(layers: int, optimizer: str) -> None:
 
 
 def test_rows_of_as_many_layers_differ_in_the_optimizer_alone() -> None:
-    adan, adamw = (flatten(ledger.load(f"lstm/lstm_2_{name}").config) for name in ("adan", "adamw"))
+    adan, adamw = (flatten(rows.load(f"lstm/lstm_2_{name}").config) for name in ("adan", "adamw"))
     changed = {key for key in adan.keys() | adamw.keys() if adan.get(key) != adamw.get(key)}
     assert changed
     assert all(key.startswith("optimizer.") for key in changed)
-    proxy = ledger.load("lstm/lstm_2_adan", ["+proxy=lstm_adan"])
+    proxy = rows.load("lstm/lstm_2_adan", ["+proxy=lstm_adan"])
     assert proxy.row.scale == "proxy"
     assert all(
         proxy.get(f"model.{key}") == adan[f"model.{key}"] for key in ("nlayers", "tied", "alpha", "beta")

@@ -20,10 +20,10 @@ import optim
 from nlp.config.lstm import LSTMTrainConfig
 from nlp.lstm import Output
 from nlp.train_lstm import LONGEST, LanguageModelling, continuation, main
-from repro.cli import CONFIGS
 from repro.text import tokenizers
 from repro.text.config import TextConfig, TokenizerConfig
 from repro.text.corpus import load
+from repro.train.cli import CONFIGS
 
 Run = Callable[..., tuple[int, str, str]]
 

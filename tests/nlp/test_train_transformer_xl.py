@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 from nlp.config.transformer_xl import TransformerXLConfig
 from nlp.train_transformer_xl import LanguageModelling, main
 from nlp.transformer_xl import TransformerXL
-from repro import ledger
-from repro.cli import CONFIGS
+from repro.ledger import rows as ledger
+from repro.train.cli import CONFIGS
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -188,8 +188,9 @@ def contents(folder: Path) -> list[Any]:
 def test_killed_run_ends_bit_identical(text: list[str], tmp_path: Path) -> None:
     """Stopped amid an epoch, with memory filled: the same command goes on to the same bits."""
     program = (
-        "import os, signal, sys; from nlp import train_transformer_xl as t; import repro.loop as loop; "
-        "import torch; torch.set_num_threads(1); end = loop.Trainer._end_step\n"
+        "import os, signal, sys; from nlp import train_transformer_xl as t; "
+        "import repro.train.trainer as loop; import torch; "
+        "torch.set_num_threads(1); end = loop.Trainer._end_step\n"
         "def dying(self, *x):\n"
         "    end(self, *x)\n"
         "    if 'die' in os.environ and self.progress.step == 27: os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -13,7 +13,7 @@ from nlp.config.transformer_xl import ModelConfig
 from nlp.transformer_xl import Reach, TransformerXL, empty_memory
 from nlp.transformer_xl.adaptive import AdaptiveSoftmax
 from nlp.transformer_xl.attention import FORMS, textbook
-from repro.foreign.architectures import infer
+from repro.interop.architectures import infer
 
 WORDS = 13
 

@@ -13,7 +13,7 @@ import torch
 from oracle import DEFINITIONS, Oracle
 
 import optim
-from optim import native, storage
+from optim.engine import native, storage
 
 FLAGS = {
     "reference": dict(foreach=False, fused=False),

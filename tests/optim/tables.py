@@ -9,7 +9,7 @@ import torch
 from harness import FUSED, bits
 
 import optim
-from optim import native
+from optim.engine import native
 
 SIZES = [0, *range(1, 6), 255, 256, 257, 0, 1023, 1024, 1025, 4095, 4096, 4097, 5000, 65535, 65536, 65537, 0]
 LENGTHS = [1, 3, 255, 256, 257, 1024, 0]  # of rows; 0 is all of a tensor

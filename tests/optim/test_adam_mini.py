@@ -22,7 +22,7 @@ from torch import nn
 import optim
 from adam_mini import Adam_mini
 from optim import AdamMini, build_optimizer, partition
-from optim.blocks import canonical
+from optim.engine.blocks import canonical
 
 # Small transformers: 4 heads, half as many key heads where the model has them.
 SIZES = dict(vocab_size=50, hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4)

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 import optim
-from optim.advice import REGIMES
+from optim.interop.advice import REGIMES
 
 
 @pytest.mark.parametrize(

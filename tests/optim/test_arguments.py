@@ -29,8 +29,8 @@ from hypothesis import strategies as st
 from oracle import DEFINITIONS
 
 import optim
-from optim import native
 from optim.base import OPTIMIZER_WIDE
+from optim.engine import native
 
 CLASSES = optim.OPTIMIZERS
 NUMBERS = ("lr", "eps", "weight_decay", "max_grad_norm")

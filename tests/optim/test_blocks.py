@@ -10,11 +10,11 @@ from harness import array, random
 from torch import nn
 
 from optim import AdamMini, partition
-from optim.blocks import canonical, default, spread, squared_sums
+from optim.engine.blocks import canonical, default, spread, squared_sums
 
 
 def by_hand(shape, blocks):
-    """The number of each element's block, from the definition in optim.blocks."""
+    """The number of each element's block, from the definition in optim.engine.blocks."""
     if len(blocks) == 1:
         return (np.arange(np.prod(shape, dtype=int)) // (np.prod(shape, dtype=int) // blocks[0])).reshape(
             shape

@@ -1,4 +1,4 @@
-"""The fast path believes nothing that it has not checked (optim/contract.py).
+"""The fast path believes nothing that it has not checked (optim/engine/contract.py).
  Parameters, gradients, states and groups are changed between steps in every way that torch allows. A step
 then does what the reference path does, or raises one exception; it never writes to memory of others. `make
 test-sanitize` runs these tests with the kernels under AddressSanitizer, and many more examples.
@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
 import optim
-from optim import native
+from optim.engine import native
 
 SHAPES = [(5, 6), (4, 4), (300,), ()]
 GUARD = 64  # elements around a tensor

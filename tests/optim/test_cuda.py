@@ -1,5 +1,5 @@
 """The CUDA backend, as far as no GPU is needed: every kernel compiles for every card, and a program on the
-host runs the kernels' own code with the arguments of `optim.cuda`, bit for bit as the CPU kernels.
+host runs the kernels' own code with the arguments of `optim.engine.cuda`, bit for bit as the CPU kernels.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import torch
 from tables import OPTIMIZER, RULES, SIZES, all_kinds, assert_same, each_rule, hyper_of, make, snapshot, step
 
 import optim
-from optim import cuda, native
+from optim.engine import cuda, native
 
 HERE = Path(__file__).parent
 OPTIONS = dict(lr=0.07, betas=(0.7, 0.6, 0.8), eps=0.01, weight_decay=0.4)

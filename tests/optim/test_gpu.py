@@ -16,7 +16,7 @@ from tables import OPTIMIZER, RULES, all_kinds, assert_same, each_rule, hyper_of
 from torch import nn
 
 import optim
-from optim import cuda, native
+from optim.engine import cuda, native
 
 NOT_HERE = cuda.why_not() or native.load()[1]
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(NOT_HERE), reason=NOT_HERE)]

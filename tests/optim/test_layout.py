@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import optim
-from optim.layout import zeros_like
+from optim.engine.layout import zeros_like
 
 HUGE = 1 << 21  # bytes
 ELEMENTS = [100, 16_384, 100_003, HUGE // 4, HUGE // 2 + 3]

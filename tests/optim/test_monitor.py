@@ -17,8 +17,9 @@ from harness import array, assert_same_bits, build, make_params, set_grads, tens
 from torch import nn
 
 import optim
-from optim import Monitor, storage
-from optim.summary import Summary
+from optim import Monitor
+from optim.engine import storage
+from optim.monitor.statistics import Summary
 
 SHAPES = [[(3, 4), (70, 80)], [(5,), (), (0, 2), (2, 3)]]  # of two groups; the last has no gradient
 INT8 = dict(state_dtype="int8", min_int8_size=0)

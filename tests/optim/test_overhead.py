@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import optim
-from optim import native
+from optim.engine import native
 
 FUSED = [name for name, card in optim.CARDS.items() if "fused" in card.paths]
 

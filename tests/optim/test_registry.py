@@ -11,7 +11,8 @@ from harness import each_name
 from torch import nn
 
 import optim
-from optim import build_optimizer, cuda, layer_ids, native, param_groups
+from optim import build_optimizer, layer_ids, param_groups
+from optim.engine import cuda, native
 
 timm = pytest.importorskip("timm")
 pytest.importorskip("timm.optim")

@@ -17,7 +17,7 @@ import torch
 from harness import PATHS, assert_same_bits, build, make_params, random, set_grads, tensors_of
 
 import optim
-from optim.matrices import alike, cut
+from optim.engine.matrices import alike, cut
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pytorch_optimizer")
 each_path = pytest.mark.parametrize("path", [path for name, path in PATHS if name == "shampoo"])
@@ -223,7 +223,7 @@ def test_a_checkpoint_between_two_computations(path):
 
 def test_stacks_are_bounded(monkeypatch):
     """Many equal blocks are taken in turns."""
-    monkeypatch.setattr("optim.matrices.STACK", 30)
+    monkeypatch.setattr("optim.engine.matrices.STACK", 30)
     rows = [(torch.full((3, 4), float(i)), torch.zeros(2)) for i in range(5)] + [
         (torch.ones(9, 9), torch.ones(1))
     ]

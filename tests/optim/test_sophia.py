@@ -32,7 +32,8 @@ from oracle import DEFINITIONS
 from torch import nn
 
 import optim
-from optim import Sophia, gauss_newton_bartlett, hutchinson, native, storage
+from optim import Sophia, gauss_newton_bartlett, hutchinson
+from optim.engine import native, storage
 
 SHAPES = [(5, 7), (13,), (), (2, 3, 400), (0,)]
 only_sophia = [case for case in each_kept.args[1] if case.values[0] == "sophia"]

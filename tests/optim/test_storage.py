@@ -31,7 +31,7 @@ from harness import (
 from oracle import DEFINITIONS
 
 import optim
-from optim import storage
+from optim.engine import storage
 
 SIGNED = pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
 NEAREST = 1 << 18

@@ -5,8 +5,8 @@ import pytest
 import torch
 from harness import assert_same_bits, case_id, random
 
-from optim import native
-from optim.sums import column_sums, row_sums
+from optim.engine import native
+from optim.engine.sums import column_sums, row_sums
 
 SHAPES = [(3, 5), (1, 1), (7, 1), (1, 9), (0, 4), (64, 1023), (2, 70001), (515, 300), (4097, 33), (1, 200000)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

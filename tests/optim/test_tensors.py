@@ -29,8 +29,8 @@ from harness import (
 from torch import nn
 
 import optim
-from optim import native
 from optim.card import STATE_BYTES
+from optim.engine import native
 
 SHAPES = [(3, 4), (6,), (2, 3, 4, 5), (), (3, 4)]
 CHANNELS_LAST = torch.channels_last

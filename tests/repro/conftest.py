@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from repro.config import RunConfig, TrainConfig
+from repro.train.config import RunConfig, TrainConfig
 
 
 @pytest.fixture

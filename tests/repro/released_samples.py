@@ -5,8 +5,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from repro.released import FORMATS
-from repro.released.log import Log, Source
+from repro.logs import FORMATS
+from repro.logs.log import Log, Source
 
 TIMM = """\
 epoch,train_loss,eval_loss,eval_top1,eval_top5\r

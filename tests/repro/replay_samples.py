@@ -7,14 +7,14 @@ from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped]
 
-from repro import ledger
-from repro.ledger import Recipe, Row
-from repro.released.log import Log
-from repro.replay import timm
-from repro.replay.checks import Evidence
-from repro.replay.settings import Must, Ours
+from repro.ledger import rows
+from repro.ledger.rows import Recipe, Row
+from repro.logs.log import Log
+from repro.verify import timm
+from repro.verify.checks import Evidence
+from repro.verify.settings import Must, Ours
 
-load = cache(ledger.load)
+load = cache(rows.load)
 
 
 def recipe(**config: Any) -> Recipe:

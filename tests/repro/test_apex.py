@@ -7,9 +7,9 @@ import yaml
 from torch import nn
 from torch.optim import Optimizer
 
-from repro.accelerator import build_optimizer
-from repro.cli import CONFIGS
 from repro.errors import UserError
+from repro.train.accelerator import build_optimizer
+from repro.train.cli import CONFIGS
 
 NAMES = {"apex_fused_adam": "FusedAdam", "apex_fused_lamb": "FusedLAMB"}
 

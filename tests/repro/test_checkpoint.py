@@ -11,9 +11,9 @@ import pytest
 from safetensors.torch import save_file
 from torch import nn
 
-from repro import checkpoint
 from repro.errors import UserError
-from repro.foreign import read_weights
+from repro.interop import read_weights
+from repro.train import checkpoint
 
 ABOUT = {"model": "net", "parameters": 6, "best": None}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from repro.cli import READER_LEFT, exit_status
+from repro.train.cli import READER_LEFT, exit_status
 from vision.train import main
 
 ROOT = Path(__file__).parents[2]

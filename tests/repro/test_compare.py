@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from toy import ToyTask
 
-from repro.config import TrainConfig
-from repro.loop import train
+from repro.train.config import TrainConfig
+from repro.train.trainer import train
 
 COMPARE = runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "compare.py"))["main"]
 

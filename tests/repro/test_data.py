@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from toy import Points
 
-from repro.data import (
+from repro.train.data import (
     SeededDataset,
     TrainingSampler,
     dealt,

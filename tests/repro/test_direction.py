@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from nlp.glue.metrics import OF_CLASSES, OF_SCORES
-from repro import ledger
-from repro.config import SelectConfig
 from repro.direction import higher_is_better
 from repro.errors import UserError
+from repro.ledger import rows
+from repro.train.config import SelectConfig
 
 # Without valid_, test_ and ema_. None: the name does not tell, and a person has to.
 METRICS = {
@@ -46,8 +46,8 @@ def test_columns_of_released_logs(column: str, expected: bool | None) -> None:
 @pytest.mark.recipe
 def test_rows_agree() -> None:
     """What a row states of a published figure is what the figure's name says."""
-    for name in ledger.names():
-        for figure in ledger.load(name).row.published:
+    for name in rows.names():
+        for figure in rows.load(name).row.published:
             assert higher_is_better(figure.metric) in (None, figure.higher_is_better), name
 
 

@@ -112,10 +112,10 @@ def test_convolutions_and_windows(name: str, tmp_path: Path, capsys: pytest.Capt
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=7)
     small = {key: torch.zeros(()).expand(x.shape) for key, x in model.state_dict().items()}
-    from repro import foreign
-    from repro.foreign import export
+    from repro import interop
+    from repro.interop import export
 
-    found = foreign.Checkpoint(tmp_path / "x", "test", small, model=name)
+    found = interop.Checkpoint(tmp_path / "x", "test", small, model=name)
     for said in (name, None):
         found.model = said
         if said or not name.endswith("hnf"):
@@ -404,9 +404,9 @@ def test_transformer_xl(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     out = exported(tmp_path / "model.pt")
     assert "no translation for this architecture: the names are as they were" in capsys.readouterr().out
     assert "out.weight" not in keys(out)
-    from repro import foreign
+    from repro import interop
 
-    again = foreign.read(out)
+    again = interop.read(out)
     assert again.weights.keys() == weights.keys()
     assert all(torch.equal(again.weights[name], weights[name]) for name in weights)
 
@@ -433,7 +433,7 @@ def test_refusals(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    from repro.foreign import export
+    from repro.interop import export
 
     monkeypatch.setattr(export, "save_file", full)
     assert MAIN([str(tmp_path / "x.pt"), "--export", str(out), "--force"]) == 2

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from repro.errors import UserError
-from repro.foreign import inert
+from repro.interop import unpickle
 
 formats = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 
@@ -62,7 +62,7 @@ def test_hostile(
     words = [[w.format(target) for w in a] if isinstance(a, list) else a.format(target) for a in arguments]
     path = save({"weight": torch.ones(2), "x": Call(function, *words)}, tmp_path / "x.pt", legacy)
     with pytest.raises(UserError, match=f"x.pt wants {name} to be called when it is read, .* was not called"):
-        inert.read(path)
+        unpickle.read(path)
     assert not target.exists()
     torch.load(path, weights_only=False)
     assert target.exists()
@@ -76,10 +76,10 @@ def test_hostile_by_way_of_harmless_names(tmp_path: Path) -> None:
         {"a": Call(getattr, Path(target), "touch"), "b": Call(module.touch, str(target))}, tmp_path / "x.pt"
     )
     forget("absent_tools")
-    content, names = inert.read(path)
+    content, names = unpickle.read(path)
     assert {"builtins.getattr", "absent_tools.touch"} <= set(names)
     assert content["b"].arguments == (str(target),)
-    assert inert.plain(content)["b"] == str(target)
+    assert unpickle.plain(content)["b"] == str(target)
     assert not target.exists()
 
 
@@ -90,7 +90,7 @@ def test_a_call_of_what_a_call_returned_is_refused(tmp_path: Path) -> None:
     target = tmp_path / "created"
     path = save({"x": Call(methodcaller("touch"), Path(target))}, tmp_path / "x.pt")
     with pytest.raises(UserError, match=r"x\.pt was not written by torch\.save, or is damaged \(.*reduce"):
-        inert.read(path)
+        unpickle.read(path)
     assert not target.exists()
 
 
@@ -125,8 +125,8 @@ def test_data(legacy: bool, tmp_path: Path) -> None:
     }
     path = save(given, tmp_path / "x.pt", legacy)
     forget("absent_package")
-    content, names = inert.read(path)
-    plain = inert.plain(content)
+    content, names = unpickle.read(path)
+    plain = unpickle.plain(content)
     assert "absent_package" not in sys.modules
     assert plain["args"] == {"lr": 1, "kind": "complete", "dtype": torch.float16, "out": "/a/b"}
     assert plain["cfg"] == {"a": {"b": [1, "x"]}}
@@ -139,7 +139,7 @@ def test_data(legacy: bool, tmp_path: Path) -> None:
     assert plain["function"] == "absent_package.Thing"
     assert {"absent_package.Kind", "absent_package.Rows", "omegaconf.dictconfig.DictConfig"} <= set(names)
     assert not [name for name in names if name.startswith("numpy")]
-    kept = inert.plain(content, namespaces=True)["args"]
+    kept = unpickle.plain(content, namespaces=True)["args"]
     assert isinstance(kept, argparse.Namespace)
     assert kept.kind == "complete"
 
@@ -153,34 +153,34 @@ def test_keys_of_foreign_classes(tmp_path: Path) -> None:
     thing.x = 1
     path = save({"d": {module.Kind.A: 1, (module.Kind.A, 2): 2, thing: 3}, "s": {thing}}, tmp_path / "x.pt")
     forget("absent_keys")
-    plain = inert.plain(inert.read(path)[0])
+    plain = unpickle.plain(unpickle.read(path)[0])
     assert plain == {"d": {"a": 1, ("a", 2): 2, "{'x': 1}": 3}, "s": {"{'x': 1}"}}
 
 
 def test_arrays_of_objects_stay_stand_ins(tmp_path: Path) -> None:
     """NumPy's own unpickling would make objects of them."""
     path = save({"a": np.array([{}, None], dtype=object)}, tmp_path / "x.pt")
-    content, _ = inert.read(path)
-    assert isinstance(content["a"], inert.Foreign)
-    assert isinstance(inert.plain(content)["a"], str)
+    content, _ = unpickle.read(path)
+    assert isinstance(content["a"], unpickle.Foreign)
+    assert isinstance(unpickle.plain(content)["a"], str)
 
 
 def test_nothing_stays_registered(tmp_path: Path) -> None:
     path = save(argparse.Namespace(a=1), tmp_path / "x.pt")
     before = set(torch.serialization.get_safe_globals())
-    inert.read(path)
+    unpickle.read(path)
     assert set(torch.serialization.get_safe_globals()) == before
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
 
 
 def test_too_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inert, "MAX_NAMES", 3)
+    monkeypatch.setattr(unpickle, "MAX_NAMES", 3)
     module = foreign_module("absent_many", "".join(f"class C{i}:\n    pass\n" for i in range(5)))
     path = save([getattr(module, f"C{i}")() for i in range(5)], tmp_path / "x.pt")
     forget("absent_many")
     with pytest.raises(UserError, match="names more than 3 foreign classes"):
-        inert.read(path)
+        unpickle.read(path)
 
 
 def test_lists_within_lists_do_not_explode(tmp_path: Path) -> None:
@@ -189,10 +189,10 @@ def test_lists_within_lists_do_not_explode(tmp_path: Path) -> None:
     for _ in range(60):
         content = [content, content]
     with pytest.raises(UserError, match="its content repeats or contains itself without end"):
-        inert.read(save(content, tmp_path / "x.pt"))
+        unpickle.read(save(content, tmp_path / "x.pt"))
     while not isinstance(content[0][0][0][0], argparse.Namespace):
         content = content[0]
-    plain = inert.plain(inert.read(save(content, tmp_path / "x.pt"))[0])
+    plain = unpickle.plain(unpickle.read(save(content, tmp_path / "x.pt"))[0])
     assert plain[0] is plain[1]
 
 
@@ -215,7 +215,7 @@ def test_lists_within_lists_do_not_explode(tmp_path: Path) -> None:
 def test_not_a_checkpoint(make: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
     make(tmp_path / "x.pt")
     with pytest.raises(UserError, match=message) as raised:
-        inert.read(tmp_path / "x.pt")
+        unpickle.read(tmp_path / "x.pt")
     assert "\n" not in str(raised.value)
 
 
@@ -235,7 +235,7 @@ def test_damage(legacy: bool, data: st.DataObject, tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(raw)
     message = ""
     try:
-        inert.plain(inert.read(tmp_path / "x.pt")[0])
+        unpickle.plain(unpickle.read(tmp_path / "x.pt")[0])
     except UserError as error:
         message = str(error)
     assert "\n" not in message

@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from toy import ToyTask
 
 import optim
-from repro import checkpoint, foreign
-from repro.config import TrainConfig
+from repro import interop
 from repro.errors import UserError
-from repro.foreign import inert
-from repro.loop import train
+from repro.interop import unpickle
+from repro.train import checkpoint
+from repro.train.config import TrainConfig
+from repro.train.trainer import train
 
 MAIN: Callable[[list[str]], int] = runpy.run_path(
     str(Path(__file__).resolve().parents[2] / "scripts" / "checkpoint.py")
@@ -179,7 +180,7 @@ def test_megatrons_ranks_are_joined(version: float, tmp_path: Path) -> None:
     """Two parts of each tensor, two stages of layers: the whole has the sizes, and every row is somewhere."""
     ranks = {f"mp_rank_{part:02d}_{stage:03d}": gpt2(2, 1) for part in (0, 1) for stage in (0, 1)}
     megatron_folder(tmp_path, ranks, version, tensor_model_parallel_size=2, pipeline_model_parallel_size=2)
-    found = foreign.read(tmp_path)
+    found = interop.read(tmp_path)
     assert {name: tuple(x.shape) for name, x in found.weights.items()} == {
         name: tuple(x.shape) for name, x in gpt2().items()
     }
@@ -196,14 +197,14 @@ def test_megatrons_ranks_are_joined(version: float, tmp_path: Path) -> None:
     assert torch.equal(found.weights[dense], torch.cat(pieces, 1))
     shutil.rmtree(tmp_path / "iter_0150000" / "mp_rank_01_001")
     with pytest.raises(UserError, match="ranks missing: 3 are there"):
-        foreign.read(tmp_path)
+        interop.read(tmp_path)
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_transformer_xl(legacy: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A whole module of classes that are not there, with the source of each in the old format."""
     weights = transformer_xl_folder(tmp_path, legacy)
-    found = foreign.read(tmp_path)
+    found = interop.read(tmp_path)
     assert found.weights.keys() == weights.keys()
     assert all(torch.equal(found.weights[name], weights[name]) for name in weights)
     assert found.buffers == {"inv_freq"}
@@ -253,12 +254,12 @@ def test_hugging_face(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
     model.save_pretrained(tmp_path / "parts", max_shard_size="5KB")
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
-    found = foreign.read(tmp_path / "parts")
+    found = interop.read(tmp_path / "parts")
     assert sum(x.numel() for x in found.parameters().values()) == count
     index = tmp_path / "parts" / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"x": "../../secret.bin"}}))
     with pytest.raises(UserError, match=r"names '\.\./\.\./secret\.bin', which is not a file in its folder"):
-        foreign.read(tmp_path / "parts")
+        interop.read(tmp_path / "parts")
 
 
 def test_ours(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,14 +336,14 @@ def test_the_official_adan_becomes_ours(
     output = capsys.readouterr().out
     assert f"{path}{' at ' if place else ''}{place}: Adan of sail-sg/Adan" in output
     assert "construct the optimizer with max_grad_norm=5.0, too" in output
-    old, _ = inert.read(path)
-    new, names = inert.read(tmp_path / "out.pt")
+    old, _ = unpickle.read(path)
+    new, names = unpickle.read(tmp_path / "out.pt")
     assert names == []  # the file needs nothing foreign any more
     assert ("written as plain data" in output) == (kind in ("MAE", "fairseq", "Megatron"))
     for key in filter(None, place.split(".")):
         assert old.keys() == new.keys()
         for k in old.keys() - {key}:
-            assert str(inert.plain(old[k])) == str(inert.plain(new[k]))
+            assert str(unpickle.plain(old[k])) == str(unpickle.plain(new[k]))
         old, new = old[key], new[key]
     assert new.get("loss_scale") == old.get("loss_scale")
     for i, state in old["state"].items():
@@ -450,7 +451,7 @@ def contents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "timm": timm_file(folder, vit(**small)),
     }
     files["Megatron"] = folder / "iter_0150000" / "mp_rank_00" / "model_optim_rng.pt"
-    return {kind: inert.plain(inert.read(file)[0], namespaces=True) for kind, file in files.items()}
+    return {kind: unpickle.plain(unpickle.read(file)[0], namespaces=True) for kind, file in files.items()}
 
 
 JUNK = [

@@ -15,9 +15,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from repro import foreign
+from repro import interop
 from repro.errors import UserError
-from repro.foreign.architectures import infer
+from repro.interop.architectures import infer
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -63,7 +63,7 @@ def test_odd_tensors_are_described_and_not_exported(kind: str, tmp_path: Path, r
     assert err.count("\n") == 1
     assert not out.exists()
     with pytest.raises(UserError, match="cannot be used: w: "):
-        foreign.read_weights(path)
+        interop.read_weights(path)
 
 
 @pytest.mark.parametrize("processes", [1, 4])
@@ -95,7 +95,7 @@ def test_states_of_fsdp2(processes: int, tmp_path: Path, run: Run, one_of: Calla
             assert (status, err.count("\n"), out.exists()) == (2, 1, False)
             assert part in err
     if processes == 1:
-        ours = foreign.read_weights(path)[0]
+        ours = interop.read_weights(path)[0]
         assert all(torch.equal(ours[name], x) for name, x in weights.items())
 
 

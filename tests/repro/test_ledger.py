@@ -12,14 +12,14 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import optim
-from repro import ledger
-from repro.config import TrainConfig
 from repro.errors import UserError
-from repro.ledger import CONFIGS, Discrepancy, Figure, Recipe, Row
-from repro.schedules import build_schedule
+from repro.ledger import rows
+from repro.ledger.rows import CONFIGS, Discrepancy, Figure, Recipe, Row
+from repro.train.config import TrainConfig
+from repro.train.schedules import build_schedule
 
-NAMES = ledger.names()
-load = cache(ledger.load)
+NAMES = rows.names()
+load = cache(rows.load)
 
 
 def config_of(recipe: Recipe) -> TrainConfig:
@@ -92,7 +92,7 @@ class TestEveryRow:
         for discrepancy in recipe.row.discrepancies:
             assert discrepancy.follow in (None, "table", "readme", "settings", "log"), discrepancy
         for discrepancies in together(recipe.row):
-            other = ledger.load(name, [override for each in discrepancies for override in each.instead])
+            other = rows.load(name, [override for each in discrepancies for override in each.instead])
             for each in discrepancies:
                 changed = [key for key in keys(each) if value(other, key) != value(recipe, key)]
                 assert changed, f"{each.instead} changes nothing"
@@ -190,7 +190,7 @@ def test_unknown_row() -> None:
     with pytest.raises(
         UserError, match=r"^imagenet/vit_s_15: no such row; .*did you mean imagenet/vit_s_150\?"
     ):
-        ledger.load("imagenet/vit_s_15")
+        rows.load("imagenet/vit_s_15")
 
 
 @pytest.mark.parametrize(
@@ -213,12 +213,12 @@ def test_unknown_row() -> None:
     ],
 )
 def test_bad_row(good: str, bad: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "CONFIGS", shutil.copytree(CONFIGS, tmp_path / "configs"))
+    monkeypatch.setattr(rows, "CONFIGS", shutil.copytree(CONFIGS, tmp_path / "configs"))
     path = tmp_path / "configs" / "paper" / "imagenet" / "vit_s_150_i.yaml"
     assert good in path.read_text()
     path.write_text(path.read_text().replace(good, bad, 1))
     with pytest.raises(UserError, match=f"^configs/paper/imagenet/vit_s_150_i.yaml: .*{message}") as caught:
-        ledger.load("imagenet/vit_s_150_i")
+        rows.load("imagenet/vit_s_150_i")
     assert "\n" not in str(caught.value)
 
 
@@ -226,4 +226,4 @@ def test_bad_override() -> None:
     with pytest.raises(
         UserError, match=r"^configs/paper/.* with epoch=3: epoch: no such key; did you mean epochs"
     ):
-        ledger.load("imagenet/vit_s_150_i", ["epoch=3"])
+        rows.load("imagenet/vit_s_150_i", ["epoch=3"])

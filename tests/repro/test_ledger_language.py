@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from optim import adan_from_adamw, build_optimizer
-from repro.config import TrainConfig
-from repro.ledger import CONFIGS, Recipe, load, names
-from repro.schedules import build_schedule
+from repro.ledger.rows import CONFIGS, Recipe, load, names
+from repro.train.config import TrainConfig
+from repro.train.schedules import build_schedule
 
 TABLES = ("bert", "glue", "gpt2", "lstm", "moe", "wikitext103")
 ADAM_MINI = [name for name in names() if name.startswith(("adam_mini/gpt2", "adam_mini/llama"))]

@@ -13,15 +13,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from repro import ledger
-from repro.ledger import ROOT, Figure, Row
-from repro.released.files import locate, read_log
-from repro.released.log import Log, LogError
-from repro.replay import verify
-from repro.run import flatten
+from repro.ledger import rows
+from repro.ledger.rows import ROOT, Figure, Row
+from repro.logs.files import locate, read_log
+from repro.logs.log import Log, LogError
+from repro.train.run_folder import flatten
+from repro.verify import verify
 from vision.config import VisionConfig
 
-NAMES = ledger.names()
+NAMES = rows.names()
 IMAGENET = [name for name in NAMES if name.startswith("imagenet/")]
 SWIN = [name for name in NAMES if name.startswith("swin/")]
 LARGE_BATCH = [name for name in NAMES if name.startswith("large_batch/")]
@@ -29,7 +29,7 @@ MEMORY = [name for name in NAMES if name.startswith("memory/")]
 PRETRAINING, FINE_TUNING = ["mae/base_pretrain", "mae/large_pretrain"], ["mae/base", "mae/large"]
 IMAGES = 1_281_167  # of ImageNet-1k, for training
 
-load = cache(ledger.load)
+load = cache(rows.load)
 
 
 def test_every_published_row_is_there() -> None:
@@ -200,7 +200,7 @@ def test_parameters_and_operations_are_those_of_transformers(name: str) -> None:
 
 
 def test_memory_rows_are_the_benchmarks_models() -> None:
-    bench = runpy.run_path(str(ROOT / "scripts" / "bench_optimizers.py"))
+    bench = runpy.run_path(str(ROOT / "benchmarks" / "optimizers.py"))
     for name in MEMORY:
         row = load(name).row
         device, cuda, lists, *models = row.arguments

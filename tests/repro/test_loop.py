@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from toy import ToyTask
 
-from repro import checkpoint, loop, saving
-from repro.config import TrainConfig
 from repro.errors import UserError
-from repro.foreign import read_weights
-from repro.loop import train
+from repro.interop import read_weights
+from repro.train import checkpoint, saving, trainer
+from repro.train.config import TrainConfig
+from repro.train.trainer import train
 
 
 class StopError(Exception):
@@ -29,16 +29,16 @@ class StopError(Exception):
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Make the loop raise StopError at the end of its `steps`-th step."""
-    original, count = loop.Trainer._end_step, 0
+    original, count = trainer.Trainer._end_step, 0
 
-    def counted(self: loop.Trainer, *arguments: Any) -> None:
+    def counted(self: trainer.Trainer, *arguments: Any) -> None:
         nonlocal count
         original(self, *arguments)
         count += 1
         if count == steps:
             raise StopError
 
-    monkeypatch.setattr(loop.Trainer, "_end_step", counted)
+    monkeypatch.setattr(trainer.Trainer, "_end_step", counted)
 
 
 def folder(config: TrainConfig, name: str) -> Path:
@@ -209,13 +209,13 @@ def test_the_monitor_changes_nothing_and_goes_on(
 
 def test_lr_follows_schedule_and_group_scale(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    original = loop.Trainer._set_lr
+    original = trainer.Trainer._set_lr
 
-    def spy(self: loop.Trainer) -> None:
+    def spy(self: trainer.Trainer) -> None:
         original(self)
         seen.append(self.bare_optimizer.param_groups[0]["lr"])
 
-    monkeypatch.setattr(loop.Trainer, "_set_lr", spy)
+    monkeypatch.setattr(trainer.Trainer, "_set_lr", spy)
     train(ToyTask(), config, "run")
     expected = [0.01 * 0.5 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4) for _ in range(8)]
     assert seen == pytest.approx(expected)

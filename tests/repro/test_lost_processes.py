@@ -12,10 +12,10 @@ from torch import Tensor, distributed
 from torch.utils.data import get_worker_info
 from toy import Points, ToyTask
 
-from repro.cli import explain
-from repro.config import TrainConfig
-from repro.data import Sized
-from repro.loop import train
+from repro.train.cli import explain
+from repro.train.config import TrainConfig
+from repro.train.data import Sized
+from repro.train.trainer import train
 
 
 def kill_this() -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from repro import cost, footprint, plan
+from repro import hardware
 from repro.errors import UserError
-from repro.footprint import Live, Pretence, Step
-from repro.plan import Job, Machine
+from repro.planner import footprint, plan
+from repro.planner.footprint import Live, Pretence, Step
+from repro.planner.plan import Job, Machine
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
 
@@ -61,7 +62,7 @@ def test_the_prediction_is_what_a_step_keeps(row: str, overrides: list[str], opt
     measured = footprint.measure(lambda: task.build(size, True), task.config["optimizer"]).kinds
     for kind in ("parameters", "gradients"):
         assert predicted[kind] == measured[kind] > 0
-    # states are laid out with a little room on the CPU; see optim.layout
+    # states are laid out with a little room on the CPU; see optim.engine.layout
     assert predicted["states"] == pytest.approx(measured["states"], rel=0.01)
     assert predicted.total() == pytest.approx(measured.total(), rel=0.02)
     assert predicted["logits"] == measured["logits"]
@@ -169,7 +170,7 @@ def test_speed_is_operations_over_the_peak() -> None:
 
 def test_families_have_their_own_assumption() -> None:
     assert [plan.utilisation(job(row)) for row in MODELS] == [0.35, 0.35, 0.2]
-    assert cost.FAMILIES["other"] == cost.UTILISATION
+    assert hardware.FAMILIES["other"] == hardware.UTILISATION
 
 
 def run(runner: Any, *words: str) -> tuple[int, str, str]:
@@ -178,8 +179,8 @@ def run(runner: Any, *words: str) -> tuple[int, str, str]:
 
 
 def test_command(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = cost.Gpu(1.75e6, 1e12, 1e11, 1.0)
-    monkeypatch.setitem(cost.GPUS, "H100", small)
+    small = hardware.Gpu(1.75e6, 1e12, 1e11, 1.0)
+    monkeypatch.setitem(hardware.GPUS, "H100", small)
     words = [GPT2, "--gpus", "1xH100", "--set", *MODELS[GPT2], "--mfu", "0.5", "--price", "7"]
     status, out, err = run(runner, *words)
     assert status == 0, err

@@ -15,11 +15,11 @@ from test_loop import folder, result
 from toy import ToyTask
 from toy_command import main
 
-from repro import checkpoint, loop
-from repro.config import TrainConfig
-from repro.loop import train
-from repro.measuring import Measurer
-from repro.preemption import Listener, Stopped
+from repro.train import checkpoint, trainer
+from repro.train.config import TrainConfig
+from repro.train.evaluate import Measurer
+from repro.train.preemption import Listener, Stopped
+from repro.train.trainer import train
 
 
 def signal_in(
@@ -84,7 +84,7 @@ def test_a_measurement_is_left_and_done_again(
 
 def test_the_closing_measurement_can_be_stopped(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        signal_in(patch, loop.Trainer, "_close", 1)
+        signal_in(patch, trainer.Trainer, "_close", 1)
         with pytest.raises(Stopped, match="after step 32"):
             train(ToyTask(), config, "stopped")
     assert not (folder(config, "stopped") / "summary.json").exists()
@@ -97,7 +97,7 @@ def test_a_command_says_so_once_and_ends_its_multirun(
     (tmp_path / "configs").mkdir()
     toy = "defaults: [toy_schema, _self_]\noptimizer: {name: adan, lr: 0.01}\n"
     (tmp_path / "configs/toy.yaml").write_text(toy)
-    monkeypatch.setattr("repro.cli.CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr("repro.train.cli.CONFIGS", tmp_path / "configs")
     signal_in(monkeypatch, ToyTask, "loss", 4)
     status, _, err = runner(main)("-m", "batch_size=8", "epochs=1", "seed=1,2")
     assert status == 143

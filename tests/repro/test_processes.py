@@ -15,10 +15,10 @@ from test_loop import StopError, stop_after
 from toy import BlocksTask, ToyTask
 from toy_streams import STREAMS, StreamTask
 
-from repro.config import RunConfig, TrainConfig
 from repro.errors import UserError
-from repro.foreign import read_weights
-from repro.loop import train
+from repro.interop import read_weights
+from repro.train.config import RunConfig, TrainConfig
+from repro.train.trainer import train
 from vision.train import main
 
 HERE = Path(__file__).resolve().parent

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from released_samples import GPT_ARGS, LOGS, TIMM_ARGS, Folder, accounted
 
-from repro.released import FORMATS, fairseq, megatron, read, timm
-from repro.released.log import LogError, Source
+from repro.logs import FORMATS, fairseq, megatron, read, timm
+from repro.logs.log import LogError, Source
 
 TEXT_FORMATS = sorted({format for format, _ in LOGS.values()})
 SETTINGS: dict[str, tuple[Callable[[Source], dict[str, Any]], str]] = {

@@ -9,8 +9,8 @@ import pandas as pd  # type: ignore[import-untyped]
 import pytest
 from released_samples import LOGS, MAE, MEGATRON, TIMM, TRANSFORMER_XL, Folder, accounted
 
-from repro.released import read, source
-from repro.released.log import LogError
+from repro.logs import read, source
+from repro.logs.log import LogError
 
 every_log = pytest.mark.parametrize(("format", "content"), LOGS.values(), ids=LOGS)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from released_samples import FAIRSEQ, FAIRSEQ_RESUMED, TIMM_ARGS, Folder
 
-from repro.released import read
-from repro.released.fairseq import read_config
-from repro.released.log import LogError, Source
+from repro.logs import read
+from repro.logs.fairseq import read_config
+from repro.logs.log import LogError, Source
 
 TIME = "[2022-08-01 01:31:50,456]"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from released_samples import MAE, MAE_FINETUNING, Folder
 
-from repro.released import mae, read
+from repro.logs import mae, read
 
 
 def test_pretraining(tmp_path: Path) -> None:

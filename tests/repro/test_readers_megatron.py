@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from released_samples import GPT_ARGS, MEGATRON, Folder
 
-from repro.released import read
-from repro.released.log import LogError, Source
-from repro.released.megatron import read_args
+from repro.logs import read
+from repro.logs.log import LogError, Source
+from repro.logs.megatron import read_args
 
 
 def test_records(tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from torch import nn
 from toy import ToyTask
 
-from repro.config import RunConfig, ScheduleConfig, TrainConfig
-from repro.loop import train
-from repro.released import FORMATS, Log, LogError, Source, read, recognise, timm
-from repro.released import tensorboard as tensorboard_reader
-from repro.released import wandb as wandb_reader
-from repro.released.gather import Columns, column, find, number, whole
+from repro.logs import FORMATS, Log, LogError, Source, read, recognise, timm
+from repro.logs import tensorboard as tensorboard_reader
+from repro.logs import wandb as wandb_reader
+from repro.logs.gather import Columns, column, find, number, whole
+from repro.train.config import RunConfig, ScheduleConfig, TrainConfig
+from repro.train.trainer import train
 
 # what the libraries write
 

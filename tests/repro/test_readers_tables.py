@@ -10,9 +10,9 @@ from pyarrow import parquet  # type: ignore[import-untyped]
 from released_samples import Folder
 from test_reader_fuzz import attempt, folder, mutilated
 
-from repro.released import epochs_from, read
-from repro.released.log import UNKNOWN, LogError, Source
-from repro.released.present import export
+from repro.logs import epochs_from, read
+from repro.logs.log import UNKNOWN, LogError, Source
+from repro.logs.present import export
 
 LIGHTNING = """\
 epoch,lr-AdamW,step,train_loss,val_loss

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from released_samples import TIMM, TIMM_ARGS, Folder
 
-from repro.released import read, timm
-from repro.released.log import Log, LogError, Source
+from repro.logs import read, timm
+from repro.logs.log import Log, LogError, Source
 
 
 def read_with(folder: Path, args: str, summary: str = TIMM) -> Log:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from released_samples import TRANSFORMER_XL, Folder
 
-from repro.released import read
-from repro.released.log import LogError
+from repro.logs import read
+from repro.logs.log import LogError
 
 
 def test_records(tmp_path: Path) -> None:

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from repro import foreign, released
-from repro.cli import explain
+from repro import interop, logs
 from repro.errors import UserError
+from repro.logs import source
+from repro.logs.fairseq import read_config
+from repro.logs.timm import read_args
 from repro.reading import parse_json, parse_yaml, printable, read_bytes, unpack
-from repro.released import source
-from repro.released.fairseq import read_config
-from repro.released.timm import read_args
 from repro.text import documents
+from repro.train.cli import explain
 
 ROOT = Path(__file__).resolve().parents[2]
 # A kilobyte that is nine to the power of nine values in whatever copies or prints it.
@@ -59,10 +59,10 @@ def test_every_reader_refuses_a_pipe(pipe: Callable[[str], Path]) -> None:
         pipe("hf/trainer_state.json").parent,
     ):
         with pytest.raises(UserError, match="a pipe or a device"):
-            released.read(path)
+            logs.read(path)
     for path in (pipe("a.pt"), pipe("a.safetensors")):
         with pytest.raises(UserError, match="a pipe or a device"):
-            foreign.read(path)
+            interop.read(path)
     path = pipe("code/a.py")
     (piece,) = documents.pieces(path.parent, [path], 100)
     with pytest.raises(UserError, match=r"a\.py: cannot be read \(a pipe or a device"):
@@ -77,7 +77,7 @@ def test_unpacked_content_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
         unpack(path, 9_999)
     monkeypatch.setattr(source, "UNPACKED", 9_999)
     with pytest.raises(UserError, match=r"log\.txt: has more than 9,999 bytes unpacked; is it a log\?"):
-        released.read(path)
+        logs.read(path)
 
 
 def test_json_is_bounded() -> None:
@@ -139,9 +139,9 @@ def test_checkpoints_that_grow_in_memory(tmp_path: Path) -> None:
         torch.save({"state_dict": {"w": torch.ones(2)}, "epoch": 1, "arch": "x", "args": {"x": args}}, path)
         sys.setrecursionlimit(limit)
         with pytest.raises(UserError, match=message):
-            foreign.read(path)
+            interop.read(path)
     torch.save({"w": torch.ones(2)}, path)
-    assert foreign.read(path).weights.keys() == {"w"}
+    assert interop.read(path).weights.keys() == {"w"}
     with (
         zipfile.ZipFile(path) as stored,
         zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_DEFLATED) as out,
@@ -149,14 +149,14 @@ def test_checkpoints_that_grow_in_memory(tmp_path: Path) -> None:
         for name in stored.namelist():
             out.writestr(name, stored.read(name))
     with pytest.raises(UserError, match="does not compress"):
-        foreign.read(tmp_path / "y.pt")
+        interop.read(tmp_path / "y.pt")
 
 
 def test_what_a_terminal_acts_on_is_shown_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert printable("Größe ± 1") == "Größe ± 1"
     assert printable(f"{RED}a\r\n\x9b\u202e\udcff") == r"\x1b[31ma\r\n\x9b\u202e\udcff"
     checkpoint, show = (
-        runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))["main"] for name in ("checkpoint", "released")
+        runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))["main"] for name in ("checkpoint", "logs")
     )
     torch.save(
         {"state_dict": {f"w{RED}": torch.ones(2)}, "epoch": 1, "arch": f"x{RED}", "args": {"lr": RED}},

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from repro.released import read
-from repro.released.fairseq import read_config
-from repro.released.log import Log, Source
-from repro.released.megatron import read_args as read_gpt_args
-from repro.released.timm import BCE, CE
-from repro.released.timm import read_args as read_timm_args
+from repro.logs import read
+from repro.logs.fairseq import read_config
+from repro.logs.log import Log, Source
+from repro.logs.megatron import read_args as read_gpt_args
+from repro.logs.timm import BCE, CE
+from repro.logs.timm import read_args as read_timm_args
 
 TIMM = "CV/timm/exp_results"
 MAE = "CV/MAE/exp_results/MAE"

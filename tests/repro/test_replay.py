@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from replay_samples import changed, epochs_log, evidence, load
 
-from repro import replay
-from repro.ledger import Discrepancy, Figure, File, Recipe, Row, names
-from repro.replay import Verdict, _or_departed, timm
-from repro.replay.checks import Check, Evidence, figures, gather
-from repro.replay.models import build, parameters
+from repro import verify as replay
+from repro.ledger.rows import Discrepancy, Figure, File, Recipe, Row, names
+from repro.verify import Verdict, _or_departed, timm
+from repro.verify.checks import Check, Evidence, figures, gather
+from repro.verify.models import build, parameters
 
 verify = cache(replay.verify)
 

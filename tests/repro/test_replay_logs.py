@@ -11,10 +11,10 @@ import pandas as pd  # type: ignore[import-untyped]
 import pytest
 from replay_samples import changed, epochs_log, evidence, load, planted, recipe, timm_args
 
-from repro.ledger import Figure, Recipe, Row
-from repro.released.log import Log
-from repro.replay import fairseq, mae, timm, transformer_xl
-from repro.replay.checks import Check, Evidence
+from repro.ledger.rows import Figure, Recipe, Row
+from repro.logs.log import Log
+from repro.verify import fairseq, mae, timm, transformer_xl
+from repro.verify.checks import Check, Evidence
 
 CheckFunction = Callable[[Evidence, Recipe], Check]
 

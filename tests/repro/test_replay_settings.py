@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from replay_samples import changed, load, recipe, timm_args
 
-from repro.replay import fairseq, timm
-from repro.replay.settings import FREE, Must, Ours, Table, compare
+from repro.verify import fairseq, timm
+from repro.verify.settings import FREE, Must, Ours, Table, compare
 
 ROW = recipe(optimizer={"lr": 1e-3, "betas": [0.9, 0.99]}, batch_size=64, amp="fp16")
 TABLE = Table(

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from repro import rule
-from repro.rule import Curve, Memory, worst
+from repro.ledger import verdict as rule
+from repro.ledger.verdict import Curve, Memory, worst
 
 POSITIONS = np.arange(1.0, 101.0)
 ERRORS = 10 / POSITIONS**0.5

@@ -10,10 +10,10 @@ import pytest
 from test_loop import StopError, folder, stop_after
 from toy import ToyTask
 
-from repro.config import TrainConfig
 from repro.errors import UserError
-from repro.loop import train
-from repro.run import RunFolder, flatten, refuse_foreign_page, write_atomically
+from repro.train.config import TrainConfig
+from repro.train.run_folder import RunFolder, flatten, refuse_foreign_page, write_atomically
+from repro.train.trainer import train
 
 
 def contents(path: Path) -> dict[str, str]:

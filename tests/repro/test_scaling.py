@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from repro import ledger
 from repro.errors import UserError
+from repro.ledger import rows
 from vision.train import main
 
 TINY = [
@@ -45,7 +45,7 @@ def test_rules(rule: str, batch_size: int, lr: float) -> None:
 )
 def test_wrong_use(value: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        ledger.load("imagenet/vit_s_150_i", [f"optimizer.lr={value}"])
+        rows.load("imagenet/vit_s_150_i", [f"optimizer.lr={value}"])
     assert "raised while" not in str(caught.value)
     assert "\n" not in str(caught.value)
 

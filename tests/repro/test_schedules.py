@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from repro.config import ScheduleConfig, TrainConfig
 from repro.errors import UserError
-from repro.schedules import build_schedule, constant, cosine, multistep, polynomial
+from repro.train.config import ScheduleConfig, TrainConfig
+from repro.train.schedules import build_schedule, constant, cosine, multistep, polynomial
 
 LR = 0.015
 

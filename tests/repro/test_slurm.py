@@ -10,7 +10,7 @@ import pytest
 from hydra.errors import MissingConfigException
 from toy_command import main
 
-from repro import cli, slurm
+from repro.train import cli, slurm
 
 Run = Callable[..., tuple[int, str, str]]
 

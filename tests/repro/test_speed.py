@@ -10,7 +10,7 @@ from timm import create_model
 from torch import Tensor, nn
 from toy import ToyTask
 
-from repro.speed import Clock, Speedometer, count_flops, device_peak
+from repro.train.throughput import Clock, Speedometer, count_flops, device_peak
 
 
 class Looking(ToyTask):

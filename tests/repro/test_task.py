@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from test_loop import StopError, result, stop_after
 from toy_streams import SEGMENTS, STREAMS, StreamTask
 
-from repro import loop, report
-from repro.config import LossScaleConfig, RunConfig, SelectConfig, TrainConfig
 from repro.errors import UserError
-from repro.loop import train
+from repro.train import summary as report
+from repro.train import trainer as loop
+from repro.train.config import LossScaleConfig, RunConfig, SelectConfig, TrainConfig
+from repro.train.trainer import train
 
 
 @pytest.fixture

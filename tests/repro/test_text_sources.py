@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repro.cli import CONFIGS
 from repro.errors import UserError
 from repro.text import corpus, python_docs, rows, sources
 from repro.text.config import TEXTS, TextConfig, TokenizerConfig
+from repro.train.cli import CONFIGS
 from scripts import prepare_text as prepare
 
 DATA = os.environ.get("ADAN_DATA")

@@ -12,14 +12,15 @@ import pytest
 from test_loop import StopError, folder, stop_after
 from toy import ToyTask
 
-from repro import ledger, loop, tracking
-from repro.config import TrainConfig
-from repro.ledger import Figure, File, Row, Sibling
-from repro.loop import train
-from repro.released import read
-from repro.released.files import read_log
-from repro.released.log import Log, LogError
-from repro.released.timm import BCE
+from repro.ledger import rows, tracking
+from repro.ledger.rows import Figure, File, Row, Sibling
+from repro.logs import read
+from repro.logs.files import read_log
+from repro.logs.log import Log, LogError
+from repro.logs.timm import BCE
+from repro.train import trainer
+from repro.train.config import TrainConfig
+from repro.train.trainer import train
 
 LOG = "logs/summary.csv"
 
@@ -80,7 +81,7 @@ def test_a_run_like_the_released_one(
     run: TrainConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bars: list[dict[str, str]] = []
-    monkeypatch.setattr(loop.tqdm, "set_postfix", lambda self, shown: bars.append(shown))
+    monkeypatch.setattr(trainer.tqdm, "set_postfix", lambda self, shown: bars.append(shown))
     summary = train(ToyTask(), run, "run")
     records = measured(run, "run")
     for record in records:
@@ -141,7 +142,7 @@ def test_a_log_that_is_not_here(run: TrainConfig, tmp_path: Path, capsys: pytest
     out = capsys.readouterr().out
     told = [line for line in out.splitlines() if line.startswith("not tracked: ")]
     assert len(told) == 1
-    assert "python scripts/released.py get" in told[0]
+    assert "python scripts/logs.py get" in told[0]
     assert "accuracy: published 70.1 %, released log best 70.2 final 70.1, ours best" in out
 
 
@@ -263,7 +264,7 @@ def test_siblings_set_the_tolerance(row: Row, monkeypatch: pytest.MonkeyPatch) -
     row.siblings = [Sibling("toys/other", until=300)]
     logs = {"toys/net": steps("train", [5.0] * 50, 10), "toys/other": steps("train", other, 10)}
     monkeypatch.setattr(tracking, "read_log", lambda row: logs[row.name])
-    monkeypatch.setattr(ledger, "load", lambda name: ledger.Recipe(Row(name=name), {}))
+    monkeypatch.setattr(rows, "load", lambda name: rows.Recipe(Row(name=name), {}))
 
     def tolerance() -> float:
         return tracking.curves(row, logs["toys/net"])["train_loss"].tolerance
@@ -280,10 +281,10 @@ def test_siblings_set_the_tolerance(row: Row, monkeypatch: pytest.MonkeyPatch) -
 
 def test_every_released_log_is_on_its_own_track(released: Path) -> None:
     compared = 0
-    for name in ledger.names():
+    for name in rows.names():
         if not name.startswith(("imagenet/vit_s", "imagenet/resnet101", "mae/", "wikitext103/adan_100k")):
-            continue  # scripts/tracking_study.py has them all
-        row = ledger.load(name).row
+            continue  # benchmarks/tracking_study.py has them all
+        row = rows.load(name).row
         try:
             log = read_log(row)
         except LogError:
@@ -296,7 +297,7 @@ def test_every_released_log_is_on_its_own_track(released: Path) -> None:
 
 
 def test_a_slower_run_is_noticed_in_its_first_epochs(released: Path, tmp_path: Path) -> None:
-    row = ledger.load("imagenet/vit_s_150").row
+    row = rows.load("imagenet/vit_s_150").row
     log = read_log(row)
     late = log.table.copy()
     for column in ("train_loss", "eval_loss", "eval_top1"):
@@ -307,8 +308,8 @@ def test_a_slower_run_is_noticed_in_its_first_epochs(released: Path, tmp_path: P
 
 
 def test_a_sibling_is_on_track_while_the_settings_agree(released: Path) -> None:
-    row = ledger.load("imagenet/resnet101_100").row
+    row = rows.load("imagenet/resnet101_100").row
     assert tracking.curves(row, read_log(row))["train_loss"].tolerance > 0.015  # as two seeds differ
-    frame = tracking.compare_log(row, read_log(ledger.load("imagenet/resnet101_200").row))
+    frame = tracking.compare_log(row, read_log(rows.load("imagenet/resnet101_200").row))
     assert set(frame["verdict"][frame["position"] <= 40]) == {"on track"}
     assert tracking.verdict(frame) == "behind"

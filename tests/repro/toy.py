@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.data import Sized
-from repro.task import Task
+from repro.train.data import Sized
+from repro.train.task import Task
 
 
 class Points:

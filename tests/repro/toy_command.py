@@ -9,11 +9,11 @@ from hydra.core.config_store import ConfigStore
 from torch import Tensor, nn
 from toy import ToyTask
 
-from repro.cli import entry_point
-from repro.config import TrainConfig
 from repro.errors import UserError
-from repro.loop import train
-from repro.run import run_name
+from repro.train.cli import entry_point
+from repro.train.config import TrainConfig
+from repro.train.run_folder import run_name
+from repro.train.trainer import train
 
 ConfigStore.instance().store(name="toy_schema", node=TrainConfig)
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro.config import TrainConfig
-from repro.data import Plan, Sized, in_order
-from repro.task import Task
+from repro.train.config import TrainConfig
+from repro.train.data import Plan, Sized, in_order
+from repro.train.task import Task
 
 SYMBOLS, LENGTH, STREAMS, SEGMENTS = 5, 6, 6, 4
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from toy import BlocksTask, ToyTask
 from toy_streams import STREAMS, StreamTask
 
-from repro import loop
-from repro.config import RunConfig, TrainConfig
-from repro.preemption import Stopped
+from repro.train import trainer as loop
+from repro.train.config import RunConfig, TrainConfig
+from repro.train.preemption import Stopped
 from vision.train import main
 
 NAMES = ("1.running_mean", "1.running_var", "1.num_batches_tracked")

@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from repro import ledger
-from repro import page as page_module
-from repro.charts import Chart, Line, bars
 from repro.errors import UserError
-from repro.ledger import ROOT
-from repro.page import counts
-from repro.pictures import BROWSERS, COUNTS, PICTURES, take
+from repro.ledger import html as page_module
+from repro.ledger import rows
+from repro.ledger.charts import Chart, Line, bars
+from repro.ledger.html import counts
+from repro.ledger.pictures import BROWSERS, COUNTS, PICTURES, take
+from repro.ledger.rows import ROOT
 from scripts import report
 
 PHONE = 360  # pixels
@@ -50,7 +50,7 @@ def test_pictures_need_a_browser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 @pytest.mark.recipe
 def test_every_row_is_there_and_nothing_is_fetched(page: Path) -> None:
     text = page.read_text()
-    for name in ledger.names():
+    for name in rows.names():
         assert name in text
     assert "digits-adan" in text
     assert "no released log is on this machine" in text.lower()
@@ -65,8 +65,8 @@ def test_a_run_that_cannot_be_read_is_left_out(
 ) -> None:
     """Of a run that is there several times all are left out but the one that nobody damaged."""
     monkeypatch.setenv("ADAN_RELEASED", str(tmp_path))
-    monkeypatch.setattr(ledger, "names", list)
-    monkeypatch.setattr(page_module, "COMPARISON", tmp_path / "none.jsonl")
+    monkeypatch.setattr(rows, "names", list)
+    monkeypatch.setattr(report, "COMPARISON", tmp_path / "none.jsonl")
     monkeypatch.setattr(page_module, "_benches", tuple)
     whole = ROOT / "results" / "vision" / "digits-adan"
     damages = {

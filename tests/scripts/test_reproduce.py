@@ -16,9 +16,11 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from repro import cost, ledger, own
-from repro.ledger import ROOT, Cost
-from repro.released.files import PRESENT
+from repro import hardware
+from repro.ledger import rows as ledger
+from repro.ledger import runs
+from repro.ledger.rows import ROOT, Cost
+from repro.logs.files import PRESENT
 from vision import train
 
 SCRIPT = ROOT / "scripts" / "reproduce.py"
@@ -160,7 +162,7 @@ def check_sheet(name: str, out: str) -> None:
         assert all(override in words for override in discrepancy.instead)
     for file in row.files:
         assert f"{ledger.COMMIT}/{file.path}" in words
-    assert ("scripts/released.py get" in words) == bool(row.files)
+    assert ("scripts/logs.py get" in words) == bool(row.files)
     assert ("FLOP in training" in words) == (row.cost is not None)
     assert (f"python {row.script} " in words) == (row.status == "runnable")
     if recipe.config:
@@ -234,7 +236,7 @@ def test_what_is_started(
         with pytest.raises(SystemExit, match="7"):
             command(*arguments)
     python, script = sys.executable, os.path.relpath(ROOT / "vision" / "train.py")
-    bench = os.path.relpath(ROOT / "scripts" / "bench_optimizers.py")
+    bench = os.path.relpath(ROOT / "benchmarks" / "optimizers.py")
     assert started == [
         [python, script, f"+paper={ROW}", "epochs=3", "data.root=/a b"],
         [python, script, f"+paper={ROW}", "+proxy=vit", "seed=2"],
@@ -265,7 +267,7 @@ def test_a_proxy_trains(command: Command, monkeypatch: pytest.MonkeyPatch) -> No
     assert summary["paper"]["scale"] == "proxy"
     assert summary["paper"]["row"] == ROW
     assert summary["final"]["epoch"] == 2
-    (found,) = own.runs([Path("runs")])
+    (found,) = runs.runs([Path("runs")])
     accuracy = summary["final"]["test_accuracy"]
     assert found.describe(ledger.load(ROW)) == f"{accuracy:.4g} (proxy; {found.date:%Y-%m-%d})"
     assert found.describe(ledger.load(ROW)) in command("--list", ROW)[1]
@@ -318,7 +320,7 @@ def test_own_results(command: Command, tmp_path: Path) -> None:
 
 def test_track(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A log like the released one is on track; one that gets worse is not, and the table shows where."""
-    monkeypatch.setattr("repro.released.files.state", lambda file, path: PRESENT)  # whatever its hash
+    monkeypatch.setattr("repro.logs.files.state", lambda file, path: PRESENT)  # whatever its hash
     lines = ["epoch,train_loss,eval_loss,eval_top1,eval_top5"]
     lines += [f"{i},{6 - i / 40:.3f},{5 - i / 40:.3f},{i / 2:.3f},{i / 2 + 10:.3f}" for i in range(160)]
     released = tmp_path / "released" / ledger.load(ROW).row.logs[0].path
@@ -343,7 +345,7 @@ def test_track(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     released.unlink()
     status, _, err = command(ROW, "--track", "log.csv")
     assert status == 2
-    assert "scripts/released.py get" in err
+    assert "scripts/logs.py get" in err
 
 
 @pytest.mark.parametrize("name", PROXIED)
@@ -351,10 +353,10 @@ def test_a_proxy_keeps_what_makes_the_row(name: str) -> None:
     """It changes the size of things, and nothing else; the command line has the last word, over all."""
     row = ledger.load(name).row
     assert row.proxy is not None
-    before = own.flatten(ledger.load(name).config)
+    before = runs.flatten(ledger.load(name).config)
     proxy = ledger.load(name, [f"+proxy={row.proxy}"])
     assert (proxy.row.scale, row.scale) == ("proxy", "paper")
-    after = own.flatten(proxy.config)
+    after = runs.flatten(proxy.config)
     changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     sizes = {"epochs", "batch_size", "amp", "workers", "schedule.warmup_epochs", "schedule.cooldown_epochs"}
     sizes |= {
@@ -407,7 +409,7 @@ def test_every_row_that_a_recipe_trains_has_a_proxy() -> None:
 def test_hours() -> None:
     """Worked by hand: 1e9 * 1e6 * 3 operations at a quarter of 312e12 a second."""
     counted = Cost(forward_flops=1e9, samples=1e6)
-    assert cost.gpu_hours(counted, "A100") == pytest.approx(3e15 / 78e12 / 3600)
-    assert cost.gpu_hours(counted, "H100") == pytest.approx(3e15 / 247.25e12 / 3600)
+    assert hardware.gpu_hours(counted, "A100") == pytest.approx(3e15 / 78e12 / 3600)
+    assert hardware.gpu_hours(counted, "H100") == pytest.approx(3e15 / 247.25e12 / 3600)
     shown = {0.0123456: "0.0123", 1.0: "1.00", 9.999: "10.0", 99.94: "99.9", 99.96: "100", 12345.6: "12,346"}
-    assert {hours: cost.show_hours(hours) for hours in shown} == shown
+    assert {hours: hardware.show_hours(hours) for hours in shown} == shown

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from repro.ledger import ROOT, load
+from repro.ledger.rows import ROOT, load
 
 VERIFY = runpy.run_path(str(ROOT / "scripts" / "verify_ledger.py"))["main"]
 ROW = "glue/cola"

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 import optim
-from repro import ledger
-from repro.cli import CONFIGS
 from repro.errors import UserError
+from repro.ledger import rows
+from repro.train.cli import CONFIGS
 from vision.config import PretrainConfig
 from vision.mae import MaskedAutoencoder
 from vision.pretrain_mae import PICTURE, Pretraining, main
@@ -380,7 +380,7 @@ def test_one_line(command: Command, argument: str, line: str) -> None:
 @pytest.mark.parametrize("name", ["mae/base_pretrain", "mae/large_pretrain"])
 def test_rows(name: str) -> None:
     """The recipe takes the row, which is runnable, and its proxy with any data; the row's own stays."""
-    recipe = ledger.load(name)
+    recipe = rows.load(name)
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PretrainConfig), recipe.config))
     assert isinstance(config, PretrainConfig)
     config.check()
@@ -388,7 +388,7 @@ def test_rows(name: str) -> None:
     assert config.augment.label_smoothing == 0
     assert (config.data.size, config.data.mean) == (224, [0.485, 0.456, 0.406])
     for data in ("digits", "cifar10", "imagefolder"):
-        proxy = ledger.load(name, [f"+proxy={recipe.row.proxy}", f"data={data}"])
+        proxy = rows.load(name, [f"+proxy={recipe.row.proxy}", f"data={data}"])
         assert (proxy.row.scale, proxy.get("data.name")) == ("proxy", data)
         kept = {"optimizer", "model.mask_ratio", "model.norm_pixels", "schedule.join", "schedule.min_lr"}
         own = (

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import optim
-from repro import ledger
 from repro.errors import UserError
-from repro.foreign import read_weights
-from repro.ledger import Row
-from repro.run import run_name
+from repro.interop import read_weights
+from repro.ledger import rows
+from repro.ledger.rows import Row
+from repro.train.run_folder import run_name
 from vision.config import DataConfig, ModelConfig, VisionConfig
 from vision.models import Probe, build, build_random, check_size, load
 
@@ -313,7 +313,7 @@ def test_lars_of_the_probe_is_maes() -> None:
 @pytest.mark.parametrize(("name", "blocks"), [("mae/base", 12), ("mae/large", 24)])
 def test_layer_wise_decay_is_maes(name: str, blocks: int) -> None:
     """util/lr_decay.py of facebookresearch/mae: rates by name, and what does not decay."""
-    recipe = ledger.load(name)
+    recipe = rows.load(name)
     values = recipe.config["model"]
     with torch.device("meta"):
         model = build_random(
@@ -355,8 +355,8 @@ def test_a_row_that_starts_from_another_says_so() -> None:
 
 @pytest.mark.parametrize("name", ["mae/base", "mae/large"])
 def test_the_proxy_starts_from_the_proxy_of_its_pretraining(name: str) -> None:
-    recipe = ledger.load(name, ["+proxy=mae_finetune"])
-    before = ledger.load(f"{name}_pretrain").row
+    recipe = rows.load(name, ["+proxy=mae_finetune"])
+    before = rows.load(f"{name}_pretrain").row
     expected = run_name([f"+paper={name}_pretrain", "+proxy=mae_pretrain"])
     assert recipe.get("model.checkpoint") == f"runs/{before.config}/{expected}"
     assert before.proxy in (None, "mae_pretrain")

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 from tiny import TINY
 
-from repro import checkpoint, ledger
-from repro.ledger import ROOT
+from repro.ledger import rows
+from repro.ledger.rows import ROOT
+from repro.train import checkpoint
 
 # What a machine without a GPU needs: no float16, few processes, a batch that takes seconds. And what a run of
 # four steps needs: in the rows' first epoch the learning rate is so small that no weight would move.
@@ -41,7 +42,7 @@ def photographs() -> Path:
 @pytest.mark.recipe
 def test_a_row_with_siblings_is_tracked(command: Callable[..., tuple[int, str, str]], released: Path) -> None:
     """A run of it loads the rows that tell its tolerance, while Hydra is busy with its own configuration."""
-    ledger._load.cache_clear()
+    rows._load.cache_clear()
     small = ["model=vit_mini", "data=digits", "augment=shift", "amp=no", "batch_size=512", "workers=0"]
     short = ["epochs=1", "schedule.warmup_epochs=0", "schedule.cooldown_epochs=0"]
     status, _, err = command("+paper=imagenet/vit_b_150", *small, *short, *TINY, "run.name=x")

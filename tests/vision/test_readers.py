@@ -16,8 +16,8 @@ from PIL import Image
 from torch.utils.data import Subset
 
 from repro import reading
-from repro.data import dealt, keyed, make_loader
 from repro.errors import UserError
+from repro.train.data import dealt, keyed, make_loader
 from vision.config import AugmentConfig, DataConfig
 from vision.data import Images, Split, open_sets, read, readers
 from vision.data import test_transform as evaluation_transform

@@ -12,8 +12,8 @@ import pytest
 import torch
 from made_images import encode, picture, write_tree
 
-from repro.data import TrainingSampler, make_loader, shuffled
 from repro.errors import UserError
+from repro.train.data import TrainingSampler, make_loader, shuffled
 from vision.config import AugmentConfig, DataConfig
 from vision.data import Images, read, shards, train_transform
 from vision.data.writing import plan, write_shards

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from tiny import TINY
 
 import optim
-from repro.cli import CONFIGS
+from repro.train.cli import CONFIGS
 from vision.config import VisionConfig
 from vision.data import test_transform as evaluation_transform
 from vision.data import train_transform

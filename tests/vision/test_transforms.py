@@ -13,8 +13,8 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision.transforms.functional import normalize, to_tensor
 
-from repro.data import TrainingSampler, dealt, keyed, make_loader, shuffled
 from repro.errors import UserError
+from repro.train.data import TrainingSampler, dealt, keyed, make_loader, shuffled
 from vision.config import AugmentConfig, DataConfig, VisionConfig
 from vision.data import Images, Normalize, Split, build_erasing, train_transform
 from vision.data import test_transform as evaluation_transform

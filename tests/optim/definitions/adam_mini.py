@@ -28,7 +28,7 @@ VARIANTS = {"beta1=0": {**BASE, "betas": (0.0, 0.5), "weight_decay": 0.1}}
 SHOWN_ELSEWHERE = {"partition": "test_adam_mini.py::test_the_partition_matters"}
 SLOW = dict(betas=(0.999999,) * 2)
 
-MINI, BLOCKS, PARTITION = "optim/adam_mini.py", "optim/blocks.py", "optim/partition.py"
+MINI, BLOCKS, PARTITION = "optim/adam_mini.py", "optim/engine/blocks.py", "optim/partition.py"
 FAULTS = [
     ("m decays with b2", MINI, 'beta1, lr = group["betas"][0], float(group["lr"])', 'beta1, lr = group["betas"][1], float(group["lr"])'),
     ("m forgets", MINI, "m.mul_(beta1).add_(g, alpha=1 - beta1)", "m.mul_(0).add_(g, alpha=1 - beta1)"),
@@ -79,6 +79,6 @@ FAULTS = [
     ('fused: step not counted in factors', 'optim/adam_mini.py', '.double() + 1', '.double()'),
     ('fused: second moments are not kept', 'optim/adam_mini.py', '        torch._foreach_copy_(v, list(torch.split(x[0], counts)))\n', ''),
     ('fused: bias correction of the first parameter', 'optim/adam_mini.py', 'root.to(v.dtype)[owner]', 'root.to(v.dtype)[0]'),
-    ('fused: blocks in any memory', 'optim/blocks.py', 'return first and p.shape[0] % blocks[0] == 0', 'return True'),
+    ('fused: blocks in any memory', 'optim/engine/blocks.py', 'return first and p.shape[0] % blocks[0] == 0', 'return True'),
     ('fused: last row of factors', 'csrc/cpu.cpp', '++r, c = 0) {', 'c = 0) {'),
 ]  # fmt: skip

@@ -1,0 +1,115 @@
+"""Make the tables and figures of the comparison from its runs: `python -m benchmarks.comparison`.
+
+    python -m benchmarks.comparison                     results/comparison, all of it, from runs.jsonl
+    python -m benchmarks.comparison --again vit adan    run a cell's seed 1 again and compare
+    python -m benchmarks.comparison --weights RUNS      keep weights and logs of the winners, seed 1
+
+The runs are those of benchmarks/sweep.py.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import sweep
+from benchmarks.comparison import page, times
+from benchmarks.comparison import records as stages
+from benchmarks.comparison.design import OPTIMIZERS, SEEDS, TASKS
+from benchmarks.comparison.measures import best_point, estimate, finals, winner
+from benchmarks.comparison.records import load, select
+from benchmarks.comparison.todo import ALL_TASKS, Job
+from repro.errors import UserError
+from repro.train import checkpoint
+from repro.train.cli import exit_status
+from repro.train.run_folder import refuse_foreign_page, run_name
+
+FOLDER = sweep.RECORDS.parent
+
+
+@exit_status
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the files, or do what the options say, and return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--records", type=Path, default=sweep.RECORDS, metavar="JSONL")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER")
+    parser.add_argument(
+        "--again", nargs=2, metavar=("TASK", "OPTIMIZER"), help="1 if outside of the interval"
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="RUNS", help="the folder --runs of benchmarks/sweep.py"
+    )
+    parser.add_argument("--data", type=Path, metavar="PATH", help="as of benchmarks/sweep.py")
+    options = parser.parse_args(arguments)
+    records = load(options.records)
+    if not records:
+        raise UserError(f"{options.records}: no runs; make some with `python benchmarks/sweep.py`")
+    if options.again:
+        return again(*options.again, options)
+    if options.weights:
+        kept = weights(records, options.weights, options.out / "winners")
+        print(f"{options.out / 'runs'}: {', '.join(kept)}")
+        return 0
+    refuse_foreign_page(options.out / "README.md", "benchmarks/comparison")
+    files = page.write(records, times.load(options.records.with_name("times.jsonl")), options.out)
+    print(f"{options.out}: {', '.join(files)}")
+    return 0
+
+
+def again(task: str, optimizer: str, options: argparse.Namespace) -> int:
+    """Run the first seed of a cell once more; return 1 if it is not what it was, nor in the cell's interval.
+
+    Raises:
+        UserError: there is no such cell, or it has no result yet.
+    """
+    records = load(options.records)
+    if task not in ALL_TASKS or optimizer not in OPTIMIZERS:
+        raise UserError(f"--again {task} {optimizer}: tasks are {', '.join(ALL_TASKS)}; optimizers are "
+                        f"{', '.join(OPTIMIZERS)}")  # fmt: skip
+    point, losses = best_point(records, task, optimizer), finals(records, task, optimizer)
+    if point is None or not losses:
+        raise UserError(f"--again {task} {optimizer}: has no result in {options.records}")
+    job = Job(task, optimizer, stages.SEEDS, point.weight_decay, (point.octave,), SEEDS[:1])
+    (before,) = select(records, task=task, optimizer=optimizer, stage=stages.SEEDS, seed=SEEDS[0])
+    threads = before.environment["threads"]
+    with tempfile.TemporaryDirectory() as folder:
+        words = argparse.Namespace(runs=Path(folder), data=options.data, launcher=[], threads=threads)
+        (now,) = sweep.run(job, words)
+    interval = estimate(losses)
+    inside = now.final == before.final or interval.low <= now.final <= interval.high
+    print(f"{task}, {optimizer}, seed {SEEDS[0]}: {now.final:.6g} now, {before.final:.6g} then; "
+          f"{len(losses)} seeds: {interval.format('.6g')}: {'agrees' if inside else 'DIFFERS'}")  # fmt: skip
+    return 0 if inside else 1
+
+
+def weights(records: Sequence[stages.Record], runs: Path, out: Path) -> list[str]:
+    """Copy the first seed's run of every task's winner, with its newest weights alone.
+
+    Raises:
+        UserError: there is none in `runs`.
+    """
+    kept = []
+    for record in select(records, stage=stages.SEEDS, seed=SEEDS[0]):
+        if record.task not in TASKS or record.optimizer != winner(records, record.task):
+            continue
+        name = run_name([*record.overrides, f"seed={record.seed}"])
+        for folder in (runs / record.task).glob(f"*/{name}"):
+            if (newest := checkpoint.newest(folder / "checkpoints")) is None:
+                continue
+            target = out / f"{record.task}-{record.optimizer}"
+            target.mkdir(parents=True, exist_ok=True)
+            for file in (*folder.glob("*.json*"), folder / "config.yaml"):
+                shutil.copy(file, target / file.name)
+            shutil.copy(newest / "model.safetensors", target / "model.safetensors")
+            kept.append(target.name)
+    if not kept:
+        raise UserError(f"--weights {runs}: has no run of the comparison with weights")
+    return kept
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""What is compared, and with how many runs: tasks, optimizers, and the paper's claims as experiments."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from benchmarks.comparison.search import Space
+
+# Overrides are written as Hydra repeats them in a multirun (False, no blanks): run folders are named by them.
+
+TUNING_SEED = 0
+SEEDS = (1, 2, 3, 4, 5)  # of the result; none of them was tuned with
+FEWER = SEEDS[:3]  # for optimizers that the claims are not about
+REFERENCE = "adamw"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A recipe at the size of a file of configs/comparison; it is judged by its validation loss.
+
+    Attributes:
+        half: what makes it half as long; a task without is for the claims alone.
+        only: its optimizers; empty: all.
+        data: the folder of the data set among those of ADAN_DATA, where it is not embedded.
+    """
+
+    script: str
+    title: str
+    half: tuple[str, ...] = ()
+    unit: str = "nats"
+    config: str = ""  # default: the task's name
+    overrides: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    data: str | None = None
+    space: Mapping[str, Space] = field(default_factory=dict)  # instead of the optimizers' own
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimizer of configs/optimizer, and where it is tuned.
+
+    Attributes:
+        title: as the tables call it.
+        space: None: it takes the best point of the optimizer `of`, of which it is a variant.
+        overrides: beside those of `optimizer=`.
+        seeds: of the result.
+        without: tasks where it cannot work, or not in time.
+        why: the reason.
+    """
+
+    title: str
+    space: Space | None = None
+    of: str = ""
+    overrides: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = FEWER
+    without: tuple[str, ...] = ()
+    why: str = ""
+
+    @property
+    def half_seeds(self) -> tuple[int, ...]:
+        """Those of the runs with half the steps."""
+        return self.seeds[: len(self.seeds) // 2 + 1]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A claim that needs runs of its own: variants of Adan at its best point of some tasks.
+
+    Attributes:
+        claim: what the paper says (facts of arXiv 2208.06677).
+        variants: by label, the overrides.
+    """
+
+    claim: str
+    variants: Mapping[str, tuple[str, ...]]
+    tasks: tuple[str, ...] = ("vit", "lstm", "gpt")
+    seeds: tuple[int, ...] = SEEDS[:3]
+
+
+def _steps(steps: int, warmup: int) -> tuple[str, ...]:
+    return f"steps={steps // 2}", f"schedule.warmup_steps={warmup // 2}"
+
+
+def _epochs(epochs: int, warmup: int) -> tuple[str, ...]:
+    return f"epochs={epochs // 2}", f"schedule.warmup_epochs={warmup // 2}"
+
+
+def _full(start: float) -> Space:
+    return Space(start, (0.05, 0.0, 0.5), tuple(range(-4, 5)), full=True, budget=36)
+
+
+DECOUPLED = (0.05, 0.5)  # weight decays
+OPTIMIZERS = {
+    "adamw": Optimizer("AdamW", _full(2e-3), seeds=SEEDS),
+    "adan": Optimizer("Adan", _full(4e-3), seeds=SEEDS),
+    "adan_bf16": Optimizer(
+        "Adan, bfloat16", of="adan", overrides=("optimizer.state_dtype=bfloat16",), seeds=SEEDS
+    ),
+    "adan_int8": Optimizer("Adan, int8", of="adan", overrides=("optimizer.state_dtype=int8",), seeds=SEEDS),
+    "adam": Optimizer("Adam", Space(2e-3, (0.0, 1e-2))),
+    "adam_mini": Optimizer("Adam-mini", Space(2e-3, DECOUPLED)),
+    "lamb": Optimizer("LAMB", Space(2e-3, DECOUPLED)),
+    "sophia": Optimizer(
+        "Sophia-G",
+        Space(1e-3, DECOUPLED),
+        without=("mae",),
+        why="its estimate of the Hessian needs classes",
+    ),
+    "shampoo": Optimizer("Shampoo", Space(2e-3, DECOUPLED)),
+    "adafactor": Optimizer("Adafactor", Space(1e-2, DECOUPLED), overrides=("optimizer.relative_step=False",)),
+    "muon": Optimizer(
+        "Muon",
+        Space(2e-3, DECOUPLED),
+        without=("resnet", "mae", "glue", "lstm"),
+        why="timm's computes in bfloat16, which takes minutes a run on a CPU without instructions for it",
+    ),
+    "sgd": Optimizer("SGD, momentum", Space(0.05, (5e-4, 5e-3))),
+}
+
+BATCHES = (32, 256, 1024, 4096)  # images; the paper's are 1k to 32k
+TASKS = {
+    "vit": Task("vision/train.py", "ViT, digits", half=_epochs(16, 2)),
+    "resnet": Task("vision/train.py", "ResNet, digits", half=_epochs(12, 2)),
+    "mae": Task("vision/pretrain_mae.py", "MAE, digits", unit="mean squared error", half=_epochs(12, 2)),
+    "glue": Task("nlp/finetune_glue.py", "RoBERTa, sentences", half=_steps(160, 16)),
+    "lstm": Task("nlp/train_lstm.py", "LSTM, words", half=_steps(200, 20)),
+    "gpt": Task("llm/pretrain.py", "GPT-2, bytes", half=_steps(200, 20)),
+}
+BATCH_TASKS = {
+    f"batch_{size}": Task(
+        "vision/train.py",
+        f"ViT, Fashion-MNIST, batch {size:,}",
+        config="batch",
+        overrides=(f"batch_size={size}",),
+        only=("adamw", "adan", "lamb"),
+        data="fashion-mnist",
+        space={
+            name: Space(start, (0.05,), (-2, 0, 2), budget=6)
+            for name, start in (("adamw", 2e-3), ("adan", 4e-3), ("lamb", 8e-3))
+        },
+    )
+    for size in BATCHES
+}
+
+
+def _beta(index: int, values: tuple[float, ...]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for value in values:
+        betas = [0.98, 0.92, 0.99]
+        betas[index] = value
+        found[f"beta{index + 1} {value:g}"] = (f"optimizer.betas={betas}".replace(" ", ""),)
+    return found
+
+
+EXPERIMENTS = {
+    "betas": Experiment(
+        "Adan's result depends little on its betas.",
+        _beta(0, (0.9, 0.95, 0.99)) | _beta(1, (0.84, 0.96, 0.99)) | _beta(2, (0.9, 0.96, 0.999)),
+        seeds=SEEDS[:2],
+    ),
+    "prox": Experiment(
+        "Adan's proximal weight decay is better than AdamW's form of it (no_prox).",
+        {
+            "proximal": ("optimizer.weight_decay=0.5", "optimizer.no_prox=False"),
+            "as AdamW": ("optimizer.weight_decay=0.5", "optimizer.no_prox=True"),
+        },
+    ),
+    "restart": Experiment(
+        "Restarts of the moments help. (Most of the published runs have none.)",
+        {"every 80 steps": ("restart_every=80",)},
+    ),
+}

@@ -1,0 +1,168 @@
+"""Finished runs of the comparison: a line of JSON each, appended as they end, never changed."""
+
+import fcntl
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd  # type: ignore[import-untyped]
+
+from repro.errors import UserError
+from repro.loading import read_json, read_records
+from repro.train.run_folder import is_free, read_config
+
+TUNE, SEEDS, HALF = "tune", "seeds", "half"  # stages; others are names of experiments
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run that ended.
+
+    Attributes:
+        stage: tune, seeds, half, or the name of an experiment, whose `variant` it is.
+        octave: of the learning rate, see Space.
+        overrides: what makes the recipe's default run this one; `seed` is not among them.
+        config_hash: of the resolved configuration, without the seed and what changes no result.
+        curve: pairs of a step and the validation loss there.
+        final: the last of them; infinite for a run that diverged.
+        test: the figures on the test set with the best weights, where the task has one.
+        diverged: the step with the first loss that was not finite.
+        seconds: of the whole run, on a machine that may have been busy.
+    """
+
+    task: str
+    optimizer: str
+    stage: str
+    variant: str
+    octave: int
+    lr: float
+    weight_decay: float
+    seed: int
+    overrides: tuple[str, ...]
+    config_hash: str
+    curve: tuple[tuple[int, float], ...]
+    final: float
+    test: dict[str, float]
+    steps: int
+    diverged: int | None
+    parameters: int
+    state_bytes: int
+    seconds: float
+    environment: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[str, str, str, str, int, float, int]:
+        """What tells a run from the others."""
+        return self.task, self.optimizer, self.stage, self.variant, self.octave, self.weight_decay, self.seed
+
+
+def load(path: Path) -> list[Record]:
+    """Return the runs so far; those of a file that is not there are none.
+
+    Raises:
+        UserError: a line cannot be read; it is named. A last line that a kill left incomplete is passed over.
+    """
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            values = json.loads(line)
+            values["overrides"] = tuple(values["overrides"])
+            values["curve"] = tuple((step, _number(loss)) for step, loss in values["curve"])
+            values["final"] = _number(values["final"])
+            records.append(Record(**values))
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}: line {number} is no record ({error}); repair or delete it") from error
+    return records
+
+
+def append(path: Path, record: Record) -> None:
+    """Add a run; several processes may do so at once. A line that a kill left incomplete is cut off first."""
+    values = asdict(record)
+    values["final"] = _json(record.final)
+    values["curve"] = [(step, _json(loss)) for step, loss in record.curve]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(values).encode() + b"\n")
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """Return what a run folder says of its end: the fields of a Record that are not about its purpose.
+
+    Raises:
+        UserError: the run neither ended nor diverged.
+    """
+    config = read_config(folder / "config.yaml")
+    measured = [record for _, record in read_records(folder / "metrics.jsonl") if "valid_loss" in record]
+    summary, diverged = folder / "summary.json", folder / "diverged.json"
+    if not summary.exists() and not diverged.exists():
+        raise UserError(f"{folder}: the run did not end; its own message says why")
+    about = read_json(summary, dict) if summary.exists() else {}
+    lost = None if about else read_json(diverged, dict)["step"]
+    curve = tuple((record["step"], round(record["valid_loss"], 6)) for record in measured)
+    test = {key: value for key, value in about.get("test", {}).items() if key.startswith("test_")}
+    return {
+        "config_hash": config_hash(config),
+        "curve": curve,
+        "final": curve[-1][1] if about and math.isfinite(curve[-1][1]) else math.inf,
+        "test": test,
+        "steps": about["steps"] if about else lost,
+        "diverged": lost,
+        "parameters": about.get("parameters", 0),
+        "state_bytes": about.get("state_bytes", 0),
+        "seconds": about.get("seconds", 0.0),
+        "environment": environment(folder),
+    }
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Return 12 digits that are the same for flat configurations that differ in the seed at most."""
+    counted = {key: value for key, value in config.items() if key != "seed" and not is_free(key)}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def table(records: Iterable[Record]) -> pd.DataFrame:
+    """Return the runs as a tidy table, a row each, without their curves."""
+    rows = []
+    for record in records:
+        row = asdict(record)
+        test, about = row.pop("test"), row.pop("environment")
+        row["overrides"] = " ".join(row["overrides"])
+        del row["curve"]
+        rows.append(row | test | about)
+    return pd.DataFrame(rows)
+
+
+def select(records: Sequence[Record], **wanted: Any) -> list[Record]:
+    """Return the records whose fields have these values."""
+    return [r for r in records if all(getattr(r, key) == value for key, value in wanted.items())]
+
+
+def environment(folder: Path) -> dict[str, Any]:
+    """Return where the last start of a run was made: commit, machine, threads, torch, time."""
+    last = read_json(folder / "environment.json", list)[-1]
+    return {
+        "commit": last["commit"],
+        "machine": last["system"] + ", " + last["cpu"] + "".join(f", {name}" for name in last["cuda"]),
+        "threads": last["threads"],
+        "torch": last["versions"]["torch"],
+        "time": last["time"],
+    }
+
+
+def _number(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+def _json(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,70 @@
+"""How long training takes, measured for all optimizers of a task in turns on a quiet machine."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.comparison.design import REFERENCE
+from repro.errors import UserError
+from repro.loading import read_records
+from repro.train.throughput import sample_rate
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds of training for an image, example or token, over the later steps of a short run."""
+
+    task: str
+    optimizer: str
+    round: int
+    seconds: float
+    environment: dict[str, Any]
+
+
+class Times:
+    """All measurements of a file."""
+
+    def __init__(self, measured: Sequence[Time]) -> None:
+        self.measured = measured
+
+    def ratio(self, task: str, optimizer: str) -> float | None:
+        """Return the time over AdamW's, the median of the rounds; None where one was not measured."""
+        rounds = {(time.optimizer, time.round): time.seconds for time in self.measured if time.task == task}
+        ratios = [
+            seconds / rounds[REFERENCE, number]
+            for (name, number), seconds in rounds.items()
+            if name == optimizer and (REFERENCE, number) in rounds
+        ]
+        return statistics.median(ratios) if ratios else None
+
+
+def load(path: Path) -> Times:
+    """Return the measurements of a file; none where there is none.
+
+    Raises:
+        UserError: a line cannot be read; it is named.
+    """
+    measured = []
+    lines = path.read_text().splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            measured.append(Time(**json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: line {number} is no time ({error}); repair or delete it") from error
+    return Times(measured)
+
+
+def seconds(folder: Path) -> float:
+    """Return the seconds of training for a sample in a run folder, without its first lap of records."""
+    laps = [lap for _, lap in read_records(folder / "speed.jsonl")]
+    return statistics.fmean(1 / rate for _, rate in map(sample_rate, laps[1:]))
+
+
+def append(path: Path, time: Time) -> None:
+    """Add a measurement."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(asdict(time)) + "\n")

@@ -1,0 +1,117 @@
+"""What to run next: a function of the records alone, so that a sweep can stop and go on anywhere."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from benchmarks.comparison import records as stages
+from benchmarks.comparison.design import BATCH_TASKS, EXPERIMENTS, OPTIMIZERS, TASKS, TUNING_SEED, Task
+from benchmarks.comparison.records import Record, select
+from benchmarks.comparison.search import Point, Space, best, next_points
+
+ALL_TASKS = TASKS | BATCH_TASKS
+
+
+@dataclass(frozen=True)
+class Job:
+    """Runs that differ in learning rate and seed alone: one multirun of Hydra."""
+
+    task: str
+    optimizer: str
+    stage: str
+    weight_decay: float
+    octaves: tuple[int, ...]
+    seeds: tuple[int, ...]
+    variant: str = ""
+    more: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> list[str]:
+        """The overrides that its runs share; of several of a key the last one."""
+        task, optimizer = ALL_TASKS[self.task], OPTIMIZERS[self.optimizer]
+        words = [
+            f"+comparison={task.config or self.task}",
+            f"optimizer={optimizer.of or self.optimizer}",
+            *task.overrides,
+            *optimizer.overrides,
+            f"optimizer.weight_decay={self.weight_decay:g}",
+            *self.more,
+        ]
+        return list({word.partition("=")[0]: word for word in words}.values())
+
+    def lr(self, octave: int) -> float:
+        """Return one of its learning rates."""
+        return space(self.task, self.optimizer).lr(octave)
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Return the octave and the seed of each run."""
+        return product(self.octaves, self.seeds)
+
+
+def space(task: str, optimizer: str) -> Space:
+    """Return where an optimizer, or that of which it is a variant, is tuned."""
+    name = OPTIMIZERS[optimizer].of or optimizer
+    found = ALL_TASKS[task].space.get(name) or OPTIMIZERS[name].space
+    assert found is not None, "a variant is of an optimizer that is tuned"
+    return found
+
+
+def cells(tasks: Sequence[str], optimizers: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs of a task and an optimizer that is tuned, Adan and AdamW first."""
+    tuned = [name for name in optimizers if OPTIMIZERS[name].space is not None]
+    pairs = [(task, name) for task in tasks for name in tuned if works(task, name)]
+    return sorted(pairs, key=lambda pair: (pair[1] not in ("adamw", "adan"), pair[0] in BATCH_TASKS))
+
+
+def works(task: str, optimizer: str) -> bool:
+    """Tell whether an optimizer is seen on a task."""
+    only = ALL_TASKS[task].only
+    return (not only or optimizer in only) and task not in OPTIMIZERS[optimizer].without
+
+
+def variants(task: str, optimizer: str) -> list[str]:
+    """Return an optimizer and its variants."""
+    others = [] if ALL_TASKS[task].only else [n for n, o in OPTIMIZERS.items() if o.of == optimizer]
+    return [optimizer, *others]
+
+
+def tuned(records: Sequence[Record], task: str, optimizer: str) -> dict[Point, float]:
+    """Return the losses of an optimizer's search."""
+    name = OPTIMIZERS[optimizer].of or optimizer
+    found = select(records, task=task, optimizer=name, stage=stages.TUNE)
+    return {Point(record.octave, record.weight_decay): record.final for record in found}
+
+
+def todo(task: str, optimizer: str, records: Sequence[Record]) -> list[Job]:
+    """Return what is next for an optimizer that is tuned; nothing where all is done."""
+    losses = tuned(records, task, optimizer)
+    points = next_points(space(task, optimizer), losses)
+    if points:
+        decays = dict.fromkeys(point.weight_decay for point in points)
+        octaves = {decay: tuple(p.octave for p in points if p.weight_decay == decay) for decay in decays}
+        return [Job(task, optimizer, stages.TUNE, decay, octaves[decay], (TUNING_SEED,)) for decay in decays]
+    point = best(losses)
+    done = {(r.optimizer, r.stage, r.variant, r.seed) for r in records if r.task == task}
+    jobs = []
+    for name, stage, variant, seeds, more in _after(task, optimizer):
+        missing = tuple(seed for seed in seeds if (name, stage, variant, seed) not in done)
+        if missing:
+            jobs.append(
+                Job(task, name, stage, point.weight_decay, (point.octave,), missing, variant, tuple(more))
+            )
+    return jobs
+
+
+def _after(task: str, optimizer: str) -> Iterator[tuple[str, str, str, Sequence[int], Sequence[str]]]:
+    """Return what follows the search: optimizer, stage, variant, seeds and overrides."""
+    about: Task = ALL_TASKS[task]
+    for name in variants(task, optimizer):
+        run = OPTIMIZERS[name]
+        yield name, stages.SEEDS, "", run.seeds if about.half else run.seeds[:2], ()
+        if about.half:
+            yield name, stages.HALF, "", run.half_seeds, about.half
+    if optimizer == "adan":
+        for name, experiment in EXPERIMENTS.items():
+            if task in experiment.tasks:
+                for variant, more in experiment.variants.items():
+                    yield optimizer, name, variant, experiment.seeds, more

@@ -1,0 +1,571 @@
+"""Times optimizer steps side by side: `python benchmarks/optimizers.py [--device cuda] [--out PATH]`.
+
+Each parameter list is measured in several fresh processes, because the memory pages and the cores that a
+process happens to get decide its bandwidth. Within one, the optimizers work on the same parameters and
+gradients, one step each in turn, the order rotating, so that a machine whose speed drifts slows all of them
+alike. Where the states of all do not fit in memory together, as many as fit take turns, always beside torch's
+fused AdamW; what does not fit even alone is named with the bytes it would need. Models are lists of shapes:
+there is no forward pass. Two sets of gradients alternate and are assigned before each step, outside of the
+timed part, because a step with take_gradients keeps the one it was given.
+
+    ms, ns/parameter   time of a step (on CUDA between two events): median over rounds, then over processes
+    B/parameter        what a one-pass step must read and write: see `one_pass` below
+    GB/s               these bytes over that time: for a step that makes several passes (foreach) it is the
+                       useful part of its traffic
+    of copy, of update GB/s over that of the stream of this name in the same process: on CUDA the copy, on a
+                       CPU, where a copy also loads the lines that it overwrites, the update in place
+    state              bytes of optimizer state per parameter, counted after the steps
+    peak               CUDA only: most memory allocated over two steps, after two steps that made the states;
+                       parameters, states and one set of fresh gradients, nothing of a model's activations
+    ratio              to torch's fused AdamW: the median over a process's rounds, then over the processes,
+                       with the least and the greatest of them
+
+Beside them stands what the machine streams in the same process:
+
+    copy     a = b, 8 bytes an element (12 with the write-allocate of a)
+    triad    a = b + s c, 12 bytes an element as STREAM counts (16 with the write-allocate of a)
+    update   a = a + s b in place, 12 bytes an element: the access pattern of an optimizer
+
+The last table is the time of a whole step on 400 tensors of 16 elements, where there is next to no
+arithmetic: the overhead of Python and of the launch. "again" repeats one optimizer's step, with the same or
+with new gradients; "in turn" steps the optimizers one after the other, which empties the caches in between.
+A column is the median; "fastest tenth" is the time that one step in ten stays below: on a machine shared with
+others, that of a core which nobody else slows down.
+"""
+
+import argparse
+import gc
+import importlib
+import json
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+import optim
+from benchmarks.common import Step, interleave, machine, publish, table
+
+Build = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row.
+
+    Attributes:
+        build: makes the optimizer.
+        moved: bytes per float32 parameter of a step, by design.
+        state: bytes per parameter of state, by design.
+        device: the only device type that the row is for; None is any.
+        taken: whether the step takes the gradient and leaves none.
+    """
+
+    build: Build
+    moved: float
+    state: float
+    device: str | None = None
+    taken: bool = False
+
+
+def one_pass(state: float, parameter: float = 4) -> float:
+    """Bytes per parameter that a step must move: p, g and the states are read, p and the states written.
+
+    For float32 parameters of this package's optimizers `Card.traffic_bytes` says the same: 28 for AdamW, 44
+    for Adan, 40 with taken gradients, 28 with bfloat16 states, 20.1 with int8.
+    """
+    return 3 * parameter + 2 * state
+
+
+def ours(
+    name: str, state_dtype: str | None = None, take_gradients: bool = False, extra: float = 0, **options: Any
+) -> Entry:
+    """The entry of an optimizer of this package, which moves `extra` bytes beside the one pass."""
+    card = optim.CARDS[name]
+    options = {"fused": True, "weight_decay": 0.02, "state_dtype": state_dtype, **options}
+    if take_gradients:
+        options["take_gradients"] = True
+    kept = state_dtype or "float32"
+    return Entry(
+        lambda p: optim.OPTIMIZERS[name](p, **options),
+        card.traffic_bytes(kept, take_gradients) + extra,
+        card.state_bytes(kept),
+        taken=take_gradients,
+    )
+
+
+def theirs(path: str, state: float, device: str | None = None, **options: Any) -> Entry:
+    """The entry of an optimizer by its import path."""
+    module, _, name = path.rpartition(".")
+    return Entry(
+        lambda p: getattr(importlib.import_module(module), name)(p, **options),
+        one_pass(state),
+        state,
+        device,
+    )
+
+
+class OfficialTraffic(optim.Adan):
+    """Our fused step, then the two passes that the official fused Adan makes after its kernel.
+
+    It zeroes its previous gradient (4 bytes written) and subtracts the gradient from it (8 read, 4 written):
+    44 + 16 = 60 bytes a parameter. Source: sail-sg/Adan adan.py, `_fused_adan_multi_tensor`. An emulation of
+    its traffic, on a list of its own, not its code.
+    """
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Makes the step."""
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        loss = super().step(closure)
+        if not hasattr(self, "scratch"):
+            self.scratch = [torch.empty_like(g) for g in grads]
+        torch._foreach_zero_(self.scratch)
+        torch._foreach_add_(self.scratch, grads, alpha=-1)
+        return loss
+
+
+ADAMW, ADAN = optim.CARDS["adamw"], optim.CARDS["adan"]
+EMULATED = "Adan, official traffic (emulated)"
+ENTRIES = {
+    "torch AdamW fused": theirs("torch.optim.AdamW", ADAMW.state_bytes(), fused=True),
+    "torch AdamW foreach": theirs("torch.optim.AdamW", ADAMW.state_bytes(), foreach=True),
+    "apex FusedAdam": theirs("apex.optimizers.FusedAdam", ADAMW.state_bytes(), "cuda"),
+    "bitsandbytes AdamW8bit": theirs("bitsandbytes.optim.AdamW8bit", ADAMW.state_bytes("int8")),
+    "torchao AdamW8bit": theirs("torchao.optim.AdamW8bit", ADAMW.state_bytes("int8")),
+    "AdamW fused": ours("adamw"),
+    "AdamW fused, bf16 states": ours("adamw", "bfloat16"),
+    "AdamW fused, int8 states": ours("adamw", "int8"),
+    "Adan foreach": ours("adan", fused=None, foreach=True),
+    EMULATED: Entry(
+        lambda p: OfficialTraffic(p, fused=True, weight_decay=0.02),
+        ADAN.traffic_bytes() + 16,
+        ADAN.state_bytes(),
+        "cuda",
+    ),
+    "Adan fused": ours("adan"),
+    "Adan fused, clipped": ours("adan", extra=4, max_grad_norm=1.0),  # the norm reads g
+    "Adan fused, taken gradients": ours("adan", take_gradients=True),
+    "Adan fused, bf16 states": ours("adan", "bfloat16"),
+    "Adan fused, int8 states": ours("adan", "int8"),
+    "Adam fused": ours("adam"),
+    "Sophia fused": ours("sophia"),
+    "Adam-mini fused": ours("adam_mini", extra=4),  # the means of blocks read g
+    "Adam-mini fused, bf16 states": ours("adam_mini", "bfloat16", extra=4),
+    # the first pass reads p, g and the states and writes these, the second reads p and them and writes p
+    "LAMB fused": ours("lamb", extra=12),
+    "timm LAMB": theirs("timm.optim.Lamb", 8.0, weight_decay=0.02),
+    "LARS fused": ours("lars", extra=8 + 8),  # the momentum; the norms read p and g
+    "timm LARS": theirs("timm.optim.Lars", 4.0, weight_decay=0.02, momentum=0.9),
+    # sums over rows, over columns, and weighted ones read g, a norm reads p; tensors of four dimensions take
+    # the foreach path
+    "Adafactor fused": ours("adafactor", extra=16, fused=None),
+    "torch Adafactor": theirs("torch.optim.Adafactor", 0.0, foreach=True),
+    "transformers Adafactor": theirs("transformers.optimization.Adafactor", 0.0),
+}
+BASELINE = "torch AdamW fused"
+
+TIMM = {
+    "ResNet-50": "resnet50",
+    "ResNet-101": "resnet101",
+    "ViT-S": "vit_small_patch16_224",
+    "ViT-B": "vit_base_patch16_224",
+    "ViT-L": "vit_large_patch16_224",
+    "Swin-B": "swin_base_patch4_window7_224",
+    "Swin-L": "swin_large_patch4_window7_224",
+    "ConvNeXt-B": "convnext_base",
+    "ConvNeXt-L": "convnext_large",
+}
+# Layers L and width d; 49,280 tokens, 2,048 positions, tied embeddings, as in sail-sg/Adan's
+# fused_adan/README.md: L (12 d^2 + 13 d) + (49280 + 2048 + 2) d = 758,799,360 and 1,313,722,368 parameters.
+GPT2 = {"GPT-2 758M": (24, 1536), "GPT-2 1313M": (24, 2048)}
+MATRICES = "4 x 4096x4096"
+LISTS = {
+    "cpu": ["ViT-S", "ResNet-50", MATRICES, "ViT-B"],
+    "cuda": [*TIMM, *GPT2, MATRICES],
+}
+PROCESSES = {"cpu": 7, "cuda": 3}
+STREAMS = {"copy": 8, "triad": 12, "update": 12}  # bytes an element
+REFERENCE = {"cpu": "update", "cuda": "copy"}  # the stream that GB/s are compared with
+STREAM_ELEMENTS = 2**26  # at most; far beyond any cache
+OVERHEAD = ("again", "again, new gradients", "in turn, new gradients")
+VISITS = 10  # to each optimizer for its overhead, so that seconds in which the machine is slow meet all
+
+
+def shapes(name: str) -> list[torch.Size]:
+    """Parameter shapes of a model, made without its memory."""
+    if name == MATRICES:
+        return [torch.Size((4096, 4096))] * 4
+    size = gpt2_size(name)
+    with torch.device("meta"):
+        if size is not None:
+            from transformers import GPT2Config, GPT2LMHeadModel
+
+            layers, width = size
+            config = GPT2Config(
+                vocab_size=49280,
+                n_positions=2048,
+                n_embd=width,
+                n_layer=layers,
+                n_head=1,  # which does not change the shapes
+                bos_token_id=0,
+                eos_token_id=0,
+            )
+            return [p.shape for p in GPT2LMHeadModel(config).parameters()]
+        import timm
+
+        return [p.shape for p in timm.create_model(TIMM.get(name, name)).parameters()]
+
+
+def gpt2_size(name: str) -> tuple[int, int] | None:
+    """Layers and width of a GPT-2 by its name in `GPT2`, or by its size, as in "GPT-2 12x768"."""
+    size = re.fullmatch(r"GPT-2 ([1-9]\d*)x([1-9]\d*)", name)
+    return (int(size[1]), int(size[2])) if size else GPT2.get(name)
+
+
+def check(name: str) -> None:
+    """Raises ValueError for a name that `shapes` does not know."""
+    import timm
+
+    if name not in LISTS["cuda"] and gpt2_size(name) is None and not timm.is_model(name):
+        raise ValueError(f"--lists {name}: neither a timm model nor one of {', '.join(LISTS['cuda'])}")
+
+
+def make(sizes: list[torch.Size], device: str, seed: int = 0) -> list[torch.nn.Parameter]:
+    """Parameters with gradients of about the size that training gives."""
+    generator = torch.Generator(device).manual_seed(seed)
+    params = [
+        torch.nn.Parameter(torch.randn(size, generator=generator, device=device) * 0.02) for size in sizes
+    ]
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator, device=device) * 1e-3
+    return params
+
+
+def memory(device: str) -> int:
+    """Free bytes on the device."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    free = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    return int(free.group(1)) * 1024 if free else sys.maxsize
+
+
+def present(device: str, only: list[str]) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Of the entries of these names those that work on the device, and why the others do not."""
+    works, absent = {}, {}
+    for key, entry in ENTRIES.items():
+        if key not in only:
+            continue
+        if entry.device not in (None, device):
+            absent[key] = f"{entry.device} only"
+            continue
+        try:  # whatever is wrong with a library that is not ours, the others can be measured
+            params = make([torch.Size((64, 128))], device)
+            entry.build(params).step()
+            works[key] = entry
+        except Exception as error:
+            absent[key] = (str(error).splitlines() or [type(error).__name__])[0]
+    return works, absent
+
+
+def parties(entries: dict[str, Entry], count: int, budget: float) -> tuple[list[list[str]], dict[str, float]]:
+    """Who takes turns with whom, and the bytes that the others would need.
+
+    Args:
+        entries: the optimizers.
+        count: number of float32 parameters.
+        budget: bytes that there are.
+
+    Each party has the baseline and fits: parameters, two sets of gradients, the states of all its members,
+    8 bytes a parameter for what a foreach step or an emulation needs while it runs, and the stream arrays.
+    """
+    fixed = count * (4 + 2 * 4 + 8) + 3 * 4 * min(count, STREAM_ELEMENTS)
+    need = {key: count * entry.state for key, entry in entries.items()}
+    free = budget - fixed - need[BASELINE]
+    if free < 0:
+        return [], {BASELINE: fixed + need[BASELINE]}
+    misfits = {key: fixed + need[BASELINE] + need[key] for key in entries if need[key] > free}
+    found, left = [[BASELINE]], free
+    for key in entries:
+        if key == BASELINE or key in misfits:
+            continue
+        if need[key] > left:
+            found, left = [*found, [BASELINE]], free
+        found[-1].append(key)
+        left -= need[key]
+    return found, misfits
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of all state tensors, of our optimizers and of others, whatever classes of tensor they use."""
+    if isinstance(optimizer, optim.Optimizer):
+        return sum(optim.state_bytes(optimizer).values())
+
+    def plain(x: Any) -> list[Tensor]:
+        if not isinstance(x, Tensor):
+            return []
+        if not hasattr(x, "__tensor_flatten__"):
+            return [x]
+        return [inner for name in x.__tensor_flatten__()[0] for inner in plain(getattr(x, name))]
+
+    tensors = [t for state in optimizer.state.values() for value in state.values() for t in plain(value)]
+    return sum({t.data_ptr(): t.numel() * t.itemsize for t in tensors}.values())  # a table may be shared
+
+
+def peak_bytes(params: list[torch.nn.Parameter], build: Build) -> int:
+    """Most CUDA memory allocated over two steps of one optimizer that has its states."""
+    gc.collect()  # what is left of the one before would count as this one's
+    optimizer = build(params)
+    for i in range(4):
+        if i == 2:
+            torch.cuda.reset_peak_memory_stats()
+        for p in params:
+            p.grad = torch.ones_like(p)  # a new tensor, as a backward pass makes it
+        optimizer.step()
+        optimizer.zero_grad()
+    return torch.cuda.max_memory_allocated()
+
+
+def bench_list(name: str, device: str, rounds: int, budget: float, only: list[str]) -> dict[str, Any]:
+    """The optimizers of these names on one parameter list."""
+    sizes = shapes(name)
+    count = sum(size.numel() for size in sizes)
+    entries, absent = present(device, only)
+    groups, misfits = parties(entries, count, budget)
+    rows: dict[str, dict[str, float]] = {}
+    about = {"tensors": len(sizes), "parameters": count, "rounds": rounds, "absent": absent}
+    if not groups:
+        return {**about, "misfits": misfits, "rows": rows}
+    params = make(sizes, device)
+    peaks = {}
+    if device == "cuda":
+        for p in params:
+            p.grad = None
+        for key in (key for group in groups for key in group if key not in peaks):
+            if key != EMULATED:  # whose scratch list is not the original's memory
+                peaks[key] = peak_bytes(params, entries[key].build)
+    grads = [[torch.randn_like(p) * 1e-3 for p in params] for _ in range(2)]
+
+    def hand_over(i: int) -> None:
+        for p, g in zip(params, grads[i % 2], strict=True):
+            p.grad = g
+
+    a, b, c = (torch.ones(min(count, STREAM_ELEMENTS), device=device) for _ in range(3))
+    for members in groups:
+        optimizers = {key: entries[key].build(params) for key in members}
+        steps: dict[str, Step] = {key: optimizer.step for key, optimizer in optimizers.items()}
+        steps["copy"] = lambda: a.copy_(b)
+        steps["triad"] = lambda: torch.add(b, c, alpha=0.5, out=a)
+        steps["update"] = lambda: a.add_(b, alpha=1e-9)
+        times = interleave(steps, rounds, name, device, hand_over)
+        stream = STREAMS[REFERENCE[device]] * a.numel() / statistics.median(times[REFERENCE[device]])
+        for key, series in times.items():
+            elements = count if key in entries else a.numel()
+            bytes_each = entries[key].moved if key in entries else STREAMS[key]
+            median = statistics.median(series)
+            speed = bytes_each * elements / median
+            row = {
+                "ms": median * 1e3,
+                "ns_per_parameter": median / elements * 1e9,
+                "bytes_per_parameter": bytes_each,
+                "GB_per_s": speed / 1e9,
+                f"of_{REFERENCE[device]}": speed / stream,
+            }
+            if key in entries:
+                row["state_bytes_per_parameter"] = state_bytes(optimizers[key]) / count
+                row["ratio"] = statistics.median(x / y for x, y in zip(series, times[BASELINE], strict=True))
+            if key in peaks:
+                row["peak_GiB"] = peaks[key] / 2**30
+            rows.setdefault(key, row)  # the first party speaks for what is in all of them
+        del optimizers, steps
+        gc.collect()  # their states make room for the next party's
+    order = [*entries, *STREAMS]
+    return {**about, "misfits": misfits, "rows": {key: rows[key] for key in order if key in rows}}
+
+
+def bench_in_processes(
+    name: str, device: str, rounds: int, processes: int, budget: float, steps: list[str]
+) -> dict[str, Any]:
+    """The medians over fresh processes, and all the ratios."""
+    command = [sys.executable, __file__, "--worker", name, "--device", device, "--rounds", str(rounds)]
+    command += ["--memory", str(budget / 2**30), "--steps", *steps]
+    runs = [
+        json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        for _ in tqdm(range(processes), desc=name, disable=not sys.stderr.isatty())
+    ]
+    rows = {}
+    for key, first in runs[0]["rows"].items():
+        seen = [run["rows"][key] for run in runs]
+        rows[key] = {column: statistics.median(row[column] for row in seen) for column in first}
+        if "ratio" in first:
+            rows[key]["ratios"] = [row["ratio"] for row in seen]
+    return {**runs[0], "processes": processes, "rows": rows}
+
+
+def bench_overhead(device: str, rounds: int, only: list[str]) -> dict[str, dict[str, float]]:
+    """Microseconds of a step on 400 tensors of 16 elements, over VISITS times as many rounds."""
+    params = make([torch.Size((16,))] * 400, device)
+
+    def new(i: int) -> None:
+        for p in params:
+            p.grad = torch.randn_like(p)
+
+    entries, _ = present(device, only)
+    steps = {key: entry.build(params).step for key, entry in entries.items()}
+    times: dict[str, dict[str, list[float]]] = {key: {column: [] for column in OVERHEAD} for key in entries}
+    again, fresh, in_turn = OVERHEAD
+    for _ in range(VISITS):
+        for key, step in steps.items():
+            if not entries[key].taken:  # which leaves no gradient to step with again
+                new(0)
+                times[key][again] += interleave({key: step}, rounds, key, device)[key]
+            times[key][fresh] += interleave({key: step}, rounds, key, device, new)[key]
+        for key, series in interleave(steps, rounds, "in turn", device, new).items():
+            times[key][in_turn] += series
+    rows: dict[str, dict[str, float]] = {key: {} for key in entries}
+    for key, columns in times.items():
+        for column, series in columns.items():
+            if series:
+                rows[key][column] = statistics.median(series)
+                rows[key][f"{column}, fastest tenth"] = sorted(series)[len(series) // 10]
+    return {key: {column: 1e6 * value for column, value in row.items()} for key, row in rows.items()}
+
+
+def design() -> str:
+    """A table of the bytes per parameter that each row moves and keeps, by the formula alone."""
+    rows = [(key, 4, entry.moved, entry.state) for key, entry in ENTRIES.items()]
+    bf16 = ADAN.state_bytes("bfloat16")
+    rows += [
+        ("Adan fused, bf16 parameters and states", 2, one_pass(bf16, 2), bf16),
+        ("the same, Kahan", 2, one_pass(bf16 + 2, 2), bf16 + 2),  # of which one is the compensation
+    ]
+    cells = (
+        [key, f"{moved:.4g}", f"{state:.4g}", f"{2 * parameter + state:.4g}"]
+        for key, parameter, moved, state in rows
+    )
+    header = ["step", "moved, B/parameter", "state, B/parameter", "parameter + gradient + state"]
+    return "\n".join(table(header, cells)[1:])
+
+
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "ms": ("ms", "{:.2f}".format),
+    "ns_per_parameter": ("ns/parameter", "{:.3f}".format),
+    "bytes_per_parameter": ("B/parameter", "{:.4g}".format),
+    "GB_per_s": ("GB/s", "{:.1f}".format),
+    "of_copy": ("of copy", "{:.0%}".format),
+    "of_update": ("of update", "{:.0%}".format),
+    "state_bytes_per_parameter": ("state, B/parameter", "{:.2f}".format),
+    "peak_GiB": ("peak, GiB", "{:.2f}".format),
+    "ratio": ("ratio", "{:.2f}".format),
+    "ratios": ("over processes", lambda ratios: f"{min(ratios):.2f} to {max(ratios):.2f}"),
+}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The result as tables."""
+    about = result["machine"]
+    cuda = about["device"] == "cuda"
+    where = f"{about['gpu']}, host " if cuda else ""
+    lines = [
+        f"# Optimizer steps on the {'GPU' if cuda else 'CPU'}",
+        "",
+        f"`{about['command']}` at commit {about['commit']}: {where}{about['cpu']}, "
+        f"{about['threads']} threads, "
+        f"torch {about['torch']}, Python {about['python']}, {about['path']}. float32 parameters, seed 0, "
+        "medians of interleaved rounds; `ratio` is to torch's fused AdamW in the same process. `--help` "
+        "explains the columns.",
+    ]
+    absent: dict[str, str] = {}
+    for name, run in result["lists"].items():
+        absent |= run["absent"]
+        size = f"{run['tensors']} tensors, {run['parameters'] / 1e6:.1f} M parameters"
+        lines += ["", f"## {name}: {size}, {run['processes']} processes of {run['rounds']} rounds"]
+        columns = [column for column in COLUMNS if any(column in row for row in run["rows"].values())]
+        header = ["step", *(COLUMNS[column][0] for column in columns)]
+        cells = (
+            [key, *(COLUMNS[column][1](row[column]) if column in row else "" for column in columns)]
+            for key, row in run["rows"].items()
+        )
+        lines += table(header, cells) if columns else []
+        for key, bytes_ in run["misfits"].items():
+            have = about["memory_GiB"]
+            need = f"needs {bytes_ / 2**30:.1f} GiB, there are {have:.1f} GiB"
+            lines += ["", f"Not measured, {key}: {need}." if run["rows"] else f"Not measured: {key} {need}."]
+    lines += ["", *(f"* Not measured, {key}: {reason}" for key, reason in absent.items())]
+    lines += ["", "## 400 tensors of 16 elements, microseconds"]
+    columns = [f"{column}{tenth}" for column in OVERHEAD for tenth in ("", ", fastest tenth")]
+    cells = (
+        [key, *(f"{row[column]:.0f}" if column in row else "" for column in columns)]
+        for key, row in result["overhead_us"].items()
+    )
+    lines += table(["step", *columns], cells)
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, write, and return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = ", ".join(f"'{name}'" for name in LISTS["cuda"])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--lists", nargs="+", metavar="LIST", help=f"{known}, GPT-2 LAYERSxWIDTH, or any timm model"
+    )
+    parser.add_argument("--steps", nargs="+", metavar="STEP", help=f"{', '.join(ENTRIES)}; default: all")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--processes", type=int, help="default: 7, with CUDA 3")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="default: nine tenths of what is free")
+    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    parser.add_argument("--design", action="store_true", help="print the bytes by design and measure nothing")
+    parser.add_argument("--worker", metavar="LIST", help="measure one list in this process and print JSON")
+    options = parser.parse_args(arguments)
+    if options.design:
+        print(design())
+        return 0
+    try:
+        if options.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                "--device cuda: torch finds no CUDA GPU here; leave it out to measure on the CPU"
+            )
+        for name in ("rounds", "processes"):
+            if getattr(options, name) is not None and getattr(options, name) < 1:
+                raise ValueError(f"--{name} {getattr(options, name)}: must be at least 1")
+        steps = [BASELINE, *(options.steps or ENTRIES)]
+        for step in steps:
+            if step not in ENTRIES:
+                raise ValueError(f"--steps '{step}': not one of {', '.join(ENTRIES)}")
+        names = [options.worker] if options.worker else options.lists or LISTS[options.device]
+        for name in names:
+            check(name)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    budget = options.memory * 2**30 if options.memory is not None else 0.9 * memory(options.device)
+    if options.worker:
+        print(json.dumps(bench_list(options.worker, options.device, options.rounds, budget, steps)))
+        return 0
+    processes = options.processes or PROCESSES[options.device]
+    result = {
+        "machine": machine(options.device, [sys.argv[0], *(arguments or sys.argv[1:])])
+        | {"memory_GiB": budget / 2**30},
+        "lists": {
+            name: bench_in_processes(name, options.device, options.rounds, processes, budget, steps)
+            for name in names
+        },
+        "overhead_us": bench_overhead(options.device, 40, steps),
+    }
+    publish(result, markdown(result), options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

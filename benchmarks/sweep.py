@@ -1,0 +1,224 @@
+"""Run the comparison: `python benchmarks/sweep.py [--tasks T...] [--optimizers O...] [--jobs N]`.
+
+Every optimizer is tuned by the same rule (benchmarks.comparison.search) with one seed on validation data;
+then the best point is run with other seeds, with half the steps, and for the claims of the paper. Each group
+of
+runs is a multirun of Hydra, so what follows `--` can choose a launcher:
+
+    python benchmarks/sweep.py -- hydra/launcher=submitit_slurm
+
+Every run that ends is appended to OUT, and what to do next follows from OUT alone: the command can be stopped
+at any moment and given again. benchmarks/comparison makes the tables and figures. The time of a
+step wants a
+quiet machine, and a command of its own, which takes all optimizers of a task in turns:
+
+    python benchmarks/sweep.py --times 3
+"""
+
+import argparse
+import contextlib
+import importlib
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from itertools import product
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+from benchmarks.comparison import records as stages
+from benchmarks.comparison import times
+from benchmarks.comparison.design import OPTIMIZERS, SEEDS, TASKS, Task
+from benchmarks.comparison.measures import best_point
+from benchmarks.comparison.records import Record, append, environment, load, outcome
+from benchmarks.comparison.todo import ALL_TASKS, Job, cells, space, todo, works
+from repro.errors import UserError
+from repro.ledger.rows import ROOT
+from repro.train import checkpoint
+from repro.train.cli import exit_status
+from repro.train.run_folder import run_name
+
+RECORDS = ROOT / "results" / "comparison" / "runs.jsonl"
+# Three laps, of which the last two count: Shampoo computes its roots every twenty steps from the 20th on.
+SHORT = ("stop_after=60", "run.log_every=20", "measure_every=null", "measure_epochs=null")
+
+
+@exit_status
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is missing and return the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    split = words.index("--") if "--" in words else len(words)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", nargs="+", choices=list(ALL_TASKS), default=list(ALL_TASKS))
+    parser.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), default=list(OPTIMIZERS))
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each run (default 1)")
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("ADAN_DATA"), metavar="PATH",
+        help="the folder with fashion-mnist/, for the tasks batch_*; default: the one that ADAN_DATA names",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=RECORDS, metavar="JSONL")
+    parser.add_argument("--runs", type=Path, default=Path("runs/comparison"), metavar="FOLDER")
+    parser.add_argument("--list", action="store_true", help="show what is done and next")
+    parser.add_argument(
+        "--times", type=int, default=0, metavar="ROUNDS", help="measure the time of a step instead"
+    )
+    options = parser.parse_args(words[:split])
+    options.launcher = words[split + 1 :]
+    pairs = cells(options.tasks, options.optimizers)
+    if options.list:
+        for task, optimizer in pairs:
+            found = load(options.out)
+            done = sum(record.task == task and record.optimizer == optimizer for record in found)
+            jobs = [f"{job.stage} {job.variant}".strip() for job in todo(task, optimizer, found)]
+            print(f"{task:10} {optimizer:10} {done:4} runs; next: {', '.join(jobs) or 'nothing'}")
+        return 0
+    if min(options.jobs, options.threads) < 1:
+        raise UserError(f"--jobs {options.jobs} --threads {options.threads}: must be at least 1")
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    missing = [task for task, _ in pairs if ALL_TASKS[task].data and options.data is None]
+    if missing:
+        folder = ALL_TASKS[missing[0]].data
+        raise UserError(f"{missing[0]}: set --data or ADAN_DATA to the folder with {folder}/")
+    return measure_times(options) if options.times else sweep(pairs, options)
+
+
+def sweep(pairs: Sequence[tuple[str, str]], options: argparse.Namespace) -> int:
+    """Finish the pairs of a task and an optimizer, some at a time; return 2 if one of them could not be."""
+    failed = []
+    begin, before = time.monotonic(), len(load(options.out))
+    with (
+        ProcessPoolExecutor(
+            options.jobs, get_context("spawn"), end_with_parent, max_tasks_per_child=1
+        ) as pool,
+        tqdm(total=len(pairs), unit="cell") as bar,
+    ):
+        left = {pool.submit(finish, *pair, options): pair for pair in pairs}
+        while left:
+            ended, _ = wait(left, timeout=10, return_when=FIRST_COMPLETED)
+            for future in ended:
+                pair = left.pop(future)
+                if (error := future.exception()) is not None:
+                    failed.append(pair)
+                    bar.write(f"error: {' '.join(pair)}: {error}", file=sys.stderr)
+                bar.update()
+            bar.set_postfix_str(f"{len(load(options.out)) - before} runs")
+    runs = len(load(options.out)) - before
+    hours = (time.monotonic() - begin) / 3600
+    print(f"{runs} runs in {hours:.2f} hours, now {before + runs} in {options.out}")
+    return 2 if failed else 0
+
+
+def end_with_parent() -> None:
+    """End this process when that which started it was killed, or it would go on beside the next sweep."""
+
+    def watch() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def finish(task: str, optimizer: str, options: argparse.Namespace) -> None:
+    """Do all that is missing of an optimizer on a task, in a process of its own."""
+    options.runs.mkdir(parents=True, exist_ok=True)
+    with (
+        (options.runs / f"{task}-{optimizer}.log").open("a") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        while jobs := todo(task, optimizer, load(options.out)):
+            for job in jobs:
+                for record in run(job, options):
+                    append(options.out, record)
+
+
+def run(job: Job, options: argparse.Namespace) -> list[Record]:
+    """Run a job as a multirun of its recipe; return a record of each run.
+
+    Raises:
+        UserError: a run did not begin, or neither ended nor diverged.
+    """
+    torch.set_num_threads(options.threads)
+    task = ALL_TASKS[job.task]
+    lrs = [f"{job.lr(octave):g}" for octave in job.octaves]
+    root = options.runs / job.task
+    where = [f"run.root={root}", "run.keep=1"]
+    if task.data is not None:
+        where.append(f"data.root={options.data / task.data}")
+    command = ["-m", *job.words, f"optimizer.lr={','.join(lrs)}", f"seed={','.join(map(str, job.seeds))}"]
+    recipe(task)([*command, *where, *options.launcher])
+    found = []
+    for octave, seed in job.runs():
+        words = [*job.words, f"optimizer.lr={job.lr(octave):g}"]
+        folder = next(root.glob(f"*/{run_name([*words, f'seed={seed}'])}"), None)
+        if folder is None:
+            raise UserError(
+                f"{task.script} {' '.join(words)} seed={seed}: the run did not begin; its log says why"
+            )
+        found.append(
+            Record(
+                task=job.task,
+                optimizer=job.optimizer,
+                stage=job.stage,
+                variant=job.variant,
+                octave=octave,
+                lr=job.lr(octave),
+                weight_decay=job.weight_decay,
+                seed=seed,
+                overrides=tuple(words),
+                **outcome(folder),
+            )
+        )
+        if job.stage != stages.SEEDS or seed != SEEDS[0]:  # of which benchmarks/comparison takes the weights
+            checkpoint.discard(folder / "checkpoints")
+    return found
+
+
+def measure_times(options: argparse.Namespace) -> int:
+    """Append how long each optimizer takes on each task, in rounds; what is already there is left out."""
+    torch.set_num_threads(options.threads)
+    path, records = options.out.with_name("times.jsonl"), load(options.out)
+    known = {(time.task, time.round, time.optimizer) for time in times.load(path).measured}
+    every = product(options.tasks, range(1, options.times + 1), options.optimizers)
+    wanted = [key for key in every if key[0] in TASKS and works(key[0], key[2]) and key not in known]
+    options.runs.mkdir(parents=True, exist_ok=True)
+    for task, number, name in tqdm(wanted, unit="run"):
+        point = best_point(records, task, name) or space(task, name).grid()[0]
+        job = Job(task, name, "time", point.weight_decay, (point.octave,), SEEDS[:1])
+        with (
+            tempfile.TemporaryDirectory() as root,
+            (options.runs / "times.log").open("a") as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            command = [*job.words, f"optimizer.lr={job.lr(point.octave):g}", *SHORT, f"run.root={root}"]
+            if recipe(ALL_TASKS[task])([*command, "run.name=x"]):
+                raise UserError(f"{task}, {name}: cannot be timed; {log.name} says why")
+            (folder,) = Path(root).glob("*/x")
+            times.append(path, times.Time(task, name, number, times.seconds(folder), environment(folder)))
+    print(f"{path}: {len(wanted)} new")
+    return 0
+
+
+def recipe(task: Task) -> Callable[[Sequence[str]], int]:
+    """Return the command of a task's recipe."""
+    found: Callable[[Sequence[str]], int]
+    found = importlib.import_module(task.script.removesuffix(".py").replace("/", ".")).main
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

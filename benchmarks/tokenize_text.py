@@ -1,0 +1,275 @@
+"""Times the tokenising of text: `python benchmarks/tokenize_text.py --text FILE --tokenizer FOLDER`.
+
+A text of --size is made in a temporary folder: the lines of FILE over and over, each time in another order,
+and one word in fifty made of the halves of two others, so that new words keep coming as in real text. Then,
+in turn, over --rounds:
+
+    prepare            the whole command `prepare_text.py shards`, with its start, its files and its checksums
+    bare, processes    as many processes, each of which reads lines and gives them to the library's
+                       encode_batch_fast; what comes back is counted and dropped
+    bare, threads      this process, with as many of the library's own threads
+
+All must count the same tokens. `ratio` is the speed of prepare to that of the faster bare loop of the round,
+the median over the rounds.
+
+    peak memory        of prepare's processes together, in proportional set size (Pss: a page that several
+                       share counts once), sampled five times a second; also for an eighth of the text:
+                       constant memory is the same for both. On Linux only
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import tokenizers as library
+from tqdm import tqdm
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+from benchmarks.common import machine, publish, table
+from repro.errors import UserError
+from repro.text import files, tokenizers
+from repro.text.config import TokenizerConfig
+from repro.text.python_docs import python_docs
+from repro.text.tokenizers import Tokenizer
+from repro.train.cli import exit_status, file_size
+from scripts import prepare_text as prepare
+
+BATCH = 1000  # lines that the bare loops give to the library at once
+PIECE = 16 * 10**6  # bytes
+_bare: library.Tokenizer  # of a process of the bare loop
+
+
+def make_text(lines: list[str], size: int, path: Path) -> int:
+    """Write `size` bytes of text (and up to a line more) that does not repeat itself; return the bytes."""
+    made, written = random.Random(0), 0
+    lines = [line.strip() for line in lines if line.strip()]
+    words = [word for line in lines for word in line.split()]
+    with (
+        path.open("wb") as file,
+        tqdm(total=size, unit="B", unit_scale=True, desc="making text", leave=False, disable=None) as bar,
+    ):
+        while written < size:
+            made.shuffle(lines)
+            for line in lines:
+                parts = line.split(" ")
+                for place in range(made.randrange(50), len(parts), 50):
+                    first, second = made.choice(words), made.choice(words)
+                    parts[place] = first[: (len(first) + 1) // 2] + second[len(second) // 2 :]
+                written += file.write((" ".join(parts) + "\n").encode())
+                if written >= size:
+                    break
+            bar.update(file.tell() - bar.n)
+    return written
+
+
+def run_prepare(text: Path, tokenizer: Path, workers: int) -> dict[str, Any]:
+    """Run the command on a text; return seconds, tokens and the peak of memory."""
+    with tempfile.TemporaryDirectory(dir=text.parent) as out:
+        words = [f"data.root={text}", f"tokenizer.path={tokenizer}", f"--size={PIECE // 10**6}MB"]
+        command = [sys.executable, prepare.__file__, "shards", out, "data=text", "tokenizer=file", *words]
+        start = time.perf_counter()
+        with subprocess.Popen(
+            [*command, f"--workers={workers}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
+            peak = [0]
+            watch = threading.Thread(target=_watch, args=(process, peak))
+            watch.start()
+            _, err = process.communicate()
+            seconds = time.perf_counter() - start
+            watch.join()
+        if process.returncode != 0:
+            raise UserError(f"scripts/prepare_text.py failed: {err.strip().splitlines()[-1]}")
+        manifest = json.loads((Path(out) / "manifest.json").read_text())
+    tokens = sum(split["tokens"] for split in manifest["splits"].values())
+    return {"seconds": seconds, "tokens": tokens, "peak_MB": peak[0] / 1e6 if peak[0] else None}
+
+
+def _watch(process: "subprocess.Popen[str]", peak: list[int]) -> None:
+    """Keep the largest Pss of a process and its children."""
+    while process.poll() is None:
+        try:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        except OSError:
+            return
+        peak[0] = max(peak[0], sum(_pss(number) for number in (str(process.pid), *children)))
+        time.sleep(0.2)
+
+
+def _pss(process: str) -> int:
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:  # it has ended
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def _start(tokenizer: Path, parallel: bool) -> None:
+    global _bare
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if parallel else "false"
+    _bare = library.Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    _bare.encode_special_tokens = True
+
+
+def _encode(piece: tuple[Path, int, int]) -> int:
+    path, begin, end = piece
+    with path.open("rb") as file:
+        file.seek(begin)
+        lines = file.read(end - begin).decode().split("\n")
+    batches = (lines[place : place + BATCH] for place in range(0, len(lines), BATCH))
+    return sum(sum(map(len, _bare.encode_batch_fast(batch, add_special_tokens=False))) for batch in batches)
+
+
+def run_bare(text: Path, tokenizer: Path, workers: int, threads: bool) -> dict[str, Any]:
+    """Tokenise with processes of one thread, or one process of threads; return seconds and tokens."""
+    pieces = [(text, *piece.ranges[0]) for piece in files.pieces(text, PIECE, True)]
+    start = time.perf_counter()
+    if threads:
+        before = os.environ["TOKENIZERS_PARALLELISM"]
+        try:
+            _start(tokenizer, True)
+            tokens = sum(map(_encode, pieces))
+        finally:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+    else:
+        with ProcessPoolExecutor(workers, initializer=_start, initargs=(tokenizer, False)) as pool:
+            tokens = sum(pool.map(_encode, pieces))
+    return {"seconds": time.perf_counter() - start, "tokens": tokens}
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return all numbers."""
+    lines = python_docs()["train"] if options.text is None else read_lines(options.text)
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+        text, tokenizer = Path(scratch) / "text.txt", Path(scratch) / "tokenizer"
+        make_tokenizer(options.tokenizer, lines).save(tokenizer)
+        size = make_text(lines, options.size, text)
+        small = Path(scratch) / "small.txt"
+        make_text(lines, options.size // 8, small)
+        eighth = run_prepare(small, tokenizer, options.workers)
+        kinds = {
+            "prepare": lambda: run_prepare(text, tokenizer, options.workers),
+            "bare, processes": lambda: run_bare(text, tokenizer, options.workers, False),
+            "bare, threads": lambda: run_bare(text, tokenizer, options.workers, True),
+        }
+        runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+        for turn in tqdm(range(options.rounds), desc="rounds", leave=False, disable=None):
+            order = [*kinds][turn % 3 :] + [*kinds][: turn % 3]
+            for kind in order:
+                runs[kind].append(kinds[kind]())
+        vocabulary = tokenizers.load(tokenizer)
+    tokens = {run["tokens"] for done in runs.values() for run in done}
+    if len(tokens) > 1:
+        raise UserError(f"the loops counted different tokens, {tokens}: they are not the same work")
+    ratios = []
+    for turn in range(options.rounds):
+        seconds = {kind: runs[kind][turn]["seconds"] for kind in kinds}
+        ratios.append(min(seconds["bare, processes"], seconds["bare, threads"]) / seconds["prepare"])
+    return {
+        "machine": machine("cpu", [sys.argv[0], *options.words]) | {"cores": len(os.sched_getaffinity(0))},
+        "library": library.__version__,
+        "text": {
+            "bytes": size,
+            "tokens": tokens.pop(),
+            "made_of": options.text.name if options.text else None,
+        },
+        "tokenizer": {"name": vocabulary.name, "vocab_size": vocabulary.vocab_size},
+        "workers": options.workers,
+        "runs": runs,
+        "ratio": statistics.median(ratios),
+        "peak_MB": max((run["peak_MB"] or 0 for run in runs["prepare"]), default=0) or None,
+        "peak_MB_of_an_eighth": eighth["peak_MB"],
+    }
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a file."""
+    if not path.is_file():
+        raise UserError(f"--text {path}: no such file")
+    return [line for piece in files.pieces(path, 10**9, True) for batch in piece.batches() for line in batch]
+
+
+def make_tokenizer(path: Path | None, lines: list[str]) -> Tokenizer:
+    """Return the tokenizer of a folder, or byte pairs trained on the lines."""
+    if path is not None:
+        return tokenizers.load(path)
+    return tokenizers.build(TokenizerConfig("bpe", vocab_size=16_384), lambda: [lines])
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The result as a page."""
+    about, text, tokenizer = result["machine"], result["text"], result["tokenizer"]
+    megabytes = text["bytes"] / 1e6
+    rows = []
+    for kind, runs in result["runs"].items():
+        seconds = [run["seconds"] for run in runs]
+        middle = statistics.median(seconds)
+        rows.append(
+            [
+                kind,
+                f"{middle:.1f} ({min(seconds):.1f} to {max(seconds):.1f})",
+                f"{megabytes / middle:.2f}",
+                f"{text['tokens'] / middle / 1e6:.3f}",
+            ]
+        )
+    lines = [
+        "# Tokenising",
+        "",
+        f"`{about['command']}` at commit {about['commit']}: {about['cpu']}, {about['cores']} cores, "
+        f"tokenizers {result['library']}, Python {about['python']}. {megabytes:,.0f} MB of text made of "
+        f"{text['made_of'] or 'Python documentation'}, {text['tokens']:,} {tokenizer['name']} tokens of "
+        f"{tokenizer['vocab_size']:,} types; {result['workers']} processes, or threads; {len(runs)} rounds. "
+        "`--help` explains the numbers.",
+        *table(["", "seconds: median (range)", "MB/s", "million tokens/s"], rows),
+        "",
+        f"prepare runs at {result['ratio']:.3f} of the speed of the faster bare loop.",
+    ]
+    if result["peak_MB"] is not None and result["peak_MB_of_an_eighth"] is not None:
+        lines += [
+            "",
+            f"Peak memory of prepare, all its processes: {result['peak_MB']:.0f} MB; with an eighth of the "
+            f"text {result['peak_MB_of_an_eighth']:.0f} MB.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cores = len(os.sched_getaffinity(0))
+    found.add_argument("--text", type=Path, help="what the text is made of (default: Python's documentation)")
+    found.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="default: byte pairs, trained here")
+    found.add_argument("--size", type=file_size, default="1GB", help="of the text (default: 1GB)")
+    found.add_argument("--workers", type=int, default=cores, help=f"processes or threads (default: {cores})")
+    found.add_argument("--rounds", type=int, default=3, help="default: 3")
+    found.add_argument("--scratch", type=Path, help="folder for the temporary files, twice --size")
+    found.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    return found
+
+
+@exit_status
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, write, and return the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(words)
+    options.words = words
+    if options.workers < 1 or options.rounds < 1:
+        raise UserError("--workers and --rounds must be at least 1")
+    os.environ["RAYON_NUM_THREADS"] = str(options.workers)  # of the library, read when it first uses them
+    result = measure(options)
+    publish(result, markdown(result), options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,313 @@
+"""Measures how well live tracking does: `python benchmarks/tracking_study.py [--out DIR] [--seeds N]`.
+
+Over every row of the ledger whose released log is on this machine: how often the rule
+(repro/ledger/verdict.py) calls a good run behind or diverged, and how soon it notices a bad one.
+
+Good runs are the released logs themselves, sibling logs as long as their settings agree, and reruns with
+chance drawn anew. Bad runs are reruns with a fault (both are in benchmarks/tracking_faults.py), and released
+curves of another recipe of the same model. `behind` and `diverged` count as an alarm; the first one at or
+after the beginning of a fault is its detection.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+from benchmarks.common import table
+from benchmarks.tracking_faults import FAULTS, Case, rerun
+from repro.errors import UserError
+from repro.ledger import rows as ledger
+from repro.ledger import tracking
+from repro.ledger import verdict as rule
+from repro.logs.files import read_log
+from repro.logs.log import LogError
+from repro.train.cli import exit_status
+from repro.train.run_folder import environment, refuse_foreign_page, write_atomically
+
+CONSTANTS = [  # window, reach, tolerance, records
+    *(
+        (0.1, 0.02, tolerance, records)
+        for tolerance in (0.005, 0.01, 0.015, 0.02)
+        for records in (1, 2, 3, 4)
+    ),
+    *(
+        (window, reach, 0.015, 3)
+        for window, reach in ((0, 0), (0.05, 0.02), (0.2, 0.02), (0.1, 0.01), (0.1, 0.05))
+    ),
+]
+
+
+def cases() -> tuple[list[Case], list[str]]:
+    """The rows whose log is here, and why others have none."""
+    found, missing = [], []
+    for name in ledger.names():
+        row = ledger.load(name).row
+        if not row.logs:
+            continue
+        try:
+            log = read_log(row)
+            found.append(Case(row, log, tracking.curves(row, log)))
+        except LogError as error:
+            missing.append(str(error).partition(" is not in ")[0])
+    return found, missing
+
+
+def sibling_spread(found: Sequence[Case]) -> tuple[float, list[dict[str, Any]]]:
+    """The spread (root mean square) of the mean relative differences of siblings, and how they fare."""
+    by_name = {case.row.name: case for case in found}
+    means, results = [], []
+    for case in found:
+        for sibling in case.row.siblings:
+            other = by_name.get(sibling.row)
+            if other is None:
+                continue
+            until = sibling.until + tracking.shift(other.log)
+            differences, runs = {}, {}
+            for key, curve in case.curves.items():
+                rival = next(c for c in other.curves.values() if c.column == curve.column)
+                within = [p for p in rival.positions if p <= until]
+                runs[key] = rival.errors[: len(within)]
+                ratios = np.log(runs[key] / curve.errors[: len(within)])
+                # the first records are the weights' initial values; equal ones are one run's
+                differences[key] = [r for r in ratios[3:] if r != 0]
+                if len(differences[key]) >= tracking.ENOUGH:
+                    means.append(float(np.mean(differences[key])))
+            verdicts = [verdict for position, verdict in case.verdicts(runs) if position <= until]
+            results.append(
+                {
+                    "row": case.row.name,
+                    "as": other.row.name,
+                    "positions": len(verdicts),
+                    "that differ": max(len(values) for values in differences.values()),
+                    "alarms": sum(verdict > 0 for verdict in verdicts),
+                    "with tolerance 0": sum(
+                        verdict > 0
+                        for position, verdict in case.with_tolerance(0.0).verdicts(runs)
+                        if position <= until
+                    ),
+                    "ahead": sum(verdict < 0 for verdict in verdicts),
+                    "tolerance, %": "/".join(f"{100 * c.tolerance:.2g}" for c in case.curves.values()),
+                }
+            )
+    return (float(np.sqrt(np.mean(np.square(means)))) if means else 0.006), results
+
+
+def alarms_of_reruns(found: Sequence[Case], seeds: int, spread: float) -> list[dict[str, Any]]:
+    """How many reruns of each table's rows are ever called behind or diverged, and how long."""
+    rows = []
+    for name, group in _tables(found):
+        random = np.random.default_rng(0)
+        runs = [list(case.verdicts(rerun(case, random, spread))) for case in group for _ in range(seeds)]
+        wrong = [sum(verdict > 0 for _, verdict in run) / len(run) for run in runs]
+        rows.append(
+            {
+                "table": name,
+                "rows": len(group),
+                "reruns": len(runs),
+                "ever called behind or diverged, %": 100 * statistics.fmean(share > 0 for share in wrong),
+                "of all verdicts, %": 100 * statistics.fmean(wrong),
+                "ever called ahead, %": 100 * statistics.fmean(any(v < 0 for _, v in run) for run in runs),
+            }
+        )
+    return rows
+
+
+def detection(found: Sequence[Case], seeds: int, spread: float) -> list[dict[str, Any]]:
+    """How soon each fault is noticed, for each table's rows."""
+    rows = []
+    for (name, group), fault in itertools.product(_tables(found), FAULTS):
+        random = np.random.default_rng(1)
+        delays, shares, runs = [], [], 0
+        for case in group:
+            for _ in range(seeds if fault.concerns(case) else 0):
+                begin = fault.since * case.length
+                position = case.alarm(fault.disturb(case, rerun(case, random, spread)), begin, fault.least)
+                runs += 1
+                if position is not None:
+                    delays.append(position - begin)
+                    shares.append((position - begin) / case.length)
+        if runs:
+            rows.append({"table": name, "fault": fault.name, "runs": runs, **_delays(delays, shares, runs)})
+    return rows
+
+
+def _delays(delays: list[float], shares: list[float], runs: int) -> dict[str, Any]:
+    known = bool(delays)
+    return {
+        "noticed, %": 100 * len(delays) / runs,
+        "median delay": statistics.median(delays) if known else None,
+        "worst delay": max(delays) if known else None,
+        "median, % of the run": 100 * statistics.median(shares) if known else None,
+    }
+
+
+def other_recipes(found: Sequence[Case]) -> list[dict[str, Any]]:
+    """When the released curve of another recipe of the same model is noticed not to be this one's."""
+    rows = []
+    for case, other in itertools.permutations(found, 2):
+        if case.row.model == other.row.model and _table(case) == _table(other):
+            frame = tracking.compare_log(case.row, other.log)
+            first = {
+                word: frame["position"][frame["verdict"] == word].min()
+                for word in ("behind", "diverged", "ahead")
+            }
+            rows.append(
+                {
+                    "row": case.row.name,
+                    "run": other.row.name,
+                    **{f"{word} at": None if np.isnan(at) else at for word, at in first.items()},
+                    "in the end": tracking.verdict(frame),
+                }
+            )
+    return rows
+
+
+def choices(found: Sequence[Case], seeds: int, spread: float) -> list[dict[str, Any]]:
+    """False alarms and delays under other constants than repro/ledger/verdict.py, on the rows in epochs."""
+    kept = rule.WINDOW, rule.REACH, rule.RECORDS
+    faults = [fault for fault in FAULTS if fault.name in ("20 % slower", "accuracy 1 points lower")]
+    rows = []
+    for window, reach, tolerance, records in CONSTANTS:
+        rule.WINDOW, rule.REACH, rule.RECORDS = window, reach, records
+        group = [case.with_tolerance(tolerance) for case in found if case.log.position == "epoch"]
+        random = np.random.default_rng(2)
+        wrong = [case.alarm(rerun(case, random, spread)) for case in group for _ in range(seeds)]
+        row = {
+            "window, %": 100 * window,
+            "reach, %": 100 * reach,
+            "tolerance, %": 100 * tolerance,
+            "records": records,
+            "reruns called behind, %": 100 * statistics.fmean(position is not None for position in wrong),
+        }
+        for fault in faults:
+            late = [
+                case.alarm(fault.disturb(case, rerun(case, random, spread)))
+                for case in group
+                if fault.concerns(case)
+                for _ in range(max(1, seeds // 4))
+            ]
+            seen = [position for position in late if position is not None]
+            row[f"{fault.name}: median epoch"] = statistics.median(seen) if seen else None
+            row[f"{fault.name}: missed, %"] = 100 * (1 - len(seen) / len(late))
+        rows.append(row)
+    rule.WINDOW, rule.REACH, rule.RECORDS = kept
+    return rows
+
+
+def _tables(found: Sequence[Case]) -> list[tuple[str, list[Case]]]:
+    return [(key, list(group)) for key, group in itertools.groupby(found, _table)]
+
+
+def _table(case: Case) -> str:
+    return case.row.name.partition("/")[0]
+
+
+@exit_status
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study, print its tables, write them, and return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write README.md and tracking.json there")
+    parser.add_argument("--seeds", type=int, default=20, metavar="N", help="reruns of each row (default: 20)")
+    options = parser.parse_args(arguments)
+    if options.out is not None:
+        refuse_foreign_page(options.out / "README.md", "benchmarks/tracking_study.py")
+    results = study(options.seeds)
+    text = page(results, options.seeds)
+    print(text)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(options.out / "README.md", text + "\n")
+        write_atomically(options.out / "tracking.json", json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+def study(seeds: int) -> dict[str, Any]:
+    """All tables of the study.
+
+    Raises:
+        UserError: no released log is here.
+    """
+    commit = environment()["commit"]
+    found, missing = cases()
+    if not found:
+        raise UserError(f"no released log is here; the first: {missing[0]}")
+    spread, siblings = sibling_spread(found)
+    themselves = {case.row.name: tracking.compare_log(case.row, case.log)["verdict"] for case in found}
+    return {
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d"),
+        "rows": [case.row.name for case in found],
+        "missing": missing,
+        "spread": spread,
+        "themselves": {
+            "records": sum(len(verdicts) for verdicts in themselves.values()),
+            "not on track": sum(int((verdicts != "on track").sum()) for verdicts in themselves.values()),
+        },
+        "siblings": siblings,
+        "reruns": alarms_of_reruns(found, seeds, spread),
+        "detection": detection(found, max(1, seeds // 4), spread),
+        "recipes": other_recipes(found),
+        "choices": choices(found, seeds, spread),
+    }
+
+
+def page(results: dict[str, Any], seeds: int) -> str:
+    """The README of the results."""
+    themselves = results["themselves"]
+    return "\n\n".join(
+        [
+            "# How well live tracking does",
+            f"`python benchmarks/tracking_study.py --out results/tracking --seeds {seeds}` at commit "
+            f"{results['commit']}, {results['date']}; seeds 0, 1, 2 of numpy. The rule is stated in "
+            "repro/ledger/verdict.py and docs/tracking.md; reruns and faults are described at the head of "
+            f"the script. {len(results['rows'])} rows; their logs are all released ones that are here. "
+            f"Missing: {'; '.join(results['missing']) or 'none'}.",
+            "## Good runs",
+            f"Every released log against itself: {themselves['records']} records, "
+            f"{themselves['not on track']} not on track.",
+            "Sibling logs, while their settings agree. `tolerance` is of each column and measured by them; "
+            "`with tolerance 0` are the alarms if it were not.",
+            _markdown(results["siblings"]),
+            f"Reruns, with a spread of {100 * results['spread']:.2f} % of the error, as siblings' means:",
+            _markdown(results["reruns"]),
+            "## Bad runs",
+            "Delays are in epochs, for bert and wikitext103 in steps, from the beginning of the fault:",
+            _markdown(results["detection"]),
+            "The released curve of another recipe of the same model, taken for a run of this row, and where "
+            "it is first called what:",
+            _markdown(results["recipes"]),
+            "## Other constants",
+            "All rows that log epochs, with one tolerance for all. repro/ledger/verdict.py has "
+            f"{100 * rule.WINDOW:g} %, {100 * rule.REACH:g} %, {100 * rule.TOLERANCE:g} % and {rule.RECORDS} "
+            "records: of those that call fewer than one good run in a hundred behind, the ones that notice a "
+            "bad one soonest.",
+            _markdown(results["choices"]),
+        ]
+    )
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    lines = table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
+    return "\n".join(lines).strip()
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return "none" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""Times whole training steps side by side: `python benchmarks/training.py [--optimizers] [--out PATH]`.
+
+Models are those of the recipes, vision and language, on the data that come with them. One process; one model
+for each contestant, all from the same weights, all trained on the same batches, which lie in memory before
+the clock starts. The contestants take turns, in another order in every round, so that a machine whose speed
+drifts slows all of them alike. A turn is one step on a CPU; on CUDA, where the device must be idle when the
+clock is read, it is 20, and forward and loss are in bfloat16 (autocast). The time of a step is from being
+handed a batch to asking for the next one; a ratio is the median of the ratios in the rounds, with a 95%
+interval of that median. There is no dropout, which would give each contestant another loss.
+
+Without --optimizers: three training loops with optim's fused Adan.
+
+    bare    forward and loss as one would write them, backward, step, zero_grad, and nothing else
+    timm    what train_one_epoch of timm's train.py does at each step, made of parts of timm: meters, a
+            scheduler that is told of every step, the loss fetched at every step
+    ours    repro.train.trainer.Trainer with the model's recipe and everything that it does between two
+            evaluations: schedule, accelerate's wrappers, records in metrics.jsonl, the progress bar
+
+Logging is due once in every turn, in timm's structure as in ours; the default of both is every 50 steps. The
+losses of all must agree, or they did not do the same work; the greatest difference is in the result.
+
+With --optimizers: the bare loop with each optimizer.
+
+    .../s, TFLOP/s      from the median; of images or tokens; FLOPs of forward and backward, counted by
+                        torch.utils.flop_counter
+    optimizer, share    time of optimizer.step, and its part of the step, in further steps of the bare loop
+    B/parameter         what a one-pass step must read and write, as in optimizers.py; a foreach step
+                        makes many passes, and moves several times as much
+    state               bytes of optimizer state per parameter, counted after the steps
+    peak                CUDA only: most memory allocated over two steps with one optimizer alone, after two
+                        steps that made its states; activations and the synthetic images are in it
+"""
+
+import argparse
+import math
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+import optim
+from benchmarks.common import machine, publish, seconds
+from benchmarks.optimizers import EMULATED, ENTRIES, state_bytes
+from benchmarks.training_cases import LANGUAGE, MODELS, QUICK, prepare
+from benchmarks.training_loops import Bench, bare_loop, run_ours, timm_loop
+from benchmarks.training_page import markdown
+from repro.errors import UserError
+from repro.train.cli import exit_status
+
+ALONE = 4  # turns of steps whose optimizer is timed
+BASELINE = "torch AdamW fused"
+OPTIMIZERS = {
+    BASELINE: "torch.optim.AdamW(fused=True)",
+    "Adan foreach": "optim.Adan(foreach=True): every operation of the update is a pass over memory, as in "
+    "the official optimizer without its CUDA extension",
+    EMULATED: "optim.Adan(fused=True), then the two passes that the official fused Adan makes after its "
+    "multi-tensor kernel: its traffic of 60 bytes a parameter, not its code",
+    "Adan fused": "optim.Adan(fused=True): one pass",
+    "Adan fused, bf16 states": "the same with state_dtype='bfloat16', rounded stochastically",
+    "Adan fused, int8 states": "the same with state_dtype='int8', in blocks",
+}
+
+
+def bench_loops(bench: Bench) -> dict[str, Any]:
+    """The three loops."""
+    models = {key: bench.model() for key in ("bare", "timm")}
+    bare, timm = (optim.build_optimizer(model, bench.work.config.optimizer) for model in models.values())
+    losses: dict[str, list[Any]] = {"bare": [], "timm": []}
+    loops = {
+        "bare": bare_loop(bench, models["bare"], bare.step, bare.zero_grad, losses["bare"]),
+        "timm": timm_loop(bench, models["timm"], timm, losses["timm"]),
+    }
+    times: dict[str, list[float]] = {"bare": [], "timm": [], "ours": []}
+    with tempfile.TemporaryDirectory() as folder:
+        losses["ours"] = run_ours(bench, Path(folder), loops, times)
+    series = {key: torch.tensor(values) for key, values in losses.items()}
+    difference = max(float((x / series["bare"] - 1).abs().max()) for x in series.values())
+    result = about(bench) | {
+        "loss_difference": difference,
+        "optimizer": optimizer_alone(bench, models["bare"], bare),
+    }
+    rows = {key: row(result, values, times["bare"]) for key, values in times.items()}
+    return {**result, "ours_to_timm": ratio(times["ours"], times["timm"]), "rows": rows}
+
+
+def bench_optimizers(bench: Bench) -> dict[str, Any]:
+    """The bare loop with each optimizer."""
+    entries = {key: ENTRIES[key] for key in OPTIMIZERS if ENTRIES[key].device in (None, bench.device)}
+    peaks = {}
+    if bench.device == "cuda":
+        for key in entries.keys() - {EMULATED}:  # whose scratch list is not the original's memory
+            model = bench.model()
+            peaks[key] = peak_bytes(bench, model, entries[key].build([*model.parameters()]))
+    models = {key: bench.model() for key in entries}
+    optimizers = {key: entry.build([*models[key].parameters()]) for key, entry in entries.items()}
+    loops = {
+        key: bare_loop(bench, models[key], optimizer.step, optimizer.zero_grad, [])
+        for key, optimizer in optimizers.items()
+    }
+    times: dict[str, list[float]] = {key: [] for key in entries}
+    for _ in bench.turns(loops, times):
+        pass
+    result, rows = about(bench), {}
+    for key, entry in entries.items():
+        alone = optimizer_alone(bench, models[key], optimizers[key])
+        rows[key] = row(result, times[key], times[BASELINE]) | {
+            "optimizer": alone,
+            "bytes_per_parameter": entry.moved,
+            "state_bytes_per_parameter": state_bytes(optimizers[key]) / result["parameters"],
+            "peak_GiB": peaks[key] / 2**30 if key in peaks else None,
+        }
+    return {**result, "absent": [key for key in OPTIMIZERS if key not in entries], "rows": rows}
+
+
+def about(bench: Bench) -> dict[str, Any]:
+    """What is measured."""
+    return {
+        "unit": bench.work.task.samples,
+        "batch": bench.work.config.batch_size,
+        "per_sample": bench.work.task.per_sample,
+        "amp": bench.work.config.amp,
+        "rounds": bench.rounds,
+        "steps_of_a_turn": bench.steps,
+        "parameters": sum(p.numel() for p in bench.work.model.parameters()),
+        "flops": bench.flops(),
+    }
+
+
+def row(about: dict[str, Any], times: list[float], baseline: list[float]) -> dict[str, Any]:
+    """What the seconds of a contestant's steps say."""
+    median = statistics.median(times)
+    return {
+        "ms": median * 1e3,
+        "per_s": about["batch"] * about["per_sample"] / median,
+        "tflops": about["flops"] and about["flops"] / median / 1e12,
+        "ratio": ratio(times, baseline),
+    }
+
+
+def ratio(times: list[float], baseline: list[float]) -> list[float]:
+    """Median of the ratios in the rounds, and the ends of its 95% interval by order statistics."""
+    ratios = sorted(x / y for x, y in zip(times, baseline, strict=True))
+    count, rank, tail = len(ratios), 0, 0.0
+    while (tail := tail + math.comb(count, rank) / 2**count) <= 0.025:
+        rank += 1
+    rank = max(rank, 1)  # of fewer than six rounds the ends are the extremes, and less sure
+    return [statistics.median(ratios), ratios[rank - 1], ratios[count - rank]]
+
+
+def optimizer_alone(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Milliseconds of optimizer.step, and its part of a step of the bare loop: medians."""
+    alone: list[float] = []
+    whole: list[float] = []
+
+    def step() -> None:
+        alone.append(seconds(optimizer.step, bench.device))
+
+    loop = bare_loop(bench, model, step, optimizer.zero_grad, [])
+    next(loop)
+    for i in range(ALONE * bench.steps):
+        batch = bench.batch(i)
+        whole.append(seconds(lambda batch=batch: loop.send(batch), bench.device))
+    shares = [x / y for x, y in zip(alone, whole, strict=True)]
+    return {"ms": statistics.median(alone) * 1e3, "share": statistics.median(shares)}
+
+
+def peak_bytes(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Most CUDA memory allocated over two steps with an optimizer that has its states."""
+    loop = bare_loop(bench, model, optimizer.step, optimizer.zero_grad, [])
+    next(loop)
+    for i in range(4):
+        if i == 2:
+            torch.cuda.reset_peak_memory_stats()
+        loop.send(bench.batch(i))
+    return torch.cuda.max_memory_allocated()
+
+
+@exit_status
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, write, and return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--optimizers", action="store_true", help="optimizers in the bare loop, not loops")
+    parser.add_argument(
+        "--models", nargs="+", metavar="MODEL",
+        help=f"{', '.join(LANGUAGE)}, or any of timm's; default: {' '.join(MODELS)}",
+    )  # fmt: skip
+    parser.add_argument("--batch", type=int, help="samples; default: as many as are usual on the device")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--quick", action="store_true", help="models and batches for tests")
+    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA GPU here; leave it out to measure on the CPU")
+    if options.rounds < 1:
+        raise UserError(f"--rounds {options.rounds}: must be at least 1")
+    more = [] if options.batch is None else [f"batch_size={options.batch}"]
+    measure = bench_optimizers if options.optimizers else bench_loops
+    result = {
+        "machine": machine(options.device, [sys.argv[0], *(arguments or sys.argv[1:])]),
+        "optimizers": OPTIMIZERS if options.optimizers else {},  # what they are
+        "models": {
+            name: measure(Bench(prepare(name, options.device, options.quick, more), options.rounds))
+            for name in options.models or (QUICK if options.quick else MODELS)
+        },
+    }
+    publish(result, markdown(result), options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

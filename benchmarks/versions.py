@@ -1,0 +1,124 @@
+"""Times the optimizers of this checkout and of another one: `python benchmarks/versions.py PATH`.
+
+PATH is a checkout whose kernels are built (`python setup.py build_ext --inplace` in it). Both versions work
+on the same parameters and gradients in one process, one step each in turn, with torch's fused AdamW: what did
+a change do to the speed? The last lists are 400 tensors of 16 elements, where the time is overhead: in turn,
+which empties the caches in between, and again and again, the fastest tenth of the steps.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
+
+import optim
+from benchmarks import optimizers as bench
+from benchmarks.common import interleave, machine, publish, seconds, table
+
+IN_TURN, AGAIN = "400 x 16, in turn", "400 x 16, again"
+NAMES = ("adan", "adamw")
+
+
+def load(checkout: Path) -> ModuleType:
+    """The package `optim` of another checkout, under another name."""
+    folder = checkout / "optim"
+    spec = importlib.util.spec_from_file_location(
+        "optim_before", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    if spec is None or spec.loader is None or not list(folder.glob("_cpu*.so")):
+        sys.exit(f"error: {checkout} has no optim/ with built kernels")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def measure(checkout: Path, name: str, rounds: int) -> dict[str, float]:
+    """Seconds of a step, medians over rounds."""
+    sizes = [torch.Size((16,))] * 400 if name in (IN_TURN, AGAIN) else bench.shapes(name)
+    params = bench.make(sizes, "cpu")
+    steps = {bench.BASELINE: torch.optim.AdamW(params, fused=True).step}
+    for label, package in {"before": load(checkout), "now": optim}.items():
+        for key in NAMES:
+            steps[f"{key} {label}"] = package.OPTIMIZERS[key](params, fused=True, weight_decay=0.02).step
+    if name == AGAIN:
+        times: dict[str, list[float]] = {key: [] for key in steps}
+        for _ in range(rounds):
+            for key, step in steps.items():
+                times[key] += [seconds(step, "cpu") for _ in range(60)]
+        return {key: statistics.quantiles(values, n=10)[0] for key, values in times.items()}
+    series = interleave(steps, rounds * (40 if name == IN_TURN else 1), name, "cpu")
+    return {key: statistics.median(values) for key, values in series.items()}
+
+
+def markdown(about: dict[str, Any], before: str, lists: dict[str, list[dict[str, float]]]) -> str:
+    """The result as a table."""
+    rows = []
+    for name, runs in lists.items():
+        for key in NAMES:
+            ratios = [run[f"{key} now"] / run[f"{key} before"] for run in runs]
+            times = [
+                f"{1e3 * statistics.median(run[f'{key} {label}'] for run in runs):.3f}"
+                for label in ("before", "now")
+            ]
+            spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+            rows.append([name, key, *times, spread])
+    header = ["list", "optimizer", "before, ms", "now, ms", "now to before (over processes)"]
+    lines = [
+        "# Steps before and after",
+        "",
+        f"`{about['command']}` at commit {about['commit']}, before: {before}; {about['cpu']}, "
+        f"{about['threads']} threads, torch {about['torch']}, Python {about['python']}. Medians of rounds in "
+        "turn, then over processes.",
+        *table(header, rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, write, and return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkout", type=Path, metavar="PATH", help="the other checkout")
+    parser.add_argument("--lists", nargs="+", metavar="LIST", default=["ViT-S", "ResNet-50", IN_TURN, AGAIN])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--processes", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    parser.add_argument("--worker", action="store_true", help="measure in this process and print JSON")
+    options = parser.parse_args(arguments)
+    if options.worker:
+        print(json.dumps(measure(options.checkout, options.lists[0], options.rounds)))
+        return 0
+    lists: dict[str, list[dict[str, float]]] = {}
+    for name in options.lists:
+        command = [
+            sys.executable,
+            __file__,
+            str(options.checkout),
+            "--worker",
+            "--rounds",
+            str(options.rounds),
+        ]
+        for _ in tqdm(range(options.processes), desc=name, disable=not sys.stderr.isatty()):
+            seen = subprocess.run([*command, "--lists", name], check=True, stdout=subprocess.PIPE, text=True)
+            lists.setdefault(name, []).append(json.loads(seen.stdout))
+    about = machine("cpu", [sys.argv[0], *(arguments or sys.argv[1:])])
+    git = ["git", "-C", str(options.checkout), "describe", "--always", "--dirty"]
+    before = subprocess.run(git, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    publish({"machine": about, "before": before, "lists": lists}, markdown(about, before, lists), options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

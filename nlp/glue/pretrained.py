@@ -1,0 +1,207 @@
+"""What fine-tuning starts from: an encoder, and the tokenizer that it was trained with."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
+
+from nlp import bert
+from nlp.config.bert import EncoderConfig
+from nlp.config.glue import SCRATCH, ClassifierConfig, GlueConfig
+from nlp.glue.encode import Coder, HuggingFaceCoder, PairCoder
+from repro.errors import UserError
+from repro.interop import read_weights
+from repro.text import tokenizers
+from repro.train.checkpoint import first_difference
+from repro.train.run_folder import read_config
+
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")  # the run's own, whatever it starts from
+Forward = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # (model, tokens, seen, segments) -> logits
+
+
+@dataclass
+class Start:
+    """A tokenizer and a model that go together."""
+
+    title: str  # of the model
+    where: str  # it comes from
+    coder: Coder
+    pad: int
+    build: Callable[[int], nn.Module]  # of so many outputs
+    forward: Forward
+    save_tokenizer: Callable[[Path], object]
+
+
+def begin(config: GlueConfig, lines: Callable[[], list[str]]) -> Start:
+    """Return what model.checkpoint names.
+
+    Args:
+        lines: the training sentences, for a tokenizer that is made of them where there is no checkpoint.
+
+    Raises:
+        UserError: there is no such thing, or it does not fit the rest of the configuration.
+    """
+    checkpoint = config.model.checkpoint
+    assert checkpoint is not None  # see GlueConfig.check
+    path = Path(checkpoint).expanduser()
+    if checkpoint == SCRATCH:
+        return _ours(config, tokenizers.build(config.tokenizer, lambda: [lines()]), None)
+    if (path / "config.yaml").exists():
+        return _run(config, path)
+    if path.is_file() or (path.is_dir() and not (path / "config.json").exists()):
+        return _ours(config, tokenizers.build(config.tokenizer, lambda: [lines()]), path)
+    on_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", checkpoint) and not (
+        "/" in checkpoint and path.parent.is_dir()
+    )
+    if path.exists() or on_hub:
+        return _hugging_face(config, checkpoint, path.exists())
+    raise UserError(f"model.checkpoint={checkpoint}: no such file or folder; {config.cure}")
+
+
+def adopted(config: GlueConfig) -> ClassifierConfig:
+    """Return the configuration of the model, with the encoder's shape from the run that it starts from.
+
+    Raises:
+        UserError: the run is none of this recipe or of pre-training, or a row is of another shape.
+    """
+    model, path = config.model, Path(config.model.checkpoint or "").expanduser() / "config.yaml"
+    if model.checkpoint == SCRATCH or not path.exists():
+        return model
+    there = read_config(path)
+    names = [item.name for item in fields(EncoderConfig) if item.name not in DROPOUTS]
+    start = there.get("model.checkpoint")
+    if "model.hidden_size" not in there or (start not in (None, SCRATCH) and not _is_ours(str(start))):
+        raise UserError(
+            f"model.checkpoint={model.checkpoint}: is no run of nlp/pretrain_bert.py, nor one that goes "
+            f"back to one; {config.cure}"
+        )
+    shape = {name: there[f"model.{name}"] for name in names if f"model.{name}" in there}
+    if config.row is not None and config.row.scale == "paper":
+        for name in ("name", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+            if shape.get(name) != getattr(model, name):
+                raise UserError(
+                    f"model.checkpoint={model.checkpoint}: {config.row.name} is of a model with {name}="
+                    f"{getattr(model, name)}, this one has {shape.get(name)}"
+                )
+    return replace(model, **shape)
+
+
+def _is_ours(checkpoint: str) -> bool:
+    path = Path(checkpoint).expanduser()
+    return path.exists() and not (path / "config.json").exists()
+
+
+def _run(config: GlueConfig, path: Path) -> Start:
+    folder = path / "tokenizer"
+    if not folder.is_dir():
+        raise UserError(f"model.checkpoint={path}: has no tokenizer/ in it; {config.cure}")
+    return _ours(config, tokenizers.load(folder), path)
+
+
+def _ours(config: GlueConfig, tokenizer: Any, path: Path | None) -> Start:
+    """Return an encoder of ours with weights from `path`, or without."""
+    model = config.model
+    room = bert.longest(model, tokenizer)
+    if config.data.max_length > room:
+        raise UserError(
+            f"data.max_length={config.data.max_length}: the model has positions for {room} tokens"
+        )
+
+    def build(outputs: int) -> nn.Module:
+        built = bert.build_classifier(model, outputs, tokenizer, model.classifier_dropout)
+        if path is not None:
+            load(built, path)
+        return built
+
+    def forward(built: Any, tokens: Tensor, seen: Tensor, segments: Tensor) -> Tensor:
+        kinds = segments if model.type_vocab_size > 1 else None
+        logits: Tensor = built(tokens, attention_mask=bert.attention(seen), token_type_ids=kinds).logits
+        return logits
+
+    shape = f"{model.num_hidden_layers} layers of {model.hidden_size}"
+    return Start(
+        f"{model.name}, {shape}",
+        "random weights (model.checkpoint=scratch)" if path is None else str(path),
+        PairCoder(tokenizer, model.name, config.data.max_length),
+        int(tokenizer.pad or 0),
+        build,
+        forward,
+        tokenizer.save,
+    )
+
+
+def load(model: Any, path: Path) -> None:
+    """Load the encoder's weights, all of which must fit; the head stays as it is.
+
+    Raises:
+        UserError: they cannot be read, or do not fit; it names the first difference.
+    """
+    prefix = f"{model.base_model_prefix}."
+    read, _ = read_weights(path)
+    theirs = {name: x for name, x in read.items() if name.startswith(prefix)}
+    ours = {name: x for name, x in model.state_dict().items() if name.startswith(prefix)}
+    pooler = f"{prefix}pooler."  # BERT's, which pre-training without next_sentence does not have
+    if not any(name.startswith(pooler) for name in theirs):
+        theirs |= {name: x for name, x in ours.items() if name.startswith(pooler)}
+    theirs = {name: x for name, x in theirs.items() if name in ours or not name.startswith(pooler)}
+    difference = first_difference(*({name: x.shape for name, x in each.items()} for each in (ours, theirs)))
+    if difference is not None:
+        raise UserError(f"model.checkpoint={path} does not fit {model.base_model_prefix}: {difference}")
+    model.load_state_dict(theirs, strict=False)
+
+
+def _hugging_face(config: GlueConfig, name: str, local: bool) -> Start:
+    """Return any encoder of the transformers library that reads sentences."""
+    logging.set_verbosity_error()  # it reports that the head is new
+    logging.disable_progress_bar()
+    options: dict[str, Any] = {"local_files_only": True} if local else {}
+    try:
+        shape = AutoConfig.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        where = (
+            "cannot be read as a Hugging Face model"
+            if local
+            else "no such folder, nor such a model on the hub"
+        )
+        raise UserError(f"model.checkpoint={name}: {where} ({reason[:150]}); {config.cure}") from error
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"model.checkpoint={name}: its tokenizer has no padding token; take an encoder, as BERT is"
+        )
+    if config.data.max_length > tokenizer.model_max_length:
+        raise UserError(
+            f"data.max_length={config.data.max_length}: {name} reads {tokenizer.model_max_length} tokens"
+        )
+    has_segments = "token_type_ids" in tokenizer.model_input_names
+
+    def build(outputs: int) -> nn.Module:
+        head = (
+            {}
+            if config.model.classifier_dropout is None
+            else {"classifier_dropout": config.model.classifier_dropout}
+        )
+        dropouts = {key: getattr(config.model, key) for key in DROPOUTS if hasattr(shape, key)}
+        try:
+            model: nn.Module = AutoModelForSequenceClassification.from_pretrained(
+                name, num_labels=outputs, ignore_mismatched_sizes=True, **options, **dropouts, **head
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"model.checkpoint={name}: {' '.join(str(error).split())[:200]}") from error
+        return model
+
+    def forward(model: Any, tokens: Tensor, seen: Tensor, segments: Tensor) -> Tensor:
+        kinds = {"token_type_ids": segments} if has_segments else {}
+        mask = seen.long() if seen.shape[1] else None
+        logits: Tensor = model(tokens, attention_mask=mask, **kinds).logits
+        return logits
+
+    coder = HuggingFaceCoder(tokenizer, config.data.max_length)
+    title = f"{shape.model_type} ({name})"
+    return Start(title, name, coder, tokenizer.pad_token_id, build, forward, tokenizer.save_pretrained)

@@ -1,0 +1,366 @@
+"""The compiled CPU kernels (csrc/), through ctypes. Loaded at the first use, never required."""
+
+import ctypes
+import functools
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..card import FusedRule
+from .contract import check_row
+from .storage import STATE_DTYPES, Storage
+
+# How parameters and states are kept, as numbered in csrc/cpu.cpp and csrc/cuda.cu.
+PARAMETER = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+STATE = {None: 0, "float32": 1, "bfloat16": 2, "int8": 3}
+STATE_DTYPE = {number: STATE_DTYPES[name] if name else None for name, number in STATE.items()}
+ROUNDING = {"nearest": 0, "stochastic": 1, "kahan": 2}
+
+
+class Kinds(NamedTuple):
+    """What the tensors of one table have in common: `Kinds` of csrc/cpu.cpp, its fields in order."""
+
+    parameter: int
+    state: int
+    rounding: int
+    taken: bool
+
+
+# Of torch's C interface and of its C++ library, in the order of `Torch` in csrc/tensors.h.
+_SHIM = ("data_ptr", "layout", "dtype", "device_type", "device_index", "dim", "sizes", "strides")
+_SYMBOLS = {
+    "is_defined": "aoti_torch_is_defined",
+    **{name: f"aoti_torch_get_{name}" for name in _SHIM},
+    "is_neg": "_ZN2at6native6is_negERKNS_6TensorE",
+    "has_dispatch": "_ZN2at4impl19tensor_has_dispatchERKNS_6TensorE",
+    "bump_version": "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
+    "grad": "_ZNK3c1010TensorImpl4gradEv",
+}
+
+
+class Library:
+    """The loaded kernels.
+
+    Attributes:
+        kernels: called without the GIL.
+        torch: how the kernels read Python's tensors, or None where this torch cannot be read: tables are then
+            made for each step.
+        instruction_set: "AVX-512", "AVX2" or "baseline".
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.kernels = ctypes.CDLL(str(path))
+        with_gil = ctypes.PyDLL(str(path))
+        self.same_items, self.same_values = with_gil.cpu_same_items, with_gil.cpu_same_values
+        for same in (self.same_items, self.same_values):
+            same.restype, same.argtypes = (
+                ctypes.c_ssize_t,
+                [ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t],
+            )
+        self.fingerprints, self.refresh = with_gil.cpu_fingerprints, with_gil.cpu_refresh
+        self.fingerprints.restype = self.refresh.restype = ctypes.c_ssize_t
+        self.fingerprints.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_ssize_t, ctypes.c_void_p]
+        self.refresh.argtypes = [ctypes.c_void_p] * 3
+        self.bump_versions = with_gil.cpu_bump_versions
+        self.bump_versions.argtypes = [ctypes.c_void_p] * 2
+        self.kernels.cpu_square_sums.argtypes = [
+            ctypes.c_int,
+            ctypes.c_int64,
+            *[ctypes.c_void_p] * 5,
+            ctypes.c_int,
+        ]
+        self.kernels.cpu_column_square_sums.argtypes = [
+            *[ctypes.c_int, ctypes.c_int64],
+            *[ctypes.c_void_p] * 4,
+            ctypes.c_int,
+        ]
+        self.kernels.cpu_instruction_set.restype = ctypes.c_char_p
+        self.instruction_set: str = self.kernels.cpu_instruction_set().decode()
+        self.torch = Torch.find()
+
+    def step(self, rule: str) -> Any:
+        """The C function that makes a step of a rule; AttributeError if there is none."""
+        function = getattr(self.kernels, f"cpu_{rule}")
+        function.restype = None
+        function.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_int64,
+            *[ctypes.c_void_p] * 3,
+            ctypes.c_double,
+            ctypes.c_int,
+        ]
+        return function
+
+
+class Torch(ctypes.Structure):
+    """`Torch` of csrc/tensors.h: functions of torch that describe a tensor, and where an object holds one."""
+
+    _fields_ = (
+        ("handle", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in _SYMBOLS),
+    )
+
+    @classmethod
+    def find(cls) -> "Torch | None":
+        """The functions of the torch that is loaded; None where one is missing or a tensor is not found."""
+        folder = Path(torch.__file__).parent / "lib"
+        for file in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
+            if (folder / file).exists():
+                exported = ctypes.CDLL(str(folder / file))
+                break
+        else:
+            return None
+        functions = [getattr(exported, symbol, None) for symbol in _SYMBOLS.values()]
+        # A tensor object holds its C++ tensor, which is one pointer, shortly after the header that all
+        # objects have.
+        probes = [torch.empty(2, device="cpu"), torch.nn.Parameter(torch.empty((), device="cpu"))]
+        header, word = object.__basicsize__, ctypes.sizeof(ctypes.c_void_p)
+        for handle in range(header, header + 3 * word, word):
+            if all(ctypes.c_void_p.from_address(id(x) + handle).value == x._cdata for x in probes):
+                addresses = [ctypes.cast(f, ctypes.c_void_p).value for f in functions if f is not None]
+                return cls(handle, *addresses) if len(addresses) == len(functions) else None
+        return None
+
+
+@functools.cache
+def load() -> tuple[Library | None, str]:
+    """The library, or None and the reason why there is none."""
+    found = sorted(Path(__file__).parents[1].glob("_cpu*.so"))
+    if not found:
+        return None, ("the CPU kernels were not built: install a C++ compiler, then this package again")
+    try:
+        return Library(found[0]), ""
+    except OSError as error:
+        if "GOMP" not in str(error) and "omp_" not in str(error):
+            return None, f"{found[0].name} could not be loaded: {error}"
+    try:  # a torch that shows its OpenMP runtime to nobody: take the system's
+        ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
+        return Library(found[0]), ""
+    except OSError as error:
+        return None, f"no OpenMP runtime for {found[0].name}: {error}"
+
+
+class Members:
+    """The objects in a list, or the values of a dict, to see fast whether it still holds the very same."""
+
+    def __init__(self, container: list[Any] | dict[Any, Any]) -> None:
+        self._kept = list(container.values() if isinstance(container, dict) else container)
+        self._ids = (ctypes.c_void_p * len(self._kept))(*map(id, self._kept))
+
+    def unchanged(self, container: list[Any] | dict[Any, Any]) -> bool:
+        """Whether the container holds now what it held; False where there is no library to look."""
+        library, _ = load()
+        if library is None:
+            return False
+        same = library.same_values if isinstance(container, dict) else library.same_items
+        return bool(same(container, self._ids, len(self._kept)))
+
+
+def kinds(p: Tensor, storage: Storage) -> Kinds:
+    """How a parameter (a plain local tensor) and its states are kept."""
+    return Kinds(PARAMETER[p.dtype], STATE[storage.state], ROUNDING[storage.rounding], storage.taken)
+
+
+# then states, then scales
+COLUMNS = (
+    *("param", "grad", "step", "compensation", "previous", "previous_scale"),
+    *("rows", "columns", "length", "decay", "block_sums"),
+)
+
+
+class Factors(NamedTuple):
+    """The factors of one tensor: rows[i // length] * columns[i % length] for element i in memory's order.
+
+    They have the dtype of the arithmetic; None is 1. decay is one number, None is 0.
+    """
+
+    rows: Tensor | None
+    columns: Tensor | None
+    length: int
+    decay: Tensor | None = None
+
+
+class _Held(ctypes.Structure):
+    """`Held` of csrc/tensors.h."""
+
+    _fields_ = (
+        *(("object", ctypes.c_void_p), ("column", ctypes.c_int64)),
+        *(("fingerprint", ctypes.c_uint64), ("impl", ctypes.c_void_p)),
+    )
+
+
+class _Record(ctypes.Structure):
+    """`Record` of csrc/tensors.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("params", "states", "fingerprints", "ends", "held")),
+        *((name, ctypes.c_int64) for name in ("rows", "width", "read_only")),
+    )
+
+
+class Table:
+    """The addresses that a fused step works on, one row a tensor: `COLUMNS`, the states, their scales.
+
+    Made once, with rows that keep the contract (optim/engine/contract.py), and used again while every tensor
+    stays what it was, which `refresh` verifies in C.
+
+    Args:
+        rule: what is done to them.
+        kinds: how the tensors are kept.
+        params, grads: tensors of one dtype and device.
+        states: per parameter the state dict, as `optim.engine.storage.Storage` makes it.
+        factors: per parameter, for a rule that has them.
+        block_sums: per parameter [blocks of 256 elements, rule.sums], in the dtype of the arithmetic, for a
+            rule that has them.
+        others: names of further states, which the kernels do not read, but which have to stay what they are.
+
+    Raises:
+        RuntimeError: for a row that breaks the contract.
+    """
+
+    def __init__(
+        self,
+        rule: FusedRule,
+        kinds: Kinds,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: list[dict[str, Tensor]],
+        factors: Sequence[Factors] = (),
+        block_sums: Sequence[Tensor] = (),
+        others: Sequence[str] = (),
+    ) -> None:
+        self._library, _ = load()
+        self.rows, self._kinds, self._states = len(params), kinds, states
+        names = ("step", "compensation", "pre_grad", "pre_grad_scale")
+        ours = ("rows", "columns", "length", "decay", "block_sums")  # which the optimizer does not keep
+        kept = (*rule.states, *(f"{name}_scale" for name in rule.states))
+        columns = ("param", "grad", *names, *ours, *kept)
+        self._width = len(columns)
+        kept_as = STATE_DTYPE[kinds.state], kinds.rounding == ROUNDING["kahan"], kinds.taken
+        addresses = []
+        for i, (p, g, state) in enumerate(zip(params, grads, states, strict=True)):
+            check_row(rule, *kept_as, p, g, state)
+            rows, cols, length, decay = factors[i] if factors else Factors(None, None, 1)
+            sums = block_sums[i] if block_sums else None
+            row = [p, g, *map(state.get, names), rows, cols, max(length, 1), decay, sums]
+            row += map(state.get, kept)
+            addresses += [x.data_ptr() if isinstance(x, Tensor) else x or 0 for x in row]
+        self._table = (ctypes.c_void_p * len(addresses))(*addresses)
+        self._ends = (ctypes.c_int64 * self.rows)(*itertools.accumulate(p.numel() for p in params))
+        column = {name: j for j, name in enumerate(columns) if name not in ("param", "grad", *ours)}
+        column = dict.fromkeys(others, -1) | column
+        self._record_tensors(params, states, column)
+        self._kept = (params, factors, block_sums)  # what C reads has to stay
+
+    def _record_tensors(
+        self, params: list[Tensor], states: list[dict[str, Any]], column: dict[str, int]
+    ) -> None:
+        """Notes what `refresh` compares with; foreign values in the state dicts may change as they like."""
+        entries = [(name, x) for state in states for name, x in state.items()]
+        self._objects = [x for name, x in entries if name in column]
+        self._held = (_Held * len(entries))(
+            *(
+                _Held(id(x), column[name], 0, x._cdata) if name in column else _Held(None, -1, 0, None)
+                for name, x in entries
+            )
+        )
+        self._pre_grad = [
+            i for i, (name, _) in enumerate(entries) if name == "pre_grad" and self._kinds.taken
+        ]
+        self._fingerprints = self._fingerprints_of(params)
+        for held, fingerprint in zip(
+            (held for held in self._held if held.object), self._fingerprints_of(self._objects), strict=True
+        ):
+            held.fingerprint = fingerprint
+        per_row = (ctypes.c_int64 * self.rows)(*itertools.accumulate(map(len, states)))
+        ids = [(ctypes.c_void_p * len(some))(*map(id, some)) for some in (params, states)]
+        arrays = (*ids, self._fingerprints, per_row, self._held)
+        sizes = (self.rows, self._width, COLUMNS.index("previous"))
+        self._record = _Record(*map(ctypes.addressof, arrays), *sizes)
+        self._arrays = arrays
+
+    def _fingerprints_of(self, tensors: Sequence[Tensor]) -> Any:
+        count = len(tensors)
+        prints = (ctypes.c_uint64 * count)()
+        if self._library is not None and self._library.torch is not None:
+            ids = (ctypes.c_void_p * count)(*map(id, tensors))
+            done = self._library.fingerprints(ctypes.byref(self._library.torch), ids, count, prints)
+            assert done == count, "a tensor of a table cannot be read"
+        return prints
+
+    def refresh(self) -> bool:
+        """Takes over the parameters' present gradients; False if a new table has to be made.
+
+        It raises the versions of parameters and states, as an in-place operation of torch does.
+        """
+        library = self._library
+        if library is None or library.torch is None:
+            return False
+        record = ctypes.byref(self._record)
+        return bool(self.rows == library.refresh(ctypes.byref(library.torch), record, self._table))
+
+    def hold_gradients(self) -> None:
+        """Accepts the tensors that are the states `pre_grad` now: the gradients of this step."""
+        for at, p, state in zip(self._pre_grad, self._fingerprints, self._states, strict=True):
+            x = state["pre_grad"]
+            self._held[at] = _Held(id(x), COLUMNS.index("previous"), p, x._cdata)
+
+    def bump_versions(self) -> None:
+        """Tells autograd that a step changes parameters and states, where no `refresh` came before it."""
+        library = self._library
+        torch_ = None if library is None else library.torch
+        if library is None or torch_ is None:
+            is_done = False
+        else:
+            is_done = library.bump_versions(ctypes.byref(torch_), ctypes.byref(self._record))
+        if not is_done:
+            torch.autograd.graph.increment_version([*self._kept[0], *self._objects])
+
+    def step(
+        self,
+        hyper: Sequence[float],
+        factor: float,
+        scale: Tensor | None,
+        *,
+        lr: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> None:
+        """Makes one step; the step counts go up by one.
+
+        Args:
+            hyper: the rule's Hyper (csrc/rules.h), in its order.
+            factor, scale: their product is the factor on every gradient: the sign for maximize, and
+                clipping and unscaling, if any.
+            lr: on a device, takes the place of hyper[0].
+            found_inf: on a device, nothing is changed if it is not zero.
+        """
+        raise NotImplementedError
+
+
+class CpuTable(Table):
+    """A table of CPU tensors."""
+
+    def __init__(self, rule: FusedRule, kinds: Kinds, *tensors: Any) -> None:
+        super().__init__(rule, kinds, *tensors)
+        if self._library is None:
+            raise RuntimeError(load()[1])
+        self._step = self._library.step(rule.name)
+        self._codes = (ctypes.c_int * 4)(*kinds)
+
+    def step(
+        self,
+        hyper: Sequence[float],
+        factor: float,
+        scale: Tensor | None,
+        *,
+        lr: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> None:
+        values = (ctypes.c_double * len(hyper))(*hyper)
+        factor *= 1.0 if scale is None else float(scale)
+        threads = torch.get_num_threads()
+        self._step(self._codes, self.rows, self._table, self._ends, values, factor, threads)

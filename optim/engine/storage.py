@@ -1,0 +1,248 @@
+"""How parameters and states are kept: what csrc/storage.h is to the kernels, in Python, to the same bits.
+
+Small states are in blocks of 256 elements in the order of memory; their rounding is stochastic, with noise
+that is a function of the step, the element and the slot of the state, and of nothing else.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..card import Card
+from .layout import same_layout, zeros_like
+from .norm import local
+
+State = dict[str, Tensor]
+
+BLOCK = 256
+STATE_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.uint8,  # codes; see Code in csrc/storage.h
+}
+ROUNDINGS = ("nearest", "stochastic", "kahan")
+
+
+# ---- noise
+
+
+def _hash(x: Tensor) -> Tensor:
+    """32 random bits for each 32-bit counter, in int64."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def noise(step: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """The random 32-bit words of elements 0 .. count - 1 at a step, as int64 [count]."""
+    element = torch.arange(count, device=device)
+    block = element // BLOCK
+    place = _hash((step * 0x9E3779B9 + element % BLOCK) & 0xFFFFFFFF)
+    base = _hash(torch.tensor((step ^ 0x5BD1E995) & 0xFFFFFFFF, device=device))
+    return place ^ _hash((base + block + (block >> 32) * 0x85EBCA6B) & 0xFFFFFFFF)
+
+
+def noise_bits(words: Tensor, slot: int, bits: int) -> Tensor:
+    """The bits that a state's slot takes of the words: lower for even slots, upper for odd ones."""
+    return words >> (32 - bits) if slot % 2 else words & ((1 << bits) - 1)
+
+
+def noise_of_parameter(words: Tensor) -> Tensor:
+    """16 further bits, for the parameter itself."""
+    return (((words ^ (words >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF) >> 16
+
+
+# ---- values, as [count] tensors in the order of memory
+
+
+def flat(x: Tensor) -> Tensor:
+    """The elements of a dense tensor in the order of memory, as a view."""
+    return x.as_strided((x.numel(),), (1,), x.storage_offset())
+
+
+def to_bfloat16(x: Tensor, noise: Tensor) -> Tensor:
+    """Float32 numbers rounded up with the probability of what is cut off; noise is 16 random bits."""
+    up = (x.view(torch.int32) + noise.to(torch.int32)) >> 16
+    up = torch.where(x.isnan(), 0x7FC0, up).to(torch.int16)
+    return up.view(torch.bfloat16)
+
+
+def _blocks(x: Tensor) -> Tensor:
+    """[count] as [blocks, 256], filled up with zeros."""
+    return torch.nn.functional.pad(x, (0, -x.numel() % BLOCK)).view(-1, BLOCK)
+
+
+# y - 2 of the last code (Code::kTop), by whether a state is signed
+_TOP = {True: 494.0, False: 126974.0}
+_BASE = 0x40000000  # the bits of 2.0
+
+
+def encode(x: Tensor, signed: bool, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """8-bit codes of float32 numbers, uint8 [count], and the absolute maxima of their blocks, float32.
+
+    noise is 19 random bits each; 2^18 rounds to nearest.
+    """
+    count = x.numel()
+    magnitude = _blocks(x.abs() if signed else x)
+    # by their bits: NaN above inf
+    maxima = magnitude.view(torch.int32).amax(1).view(torch.float32) if count else x.new_zeros(0)
+    factor = _TOP[signed] * (1 - 2.0**-22) / maxima
+    factor = torch.where(factor < 3e38, factor, (maxima > 0).to(maxima.dtype) * 3e38)[:, None]
+    code = (2.0 + magnitude * factor).view(torch.int32).flatten()[:count] + noise
+    if signed:
+        return ((code >> 19 & 0x7F) | (x.signbit().to(torch.int64) << 7)).to(torch.uint8), maxima
+    least = _BASE + x.view(torch.int32).to(torch.int64).clamp(max=1 << 19)  # only zero becomes zero
+    return (torch.maximum(code, least) >> 19 & 0xFF).to(torch.uint8), maxima
+
+
+def decode(codes: Tensor, maxima: Tensor, signed: bool) -> Tensor:
+    """The float32 numbers of 8-bit codes."""
+    code = codes.to(torch.int32)
+    y = ((code & (0x7F if signed else 0xFF)) << 19 | _BASE).view(torch.float32)
+    factor = maxima * torch.tensor(1 / _TOP[signed], dtype=torch.float32, device=maxima.device)
+    x = (_blocks(y - 2.0) * factor[:, None]).flatten()[: codes.numel()]
+    return torch.where(code > 0x7F, -x, x) if signed else x
+
+
+# ---- the tensors of a parameter
+
+
+class Names(NamedTuple):
+    """The states of one parameter: names of those of its shape, and names and shapes of the small ones."""
+
+    full: tuple[str, ...]
+    small: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+
+class Storage(NamedTuple):
+    """How one parameter and its states are kept.
+
+    Attributes:
+        state: a key of STATE_DTYPES, or None: in the parameter's dtype, rounded to nearest.
+        rounding: one of ROUNDINGS; of the parameter.
+        taken: the state `Card.previous` is the gradient itself, "pre_grad", times "pre_grad_scale".
+    """
+
+    state: str | None
+    rounding: str
+    taken: bool
+
+    @classmethod
+    def of(cls, p: Tensor, group: dict[str, Any], taken: bool) -> "Storage":
+        """What the options of a group mean for one of its parameters."""
+        state, rounding = group["state_dtype"], group["param_rounding"]
+        if state == "int8" and p.numel() < group["min_int8_size"]:
+            state = "float32"
+        return cls(state, rounding if p.dtype == torch.bfloat16 else "nearest", taken)
+
+    def fit(self, card: Card, names: Names, p: Tensor, state: State, step_device: torch.device | str) -> None:
+        """Makes the state of a parameter, or makes it anew where it is kept, or lies, otherwise."""
+        step = state.get("step", 0.0)
+        if not isinstance(step, Tensor):
+            step = torch.tensor(float(step), dtype=torch.float32, device="cpu")
+        state["step"] = step.to(step_device, torch.float32)
+        if self.rounding == "kahan":
+            self._fit_one("compensation", p, state, slot=len(card.states), dtype=p.dtype)
+        else:
+            state.pop("compensation", None)
+        work = torch.promote_types(p.dtype, torch.float32)
+        for name, shape in names.small:
+            old = state.get(name)
+            state[name] = torch.zeros(shape, device=local(p).device, dtype=work) if old is None else old
+            state[name] = state[name].to(local(p).device, work)
+        for slot, name in enumerate(card.states):
+            if name not in names.full:
+                continue
+            if name != card.previous:
+                self._fit_one(name, p, state, slot, signed=name not in card.nonnegative)
+            elif self.taken:
+                self._fit_taken(name, p, state, slot)
+            else:
+                if "pre_grad" in state:
+                    pre_grad, scale = state.pop("pre_grad"), state.pop("pre_grad_scale", 1.0)
+                    state[name] = -torch.as_tensor(scale, device=local(p).device) * pre_grad
+                self._fit_one(name, p, state, slot)
+
+    def copy(self, card: Card, names: Names, p: Tensor, saved: State) -> State:
+        """A saved state as this storage keeps it, in memory of its own."""
+        state = dict(saved)
+        self.fit(card, names, p, state, "cpu")
+        slots = {name: slot for slot, name in enumerate([*card.states, "compensation"])} | {"pre_grad": 0}
+        return {
+            name: zeros_like(p, slots[name], x.dtype).copy_(x) if name in slots else x.clone()
+            for name, x in state.items()
+        }
+
+    def _fit_one(
+        self, name: str, p: Tensor, state: State, slot: int, signed: bool = True, dtype: Any = None
+    ) -> None:
+        wanted = dtype or (p.dtype if self.state is None else STATE_DTYPES[self.state])
+        scale, old = f"{name}_scale", state.get(name)
+        if scale in state:
+            state[scale] = state[scale].to(p.device, torch.float32).contiguous()
+        if (
+            old is not None
+            and old.dtype == wanted
+            and same_layout(local(old), local(p))
+            and not local(old).is_neg()
+        ):
+            if old.device != p.device:
+                state[name] = old.to(p.device)
+            return
+        value = None if old is None else load(state, name, signed)
+        state[name] = zeros_like(p, slot, wanted)
+        state.pop(scale, None)
+        if wanted == torch.uint8:
+            state[scale] = torch.zeros(-(-p.numel() // BLOCK), dtype=torch.float32, device=p.device)
+        if value is not None:
+            value = zeros_like(p, slot, value.dtype).copy_(value)  # laid out as the new one
+            store(state, name, slot, value, signed, None)
+
+    def _fit_taken(self, name: str, p: Tensor, state: State, slot: int) -> None:
+        if name in state:
+            value = load(state, name, signed=True)
+            state["pre_grad"] = zeros_like(p, slot, p.dtype).copy_(-value)
+            state.pop(name)
+            state.pop(f"{name}_scale", None)
+        elif "pre_grad" not in state:
+            assert p.grad is not None
+            state["pre_grad"] = p.grad  # stands in at the first step, which has no difference
+        pre_grad = state["pre_grad"]
+        if (
+            pre_grad.dtype != p.dtype
+            or pre_grad.device != p.device
+            or not same_layout(local(pre_grad), local(p))
+        ):
+            state["pre_grad"] = zeros_like(p, slot, p.dtype).copy_(pre_grad)
+        work = torch.promote_types(p.dtype, torch.float32)
+        scale = state.get("pre_grad_scale", 1.0)
+        if not isinstance(scale, Tensor):
+            scale = torch.tensor(float(scale), device="cpu")
+        state["pre_grad_scale"] = scale.to(p.device, work)
+
+
+def load(state: State, name: str, signed: bool) -> Tensor:
+    """A state as it is kept, or decoded where that is in 8 bits."""
+    codes, maxima = state[name], state.get(f"{name}_scale")
+    if maxima is None:
+        return codes
+    return decode(flat(codes), maxima, signed).as_strided(codes.shape, codes.stride())
+
+
+def store(state: State, name: str, slot: int, x: Tensor, signed: bool, words: Tensor | None) -> None:
+    """Keeps a new value; `words` is the noise for stochastic rounding, or None for rounding to nearest."""
+    kept, maxima = state[name], state.get(f"{name}_scale")
+    if maxima is not None:
+        bits = (
+            noise_bits(words, slot, 19)
+            if words is not None
+            else x.new_full((x.numel(),), 1 << 18, dtype=torch.int64)
+        )
+        codes, new_maxima = encode(flat(x.float()), signed, bits)
+        flat(kept).copy_(codes)
+        maxima.copy_(new_maxima)
+    elif words is not None and kept.dtype == torch.bfloat16:
+        flat(kept).copy_(to_bfloat16(flat(x), noise_bits(words, slot, 16)))
+    elif kept is not x:
+        kept.copy_(x)

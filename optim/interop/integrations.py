@@ -1,0 +1,35 @@
+"""Puts our optimizers into registries of frameworks, which are imported where they are used."""
+
+import inspect
+
+from ..registry import OPTIMIZERS
+
+
+def register_with_timm() -> None:
+    """Makes every optimizer known to timm as "optim.NAME", beside timm's own of the same name.
+
+    In names, "-" stands for "_", where timm would begin another name.
+
+    Example:
+        >>> optim.interop.integrations.register_with_timm()
+        >>> timm.optim.create_optimizer_v2(model, "optim.adan", lr=1e-3, weight_decay=0.02)
+
+    Raises:
+        ImportError: without timm.
+    """
+    from timm.optim._optim_factory import OptimInfo, default_registry
+
+    known = set(default_registry.list_optimizers("optim.*"))
+    for name, cls in OPTIMIZERS.items():
+        arguments = inspect.signature(cls).parameters
+        info = OptimInfo(
+            name=f"optim.{name.replace('_', '-')}",
+            opt_class=cls,
+            description=f"{cls.card.title}: {cls.card.when}",
+            has_eps="eps" in arguments,
+            has_momentum="momentum" in arguments,
+            has_betas="betas" in arguments,
+            num_betas=cls.card.betas,
+        )
+        if info.name not in known:
+            default_registry.register(info)

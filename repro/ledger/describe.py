@@ -1,0 +1,168 @@
+"""What there is to know about a row and a run of it, as text for people."""
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from repro import hardware
+from repro.ledger.rows import COMMIT, CONFIGS, REPOSITORY, Discrepancy, Recipe, Row
+from repro.logs import files
+from repro.logs.log import LogError
+
+WIDTH, INDENT = 110, 12
+
+
+def describe(recipe: Recipe, command: str) -> str:
+    """Return all about a row and about a run with this configuration, which `command` would start."""
+    row = recipe.row
+    runnable = row.status == "runnable"
+    paragraphs = {
+        "published": [f"{row.title} ({row.table})", *_figures(row)],
+        "status": [row.status],
+        "scale": ["proxy: its numbers are never the paper's" if row.scale == "proxy" else row.scale],
+        "command": [command if runnable else "none, see the status"],
+        "starts from": [f"the result of {row.after}"] if row.after else [],
+        "data": list(_data(recipe)),
+        "cost": _cost(row),
+        "released": list(_released(row)),
+        "not known": [f"{key}: {text}" for key, text in row.unpublished.items()],
+        "chosen": [f"{key}{_value(recipe, key)}: {why}" for key, why in row.chosen.items()],
+        "disputed": [_disputed(each) for each in row.discrepancies],
+    }
+    lines = [row.name, ""]
+    for title, texts in paragraphs.items():
+        for text in texts:
+            lines += _wrapped(title, text)
+            title = ""  # before the first one alone
+    return "\n".join([*lines, "", "configuration:", _yaml(recipe.config)])
+
+
+def published(row: Row) -> str:
+    """Return the published numbers in a few words: those with the last one's unit, and how many more.
+
+    Where a row has several units, sizes come first and what was measured last.
+    """
+    figures = [figure for figure in row.published if figure.value is not None]
+    if not figures:
+        return f"{len(row.cells)} cells" if row.cells else "no number"
+    unit = figures[-1].unit
+    shown = [figure for figure in figures if figure.unit == unit]
+    more = len(figures) - len(shown)
+    words = ", ".join(f"{figure.metric} {figure.value}" for figure in shown)
+    return f"{words} {unit}" + (f" and {more} more" if more else "")
+
+
+def aligned(cells: Sequence[Sequence[str]], right: set[str]) -> list[str]:
+    """Return a table as lines; first of `cells` are the columns' names, those in `right` are flush right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    flush = [str.rjust if name in right else str.ljust for name in cells[0]]
+    rows = [
+        "  ".join(place(cell, width) for place, cell, width in zip(flush, row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+    return [rows[0], "  ".join("-" * width for width in widths), *rows[1:]]
+
+
+def _figures(row: Row) -> Iterator[str]:
+    for figure in row.published:
+        log = f"; released log: best {figure.best}, final {figure.final}" if figure.best is not None else ""
+        yield f"{figure.metric} {figure.printed}{log}"
+    if row.cells:
+        yield f"{len(row.cells)} cells: row.cells in configs/paper/{row.name}.yaml"
+
+
+def _data(recipe: Recipe) -> Iterator[str]:
+    """What the recipe reads, and how to get it: the head of the data set's own configuration says so."""
+    data = recipe.config.get("data")
+    if not data:
+        yield "none"
+        return
+    yield f"published with {recipe.row.data}; data.name={data.get('name')}"
+    config = CONFIGS / "data" / f"{data.get('name')}.yaml"
+    if not config.is_file():
+        yield f"its reader is to come, with {recipe.row.script}" if recipe.row.script else "no reader of ours"
+        return
+    head, root = _head(config), data.get("root")
+    yield head
+    if needs_root(data):
+        yield "data.root is not set: add data.root=PATH"
+    elif root is not None and "data.root" in head:
+        there = "is there" if Path(root).expanduser().exists() else "is not there"
+        yield f"data.root={root}, which {there}"
+
+
+def needs_root(data: Mapping[str, Any]) -> bool:
+    """Tell whether a configuration's `data` is of a set that data.root has to lead to, and does not."""
+    config = CONFIGS / "data" / f"{data.get('name')}.yaml"
+    return data.get("root") is None and config.is_file() and "data.root" in _head(config)
+
+
+def _head(config: Path) -> str:
+    """What the configuration of a data set says about it, in the comments that it begins with."""
+    head = [line[1:].strip() for line in config.read_text().splitlines() if line.startswith("#")]
+    return " ".join(line for line in head if line != "@package _global_")
+
+
+def _cost(row: Row) -> list[str]:
+    if row.cost is None:
+        return ["not counted"]
+    lines = hardware.describe(row.cost)
+    return (
+        [*lines, "That is of the row at the paper's scale, not of this run."]
+        if row.scale == "proxy"
+        else lines
+    )
+
+
+def _released(row: Row) -> Iterator[str]:
+    for file in row.files:
+        try:
+            place = f"here: {files.locate(file)}"
+        except LogError as error:
+            place = f"not here: {error}"
+        records = f", {file.records:,} records" if file.records is not None else ""
+        yield f"{file.kind}{records}: https://github.com/{REPOSITORY}/blob/{COMMIT}/{file.path}, {place}"
+    for what, where in row.elsewhere.items():
+        yield f"{what}: {where}"
+    if not row.logs:
+        yield "no log" if "log" not in row.elsewhere else "its log is not in the repository"
+
+
+def _disputed(discrepancy: Discrepancy) -> str:
+    text = discrepancy.what
+    if discrepancy.follow is not None:
+        text += f" This row follows the {discrepancy.follow}."
+    if discrepancy.because is not None:
+        text += f" {discrepancy.because}"
+    if discrepancy.instead:
+        text += f" The other: {' '.join(discrepancy.instead)}"
+    return text
+
+
+def _value(recipe: Recipe, key: str) -> str:
+    """`=value` of a key that has one value."""
+    try:
+        value = recipe.get(key)
+    except (KeyError, TypeError):
+        return ""
+    return "" if isinstance(value, dict) else f"={value}"
+
+
+def _wrapped(title: str, text: str) -> list[str]:
+    if title == "command":  # to be copied
+        return [title.ljust(INDENT) + text]
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=title.ljust(INDENT) if title else " " * INDENT,
+        subsequent_indent=" " * (INDENT + 2),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _yaml(config: dict[str, Any]) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(config)).rstrip() if config else "none: it has no Hydra recipe"

@@ -1,0 +1,188 @@
+"""Logs as text, as a figure and as a file of the common table."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd  # type: ignore[import-untyped]
+
+from repro.errors import UserError
+from repro.logs import FORMATS, epochs_from
+from repro.logs.log import POSITION, UNKNOWN, Log
+from repro.publish import replacing
+from repro.reading import printable
+
+SHOWN = 5  # faults and oddities
+LOG_FROM = 20  # a loss that falls by more than this factor is drawn on a logarithmic axis
+_LOWER = re.compile(r"(loss|ppl|perplexity|error|bpc|wer|mse|mae)$")
+_HIGHER = re.compile(
+    r"(top[15]|acc|accuracy|f1|mcc|matthews\w*|pearson\w*|spearman\w*|bleu|rouge\w*|auc|iou)$"
+)
+
+
+def direction(column: str) -> int:
+    """Return 1 for a column whose highest value is the best, -1 for the lowest, 0 where there is no best."""
+    return -1 if _LOWER.search(column) else 1 if _HIGHER.search(column) else 0
+
+
+def columns(log: Log) -> list[str]:
+    """Return the columns that hold what was measured, in the table's order."""
+    return [
+        name for name in log.table if name not in POSITION and pd.api.types.is_numeric_dtype(log.table[name])
+    ]
+
+
+def describe(log: Log, everything: bool = False) -> str:
+    """Return what `logs.py show` prints; faults and oddities in full with `everything`."""
+    format, table, position = FORMATS[log.format], log.table, log.position
+    kinds = ", ".join(f"{count} {kind}" for kind, count in table["record"].value_counts(sort=False).items())
+    first, last = table[position].min(), table[position].max()
+    known = position == "epoch" and format.epochs_from is not None
+    started = f" (the first epoch is {format.epochs_from})" if known else ""
+    text = [
+        *(str(path) for path in log.paths),
+        f"format    {format.title}",
+        f"records   {len(table)}: {kinds}",
+        "lines     " + ", ".join(f"{log.lines[key]} {key}" for key in ("record", "other", "fault")),
+        f"position  {position} {first:.10g} to {last:.10g}{started}",
+        f"resumes   {log.resumes}",
+        f"repeated  {log.repeated} replaced by later records",
+        f"settings  {len(log.config)} in the log" if log.config else "settings  none in the log",
+    ]
+    kinds_of_events = Counter(event["what"] for event in log.events)
+    listed = ", ".join(f"{count} {what}" for what, count in kinds_of_events.most_common())
+    text += [f"events    {listed or 'none'}", "", _values(log), ""]
+    for name, remarks in (("faults", log.faults), ("oddities", log.oddities)):
+        shown = remarks if everything else remarks[:SHOWN]
+        text += [f"{name:8}  {len(remarks)}", *(f"  {remark}" for remark in shown)]
+        if len(shown) < len(remarks):
+            text.append(f"  and {len(remarks) - len(shown)} more (--all shows them)")
+    return "\n".join(text)
+
+
+def _values(log: Log) -> str:
+    """A line for each column: first, last and best with their positions, unit."""
+    table = [["column", "values", "first", "last", "best", "unit"]]
+    for name in columns(log):
+        rows = _curve(log, name, log.position)
+        series = pd.Series(rows[name].to_numpy(), rows[log.position].to_numpy())
+        sign = direction(name)
+        best = _at(series, int((sign * series).to_numpy().argmax())) if sign and len(series) else "-"
+        shown = [_at(series, 0), _at(series, -1), best]
+        table.append([printable(name), str(len(series)), *shown, log.units.get(name, "-")])
+    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
+
+
+def _at(series: pd.Series, index: int) -> str:
+    return f"{series.iloc[index]:.8g} @{series.index[index]:.10g}" if len(series) else "-"
+
+
+def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]:
+    """Write a figure with a panel for each column and a line for each log, and return the columns.
+
+    Without `only`: losses, perplexities, metrics and the learning rate, where a log has two values or more.
+    The x axis is the step if all logs have it, else epochs done, whether a log counts from 0 or from 1.
+
+    Raises:
+        UserError: no log has such a column, the logs have no position in common, or OUT cannot be written.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    counts = Counter[str]()
+    for log in logs.values():
+        for name in columns(log):
+            counts[name] = max(counts[name], log.table[name].count())
+    known = ", ".join(counts)
+    if missing := [name for name in only if name not in counts]:
+        raise UserError(f"--column={missing[0]}: no log has it; there are {known}")
+    names = list(only) or [
+        name for name, count in counts.items() if count > 1 and (direction(name) or name == "lr")
+    ]
+    if not names:
+        raise UserError(f"no loss or metric with two values or more; choose with --column among {known}")
+    over = "step" if all(log.position == "step" for log in logs.values()) else "epoch"
+    for label, log in logs.items():
+        if over not in log.table:
+            raise UserError(f"{label} has no {over}, which another of these logs goes by; plot them apart")
+    width = 2 if len(names) in (2, 4) else min(3, len(names))
+    height = -(-len(names) // width)
+    figure, axes = plt.subplots(
+        height, width, figsize=(5 * width, 3.6 * height), layout="constrained", squeeze=False
+    )
+    lines = {}
+    for axis, name in zip(axes.flat, names, strict=False):
+        for index, (label, log) in enumerate(logs.items()):
+            rows = _curve(log, name, over)
+            done = 1 - epochs_from(log) if over == "epoch" else 0
+            style = {"color": f"C{index}", "marker": "." if len(rows) < 30 else None, "linewidth": 1.2}
+            (lines[label],) = axis.plot(rows[over] + done, rows[name], **style)
+        units = {log.units[name] for log in logs.values() if name in log.units} - {"1", UNKNOWN}
+        unit = f"\n({'; '.join(sorted(units))})" if units else ""
+        axis.set(xlabel="step" if over == "step" else "epochs done", ylabel=name.replace("_", " ") + unit)
+        values = [y for line in axis.lines for y in line.get_ydata() if math.isfinite(y)]
+        if direction(name) < 0 and values and 0 < LOG_FROM * min(values) < max(values):
+            axis.set_yscale("log")
+        axis.xaxis.set_major_locator(MaxNLocator(6))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes.flat[len(names) :]:
+        axis.remove()
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside lower center", frameon=False, ncols=min(width, len(lines))
+    )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as temporary:
+            figure.savefig(temporary, dpi=150)
+    except (OSError, ValueError) as error:  # ValueError: a suffix that matplotlib does not know
+        raise UserError(f"--out={out}: cannot write the figure: {error}") from error
+    finally:
+        plt.close(figure)
+    return names
+
+
+def _curve(log: Log, name: str, over: str) -> pd.DataFrame:
+    """The rows that make a column's curve: records of training, or the others if those have more of it.
+
+    A log may have a loss twice, as a mean over some steps and over an epoch; a curve is one of them.
+    """
+    if name not in log.table:
+        return pd.DataFrame({over: [], name: []})
+    rows = log.table.dropna(subset=[name, over])
+    training = rows["record"] == "train"
+    return rows[training] if 2 * training.sum() > len(rows) else rows[~training]
+
+
+def export(log: Log, out: Path) -> None:
+    """Write the common table as .csv or .parquet; Parquet keeps units, format and paths in its schema.
+
+    Raises:
+        UserError: another suffix, or the file cannot be written.
+    """
+    if out.suffix not in (".csv", ".parquet"):
+        raise UserError(f"--out={out}: the table can be written as .csv or .parquet")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as temporary:
+            log.table.to_csv(temporary, index=False) if out.suffix == ".csv" else _parquet(log, temporary)
+    except OSError as error:
+        raise UserError(f"--out={out}: cannot write the table: {error}") from error
+
+
+def _parquet(log: Log, path: Path) -> None:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from pyarrow import parquet
+
+    table = pa.Table.from_pandas(log.table, preserve_index=False)
+    about = {"format": log.format, "paths": [str(path) for path in log.paths], "units": log.units}
+    kept = {key: json.dumps(value) for key, value in about.items()}
+    parquet.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **kept}), path)

@@ -1,0 +1,312 @@
+"""What a training step keeps in memory, counted by running it: on tensors without values, or for real.
+
+The step runs as the loop runs it, and a dispatch mode sees every tensor that it makes and every one that is
+freed. On fake tensors (torch's FakeTensorMode: shapes, dtypes and lifetimes, no memory) that is a prediction,
+exact to the byte of a tensor for any model; on real ones it is a measurement of the same.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import convert_outputs_to_fp32  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import optim
+from repro.train.accelerator import build_optimizer
+
+KINDS = ("parameters", "gradients", "states", "activations", "logits", "workspace")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of amp
+
+# What CUDA's autocast computes in float32 and the CPU's does not, as far as models call it: torch's header
+# ATen/autocast_mode.h, AT_FORALL_FP32 and AT_FORALL_FP32_SET_OPT_DTYPE.
+FLOAT32 = {
+    *(torch.pow, Tensor.pow, Tensor.__pow__, torch.rsqrt, Tensor.rsqrt, torch.reciprocal, Tensor.reciprocal),
+    *(torch.exp, Tensor.exp, torch.log, Tensor.log, torch.softmax, Tensor.softmax, nn.functional.softmax),
+    *(torch.log_softmax, Tensor.log_softmax, nn.functional.log_softmax, torch.logsumexp, Tensor.logsumexp),
+    *(torch.sum, Tensor.sum, torch.prod, torch.cumsum, Tensor.cumsum, torch.norm, Tensor.norm),
+    *(nn.functional.layer_norm, nn.functional.rms_norm, nn.functional.group_norm, nn.functional.softplus),
+    *(nn.functional.cross_entropy, nn.functional.nll_loss, nn.functional.mse_loss, nn.functional.l1_loss),
+    *(nn.functional.binary_cross_entropy_with_logits, nn.functional.kl_div, nn.functional.smooth_l1_loss),
+}
+
+
+@dataclass
+class Step:
+    """A training step of one process.
+
+    Attributes:
+        model: returns what `loss` takes a number of; on the CPU, real or fake.
+        loss: of the model and a batch.
+        batch: the tensors of a micro-batch.
+        micro_batches: of the step; more than two need no more memory than two.
+        amp: no | bf16 | fp16.
+        clip: whether the norm of the gradients is clipped.
+        classes: last dimension of logits, by which they are known.
+    """
+
+    model: nn.Module
+    loss: Callable[[nn.Module, list[Tensor]], Tensor]
+    batch: list[Tensor]
+    micro_batches: int = 1
+    amp: str = "no"
+    clip: bool = False
+    classes: int | None = None
+
+
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of the tensors that exist, by kind, and what they were when most did.
+
+    Args:
+        classes: tensors made with this last dimension are logits.
+        shares: of a kind, the part that one process has; all of it where none is given.
+    """
+
+    def __init__(self, classes: int | None = None, shares: dict[str, float] | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.classes, self.shares = classes, shares or {}
+        self.phase = "workspace"  # kind of what is made: activations in a forward pass
+        self.now: Counter[str] = Counter()
+        self.peak: Counter[str] = Counter()
+        self.held: dict[int, tuple[str, int]] = {}  # kind and bytes of a storage
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation and count what it made."""
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in self.held:
+                logits = x.dim() > 1 and x.shape[-1] == self.classes
+                self.mark(x, "logits" if logits else self.phase)
+        return result
+
+    def mark(self, x: Tensor, kind: str) -> None:
+        """Count a tensor's storage under a kind, from now on."""
+        storage = x.untyped_storage()
+        key = storage._cdata
+        if key not in self.held:
+            weakref.finalize(storage, self._free, key).atexit = False
+        else:
+            self._subtract(key)
+        size = int(storage.nbytes() * self.shares.get(kind, 1))
+        self.held[key] = kind, size
+        self.now[kind] += size
+        if self.now.total() > self.peak.total():
+            self.peak = self.now.copy()
+
+    def _subtract(self, key: int) -> None:
+        kind, size = self.held.pop(key)
+        self.now[kind] -= size
+
+    def _free(self, key: int) -> None:
+        if key in self.held:
+            self._subtract(key)
+
+
+class Pretence(TorchFunctionMode):
+    """Lets a step on fake CPU tensors make the tensors that it would make for real.
+
+    Products of experts get an operation that keeps the same and that fake tensors of all dtypes have. As on a
+    GPU, autocast computes more in float32, attention keeps nothing for its dropout, and other dropout a byte
+    an element.
+    """
+
+    def __init__(self, gpu: bool) -> None:
+        super().__init__()
+        self.gpu = gpu
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation, or what stands in for it."""
+        kwargs = kwargs or {}
+        if func is torch._grouped_mm:
+            return torch.ops.transformers.grouped_mm_fallback(*args[:2], kwargs["offs"])
+        if not self.gpu:
+            return func(*args, **kwargs)
+        if func is nn.functional.dropout:
+            return _dropout(*args, **kwargs)
+        if func is nn.functional.scaled_dot_product_attention:
+            return func(*args[:4], **{**kwargs, "dropout_p": 0.0})
+        if func in FLOAT32 and torch.is_autocast_enabled("cpu"):
+            args = tuple(_float(x) for x in args)
+            kwargs = {key: _float(x) for key, x in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return torch.native_dropout(x, p, training)[0] if training and p else x
+
+
+def _float(x: Any) -> Any:
+    lower = isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float16)
+    return x.float() if lower else x
+
+
+def run(step: Step, live: Live) -> None:
+    """Make a training step as the loop does, up to the optimizer's."""
+    forward, dtype = step.model.forward, DTYPES.get(step.amp)
+    if dtype is not None:  # as accelerate wraps a model
+        cast = torch.autocast(step.batch[0].device.type, dtype)
+        step.model.forward = convert_outputs_to_fp32(cast(forward))
+    try:
+        for _ in range(step.micro_batches):
+            live.phase = "activations"
+            loss = step.loss(step.model, step.batch)
+            live.phase = "workspace"
+            loss.backward()  # type: ignore[no-untyped-call]
+            del loss
+    finally:
+        step.model.forward = forward
+    if step.clip:
+        torch.nn.utils.clip_grad_norm_(step.model.parameters(), 1.0)
+
+
+@contextmanager
+def counting(step: Step, live: Live) -> Iterator[None]:
+    """Count the parameters, buffers and batch, and, while it lasts, all that is made, gradients as such."""
+    for x in [*step.model.parameters(), *step.model.buffers()]:
+        live.mark(x, "parameters")
+    for x in step.batch:
+        live.mark(x, "activations")
+    hooks = [
+        p.register_post_accumulate_grad_hook(lambda p: live.mark(p.grad, "gradients"))  # type: ignore
+        for p in step.model.parameters()
+        if p.requires_grad
+    ]
+    try:
+        with live:
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@dataclass
+class States:
+    """Bytes of an optimizer's states: those that are sharded with their parameters, and the others."""
+
+    sharded: int = 0
+    whole: int = 0
+    by_name: dict[str, int] = field(default_factory=dict)
+
+
+def states(model: nn.Module, config: dict[str, Any]) -> States:
+    """Return the bytes of the states of the optimizer that `config` asks for, after a step.
+
+    Args:
+        model: on the meta device; its gradients are used up.
+        config: see `optim.build_optimizer`.
+
+    Raises:
+        UserError: it names no optimizer, or one of its options makes no sense.
+    """
+    optimizer = build_optimizer(model, config)
+    for p in model.parameters():
+        p.grad = torch.empty_like(p) if p.requires_grad else None
+    optimizer.step()
+    by_name = optim.state_bytes(optimizer)
+    small = {"step"} | set(getattr(getattr(optimizer, "card", None), "small", {}))
+    whole = sum(size for name, size in by_name.items() if name in small)
+    for p in model.parameters():
+        p.grad = None
+    return States(sum(by_name.values()) - whole, whole, by_name)
+
+
+def predict(build: Callable[[], Step], shares: dict[str, float], gpu: bool) -> Counter[str]:
+    """Return the bytes of a step at their peak, by kind; states are not among them.
+
+    Args:
+        build: makes the step; called where tensors are fake.
+        shares: see `Live`.
+        gpu: as it would be on a GPU; else on a CPU.
+    """
+    with FakeTensorMode():
+        step = build()
+        live = Live(step.classes, shares)
+        pretence = Pretence(gpu)
+        if getattr(step.model, "is_activation_checkpointing", False):  # backward passes leave the mode
+            again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), pretence)}
+            step.model.activation_checkpointing_enable(again)  # type: ignore[operator]
+        with pretence, counting(step, live):
+            run(step, live)
+    return live.peak
+
+
+def materialise(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Move a model of the meta device to the CPU: without values, and tied weights stay tied.
+
+    With a dtype its parameters get it.
+    """
+    made: dict[Tensor, Tensor] = {}
+    for module in model.modules():
+        for slots in (module._parameters, module._buffers):
+            for name, x in slots.items():
+                if x is not None and x not in made:
+                    new = torch.empty_like(x, device="cpu")
+                    if isinstance(x, nn.Parameter):
+                        new = nn.Parameter(new.to(dtype or x.dtype), x.requires_grad)
+                    made[x] = new
+                slots[name] = None if x is None else made[x]  # type: ignore[assignment]
+    return model
+
+
+@dataclass
+class Measured:
+    """Bytes of a process at the peak of its training steps, before which it had none of them.
+
+    Attributes:
+        kinds: of tensors, as `predict` counts them.
+        memory: of the process in the CPU's memory (resident set), or of torch's allocator on a GPU.
+    """
+
+    kinds: Counter[str]
+    memory: int
+
+
+def measure(build: Callable[[], Step], optimizer: dict[str, Any], steps: int = 2) -> Measured:
+    """Return the memory of some training steps, which are made for real, in a process that does nothing else.
+
+    Args:
+        build: makes the step, on the CPU; it is taken to a GPU where there is one.
+        optimizer: see `optim.build_optimizer`.
+        steps: how many; two at least, as states are made by the first.
+    """
+    on_gpu = torch.cuda.is_available()
+    begin = resident(reset_peak=True)
+    step = build()
+    if on_gpu:
+        step.model.cuda()
+        step.batch = [x.cuda() for x in step.batch]
+    made = build_optimizer(step.model, optimizer)
+    live = Live(step.classes)
+    with counting(step, live):
+        for _ in range(steps):
+            run(step, live)
+            made.step()
+            for state in made.state.values():
+                for x in state.values():
+                    if isinstance(x, Tensor):
+                        live.mark(x, "states")
+            made.zero_grad()
+    memory = torch.cuda.max_memory_allocated() if on_gpu else resident(peak=True) - begin
+    return Measured(live.peak, memory)
+
+
+def resident(peak: bool = False, reset_peak: bool = False) -> int:
+    """Return the bytes of this process in memory, or the most that they were since the peak was reset."""
+    if reset_peak:
+        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc
+    name = "VmHWM" if peak else "VmRSS"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))

@@ -1,0 +1,299 @@
+"""The command line of every entry point: Hydra with typed configurations and errors of one line."""
+
+import argparse
+import contextlib
+import difflib
+import errno
+import functools
+import importlib
+import inspect
+import os
+import re
+import select
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, cast
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch.distributed import DistError
+
+from repro.errors import UserError
+from repro.reading import printable
+from repro.train import slurm
+from repro.train.config import TrainConfig
+from repro.train.preemption import Stopped
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+READER_LEFT = 128 + signal.SIGPIPE  # exit status of a command whose output nobody reads, as a shell has it
+
+Arguments = ParamSpec("Arguments")
+Config = TypeVar("Config", bound=TrainConfig)
+Main = Callable[[Config, list[str]], object]  # (configuration, the command line's overrides)
+
+
+def entry_point(config_name: str, schema: type[Config]) -> Callable[[Main[Config]], Callable[..., int]]:
+    """Turn `main(config, overrides)` into a command, configured by configs/<config_name>.yaml and arguments.
+
+    The command takes a list of arguments (default: the process's) and returns the exit status: 0, 2 after
+    `error: ...` on stderr, or a signal's that stopped it (see repro.train.preemption). With `--debug` (or
+    HYDRA_FULL_ERROR=1) errors are raised instead. The config's defaults start with `<config_name>_schema`,
+    which is `schema`; the module that defines it registers it.
+    """
+
+    def decorate(main: Main[Config]) -> Callable[..., int]:
+        @functools.wraps(main)
+        def command(arguments: Sequence[str] | None = None) -> int:
+            arguments = list(sys.argv[1:] if arguments is None else arguments)
+            debug = "--debug" in arguments or os.environ.get("HYDRA_FULL_ERROR") == "1"
+            arguments = [argument for argument in arguments if argument != "--debug"]
+            failed = False
+
+            def job(config: DictConfig) -> None:
+                nonlocal failed
+                try:
+                    _call(main, schema, config)
+                except Exception as error:
+                    line = explain(error)
+                    if debug or line is None:
+                        raise
+                    failed = True  # and let the other jobs of a multirun go on
+                    print(f"error: {line}", file=sys.stderr)
+
+            try:
+                with flushed():
+                    launcher = slurm.launcher(arguments)
+                    if launcher is None:
+                        _run_hydra(job, config_name, arguments, ["hydra/hydra_logging=none"])
+                    else:
+                        command_line = [sys.argv[0], *arguments]
+                        submitted = functools.partial(_submitted, slurm.module(main), schema, command_line)
+                        _run_hydra(submitted, config_name, arguments, slurm.prepare(launcher))
+            except KeyboardInterrupt:
+                print("interrupted; the same command continues", file=sys.stderr)
+                return 130
+            except Stopped as stopped:
+                if int(os.environ.get("RANK", 0)) == 0:  # one of its processes says so
+                    print(f"{stopped}; the same command continues", file=sys.stderr)
+                return stopped.status
+            except Exception as error:
+                if reader_left(error):
+                    return READER_LEFT
+                line = explain(error)
+                if debug or line is None:
+                    raise
+                print(f"error: {line}", file=sys.stderr)
+                return 2
+            return 2 if failed else 0
+
+        return command
+
+    return decorate
+
+
+def _call(main: Main[Config], schema: type[Config], config: DictConfig) -> None:
+    """Call an entry point with what Hydra made of the command line."""
+    main(_typed(config, schema), list(HydraConfig.get().overrides.task))
+
+
+def _submitted(module: str, schema: type[Config], command_line: list[str], config: DictConfig) -> None:
+    """Do what a job of submitit's is for, in a process of it, where this function comes by pickle.
+
+    The entry point is imported here, as scripts do not pickle. Errors of the input are raised, which brings
+    them back to the command that submitted the job.
+    """
+    slurm.form_group()
+    sys.argv = command_line  # which the run folder remembers
+    try:
+        _call(inspect.unwrap(importlib.import_module(module).main), schema, config)
+    except Exception as error:
+        if explain(error) is not None:
+            raise
+        traceback.print_exc()
+        sys.exit(1)  # raised, Hydra would keep it to itself until the other processes end, too
+
+
+def exit_status(command: Callable[Arguments, int]) -> Callable[Arguments, int]:
+    """Turn what is wrong with a command's input into exit status 2, after `error: ...` on stderr.
+
+    Errors of ours are raised. A reader of its output that ends first (`| head`) ends it without a word.
+    """
+
+    @functools.wraps(command)
+    def guarded(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
+        try:
+            with flushed():
+                return command(*args, **kwargs)
+        except Exception as error:
+            if reader_left(error):
+                return READER_LEFT
+            line = explain(error)
+            if line is None:
+                raise
+            print(f"error: {line}", file=sys.stderr)
+            return 2
+
+    return guarded
+
+
+@contextlib.contextmanager
+def flushed() -> Iterator[None]:
+    """Write out what was printed, while a failure can still be reported."""
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+
+
+def reader_left(error: Exception) -> bool:
+    """Tell whether this error came from printing to a program that has ended; if so discard the output."""
+    if not isinstance(error, BrokenPipeError):
+        return False
+    try:
+        stdout = sys.stdout.fileno()
+        poll = select.poll()
+        poll.register(stdout, 0)
+        left = any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    except (OSError, ValueError):  # it is no file
+        return False
+    if left:  # else the pipe was another one
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stdout)
+        os.close(null)
+    return left
+
+
+def _typed(config: DictConfig, schema: type[Config]) -> Config:
+    """Return the configuration as `schema`; a key that the schema lacks (`+key=value`) is an error."""
+    values = OmegaConf.to_container(config, resolve=True)
+    return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
+
+
+def file_size(text: str) -> int:
+    """Read a number of bytes, such as 500KB, 16MB or 1GB, from a command line (a type of argparse)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(KB|MB|GB)", text.strip())
+    if match is None or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text}: must be written as 500KB, 16MB or 1GB")
+    return int(float(match[1]) * {"KB": 10**3, "MB": 10**6, "GB": 10**9}[match[2]])
+
+
+def processes(text: str) -> int:
+    """Read a number of processes, 0 or more, from a command line (a type of argparse)."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text}: must be a number of processes, 0 for none beside this one")
+    return int(text)
+
+
+def explain(error: BaseException) -> str | None:
+    """Return the one line that tells a user what is wrong with the input, or None for an error of ours.
+
+    What it quotes of names and files stands as text, whatever it would do to a terminal.
+    """
+    line = _explanation(error)
+    return None if line is None else printable(line)
+
+
+def _explanation(error: BaseException) -> str | None:
+    if isinstance(error, UserError):
+        text = str(error)
+        if not text.startswith("Caught "):
+            return text
+        # a DataLoader worker puts its traceback before the message and the class's name before the last line
+        return text.splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        if group == "hydra/launcher" and name in slurm.LAUNCHERS:
+            return f"{group}={name}: is not installed; run pip install '.[slurm]'"
+        return f"{group}={name}: no such option; {_nearest(name, error.options)}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read '{error.override}' on the command line: overrides are written key=value"
+    if isinstance(error, HydraException):
+        cause = error.__cause__
+        if isinstance(cause, OmegaConfBaseException):
+            return explain(cause)
+        return " ".join(str(error).split())
+    if isinstance(error, OmegaConfBaseException):
+        first = str(error.msg or error).splitlines()[0]
+        first = first.partition(" raised while resolving interpolation: ")[2] or first  # what a resolver says
+        if "not in struct" in first or "not in '" in first:
+            keys = [str(key) for key in error.parent_node] if error.parent_node is not None else []
+            return f"{error.full_key}: no such key; {_nearest(str(error.key), keys)}"
+        return f"{error.full_key}: {first}" if error.full_key else first
+    if (lost := _lost_process(error)) is not None:
+        return lost
+    if slurm.is_refusal(error):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{error}; make room and run the same command again"
+    return None
+
+
+def _lost_process(error: BaseException) -> str | None:
+    """Say which other process was lost, for the errors of those that wait for one."""
+    text = " ".join(str(error).split())
+    if isinstance(error, BrokenProcessPool):
+        return "one of the processes that share the work was killed, often for lack of memory; start fewer"
+    if not isinstance(error, RuntimeError):
+        return None
+    if worker := re.search(r"DataLoader worker \((pid[^)]*\)?[^)]*)\) (?:is|exited)[^.]*", text):
+        return f"{worker[0]}, often for lack of memory: set a lower workers=N; the same command continues"
+    ended = re.search(r"Connection (closed|reset) by peer|Broken pipe|Timed out waiting|timed out", text)
+    if isinstance(error, DistError) or ("gloo" in text and ended):
+        reason = ended[0] if ended else text[:150]
+        return (
+            f"another process of this run ended, or did not answer within run.timeout ({reason}); "
+            "its own message says why, and the same command continues"
+        )
+    return None
+
+
+def _nearest(name: str, options: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, options, n=1)
+    return f"did you mean {close[0]}?" if close else f"there is {', '.join(sorted(options))}"
+
+
+def _run_hydra(
+    job: Callable[[DictConfig], None], config_name: str, arguments: list[str], overrides: list[str]
+) -> None:
+    """Run Hydra so that it raises its errors to us and leaves no folders of its own behind."""
+    decorated: Any = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)
+    saved_argv, saved_flag = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    with tempfile.TemporaryDirectory() as scratch:
+        quiet = [
+            f"hydra.run.dir={scratch}",
+            f"hydra.sweep.dir={scratch}",
+            "hydra.sweep.subdir=.",
+            f"hydra.job.name={config_name}",
+            "hydra.output_subdir=null",
+            "hydra/job_logging=none",
+            *overrides,
+        ]
+        try:
+            sys.argv = [saved_argv[0], *_insert(quiet, arguments)]
+            os.environ["HYDRA_FULL_ERROR"] = "1"
+            decorated()
+        finally:
+            sys.argv = saved_argv
+            if saved_flag is None:
+                del os.environ["HYDRA_FULL_ERROR"]
+            else:
+                os.environ["HYDRA_FULL_ERROR"] = saved_flag
+
+
+def _insert(overrides: list[str], arguments: list[str]) -> list[str]:
+    """Put overrides before the user's, and -m before all: argparse wants all overrides in one place."""
+    multirun = [argument for argument in arguments if argument in ("-m", "--multirun")]
+    rest = [argument for argument in arguments if argument not in multirun]
+    first = next(
+        (i for i, argument in enumerate(rest) if not argument.startswith("-") and "=" in argument), len(rest)
+    )
+    return [*multirun, *rest[:first], *overrides, *rest[first:]]

@@ -1,0 +1,235 @@
+"""Configuration shared by all recipes, as dataclasses that type-check what the command line says."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from repro.direction import higher_is_better
+from repro.errors import UserError
+from repro.ledger.rows import Row
+
+
+@dataclass
+class RunConfig:
+    """Where a run is kept and how often it is saved. Nothing here changes its result."""
+
+    root: str = "runs"
+    name: str | None = None  # default: made from the command line, so that the same command finds its folder
+    overwrite: bool = False  # start afresh instead of continuing
+    checkpoint_every: int | None = (
+        None  # steps between checkpoints inside an epoch; every epoch's end has one
+    )
+    keep: int = 2  # newest checkpoints to keep, besides the best
+    log_every: int = 50  # steps between training records
+    timeout: int = 1800  # seconds that one of several processes waits for the others
+    monitor: int | None = None  # steps between samples of optim.Monitor, in monitor.jsonl
+
+
+@dataclass
+class TrackingConfig:
+    """Live tracker, one of accelerate's; `metrics.jsonl` is written in any case."""
+
+    name: str | None = None  # wandb | tensorboard
+    project: str = "adan"
+    mode: str = "online"  # wandb only: online | offline
+
+
+@dataclass
+class SelectConfig:
+    """Which checkpoint is the best."""
+
+    metric: str | None = None  # a figure of the records; null: the recipe's own
+    higher_is_better: bool | None = None  # of `metric`; needed only where its name does not tell
+
+    def higher(self, default: str) -> bool:
+        """Return whether a higher value of `metric`, or else of the recipe's `default`, is better.
+
+        Raises:
+            UserError: the name does not tell and nothing is stated, or what is stated contradicts the name.
+        """
+        metric = self.metric or default
+        known = higher_is_better(metric)
+        stated = self.higher_is_better if self.metric else None
+        if known is None and stated is None:
+            raise UserError(
+                f"select.metric={metric}: its name does not tell whether higher is better; set "
+                "select.higher_is_better=true or false"
+            )
+        if known is not None and stated not in (None, known):
+            better = "higher" if known else "lower"
+            raise UserError(
+                f"select.higher_is_better={str(stated).lower()}: of {metric} {better} is better; "
+                "set it to null"
+            )
+        return bool(stated if known is None else known)
+
+
+@dataclass
+class LossScaleConfig:
+    """What losses are multiplied with for amp=fp16, by torch.amp.GradScaler, as fairseq has it."""
+
+    initial: float = 65536.0
+    window: int = 2000  # steps without overflow after which it doubles; an overflow halves it
+    threshold: float | None = None  # it is not lowered below this
+    minimum: float = 0.0  # the run ends where it would be lowered to this
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate over time; see `repro.train.schedules`."""
+
+    name: str = "cosine"  # cosine | polynomial | constant | step
+    per: str = "epoch"  # epoch | step: when the learning rate changes
+    join: str = "cut"  # cosine only: cut | shift | scale, how it meets the warm-up
+    warmup_epochs: float = 0.0
+    warmup_steps: int | None = None  # instead of warmup_epochs
+    warmup_lr: float = 0.0  # learning rate at step 0 when there is a warm-up
+    min_lr: float = 0.0  # learning rate at the end
+    cooldown_epochs: int = 0  # epochs at min_lr after the last of `epochs`
+    power: float = 1.0  # polynomial only; 1 is linear
+    milestones: list[int] = field(default_factory=list)  # step only: epochs; of a run in steps, steps
+    factor: float = 0.1  # step only: what the learning rate is multiplied by at each of the milestones
+
+
+@dataclass
+class TrainConfig:
+    """What the training loop needs to know, whatever the task."""
+
+    seed: int = 0
+    epochs: int = 10
+    steps: int | None = None  # optimizer steps in all, instead of epochs
+    max_epochs: int | None = None  # with `steps`: end here, should it come first; the schedule does not know
+    stop_after: int | None = None  # end here after so many steps; the schedule does not know
+    measure_every: int | None = None  # steps between measurements
+    measure_epochs: int | None = 1  # and at the end of every so manieth epoch; null: of none but the last
+    batch_size: int = 64  # samples per optimizer step, over all processes and micro-batches
+    accumulate: int = 1  # micro-batches per optimizer step
+    repeats: int = 1  # copies of a sample in an epoch, augmented apart; the epoch is as long as without
+    amp: str = "no"  # no | bf16 | fp16
+    loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
+    clip_grad: float | None = None  # global norm, applied by the loop before the optimizer
+    select: SelectConfig = field(default_factory=SelectConfig)
+    hessian_every: int = 10  # steps between estimates of the Hessian, for optimizer=sophia
+    restart_every: int | None = None  # steps after which optimizer=adan starts again with moments of zero
+    ema_decay: float | None = None
+    compile: bool = False
+    fsdp: bool = False  # spread parameters, gradients and states over the processes; see repro.train.fsdp
+    workers: int = 0  # data loading processes per training process; 0 loads in the training process
+    optimizer: dict[str, Any] = field(default_factory=dict)  # see optim.build_optimizer
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    row: Row | None = None  # of the ledger, from +paper=<table>/<row>
+
+    def check(self) -> None:
+        """Raise UserError for a value that cannot work, naming it."""
+        for key in (
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "repeats",
+            "hessian_every",
+            "run.keep",
+            "run.log_every",
+            "run.timeout",
+        ):
+            _at_least(1, key, _lookup(self, key))
+        for key in ("seed", "workers", "schedule.warmup_epochs", "schedule.cooldown_epochs"):
+            _at_least(0, key, _lookup(self, key))
+        for key in ("schedule.warmup_lr", "schedule.min_lr"):
+            _at_least(0, key, _lookup(self, key))
+        if self.run.checkpoint_every is not None:
+            _at_least(1, "run.checkpoint_every", self.run.checkpoint_every)
+        name = self.run.name
+        if name is not None and (
+            not (parts := Path(name).parts) or ".." in parts or Path(name).is_absolute()
+        ):
+            raise UserError(f"run.name={name}: must name a folder below run.root; set run.root=PATH, too")
+        if self.run.monitor is not None:
+            _at_least(1, "run.monitor", self.run.monitor)
+        for key in ("steps", "max_epochs", "stop_after", "measure_every", "measure_epochs", "restart_every"):
+            if _lookup(self, key) is not None:
+                _at_least(1, key, _lookup(self, key))
+        if self.schedule.warmup_steps is not None:
+            _at_least(0, "schedule.warmup_steps", self.schedule.warmup_steps)
+            if self.schedule.warmup_epochs:
+                raise UserError("schedule.warmup_steps: set schedule.warmup_epochs=0 beside it")
+        if self.steps is not None and self.schedule.cooldown_epochs:
+            raise UserError(f"steps={self.steps}: a run in steps has no schedule.cooldown_epochs")
+        if self.steps is None and self.max_epochs is not None:
+            raise UserError(f"max_epochs={self.max_epochs}: is for a run in steps; set epochs instead")
+        _at_least(1, "loss_scale.window", self.loss_scale.window)
+        for key in ("initial", "threshold"):
+            value = getattr(self.loss_scale, key)
+            if value is not None and not value > 0:
+                raise UserError(f"loss_scale.{key}={value}: must be above 0")
+        name = self.optimizer.get("name")
+        if self.restart_every is not None and name != "adan":
+            raise UserError(f"restart_every={self.restart_every}: is for optimizer=adan, not {name}")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise UserError(f"clip_grad={self.clip_grad}: must be above 0, or null for no clipping")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"ema_decay={self.ema_decay}: must lie between 0 and 1, or null for no average")
+        one_of("amp", self.amp, ("no", "bf16", "fp16"))
+        self._check_fsdp()
+        one_of("schedule.name", self.schedule.name, ("cosine", "polynomial", "constant", "step"))
+        self._check_milestones()
+        one_of("schedule.per", self.schedule.per, ("epoch", "step"))
+        one_of("schedule.join", self.schedule.join, ("cut", "shift", "scale"))
+        one_of("tracking.mode", self.tracking.mode, ("online", "offline"))
+        if self.tracking.name is not None:
+            one_of("tracking.name", self.tracking.name, ("wandb", "tensorboard"))
+
+    def share(self, size: int, samples: str, processes: int) -> int:
+        """Return the micro-batch size of one process, of `size` training samples, called `samples`.
+
+        Raises:
+            UserError: the sizes do not work out.
+        """
+        if size < self.batch_size:
+            raise UserError(f"batch_size={self.batch_size}: the training set has only {size} {samples}")
+        if self.batch_size % (self.accumulate * processes):
+            raise UserError(
+                f"batch_size={self.batch_size}: must be divisible by accumulate={self.accumulate} "
+                f"times {processes} process(es)"
+            )
+        return self.batch_size // (self.accumulate * processes)
+
+    def _check_fsdp(self) -> None:
+        if not self.fsdp:
+            return
+        if self.amp == "fp16":
+            raise UserError("amp=fp16: fsdp=true has no loss scale; set amp=bf16")
+        if self.ema_decay is not None:
+            raise UserError(f"ema_decay={self.ema_decay}: fsdp=true keeps no average; set ema_decay=null")
+        if self.optimizer.get("name") == "sophia":
+            raise UserError(
+                "optimizer=sophia: its estimates of the Hessian need whole parameters; set fsdp=false"
+            )
+
+    def _check_milestones(self) -> None:
+        schedule, milestones = self.schedule, self.schedule.milestones
+        key = f"schedule.milestones={milestones}"
+        if schedule.name == "step" and not milestones:
+            raise UserError(f"{key}: schedule.name=step needs at least one")
+        if any(milestone < 1 for milestone in milestones) or milestones != sorted(set(milestones)):
+            raise UserError(f"{key}: must be at least 1 and rise")
+        if not schedule.factor > 0:
+            raise UserError(f"schedule.factor={schedule.factor}: must be above 0")
+
+
+def one_of(key: str, value: str, options: tuple[str, ...]) -> None:
+    """Raise UserError unless `value` is one of `options`."""
+    if value not in options:
+        raise UserError(f"{key}={value}: must be one of {', '.join(options)}")
+
+
+def _at_least(least: int, key: str, value: float) -> None:
+    if value < least:
+        raise UserError(f"{key}={value}: must be at least {least}")
+
+
+def _lookup(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config

@@ -1,0 +1,182 @@
+"""Data loading whose every batch is a function of (seed, epoch, index), hence resumable anywhere.
+
+The order of an epoch depends on (seed, epoch) alone, and the randomness of one sample's augmentation on
+(seed, epoch, index, copy) alone: not on the number of workers, nor on which samples were loaded before.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from repro.errors import UserError
+from repro.train.seeding import hashed, left_alone, seed_generators
+
+Key = tuple[int, int]  # (epoch, index)
+
+# epoch -> the indices of the samples of each of its optimizer steps; all epochs have as many steps
+Plan = Callable[[int], Sequence[Sequence[int]]]
+
+
+class Sized(Protocol):
+    """A map-style data set."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Any: ...
+
+
+def shuffled(size: int, batch_size: int, seed: int, repeats: int = 1, drop_last: bool = True) -> Plan:
+    """Return the plan that takes `batch_size` samples a step, in a new order each epoch.
+
+    What does not fill the last step is left out with `drop_last`, and is a smaller step without. With
+    `repeats` above 1 each sample comes that often in a row, as index * repeats + copy (see SeededDataset),
+    and the epoch is as long as without: it sees `size / repeats` samples (repeated augmentation, Hoffer et
+    al., arXiv 1901.09335).
+    """
+
+    def plan(epoch: int) -> Sequence[Sequence[int]]:
+        generator = torch.Generator().manual_seed(hashed(f"order {seed} {epoch}"))
+        order = torch.randperm(size, generator=generator).numpy()
+        if repeats > 1:
+            order = (order[:, None] * repeats + np.arange(repeats)).reshape(-1)[:size]
+        end = size - size % batch_size if drop_last else size
+        steps: list[Any] = [order[begin : begin + batch_size] for begin in range(0, end, batch_size)]
+        return steps
+
+    return plan
+
+
+def in_order(size: int, batch_size: int) -> Plan:
+    """Return the plan that takes the next `batch_size` samples each step, in every epoch alike."""
+    return lambda epoch: [range(begin, min(begin + batch_size, size)) for begin in range(0, size, batch_size)]
+
+
+def regrouped(batches: Sequence[Sequence[int]], seed: int) -> Plan:
+    """Return the plan whose steps are the same batches in every epoch, in a new order each."""
+
+    def plan(epoch: int) -> Sequence[Sequence[int]]:
+        generator = torch.Generator().manual_seed(hashed(f"order {seed} {epoch}"))
+        return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+
+    return plan
+
+
+def dealt(size: int, batch_size: int, processes: int = 1, rank: int = 0) -> Sequence[Sequence[int]]:
+    """Return the batches in which a process measures: each sample exactly once over all processes, in order.
+
+    Nothing is padded, so that counts are exact.
+    """
+    indices = range(rank, size, processes)
+    return [indices[begin : begin + batch_size] for begin in range(0, len(indices), batch_size)]
+
+
+def keyed(batches: Sequence[Sequence[int]]) -> list[list[Key]]:
+    """Return batches of samples that are always the same as batches of keys."""
+    return [[(0, index) for index in batch] for batch in batches]
+
+
+class TrainingSampler(Sampler[list[Key]]):
+    """Micro-batches of keys of one epoch of a plan, from a given step on.
+
+    Each process gets a contiguous share of each micro-batch. They are equal, or where a step's samples are
+    too few for that, differ by one; where they are too few for one each, the first ones serve again.
+    """
+
+    def __init__(self, plan: Plan, accumulate: int = 1, processes: int = 1, rank: int = 0) -> None:
+        self.plan = lru_cache(1)(plan)  # it may shuffle millions of samples
+        self.accumulate, self.processes, self.rank = accumulate, processes, rank
+        self.steps = len(self.plan(0))
+        self.epoch, self.first_step = 0, 0
+
+    def start_at(self, epoch: int, step: int = 0) -> None:
+        """Make the next iteration go through `epoch` from its optimizer step `step` on."""
+        self.epoch, self.first_step = epoch, step
+
+    def __len__(self) -> int:
+        return (self.steps - self.first_step) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, shares = self.epoch, self.accumulate * self.processes
+        for samples in self.plan(epoch)[self.first_step :]:
+            taken = np.resize(np.asarray(samples), max(len(samples), shares))
+            for share in range(self.rank, shares, self.processes):
+                begin, end = (len(taken) * edge // shares for edge in (share, share + 1))
+                yield [(epoch, index) for index in taken[begin:end].tolist()]
+
+
+class SeededDataset(Dataset[Any]):
+    """`data` addressed by (epoch, index * repeats + copy), the global generators seeded at each access.
+
+    With `seed=None` (nothing random in `data`) the generators are left alone.
+    """
+
+    def __init__(self, data: Sized, seed: int | None, repeats: int = 1) -> None:
+        self.data, self.seed, self.repeats = data, seed, repeats
+
+    def __getitem__(self, key: Key) -> Any:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[Key]) -> list[Any]:
+        """Return the samples of a batch; to put the generators back takes longer than to seed them."""
+        if self.seed is None:
+            return [self.data[place // self.repeats] for _, place in keys]
+        with left_alone():
+            return [self._seeded(*key) for key in keys]
+
+    def _seeded(self, epoch: int, place: int) -> Any:
+        index, copy = divmod(place, self.repeats)
+        name = f"sample {self.seed} {epoch} {index}" + (f" {copy}" if copy else "")
+        seed_generators(name, devices=False)  # samples are made on the CPU
+        return self.data[index]
+
+
+class Loader(DataLoader[Any]):
+    """A DataLoader that reports a worker's death as such, wherever in a transfer it comes."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator around torch's own
+        """Give the batches.
+
+        Raises:
+            UserError, RuntimeError: a worker died; repro.train.cli explains the latter, which is torch's.
+        """
+        try:
+            yield from super().__iter__()
+        except (EOFError, ConnectionError, FileNotFoundError) as error:
+            if self.num_workers == 0 or str(error).startswith(
+                "Caught "
+            ):  # of the data set, passed on by torch
+                raise
+            time.sleep(10)  # ended by torch's RuntimeError, as soon as the system reports the death
+            raise UserError(
+                f"a process that loads data has ended ({error!r}): set a lower workers=N; the same command "
+                "continues"
+            ) from error
+
+
+def make_loader(
+    data: Sized,
+    batches: Iterable[list[Key]],
+    seed: int | None,
+    workers: int,
+    repeats: int = 1,
+    collate: Callable[[list[Any]], Any] = default_collate,
+) -> DataLoader[Any]:
+    """Return the DataLoader of `batches` of `data`, made by `collate`; see SeededDataset for the others.
+
+    It has `workers`, but no more than there are cores: the others would only wait.
+    """
+    workers = min(workers, os.cpu_count() or 1)
+    return Loader(
+        SeededDataset(data, seed, repeats),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or it would draw from the global one, once per pass
+    )

@@ -1,0 +1,70 @@
+"""Jobs of Hydra's submitit launcher: `-m hydra/launcher=submitit_slurm` on a cluster, submitit_local here.
+
+Each job of a multirun is a run. The tasks of a job are its processes and form a group, as torchrun's do. A
+job that SLURM stops, at the end of its time or to make room for another, goes back into the queue by itself
+and runs the same command again, which continues from the last checkpoint. See docs/scale.md.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from repro.errors import UserError
+
+LAUNCHERS = ("submitit_slurm", "submitit_local")
+
+_OPTION = "hydra/launcher="
+_ROOT = str(Path(__file__).resolve().parents[2])
+
+
+def launcher(arguments: Sequence[str]) -> str | None:
+    """Return which of submitit's launchers a command line names, None where it names none.
+
+    Raises:
+        UserError: it cannot work here.
+    """
+    named = [argument.removeprefix(_OPTION) for argument in arguments if argument.startswith(_OPTION)]
+    if not named or named[-1] not in LAUNCHERS:
+        return None
+    name = named[-1]
+    if not {"-m", "--multirun"} & set(arguments):
+        raise UserError(f"{_OPTION}{name}: is for multiruns; put -m before it, also for a single run")
+    if name == "submitit_slurm" and shutil.which("srun") is None:
+        raise UserError(f"{_OPTION}{name}: there is no srun; run it where jobs can be submitted to SLURM")
+    return name
+
+
+def prepare(name: str) -> list[str]:
+    """Prepare the environment of the jobs of launcher `name`, and return overrides, which the user's follow.
+
+    Its files (logs, pickled functions) go to <run.root>/.submitit/<job>, which all nodes have to see.
+    """
+    ours = ["hydra.sweep.dir=${run.root}/.submitit", "hydra.launcher.submitit_folder=${hydra.sweep.dir}/%j"]
+    # what its jobs inherit: modules are found as from the entry point; a process that dies ends its job
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), _ROOT]))
+    os.environ.setdefault("SLURM_KILL_BAD_EXIT", "1")
+    return [*ours, "hydra.launcher.max_num_timeout=10"] if name == "submitit_slurm" else ours
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Tell whether `error` is what SLURM says about a job that it does not take."""
+    return type(error).__name__ == "FailedJobError" and str(error).lstrip().startswith("sbatch: error")
+
+
+def module(main: Callable[..., object]) -> str:
+    """Return the name by which a job's processes import the module of an entry point that may be a script."""
+    if main.__module__ != "__main__":
+        return main.__module__
+    file = Path(main.__code__.co_filename).resolve()
+    return ".".join(file.relative_to(_ROOT).with_suffix("").parts)
+
+
+def form_group() -> None:
+    """Tell accelerate, through torchrun's variables, that the job's tasks are processes of one run."""
+    from submitit.helpers import TorchDistributedEnvironment
+
+    group = TorchDistributedEnvironment()
+    if group.world_size > 1:
+        # accelerate itself picks the GPU by LOCAL_RANK among all of the node's, as NCCL prefers it
+        group.export(set_cuda_visible_devices=False, overwrite=True)

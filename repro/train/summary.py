@@ -1,0 +1,122 @@
+"""What a run says about itself: a line per epoch and the closing summary."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import optim
+from optim.monitor.readings import peak_resident_bytes
+from repro.ledger import tracking
+from repro.train.throughput import sample_rate
+
+if TYPE_CHECKING:
+    from repro.train.trainer import Trainer
+
+
+def epoch_line(trainer: "Trainer") -> str:
+    """Return one line on the epoch just finished."""
+    progress = trainer.progress
+    record = progress.last or {}
+    left = progress.seconds / progress.step * (trainer.total - progress.step)
+    parts = [
+        f"epoch {record['epoch']}/{trainer.epochs}",
+        *measures(record),
+        f"lr {record['lr']:.3g}",
+        f"left {_duration(left)}",
+        str(trainer.tracker),
+    ]
+    return "  ".join(part for part in parts if part)
+
+
+def measures(record: dict[str, Any]) -> list[str]:
+    """Return what a record measured, each with what the released run had there."""
+    return [
+        f"{key} {value:.4g}"
+        + (f" (released {record[f'released_{key}']:.4g})" if f"released_{key}" in record else "")
+        for key, value in record.items()
+        if key not in ("step", "epoch", "lr", "verdict") and not key.startswith("released_")
+    ]
+
+
+def summarise(trainer: "Trainer", test: dict[str, Any] | None, examples: list[str]) -> dict[str, Any]:
+    """Return the closing summary of a run, JSON-able. Keys carry their units.
+
+    Args:
+        test: the record of the test set, if there is one.
+        examples: see Task.examples.
+    """
+    progress, config = trainer.progress, trainer.config
+    on_gpu = trainer.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()
+    summary = {
+        "run": str(trainer.folder.path),
+        "model": trainer.task.model_name,
+        "parameters": sum(p.numel() for p in trainer.module.parameters()),
+        "optimizer": config.optimizer["name"],
+        "optimizer_path": optim.path_in_use(trainer.bare_optimizer),
+        "state_bytes": sum(optim.state_bytes(trainer.bare_optimizer).values()),
+        "seed": config.seed,
+        "epochs": trainer.epochs,
+        "steps": progress.step,
+        "metric": trainer.metric,
+        "final": progress.last,
+        "best": progress.best,
+        **({"test": test} if test else {}),
+        "seconds": round(progress.seconds, 2),
+        **trainer.speed.rates(progress.step, progress.train_seconds, progress.wait_seconds),
+        "peak_memory_mib": round(peak / 2**20),
+        "memory_of": "GPU, allocated" if on_gpu else "process, resident",
+    }
+    tested = test or {}
+    paper = trainer.tracker.summarise((progress.last or {}) | tested, (progress.best or {}) | tested)
+    if paper is not None:
+        summary["paper"] = paper
+    if trainer.monitor is not None:
+        summary["monitor"] = trainer.monitor.report().splitlines()
+    if examples:
+        summary["examples"] = examples
+    return summary
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """Return the closing summary for people."""
+    metric, final, best = summary["metric"], summary["final"], summary["best"]
+    unit, rate = sample_rate(summary)
+    reached = [_number(record[metric]) for record in (final, best)]
+    rows = {
+        "result": f"{metric} {reached[0]} (best {reached[1]} at epoch {best['epoch']}), "
+        f"train_loss {final['train_loss']:.4g}",
+        "model": f"{summary['model']}, {summary['parameters']:,} parameters",
+        "optimizer": f"{summary['optimizer']}, path: {summary['optimizer_path']}",
+        "time": f"{_duration(summary['seconds'])} for {summary['epochs']} epochs, "
+        f"{rate:,.0f} {unit}/s"
+        + (f", {summary['tflop_per_second']:.3g} TFLOP/s" if "tflop_per_second" in summary else "")
+        + (f" ({summary['mfu']:.1%} of the peak)" if "mfu" in summary else "")
+        + f", {summary['wait_share']:.0%} of the time waiting for data",
+        "memory": f"{summary['peak_memory_mib']:,} MiB at most ({summary['memory_of']})",
+        "folder": summary["run"],
+    }
+    if "test" in summary:
+        step = summary["test"]["weights_of_step"]
+        rows["test"] = (
+            ", ".join(
+                f"{key} {_number(value)}" for key, value in summary["test"].items() if key.startswith("test_")
+            )
+            + f", with the best weights, those of step {step:,}"
+        )
+    lines = [f"{key:<10} {value}" for key, value in rows.items()]
+    if "paper" in summary:
+        lines += [f"{'paper':<10} {line}" for line in tracking.describe(summary["paper"])]
+    for key in ("examples", "monitor"):
+        lines += ["", *summary[key]] if key in summary else []
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

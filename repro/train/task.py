@@ -1,0 +1,124 @@
+"""What a recipe is to the training loop."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from repro.errors import UserError
+from repro.train.config import TrainConfig
+from repro.train.data import Plan, Sized, dealt, shuffled
+
+
+class Task(ABC):
+    """A model, its data, its loss and its measure. The loop knows nothing else of a recipe."""
+
+    name: str  # the entry point's, e.g. "vision"
+    samples = "images"  # the unit of speed, in the plural
+    per_sample = 1  # of that unit in a sample, e.g. the tokens of a sequence
+    metric: str  # the figure that decides which checkpoint is best; repro.direction knows its kind
+    model_name: str
+    # Names of what the recipe puts into a run's folder, in `begin` or when the run is finished; a run that
+    # starts afresh there removes them.
+    products: tuple[str, ...] = ()
+
+    # What the next micro-batch needs of this one, detached: a memory, hidden states. The loop hands each
+    # micro-batch of a step its own, empties them when an epoch begins, keeps them in checkpoints, and has an
+    # empty one for measuring.
+    state: dict[str, Tensor]
+
+    # ---- data
+
+    @abstractmethod
+    def train_data(self) -> Sized:
+        """Return the training set. Its items may be random: the loop seeds the global generators for each."""
+
+    @abstractmethod
+    def valid_data(self) -> Sized:
+        """Return the set that is measured while training. Its items must not be random."""
+
+    def test_data(self) -> Sized | None:
+        """Return the set that is measured once, at the end, with the best weights; None if there is none."""
+        return None
+
+    def plan(self, data: Sized, config: TrainConfig) -> Plan:
+        """Return which samples of the training set are in which step."""
+        return shuffled(len(data), config.batch_size, config.seed, config.repeats)
+
+    def measure_plan(
+        self, data: Sized, batch_size: int, processes: int, rank: int
+    ) -> Sequence[Sequence[int]]:
+        """Return the batches of a set that is measured which a process takes, of `batch_size` at most."""
+        return dealt(len(data), batch_size, processes, rank)
+
+    def collate(self, samples: list[Any]) -> Any:
+        """Return a batch, a list of tensors of which each has the samples first."""
+        return default_collate(samples)
+
+    def move(self, batch: Any, device: torch.device) -> Any:
+        """Return the batch on the device."""
+        return [tensor.to(device, non_blocking=True) for tensor in batch]
+
+    # ---- training
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """Return the model with its initial weights, on the CPU."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the mean loss over a micro-batch, to be minimised."""
+
+    def weight(self, batch: Any) -> float | None:
+        """Return how many items the loss of a batch, on the CPU, is the mean over: tokens, examples.
+
+        With it, a step's loss is the mean over the items of all its micro-batches; with None, over those.
+        """
+        return None
+
+    def logits(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the class scores [..., classes] for a micro-batch, for estimates of the Hessian (Sophia)."""
+        raise UserError(f"optimizer=sophia: the recipe {self.name} has no class scores to estimate from")
+
+    def flops(self, batch: Any) -> float | None:
+        """Return the operations of a micro-batch's forward pass; None to count them (throughput.py)."""
+        return None
+
+    def sharded(self, module: nn.Module) -> set[str]:
+        """Return the classes of the modules that fsdp=true puts together one at a time.
+
+        Models of transformers say which those are.
+        """
+        return set(getattr(module, "_no_split_modules", None) or ())
+
+    # ---- what is recorded
+
+    def training_figures(self, loss: float) -> dict[str, float]:
+        """Return what is recorded of a mean training loss; `train_loss` must be among it."""
+        return {"train_loss": loss}
+
+    @abstractmethod
+    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int | Tensor]:
+        """Return sums of each measure over a batch, and how many items they are over.
+
+        They are added up over batches and processes, and may have any shape: a vector with each sample's
+        prediction in its place and 0 elsewhere becomes that of all predictions.
+        """
+
+    def figures(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
+        """Return what is recorded of the sums, in float64 on the CPU: here their means over all items.
+
+        Names that begin with `valid_` begin with `test_` when it is the test set that was measured.
+        """
+        return {key: float(value) / count for key, value in sums.items()}
+
+    def begin(self, folder: Path) -> None:  # noqa: B027 (most recipes have nothing to put there)
+        """Put what belongs to a run into its folder, before the first step."""
+
+    def examples(self, model: nn.Module) -> list[str]:
+        """Return lines for the summary that show a person what the model, with its best weights, learned."""
+        return []

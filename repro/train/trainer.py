@@ -1,0 +1,458 @@
+"""The training loop, the same for every task.
+
+A run can be killed at any moment, or told to stop (repro.train.preemption): the same command continues from
+the newest checkpoint and ends with the same bits, because everything that shapes the result is either in it
+(weights, optimizer, average, scaler, position) or a pure function of the configuration (schedule, data).
+
+Several processes do what one does with as many times the micro-batches: the same samples, the same random
+numbers. What is left are rounding and BatchNorm, whose statistics see one micro-batch after the other in one
+process and are averaged over several.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.utils import broadcast, set_seed  # type: ignore[import-untyped]
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+import optim
+from repro.errors import Diverged, UserError
+from repro.ledger import tracking
+from repro.train import checkpoint, fsdp, saving
+from repro.train import summary as report
+from repro.train.accelerator import build, build_optimizer, shut_down, start_trackers
+from repro.train.config import TrainConfig
+from repro.train.data import TrainingSampler, make_loader
+from repro.train.evaluate import Measurer
+from repro.train.hessian import estimate_hessian
+from repro.train.preemption import Listener, Stopped
+from repro.train.run_folder import RunFolder
+from repro.train.schedules import build_schedule
+from repro.train.seeding import seed_generators
+from repro.train.task import Task
+from repro.train.throughput import Clock, Speedometer, count_flops, device_peak
+
+
+def train(task: Task, config: TrainConfig, name: str) -> dict[str, Any]:
+    """Train `task` in the run folder `name`, or continue there, and return (and print) the summary.
+
+    Raises:
+        UserError: input that cannot work; see repro.train.cli for how it is shown.
+    """
+    config.check()
+    accelerator = build(config)
+    main = accelerator.is_main_process
+    folder = RunFolder(Path(config.run.root) / task.name / name, active=main, overwrite=config.run.overwrite)
+    try:
+        accelerator.wait_for_everyone()  # the others look at the folder only once it is locked
+        folder.check(asdict(config))
+        summary = folder.summary()
+        if summary is None:
+            trainer = Trainer(task, config, folder, accelerator)
+            folder.begin(asdict(config), task.products)  # only now, when the configuration is known to work
+            if main:
+                task.begin(folder.path)
+            accelerator.wait_for_everyone()  # the others look for checkpoints only now
+            summary = trainer.run()
+            folder.finish(summary)
+        elif main:
+            print(f"{folder.path} is finished; run.overwrite=true starts it afresh")
+        if main:
+            print(report.describe(summary))
+        return summary
+    except Diverged as error:
+        folder.diverge(error)
+        raise
+    finally:
+        folder.close()
+        shut_down(accelerator)
+
+
+@dataclass
+class Progress(Clock):
+    """Where a run stands; stored in every checkpoint."""
+
+    step: int = 0  # optimizer steps done
+    last: dict[str, Any] | None = None  # the newest record of a finished epoch
+    best: dict[str, Any] | None = None  # the one with the best metric
+    tracked: dict[str, Any] = field(default_factory=dict)  # what the tracker remembers
+
+
+class Trainer:
+    """One run from its first or last saved step to its end."""
+
+    def __init__(self, task: Task, config: TrainConfig, folder: RunFolder, accelerator: Accelerator) -> None:
+        self.task, self.config, self.folder, self.accelerator = task, config, folder, accelerator
+        self.progress = Progress()
+        self.saved = 0  # step of the last checkpoint written here
+        self.device = accelerator.device
+        metric = config.select.metric or task.metric
+        self.metric = f"ema_{metric}" if config.ema_decay else metric
+        self.sign = 1 if config.select.higher(task.metric) else -1
+        set_seed(config.seed)
+
+        train_data, valid_data, self.test_data = task.train_data(), task.valid_data(), task.test_data()
+        ranks = accelerator.num_processes, accelerator.process_index
+        self.share = config.share(len(train_data), task.samples, ranks[0])
+        self.sampler = TrainingSampler(task.plan(train_data, config), config.accumulate, *ranks)
+        self.loader = make_loader(
+            train_data, self.sampler, config.seed, config.workers, config.repeats, task.collate
+        )
+        # sharded models compute in the precision that they are sent in
+        autocast = nullcontext if config.fsdp else accelerator.autocast
+        self.measurer = Measurer(task, config, accelerator, self.share, autocast)
+        self.valid_batches = self.measurer.batches(valid_data)
+        self.total = self.sampler.steps * (config.epochs + config.schedule.cooldown_epochs)
+        if config.steps is not None:
+            self.total = min(config.steps, self.sampler.steps * (config.max_epochs or config.steps))
+        self.total = min(self.total, config.stop_after or self.total)
+        self.epochs = -(-self.total // self.sampler.steps)
+
+        self.module = task.build_model()  # the bare model; self.model is what accelerate wraps around it
+        self.ema: AveragedModel | None = None
+        if config.ema_decay is not None:
+            average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+            self.ema = AveragedModel(self.module, self.device, multi_avg_fn=average, use_buffers=True)
+        if config.fsdp:
+            units = task.sharded(self.module)
+            fsdp.shard(self.module, units, self.device, config.amp, config.compile)
+        self.bare_optimizer = build_optimizer(self.module, config.optimizer)
+        self.base_lrs = [group["lr"] for group in self.bare_optimizer.param_groups]
+        self.lr: float = self.bare_optimizer.defaults["lr"]
+        self.multiplier = build_schedule(
+            config.schedule, self.lr, config.epochs, self.sampler.steps, config.steps
+        )
+        self.model, self.optimizer = self.module, self.bare_optimizer
+        if not config.fsdp:
+            self.model, wrapped = accelerator.prepare(self.module, self.bare_optimizer)
+            if accelerator.scaler is not None:  # without, it only looks for packages, 0.2 ms a step
+                self.optimizer = wrapped
+        self.rings = {"loss": torch.zeros(self.sampler.steps, device=self.device)}  # of the last steps
+        if config.clip_grad is not None:
+            self.rings["grad_norm"] = torch.zeros_like(self.rings["loss"])
+        self.states: list[dict[str, Tensor]] = [{} for _ in range(config.accumulate)]  # see Task.state
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end and return the summary."""
+        self._resume()
+        start_trackers(self.accelerator, self.config, self.folder.path)
+        self.monitor = self._monitor()
+        self.tracker = tracking.Tracker(self.config.row, self.progress.tracked)
+        if self.tracker.untracked is not None:
+            self.accelerator.print(f"not tracked: {self.tracker.untracked}")
+        peak = device_peak(self.device, self.accelerator.num_processes)
+        units = self.config.batch_size * self.task.per_sample
+        self.speed = Speedometer(self.progress, self.task.samples, units, peak)
+        show = self.accelerator.is_main_process
+        bar = tqdm(total=self.total, initial=self.progress.step, unit="step", disable=None if show else True)
+        with Listener(self.accelerator.num_processes, self.config.run.timeout) as self.listener:
+            with bar as self.bar:
+                self._measure_again()
+                while self.progress.step < self.total:
+                    epoch, done = divmod(self.progress.step, self.sampler.steps)
+                    self._train_epoch(epoch, done)
+            with self.listener.interruptible(self.progress.step):
+                closing, examples = self._close()
+        return report.summarise(self, closing, examples)
+
+    def _measure_again(self) -> None:
+        """Do the measurement of the last step, if the run was stopped in it."""
+        epoch, done = divmod(self.progress.step - 1, self.sampler.steps)
+        measured = self.progress.last["step"] if self.progress.last else 0
+        if measured < self.progress.step and self._is_due(epoch, done + 1):
+            self._end_stretch(epoch, done + 1)
+
+    def _train_epoch(self, epoch: int, done: int) -> None:
+        """Train from step `done` of `epoch` to the epoch's end."""
+        self.model.train()
+        self.sampler.start_at(epoch, done)
+        if done == 0:
+            self.states = [{} for _ in self.states]
+        for micro, (loaded, weight) in enumerate(self._weighed(self.speed.waiting(self.loader))):
+            batch = self.task.move(loaded, self.device)
+            if self.speed.forward_flops is None:
+                self.speed.forward_flops = self._flops(batch) / (len(batch[0]) * self.task.per_sample)
+            self._seed(micro)
+            slot, losses = micro % self.config.accumulate, self.rings["loss"]
+            place = self.progress.step % len(losses)
+            if slot == 0:
+                losses[place] = 0
+            self.task.state = self.states[slot]
+            with self.accelerator.accumulate(self.model):
+                loss = weight * self.task.loss(self.model, batch)
+                self.accelerator.backward(loss)
+                losses[place] += loss.detach() / self.config.accumulate
+                if self.accelerator.sync_gradients:
+                    self._set_lr()
+                    numbers = {"loss": losses[place]}
+                    if self.config.clip_grad is not None:
+                        parameters = self.module.parameters()
+                        norm = self.accelerator.clip_grad_norm_(parameters, self.config.clip_grad)
+                        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+                        numbers["grad_norm"] = self.rings["grad_norm"][place] = norm
+                    if self.monitor is not None:
+                        self.monitor.step = self.progress.step  # also where a scaler left steps out
+                        self.monitor.record(**numbers)
+                    if self.progress.step % self.config.hessian_every == 0:
+                        estimate_hessian(self, batch)
+                    if (
+                        self.progress.step
+                        and self.progress.step % (self.config.restart_every or math.inf) == 0
+                    ):
+                        cast(optim.Adan, self.bare_optimizer).restart_opt()
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
+                    self._keep_loss_scale()
+            if self.accelerator.sync_gradients:
+                done += 1
+                self._end_step(epoch, done)
+                if self.progress.step == self.total:
+                    return
+                if number := self.listener.told():
+                    if self.saved < self.progress.step:
+                        self._save()
+                    raise Stopped(number, self.progress.step)
+
+    def _weighed(self, batches: Iterable[Any]) -> Iterator[tuple[Any, Tensor | float]]:
+        """Pass micro-batches on, each with its weight in its step's loss: 1, but for tasks that weigh."""
+        iterator = iter(batches)
+        for first in iterator:
+            if self.task.weight(first) is None:
+                yield first, 1.0
+                continue
+            group = [first, *islice(iterator, self.config.accumulate - 1)]
+            weights = torch.tensor([self.task.weight(batch) for batch in group], device=self.device).float()
+            weights /= self.accelerator.reduce(weights.mean(), "mean").clamp(min=1e-9)  # 0: nothing to learn
+            yield from zip(group, weights, strict=True)
+
+    def _keep_loss_scale(self) -> None:
+        """Keep the scale of losses in fp16 above its threshold, and end the run at its minimum.
+
+        Raises:
+            UserError: it is there, because gradients overflow step after step.
+        """
+        scaler, config = self.accelerator.scaler, self.config.loss_scale
+        if scaler is None or not (config.threshold or config.minimum):
+            return
+        scale = scaler.get_scale()
+        if config.threshold is not None and scale < config.threshold:
+            scaler.update(config.threshold)
+        elif scale <= config.minimum:
+            raise UserError(
+                f"amp=fp16: at step {self.progress.step} gradients overflow with losses times {scale:g}: "
+                "try amp=bf16 or a lower optimizer.lr"
+            )
+
+    def _seed(self, micro: int) -> None:
+        """Seed the generators for a micro-batch by its number among those of all processes."""
+        accumulate, ranks = self.config.accumulate, self.accelerator.num_processes
+        number = micro % accumulate * ranks + self.accelerator.process_index
+        seed_generators(f"batch {self.config.seed} {self.progress.step} {number}")
+
+    def _flops(self, batch: Any) -> float:
+        """Return the operations of the forward pass of a micro-batch; 0 where they cannot be counted."""
+        known = self.task.flops(batch)
+        if known is None:
+            known = 0 if self.config.fsdp else count_flops(self.task, self.module, batch)
+        return known
+
+    def _monitor(self) -> optim.Monitor | None:
+        """Watch the optimizer, if the configuration says so."""
+        if self.config.run.monitor is None:
+            return None
+        path = self.folder.path / "monitor.jsonl" if self.accelerator.is_main_process else None
+        try:
+            return optim.Monitor(
+                self.bare_optimizer,
+                self.module,
+                every=self.config.run.monitor,
+                path=path,
+                step=self.progress.step,
+                max_grad_norm=self.config.clip_grad,
+            )
+        except ValueError as error:  # the file of samples is damaged
+            raise UserError(str(error)) from error
+
+    def _set_lr(self) -> None:
+        multiplier = self.multiplier(self.progress.step)
+        for group, base in zip(self.bare_optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * multiplier
+
+    def _end_step(self, epoch: int, done: int) -> None:
+        """Average, log and save after the optimizer step that is the `done`-th of its epoch."""
+        if self.ema is not None:
+            self.ema.update_parameters(self.module)
+        self.progress.step += 1
+        self.speed.lap_steps += 1
+        self.bar.update()
+        if self._is_due(epoch, done):
+            self._end_stretch(epoch, done)
+            self.model.train()
+            return
+        if self.progress.step % self.config.run.log_every == 0:
+            figures = self._training_figures(min(self.config.run.log_every, self.sampler.steps))
+            self.speed.tick(training=True)
+            self._log({"epoch": self._epochs_at(epoch, done), **figures})
+            self._log_speed()
+            loss = f"{figures['train_loss']:.4g}"
+            shown = {"epoch": f"{epoch + 1}/{self.epochs}", "loss": loss, "lr": f"{self._lr():.3g}"}
+            self.bar.set_postfix(shown | ({"verdict": self.tracker.verdict} if self.tracker.verdict else {}))
+        every = self.config.run.checkpoint_every
+        if every is not None and self.progress.step % every == 0:
+            self._save()
+
+    def _is_due(self, epoch: int, done: int) -> bool:
+        """Tell whether to measure after the `done`-th step of `epoch`."""
+        config, step = self.config, self.progress.step
+        if done == self.sampler.steps and config.measure_epochs is not None:
+            return (epoch + 1) % config.measure_epochs == 0 or step == self.total
+        return step == self.total or (config.measure_every is not None and step % config.measure_every == 0)
+
+    def _end_stretch(self, epoch: int, done: int) -> None:
+        """Measure, log and save."""
+        record = {"epoch": self._epochs_at(epoch, done), **self._training_figures(done)}
+        self.speed.tick(training=True)
+        self._average_statistics()
+        try:
+            with self.listener.interruptible(self.progress.step):
+                record |= self.measurer.measure(self.accelerator.unwrap_model(self.model), self.valid_batches)
+                if self.ema is not None:
+                    ema = self.measurer.measure(self.ema.module, self.valid_batches)
+                    record |= {f"ema_{key}": value for key, value in ema.items()}
+        except Stopped:
+            self._save(measured=True)
+            raise
+        if self.metric not in record:
+            raise UserError(f"select.metric={self.config.select.metric}: there is {', '.join(record)}")
+        self.progress.last = self._log(record, measured=True)
+        self._log_speed()
+        best = self.progress.best
+        if best is None or self.sign * record[self.metric] > self.sign * best[self.metric]:
+            self.progress.best = self.progress.last
+        if self.accelerator.is_main_process:
+            self.bar.write(report.epoch_line(self))
+        self._save(measured=True)
+
+    def _epochs_at(self, epoch: int, done: int) -> float:
+        """Return the number of epochs after `done` steps of `epoch`, an int where it is whole."""
+        return epoch + 1 if done == self.sampler.steps else round(epoch + done / self.sampler.steps, 6)
+
+    @torch.no_grad()
+    def _average_statistics(self) -> None:
+        """Average BatchNorm's statistics over the processes, as timm does (--dist-bn reduce).
+
+        The averaged model has those of the first process, so that a continued run has them, too.
+        """
+        if self.accelerator.num_processes == 1:
+            return
+        for name, buffer in self.module.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.copy_(self.accelerator.reduce(buffer, "mean"))
+        if self.ema is not None:
+            for buffer in self.ema.module.buffers():
+                buffer.copy_(broadcast(buffer))
+
+    @torch.no_grad()
+    def _close(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """Return what the best weights give on the test set, if there is one, and examples of their work."""
+        best = self.progress.best
+        assert best is not None, "a run ends with a measurement"
+        self.accelerator.wait_for_everyone()  # the first process may still be writing
+        path = self.folder.checkpoints / f"step-{best['step']:09d}"
+        if (problem := checkpoint.damage(path)) is not None:
+            raise UserError(
+                f"the best checkpoint {path} is damaged ({problem}), which the run's end needs: "
+                "restore it from a copy, or begin afresh with run.overwrite=true"
+            )
+        module = saving.load_best(self, path)
+        closing = None
+        if self.test_data is not None:
+            measured = self.measurer.measure(module, self.measurer.batches(self.test_data))
+            figures = {key.replace("valid_", "test_", 1): value for key, value in measured.items()}
+            last = self.progress.last or best
+            closing = self._log(
+                {"epoch": last["epoch"], "weights_of_step": best["step"], **figures}, measured=True
+            )
+        module.eval()
+        self.task.state = {}
+        together = self.config.fsdp or self.accelerator.is_main_process  # all have a part of a sharded model
+        return closing, self.task.examples(module) if together else []
+
+    def _training_figures(self, steps: int) -> dict[str, float]:
+        """Return the figures of the last `steps`' mean loss, and the mean norm of gradients.
+
+        Steps whose gradients overflowed, with a loss scale, are not in the norm.
+        """
+        figures = self.task.training_figures(self._mean_loss(steps))
+        if "grad_norm" in self.rings:
+            norms = self._last("grad_norm", steps)
+            finite = norms[norms.isfinite()]
+            figures |= {"grad_norm": float(finite.mean())} if len(finite) else {}
+        return figures
+
+    def _last(self, ring: str, steps: int) -> Tensor:
+        last = torch.arange(self.progress.step - steps, self.progress.step, device=self.device)
+        return self.rings[ring][last % self.sampler.steps]
+
+    def _mean_loss(self, steps: int) -> float:
+        """Return the mean training loss over the last `steps` steps, over all processes."""
+        losses = self._last("loss", steps)
+        mean = float(self.accelerator.reduce(losses.mean(), "mean"))
+        if not math.isfinite(mean):
+            bad = int((~losses.isfinite()).int().argmax())
+            step = self.progress.step - steps + bad
+            lr = self.lr * self.multiplier(step)
+            raise Diverged(
+                f"the loss is {float(losses[bad])} at step {step} with lr={lr:.4g}: "
+                "try a lower optimizer.lr, a longer schedule.warmup_epochs or clip_grad=1",
+                step,
+            )
+        return mean
+
+    def _lr(self) -> float:
+        return self.lr * self.multiplier(self.progress.step - 1)
+
+    def _log(self, values: dict[str, Any], measured: bool = False) -> dict[str, Any]:
+        """Append a record, compared with the released curve, to metrics.jsonl and the trackers; return it."""
+        record = {"step": self.progress.step, "lr": self._lr(), **values}
+        record |= self.tracker.compare(record, measured)
+        self.folder.log(record)
+        self.accelerator.log(record, step=self.progress.step)
+        return record
+
+    def _log_speed(self) -> None:
+        """Append the speed since the last record to speed.jsonl and the trackers."""
+        rates = self.speed.lap()
+        self.folder.log({"step": self.progress.step, **rates}, "speed.jsonl")
+        self.accelerator.log(rates, step=self.progress.step)
+
+    def _save(self, measured: bool = False) -> None:
+        """Write a checkpoint and delete those no longer needed; `measured` if that was what came before."""
+        if measured:
+            self.speed.tick()
+        else:
+            # weights made from a loss that is not finite are not worth keeping
+            self._mean_loss(self.progress.step % self.sampler.steps or self.sampler.steps)
+            self.speed.tick(training=True)
+        saving.save(self)
+        self.saved = self.progress.step
+
+    def _resume(self) -> None:
+        """Continue from the newest good checkpoint, if there is one."""
+        if self.accelerator.is_main_process:
+            checkpoint.clean(self.folder.checkpoints)
+        path = checkpoint.newest(self.folder.checkpoints, warn=self.accelerator.print)
+        if path is not None:
+            self.progress = Progress(**saving.load(self, path))
+            self.accelerator.print(f"continuing {self.folder.path} at step {self.progress.step}")
+        self.folder.rewind(self.progress.step)

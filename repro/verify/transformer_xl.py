@@ -1,0 +1,113 @@
+"""What the logs of Transformer-XL, which begin with the settings, fix of a row."""
+
+import math
+
+from repro.ledger.rows import Recipe
+from repro.verify.checks import Check, Evidence, all_of, digits, positions, rates, shown
+from repro.verify.settings import Ours, Settings, Table, rules
+
+CUTOFFS = {"wt103": [20000, 40000, 200000]}  # of the adaptive softmax: train.py has them by data set
+
+
+def _betas(settings: Settings) -> list[float]:
+    return settings["opt_betas"] or [0.9, 0.999]  # Adam is left its own
+
+
+def _cutoffs(settings: Settings) -> list[int]:
+    return CUTOFFS[settings["dataset"]] if settings["adaptive"] else []
+
+
+TABLE = Table(
+    rules(
+        ours={
+            "attn_type": "model.attn_type",
+            "batch_chunk": "accumulate",
+            "batch_size": "batch_size",
+            "clamp_len": "model.clamp_len",
+            "clip": "clip_grad",
+            "d_embed": "model.d_embed",
+            "d_head": "model.d_head",
+            "d_inner": "model.d_inner",
+            "d_model": "model.d_model",
+            "div_val": "model.div_val",
+            "dropatt": "model.dropatt",
+            "dropout": "model.dropout",
+            "eta_min": "schedule.min_lr",
+            "eval_interval": "measure_every",
+            "eval_tgt_len": "evaluation.tgt_len",
+            "ext_len": "model.ext_len",
+            "init": "model.init",
+            "init_std": "model.init_std",
+            "log_interval": "run.log_every",
+            "lr": "optimizer.lr",
+            "max_step": "steps",
+            "mem_len": "model.mem_len",
+            "n_head": "model.n_head",
+            "n_layer": "model.n_layer",
+            "n_token": "tokenizer.vocab_size",
+            "optim": "optimizer.name",
+            "pre_lnorm": "model.pre_lnorm",
+            "proj_init_std": "model.proj_init_std",
+            "same_length": "model.same_length",
+            "scheduler": "schedule.name",
+            "seed": "seed",
+            "tgt_len": "tgt_len",
+            "tied": "model.tie_word_embeddings",
+            "warmup_step": "schedule.warmup_steps",
+            "wd": "optimizer.weight_decay",
+            "adaptive": Ours("model.cutoffs", _cutoffs),
+            "dataset": Ours("data.name", lambda settings: {"wt103": "wikitext103"}[settings["dataset"]]),
+            "fp16": Ours("amp", lambda settings: "fp16" if settings["fp16"] else "no"),
+            "not_tied": Ours("model.tie_word_embeddings", lambda settings: not settings["not_tied"]),
+            "opt_betas": Ours("optimizer.betas", _betas),
+        },
+        must={
+            "clip_nonemb": False,
+            "debug": False,
+            "finetune_v2": False,
+            "finetune_v3": False,
+            "max_eval_steps": -1,
+            "restart": False,
+            "restart_dir": "",
+            "sample_softmax": -1,
+            "varlen": False,
+        },
+        # of other optimizers, schedules (lr_min: the cosine ends at eta_min) and ways to draw weights; of
+        # hardware and files; and the number of parameters, for which there is another check
+        free="cuda data decay_rate dynamic_loss_scale emb_init emb_init_range gpu0_bsz init_range lr_min "
+        "mom multi_gpu n_all_param n_nonemb_param patience static_loss_scale work_dir",
+    )
+)
+
+
+def lr(evidence: Evidence, recipe: Recipe) -> Check:
+    """Compare every learning rate in the log, to its last digit, with ours after as many steps."""
+    return digits(evidence.logs, rates(recipe), ".3g")
+
+
+def epochs(evidence: Evidence, recipe: Recipe) -> Check:
+    """Check that the log has records of all steps, and that each is where in its epoch ours is.
+
+    An epoch takes each of `batch_size` streams to its end, tgt_len tokens at a time.
+    """
+    assert evidence.log is not None
+    steps, every = recipe.get("steps"), recipe.get("run.log_every")
+    table = evidence.log.of("train")
+    records = positions("record at step", range(every, steps + 1, every), table["step"], f"{steps:,} steps")
+    stream = recipe.get("train_tokens") // recipe.get("batch_size")
+    batches = math.ceil((stream - 1) / recipe.get("tgt_len"))  # the last token is a target only
+    notes = [
+        f"step {record.step}: batch {record.batch:g} of epoch {record.epoch:g}, ours have {batches} each"
+        for record in table.itertuples()
+        if record.step != (record.epoch - 1) * batches + record.batch
+    ]
+    says = f"{steps:,}, {batches:,} an epoch"
+    return all_of(Check(not notes, says, len(table), shown(notes)), records)
+
+
+def validation(evidence: Evidence, recipe: Recipe) -> Check:
+    """Check that validations are every so many steps."""
+    assert evidence.log is not None
+    steps, every = recipe.get("steps"), recipe.get("measure_every")
+    logged = evidence.log.of("eval")["step"]
+    return positions("validation at step", range(every, steps + 1, every), logged, f"every {every:,}")

@@ -1,0 +1,341 @@
+"""The comparison: how is tuned, what runs next, what the records say, and the pages made of them."""
+
+import json
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from comparison_samples import ALL, STEPS, bowl, record, sweep
+
+from benchmarks.comparison import claims as judged
+from benchmarks.comparison import measures, page, records, times
+from benchmarks.comparison.design import BATCH_TASKS, BATCHES, EXPERIMENTS, OPTIMIZERS, SEEDS, TASKS
+from benchmarks.comparison.figures import draw_all
+from benchmarks.comparison.records import Record
+from benchmarks.comparison.search import Point, Space, best, edges, next_points
+from benchmarks.comparison.todo import Job, cells, todo, works
+from repro.errors import UserError
+
+SPACE = Space(1e-3, (0.05, 0.0, 0.5), budget=16)
+
+
+def search(space: Space, loss: dict[Point, float] | None = None, optimum: int = 0) -> dict[Point, float]:
+    """Follow the rule on a bowl whose best learning rate is at an octave, with the second weight decay."""
+    losses: dict[Point, float] = dict(loss or {})
+    while points := next_points(space, losses):
+        assert not losses.keys() & set(points)
+        for point in points:
+            losses[point] = (point.octave - optimum) ** 2 + (point.weight_decay != space.weight_decays[-2])
+    return losses
+
+
+@pytest.mark.parametrize("optimum", [-7, -4, -1, 0, 3, 6])
+@pytest.mark.parametrize("full", [False, True])
+def test_the_search_ends_at_an_interior_optimum(optimum: int, full: bool) -> None:
+    space = replace(SPACE, full=full, octaves=tuple(range(-4, 5)), budget=40) if full else SPACE
+    losses = search(space, optimum=optimum)
+    assert best(losses) == Point(optimum, 0.0)
+    assert edges(space, losses) == []
+    assert {Point(optimum - 1, 0.0), Point(optimum + 1, 0.0)} <= losses.keys()
+    assert len(losses) <= space.budget
+
+
+def test_a_search_keeps_to_its_budget_and_says_where_it_stopped() -> None:
+    losses = search(replace(SPACE, budget=6), optimum=9)
+    assert len(losses) == 6
+    assert edges(SPACE, losses) == ["largest learning rate tried", "other weight decays not tried"]
+
+
+def test_a_weight_decay_at_the_end_is_followed_outward() -> None:
+    losses: dict[Point, float] = {}
+    while points := next_points(SPACE, losses):
+        losses |= {p: p.octave**2 + abs(math.log10(p.weight_decay + 1e-9) - math.log10(5)) for p in points}
+    assert best(losses) == Point(0, 5.0)
+    assert edges(SPACE, losses) == []
+
+
+def test_a_search_where_everything_diverges_ends() -> None:
+    losses: dict[Point, float] = {}
+    while points := next_points(SPACE, losses):
+        losses |= dict.fromkeys(points, math.inf)
+    assert list(losses) == SPACE.grid()
+
+
+def test_learning_rates_are_those_of_the_command_line() -> None:
+    assert [SPACE.lr(octave) for octave in (-4, 0, 3)] == [6.25e-5, 1e-3, 8e-3]
+
+
+def test_a_sweep_ends_and_all_are_tuned_by_equal_budgets() -> None:
+    runs = sweep(ALL)
+    assert len({run.key for run in runs}) == len(runs)
+    for task in TASKS:
+        tried = {
+            name: len(records.select(runs, task=task, optimizer=name, stage="tune")) for name in OPTIMIZERS
+        }
+        assert {tried[name] for name in tried} <= {0, *range(8, 13), 27}, tried
+        assert tried["adan"] == tried["adamw"] >= 27
+        assert tried["adan_int8"] == 0  # it takes Adan's
+        for name in OPTIMIZERS:
+            of = [run for run in runs if run.task == task and run.optimizer == name]
+            seeds = {stage: sorted(r.seed for r in of if r.stage == stage) for stage in ("seeds", "half")}
+            most = 5 if name in ("adamw", "adan", "adan_bf16", "adan_int8") else 3
+            all_of_them = {"seeds": [*SEEDS[:most]], "half": [*SEEDS[: 3 if most == 5 else 2]]}
+            assert seeds == (all_of_them if works(task, name) else {"seeds": [], "half": []})
+    for name, experiment in EXPERIMENTS.items():
+        found = records.select(runs, stage=name)
+        assert len(found) == len(experiment.tasks) * len(experiment.variants) * len(experiment.seeds)
+    assert {run.optimizer for run in runs if run.task == "batch_32"} == {"adamw", "adan", "lamb"}
+
+
+def test_a_sweep_goes_on_from_any_of_its_records() -> None:
+    whole = sweep(["vit", "mae"])
+    for number in random.Random(0).sample(range(len(whole)), 10):
+        known = whole[:number]
+        for pair in cells(["vit", "mae"], list(OPTIMIZERS)):
+            while jobs := todo(*pair, known):
+                for job in jobs:
+                    known += [
+                        record(job, octave, seed, bowl(job, octave, seed)) for octave, seed in job.runs()
+                    ]
+        assert {run.key for run in known} == {run.key for run in whole}
+
+
+def test_what_a_job_types() -> None:
+    job = Job("batch_256", "adan", "tune", 0.05, (0, 1), (0,))
+    assert job.words == [
+        "+comparison=batch", "optimizer=adan", "batch_size=256", "optimizer.weight_decay=0.05",
+    ]  # fmt: skip
+    assert [job.lr(octave) for octave in job.octaves] == [4e-3, 8e-3]
+    words = Job("vit", "adan", "prox", 0.05, (0,), (1,), more=EXPERIMENTS["prox"].variants["proximal"]).words
+    assert [word for word in words if "weight_decay" in word] == ["optimizer.weight_decay=0.5"]
+    words = Job("vit", "adan_int8", "half", 0.0, (0,), (1,), more=TASKS["vit"].half).words
+    assert {"optimizer=adan", "optimizer.state_dtype=int8", "epochs=8"} <= set(words)
+
+
+# ---- records
+
+
+def test_records_are_kept(tmp_path: Path) -> None:
+    path, runs = tmp_path / "deep" / "runs.jsonl", sweep(["vit"], most=3)
+    runs.append(replace(runs[0], final=math.inf, diverged=3, seed=9, curve=((1, 2.0), (2, math.inf))))
+    assert records.load(path) == []
+    for run in runs:
+        records.append(path, run)
+    assert records.load(path) == runs
+    with path.open("a") as file:
+        file.write('{"task": "vi')  # a kill
+    assert records.load(path) == runs
+    records.append(path, runs[1])
+    assert records.load(path) == [*runs, runs[1]]
+    assert "Infinity" not in path.read_text()
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    records.append(path, sweep(["vit"], most=1)[0])
+    path.write_text(path.read_text() + '{"task": "vit"}\n')
+    with pytest.raises(UserError, match=r"runs\.jsonl: line 2 is no record .*repair or delete it"):
+        records.load(path)
+
+
+def test_the_hash_of_a_configuration() -> None:
+    config = {"seed": 1, "optimizer.lr": 0.1, "run.root": "a", "data.root": "b"}
+    assert records.config_hash(config) == records.config_hash(config | {"seed": 2, "run.root": "c"})
+    assert records.config_hash(config) != records.config_hash(config | {"optimizer.lr": 0.2})
+
+
+def test_the_tidy_table() -> None:
+    frame = records.table(sweep(["vit"], most=4))
+    assert len(frame) == 4
+    assert {"task", "lr", "seed", "config_hash", "overrides", "commit", "machine", "final"} <= set(
+        frame.columns
+    )
+    assert "curve" not in frame.columns
+
+
+# ---- measures
+
+
+def one(curve: list[tuple[int, float]]) -> Record:
+    return replace(sweep(["vit"], most=1)[0], curve=tuple(curve), final=curve[-1][1])
+
+
+def test_steps_to_a_loss() -> None:
+    run = one([(10, 2.0), (20, 1.0), (30, 0.5)])
+    assert [measures.steps_to(run, loss) for loss in (2.5, 2.0, 1.5, 1.0, 0.5, 0.4)] == [
+        10,
+        10,
+        15,
+        20,
+        30,
+        math.inf,
+    ]
+    assert measures.steps_to(one([(10, math.inf), (20, 1.0)]), 1.5) == 20
+
+
+def test_speed_up() -> None:
+    """On a line from 3 down to 0.9 Adan passes AdamW's 1 a twentieth before the end."""
+    runs = sweep(["vit"])
+    assert measures.speed_up(runs, "vit", "adamw") == pytest.approx(1)
+    target = measures.target(runs, "vit")
+    assert target is not None
+    median = 1 - 0.1 + 0.001 * 3
+    assert measures.speed_up(runs, "vit", "adan") == pytest.approx((3 - median) / (3 - target), rel=1e-6)
+    worse = [replace(r, curve=((STEPS, 2.9),), final=2.9) if r.optimizer == "sgd" else r for r in runs]
+    assert measures.speed_up(worse, "vit", "sgd") == 0
+    assert measures.speed_up(runs, "lstm", "adan") is None
+
+
+def test_intervals() -> None:
+    found = measures.estimate([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert (found.mean, found.number) == (3, 5)
+    assert 1.5 < found.low < 2.2
+    assert 3.8 < found.high < 4.5
+    assert found == measures.estimate([1.0, 2.0, 3.0, 4.0, 5.0])  # the same each time
+    assert measures.estimate([2.0]).format() == "2"
+    assert measures.estimate([1.0, math.inf]).mean == math.inf
+    apart = measures.difference([1.0, 1.1, 1.2], [2.0, 2.1, 2.2])
+    assert -1.2 < apart.low < apart.mean < apart.high < -0.8
+
+
+def test_the_range_of_learning_rates() -> None:
+    losses = {Point(octave, 0.05): loss for octave, loss in ((-2, 2.0), (0, 1.0), (1, 1.1), (2, math.inf))}
+    found = measures.tolerated(losses, SPACE, 0.05)
+    assert found.octaves == pytest.approx(2 * 0.05 + 0.5)
+    assert found.highest == pytest.approx(1e-3 * 2**0.5)
+    assert not found.open_above
+    assert measures.tolerated(losses, SPACE, 0.2).octaves == pytest.approx(2 * 0.2 + 1)
+    assert measures.tolerated({p: x for p, x in losses.items() if p.octave < 2}, SPACE, 0.2).open_above
+
+
+def test_runs_that_failed_are_counted() -> None:
+    runs = sweep(["vit"], lambda job, octave, seed: math.inf if octave == 4 else 3.5 if octave == -4 else 1.0)
+    assert measures.divergence(runs, "vit", "adan") == (2, 5)
+    assert measures.divergence(runs, "vit", "adam") == (2, 5)
+
+
+def test_performance_profiles() -> None:
+    ratios = measures.profile_ratios({"a": {"x": 10.0, "y": 30.0}, "b": {"x": 20.0}}, ["x", "y"])
+    assert ratios == {"a": [1, 1], "b": [2, math.inf]}
+    assert measures.profile(ratios, [1, 2]) == {"a": [1, 1], "b": [0, 0.5]}
+
+
+# ---- claims
+
+
+def verdicts(runs: list[Record]) -> dict[str, str]:
+    return {claim.name: claim.verdict for claim in judged.claims(runs)}
+
+
+def test_claims_follow_the_runs() -> None:
+    def loss(job: Job, octave: int, seed: int) -> float:
+        value = bowl(job, octave, seed)
+        if job.optimizer == "adan" and job.task in TASKS:  # with learning rates eight times as large
+            value += 0.01 * ((octave - 4) ** 2 - (octave - 1) ** 2)
+        value += 0.2 * (job.task == "batch_4096" and job.optimizer == "lamb")
+        value += 0.1 * (job.variant == "as AdamW") + 0.3 * (job.variant == "beta3 0.9")
+        return value - 0.1 * (job.stage == "restart")
+
+    runs = sweep(ALL, loss)
+    assert verdicts(runs) == {
+        "half": "confirmed at this scale",
+        "lr": "confirmed at this scale",
+        "betas": "not confirmed at this scale",
+        "batch": "confirmed at this scale",
+        "prox": "confirmed at this scale",
+        "restart": "confirmed at this scale",
+    }
+    betas = next(claim for claim in judged.claims(runs) if claim.name == "betas")
+    assert "(beta3 0.9)" in betas.findings[0].what
+
+
+def test_claims_that_fail_are_said_to() -> None:
+    def loss(job: Job, octave: int, seed: int) -> float:
+        value = bowl(job, octave, seed) + 0.5 * (job.stage == "half")
+        value += 0.1 * (job.variant == "proximal")
+        return value + 0.2 * (job.task == f"batch_{BATCHES[-1]}" and job.optimizer == "adan")
+
+    assert verdicts(sweep(ALL, loss)) == {
+        "half": "not confirmed at this scale",
+        "lr": "not confirmed at this scale",
+        "betas": "confirmed at this scale",
+        "batch": "not confirmed at this scale",
+        "prox": "not confirmed at this scale",
+        "restart": "open at this scale",
+    }
+    assert set(verdicts([]).values()) == {"not run yet"}
+
+
+# ---- pages
+
+
+def test_all_files_come_from_the_records_alone(tmp_path: Path) -> None:
+    runs = sweep(["vit", "mae", *BATCH_TASKS])
+    measured = [times.Time("vit", name, number, seconds, {}) for number in (1, 2)
+                for name, seconds in (("adamw", 0.1), ("adan", 0.11 + 0.02 * number))]  # fmt: skip
+    for time in measured:
+        times.append(tmp_path / "times.jsonl", time)
+    files = page.write(runs, times.load(tmp_path / "times.jsonl"), tmp_path)
+    assert {
+        "README.md",
+        "tuning.md",
+        "runs.csv",
+        "headline.png",
+        "curves.png",
+        "learning_rates.png",
+        "batches.png",
+    } == {*files}
+    text = (tmp_path / "README.md").read_text()
+    assert f"{len(runs):,} runs" in text
+    assert "**0.903 (0.9018 to 0.9042)**" in text  # Adan's, the least
+    assert "| n/a |" in text  # Sophia on MAE
+    assert " (0.7" in text  # Adan's speed-up in seconds: about 1.05 / 1.4
+    assert "confirmed at this scale" in text
+    tuning = (tmp_path / "tuning.md").read_text()
+    assert "| vit | adan | 0.008 | 0.05 |" in tuning
+    assert "python vision/train.py -m +comparison=vit optimizer=adan" in tuning
+    assert "search not finished" not in tuning
+    again = tmp_path / "again"
+    page.write(runs, times.load(tmp_path / "times.jsonl"), again)
+    for name in files:
+        assert (again / name).read_bytes() == (tmp_path / name).read_bytes(), name
+
+
+def test_curves_show_the_later_losses_and_name_what_is_drawn() -> None:
+    """Losses that begin at 300 leave the axis to the later ones; SGD's stay there and have no legend."""
+
+    def started_high(run: Record) -> Record:
+        values = [(step, 300.0) for step, _ in run.curve[:1]]
+        rest = [(step, 300.0 if run.optimizer == "sgd" else loss) for step, loss in run.curve[1:]]
+        return replace(run, curve=(*values, *rest))
+
+    runs = [started_high(run) for run in sweep(["vit"], optimizers=["adamw", "adan", "adan_int8", "sgd"])]
+    figures = draw_all(runs)
+    panel, legend = figures["curves"].axes[0], figures["curves"].axes[1].get_legend()
+    low, high = panel.get_ylim()
+    assert 0.75 < low < 0.9
+    assert 2 < high < 3
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "AdamW",
+        "Adan",
+        "Adan, bfloat16",
+        "Adan, int8",
+    ]
+    legend = figures["learning_rates"].axes[1].get_legend()  # where a variant has its optimizer's
+    assert "Adan, int8" not in [text.get_text() for text in legend.get_texts()]
+
+
+def test_pages_of_a_sweep_that_only_began(tmp_path: Path) -> None:
+    files = page.write(sweep(["vit"], most=5), times.Times([]), tmp_path)
+    assert "headline.png" not in files
+    assert "5 runs" in (tmp_path / "README.md").read_text()
+    assert "search not finished" in (tmp_path / "tuning.md").read_text()
+
+
+def test_a_damaged_time_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "times.jsonl"
+    path.write_text(json.dumps({"task": "vit"}) + "\n")
+    with pytest.raises(UserError, match=r"times\.jsonl: line 1 is no time"):
+        times.load(path)
