@@ -43,8 +43,8 @@ from repro.text.config import TokenizerConfig
 from repro.text.python_docs import python_docs
 from repro.text.tokenizers import Tokenizer
 from repro.train.cli import exit_status, file_size
-from scripts import prepare_text as prepare
 
+PREPARE = Path(__file__).resolve().parent.parent / "scripts" / "prepare_text.py"
 BATCH = 1000  # lines that the bare loops give to the library at once
 PIECE = 16 * 10**6  # bytes
 _bare: library.Tokenizer  # of a process of the bare loop
@@ -77,7 +77,7 @@ def run_prepare(text: Path, tokenizer: Path, workers: int) -> dict[str, Any]:
     """Run the command on a text; return seconds, tokens and the peak of memory."""
     with tempfile.TemporaryDirectory(dir=text.parent) as out:
         words = [f"data.root={text}", f"tokenizer.path={tokenizer}", f"--size={PIECE // 10**6}MB"]
-        command = [sys.executable, prepare.__file__, "shards", out, "data=text", "tokenizer=file", *words]
+        command = [sys.executable, str(PREPARE), "shards", out, "data=text", "tokenizer=file", *words]
         start = time.perf_counter()
         with subprocess.Popen(
             [*command, f"--workers={workers}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Subset
+from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
@@ -27,10 +28,11 @@ from nlp.glue.data import read
 from nlp.glue.encode import Encoded, Item, batches, by_length, collate
 from nlp.glue.metrics import compute
 from repro.errors import UserError
+from repro.interop import read_weights
 from repro.train.cli import entry_point
 from repro.train.config import TrainConfig
 from repro.train.data import Plan, Sized, regrouped
-from repro.train.run_folder import run_name
+from repro.train.run_folder import run_name, write_atomically
 from repro.train.task import Task
 from repro.train.trainer import train
 
@@ -185,6 +187,20 @@ class Finetuning(Task):
             made[batch] = self.predict(self.logits(model, moved)).cpu().numpy()
         return made
 
+    def write_predictions(self, run: Path) -> None:
+        """Write the predictions of a run's best checkpoint into its folder."""
+        model = self.build_model().eval()
+        model.load_state_dict(read_weights(run)[0])
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        model.to(device or torch.device("cpu"))
+        folder = run / predictions.FOLDER
+        folder.mkdir(exist_ok=True)
+        files = [(f"dev{suffix}", part) for suffix, part in self.dev.items()] + list(self.test.items())
+        for name, part in tqdm(files, desc="predictions", unit="file", leave=False, disable=None):
+            given = self.predictions(model, Encoded([part], self.start.coder, name))
+            shown = [predictions.shown(self.task, value) for value in given]
+            write_atomically(folder / f"{name}.tsv", predictions.table(self.task, part, shown))
+
     def examples(self, model: nn.Module) -> list[str]:
         """Return some examples of the development set with what the model takes them for."""
         part = next(iter(self.dev.values()))
@@ -209,7 +225,7 @@ def main(config: GlueConfig, overrides: list[str]) -> None:
     for name, run in seeds.runs(config, overrides):
         summaries.append(train(task, run, name))
         if main_process:
-            predictions.write(task, Path(summaries[-1]["run"]))
+            task.write_predictions(Path(summaries[-1]["run"]))
     if config.seeds is not None and main_process:
         folder = Path(config.run.root) / task.name / (config.run.name or run_name(overrides))
         print(seeds.describe(seeds.write(folder, config.seeds, summaries)))

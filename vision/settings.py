@@ -13,10 +13,11 @@ from omegaconf.errors import OmegaConfBaseException
 from timm.data import resolve_data_config
 
 from repro.errors import UserError
+from repro.explain import explain
 from repro.interop import Checkpoint
 from repro.ledger import rows
 from repro.loading import read_yaml
-from repro.train.cli import CONFIGS, explain
+from repro.train.cli import CONFIGS
 from vision.config import VisionConfig
 
 DEFAULTS = ("amp=no", "batch_size=256")  # of a measurement, whatever the training had

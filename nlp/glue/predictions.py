@@ -5,37 +5,12 @@ RUN/predictions/dev<suffix>.tsv  index, prediction and label of each example of 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
-from tqdm import tqdm
 
 from nlp.glue.data import Examples
-from nlp.glue.encode import Encoded
 from nlp.glue.tasks import Description
-from repro.interop import read_weights
-from repro.train.run_folder import write_atomically
-
-if TYPE_CHECKING:
-    from nlp.finetune_glue import Finetuning
 
 FOLDER = "predictions"
 LONGEST = 100  # characters of a sentence in the summary
-
-
-def write(task: "Finetuning", run: Path) -> None:
-    """Write the predictions of a run's best checkpoint into its folder."""
-    model = task.build_model().eval()
-    model.load_state_dict(read_weights(run)[0])
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    model.to(device or torch.device("cpu"))
-    folder = run / FOLDER
-    folder.mkdir(exist_ok=True)
-    files = [(f"dev{suffix}", part) for suffix, part in task.dev.items()] + list(task.test.items())
-    for name, part in tqdm(files, desc="predictions", unit="file", leave=False, disable=None):
-        given = task.predictions(model, Encoded([part], task.start.coder, name))
-        write_atomically(folder / f"{name}.tsv", table(task.task, part, [shown(task.task, x) for x in given]))
 
 
 def table(task: Description, part: Examples, given: Sequence[str]) -> str:

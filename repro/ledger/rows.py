@@ -24,6 +24,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from repro.errors import UserError
+from repro.explain import explain
 from repro.train import resolvers
 
 resolvers.register()  # what configurations may have in them, before one is read
@@ -290,8 +291,6 @@ def _primary(name: str) -> tuple[str | None, str | None]:
 
 
 def _reason(error: Exception) -> str:
-    from repro.train.cli import explain  # which imports this module
-
     below = error.__context__
     if not isinstance(below, OmegaConfBaseException) or (below.full_key is None and _has_key(error)):
         below = error

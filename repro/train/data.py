@@ -142,7 +142,7 @@ class Loader(DataLoader[Any]):
         """Give the batches.
 
         Raises:
-            UserError, RuntimeError: a worker died; repro.train.cli explains the latter, which is torch's.
+            UserError, RuntimeError: a worker died; repro.explain has words for the latter, which is torch's.
         """
         try:
             yield from super().__iter__()

@@ -1,23 +1,23 @@
 """Estimates of the Hessian's diagonal, for optimizers that want them."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from accelerate import Accelerator  # type: ignore[import-untyped]
 
 import optim
+from repro.train.state import TrainState
+from repro.train.task import Task
 
-if TYPE_CHECKING:
-    from repro.train.trainer import Trainer
 
-
-def estimate_hessian(trainer: "Trainer", batch: Any) -> None:
+def estimate_hessian(task: Task, state: TrainState, accelerator: Accelerator, batch: Any) -> None:
     """Give Sophia an estimate of the Hessian's diagonal from a micro-batch; others want none.
 
     Every process calls it: it is the mean over all of them.
     """
-    optimizer, accelerator = trainer.bare_optimizer, trainer.accelerator
-    if not isinstance(optimizer, optim.Sophia):
+    if not isinstance(state.optimizer, optim.Sophia):
         return
     with accelerator.autocast():
-        logits = trainer.task.logits(trainer.module, batch)
-    params = [p for p in trainer.module.parameters() if p.requires_grad]
+        logits = task.logits(state.module, batch)
+    params = [p for p in state.module.parameters() if p.requires_grad]
     estimates = optim.gauss_newton_bartlett(logits, params)
-    optimizer.update_hessian({p: accelerator.reduce(x, "mean") for p, x in estimates.items()})
+    state.optimizer.update_hessian({p: accelerator.reduce(x, "mean") for p, x in estimates.items()})

@@ -12,110 +12,108 @@ the same.
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 from repro.errors import UserError
 from repro.train import checkpoint, fsdp
+from repro.train.config import TrainConfig
+from repro.train.state import Progress, TrainState
 
-if TYPE_CHECKING:
-    from repro.train.trainer import Trainer
 
+def save(state: TrainState, config: TrainConfig, accelerator: Accelerator, folder: Path, name: str) -> None:
+    """Write a checkpoint and delete those no longer needed; every process calls it.
 
-def save(trainer: "Trainer") -> None:
-    """Write a checkpoint and delete those no longer needed; every process calls it."""
-    accelerator, config, folder = trainer.accelerator, trainer.config, trainer.folder.checkpoints
-    held = [{key: tensor.cpu() for key, tensor in state.items()} for state in trainer.states]
-    last = {key: ring.cpu() for key, ring in trainer.rings.items()}
-    rings, states = zip(*gather_object([(last, held)]), strict=True)  # of all processes
+    Args:
+        folder: of the run's checkpoints.
+        name: of the model.
+    """
+    held = [{key: tensor.cpu() for key, tensor in each.items()} for each in state.carried]
+    last = {key: ring.cpu() for key, ring in state.rings.items()}
+    rings, carried = zip(*gather_object([(last, held)]), strict=True)  # of all processes
     main = accelerator.is_main_process
     if not (main or config.fsdp):
         return
 
     def write(path: Path) -> None:
-        about = {"model": trainer.task.model_name}
-        state: dict[str, Any] = {
+        about = {"model": name}
+        rest: dict[str, Any] = {
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
             "accumulate": config.accumulate,
             "rings": list(rings),
-            "states": list(states),
+            "states": list(carried),
         }
         if config.fsdp:
-            fsdp.save(path, trainer.module, trainer.bare_optimizer)
+            fsdp.save(path, state.module, state.optimizer)
         else:
-            save_model(trainer.module, str(path / checkpoint.MODEL), about)
-            state["optimizer"] = trainer.optimizer.state_dict()
+            save_model(state.module, str(path / checkpoint.MODEL), about)
+            rest["optimizer"] = state.optimizer.state_dict()
         if not main:
             return
-        if trainer.ema is not None:
-            save_model(trainer.ema.module, str(path / checkpoint.EMA), about)
-        torch.save(state, path / "training.pt")
-        (path / "progress.json").write_text(json.dumps(asdict(trainer.progress), indent=1))
+        if state.ema is not None:
+            save_model(state.ema.module, str(path / checkpoint.EMA), about)
+        torch.save(rest, path / "training.pt")
+        (path / "progress.json").write_text(json.dumps(asdict(state.progress), indent=1))
 
-    best = trainer.progress.best and f"step-{trainer.progress.best['step']:09d}"
-    parameters = sum(p.numel() for p in trainer.module.parameters())
-    about = {"model": trainer.task.model_name, "parameters": parameters, "best": best}
+    best = state.progress.best and f"step-{state.progress.best['step']:09d}"
+    about = {"model": name, "parameters": state.parameters, "best": best}
     wait = accelerator.wait_for_everyone if config.fsdp else None
-    checkpoint.save(folder, trainer.progress.step, write, about, main, wait)
+    checkpoint.save(folder, state.progress.step, write, about, main, wait)
     if main:
         checkpoint.prune(folder, config.run.keep, [best] if best else [])
 
 
-def load(trainer: "Trainer", path: Path) -> dict[str, Any]:
-    """Read a checkpoint into the trainer's parts and return its progress.json.
+def load(state: TrainState, config: TrainConfig, accelerator: Accelerator, path: Path) -> None:
+    """Continue from a checkpoint: read it into a state that was just made.
 
     Raises:
         UserError: it was written in steps of another number of micro-batches.
     """
-    accelerator, config = trainer.accelerator, trainer.config
-    state = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
+    device = accelerator.device
+    rest = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
     processes, rank = accelerator.num_processes, accelerator.process_index
-    before, now = len(state["rings"]) * state["accumulate"], processes * config.accumulate
+    before, now = len(rest["rings"]) * rest["accumulate"], processes * config.accumulate
     if before != now:
         raise UserError(
-            f"{trainer.folder.path} was begun with {len(state['rings'])} process(es) and accumulate="
-            f"{state['accumulate']}, now there are {processes} and {config.accumulate}; their product has to "
+            f"{path.parents[1]} was begun with {len(rest['rings'])} process(es) and accumulate="
+            f"{rest['accumulate']}, now there are {processes} and {config.accumulate}; their product has to "
             f"stay {before}: set accumulate, or begin afresh with run.overwrite=true"
         )
     if config.fsdp:
-        fsdp.load(path, trainer.module, trainer.bare_optimizer)
+        fsdp.load(path, state.module, state.optimizer)
     else:
-        load_weights(trainer.module, path / checkpoint.MODEL, trainer.device)
-        trainer.optimizer.load_state_dict(state["optimizer"])
+        load_weights(state.module, path / checkpoint.MODEL, device)
+        state.optimizer.load_state_dict(rest["optimizer"])
     if accelerator.scaler:
-        accelerator.scaler.load_state_dict(state["scaler"])
-    for key, ring in trainer.rings.items():
-        all_rings = [one[key] for one in state["rings"]]
+        accelerator.scaler.load_state_dict(rest["scaler"])
+    for key, ring in state.rings.items():
+        all_rings = [one[key] for one in rest["rings"]]
         same = len(all_rings) == processes  # or else what matters: their mean
         ring.copy_(all_rings[rank] if same else torch.stack(all_rings).mean(0))
     # micro-batches are numbered over all processes, see Trainer._seed
-    by_number = [slots[slot] for slot in range(state["accumulate"]) for slots in state["states"]]
-    trainer.states = [
-        {key: tensor.to(trainer.device) for key, tensor in held.items()}
-        for held in by_number[rank::processes]
+    by_number = [slots[slot] for slot in range(rest["accumulate"]) for slots in rest["states"]]
+    state.carried = [
+        {key: tensor.to(device) for key, tensor in held.items()} for held in by_number[rank::processes]
     ]
-    progress: dict[str, Any] = json.loads((path / "progress.json").read_text())
-    if trainer.ema is not None:
-        load_weights(trainer.ema.module, path / checkpoint.EMA, trainer.device)
-        trainer.ema.n_averaged.fill_(progress["step"])
-    return progress
+    state.progress = Progress(**json.loads((path / "progress.json").read_text()))
+    if state.ema is not None:
+        load_weights(state.ema.module, path / checkpoint.EMA, device)
+        state.ema.n_averaged.fill_(state.progress.step)
 
 
-def load_best(trainer: "Trainer", path: Path) -> nn.Module:
+def load_best(state: TrainState, config: TrainConfig, path: Path, device: torch.device) -> nn.Module:
     """Read the weights that count, averaged ones if there are any; return the module that has them."""
-    if trainer.config.fsdp:
-        fsdp.load_weights(path, trainer.module)
-        return trainer.module
-    if trainer.ema is not None:
-        load_weights(trainer.ema.module, path / checkpoint.EMA, trainer.device)
-        module: nn.Module = trainer.ema.module
-        return module
-    load_weights(trainer.module, path / checkpoint.MODEL, trainer.device)
-    return trainer.module
+    if config.fsdp:
+        fsdp.load_weights(path, state.module)
+        return state.module
+    module: nn.Module = state.module if state.ema is None else state.ema.module
+    load_weights(module, path / (checkpoint.MODEL if state.ema is None else checkpoint.EMA), device)
+    return module
 
 
 def load_weights(module: nn.Module, path: Path, device: torch.device) -> None:

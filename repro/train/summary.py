@@ -1,29 +1,27 @@
 """What a run says about itself: a line per epoch and the closing summary."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 import optim
 from optim.monitor.readings import peak_resident_bytes
 from repro.ledger import tracking
-from repro.train.throughput import sample_rate
+from repro.train.config import TrainConfig
+from repro.train.state import Progress, TrainState
+from repro.train.throughput import Speedometer, sample_rate
 
-if TYPE_CHECKING:
-    from repro.train.trainer import Trainer
 
-
-def epoch_line(trainer: "Trainer") -> str:
-    """Return one line on the epoch just finished."""
-    progress = trainer.progress
+def epoch_line(progress: Progress, epochs: int, steps: int, verdict: str) -> str:
+    """Return one line on the epoch just finished, of a run of so many epochs and steps."""
     record = progress.last or {}
-    left = progress.seconds / progress.step * (trainer.total - progress.step)
+    left = progress.seconds / progress.step * (steps - progress.step)
     parts = [
-        f"epoch {record['epoch']}/{trainer.epochs}",
+        f"epoch {record['epoch']}/{epochs}",
         *measures(record),
         f"lr {record['lr']:.3g}",
         f"left {_duration(left)}",
-        str(trainer.tracker),
+        verdict,
     ]
     return "  ".join(part for part in parts if part)
 
@@ -38,41 +36,57 @@ def measures(record: dict[str, Any]) -> list[str]:
     ]
 
 
-def summarise(trainer: "Trainer", test: dict[str, Any] | None, examples: list[str]) -> dict[str, Any]:
+def summarise(
+    state: TrainState,
+    config: TrainConfig,
+    *,
+    run: str,
+    model: str,
+    epochs: int,
+    metric: str,
+    speed: Speedometer,
+    tracker: tracking.Tracker,
+    monitor: optim.Monitor | None,
+    test: dict[str, Any] | None,
+    examples: list[str],
+) -> dict[str, Any]:
     """Return the closing summary of a run, JSON-able. Keys carry their units.
 
     Args:
+        run: its folder.
+        model: the model's name.
+        metric: the one that decides which checkpoint is best.
         test: the record of the test set, if there is one.
         examples: see Task.examples.
     """
-    progress, config = trainer.progress, trainer.config
-    on_gpu = trainer.device.type == "cuda"
+    progress = state.progress
+    on_gpu = state.rings["loss"].is_cuda
     peak = torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()
     summary = {
-        "run": str(trainer.folder.path),
-        "model": trainer.task.model_name,
-        "parameters": sum(p.numel() for p in trainer.module.parameters()),
+        "run": run,
+        "model": model,
+        "parameters": state.parameters,
         "optimizer": config.optimizer["name"],
-        "optimizer_path": optim.path_in_use(trainer.bare_optimizer),
-        "state_bytes": sum(optim.state_bytes(trainer.bare_optimizer).values()),
+        "optimizer_path": optim.path_in_use(state.optimizer),
+        "state_bytes": sum(optim.state_bytes(state.optimizer).values()),
         "seed": config.seed,
-        "epochs": trainer.epochs,
+        "epochs": epochs,
         "steps": progress.step,
-        "metric": trainer.metric,
+        "metric": metric,
         "final": progress.last,
         "best": progress.best,
         **({"test": test} if test else {}),
         "seconds": round(progress.seconds, 2),
-        **trainer.speed.rates(progress.step, progress.train_seconds, progress.wait_seconds),
+        **speed.rates(progress.step, progress.train_seconds, progress.wait_seconds),
         "peak_memory_mib": round(peak / 2**20),
         "memory_of": "GPU, allocated" if on_gpu else "process, resident",
     }
     tested = test or {}
-    paper = trainer.tracker.summarise((progress.last or {}) | tested, (progress.best or {}) | tested)
+    paper = tracker.summarise((progress.last or {}) | tested, (progress.best or {}) | tested)
     if paper is not None:
         summary["paper"] = paper
-    if trainer.monitor is not None:
-        summary["monitor"] = trainer.monitor.report().splitlines()
+    if monitor is not None:
+        summary["monitor"] = monitor.report().splitlines()
     if examples:
         summary["examples"] = examples
     return summary

@@ -12,7 +12,7 @@ process and are averaged over several.
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -39,8 +39,9 @@ from repro.train.preemption import Listener, Stopped
 from repro.train.run_folder import RunFolder
 from repro.train.schedules import build_schedule
 from repro.train.seeding import seed_generators
+from repro.train.state import Progress, TrainState
 from repro.train.task import Task
-from repro.train.throughput import Clock, Speedometer, count_flops, device_peak
+from repro.train.throughput import Speedometer, count_flops, device_peak
 
 
 def train(task: Task, config: TrainConfig, name: str) -> dict[str, Any]:
@@ -78,22 +79,11 @@ def train(task: Task, config: TrainConfig, name: str) -> dict[str, Any]:
         shut_down(accelerator)
 
 
-@dataclass
-class Progress(Clock):
-    """Where a run stands; stored in every checkpoint."""
-
-    step: int = 0  # optimizer steps done
-    last: dict[str, Any] | None = None  # the newest record of a finished epoch
-    best: dict[str, Any] | None = None  # the one with the best metric
-    tracked: dict[str, Any] = field(default_factory=dict)  # what the tracker remembers
-
-
 class Trainer:
     """One run from its first or last saved step to its end."""
 
     def __init__(self, task: Task, config: TrainConfig, folder: RunFolder, accelerator: Accelerator) -> None:
         self.task, self.config, self.folder, self.accelerator = task, config, folder, accelerator
-        self.progress = Progress()
         self.saved = 0  # step of the last checkpoint written here
         self.device = accelerator.device
         metric = config.select.metric or task.metric
@@ -118,29 +108,33 @@ class Trainer:
         self.total = min(self.total, config.stop_after or self.total)
         self.epochs = -(-self.total // self.sampler.steps)
 
-        self.module = task.build_model()  # the bare model; self.model is what accelerate wraps around it
-        self.ema: AveragedModel | None = None
+        module = task.build_model()
+        ema: AveragedModel | None = None
         if config.ema_decay is not None:
             average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
-            self.ema = AveragedModel(self.module, self.device, multi_avg_fn=average, use_buffers=True)
+            ema = AveragedModel(module, self.device, multi_avg_fn=average, use_buffers=True)
         if config.fsdp:
-            units = task.sharded(self.module)
-            fsdp.shard(self.module, units, self.device, config.amp, config.compile)
-        self.bare_optimizer = build_optimizer(self.module, config.optimizer)
-        self.base_lrs = [group["lr"] for group in self.bare_optimizer.param_groups]
-        self.lr: float = self.bare_optimizer.defaults["lr"]
+            fsdp.shard(module, task.sharded(module), self.device, config.amp, config.compile)
+        optimizer = build_optimizer(module, config.optimizer)
+        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.lr: float = optimizer.defaults["lr"]
         self.multiplier = build_schedule(
             config.schedule, self.lr, config.epochs, self.sampler.steps, config.steps
         )
-        self.model, self.optimizer = self.module, self.bare_optimizer
+        self.model, self.optimizer = module, optimizer  # and what accelerate wraps around them
         if not config.fsdp:
-            self.model, wrapped = accelerator.prepare(self.module, self.bare_optimizer)
+            self.model, wrapped = accelerator.prepare(module, optimizer)
             if accelerator.scaler is not None:  # without, it only looks for packages, 0.2 ms a step
                 self.optimizer = wrapped
-        self.rings = {"loss": torch.zeros(self.sampler.steps, device=self.device)}  # of the last steps
+        rings = {"loss": torch.zeros(self.sampler.steps, device=self.device)}
         if config.clip_grad is not None:
-            self.rings["grad_norm"] = torch.zeros_like(self.rings["loss"])
-        self.states: list[dict[str, Tensor]] = [{} for _ in range(config.accumulate)]  # see Task.state
+            rings["grad_norm"] = torch.zeros_like(rings["loss"])
+        self.state = TrainState(module, optimizer, ema, rings, [{} for _ in range(config.accumulate)])
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        return self.state.progress
 
     def run(self) -> dict[str, Any]:
         """Train to the end and return the summary."""
@@ -163,7 +157,19 @@ class Trainer:
                     self._train_epoch(epoch, done)
             with self.listener.interruptible(self.progress.step):
                 closing, examples = self._close()
-        return report.summarise(self, closing, examples)
+        return report.summarise(
+            self.state,
+            self.config,
+            run=str(self.folder.path),
+            model=self.task.model_name,
+            epochs=self.epochs,
+            metric=self.metric,
+            speed=self.speed,
+            tracker=self.tracker,
+            monitor=self.monitor,
+            test=closing,
+            examples=examples,
+        )
 
     def _measure_again(self) -> None:
         """Do the measurement of the last step, if the run was stopped in it."""
@@ -177,17 +183,17 @@ class Trainer:
         self.model.train()
         self.sampler.start_at(epoch, done)
         if done == 0:
-            self.states = [{} for _ in self.states]
+            self.state.carried = [{} for _ in self.state.carried]
         for micro, (loaded, weight) in enumerate(self._weighed(self.speed.waiting(self.loader))):
             batch = self.task.move(loaded, self.device)
             if self.speed.forward_flops is None:
                 self.speed.forward_flops = self._flops(batch) / (len(batch[0]) * self.task.per_sample)
             self._seed(micro)
-            slot, losses = micro % self.config.accumulate, self.rings["loss"]
+            slot, losses = micro % self.config.accumulate, self.state.rings["loss"]
             place = self.progress.step % len(losses)
             if slot == 0:
                 losses[place] = 0
-            self.task.state = self.states[slot]
+            self.task.state = self.state.carried[slot]
             with self.accelerator.accumulate(self.model):
                 loss = weight * self.task.loss(self.model, batch)
                 self.accelerator.backward(loss)
@@ -196,20 +202,20 @@ class Trainer:
                     self._set_lr()
                     numbers = {"loss": losses[place]}
                     if self.config.clip_grad is not None:
-                        parameters = self.module.parameters()
+                        parameters = self.state.module.parameters()
                         norm = self.accelerator.clip_grad_norm_(parameters, self.config.clip_grad)
                         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-                        numbers["grad_norm"] = self.rings["grad_norm"][place] = norm
+                        numbers["grad_norm"] = self.state.rings["grad_norm"][place] = norm
                     if self.monitor is not None:
                         self.monitor.step = self.progress.step  # also where a scaler left steps out
                         self.monitor.record(**numbers)
                     if self.progress.step % self.config.hessian_every == 0:
-                        estimate_hessian(self, batch)
+                        estimate_hessian(self.task, self.state, self.accelerator, batch)
                     if (
                         self.progress.step
                         and self.progress.step % (self.config.restart_every or math.inf) == 0
                     ):
-                        cast(optim.Adan, self.bare_optimizer).restart_opt()
+                        cast(optim.Adan, self.state.optimizer).restart_opt()
                     self.optimizer.step()
                     self.optimizer.zero_grad()
                     self._keep_loss_scale()
@@ -263,7 +269,7 @@ class Trainer:
         """Return the operations of the forward pass of a micro-batch; 0 where they cannot be counted."""
         known = self.task.flops(batch)
         if known is None:
-            known = 0 if self.config.fsdp else count_flops(self.task, self.module, batch)
+            known = 0 if self.config.fsdp else count_flops(self.task, self.state.module, batch)
         return known
 
     def _monitor(self) -> optim.Monitor | None:
@@ -273,8 +279,8 @@ class Trainer:
         path = self.folder.path / "monitor.jsonl" if self.accelerator.is_main_process else None
         try:
             return optim.Monitor(
-                self.bare_optimizer,
-                self.module,
+                self.state.optimizer,
+                self.state.module,
                 every=self.config.run.monitor,
                 path=path,
                 step=self.progress.step,
@@ -285,13 +291,13 @@ class Trainer:
 
     def _set_lr(self) -> None:
         multiplier = self.multiplier(self.progress.step)
-        for group, base in zip(self.bare_optimizer.param_groups, self.base_lrs, strict=True):
+        for group, base in zip(self.state.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * multiplier
 
     def _end_step(self, epoch: int, done: int) -> None:
         """Average, log and save after the optimizer step that is the `done`-th of its epoch."""
-        if self.ema is not None:
-            self.ema.update_parameters(self.module)
+        if self.state.ema is not None:
+            self.state.ema.update_parameters(self.state.module)
         self.progress.step += 1
         self.speed.lap_steps += 1
         self.bar.update()
@@ -326,8 +332,8 @@ class Trainer:
         try:
             with self.listener.interruptible(self.progress.step):
                 record |= self.measurer.measure(self.accelerator.unwrap_model(self.model), self.valid_batches)
-                if self.ema is not None:
-                    ema = self.measurer.measure(self.ema.module, self.valid_batches)
+                if self.state.ema is not None:
+                    ema = self.measurer.measure(self.state.ema.module, self.valid_batches)
                     record |= {f"ema_{key}": value for key, value in ema.items()}
         except Stopped:
             self._save(measured=True)
@@ -340,7 +346,7 @@ class Trainer:
         if best is None or self.sign * record[self.metric] > self.sign * best[self.metric]:
             self.progress.best = self.progress.last
         if self.accelerator.is_main_process:
-            self.bar.write(report.epoch_line(self))
+            self.bar.write(report.epoch_line(self.progress, self.epochs, self.total, str(self.tracker)))
         self._save(measured=True)
 
     def _epochs_at(self, epoch: int, done: int) -> float:
@@ -355,11 +361,11 @@ class Trainer:
         """
         if self.accelerator.num_processes == 1:
             return
-        for name, buffer in self.module.named_buffers():
+        for name, buffer in self.state.module.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 buffer.copy_(self.accelerator.reduce(buffer, "mean"))
-        if self.ema is not None:
-            for buffer in self.ema.module.buffers():
+        if self.state.ema is not None:
+            for buffer in self.state.ema.module.buffers():
                 buffer.copy_(broadcast(buffer))
 
     @torch.no_grad()
@@ -374,7 +380,7 @@ class Trainer:
                 f"the best checkpoint {path} is damaged ({problem}), which the run's end needs: "
                 "restore it from a copy, or begin afresh with run.overwrite=true"
             )
-        module = saving.load_best(self, path)
+        module = saving.load_best(self.state, self.config, path, self.device)
         closing = None
         if self.test_data is not None:
             measured = self.measurer.measure(module, self.measurer.batches(self.test_data))
@@ -394,7 +400,7 @@ class Trainer:
         Steps whose gradients overflowed, with a loss scale, are not in the norm.
         """
         figures = self.task.training_figures(self._mean_loss(steps))
-        if "grad_norm" in self.rings:
+        if "grad_norm" in self.state.rings:
             norms = self._last("grad_norm", steps)
             finite = norms[norms.isfinite()]
             figures |= {"grad_norm": float(finite.mean())} if len(finite) else {}
@@ -402,7 +408,7 @@ class Trainer:
 
     def _last(self, ring: str, steps: int) -> Tensor:
         last = torch.arange(self.progress.step - steps, self.progress.step, device=self.device)
-        return self.rings[ring][last % self.sampler.steps]
+        return self.state.rings[ring][last % self.sampler.steps]
 
     def _mean_loss(self, steps: int) -> float:
         """Return the mean training loss over the last `steps` steps, over all processes."""
@@ -444,7 +450,7 @@ class Trainer:
             # weights made from a loss that is not finite are not worth keeping
             self._mean_loss(self.progress.step % self.sampler.steps or self.sampler.steps)
             self.speed.tick(training=True)
-        saving.save(self)
+        saving.save(self.state, self.config, self.accelerator, self.folder.checkpoints, self.task.model_name)
         self.saved = self.progress.step
 
     def _resume(self) -> None:
@@ -453,6 +459,6 @@ class Trainer:
             checkpoint.clean(self.folder.checkpoints)
         path = checkpoint.newest(self.folder.checkpoints, warn=self.accelerator.print)
         if path is not None:
-            self.progress = Progress(**saving.load(self, path))
+            saving.load(self.state, self.config, self.accelerator, path)
             self.accelerator.print(f"continuing {self.folder.path} at step {self.progress.step}")
         self.folder.rewind(self.progress.step)

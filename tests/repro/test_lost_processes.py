@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 from torch.utils.data import get_worker_info
 from toy import Points, ToyTask
 
-from repro.train.cli import explain
+from repro.explain import explain
 from repro.train.config import TrainConfig
 from repro.train.data import Sized
 from repro.train.trainer import train

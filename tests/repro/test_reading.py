@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from repro import interop, logs
 from repro.errors import UserError
+from repro.explain import explain
 from repro.logs import source
 from repro.logs.fairseq import read_config
 from repro.logs.timm import read_args
 from repro.reading import parse_json, parse_yaml, printable, read_bytes, unpack
 from repro.text import documents
-from repro.train.cli import explain
 
 ROOT = Path(__file__).resolve().parents[2]
 # A kilobyte that is nine to the power of nine values in whatever copies or prints it.

@@ -10,6 +10,7 @@ import pytest
 from hydra.errors import MissingConfigException
 from toy_command import main
 
+from repro.explain import explain
 from repro.train import cli, slurm
 
 Run = Callable[..., tuple[int, str, str]]
@@ -137,9 +138,7 @@ def test_what_cannot_work_is_said(toy: Run, monkeypatch: pytest.MonkeyPatch) -> 
     status, _, err = toy("-m", "hydra/launcher=submitit_slurm", "seed=1")
     assert (status, "there is no srun; run it where" in err) == (2, True)
     missing = MissingConfigException("", "hydra/launcher/submitit_slurm", options=["basic"])
-    assert (
-        cli.explain(missing) == "hydra/launcher=submitit_slurm: is not installed; run pip install '.[slurm]'"
-    )
+    assert explain(missing) == "hydra/launcher=submitit_slurm: is not installed; run pip install '.[slurm]'"
     assert not list(Path().iterdir())
 
 

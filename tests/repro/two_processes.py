@@ -30,8 +30,9 @@ def everywhere(tensor: Tensor) -> Tensor:
 def checked(trainer: loop.Trainer) -> None:
     """Average the statistics and see that it was done: the mean, and the first process's for the average."""
     global measured
-    assert trainer.ema is not None
-    both = [dict(module.named_buffers()) for module in (trainer.module, trainer.ema.module)]
+    state = trainer.state
+    assert state.ema is not None
+    both = [dict(module.named_buffers()) for module in (state.module, state.ema.module)]
     before = [{name: everywhere(buffers[name]) for name in NAMES} for buffers in both]
     average(trainer)
     after = [{name: everywhere(buffers[name]) for name in NAMES} for buffers in both]

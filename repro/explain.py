@@ -1,0 +1,83 @@
+"""What is wrong with the input, in one line: for errors of ours, Hydra, OmegaConf, torch and the system."""
+
+import difflib
+import errno
+import re
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+from torch.distributed import DistError
+
+from repro.errors import UserError
+from repro.reading import printable
+from repro.train import slurm
+
+
+def explain(error: BaseException) -> str | None:
+    """Return the one line that tells a user what is wrong with the input, or None for an error of ours.
+
+    What it quotes of names and files stands as text, whatever it would do to a terminal.
+    """
+    line = _explanation(error)
+    return None if line is None else printable(line)
+
+
+def _explanation(error: BaseException) -> str | None:
+    if isinstance(error, UserError):
+        text = str(error)
+        if not text.startswith("Caught "):
+            return text
+        # a DataLoader worker puts its traceback before the message and the class's name before the last line
+        return text.splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        if group == "hydra/launcher" and name in slurm.LAUNCHERS:
+            return f"{group}={name}: is not installed; run pip install '.[slurm]'"
+        return f"{group}={name}: no such option; {_nearest(name, error.options)}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read '{error.override}' on the command line: overrides are written key=value"
+    if isinstance(error, HydraException):
+        cause = error.__cause__
+        if isinstance(cause, OmegaConfBaseException):
+            return explain(cause)
+        return " ".join(str(error).split())
+    if isinstance(error, OmegaConfBaseException):
+        first = str(error.msg or error).splitlines()[0]
+        first = first.partition(" raised while resolving interpolation: ")[2] or first  # what a resolver says
+        if "not in struct" in first or "not in '" in first:
+            keys = [str(key) for key in error.parent_node] if error.parent_node is not None else []
+            return f"{error.full_key}: no such key; {_nearest(str(error.key), keys)}"
+        return f"{error.full_key}: {first}" if error.full_key else first
+    if (lost := _lost_process(error)) is not None:
+        return lost
+    if slurm.is_refusal(error):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{error}; make room and run the same command again"
+    return None
+
+
+def _lost_process(error: BaseException) -> str | None:
+    """Say which other process was lost, for the errors of those that wait for one."""
+    text = " ".join(str(error).split())
+    if isinstance(error, BrokenProcessPool):
+        return "one of the processes that share the work was killed, often for lack of memory; start fewer"
+    if not isinstance(error, RuntimeError):
+        return None
+    if worker := re.search(r"DataLoader worker \((pid[^)]*\)?[^)]*)\) (?:is|exited)[^.]*", text):
+        return f"{worker[0]}, often for lack of memory: set a lower workers=N; the same command continues"
+    ended = re.search(r"Connection (closed|reset) by peer|Broken pipe|Timed out waiting|timed out", text)
+    if isinstance(error, DistError) or ("gloo" in text and ended):
+        reason = ended[0] if ended else text[:150]
+        return (
+            f"another process of this run ended, or did not answer within run.timeout ({reason}); "
+            "its own message says why, and the same command continues"
+        )
+    return None
+
+
+def _nearest(name: str, options: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, options, n=1)
+    return f"did you mean {close[0]}?" if close else f"there is {', '.join(sorted(options))}"

@@ -1,0 +1,45 @@
+"""What training changes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from repro.train.throughput import Clock
+
+
+@dataclass
+class Progress(Clock):
+    """Where a run stands; stored in every checkpoint."""
+
+    step: int = 0  # optimizer steps done
+    last: dict[str, Any] | None = None  # the newest record of a finished epoch
+    best: dict[str, Any] | None = None  # the one with the best metric
+    tracked: dict[str, Any] = field(default_factory=dict)  # what the tracker remembers
+
+
+@dataclass
+class TrainState:
+    """Everything that shapes the rest of a run, and that a checkpoint therefore holds, with the loss scale.
+
+    Attributes:
+        module: the bare model; with fsdp its parameters are sharded.
+        optimizer: the bare one.
+        ema: the averaged model, if there is one.
+        rings: numbers of the last steps, [steps of an epoch]: `loss`, and `grad_norm` where it is clipped.
+        carried: what each micro-batch of a step hands to that of the next; see Task.state.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: AveragedModel | None
+    rings: dict[str, Tensor]
+    carried: list[dict[str, Tensor]]
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def parameters(self) -> int:
+        """The number of the model's parameters."""
+        return sum(p.numel() for p in self.module.parameters())
