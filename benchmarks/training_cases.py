@@ -4,7 +4,6 @@ A case is data: a recipe's task, what its command line would say, and, beside th
 as one would write them for a loop of a few lines.
 """
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from nlp import train_lstm, train_transformer_xl
+from nlp.bert import attention
+from nlp.pretrain_bert import Pretraining
+from nlp.transformer_xl import empty_memory
 from repro.errors import UserError
 from repro.train.config import TrainConfig
 from repro.train.seeding import seed_generators
 from repro.train.task import Task
+from vision.train import Classification
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 AMP = {"cpu": "no", "cuda": "bf16"}
@@ -48,8 +52,7 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 class Case:
     """A recipe and what to make it of."""
 
-    module: str
-    task: str  # its class in there
+    task: Callable[[Any], Task]  # of the configuration
     config: str  # configs/<config>.yaml
     loss: Callable[[Any], Loss]  # of the configuration; for each contestant one, as it may keep a memory
     overrides: list[str]
@@ -82,7 +85,6 @@ def image_loss(config: Any) -> Loss:
 
 def masked_loss(config: Any) -> Loss:
     """Cross entropy of the hidden tokens."""
-    from nlp.bert import attention
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         ids, seen, places, targets = batch
@@ -94,8 +96,6 @@ def masked_loss(config: Any) -> Loss:
 
 def transformer_xl_loss(config: Any) -> Loss:
     """Adaptive softmax and a memory of the segment before."""
-    from nlp.transformer_xl import empty_memory
-
     memory = None
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -134,13 +134,12 @@ def image_case(model: str) -> Case:
     overrides = ["model=resnet50", f"model.name={model}", "augment=none", f"data.size={size}"]
     overrides += ["data.channels=3", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]
     sizes = {"cpu": ["batch_size=8"], "cuda": ["batch_size=256"], "quick": ["batch_size=2"]}
-    return Case("vision.train", "Classification", "vision", image_loss, overrides, sizes)
+    return Case(Classification, "vision", image_loss, overrides, sizes)
 
 
 LANGUAGE = {
     "roberta": Case(
-        "nlp.pretrain_bert",
-        "Pretraining",
+        Pretraining,
         "bert",
         masked_loss,
         ["model.hidden_dropout_prob=0", "model.attention_probs_dropout_prob=0", "tokenizer.vocab_size=8000"],
@@ -151,8 +150,7 @@ LANGUAGE = {
         },
     ),
     "transformer_xl": Case(
-        "nlp.train_transformer_xl",
-        "LanguageModelling",
+        train_transformer_xl.LanguageModelling,
         "transformer_xl",
         transformer_xl_loss,
         ["model.dropout=0"],
@@ -168,8 +166,7 @@ LANGUAGE = {
         },
     ),
     "lstm": Case(
-        "nlp.train_lstm",
-        "LanguageModelling",
+        train_lstm.LanguageModelling,
         "lstm",
         lstm_loss,
         [
@@ -194,13 +191,12 @@ def prepare(name: str, device: str, quick: bool, more: Sequence[str] = ()) -> Wo
         UserError: there is no such model, or its recipe cannot be configured so.
     """
     case = LANGUAGE[name] if name in LANGUAGE else image_case(name)
-    recipe = importlib.import_module(case.module)  # which also registers its configuration
     size = case.sizes["quick" if quick else device]
     overrides = [*SHARED, f"amp={AMP[device]}", *case.overrides, *size, *more]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = cast(TrainConfig, OmegaConf.to_object(compose(case.config, overrides)))
     config.check()
-    task: Task = getattr(recipe, case.task)(config)
+    task = case.task(config)
     seed_generators(name)
     model = task.build_model().to(device)
     data = task.train_data()

@@ -11,10 +11,12 @@ adapters are in the folder `adapter`, too.
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ from llm.generate import complete, end_of_text, pad_left
 from repro.errors import UserError
 from repro.text.perplexity import perplexity
 from repro.train.cli import entry_point
-from repro.train.config import TrainConfig
+from repro.train.config import TrainConfig, typed
 from repro.train.data import Plan, Sized, shuffled
 from repro.train.run_folder import run_name
 from repro.train.task import Task
@@ -46,11 +48,15 @@ class Finetuning(Task):
     columns: tuple[str, ...] = ("completion",)  # of the answers
     kind = "CAUSAL_LM"
 
-    def __init__(self, config: FinetuneConfig) -> None:
+    def __init__(self, config: FinetuneConfig, synthetic: bool = False) -> None:
+        if synthetic:
+            self.config = replace(config, model={**config.model, "checkpoint": None})
+            self.words, self.pad = config.tokenizer.vocab_size, 0
+            return
         self.config = config
         rows = read(config.data, self.default)
         self.tokenizer = pretrained.tokenizer_of(config, lambda: texts(rows["train"], self.columns))
-        self.pad = pretrained.padding(self.tokenizer)
+        self.words, self.pad = len(self.tokenizer), pretrained.padding(self.tokenizer)
         self.sets = {split: self.encoded(found, split) for split, found in rows.items()}
         self.per_sample = round(len(self.columns) * float(np.mean(self.sets["train"].lengths)))
         source = config.model.get("checkpoint") or f"{config.model.get('name')} from scratch"
@@ -98,7 +104,7 @@ class Finetuning(Task):
 
     def initial(self) -> Any:
         """Return the model that training begins with."""
-        model = pretrained.language_model(self.config, self.tokenizer)
+        model = pretrained.language_model(self.config, self.words)
         positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
         if self.config.data.sequence_length > positions:
             length = self.config.data.sequence_length
@@ -110,6 +116,12 @@ class Finetuning(Task):
         model = self.initial()
         self.shape = model.config
         return pretrained.adapted(model, self.config.lora, self.kind)
+
+    def synthetic_batch(self, n: int) -> list[Tensor]:
+        """Return tokens, all of answers, as llm.conversations.collate does."""
+        shape = n * len(self.columns), self.config.data.sequence_length
+        ids = torch.randint(self.words or self.config.model["vocab_size"], shape)
+        return [ids, torch.ones(shape, dtype=torch.bool)]
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the scores of the tokens of answers [tokens, vocabulary]."""
@@ -185,6 +197,16 @@ def run(task: Finetuning, config: FinetuneConfig, overrides: list[str]) -> None:
     summary = train(task, config, config.run.name or run_name(overrides))
     if int(os.environ.get("RANK", 0)) == 0:  # of several processes, one
         task.export(Path(summary["run"]))
+
+
+def build_model(config: dict[str, Any]) -> nn.Module:
+    """Return the model of a composed configuration, without adapters; see repro.ledger.recipes."""
+    return synthetic_task(config).initial()
+
+
+def synthetic_task(config: dict[str, Any]) -> Finetuning:
+    """Return the task of a composed configuration, without data."""
+    return Finetuning(typed(config, FinetuneConfig), synthetic=True)
 
 
 @entry_point("finetune", FinetuneConfig)

@@ -28,6 +28,7 @@ from repro.interop import read_weights
 from repro.text import corpus
 from repro.text.perplexity import entropy, perplexity
 from repro.train.cli import entry_point
+from repro.train.config import typed
 from repro.train.data import Sized
 from repro.train.run_folder import run_name
 from repro.train.task import Task
@@ -51,16 +52,21 @@ class LanguageModelling(Task):
     products = ("tokenizer", models.EXPORT)
     metric = "valid_loss"
 
-    def __init__(self, config: LlmConfig) -> None:
+    def __init__(self, config: LlmConfig, synthetic: bool = False) -> None:
         self.config = config
         self.per_sample = config.data.sequence_length
-        self.text = corpus.load(config.data, config.tokenizer)
-        self.tokenizer = self.text.tokenizer
-        ids = {f"{role}_token_id": getattr(self.tokenizer, role) for role in ("bos", "eos")}
-        self.model = {**ids, **config.model}
-        self.settings = models.settings(self.model, self.tokenizer.vocab_size)
+        if synthetic:
+            self.model, self.words = {**config.model, "checkpoint": None}, config.tokenizer.vocab_size
+        else:
+            self.text = corpus.load(config.data, config.tokenizer)
+            self.tokenizer = self.text.tokenizer
+            ids = {f"{role}_token_id": getattr(self.tokenizer, role) for role in ("bos", "eos")}
+            self.model, self.words = {**ids, **config.model}, self.tokenizer.vocab_size
+        self.settings = models.settings(self.model, self.words)
         self.model_name = str(config.model["name"])
         self.experts = models.is_mixture(self.settings)
+        self.family = "mixture of experts" if self.experts else "language model"
+        self.classes = self.settings.vocab_size
         self._check_length()
 
     def _check_length(self) -> None:
@@ -85,7 +91,11 @@ class LanguageModelling(Task):
 
     def build_model(self) -> nn.Module:
         """Return the model with its initial weights, or those of model.checkpoint."""
-        return models.build(self.model, self.tokenizer.vocab_size, self.config.gradient_checkpointing)
+        return models.build(self.model, self.words, self.config.gradient_checkpointing)
+
+    def synthetic_batch(self, n: int) -> list[Tensor]:
+        """Return [ids], of shape [n, length + 1]."""
+        return [torch.randint(self.settings.vocab_size, (n, self.per_sample + 1))]
 
     def flops(self, batch: Any) -> float:
         """Return the operations of a forward pass over a micro-batch, of the experts that are active."""
@@ -156,10 +166,20 @@ class LanguageModelling(Task):
     def export(self, run: Path) -> None:
         """Put the best weights into a run's folder as transformers has them, with the tokenizer."""
         logging.disable_progress_bar()  # of a single file
-        model = models.build({**self.model, "checkpoint": None}, self.tokenizer.vocab_size)
+        model = models.build({**self.model, "checkpoint": None}, self.words)
         model.load_state_dict(read_weights(run)[0])
         model.save_pretrained(run / models.EXPORT)
         self.tokenizer.save(run / models.EXPORT)
+
+
+def build_model(config: dict[str, Any]) -> nn.Module:
+    """Return the model of a composed configuration; see repro.ledger.recipes."""
+    return synthetic_task(config).build_model()
+
+
+def synthetic_task(config: dict[str, Any]) -> LanguageModelling:
+    """Return the task of a composed configuration, without data."""
+    return LanguageModelling(typed(config, LlmConfig), synthetic=True)
 
 
 @entry_point("llm", LlmConfig)

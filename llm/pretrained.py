@@ -76,28 +76,37 @@ def padding(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(next(iter([*other, tokenizer.eos_token_id or 0])))
 
 
-def language_model(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Return the model that training begins with, in training mode."""
+def language_model(config: FinetuneConfig, vocab_size: int | None) -> PreTrainedModel:
+    """Return the model that training begins with, in training mode.
+
+    Args:
+        vocab_size: the tokenizer's, for a model that is not of a checkpoint.
+    """
     checkpoint = config.model.get("checkpoint")
     if checkpoint is None:
-        return models.build(config.model, len(tokenizer), config.gradient_checkpointing).train()
+        return models.build(config.model, vocab_size, config.gradient_checkpointing).train()
     logging.disable_progress_bar()
     return models.prepared(
         models.load(checkpoint), gradient_checkpointing=config.gradient_checkpointing
     ).train()
 
 
-def scorer(config: FinetuneConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Return a model that gives a sequence a number, at its last token, with a new head."""
+def scorer(config: FinetuneConfig, vocab_size: int | None, pad: int) -> PreTrainedModel:
+    """Return a model that gives a sequence a number, at its last token, with a new head.
+
+    Args:
+        vocab_size: see `language_model`.
+        pad: the token that fills rows up.
+    """
     checkpoint = config.model.get("checkpoint")
     if checkpoint is not None:
-        made = read_scorer(checkpoint, padding(tokenizer))
+        made = read_scorer(checkpoint, pad)
     else:
-        made = new_scorer(config.model, len(tokenizer), padding(tokenizer))
+        made = new_scorer(config.model, vocab_size, pad)
     return models.prepared(made, gradient_checkpointing=config.gradient_checkpointing).train()
 
 
-def new_scorer(model: dict[str, Any], vocab_size: int | None = None, pad: int = 0) -> PreTrainedModel:
+def new_scorer(model: dict[str, Any], vocab_size: int | None, pad: int) -> PreTrainedModel:
     """Return a model that gives a sequence a number, with its initial weights; see llm.models.build."""
     settings = models.settings(model, vocab_size)
     settings.num_labels, settings.pad_token_id = 1, pad

@@ -28,6 +28,7 @@ from llm.finetune import SHOWN, Finetuning, run
 from llm.generate import pad_left
 from repro.errors import UserError
 from repro.train.cli import entry_point
+from repro.train.config import typed
 
 RULE = dict(zip(RULES, (rules.overlap, rules.parses), strict=True))
 
@@ -71,11 +72,13 @@ class ReMax(Finetuning):
     samples = "prompts"
     metric = "valid_reward"
 
-    def __init__(self, config: RemaxConfig) -> None:
+    def __init__(self, config: RemaxConfig, synthetic: bool = False) -> None:
         self.options = config
-        super().__init__(config)
+        super().__init__(config, synthetic)
         self.per_sample = 1
-        self.judge = None if config.reward.name == "rule" else self.read_judge(str(config.reward.checkpoint))
+        self.judge = None
+        if config.reward.name != "rule" and not synthetic:
+            self.judge = self.read_judge(str(config.reward.checkpoint))
 
     def read_judge(self, checkpoint: str) -> PreTrainedModel:
         """Return the reward model."""
@@ -108,6 +111,14 @@ class ReMax(Finetuning):
         """Return questions [batch, longest], padded on the left, and masks; the data's answers; numbers."""
         questions, answers, numbers = zip(*samples, strict=True)
         return [*pad_left(questions, self.pad), *pad_left(answers, self.pad), torch.tensor(numbers)]
+
+    def synthetic_batch(self, n: int) -> list[Tensor]:
+        """Return questions and answers of full length, as `collate` does; `loss` needs a tokenizer, too."""
+        answer = self.options.completion_length
+        shapes = (n, self.config.data.sequence_length - answer), (n, answer)
+        words = self.words or self.config.model["vocab_size"]
+        pairs = [(torch.randint(words, shape), torch.ones(shape).long()) for shape in shapes]
+        return [*pairs[0], *pairs[1], torch.arange(n)]
 
     def weight(self, batch: Any) -> float:
         """Return the number of prompts."""
@@ -238,6 +249,16 @@ def surrogate(chosen: Tensor, before: Tensor, answer: Tensor, rewards: Tensor, b
     gaps = (chosen - before).detach() * answer
     ahead = gaps.flip(1).cumsum(1).flip(1)  # from each token to the end
     return -((rewards[:, None] - beta * ahead) * answer * chosen).sum(1)
+
+
+def build_model(config: dict[str, Any]) -> nn.Module:
+    """Return the model of a composed configuration, without adapters; see repro.ledger.recipes."""
+    return synthetic_task(config).initial()
+
+
+def synthetic_task(config: dict[str, Any]) -> ReMax:
+    """Return the task of a composed configuration, without data."""
+    return ReMax(typed(config, RemaxConfig), synthetic=True)
 
 
 @entry_point("remax", RemaxConfig)

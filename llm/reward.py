@@ -24,6 +24,7 @@ from llm.conversations import Examples, Row
 from llm.finetune import SHOWN, Finetuning, run
 from repro.errors import UserError
 from repro.train.cli import entry_point
+from repro.train.config import typed
 
 
 class RewardModelling(Finetuning):
@@ -57,7 +58,7 @@ class RewardModelling(Finetuning):
 
     def initial(self) -> Any:
         """Return the model that training begins with."""
-        return pretrained.scorer(self.config, self.tokenizer)
+        return pretrained.scorer(self.config, self.words, self.pad)
 
     def weight(self, batch: Any) -> float:
         """Return the number of pairs."""
@@ -102,6 +103,16 @@ class RewardModelling(Finetuning):
             f"{numbers[i + len(few)]:.3g} for {self.text(worse.last()[1])!r}"
             for i, (better, worse) in enumerate(few)
         ]
+
+
+def build_model(config: dict[str, Any]) -> nn.Module:
+    """Return the model of a composed configuration, without adapters; see repro.ledger.recipes."""
+    return synthetic_task(config).initial()
+
+
+def synthetic_task(config: dict[str, Any]) -> RewardModelling:
+    """Return the task of a composed configuration, without data."""
+    return RewardModelling(typed(config, RewardConfig), synthetic=True)
 
 
 @entry_point("reward", RewardConfig)

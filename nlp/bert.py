@@ -5,6 +5,7 @@ BERT and of fairseq's RoBERTa: normal with a deviation of 0.02, biases and the p
 sentence head, too, where fairseq has torch's default: uniform with a deviation of 0.021, biases as well.)
 """
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -29,6 +30,16 @@ class Vocabulary(Protocol):
     pad: int | None
     bos: int | None
     eos: int | None
+
+
+@dataclass
+class Untrained:
+    """Stands for a tokenizer where there is none yet: its size, and the special tokens of fairseq."""
+
+    vocab_size: int
+    pad: int | None = 1
+    bos: int | None = 0
+    eos: int | None = 2
 
 
 class NoTokenTypes(nn.Module):

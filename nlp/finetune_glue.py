@@ -22,15 +22,16 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
+from nlp.bert import Untrained
 from nlp.config.glue import GlueConfig
-from nlp.glue import predictions, pretrained, seeds
+from nlp.glue import predictions, pretrained, seeds, tasks
 from nlp.glue.data import read
 from nlp.glue.encode import Encoded, Item, batches, by_length, collate
 from nlp.glue.metrics import compute
 from repro.errors import UserError
 from repro.interop import read_weights
 from repro.train.cli import entry_point
-from repro.train.config import TrainConfig
+from repro.train.config import TrainConfig, typed
 from repro.train.data import Plan, Sized, regrouped
 from repro.train.run_folder import run_name, write_atomically
 from repro.train.task import Task
@@ -47,7 +48,15 @@ class Finetuning(Task):
     samples = "examples"
     products = ("tokenizer", predictions.FOLDER)
 
-    def __init__(self, config: GlueConfig) -> None:
+    def __init__(self, config: GlueConfig, synthetic: bool = False) -> None:
+        if synthetic:
+            self.config, self.scale = config, 1.0
+            self.vocabulary = Untrained(config.model.vocab_size or config.tokenizer.size)
+            self.start = pretrained.ours(config, self.vocabulary, None)
+            task = tasks.describe(config.task, None, {key: getattr(config.data, key) for key in tasks.KEYS})
+            self.regression = task.score is not None
+            self.outputs = config.model.num_labels or (1 if self.regression else len(task.labels))
+            return
         found = read(config.task, config.data)
         self.task, self.train_examples, self.test = found.task, found.train, found.test
         self.config, self.dev_examples = config, found.dev
@@ -128,6 +137,13 @@ class Finetuning(Task):
     def build_model(self) -> nn.Module:
         """Return the encoder with a new head."""
         return self.start.build(self.outputs)
+
+    def synthetic_batch(self, n: int) -> list[Tensor]:
+        """Return examples of full length, as nlp.glue.encode.collate does."""
+        shape = n, self.config.data.max_length
+        tokens, seen = torch.randint(self.vocabulary.vocab_size, shape), torch.ones(n, 0, dtype=torch.bool)
+        labels = torch.randint(self.outputs, (n,)).float()
+        return [tokens, seen, torch.zeros(shape, dtype=torch.long), labels, torch.arange(n)]
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the class scores [batch, classes], or the one number [batch, 1] that a score is told by."""
@@ -212,6 +228,16 @@ class Finetuning(Task):
             predictions.line(self.task, texts, prediction, label)
             for texts, prediction, label in zip(few.texts, given, few.labels, strict=True)
         ]
+
+
+def build_model(config: dict[str, Any]) -> nn.Module:
+    """Return the model of a composed configuration; see repro.ledger.recipes."""
+    return synthetic_task(config).build_model()
+
+
+def synthetic_task(config: dict[str, Any]) -> Finetuning:
+    """Return the task of a composed configuration, without data."""
+    return Finetuning(typed(config, GlueConfig), synthetic=True)
 
 
 @entry_point("glue", GlueConfig)

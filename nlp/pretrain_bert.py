@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from nlp.bert import attention, build_masked_lm, in_transformers, longest
+from nlp.bert import Untrained, attention, build_masked_lm, in_transformers, longest
 from nlp.blocks import Blocks
 from nlp.config.bert import BertConfig
 from nlp.masking import IGNORED, MaskedBlocks, MaskedPairs, Masking, collate
@@ -29,6 +29,7 @@ from repro.interop import read_weights
 from repro.text import corpus
 from repro.text.perplexity import entropy, perplexity
 from repro.train.cli import entry_point
+from repro.train.config import typed
 from repro.train.data import Plan, Sized, shuffled
 from repro.train.run_folder import run_name
 from repro.train.task import Task
@@ -49,16 +50,20 @@ class Pretraining(Task):
     products = ("tokenizer", EXPORT)
     metric = "valid_loss"
 
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: BertConfig, synthetic: bool = False) -> None:
         self.config = config
         self.pairs = config.model.next_sentence
+        self.model_name = f"{config.model.name} {config.model.num_hidden_layers}x{config.model.hidden_size}"
+        if synthetic:
+            self.per_sample = config.data.block_size
+            self.tokenizer: Any = Untrained(config.model.vocab_size or config.tokenizer.size)
+            return
         text = corpus.load(config.data, config.tokenizer)
         self.tokenizer = text.tokenizer
         self.masking = self._masking()
         self.train_blocks, self.valid_blocks = (self._blocks(text, split) for split in ("train", "valid"))
         begun = len(self.train_blocks)  # sequences, each with a token before the block
         self.per_sample = round((self.train_blocks.tokens + begun) / begun)
-        self.model_name = f"{config.model.name} {config.model.num_hidden_layers}x{config.model.hidden_size}"
 
     def _masking(self) -> Masking:
         data, tokenizer = self.config.data, self.tokenizer
@@ -134,6 +139,14 @@ class Pretraining(Task):
     def build_model(self) -> nn.Module:
         """Return the model with its initial weights."""
         return build_masked_lm(self.config.model, self.tokenizer)
+
+    def synthetic_batch(self, n: int) -> list[Tensor]:
+        """Return sequences of full length, as nlp.masking.collate does."""
+        length, words = self.config.data.block_size, self.tokenizer.vocab_size
+        shape = n, max(1, round(self.config.data.mask_prob * length))
+        batch = [torch.randint(words, (n, length)), torch.ones(n, 0, dtype=torch.bool)]
+        batch += [torch.randint(length, shape), torch.randint(words, shape)]
+        return batch + ([torch.randint(2, (n, length)), torch.randint(2, (n,))] if self.pairs else [])
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the mean cross entropy over the hidden tokens, in nats; with pairs plus theirs."""
@@ -227,6 +240,16 @@ class Pretraining(Task):
 def bits(split: str, nats: float) -> dict[str, float]:
     """Return a loss in bits, and the perplexity."""
     return {f"{split}_loss": nats / math.log(2), f"{split}_perplexity": perplexity(nats)}
+
+
+def build_model(config: dict[str, Any]) -> nn.Module:
+    """Return the model of a composed configuration; see repro.ledger.recipes."""
+    return synthetic_task(config).build_model()
+
+
+def synthetic_task(config: dict[str, Any]) -> Pretraining:
+    """Return the task of a composed configuration, without data."""
+    return Pretraining(typed(config, BertConfig), synthetic=True)
 
 
 @entry_point("bert", BertConfig)

@@ -21,7 +21,7 @@ from repro.text.corpus import load
 from repro.text.perplexity import perplexity
 from repro.text.streams import Streams
 from repro.train.cli import entry_point
-from repro.train.config import TrainConfig
+from repro.train.config import TrainConfig, typed
 from repro.train.data import Plan, Sized, in_order
 from repro.train.run_folder import run_name
 from repro.train.task import Task
@@ -39,11 +39,15 @@ class LanguageModelling(Task):
     products = ("tokenizer",)
     metric = "valid_perplexity"
 
-    def __init__(self, config: LSTMTrainConfig) -> None:
+    def __init__(self, config: LSTMTrainConfig, synthetic: bool = False) -> None:
         self.config = config
         self.model_name = f"{config.model.nlayers}-layer LSTM"
         self.per_sample = config.data.tgt_len
-        self.corpus = load(config.data, config.tokenizer)
+        if synthetic:
+            self.words = config.tokenizer.size
+        else:
+            self.corpus = load(config.data, config.tokenizer)
+            self.words = self.corpus.tokenizer.vocab_size
 
     def train_data(self) -> Streams:
         """Return batch_size streams of the training text."""
@@ -74,7 +78,11 @@ class LanguageModelling(Task):
 
     def build_model(self) -> nn.Module:
         """Return the model with its initial weights."""
-        return LSTMLanguageModel(self.config.model, self.corpus.tokenizer.vocab_size)
+        return LSTMLanguageModel(self.config.model, self.words)
+
+    def synthetic_batch(self, n: int) -> list[Tensor]:
+        """Return words and those after them, both [n, tgt_len]."""
+        return [torch.randint(self.words, (n, self.per_sample)) for _ in range(2)]
 
     def weight(self, batch: Any) -> float:
         """Return the number of words to predict."""
@@ -154,6 +162,16 @@ def continuation(
             return drawn[:-1]
         ids = drawn[-1:]
     return drawn
+
+
+def build_model(config: dict[str, Any]) -> nn.Module:
+    """Return the model of a composed configuration; see repro.ledger.recipes."""
+    return synthetic_task(config).build_model()
+
+
+def synthetic_task(config: dict[str, Any]) -> LanguageModelling:
+    """Return the task of a composed configuration, without data."""
+    return LanguageModelling(typed(config, LSTMTrainConfig), synthetic=True)
 
 
 @entry_point("lstm", LSTMTrainConfig)

@@ -22,7 +22,7 @@ from repro.text.perplexity import perplexity
 from repro.text.streams import Streams
 from repro.train.checkpoint import first_difference
 from repro.train.cli import entry_point
-from repro.train.config import TrainConfig
+from repro.train.config import TrainConfig, typed
 from repro.train.data import Plan, Sized, in_order
 from repro.train.run_folder import run_name
 from repro.train.task import Task
@@ -44,14 +44,19 @@ class LanguageModelling(Task):
     products = ("tokenizer",)
     metric = "valid_perplexity"
 
-    def __init__(self, config: TransformerXLConfig) -> None:
-        self.config = config
+    def __init__(self, config: TransformerXLConfig, synthetic: bool = False) -> None:
+        self.config, self.synthetic = config, synthetic
         self.per_sample = config.tgt_len
         self.model_name = f"Transformer-XL, {config.model.n_layer} layers of {config.model.d_model}"
-        self.corpus = corpus.load(config.data, config.tokenizer)
-        words = self.corpus.tokenizer.vocab_size
-        if config.model.cutoffs and config.model.cutoffs[-1] >= words:
-            raise UserError(f"model.cutoffs={config.model.cutoffs}: the vocabulary has only {words:,} words")
+        if synthetic:
+            self.words = config.tokenizer.size
+        else:
+            self.corpus = corpus.load(config.data, config.tokenizer)
+            self.words = self.corpus.tokenizer.vocab_size
+        if config.model.cutoffs and config.model.cutoffs[-1] >= self.words:
+            raise UserError(
+                f"model.cutoffs={config.model.cutoffs}: the vocabulary has only {self.words:,} words"
+            )
         self.reach = Reach(config.eval_same_length, config.eval_clamp_len)
 
     def train_data(self) -> Streams:
@@ -89,8 +94,8 @@ class LanguageModelling(Task):
     def build_model(self) -> TransformerXL:
         """Return the model with its initial weights."""
         config = self.config.model
-        model = TransformerXL(config, self.corpus.tokenizer.vocab_size)
-        if config.checkpoint is not None:
+        model = TransformerXL(config, self.words)
+        if config.checkpoint is not None and not self.synthetic:
             load(model, read_weights(Path(config.checkpoint).expanduser())[0], config.checkpoint)
         return model
 
@@ -100,6 +105,10 @@ class LanguageModelling(Task):
         losses, memory = model(words, targets, self._memory(words, self.config.model.mem_len))
         self.state |= memory._asdict()
         return losses.mean()
+
+    def synthetic_batch(self, n: int) -> list[Tensor]:
+        """Return words and those after them, both [n, tgt_len]."""
+        return [torch.randint(self.words, (n, self.per_sample)) for _ in range(2)]
 
     def weight(self, batch: Any) -> float:
         """Return the number of targets."""
@@ -166,6 +175,16 @@ def load(model: nn.Module, weights: Weights, source: str) -> None:
     if difference is not None:
         raise UserError(f"model.checkpoint={source} does not fit: {difference}")
     model.load_state_dict(weights)
+
+
+def build_model(config: dict[str, Any]) -> nn.Module:
+    """Return the model of a composed configuration; see repro.ledger.recipes."""
+    return synthetic_task(config).build_model()
+
+
+def synthetic_task(config: dict[str, Any]) -> LanguageModelling:
+    """Return the task of a composed configuration, without data."""
+    return LanguageModelling(typed(config, TransformerXLConfig), synthetic=True)
 
 
 @entry_point("transformer_xl", TransformerXLConfig)

@@ -163,7 +163,7 @@ def by_optimizer(options: argparse.Namespace, machine: Machine, command: list[st
         task = plan.job(rows.load(row, options.set))
         if row not in others:
             others[row] = plan.all_but_states(task, machine)
-        meta = task.build(1, False).model
+        meta = task.model()
         states = footprint.states(meta, configs[name])
         yardstick = footprint.states(meta, plan.optimizer("adamw"))
         size, of = (x.sharded + x.whole for x in (states, yardstick))
@@ -249,8 +249,7 @@ def _task(row: str, overrides: list[str], name: str) -> Job:
 def _measure(row: str, overrides: list[str], name: str) -> Measured:
     task = _task(row, overrides, name)
     size = plan.micro_batch(task.config, 1)
-    task.build(1, False)  # imports what a model needs
-    return footprint.measure(lambda: task.build(size, True), task.config["optimizer"])
+    return footprint.measure(lambda: task.step(task.model(real=True), size), task.config["optimizer"])
 
 
 @contextmanager

@@ -20,6 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 
 from repro.interop import read_weights
 from repro.train.cli import entry_point
+from repro.train.config import typed
 from repro.train.data import Sized
 from repro.train.run_folder import run_name
 from repro.train.task import Task
@@ -54,11 +55,12 @@ class Pretraining(Task):
     samples = "images"
     products = (PICTURE,)
 
-    def __init__(self, config: PretrainConfig) -> None:
-        self.config = config
+    def __init__(self, config: PretrainConfig, synthetic: bool = False) -> None:
+        self.config, self.synthetic = config, synthetic
         self.model_name = f"MAE {config.model.name}"
-        self.sets = open_sets(config.data, config.augment)
-        self.metric = f"{self.sets.measured}_loss"
+        if not synthetic:
+            self.sets = open_sets(config.data, config.augment)
+            self.metric = f"{self.sets.measured}_loss"
         self.normalize = Normalize(config.data)
 
     def train_data(self) -> Sized:
@@ -80,9 +82,10 @@ class Pretraining(Task):
         model = MaskedAutoencoder(
             encoder, **asdict(config.decoder), mask_ratio=config.mask_ratio, norm_pixels=config.norm_pixels
         )
-        check_size(model, config.name, config.kwargs, self.config.data)
-        if config.checkpoint is not None:
-            load(model, read_weights(Path(config.checkpoint).expanduser())[0], config.checkpoint)
+        if not self.synthetic:
+            check_size(model, config.name, config.kwargs, self.config.data)
+            if config.checkpoint is not None:
+                load(model, read_weights(Path(config.checkpoint).expanduser())[0], config.checkpoint)
         model.set_grad_checkpointing(config.grad_checkpointing)
         return model
 
@@ -90,6 +93,11 @@ class Pretraining(Task):
         """Return normalised images, and what came with them, on the device."""
         images, rest = super().move(batch, device)
         return self.normalize(images), rest
+
+    def synthetic_batch(self, n: int) -> list[Tensor]:
+        """Return normalised images [n, channels, size, size] and their indices [n]."""
+        data = self.config.data
+        return [torch.randn(n, data.channels, data.size, data.size), torch.arange(n)]
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the mean squared error over the hidden patches, which are drawn anew."""
@@ -120,6 +128,16 @@ def noise(indices: Tensor, size: int) -> Tensor:
     """Return noise [batch, size] that depends on the indices [batch] alone."""
     rows = [torch.rand(size, generator=torch.Generator().manual_seed(index)) for index in indices.tolist()]
     return torch.stack(rows).to(indices.device)
+
+
+def build_model(config: dict[str, Any]) -> nn.Module:
+    """Return the model of a composed configuration; see repro.ledger.recipes."""
+    return synthetic_task(config).build_model()
+
+
+def synthetic_task(config: dict[str, Any]) -> Pretraining:
+    """Return the task of a composed configuration, without data."""
+    return Pretraining(typed(config, PretrainConfig), synthetic=True)
 
 
 @entry_point("pretrain_mae", PretrainConfig)

@@ -16,13 +16,16 @@ from torch import Tensor, nn
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from repro.train.cli import entry_point
+from repro.train.config import typed
 from repro.train.data import Sized
 from repro.train.run_folder import run_name
 from repro.train.task import Task
 from repro.train.trainer import train
 from vision.config import VisionConfig
 from vision.data import Normalize, build_erasing, open_sets
-from vision.models import build, check_size
+from vision.models import build, build_random, check_size
+
+IMAGENET_CLASSES = 1000
 
 
 class Classification(Task):
@@ -30,13 +33,16 @@ class Classification(Task):
 
     name = "vision"
     samples = "images"
+    family = "other"
 
-    def __init__(self, config: VisionConfig) -> None:
-        self.config = config
+    def __init__(self, config: VisionConfig, synthetic: bool = False) -> None:
+        self.config, self.synthetic = config, synthetic
         self.model_name = config.model.name
-        self.sets = open_sets(config.data, config.augment)
-        self.classes = len(self.sets.classes)
-        self.metric = f"{self.sets.measured}_accuracy"
+        self.classes = config.data.classes or IMAGENET_CLASSES
+        if not synthetic:
+            self.sets = open_sets(config.data, config.augment)
+            self.classes = len(self.sets.classes)
+            self.metric = f"{self.sets.measured}_accuracy"
         augment = config.augment
         self.normalize, self.erasing = Normalize(config.data), build_erasing(augment)
         self.mixup: Mixup | None = None
@@ -66,8 +72,11 @@ class Classification(Task):
     def build_model(self) -> nn.Module:
         """Return the model with its initial weights."""
         config = self.config.model
-        model = build(config, self.config.data, self.classes)
-        check_size(model, config.name, config.kwargs, self.config.data)
+        if self.synthetic:
+            model = build_random(config, self.config.data, self.classes)
+        else:
+            model = build(config, self.config.data, self.classes)
+            check_size(model, config.name, config.kwargs, self.config.data)
         return model.to(memory_format=torch.channels_last) if self.config.channels_last else model
 
     def move(self, batch: Any, device: torch.device) -> Any:
@@ -75,6 +84,11 @@ class Classification(Task):
         images, labels = super().move(batch, device)
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         return self.normalize(images, layout), labels
+
+    def synthetic_batch(self, n: int) -> list[Tensor]:
+        """Return normalised images [n, channels, size, size] and labels [n]."""
+        data = self.config.data
+        return [torch.randn(n, data.channels, data.size, data.size), torch.randint(self.classes, (n,))]
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the cross entropy, over classes or per class, of erased and mixed images."""
@@ -111,6 +125,16 @@ class Classification(Task):
         if self.classes > 5:
             sums[f"{self.sets.measured}_top5"] = 100 * (logits.topk(5).indices == labels[:, None]).sum()
         return sums, len(labels)
+
+
+def build_model(config: dict[str, Any]) -> nn.Module:
+    """Return the model of a composed configuration; see repro.ledger.recipes."""
+    return synthetic_task(config).build_model()
+
+
+def synthetic_task(config: dict[str, Any]) -> Classification:
+    """Return the task of a composed configuration, without data."""
+    return Classification(typed(config, VisionConfig), synthetic=True)
 
 
 @entry_point("vision", VisionConfig)

@@ -50,11 +50,11 @@ def begin(config: GlueConfig, lines: Callable[[], list[str]]) -> Start:
     assert checkpoint is not None  # see GlueConfig.check
     path = Path(checkpoint).expanduser()
     if checkpoint == SCRATCH:
-        return _ours(config, tokenizers.build(config.tokenizer, lambda: [lines()]), None)
+        return ours(config, tokenizers.build(config.tokenizer, lambda: [lines()]), None)
     if (path / "config.yaml").exists():
         return _run(config, path)
     if path.is_file() or (path.is_dir() and not (path / "config.json").exists()):
-        return _ours(config, tokenizers.build(config.tokenizer, lambda: [lines()]), path)
+        return ours(config, tokenizers.build(config.tokenizer, lambda: [lines()]), path)
     on_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", checkpoint) and not (
         "/" in checkpoint and path.parent.is_dir()
     )
@@ -100,11 +100,11 @@ def _run(config: GlueConfig, path: Path) -> Start:
     folder = path / "tokenizer"
     if not folder.is_dir():
         raise UserError(f"model.checkpoint={path}: has no tokenizer/ in it; {config.cure}")
-    return _ours(config, tokenizers.load(folder), path)
+    return ours(config, tokenizers.load(folder), path)
 
 
-def _ours(config: GlueConfig, tokenizer: Any, path: Path | None) -> Start:
-    """Return an encoder of ours with weights from `path`, or without."""
+def ours(config: GlueConfig, tokenizer: Any, path: Path | None) -> Start:
+    """Return an encoder of ours with weights from `path`, or random ones."""
     model = config.model
     room = bert.longest(model, tokenizer)
     if config.data.max_length > room:
@@ -131,7 +131,7 @@ def _ours(config: GlueConfig, tokenizer: Any, path: Path | None) -> Start:
         int(tokenizer.pad or 0),
         build,
         forward,
-        tokenizer.save,
+        lambda folder: tokenizer.save(folder),
     )
 
 

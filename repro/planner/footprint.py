@@ -253,7 +253,7 @@ def materialise(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module
         for slots in (module._parameters, module._buffers):
             for name, x in slots.items():
                 if x is not None and x not in made:
-                    new = torch.empty_like(x, device="cpu")
+                    new = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cpu")
                     if isinstance(x, nn.Parameter):
                         new = nn.Parameter(new.to(dtype or x.dtype), x.requires_grad)
                     made[x] = new

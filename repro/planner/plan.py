@@ -1,22 +1,20 @@
 """What a row needs on some GPUs: memory, time and money, before anything is started; see docs/plan.md."""
 
-import importlib
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 
 from repro.errors import UserError
 from repro.hardware import FAMILIES, GPUS
-from repro.ledger import rows
+from repro.ledger import recipes, rows
 from repro.ledger.rows import ROOT, Recipe
 from repro.planner import footprint
 from repro.planner.footprint import States, Step, materialise
-from repro.verify import models
+from repro.train.task import Task
 
 Config = dict[str, Any]
 
@@ -49,18 +47,48 @@ class Job:
     """A recipe as far as it matters here.
 
     Attributes:
-        build: makes the model, on the meta device or for real, and a loss and a micro-batch for it.
-        unit: what speed is counted in, and how many of them a sample is.
+        task: without data.
         forward_flops: of a sample.
+        samples: seen in training; None where that is not known.
     """
 
     config: Config
-    build: Callable[[int, bool], Step]
-    family: str
-    unit: str
-    per_sample: int
+    task: Task
     forward_flops: float
     samples: float | None
+
+    @property
+    def unit(self) -> str:
+        """What speed is counted in."""
+        return self.task.samples
+
+    @property
+    def per_sample(self) -> int:
+        """How many of the unit a sample is."""
+        return self.task.per_sample
+
+    @property
+    def family(self) -> str:
+        """The kind of model, in repro.hardware.FAMILIES."""
+        return str(self.task.family)
+
+    def model(self, real: bool = False) -> nn.Module:
+        """Return the model in training mode, on the CPU or, without memory, on the meta device."""
+        with torch.device("cpu" if real else "meta"):
+            return self.task.build_model().train()
+
+    def step(self, model: nn.Module, samples: int) -> Step:
+        """Return a training step of the model on micro-batches of so many samples."""
+        config, self.task.state = self.config, {}
+        return Step(
+            model,
+            self.task.loss,
+            self.task.synthetic_batch(samples),
+            min(2, config["accumulate"]),
+            config["amp"],
+            bool(config["clip_grad"]),
+            self.task.classes,
+        )
 
 
 @dataclass(frozen=True)
@@ -80,59 +108,22 @@ def job(recipe: Recipe) -> Job:
     """Return what a row computes.
 
     Raises:
-        UserError: it is none of the recipes whose steps are known here.
+        UserError: its recipe does not say what a plan needs.
     """
     config, row = recipe.config, recipe.row
-    samples = None if row.cost is None else row.cost.samples
-    if row.config == "llm":
-        return _language(config, samples)
-    if row.script == "vision/train.py" and row.cost is not None:
-        return _vision(config, samples, row.cost.forward_flops)
-    raise UserError(f"{row.name}: plans are made for rows of llm/pretrain.py and vision/train.py")
-
-
-def _language(config: Config, samples: float | None) -> Job:
-    llm: Any = importlib.import_module("llm.models")
-    pretrain: Any = importlib.import_module("llm.pretrain")
-    # what the recipe needs of its data is the number of tokens alone, and the rows have that
-    words, length = config["tokenizer"].get("vocab_size"), config["data"]["sequence_length"]
-    model = {**config["model"], "checkpoint": None}
-    settings = llm.settings(model, words)
-    task = object.__new__(pretrain.LanguageModelling)
-    task.settings, task.experts = settings, llm.is_mixture(settings)
-
-    def build(micro_batch: int, real: bool) -> Step:
-        with torch.device("cpu" if real else "meta"):
-            made = llm.build(model, words, config["gradient_checkpointing"])
-        ids = torch.randint(settings.vocab_size, (micro_batch, length + 1))
-        return _step(config, made, task.loss, [ids], settings.vocab_size, real)
-
-    family = "mixture of experts" if task.experts else "language model"
-    return Job(config, build, family, "tokens", length, llm.flops(settings, length, length), samples)
-
-
-def _vision(config: Config, samples: float | None, forward_flops: float) -> Job:
-    def build(micro_batch: int, real: bool) -> Step:
-        model = models.build(config)
-        assert model is not None
-        if real:
-            model = model.to_empty(device="cpu")
-        images = torch.zeros(micro_batch, config["data"]["channels"], *[config["data"]["size"]] * 2)
-        labels = torch.full((micro_batch, models.IMAGENET_CLASSES), 1 / models.IMAGENET_CLASSES)
-
-        def loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
-            return nn.functional.cross_entropy(model(batch[0]), batch[1])
-
-        return _step(config, model, loss, [images, labels], models.IMAGENET_CLASSES, real)
-
-    return Job(config, build, "other", "images", 1, forward_flops, samples)
-
-
-def _step(config: Config, model: nn.Module, loss: Any, batch: list[Tensor], classes: int, real: bool) -> Step:
-    model.train()
-    return Step(
-        model, loss, batch, min(2, config["accumulate"]), config["amp"], bool(config["clip_grad"]), classes
-    )
+    module = recipes.module(row)
+    task = None if module is None else module.synthetic_task(config)
+    if task is None or task.family is None:
+        raise UserError(
+            f"{row.name}: no plan is made for {row.script or 'it'}: that takes a recipe whose task states "
+            "its family of models"
+        )
+    flops = task.flops(task.synthetic_batch(1))
+    if flops is None and row.cost is not None:
+        flops = row.cost.forward_flops
+    if flops is None:
+        raise UserError(f"{row.name}: states no row.cost.forward_flops, which its plan needs")
+    return Job(config, task, flops, None if row.cost is None else row.cost.samples)
 
 
 def micro_batch(config: Config, processes: int) -> int:
@@ -168,7 +159,7 @@ def memory(task: Job, machine: Machine, others: Counter[str] | None = None) -> M
     if sharded and config["optimizer"].get("state_dtype") == "int8":
         raise UserError("optimizer.state_dtype=int8: does not work with fsdp=true; bfloat16 does")
     kinds = all_but_states(task, machine) if others is None else others.copy()
-    states = footprint.states(task.build(1, False).model, config["optimizer"])
+    states = footprint.states(task.model(), config["optimizer"])
     kinds["states"] = states.sharded // (n if sharded else 1) + states.whole
     return Memory(kinds, states)
 
@@ -181,7 +172,7 @@ def all_but_states(task: Job, machine: Machine) -> Counter[str]:
     """
     config, n = task.config, machine.count
     size = micro_batch(config, n)
-    meta = task.build(1, False).model
+    model = task.model()  # out here, as some models look at values while they are built
     sharded = bool(config.get("fsdp")) and n > 1
     share = 1 / n if sharded else 1.0
     # FSDP2 computes with parameters in bf16, and has its part of them and of their gradients in float32
@@ -189,18 +180,18 @@ def all_but_states(task: Job, machine: Machine) -> Counter[str]:
     each = share if sent is None else share * torch.float32.itemsize / sent.itemsize
     shares = {"parameters": each, "gradients": each}
 
-    def build() -> Step:
-        step = task.build(size, False)
-        return replace(step, model=materialise(step.model, sent))
-
-    kinds = footprint.predict(build, shares, machine.gpu is not None)
+    more: Counter[str] = Counter()
     if sharded:
-        kinds["gathered"] += _gathered(meta, sent)
+        more["gathered"] = _gathered(model, sent)
     elif n > 1:  # DDP's buckets have a copy of all gradients
-        kinds["buckets"] += sum(p.nbytes for p in meta.parameters() if p.requires_grad)
+        more["buckets"] = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     if config.get("ema_decay"):
-        kinds["average"] += sum(p.nbytes for p in meta.parameters())
-    return kinds
+        more["average"] = sum(p.nbytes for p in model.parameters())
+
+    def build() -> Step:
+        return task.step(materialise(model, sent), size)
+
+    return footprint.predict(build, shares, machine.gpu is not None) + more
 
 
 def _gathered(model: nn.Module, dtype: torch.dtype | None) -> int:

@@ -83,6 +83,17 @@ class TokenizerConfig:
         if self.vocab_size is not None and self.vocab_size < 1:
             raise UserError(f"tokenizer.vocab_size={self.vocab_size}: must be at least 1")
 
+    @property
+    def size(self) -> int:
+        """`vocab_size`, for a model that is built without the tokenizer.
+
+        Raises:
+            UserError: it is null.
+        """
+        if self.vocab_size is None:
+            raise UserError("tokenizer.vocab_size=null: has to be set, as the tokenizer is not here to count")
+        return self.vocab_size
+
 
 @dataclass
 class PrepareConfig:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from repro.explain import explain
 from repro.train import slurm
-from repro.train.config import TrainConfig
+from repro.train.config import TrainConfig, typed
 from repro.train.preemption import Stopped
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -95,7 +95,8 @@ def entry_point(config_name: str, schema: type[Config]) -> Callable[[Main[Config
 
 def _call(main: Main[Config], schema: type[Config], config: DictConfig) -> None:
     """Call an entry point with what Hydra made of the command line."""
-    main(_typed(config, schema), list(HydraConfig.get().overrides.task))
+    values = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    main(typed(values, schema), list(HydraConfig.get().overrides.task))
 
 
 def _submitted(module: str, schema: type[Config], command_line: list[str], config: DictConfig) -> None:
@@ -163,12 +164,6 @@ def reader_left(error: Exception) -> bool:
         os.dup2(null, stdout)
         os.close(null)
     return left
-
-
-def _typed(config: DictConfig, schema: type[Config]) -> Config:
-    """Return the configuration as `schema`; a key that the schema lacks (`+key=value`) is an error."""
-    values = OmegaConf.to_container(config, resolve=True)
-    return cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
 
 
 def file_size(text: str) -> int:

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
+
+from omegaconf import OmegaConf
 
 from repro.direction import higher_is_better
 from repro.errors import UserError
@@ -216,6 +218,18 @@ class TrainConfig:
             raise UserError(f"{key}: must be at least 1 and rise")
         if not schedule.factor > 0:
             raise UserError(f"schedule.factor={schedule.factor}: must be above 0")
+
+
+Schema = TypeVar("Schema")
+
+
+def typed(values: dict[str, Any], schema: type[Schema]) -> Schema:
+    """Return a composed configuration as `schema`.
+
+    Raises:
+        OmegaConfBaseException: it has a key that the schema lacks, or a value of another type.
+    """
+    return cast(Schema, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
 
 
 def one_of(key: str, value: str, options: tuple[str, ...]) -> None:

@@ -15,13 +15,20 @@ from repro.train.data import Plan, Sized, dealt, shuffled
 
 
 class Task(ABC):
-    """A model, its data, its loss and its measure. The loop knows nothing else of a recipe."""
+    """A model, its data, its loss and its measure. The loop knows nothing else of a recipe.
+
+    A recipe's task takes its configuration, and with `synthetic` needs no data: see `synthetic_batch`.
+    """
 
     name: str  # the entry point's, e.g. "vision"
     samples = "images"  # the unit of speed, in the plural
     per_sample = 1  # of that unit in a sample, e.g. the tokens of a sequence
     metric: str  # the figure that decides which checkpoint is best; repro.direction knows its kind
     model_name: str
+    # For plans, see repro.planner: the kind of models in repro.hardware.FAMILIES, None where no plan is made,
+    # and the last dimension of the scores, by which their memory is told from other activations'.
+    family: str | None = None
+    classes: int | None = None
     # Names of what the recipe puts into a run's folder, in `begin` or when the run is finished; a run that
     # starts afresh there removes them.
     products: tuple[str, ...] = ()
@@ -94,6 +101,15 @@ class Task(ABC):
         Models of transformers say which those are.
         """
         return set(getattr(module, "_no_split_modules", None) or ())
+
+    def synthetic_batch(self, n: int) -> Any:
+        """Return a micro-batch of n random samples as `move` gives it to `loss`, of the configured shapes.
+
+        Its tensors are on the CPU, or fake or on another device in a context that makes them so. A task that
+        was made with `synthetic` can build its model, then do this, `loss`, `logits` and `flops`, and no
+        more. Sizes that data would decide are the published ones, or those of the configuration.
+        """
+        raise UserError(f"the recipe {self.name} makes no synthetic batches")
 
     # ---- what is recorded
 

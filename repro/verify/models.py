@@ -1,18 +1,13 @@
 """The number of a model's parameters: what the log says, and what the model of our configuration has."""
 
-import importlib
-from dataclasses import fields
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-import timm
 import torch
 from torch import nn
 
+from repro.ledger import recipes
 from repro.ledger.rows import Recipe
 from repro.verify.checks import Check, Evidence
-
-IMAGENET_CLASSES = 1000
 
 
 def parameters(evidence: Evidence, recipe: Recipe) -> Check:
@@ -22,7 +17,7 @@ def parameters(evidence: Evidence, recipe: Recipe) -> Check:
     logged = None if evidence.log is None else _logged(evidence.log.format, evidence.log.config)
     if logged is not None:
         found["log"] = logged
-    model = build(recipe.config, recipe.row.config)
+    model = build(recipe)
     if model is not None:
         found["model"] = count(model)
     if not found:
@@ -41,54 +36,13 @@ def count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def build(config: dict[str, Any], primary: str | None = None) -> nn.Module | None:
-    """Return the model of a configuration, without memory; None where there is none to build it from.
-
-    Args:
-        primary: the recipe's primary config, where a row says it: reward models are language models but for
-            their head.
-    """
-    model: dict[str, Any] = config.get("model") or {}
+def build(recipe: Recipe) -> nn.Module | None:
+    """Return the model of a row, without memory; None where no recipe of ours builds it."""
+    module = recipes.module(recipe.row)
+    if module is None:
+        return None
     with torch.device("meta"):
-        if primary == "reward":
-            return cast(nn.Module, _own("llm.pretrained", "new_scorer")({**model, "checkpoint": None}))
-        return cast(nn.Module | None, _build(model, (config.get("tokenizer") or {}).get("vocab_size")))
-
-
-def _build(model: dict[str, Any], words: int | None) -> Any:
-    name = model.get("name", "")
-    if "decoder" in model:
-        encoder = timm.create_model(name, **model["kwargs"])
-        return _own("vision.mae", "MaskedAutoencoder")(encoder, **model["decoder"])
-    if timm.is_model(name):
-        rest = {"drop_path_rate": model.get("drop_path", 0.0), **model.get("kwargs", {})}
-        return timm.create_model(name, num_classes=IMAGENET_CLASSES, **rest)
-    if name in ("roberta", "bert"):
-        return _encoder(model, words)
-    if name == "transformer_xl":
-        config = _own("nlp.config.transformer_xl", "ModelConfig")(**model)
-        return _own("nlp.transformer_xl", "TransformerXL")(config, words)
-    if "nlayers" in model:
-        return _own("nlp.lstm", "LSTMLanguageModel")(_own("nlp.config.lstm", "LSTMConfig")(**model), words)
-    if name in ("gpt2", "llama", "mixtral"):
-        return _own("llm.models", "build")({**model, "checkpoint": None}, words)
-    return None
-
-
-def _encoder(model: dict[str, Any], words: int | None) -> Any:
-    """Return BERT or RoBERTa, with the head for sentences where the configuration has one."""
-    schema = _own("nlp.config.bert", "EncoderConfig")
-    config = schema(**{field.name: model[field.name] for field in fields(schema)})
-    size = config.vocab_size or words
-    tokens = SimpleNamespace(vocab_size=size, bos=0, pad=1, eos=2)  # fairseq's, of no bearing here
-    if "num_labels" in model:
-        return _own("nlp.bert", "build_classifier")(config, model["num_labels"], tokens)
-    return _own("nlp.bert", "build_masked_lm")(config, tokens)
-
-
-def _own(module: str, name: str) -> Any:
-    # models of the recipes are imported here alone, as repro builds on none of them
-    return getattr(importlib.import_module(module), name)
+        return module.build_model(recipe.config)
 
 
 def _logged(format: str, config: dict[str, Any]) -> int | None:

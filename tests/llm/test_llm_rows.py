@@ -38,7 +38,7 @@ def test_the_recipe_takes_the_row(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in ROWS if "adan" in name])
 def test_the_model_of_the_row_is_counted(name: str) -> None:
-    model = build(load(name).config)
+    model = build(load(name))
     assert model is not None
     assert count(model) == load(name).row.parameters
 
@@ -56,7 +56,7 @@ def test_proxies_are_a_word_apart(name: str, others: list[str]) -> None:
     row, proxy = load(name), f"+proxy={load(name).row.proxy}"
     base = config_of(name, proxy)
     assert load(name, (proxy,)).row.scale == "proxy"
-    model = build(load(name, (proxy,)).config)
+    model = build(load(name, (proxy,)))
     assert model is not None
     assert 2e6 < count(model) < 4e6
     assert base.optimizer["betas"] == row.config["optimizer"]["betas"]

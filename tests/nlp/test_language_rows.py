@@ -1,7 +1,8 @@
 """Rows for language in their recipes: schemas, lengths of epochs as the recipes plan them, and proxies."""
 
-import importlib
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from nlp import pretrain_bert, train_lstm, train_transformer_xl
 from nlp.config.bert import BertConfig
 from nlp.config.glue import GlueConfig
 from nlp.config.lstm import LSTMTrainConfig
@@ -17,6 +19,7 @@ from repro.ledger import rows
 from repro.text.streams import Streams
 from repro.train.config import TrainConfig
 from repro.train.run_folder import flatten
+from repro.train.task import Task
 from repro.verify.models import build, count
 
 SCHEMAS: dict[str, type[TrainConfig]] = {
@@ -47,18 +50,16 @@ def test_the_recipe_takes_the_row(name: str) -> None:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_the_model_of_the_row_is_counted(name: str) -> None:
-    model = build(load(name).config)
+    model = build(load(name))
     assert model is not None
     assert count(model) == load(name).row.parameters
     if name.startswith("wikitext103/"):
         assert count(model.get_submodule("layers")) == 41_066_400  # as the logs have it
 
 
-def planned(script: str, task: str, data: Any, config: TrainConfig) -> list[int]:
+def planned(task: Callable[..., Task], data: Any, config: TrainConfig) -> list[int]:
     """The sizes of an epoch's steps as a recipe plans them, without its text."""
-    recipe = getattr(importlib.import_module(f"nlp.{script}"), task)
-    plan = recipe.plan(recipe.__new__(recipe), data, config)
-    return [len(step) for step in plan(0)]
+    return [len(step) for step in task(config, synthetic=True).plan(data, config)(0)]
 
 
 def text(tokens: int) -> np.ndarray:
@@ -69,7 +70,7 @@ def text(tokens: int) -> np.ndarray:
 def test_updates_of_an_epoch_of_bert() -> None:
     config = config_of("bert/adan")
     sequences = config.data.train_sequences
-    steps = planned("pretrain_bert", "Pretraining", range(sequences), config)
+    steps = planned(pretrain_bert.Pretraining, range(sequences), config)
     assert len(steps) == math.ceil(sequences / config.batch_size) == 51_488
     assert (set(steps[:-1]), sum(steps)) == ({256}, 13_180_750)
 
@@ -78,13 +79,13 @@ def test_updates_of_an_epoch_of_bert() -> None:
 def test_updates_of_an_epoch_of_transformer_xl(name: str) -> None:
     config = config_of(name)
     streams = Streams(text(config.train_tokens), config.batch_size, config.tgt_len)
-    assert planned("train_transformer_xl", "LanguageModelling", streams, config) == [60] * 11_470
+    assert planned(train_transformer_xl.LanguageModelling, streams, config) == [60] * 11_470
 
 
 def test_updates_of_an_epoch_of_the_lstms() -> None:
     config = config_of("lstm/lstm_3_adan")
     streams = Streams(text(PTB), config.batch_size, config.data.tgt_len)
-    assert planned("train_lstm", "LanguageModelling", streams, config) == [20] * 664
+    assert planned(train_lstm.LanguageModelling, streams, config) == [20] * 664
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if load(name).row.proxy is not None])
@@ -96,7 +97,8 @@ def test_a_proxy_is_small_and_keeps_what_makes_the_row(name: str) -> None:
     config_of(name, f"+proxy={row.proxy}").check()
     known = {"vocab_size": 2000, "num_labels": 2}  # what the text and the task would say
     options = {key: known.get(key, value) for key, value in proxy.config["model"].items()}
-    model = build({"model": options, "tokenizer": {"vocab_size": 8192}})
+    tokenizer = proxy.config["tokenizer"] | {"vocab_size": 8192}
+    model = build(replace(proxy, config=proxy.config | {"model": options, "tokenizer": tokenizer}))
     assert model is not None
     assert count(model) < 5_000_000 or row.after is not None  # whose checkpoint brings its own sizes
     before, after = flatten(load(name).config), flatten(proxy.config)

@@ -213,7 +213,7 @@ def test_lr_follows_schedule_and_group_scale(config: TrainConfig, monkeypatch: p
 
     def spy(self: trainer.Trainer) -> None:
         original(self)
-        seen.append(self.bare_optimizer.param_groups[0]["lr"])
+        seen.append(self.state.optimizer.param_groups[0]["lr"])
 
     monkeypatch.setattr(trainer.Trainer, "_set_lr", spy)
     train(ToyTask(), config, "run")

@@ -59,7 +59,9 @@ def test_the_prediction_is_what_a_step_keeps(row: str, overrides: list[str], opt
     task = job(row, *overrides, optimizer=optimizer)
     predicted = plan.memory(task, CPU).kinds
     size = plan.micro_batch(task.config, 1)
-    measured = footprint.measure(lambda: task.build(size, True), task.config["optimizer"]).kinds
+    measured = footprint.measure(
+        lambda: task.step(task.model(real=True), size), task.config["optimizer"]
+    ).kinds
     for kind in ("parameters", "gradients"):
         assert predicted[kind] == measured[kind] > 0
     # states are laid out with a little room on the CPU; see optim.engine.layout
@@ -82,7 +84,7 @@ def test_checkpointing_and_smaller_micro_batches_need_less() -> None:
 
 def test_processes_share_under_fsdp_and_copy_gradients_without() -> None:
     task = job(LLAMA, "batch_size=8", "accumulate=1")
-    numbers = sum(p.numel() for p in task.build(1, False).model.parameters())
+    numbers = sum(p.numel() for p in task.model().parameters())
     machine = Machine("H100", 4)
     ddp = kinds(LLAMA, "batch_size=8", "accumulate=1", machine=machine)
     assert ddp["buckets"] == 4 * numbers
@@ -211,7 +213,7 @@ def test_table_by_optimizer(runner: Any, tmp_path: Path) -> None:
         ([GPT2, "--gpus", "0xH100"], "--gpus 0xH100"),
         ([GPT2, "--gpus", "7xH100"], "batch_size=480: must be divisible by accumulate=2 times 7"),
         ([GPT2, "--optimizers", "adan-int4"], "--optimizers adan-int4: there are "),
-        (["lstm/lstm_1_adan"], "plans are made for rows of llm/pretrain.py and vision/train.py"),
+        (["lstm/lstm_1_adan"], "lstm/lstm_1_adan: no plan is made for nlp/train_lstm.py"),
     ],
 )
 def test_bad_input(runner: Any, words: list[str], message: str) -> None:

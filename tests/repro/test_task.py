@@ -57,7 +57,7 @@ def test_a_run_killed_before_its_summary_closes_once(
 ) -> None:
     train(StreamTask(), streams, "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(report, "summarise", lambda *_: 1 / 0)
+        patch.setattr(report, "summarise", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(StreamTask(), streams, "broken")
     train(StreamTask(), streams, "broken")
