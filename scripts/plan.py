@@ -249,6 +249,7 @@ def _task(row: str, overrides: list[str], name: str) -> Job:
 def _measure(row: str, overrides: list[str], name: str) -> Measured:
     task = _task(row, overrides, name)
     size = plan.micro_batch(task.config, 1)
+    task.model()  # imports what a model needs
     return footprint.measure(lambda: task.step(task.model(real=True), size), task.config["optimizer"])
 
 

@@ -191,7 +191,9 @@ def all_but_states(task: Job, machine: Machine) -> Counter[str]:
     def build() -> Step:
         return task.step(materialise(model, sent), size)
 
-    return footprint.predict(build, shares, machine.gpu is not None) + more
+    kinds = footprint.predict(build, shares, machine.gpu is not None)
+    kinds.update(more)
+    return kinds
 
 
 def _gathered(model: nn.Module, dtype: torch.dtype | None) -> int:
