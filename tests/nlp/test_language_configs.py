@@ -20,7 +20,7 @@ def test_model_configs(name: str) -> None:
     primary = recipe("model", name)
     assert primary is not None
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose(primary, [f"model={name}", "tokenizer.vocab_size=30522"])
+        config = compose(primary, [f"model={name}", "tokenizer.vocab_size=267735"])
     OmegaConf.to_object(config).check()
     with torch.device("meta"):
         model = RECIPES[primary].build_model(OmegaConf.to_container(config, resolve=True))

@@ -33,8 +33,9 @@ MODELS = {
         *(*TINY, "model.intermediate_size=128"),
         *(f"model.{size}" for size in LLAMA_SIZES),
     ],
+    "imagenet/vit_s_150": [*TINY[:3], "data.size=160", "model.name=test_vit"],
 }
-GPT2, LLAMA, MOE = MODELS
+GPT2, LLAMA, MOE, VIT = MODELS
 CPU = Machine(None)
 
 
@@ -53,6 +54,8 @@ def job(row: str, *overrides: str, optimizer: str = "") -> Job:
         (LLAMA, ["gradient_checkpointing=true", "accumulate=1"], "adan"),
         (MOE, [], "adam_mini"),
         (MOE, ["gradient_checkpointing=true"], "adamw8bit"),
+        (VIT, [], "adan"),
+        (VIT, ["loss=bce"], "adamw"),
     ],
 )
 def test_the_prediction_is_what_a_step_keeps(row: str, overrides: list[str], optimizer: str) -> None:
@@ -171,7 +174,7 @@ def test_speed_is_operations_over_the_peak() -> None:
 
 
 def test_families_have_their_own_assumption() -> None:
-    assert [plan.utilisation(job(row)) for row in MODELS] == [0.35, 0.35, 0.2]
+    assert [plan.utilisation(job(row)) for row in MODELS] == [0.35, 0.35, 0.2, 0.25]
     assert hardware.FAMILIES["other"] == hardware.UTILISATION
 
 

@@ -1,0 +1,50 @@
+"""Recipes with rows offer their model and synthetic batches, without data: see repro/ledger/recipes.py."""
+
+import math
+
+import pytest
+
+from repro.ledger import recipes, rows
+from repro.verify.models import build, count
+
+ROWS = [
+    "adam_mini/gpt2_small",
+    "adam_mini/remax_llama2_7b",
+    "adam_mini/reward_llama2_7b",
+    "adam_mini/sft_llama2_7b_lora",
+    "bert/adan",
+    "glue/stsb",
+    "imagenet/vit_s_150",
+    "lstm/lstm_1_adan",
+    "mae/base_pretrain",
+    "wikitext103/adan_50k",
+]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_loss_without_data(name: str) -> None:
+    language = [] if name.startswith(("imagenet/", "mae/")) else ["tokenizer.vocab_size=6000"]
+    recipe = rows.load(name, [f"+proxy={rows.load(name).row.proxy}", *language])
+    module = recipes.module(recipe.row)
+    assert module is not None
+    on_meta = build(recipe)
+    assert on_meta is not None
+    assert count(on_meta) > 0
+    task = module.synthetic_task(recipe.config)
+    batch = task.synthetic_batch(4)
+    assert all(len(tensor) % 4 == 0 for tensor in batch)
+    if task.name == "remax":  # whose loss generates text, which takes a tokenizer
+        return
+    task.state = {}
+    model = task.build_model().train()
+    loss = task.loss(model, batch)
+    loss.backward()
+    assert math.isfinite(float(loss.detach()))
+    assert any(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["memory/vit_b", "text_to_3d/dreamfusion"])
+def test_a_row_without_a_recipe(name: str) -> None:
+    recipe = rows.load(name)
+    assert recipes.module(recipe.row) is None
+    assert build(recipe) is None
