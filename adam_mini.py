@@ -10,8 +10,9 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from optim import AdamMini, Partition
-from optim.base import Group, Options
+from optim.base import Options
 from optim.engine.blocks import Shape, default
+from optim.engine.rule import Group
 from optim.engine.storage import Names
 from optim.partition import Entry
 

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Batch, Group, Optimizer, Options, exact_params
+from .base import Optimizer, Options
 from .card import Card, FusedRule
-from .checks import plain_number
+from .engine.checks import plain_number
+from .engine.dtensor import placed_like
+from .engine.fused import exact_params
 from .engine.native import Factors
-from .engine.norm import placed_like
+from .engine.rule import Batch, Group
 from .engine.storage import Names, State, Storage
 from .engine.sums import column_sums, row_sums
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from .base import Batch, Group, Optimizer, Options
+from .base import Optimizer, Options
 from .card import Card, FusedRule
 from .engine import blocks
+from .engine.dtensor import local
 from .engine.native import Factors
-from .engine.norm import local
+from .engine.rule import Batch, Group
 from .engine.storage import Names, State
 from .engine.sums import row_sums
 from .partition import Partition, partition
@@ -146,16 +147,15 @@ class AdamMini(Optimizer):
         places = [x for f in batch.factors for x in (f.rows, f.columns) if x is not None]
         torch._foreach_copy_(places, list(torch.split(x[1], counts)))
 
-    def _check_state(self, name: str, p: Tensor, state: dict[str, Any], names: Names) -> None:
+    def check_saved_state(self, where: str, p: Tensor, state: dict[str, Any], names: Names) -> None:
         expected = dict(names.small)["exp_avg_sq"]
         keys = {"step", "exp_avg", "exp_avg_sq"}
         ours = keys <= state.keys() <= keys | {"exp_avg_scale", "compensation"}
         if ours and state["exp_avg"].shape == p.shape and state["exp_avg_sq"].shape != expected:
             raise ValueError(
-                f"a checkpoint of another partition: {name} of shape {tuple(p.shape)} has blocks "
+                f"a checkpoint of another partition: {where} of shape {tuple(p.shape)} has blocks "
                 f"{tuple(state['exp_avg_sq'].shape)} there and {expected} here; give the same partition"
             )
-        super()._check_state(name, p, state, names)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "partition": self.partition, "_blocks": self._blocks}

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Group, Optimizer, Options
+from .base import Optimizer, Options
 from .card import Card
+from .engine.rule import Group
 from .engine.storage import Names, State
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Group, Optimizer, Options
+from .base import Optimizer, Options
 from .card import Card
+from .engine.rule import Group
 from .engine.storage import State
 
 
@@ -86,15 +87,14 @@ class Adan(Optimizer):
             **options,
         )
 
-    def _check_betas(self, betas: Any) -> tuple[float, ...]:
-        values = super()._check_betas(betas)
-        if max(values) < 0.5:
+    def check_options(self, group: Group) -> None:
+        betas = group["betas"]
+        if max(betas) < 0.5:
             warnings.warn(
-                f"betas={values} look like the paper's, which are 1 minus the decay factors that go here: "
-                f"did you mean {tuple(round(1 - beta, 10) for beta in values)}?",
+                f"betas={betas} look like the paper's, which are 1 minus the decay factors that go here: "
+                f"did you mean {tuple(round(1 - beta, 10) for beta in betas)}?",
                 stacklevel=2,
             )
-        return values
 
     def update_one(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
         b1, b2, b3 = group["betas"]

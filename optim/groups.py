@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from .checks import number
+from .engine.checks import number
 
 
 def param_groups(

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Batch, Group, Optimizer, Options, one_factor, set_factors
+from .base import Optimizer, Options
 from .card import Card, FusedRule
+from .engine.fused import one_factor, set_factors
 from .engine.native import Factors
+from .engine.rule import Batch, Group
 from .engine.storage import State
 
 

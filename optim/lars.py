@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Batch, Group, Optimizer, Options, exact_params, one_factor, set_factors
+from .base import Optimizer, Options
 from .card import Card, FusedRule
-from .checks import plain_number
+from .engine.checks import plain_number
+from .engine.fused import exact_params, one_factor, set_factors
 from .engine.native import Factors
+from .engine.rule import Batch, Group
 from .engine.storage import Names, State
 from .engine.sums import row_sums
 

@@ -110,15 +110,7 @@ def partition(
     for key, value in asked.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{key}={value!r}: give a number >= 1, or None")
-    proposed: dict[Tensor, tuple[Shape, str]] = {}
-    owners: dict[Tensor, list[tuple[nn.Module, str]]] = {}
-    for path, module in model.named_modules():  # attention modules come before their projections
-        sources = (module, getattr(module, "config", None), getattr(model, "config", None))
-        for weight, blocks, reason in _heads(path, module, sources, asked):
-            proposed.setdefault(weight, (blocks, reason))
-        for attribute, p in module.named_parameters(recurse=False):
-            owners.setdefault(p, []).append((module, attribute))
-            proposed.setdefault(p, _by_type(module, attribute, p))
+    proposed, owners = _proposals(model, asked)
     given = dict(rules or {})
     entries, used = Partition(), set()
     for name, p in model.named_parameters():
@@ -136,6 +128,22 @@ def partition(
         what = f"a parameter of shape {tuple(match.shape)}" if isinstance(match, Tensor) else repr(match)
         raise ValueError(f"the rule for {what} matches no trainable parameter, or only after another rule")
     return entries
+
+
+def _proposals(
+    model: nn.Module, asked: Mapping[str, int | None]
+) -> tuple[dict[Tensor, tuple[Shape, str]], dict[Tensor, list[tuple[nn.Module, str]]]]:
+    """The blocks of each parameter by the modules alone with the reason, and the modules that own it."""
+    proposed: dict[Tensor, tuple[Shape, str]] = {}
+    owners: dict[Tensor, list[tuple[nn.Module, str]]] = {}
+    for path, module in model.named_modules():  # attention modules come before their projections
+        sources = (module, getattr(module, "config", None), getattr(model, "config", None))
+        for weight, blocks, reason in _heads(path, module, sources, asked):
+            proposed.setdefault(weight, (blocks, reason))
+        for attribute, p in module.named_parameters(recurse=False):
+            owners.setdefault(p, []).append((module, attribute))
+            proposed.setdefault(p, _by_type(module, attribute, p))
+    return proposed, owners
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -14,10 +14,12 @@ from .adam import Adam
 from .adam_mini import AdamMini
 from .adamw import AdamW
 from .adan import Adan
-from .base import Optimizer, why_not_fused
+from .base import Optimizer
 from .card import Card
-from .checks import known_options
 from .engine import cuda, native
+from .engine.available import why_not_fused
+from .engine.checks import known_options
+from .engine.storage import Storage
 from .groups import param_groups
 from .lamb import Lamb
 from .lars import Lars
@@ -58,13 +60,13 @@ def build_optimizer(
         >>> build_optimizer(nn.Linear(2, 2), {"name": "adan", "lr": 0.01, "weight_decay": 0.02}).path
         'fused (CPU, AVX2)'
     """
+    grouping: dict[str, Any] = dict(
+        decay_bias_and_norm=decay_bias_and_norm,
+        layer_decay=layer_decay,
+        embedding_state_dtype=embedding_state_dtype,
+    )
     if isinstance(name_or_config, Mapping):
-        settings = dict(
-            decay_bias_and_norm=decay_bias_and_norm,
-            layer_decay=layer_decay,
-            embedding_state_dtype=embedding_state_dtype,
-        )
-        config = {**settings, **name_or_config, **options}
+        config = {**grouping, **name_or_config, **options}
         if not isinstance(config.get("name"), str):
             raise ValueError(
                 f"no optimizer name in {dict(name_or_config)}: there are {', '.join(OPTIMIZERS)}"
@@ -74,20 +76,11 @@ def build_optimizer(
     accepted = inspect.signature(cls).parameters
     known_options(cls.__name__, options, list(accepted)[1:])
     if isinstance(model_or_params, nn.Module):
-        lr, decay = (
-            options.get(key, accepted[key].default if key in accepted else 0.0)
-            for key in ("lr", "weight_decay")
-        )
         if embedding_state_dtype is not None and "state_dtype" not in accepted:
             raise TypeError(f"{cls.__name__} has no option 'state_dtype', for embeddings or others")
-        groups = param_groups(
-            model_or_params,
-            lr,
-            decay,
-            decay_bias_and_norm=decay_bias_and_norm,
-            layer_decay=layer_decay,
-            embedding_state_dtype=embedding_state_dtype,
-        )
+        given = {name: option.default for name, option in accepted.items()} | options
+        lr, decay = given.get("lr", 0.0), given.get("weight_decay", 0.0)
+        groups = param_groups(model_or_params, lr, decay, **grouping)
         if issubclass(cls, Optimizer):
             return cls.of_model(model_or_params, groups, **options)
         return cls(groups, **options)
@@ -147,7 +140,9 @@ def ladder() -> list[tuple[str, str, str, str]]:
                 continue
             for device in card.fused_devices:
                 reason = (
-                    cuda.why_not() if device == "cuda" else why_not_fused(card, torch.empty(0, device="cpu"))
+                    cuda.why_not()
+                    if device == "cuda"
+                    else why_not_fused(card, torch.empty(0, device="cpu"), Storage(None, "nearest", False))
                 )
                 detail = f" ({library.instruction_set})" if device == "cpu" and library else ""
                 rows.append((name, path, device.upper(), reason or f"yes{detail}"))

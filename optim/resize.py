@@ -6,7 +6,7 @@ from torch import Tensor
 from .base import Optimizer
 from .engine import storage
 from .engine.contract import check_state
-from .engine.norm import is_dtensor
+from .engine.dtensor import is_dtensor
 from .engine.storage import Names, State, Storage
 
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Group, Optimizer, Options
+from .base import Optimizer, Options
 from .card import Card
-from .checks import plain_number
+from .engine.checks import plain_number
+from .engine.dtensor import local, share_of, whole
 from .engine.matrices import alike, cut, sides, sides_shape
-from .engine.norm import local, share_of, whole
+from .engine.rule import Group
 from .engine.storage import Names, State
 
 

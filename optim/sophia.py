@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .base import Group, Optimizer, Options
+from .base import Optimizer, Options
 from .card import Card
-from .checks import plain_number
 from .engine import storage
-from .engine.norm import is_dtensor, local
+from .engine.checks import plain_number
+from .engine.dtensor import is_dtensor, local
+from .engine.plan import path_of
+from .engine.rule import Group
 from .engine.storage import State, Storage
 
 
@@ -111,7 +113,7 @@ class Sophia(Optimizer):
             state: State = self.state[p]
             estimate: Any = estimates[p]
             kept = Storage.of(p, group, taken=False)
-            on_device = self._path(p, group) == "fused"
+            on_device = path_of(self, p, group) == "fused"
             kept.fit(self.card, self.names_of(p, group), p, state, p.device if on_device else "cpu")
             if is_dtensor(estimate):
                 estimate = estimate.redistribute(p.device_mesh, p.placements)

@@ -21,7 +21,8 @@ from torch import Tensor
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from optim.interop.advice import REGIMES
-from optim.interop.convert import SOURCES, TARGETS, convert_state, recognise
+from optim.interop.convert import TARGETS, convert_state
+from optim.interop.sources import SOURCES, recognise
 from repro import interop
 from repro.errors import UserError
 from repro.interop import export, states, unpickle

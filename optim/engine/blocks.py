@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .norm import is_dtensor, local, reduce_over_mesh
+from .dtensor import is_dtensor, local, reduce_over_mesh
 
 Shape = tuple[int, ...]
 

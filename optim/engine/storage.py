@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..card import Card
+from .dtensor import local
 from .layout import same_layout, zeros_like
-from .norm import local
 
 State = dict[str, Tensor]
 
@@ -22,6 +22,8 @@ STATE_DTYPES = {
     "int8": torch.uint8,  # codes; see Code in csrc/storage.h
 }
 ROUNDINGS = ("nearest", "stochastic", "kahan")
+# Options of a group that say how its states are stored; a checkpoint does not change them.
+STORAGE_OPTIONS = ("state_dtype", "min_int8_size", "param_rounding")
 
 
 # ---- noise
@@ -173,6 +175,26 @@ class Storage(NamedTuple):
             name: zeros_like(p, slots[name], x.dtype).copy_(x) if name in slots else x.clone()
             for name, x in state.items()
         }
+
+    def load_params(self, params: list[Tensor], states: list[State]) -> list[Tensor]:
+        """Parameters of one dtype in the dtype of the arithmetic, with their Kahan compensation."""
+        work = torch.promote_types(params[0].dtype, torch.float32)
+        values = [p.to(work) for p in params]
+        if self.rounding == "kahan":
+            torch._foreach_add_(values, [state["compensation"].to(work) for state in states])
+        return values
+
+    def store_param(self, p: Tensor, value: Tensor, state: State, words: Tensor | None) -> None:
+        """Stores the new value of a parameter; `words` is the noise for stochastic rounding."""
+        if self.rounding == "stochastic":
+            assert words is not None
+            rounded = torch.empty_like(value, dtype=p.dtype)  # dense, which p need not be
+            flat(rounded).copy_(to_bfloat16(flat(value), noise_of_parameter(words)))
+            p.copy_(rounded)
+        elif p is not value:
+            p.copy_(value)
+            if self.rounding == "kahan":
+                state["compensation"].copy_(value - p.to(value.dtype))
 
     def _fit_one(
         self, name: str, p: Tensor, state: State, slot: int, signed: bool = True, dtype: Any = None

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checks import number, one_of
+from ..engine.checks import number, one_of
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..base import Optimizer, state_bytes
 from ..engine import storage
-from ..engine.norm import is_dtensor, local, reduce_over_mesh
+from ..engine.dtensor import is_dtensor, local, reduce_over_mesh
 
 Sample = dict[str, Any]
 

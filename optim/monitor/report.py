@@ -1,17 +1,33 @@
 """A monitor's samples for people: a page of text, and a plot."""
 
-from __future__ import annotations
-
+from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+
+import torch
 
 from ..registry import path_in_use
-
-if TYPE_CHECKING:
-    from .monitor import Monitor
-    from .readings import Sample
+from .readings import Sample
+from .statistics import Summary
 
 COLUMNS = ("first", "last", "mean", "sd", "5 %", "50 %", "95 %", "least", "greatest")
+
+
+class Sampled(Protocol):
+    """What a report needs of an `optim.Monitor`."""
+
+    optimizer: torch.optim.Optimizer
+    step: int
+    every: int
+    last: Sample | None
+    samples: deque[Sample]
+    summaries: dict[tuple[str, str, str], Summary]
+    events: list[tuple[int, str]]
+    nonfinite_samples: int
+
+    @property
+    def threshold(self) -> float | None:
+        """The gradient norm above which steps are clipped, if that is known."""
 
 
 def not_finite(sample: Sample) -> str:
@@ -34,7 +50,7 @@ def not_finite(sample: Sample) -> str:
     return ", ".join(words)
 
 
-def text(monitor: Monitor) -> str:
+def text(monitor: Sampled) -> str:
     """The report."""
     steps = f"{monitor.step} steps of {path_in_use(monitor.optimizer)}"
     last = monitor.last
@@ -97,7 +113,7 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
     ]
 
 
-def plot(monitor: Monitor, path: str | Path) -> None:
+def plot(monitor: Sampled, path: str | Path) -> None:
     """Six panels over the steps: loss, gradient norm, update ratios, weights, states, memory."""
     from matplotlib.figure import Figure  # type: ignore[import-not-found,unused-ignore]
 

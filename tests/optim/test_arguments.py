@@ -29,8 +29,8 @@ from hypothesis import strategies as st
 from oracle import DEFINITIONS
 
 import optim
-from optim.base import OPTIMIZER_WIDE
 from optim.engine import native
+from optim.engine.checks import OPTIMIZER_WIDE
 
 CLASSES = optim.OPTIMIZERS
 NUMBERS = ("lr", "eps", "weight_decay", "max_grad_norm")

@@ -18,6 +18,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 import optim
 from optim.engine import native
+from optim.engine.plan import collect
 
 SHAPES = [(5, 6), (4, 4), (300,), ()]
 GUARD = 64  # elements around a tensor
@@ -608,5 +609,5 @@ def test_meta_tensors_share_no_memory():
     optimizer = optim.AdamW([torch.nn.Parameter(torch.empty(3, device="meta")) for _ in range(2)])
     for p in all_params(optimizer):
         p.grad = torch.empty_like(p)
-    plan = optimizer._collect()
+    plan = collect(optimizer)
     assert [(batch.path, len(batch.params)) for batch in plan.batches] == [("foreach", 2)]

@@ -13,7 +13,7 @@ from harness import all_params, array, build, make_params, random
 from test_checkpoints import OFFICIAL, Official, official_steps, through_a_file
 
 import optim
-from optim.interop.convert import SOURCES, recognise
+from optim.interop.sources import SOURCES, recognise
 
 SHAPES = [(4, 5), (3,), (), (2, 3, 2)]
 HYPER = dict(lr=0.05, betas=(0.8, 0.7, 0.9), eps=0.01, weight_decay=0.2)

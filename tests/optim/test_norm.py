@@ -5,7 +5,8 @@ import pytest
 import torch
 from harness import case_id, random
 
-from optim.engine.norm import global_norm, is_dtensor, local
+from optim.engine.dtensor import is_dtensor, local
+from optim.engine.norm import global_norm
 
 SHAPES = [(3, 4), (0,), (), (1000,), (2, 0, 3), (5, 5, 5)]
 

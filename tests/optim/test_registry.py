@@ -294,7 +294,7 @@ def test_available_without_kernels(capsys, monkeypatch):
 
 def test_a_missing_library_gives_its_reason(monkeypatch, tmp_path):
     """Not built, and damaged."""
-    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "engine" / "native.py"))
     library, reason = native.load.__wrapped__()
     assert library is None
     assert "install a C++ compiler" in reason

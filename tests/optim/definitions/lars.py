@@ -89,5 +89,5 @@ FAULTS = [
     ('fused: nesterov without momentum', 'csrc/rules.h', 'behind(h.nesterov != 0 ? h.momentum : 1)', 'behind(1)'),
     ('fused: decay without the rate', 'csrc/rules.h', 'const T step = x * (g * k.grad_scale + k.weight_decay * p);', 'const T step = x * g * k.grad_scale + k.weight_decay * p;'),
     ('fused: no decay without momentum', 'csrc/rules.h', 'p -= k.lr * (x * (g * k.grad_scale + k.weight_decay * p));', 'p -= k.lr * (x * (g * k.grad_scale));'),
-    ('fused: the norm of what is stored', 'optim/base.py', 'p.float() + state["compensation"] for p', 'p.float() for p'),
+    ('fused: the norm of what is stored', 'optim/engine/fused.py', 'return batch.storage.load_params(batch.params, batch.states)', 'return [p.float() for p in batch.params]'),
 ]  # fmt: skip

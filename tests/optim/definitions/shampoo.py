@@ -145,5 +145,5 @@ FAULTS = [
     ("stacks have no bound", _BLOCKS, "count = max(1, STACK // max(x.numel() for x in same[0]))", "count = len(same)"),
     ("the last block of a stack is left out", _BLOCKS, "for i in range(0, len(same), count):", "for i in range(0, len(same) - 1, count):"),
     ("vectors are matrices", _BLOCKS, "math.prod(shape[1:])) < 2:", "math.prod(shape[1:])) < 1:"),
-    ("FSDP2: each process keeps the whole step", "optim/engine/norm.py", "return copies.redistribute(placements=owner.placements)", "return copies"),
+    ("FSDP2: each process keeps the whole step", "optim/engine/dtensor.py", "return copies.redistribute(placements=owner.placements)", "return copies"),
 ]  # fmt: skip

@@ -1,0 +1,40 @@
+"""Whether a fused kernel can update a parameter, and why not."""
+
+from torch import Tensor
+
+from ..card import Card
+from . import cuda, native
+from .contract import why_not_written
+from .dtensor import is_dtensor, local
+from .layout import is_dense
+from .storage import Storage
+
+
+def why_not_fused(card: Card, p: Tensor, storage: Storage) -> str:
+    """Why no fused kernel can update a parameter that is stored so; empty if one can."""
+    if is_dtensor(p) and not card.elementwise:
+        return f"the update rule of {card.title} looks at whole tensors, and this is a DTensor"
+    is_small = p.dtype.itemsize < 4 or storage.state in ("bfloat16", "int8")
+    if is_small and not all(rule.small for rule in card.fused_rules):
+        return f"{card.title} needs parameters and states in float32 or float64 there"
+    p = local(p)
+    if reason := why_not_written(p):
+        return reason
+    kind = p.device.type
+    if kind not in card.fused_devices:
+        devices = " and ".join(card.fused_devices) or "no device"
+        return f"{card.title} has fused kernels for {devices}, not for {kind}"
+    if reason := cuda.why_not(p.device.index) if kind == "cuda" else native.load()[1]:
+        return reason
+    if not is_dense(p):
+        return (
+            f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} does not fill its memory; "
+            "make it .contiguous()"
+        )
+    return ""
+
+
+def kernels(device: str) -> str:
+    """The kernels of a device type, e.g. "CPU, AVX2"."""
+    library, _ = native.load()
+    return f"CPU, {library.instruction_set}" if device == "cpu" and library else "CUDA"

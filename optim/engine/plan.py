@@ -1,0 +1,183 @@
+"""The plan of a step: which parameter takes which path, and with which others as one batch.
+
+A plan of fused batches is used again by the next step, as long as `Plan.holds`; other paths are planned for
+each step.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import fused, native
+from .contract import overlapping, why_not_plain
+from .dtensor import is_dtensor, local
+from .layout import is_plain, same_layout
+from .rule import Batch, Group, UpdateRule
+from .storage import STORAGE_OPTIONS, State, Storage
+from .taken import takeable
+
+
+class Row(NamedTuple):
+    """A parameter that has a gradient: the batch it is for, and what the path works on, local tensors."""
+
+    key: tuple[Any, ...]
+    batch: Batch
+    owner: tuple[Tensor, State]
+    p: Tensor
+    g: Tensor
+    state: State
+    is_lasting: bool  # the gradient is the parameter's own: the next step finds the next one in its place
+
+
+@dataclass
+class Plan:
+    """The batches of a step, and what must not have changed for the next step to use them again."""
+
+    batches: list[Batch]
+    groups: list[tuple[Group, native.Members, list[Any]]]  # the groups, their parameters, and their options
+    idle: list[Tensor]  # parameters without a gradient
+    states: native.Members  # all state dicts of the optimizer
+    is_lasting: bool  # whether the next step may ask if it holds
+    on_device: bool  # whether the whole step stays on the device
+
+    def holds(self, optimizer: UpdateRule) -> bool:
+        """Takes over the new gradients; False where a tensor moved or another parameter has a gradient."""
+        return (
+            len(self.groups) == len(optimizer.param_groups)
+            and all(
+                old is new and params.unchanged(new["params"]) and options == _options(optimizer, new)
+                for (old, params, options), new in zip(self.groups, optimizer.param_groups, strict=True)
+            )
+            and all(p.grad is None for p in self.idle)
+            and self.states.unchanged(optimizer.state)
+            and all(
+                table is not None and table.refresh()
+                for batch in self.batches
+                for table in ([batch.table, batch.first] if batch.first else [batch.table])
+            )
+        )
+
+
+def _options(optimizer: UpdateRule, group: Group) -> list[Any]:
+    """The options of a group that may decide on states and paths."""
+    return [group.get(name) for name in (*optimizer.card.options, *STORAGE_OPTIONS)]
+
+
+def path_of(optimizer: UpdateRule, p: Tensor, group: Group) -> str:
+    """The path that a parameter takes as it is now: the fastest that is allowed and works."""
+    if optimizer.fused or (optimizer.fused is None and optimizer.foreach is None):
+        reason = optimizer.why_not_fused(p, group)
+        if not reason:
+            return "fused"
+        if optimizer.fused:
+            raise RuntimeError(f"{optimizer.card.title}(fused=True) cannot go on: {reason}")
+    whole = is_dtensor(p) and not optimizer.card.elementwise
+    foreign = optimizer.foreach is None and not is_plain(local(p))
+    is_single = optimizer.foreach is False or whole or foreign or "foreach" not in optimizer.card.paths
+    return "reference" if is_single else "foreach"
+
+
+@torch.no_grad()
+def collect(optimizer: UpdateRule) -> Plan:
+    """Sorts the parameters that have a gradient into batches, making states where there are none."""
+    rows, idle = [], []
+    for index, group in enumerate(optimizer.param_groups):
+        for place, p in enumerate(group["params"]):
+            if p.grad is None:
+                idle.append(p)
+            else:
+                rows.append(_row(optimizer, index, place, p, p.grad))
+    rows = _apart(rows)
+    by_key: dict[tuple[Any, ...], Batch] = {}
+    for row in rows:
+        batch = by_key.setdefault(row.key, row.batch)
+        batch.owners.append(row.owner)
+        batch.params.append(row.p)
+        batch.grads.append(row.g)
+        batch.states.append(row.state)
+    batches = list(by_key.values())
+    for batch in batches:
+        if batch.path == "fused":
+            fused.make_tables(optimizer, batch)
+    is_lasting = all(row.is_lasting for row in rows) and all(batch.table for batch in batches)
+    if is_lasting:
+        for batch in batches:
+            batch.grads = []  # the parameters hold them; here they would outlive zero_grad()
+    groups = [
+        (group, native.Members(group["params"]), _options(optimizer, group))
+        for group in optimizer.param_groups
+    ]
+    on_device = all(map(fused.stays_on_device, batches))
+    return Plan(batches, groups, idle, native.Members(optimizer.state), is_lasting, on_device)
+
+
+def _row(optimizer: UpdateRule, index: int, place: int, p: Tensor, g: Tensor) -> Row:
+    """A parameter with its gradient and its states as the fastest possible path takes them."""
+    group = optimizer.param_groups[index]
+    where = f"parameter {group['param_names'][place] if 'param_names' in group else place} of group {index}"
+    _check_gradient(where, optimizer.card.title, p, g)
+    path, g = _path_and_gradient(optimizer, p, g, group)
+    storage = Storage.of(p, group, optimizer.take_gradients)
+    is_lasting = g is p.grad and not is_dtensor(p)
+    if storage.taken:
+        own = takeable(p, g)
+        is_lasting = is_lasting and own is p.grad
+        p.grad = g = own
+    names, state = optimizer.names_of(p, group), optimizer.state[p]
+    optimizer.check_state(where, p, state, group)
+    storage.fit(optimizer.card, names, p, state, p.device if path == "fused" else "cpu")
+    batch = Batch(group, path, storage, names)
+    key = (index, path, p.device, p.dtype, storage, names.full, *(name for name, _ in names.small))
+    owner = (p, state)
+    if is_dtensor(p):
+        p, g, state = local(p), local(g), {name: local(x) for name, x in state.items()}
+    return Row(key, batch, owner, p, g, state, is_lasting)
+
+
+def _check_gradient(where: str, title: str, p: Tensor, g: Tensor) -> None:
+    if g.layout != torch.strided:
+        raise RuntimeError(
+            f"{title} does not support sparse gradients (parameter of shape "
+            f"{tuple(p.shape)}): use sparse=False in the layer, or torch.optim.SparseAdam for it"
+        )
+    if g.shape != p.shape or g.device != p.device or is_dtensor(g) != is_dtensor(p):
+        raise RuntimeError(
+            f"{where} is {tuple(p.shape)} on {p.device}, and its gradient {tuple(g.shape)} on {g.device}"
+            f"{' (one of them a DTensor)' if is_dtensor(g) != is_dtensor(p) else ''}: call zero_grad() "
+            "after replacing a parameter's data"
+        )
+
+
+def _path_and_gradient(optimizer: UpdateRule, p: Tensor, g: Tensor, group: Group) -> tuple[str, Tensor]:
+    """The path of a parameter with this gradient, and the gradient as that path takes it."""
+    path = path_of(optimizer, p, group)
+    if path == "fused" and g.dtype != p.dtype:
+        if optimizer.fused:
+            raise RuntimeError(f"fused=True: a gradient is {g.dtype}, its parameter {p.dtype}")
+        path = "foreach"
+    if is_dtensor(g):
+        g = g.redistribute(p.device_mesh, p.placements)  # type: ignore[attr-defined]
+    if path == "fused":
+        if not is_plain(local(g)):
+            path = "reference"
+        elif not same_layout(local(g), local(p)) or why_not_plain(local(g)):
+            g = torch.empty_like(p).copy_(g)
+    return path, g
+
+
+def _apart(rows: list[Row]) -> list[Row]:
+    """The same rows, where those that share memory with another are updated one after the other."""
+    plain = [i for i, row in enumerate(rows) if is_plain(row.p)]
+    written = [[rows[i].p] for i in plain]
+    for tensors, i in zip(written, plain, strict=True):
+        if rows[i].batch.path == "fused":
+            tensors += [
+                x for name, x in rows[i].state.items() if name in rows[i].batch.names.full or name == "step"
+            ]
+    for at in overlapping(written):
+        i = plain[at]
+        batch = replace(rows[i].batch, path="reference")
+        rows[i] = rows[i]._replace(key=(*rows[i].key, i), batch=batch)
+    return rows

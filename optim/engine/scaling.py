@@ -1,0 +1,53 @@
+"""The factor on all gradients, from `torch.amp.GradScaler` and clipping; steps that are left out."""
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from .norm import global_norm
+from .rule import UpdateRule
+
+
+class StepScaling:
+    """The attribute `_step_supports_amp_scaling`: whether GradScaler calls the step even after an overflow.
+
+    It then sets `grad_scale` and `found_inf` instead of unscaling the gradients, and saves a pass over them.
+    accelerate replaces the step by a function that notes that it was called, and takes an overflow for a call
+    that did not come: there GradScaler has to unscale and to leave the step out itself.
+
+    Assigning to the attribute of an optimizer goes before this.
+    """
+
+    def __get__(self, optimizer: Any, owner: type) -> bool:
+        step = None if optimizer is None else vars(optimizer).get("step")
+        return getattr(step, "__module__", None) != "accelerate.optimizer"
+
+
+def gradient_scale(optimizer: UpdateRule, on_device: bool) -> tuple[bool, Tensor | None]:
+    """Whether to make this step, and the factor on all gradients (unscaling times clipping), if any.
+
+    An overflow that GradScaler found is left to the kernels if the whole step stays on the device.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)
+    if found_inf is not None and not on_device and found_inf.item():
+        return False, None
+    loss_scale = getattr(optimizer, "grad_scale", None)
+    scale = None if loss_scale is None else loss_scale.double().reciprocal()
+    if optimizer.max_grad_norm == 0 and optimizer.nonfinite == "propagate":
+        return True, scale
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not grads:
+        return True, scale
+    norm = global_norm(grads)
+    if optimizer.nonfinite != "propagate" and not math.isfinite(norm.item()):
+        if optimizer.nonfinite == "raise":
+            raise FloatingPointError(
+                f"the norm of the gradients is {norm.item()}; nothing was changed by this step"
+            )
+        return False, None
+    if optimizer.max_grad_norm > 0:
+        norm = norm if scale is None else norm * scale.to(norm.device)
+        clip = (optimizer.max_grad_norm / (norm + optimizer.defaults.get("eps", 0.0))).clamp(max=1)
+        scale = clip if scale is None else clip * scale.to(clip.device)
+    return True, scale

@@ -1,0 +1,93 @@
+"""The reference and the foreach path: a batch of tensors by the Python forms of the rule.
+
+A rule works on float32 or float64 tensors; parameters and states of other dtypes are converted before and
+after.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import storage
+from .dtensor import as_copy_for, as_part_of, is_dtensor
+from .rule import Batch, UpdateRule
+
+
+@torch.no_grad()
+def step(optimizer: UpdateRule, batch: Batch, factor: float, scale: Tensor | None) -> None:
+    """Makes a step on a batch; factor times scale is the factor on the gradients."""
+    states = batch.states
+    for state in states:
+        state["step"] += 1
+    t = [state["step"].item() for state in states]
+    p = batch.storage.load_params(batch.params, states)
+    work = p[0].dtype
+    g = [x.to(work) for x in batch.grads]
+    by: Any = factor if scale is None else factor * scale.to(p[0].device, work)
+    if scale is not None or factor != 1:
+        g = list(torch._foreach_mul(g, by))
+    values = _load_states(optimizer, batch, work)
+    if batch.path == "foreach":
+        optimizer.update_many(p, g, values, t, batch.group)
+    else:
+        _update_one_by_one(optimizer, batch, p, g, values, t)
+    small = batch.storage.state in ("bfloat16", "int8")
+    noisy = small or batch.storage.rounding == "stochastic"
+    for i, (x, state) in enumerate(zip(batch.params, states, strict=True)):
+        words = storage.noise(int(t[i]), x.numel(), x.device) if noisy else None
+        new = {name: value[i] for name, value in values.items()}
+        _store_states(optimizer, batch, state, new, by, words if small else None)
+        batch.storage.store_param(x, p[i], state, words)
+
+
+def _load_states(optimizer: UpdateRule, batch: Batch, work: torch.dtype) -> dict[str, list[Tensor]]:
+    """The states of all parameters by name, those of the parameters' shapes in the arithmetic's dtype."""
+    card, states = optimizer.card, batch.states
+    values = {}
+    for name in batch.names.full:
+        if batch.storage.taken and name == card.previous:
+            values[name] = [-s["pre_grad_scale"].to(work) * s["pre_grad"].to(work) for s in states]
+        else:
+            values[name] = [storage.load(s, name, name not in card.nonnegative).to(work) for s in states]
+    for name, _ in batch.names.small:
+        values[name] = [state[name] for state in states]
+    return values
+
+
+def _update_one_by_one(
+    optimizer: UpdateRule,
+    batch: Batch,
+    p: list[Tensor],
+    g: list[Tensor],
+    values: dict[str, list[Tensor]],
+    t: list[float],
+) -> None:
+    """The reference path; a rule that looks at whole tensors is given DTensors where the parameter is one."""
+    for i, (owner, _) in enumerate(batch.owners):
+        x, y, state = p[i], g[i], {name: value[i] for name, value in values.items()}
+        if is_dtensor(owner) and not optimizer.card.elementwise:
+            x, y = as_part_of(owner, x), as_part_of(owner, y)
+            for name, value in state.items():
+                wrap = as_part_of if name in batch.names.full else as_copy_for
+                state[name] = wrap(owner, value)
+        optimizer.update_one(x, y, state, t[i], batch.group)
+
+
+def _store_states(
+    optimizer: UpdateRule,
+    batch: Batch,
+    state: storage.State,
+    new: dict[str, Tensor],
+    by: Any,
+    noise: Tensor | None,
+) -> None:
+    """Stores the new states of a parameter; `by` was the factor on its gradient."""
+    card = optimizer.card
+    for slot, name in enumerate(card.states):
+        if name not in batch.names.full:
+            continue
+        if batch.storage.taken and name == card.previous:
+            state["pre_grad_scale"].fill_(by)
+        else:
+            storage.store(state, name, slot, new[name], name not in card.nonnegative, noise)
