@@ -249,7 +249,7 @@ FAULTS = {
         ("versions of a new table", BASE, "if is_new:\n                    batch.table.bump_versions()", "pass"),
         ("versions without torch's function", NATIVE, "torch.autograd.graph.increment_version([*self._kept[0], *self._objects])", "pass"),
         ("shared memory not noticed", CONTRACT, "if size and start and start < end:", "if False:"),
-        ("foreign entries are watched", NATIVE, "if name in column else _Held(None, -1, 0, None)", "if name in column else _Held(id(x), -1, 0, x._cdata)"),
+        ("foreign entries are watched", NATIVE, "else _Held(None, -1, 0, None)", "else _Held(id(x), -1, 0, None)"),
         ("scales of the default type", KEEP, "torch.zeros(-(-p.numel() // BLOCK), dtype=torch.float32,", "torch.zeros(-(-p.numel() // BLOCK),"),
         ("cast scales stay cast", KEEP, "state[scale].to(p.device, torch.float32)", "state[scale].to(p.device)"),
         ("a step count of another type", KEEP, "step.to(step_device, torch.float32)", "step.to(step_device)"),
