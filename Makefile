@@ -4,18 +4,23 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 CONFORMANCE := .venv-conformance
+FLOOR := .venv-floor
+OLDEST_TORCH := $(shell sed -n 's/^dependencies = \["torch>=\(.*\)"\]/\1/p' pyproject.toml)
 PYTEST := $(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal
 START := $(shell date +%s)
 
 # Else each of the hundred processes that the tests start compiles all of torch's Python that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-recipes test-optim test-slow test-sanitize test-all test-times test-gpu test-mutants test-docker \
-	constraints lint docs report-pictures bench bench-gpu quality conformance clean
+.PHONY: demo help test test-recipes test-optim test-floor test-slow test-sanitize test-all test-times test-gpu \
+	test-mutants test-docker constraints lint docs docs-check report-pictures bench bench-gpu quality conformance clean
 
 demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
 	$(RUN) vision/train.py -m optimizer=adan,adamw
 	$(RUN) scripts/compare.py runs/vision/optimizer=adan runs/vision/optimizer=adamw --out runs/demo.png
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
 
 # The tiers of the tests; tests/tiers.py runs them one after the other. ADAN_TEST_LUCK=1 runs them with other seeds
 # and other rounding (tests/luck.py), OMP_NUM_THREADS=2 with two threads.
@@ -28,6 +33,9 @@ test-recipes: $(INSTALLED)  ## whole runs of the recipes
 
 test-optim: $(INSTALLED)  ## the rest of the products of parameters: optimizers, paths, options, storage
 	$(PYTEST) -m "exhaustive and not slow"
+
+test-floor: $(FLOOR)/.installed  ## the tests of the optimizers with the oldest torch that they support
+	$(FLOOR)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not exhaustive" tests/optim
 
 test-slow: $(INSTALLED)  ## what takes long: several processes, kills, compilers
 	$(PYTEST) -m slow
@@ -54,7 +62,7 @@ test-docker:  ## builds the images without Docker and runs a row in one; as root
 constraints:  ## the versions of all packages, with what pyproject.toml newly needs; see scripts/constraints.py
 	$(PYTHON) scripts/constraints.py
 
-lint: $(INSTALLED)
+lint: $(INSTALLED)  ## format, lint, types, and whether generated tables are up to date
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
@@ -62,6 +70,10 @@ lint: $(INSTALLED)
 
 docs: $(INSTALLED)  ## writes the tables that are generated from code
 	$(RUN) scripts/docs.py
+
+docs-check: $(INSTALLED)  ## the pages: generated tables, links, files, commands, and the Python in them
+	$(RUN) scripts/docs.py --check
+	$(RUN) -m pytest tests/test_readme.py
 
 report-pictures: $(INSTALLED)  ## takes the pictures in docs/report.md, with the released logs in ADAN_RELEASED
 	$(RUN) scripts/report.py results --out report.html --pictures docs
@@ -86,6 +98,15 @@ $(CONFORMANCE)/.installed: pyproject.toml setup.py $(wildcard csrc/*)
 	$(CONFORMANCE)/bin/pip install --quiet -e '.[recipes,test,conformance]'
 	touch $@
 
+# The versions of constraints.txt, of all packages but torch and those that torch itself pins.
+$(FLOOR)/.installed: pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
+	$(PYTHON) -m venv $(FLOOR)
+	grep -vE '^(torch|torchvision|triton|setuptools|(nvidia|cuda)-[^=]*)==' constraints.txt > $(FLOOR)/constraints.txt
+	$(PYTHON) scripts/constraints.py --requirements test | grep -v ^torchvision | $(FLOOR)/bin/pip install --quiet \
+		--no-compile 'torch==$(OLDEST_TORCH).*' matplotlib -c $(FLOOR)/constraints.txt -r /dev/stdin
+	$(FLOOR)/bin/pip install --quiet --no-deps -e .
+	touch $@
+
 # The kernels are compiled while the packages are installed. Bytecode is written when a module is imported.
 $(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version)'
@@ -96,4 +117,4 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
 	touch $@
 
 clean:  ## what is made here, never a folder that VENV=PATH names
-	rm -rf .venv .venv-conformance build *.egg-info optim/*.so
+	rm -rf .venv .venv-conformance .venv-floor build *.egg-info optim/*.so

@@ -1,4 +1,4 @@
-"""Writes the tables in README.md and docs/ that are generated from code: `python scripts/docs.py [--check]`.
+"""Write the tables in docs/ that are generated from code: `python scripts/docs.py [--check]`.
 
 A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. With --check nothing is written, and
 the exit status is 1 if a table is not what the code says.
@@ -160,7 +160,7 @@ def main() -> int:
     )
     check = parser.parse_args().check
     stale = []
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in sorted((ROOT / "docs").glob("*.md")):
         text = path.read_text()
         if generated(text) != text:
             stale.append(path.relative_to(ROOT))
