@@ -35,7 +35,8 @@ test-optim: $(INSTALLED)  ## the rest of the products of parameters: optimizers,
 	$(PYTEST) -m "exhaustive and not slow"
 
 test-floor: $(FLOOR)/.installed  ## the tests of the optimizers with the oldest torch that they support
-	$(FLOOR)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not exhaustive" tests/optim
+	$(FLOOR)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not exhaustive" \
+		-W "ignore:Sparse invariant checks" -W "ignore:Warning" tests/optim  # what torch's own code warns of there
 
 test-slow: $(INSTALLED)  ## what takes long: several processes, kills, compilers
 	$(PYTEST) -m slow
