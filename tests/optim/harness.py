@@ -132,7 +132,10 @@ def build(name, params, path=None, **options):
         if not all(can(name, path, p.dtype, group) and fuses(p, group) for p in group["params"]):
             path = None
     flags = FLAGS[path] if path else {}
-    return optim.OPTIMIZERS[name](params, **{**VARIANTS[name]["decay"], **flags, **options})
+    options = {**VARIANTS[name]["decay"], **flags, **options}
+    if "eps" not in options_of(name):
+        options.pop("eps", None)
+    return optim.OPTIMIZERS[name](params, **options)
 
 
 def prepared(optimizer):
