@@ -581,7 +581,7 @@ def test_automatic_choice_is_made_for_each_parameter(name):
 def test_importing_optim_is_light():
     """No compiled library, no GPU, and none of the recipes' libraries."""
     code = (
-        "import sys, torch, optim; from optim import native; "
+        "import sys, torch, optim; from optim.engine import native; "
         "assert native.load.cache_info().currsize == 0; assert not torch.cuda.is_initialized(); "
         "print([m for m in ('timm', 'hydra', 'transformers', 'accelerate', 'repro') if m in sys.modules])"
     )
