@@ -72,7 +72,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 def option_sets(plain: Options, **changes: Options) -> dict[str, Options]:
     """Option sets by name, the changes upon the plain ones; underscores in names become spaces."""
-    small_eps = {"eps": min(plain["eps"], 1e-10)} if isinstance(plain["eps"], float) else {}
+    small_eps = {"eps": min(plain["eps"], 1e-10)} if isinstance(plain.get("eps"), float) else {}
     every = {
         "plain": {},
         **{name.replace("_", " "): change for name, change in changes.items()},

@@ -1,6 +1,6 @@
 """The capability card: the only place where an optimizer says what it supports.
 
-The tables in the README and the docs, the error messages, `optim.available()` and the parametrisation of
+The tables in the docs, the error messages, `optim.available()` and the parametrisation of
 the tests are made from the cards.
 """
 
