@@ -96,18 +96,7 @@ def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]
     from matplotlib import pyplot as plt
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    counts = Counter[str]()
-    for log in logs.values():
-        for name in columns(log):
-            counts[name] = max(counts[name], log.table[name].count())
-    known = ", ".join(counts)
-    if missing := [name for name in only if name not in counts]:
-        raise UserError(f"--column={missing[0]}: no log has it; there are {known}")
-    names = list(only) or [
-        name for name, count in counts.items() if count > 1 and (direction(name) or name == "lr")
-    ]
-    if not names:
-        raise UserError(f"no loss or metric with two values or more; choose with --column among {known}")
+    names = _drawn(logs, only)
     over = "step" if all(log.position == "step" for log in logs.values()) else "epoch"
     for label, log in logs.items():
         if over not in log.table:
@@ -147,6 +136,23 @@ def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]
         raise UserError(f"--out={out}: cannot write the figure: {error}") from error
     finally:
         plt.close(figure)
+    return names
+
+
+def _drawn(logs: dict[str, Log], only: Sequence[str]) -> list[str]:
+    """The columns that `plot` draws."""
+    counts = Counter[str]()
+    for log in logs.values():
+        for name in columns(log):
+            counts[name] = max(counts[name], log.table[name].count())
+    known = ", ".join(counts)
+    if missing := [name for name in only if name not in counts]:
+        raise UserError(f"--column={missing[0]}: no log has it; there are {known}")
+    names = list(only) or [
+        name for name, count in counts.items() if count > 1 and (direction(name) or name == "lr")
+    ]
+    if not names:
+        raise UserError(f"no loss or metric with two values or more; choose with --column among {known}")
     return names
 
 

@@ -2,8 +2,10 @@
 
 import atexit
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.state import AcceleratorState, GradientState  # type: ignore[import-untyped]
 from accelerate.utils import GradScalerKwargs, InitProcessGroupKwargs  # type: ignore[import-untyped]
-from torch import nn
+from torch import Tensor, nn
 
 import optim
 from repro.errors import UserError
-from repro.train.config import TrainConfig
+from repro.train.config import LossScaleConfig, TrainConfig
 from repro.train.run_folder import flatten
+from repro.train.state import TrainState
 
 
 def build(config: TrainConfig) -> Accelerator:
@@ -59,6 +62,68 @@ def build_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Opt
             raise
         cure = "; the CUDA images have it if built with APEX=COMMIT, see docs/docker.md" if apex else ""
         raise UserError(f"optimizer={config['name']}: {error}{cure}") from error
+
+
+def build_monitor(
+    state: TrainState, config: TrainConfig, path: Path, accelerator: Accelerator
+) -> optim.Monitor | None:
+    """Return a monitor of the optimizer that writes to the run folder `path`, if `config` asks for one.
+
+    Raises:
+        UserError: the file of samples is damaged.
+    """
+    if config.run.monitor is None:
+        return None
+    try:
+        return optim.Monitor(
+            state.optimizer,
+            state.module,
+            every=config.run.monitor,
+            path=path / "monitor.jsonl" if accelerator.is_main_process else None,
+            step=state.progress.step,
+            max_grad_norm=config.clip_grad,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def keep_loss_scale(accelerator: Accelerator, config: LossScaleConfig, step: int) -> None:
+    """Keep the loss scale of fp16 above its threshold, and end the run at its minimum.
+
+    Raises:
+        UserError: the minimum is reached, because gradients overflow step after step.
+    """
+    scaler = accelerator.scaler
+    if scaler is None or not (config.threshold or config.minimum):
+        return
+    scale = scaler.get_scale()
+    if config.threshold is not None and scale < config.threshold:
+        scaler.update(config.threshold)
+    elif scale <= config.minimum:
+        raise UserError(
+            f"amp=fp16: at step {step} gradients overflow with losses times {scale:g}: "
+            "try amp=bf16 or a lower optimizer.lr"
+        )
+
+
+def weighed(
+    batches: Iterable[Any], weight: Callable[[Any], float | None], accumulate: int, accelerator: Accelerator
+) -> Iterator[tuple[Any, Tensor | float]]:
+    """Yield micro-batches, each with its weight in the loss of its step: 1 where `weight` returns None.
+
+    Args:
+        weight: the number of items that the loss of a micro-batch is the mean over.
+        accumulate: micro-batches in a step.
+    """
+    iterator = iter(batches)
+    for first in iterator:
+        if weight(first) is None:
+            yield first, 1.0
+            continue
+        group = [first, *islice(iterator, accumulate - 1)]
+        weights = torch.tensor([weight(batch) for batch in group], device=accelerator.device).float()
+        weights /= accelerator.reduce(weights.mean(), "mean").clamp(min=1e-9)  # 0: nothing to learn
+        yield from zip(group, weights, strict=True)
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig, path: Path) -> None:

@@ -93,6 +93,20 @@ class ScheduleConfig:
     factor: float = 0.1  # step only: what the learning rate is multiplied by at each of the milestones
 
 
+# The least value of a key that is not null.
+LEAST = {
+    **dict.fromkeys(("epochs", "batch_size", "accumulate", "repeats", "hessian_every"), 1),
+    **dict.fromkeys(("run.keep", "run.log_every", "run.timeout"), 1),
+    **dict.fromkeys(("seed", "workers", "schedule.warmup_epochs", "schedule.cooldown_epochs"), 0),
+    **dict.fromkeys(("schedule.warmup_lr", "schedule.min_lr"), 0),
+    **dict.fromkeys(("run.checkpoint_every", "run.monitor"), 1),
+    **dict.fromkeys(("steps", "max_epochs", "stop_after"), 1),
+    **dict.fromkeys(("measure_every", "measure_epochs", "restart_every"), 1),
+    "schedule.warmup_steps": 0,
+    "loss_scale.window": 1,
+}
+
+
 @dataclass
 class TrainConfig:
     """What the training loop needs to know, whatever the task."""
@@ -125,53 +139,16 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise UserError for a value that cannot work, naming it."""
-        for key in (
-            "epochs",
-            "batch_size",
-            "accumulate",
-            "repeats",
-            "hessian_every",
-            "run.keep",
-            "run.log_every",
-            "run.timeout",
-        ):
-            _at_least(1, key, _lookup(self, key))
-        for key in ("seed", "workers", "schedule.warmup_epochs", "schedule.cooldown_epochs"):
-            _at_least(0, key, _lookup(self, key))
-        for key in ("schedule.warmup_lr", "schedule.min_lr"):
-            _at_least(0, key, _lookup(self, key))
-        if self.run.checkpoint_every is not None:
-            _at_least(1, "run.checkpoint_every", self.run.checkpoint_every)
+        self._check_numbers()
+        self._check_length()
         name = self.run.name
         if name is not None and (
             not (parts := Path(name).parts) or ".." in parts or Path(name).is_absolute()
         ):
             raise UserError(f"run.name={name}: must name a folder below run.root; set run.root=PATH, too")
-        if self.run.monitor is not None:
-            _at_least(1, "run.monitor", self.run.monitor)
-        for key in ("steps", "max_epochs", "stop_after", "measure_every", "measure_epochs", "restart_every"):
-            if _lookup(self, key) is not None:
-                _at_least(1, key, _lookup(self, key))
-        if self.schedule.warmup_steps is not None:
-            _at_least(0, "schedule.warmup_steps", self.schedule.warmup_steps)
-            if self.schedule.warmup_epochs:
-                raise UserError("schedule.warmup_steps: set schedule.warmup_epochs=0 beside it")
-        if self.steps is not None and self.schedule.cooldown_epochs:
-            raise UserError(f"steps={self.steps}: a run in steps has no schedule.cooldown_epochs")
-        if self.steps is None and self.max_epochs is not None:
-            raise UserError(f"max_epochs={self.max_epochs}: is for a run in steps; set epochs instead")
-        _at_least(1, "loss_scale.window", self.loss_scale.window)
-        for key in ("initial", "threshold"):
-            value = getattr(self.loss_scale, key)
-            if value is not None and not value > 0:
-                raise UserError(f"loss_scale.{key}={value}: must be above 0")
-        name = self.optimizer.get("name")
-        if self.restart_every is not None and name != "adan":
-            raise UserError(f"restart_every={self.restart_every}: is for optimizer=adan, not {name}")
-        if self.clip_grad is not None and not self.clip_grad > 0:
-            raise UserError(f"clip_grad={self.clip_grad}: must be above 0, or null for no clipping")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UserError(f"ema_decay={self.ema_decay}: must lie between 0 and 1, or null for no average")
+        optimizer = self.optimizer.get("name")
+        if self.restart_every is not None and optimizer != "adan":
+            raise UserError(f"restart_every={self.restart_every}: is for optimizer=adan, not {optimizer}")
         one_of("amp", self.amp, ("no", "bf16", "fp16"))
         self._check_fsdp()
         one_of("schedule.name", self.schedule.name, ("cosine", "polynomial", "constant", "step"))
@@ -181,6 +158,27 @@ class TrainConfig:
         one_of("tracking.mode", self.tracking.mode, ("online", "offline"))
         if self.tracking.name is not None:
             one_of("tracking.name", self.tracking.name, ("wandb", "tensorboard"))
+
+    def _check_numbers(self) -> None:
+        for key, least in LEAST.items():
+            if (value := _lookup(self, key)) is not None:
+                _at_least(least, key, value)
+        for key in ("initial", "threshold"):
+            value = getattr(self.loss_scale, key)
+            if value is not None and not value > 0:
+                raise UserError(f"loss_scale.{key}={value}: must be above 0")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise UserError(f"clip_grad={self.clip_grad}: must be above 0, or null for no clipping")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"ema_decay={self.ema_decay}: must lie between 0 and 1, or null for no average")
+
+    def _check_length(self) -> None:
+        if self.schedule.warmup_steps is not None and self.schedule.warmup_epochs:
+            raise UserError("schedule.warmup_steps: set schedule.warmup_epochs=0 beside it")
+        if self.steps is not None and self.schedule.cooldown_epochs:
+            raise UserError(f"steps={self.steps}: a run in steps has no schedule.cooldown_epochs")
+        if self.steps is None and self.max_epochs is not None:
+            raise UserError(f"max_epochs={self.max_epochs}: is for a run in steps; set epochs instead")
 
     def share(self, size: int, samples: str, processes: int) -> int:
         """Return the micro-batch size of one process, of `size` training samples, called `samples`.

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.utils import broadcast  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from repro.train.config import TrainConfig
 from repro.train.data import Sized, keyed, make_loader
+from repro.train.state import TrainState
 from repro.train.task import Task
 
 
@@ -73,3 +75,19 @@ class Measurer:
 
     def _plan(self, data: Sized, rank: int) -> Sequence[Sequence[int]]:
         return self.task.measure_plan(data, self.share, self.accelerator.num_processes, rank)
+
+
+@torch.no_grad()
+def average_statistics(state: TrainState, accelerator: Accelerator) -> None:
+    """Average BatchNorm's statistics over the processes, as timm does (--dist-bn reduce).
+
+    The averaged model gets those of the first process, so that a continued run has them, too.
+    """
+    if accelerator.num_processes == 1:
+        return
+    for name, buffer in state.module.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.copy_(accelerator.reduce(buffer, "mean"))
+    if state.ema is not None:
+        for buffer in state.ema.module.buffers():
+            buffer.copy_(broadcast(buffer))

@@ -107,7 +107,16 @@ def load(state: TrainState, config: TrainConfig, accelerator: Accelerator, path:
 
 
 def load_best(state: TrainState, config: TrainConfig, path: Path, device: torch.device) -> nn.Module:
-    """Read the weights that count, averaged ones if there are any; return the module that has them."""
+    """Read the weights that count, averaged ones if there are any; return the module that has them.
+
+    Raises:
+        UserError: the checkpoint `path` is damaged.
+    """
+    if (problem := checkpoint.damage(path)) is not None:
+        raise UserError(
+            f"the best checkpoint {path} is damaged ({problem}), which the run's end needs: "
+            "restore it from a copy, or begin afresh with run.overwrite=true"
+        )
     if config.fsdp:
         fsdp.load_weights(path, state.module)
         return state.module

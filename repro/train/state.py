@@ -39,6 +39,12 @@ class TrainState:
     carried: list[dict[str, Tensor]]
     progress: Progress = field(default_factory=Progress)
 
+    def recent(self, ring: str, steps: int) -> Tensor:
+        """Return the numbers of the last `steps` steps, [steps]."""
+        numbers = self.rings[ring]
+        last = torch.arange(self.progress.step - steps, self.progress.step, device=numbers.device)
+        return numbers[last % len(numbers)]
+
     @property
     def parameters(self) -> int:
         """The number of the model's parameters."""

@@ -10,16 +10,15 @@ process and are averaged over several.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
-from accelerate.utils import broadcast, set_seed  # type: ignore[import-untyped]
+from accelerate.utils import set_seed  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -30,10 +29,18 @@ from repro.errors import Diverged, UserError
 from repro.ledger import tracking
 from repro.train import checkpoint, fsdp, saving
 from repro.train import summary as report
-from repro.train.accelerator import build, build_optimizer, shut_down, start_trackers
+from repro.train.accelerator import (
+    build,
+    build_monitor,
+    build_optimizer,
+    keep_loss_scale,
+    shut_down,
+    start_trackers,
+    weighed,
+)
 from repro.train.config import TrainConfig
 from repro.train.data import TrainingSampler, make_loader
-from repro.train.evaluate import Measurer
+from repro.train.evaluate import Measurer, average_statistics
 from repro.train.hessian import estimate_hessian
 from repro.train.preemption import Listener, Stopped
 from repro.train.run_folder import RunFolder
@@ -140,15 +147,15 @@ class Trainer:
         """Train to the end and return the summary."""
         self._resume()
         start_trackers(self.accelerator, self.config, self.folder.path)
-        self.monitor = self._monitor()
+        self.monitor = build_monitor(self.state, self.config, self.folder.path, self.accelerator)
         self.tracker = tracking.Tracker(self.config.row, self.progress.tracked)
         if self.tracker.untracked is not None:
             self.accelerator.print(f"not tracked: {self.tracker.untracked}")
         peak = device_peak(self.device, self.accelerator.num_processes)
         units = self.config.batch_size * self.task.per_sample
         self.speed = Speedometer(self.progress, self.task.samples, units, peak)
-        show = self.accelerator.is_main_process
-        bar = tqdm(total=self.total, initial=self.progress.step, unit="step", disable=None if show else True)
+        hide = None if self.accelerator.is_main_process else True  # None: where nobody looks
+        bar = tqdm(total=self.total, initial=self.progress.step, unit="step", disable=hide)
         with Listener(self.accelerator.num_processes, self.config.run.timeout) as self.listener:
             with bar as self.bar:
                 self._measure_again()
@@ -184,10 +191,13 @@ class Trainer:
         self.sampler.start_at(epoch, done)
         if done == 0:
             self.state.carried = [{} for _ in self.state.carried]
-        for micro, (loaded, weight) in enumerate(self._weighed(self.speed.waiting(self.loader))):
+        for micro, (loaded, weight) in enumerate(self._weighed()):
             batch = self.task.move(loaded, self.device)
             if self.speed.forward_flops is None:
-                self.speed.forward_flops = self._flops(batch) / (len(batch[0]) * self.task.per_sample)
+                flops = self.task.flops(batch)
+                if flops is None:
+                    flops = 0 if self.config.fsdp else count_flops(self.task, self.state.module, batch)
+                self.speed.forward_flops = flops / (len(batch[0]) * self.task.per_sample)
             self._seed(micro)
             slot, losses = micro % self.config.accumulate, self.state.rings["loss"]
             place = self.progress.step % len(losses)
@@ -211,14 +221,11 @@ class Trainer:
                         self.monitor.record(**numbers)
                     if self.progress.step % self.config.hessian_every == 0:
                         estimate_hessian(self.task, self.state, self.accelerator, batch)
-                    if (
-                        self.progress.step
-                        and self.progress.step % (self.config.restart_every or math.inf) == 0
-                    ):
+                    if (step := self.progress.step) and step % (self.config.restart_every or math.inf) == 0:
                         cast(optim.Adan, self.state.optimizer).restart_opt()
                     self.optimizer.step()
                     self.optimizer.zero_grad()
-                    self._keep_loss_scale()
+                    keep_loss_scale(self.accelerator, self.config.loss_scale, self.progress.step)
             if self.accelerator.sync_gradients:
                 done += 1
                 self._end_step(epoch, done)
@@ -229,65 +236,16 @@ class Trainer:
                         self._save()
                     raise Stopped(number, self.progress.step)
 
-    def _weighed(self, batches: Iterable[Any]) -> Iterator[tuple[Any, Tensor | float]]:
-        """Pass micro-batches on, each with its weight in its step's loss: 1, but for tasks that weigh."""
-        iterator = iter(batches)
-        for first in iterator:
-            if self.task.weight(first) is None:
-                yield first, 1.0
-                continue
-            group = [first, *islice(iterator, self.config.accumulate - 1)]
-            weights = torch.tensor([self.task.weight(batch) for batch in group], device=self.device).float()
-            weights /= self.accelerator.reduce(weights.mean(), "mean").clamp(min=1e-9)  # 0: nothing to learn
-            yield from zip(group, weights, strict=True)
-
-    def _keep_loss_scale(self) -> None:
-        """Keep the scale of losses in fp16 above its threshold, and end the run at its minimum.
-
-        Raises:
-            UserError: it is there, because gradients overflow step after step.
-        """
-        scaler, config = self.accelerator.scaler, self.config.loss_scale
-        if scaler is None or not (config.threshold or config.minimum):
-            return
-        scale = scaler.get_scale()
-        if config.threshold is not None and scale < config.threshold:
-            scaler.update(config.threshold)
-        elif scale <= config.minimum:
-            raise UserError(
-                f"amp=fp16: at step {self.progress.step} gradients overflow with losses times {scale:g}: "
-                "try amp=bf16 or a lower optimizer.lr"
-            )
+    def _weighed(self) -> Iterator[tuple[Any, Tensor | float]]:
+        """Return the micro-batches of the epoch, each with its weight in its step's loss."""
+        batches = self.speed.waiting(self.loader)
+        return weighed(batches, self.task.weight, self.config.accumulate, self.accelerator)
 
     def _seed(self, micro: int) -> None:
         """Seed the generators for a micro-batch by its number among those of all processes."""
         accumulate, ranks = self.config.accumulate, self.accelerator.num_processes
         number = micro % accumulate * ranks + self.accelerator.process_index
         seed_generators(f"batch {self.config.seed} {self.progress.step} {number}")
-
-    def _flops(self, batch: Any) -> float:
-        """Return the operations of the forward pass of a micro-batch; 0 where they cannot be counted."""
-        known = self.task.flops(batch)
-        if known is None:
-            known = 0 if self.config.fsdp else count_flops(self.task, self.state.module, batch)
-        return known
-
-    def _monitor(self) -> optim.Monitor | None:
-        """Watch the optimizer, if the configuration says so."""
-        if self.config.run.monitor is None:
-            return None
-        path = self.folder.path / "monitor.jsonl" if self.accelerator.is_main_process else None
-        try:
-            return optim.Monitor(
-                self.state.optimizer,
-                self.state.module,
-                every=self.config.run.monitor,
-                path=path,
-                step=self.progress.step,
-                max_grad_norm=self.config.clip_grad,
-            )
-        except ValueError as error:  # the file of samples is damaged
-            raise UserError(str(error)) from error
 
     def _set_lr(self) -> None:
         multiplier = self.multiplier(self.progress.step)
@@ -310,9 +268,9 @@ class Trainer:
             self.speed.tick(training=True)
             self._log({"epoch": self._epochs_at(epoch, done), **figures})
             self._log_speed()
-            loss = f"{figures['train_loss']:.4g}"
-            shown = {"epoch": f"{epoch + 1}/{self.epochs}", "loss": loss, "lr": f"{self._lr():.3g}"}
-            self.bar.set_postfix(shown | ({"verdict": self.tracker.verdict} if self.tracker.verdict else {}))
+            shown = {"epoch": f"{epoch + 1}/{self.epochs}", "loss": f"{figures['train_loss']:.4g}"}
+            verdict = {"verdict": self.tracker.verdict} if self.tracker.verdict else {}
+            self.bar.set_postfix({**shown, "lr": f"{self._lr():.3g}", **verdict})
         every = self.config.run.checkpoint_every
         if every is not None and self.progress.step % every == 0:
             self._save()
@@ -328,7 +286,7 @@ class Trainer:
         """Measure, log and save."""
         record = {"epoch": self._epochs_at(epoch, done), **self._training_figures(done)}
         self.speed.tick(training=True)
-        self._average_statistics()
+        average_statistics(self.state, self.accelerator)
         try:
             with self.listener.interruptible(self.progress.step):
                 record |= self.measurer.measure(self.accelerator.unwrap_model(self.model), self.valid_batches)
@@ -354,32 +312,12 @@ class Trainer:
         return epoch + 1 if done == self.sampler.steps else round(epoch + done / self.sampler.steps, 6)
 
     @torch.no_grad()
-    def _average_statistics(self) -> None:
-        """Average BatchNorm's statistics over the processes, as timm does (--dist-bn reduce).
-
-        The averaged model has those of the first process, so that a continued run has them, too.
-        """
-        if self.accelerator.num_processes == 1:
-            return
-        for name, buffer in self.state.module.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                buffer.copy_(self.accelerator.reduce(buffer, "mean"))
-        if self.state.ema is not None:
-            for buffer in self.state.ema.module.buffers():
-                buffer.copy_(broadcast(buffer))
-
-    @torch.no_grad()
     def _close(self) -> tuple[dict[str, Any] | None, list[str]]:
         """Return what the best weights give on the test set, if there is one, and examples of their work."""
         best = self.progress.best
         assert best is not None, "a run ends with a measurement"
         self.accelerator.wait_for_everyone()  # the first process may still be writing
         path = self.folder.checkpoints / f"step-{best['step']:09d}"
-        if (problem := checkpoint.damage(path)) is not None:
-            raise UserError(
-                f"the best checkpoint {path} is damaged ({problem}), which the run's end needs: "
-                "restore it from a copy, or begin afresh with run.overwrite=true"
-            )
         module = saving.load_best(self.state, self.config, path, self.device)
         closing = None
         if self.test_data is not None:
@@ -401,18 +339,14 @@ class Trainer:
         """
         figures = self.task.training_figures(self._mean_loss(steps))
         if "grad_norm" in self.state.rings:
-            norms = self._last("grad_norm", steps)
+            norms = self.state.recent("grad_norm", steps)
             finite = norms[norms.isfinite()]
             figures |= {"grad_norm": float(finite.mean())} if len(finite) else {}
         return figures
 
-    def _last(self, ring: str, steps: int) -> Tensor:
-        last = torch.arange(self.progress.step - steps, self.progress.step, device=self.device)
-        return self.state.rings[ring][last % self.sampler.steps]
-
     def _mean_loss(self, steps: int) -> float:
         """Return the mean training loss over the last `steps` steps, over all processes."""
-        losses = self._last("loss", steps)
+        losses = self.state.recent("loss", steps)
         mean = float(self.accelerator.reduce(losses.mean(), "mean"))
         if not math.isfinite(mean):
             bad = int((~losses.isfinite()).int().argmax())

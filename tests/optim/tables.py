@@ -112,10 +112,7 @@ def make(rule, kinds, sizes=SIZES, device="cpu"):
         if kinds.taken:
             state["pre_grad"] = arenas["odd"].views[i]
         states.append(state)
-    factors = []
-    for i, length in enumerate(lengths if rule.factors else ()):  # now and then without rows or columns
-        rows, columns = arenas["rows"].views[i], arenas["columns"].views[i]
-        factors.append(native.Factors(rows if i % 3 else None, columns if i % 3 < 2 else None, length))
+    factors = factors_in(arenas, lengths) if rule.factors else []
     sums = arenas["block_sums"].views if rule.sums else ()
     return SimpleNamespace(
         rule=rule,
@@ -126,6 +123,15 @@ def make(rule, kinds, sizes=SIZES, device="cpu"):
         more=(factors, sums),
         made=0,
     )
+
+
+def factors_in(arenas, lengths):
+    """Factors in the memory of the arenas, now and then without rows or columns."""
+    views = zip(arenas["rows"].views, arenas["columns"].views, lengths, strict=True)
+    return [
+        native.Factors(rows if i % 3 else None, columns if i % 3 < 2 else None, length)
+        for i, (rows, columns, length) in enumerate(views)
+    ]
 
 
 def step(tensors, make_table, hyper, factor=1.0, scale=None, **device_numbers):

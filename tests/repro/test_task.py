@@ -13,7 +13,7 @@ from toy_streams import SEGMENTS, STREAMS, StreamTask
 
 from repro.errors import UserError
 from repro.train import summary as report
-from repro.train import trainer as loop
+from repro.train.accelerator import keep_loss_scale
 from repro.train.config import LossScaleConfig, RunConfig, SelectConfig, TrainConfig
 from repro.train.trainer import train
 
@@ -237,13 +237,7 @@ def test_the_loss_scale_has_a_floor() -> None:
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
-            accelerator = SimpleNamespace(scaler=scaler)
-            trainer = SimpleNamespace(
-                accelerator=accelerator,
-                config=SimpleNamespace(loss_scale=config),
-                progress=SimpleNamespace(step=7),
-            )
-            loop.Trainer._keep_loss_scale(trainer)  # type: ignore[arg-type]
+            keep_loss_scale(SimpleNamespace(scaler=scaler), config, step=7)
         return float(scaler.get_scale())
 
     assert step(LossScaleConfig(initial=4.0), finite=False) == 0.25

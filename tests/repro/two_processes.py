@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from accelerate import Accelerator
 from test_loop import StopError, stop_after
 from test_preemption import signal_in
 from torch import Tensor
@@ -13,7 +14,9 @@ from toy_streams import STREAMS, StreamTask
 
 from repro.train import trainer as loop
 from repro.train.config import RunConfig, TrainConfig
+from repro.train.evaluate import average_statistics
 from repro.train.preemption import Stopped
+from repro.train.state import TrainState
 from vision.train import main
 
 NAMES = ("1.running_mean", "1.running_var", "1.num_batches_tracked")
@@ -27,14 +30,13 @@ def everywhere(tensor: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
-def checked(trainer: loop.Trainer) -> None:
+def checked(state: TrainState, accelerator: Accelerator) -> None:
     """Average the statistics and see that it was done: the mean, and the first process's for the average."""
     global measured
-    state = trainer.state
     assert state.ema is not None
     both = [dict(module.named_buffers()) for module in (state.module, state.ema.module)]
     before = [{name: everywhere(buffers[name]) for name in NAMES} for buffers in both]
-    average(trainer)
+    average_statistics(state, accelerator)
     after = [{name: everywhere(buffers[name]) for name in NAMES} for buffers in both]
     for name in NAMES:
         assert torch.equal(*after[0][name]), name
@@ -50,15 +52,14 @@ root, runs = sys.argv[1], json.loads(sys.argv[2])
 for arguments in runs:
     assert main([*arguments, f"run.root={root}"]) == 0
 
-average = loop.Trainer._average_statistics
-loop.Trainer._average_statistics = checked  # type: ignore[method-assign]
+loop.average_statistics = checked
 config = TrainConfig(
     epochs=2, batch_size=8, ema_decay=0.9, optimizer={"name": "adan", "lr": 0.01}, run=RunConfig(root=root)
 )
 loop.train(ToyTask(), config, "statistics")
 assert measured == 2
 
-loop.Trainer._average_statistics = average  # type: ignore[method-assign]
+loop.average_statistics = average_statistics
 config = TrainConfig(
     epochs=2,
     batch_size=STREAMS,

@@ -83,48 +83,51 @@ def _check_tree(config: DataConfig, imagenet: bool, found: Findings) -> None:
         return
     names = {split: class_folders(folder) for split, folder in folders.items()}
     for split, folder in folders.items():
-        loose = image_files(folder)
-        if loose and not names[split]:
-            found.problems.append(
-                f"{folder}: {len(loose)} images are not in class folders, as they come in ImageNet's "
-                f"archive; sort them: python vision/prepare.py sort {folder} LABELS, where LABELS is the "
-                "development kit's folder or LOC_val_solution.csv"
-            )
-        elif loose:
-            found.problems.append(
-                f"{folder}: {len(loose)} images lie beside the class folders: {_few(loose)}"
-            )
-        files = {name: files_below(folder / name) for name in names[split]}
-        images = {n: [file for file in all_ if suffix(file) in IMAGE_SUFFIXES] for n, all_ in files.items()}
-        inner = [name for name in names[split] if not images[name]]
-        tars = sorted(path.name for path in folder.glob("n*.tar"))
-        if tars:
-            found.problems.append(
-                f"{folder}: {len(tars)} archives of classes are still packed: {_few(tars)}; "
-                "unpack each into a folder of its name"
-            )
-        if inner:
-            found.problems.append(f"{folder}: class folders without images: {_few(inner)}")
-        if imagenet and (odd := [name for name in names[split] if not WNID.fullmatch(name)]):
-            found.problems.append(f"{folder}: folders that are no WordNet names (n01440764): {_few(odd)}")
-        others = Counter(
-            suffix(file) or "(none)"
-            for name in names[split]
-            for file in files[name]
-            if suffix(file) not in IMAGE_SUFFIXES
-        )
-        if deep := [f"{name}/{file}" for name in names[split] for file in images[name] if "/" in file]:
-            found.notes.append(
-                f"{folder}: {len(deep)} images in folders below a class folder count for it, as "
-                f"torchvision has it (in timm the innermost folder is the class): {_few(deep)}"
-            )
-        if others:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common())
-            found.notes.append(f"{folder}: files that are no images and are left out: {kinds}")
+        _check_split(folder, names[split], imagenet, found)
     if names["train"] and names["val"]:
         for one, other in (("train", "val"), ("val", "train")):
             if missing := sorted(set(names[one]) - set(names[other])):
                 found.problems.append(f"classes in {one}/ but not in {other}/: {_few(missing)}")
+
+
+def _check_split(folder: Path, names: list[str], imagenet: bool, found: Findings) -> None:
+    """The folder of a split and its class folders `names`."""
+    loose = image_files(folder)
+    if loose and not names:
+        found.problems.append(
+            f"{folder}: {len(loose)} images are not in class folders, as they come in ImageNet's "
+            f"archive; sort them: python vision/prepare.py sort {folder} LABELS, where LABELS is the "
+            "development kit's folder or LOC_val_solution.csv"
+        )
+    elif loose:
+        found.problems.append(f"{folder}: {len(loose)} images lie beside the class folders: {_few(loose)}")
+    files = {name: files_below(folder / name) for name in names}
+    images = {n: [file for file in all_ if suffix(file) in IMAGE_SUFFIXES] for n, all_ in files.items()}
+    inner = [name for name in names if not images[name]]
+    tars = sorted(path.name for path in folder.glob("n*.tar"))
+    if tars:
+        found.problems.append(
+            f"{folder}: {len(tars)} archives of classes are still packed: {_few(tars)}; "
+            "unpack each into a folder of its name"
+        )
+    if inner:
+        found.problems.append(f"{folder}: class folders without images: {_few(inner)}")
+    if imagenet and (odd := [name for name in names if not WNID.fullmatch(name)]):
+        found.problems.append(f"{folder}: folders that are no WordNet names (n01440764): {_few(odd)}")
+    others = Counter(
+        suffix(file) or "(none)"
+        for name in names
+        for file in files[name]
+        if suffix(file) not in IMAGE_SUFFIXES
+    )
+    if deep := [f"{name}/{file}" for name in names for file in images[name] if "/" in file]:
+        found.notes.append(
+            f"{folder}: {len(deep)} images in folders below a class folder count for it, as "
+            f"torchvision has it (in timm the innermost folder is the class): {_few(deep)}"
+        )
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common())
+        found.notes.append(f"{folder}: files that are no images and are left out: {kinds}")
 
 
 def _check_digests(config: DataConfig, workers: int, found: Findings) -> None:
