@@ -1,6 +1,6 @@
 """Reruns of released curves and what can go wrong in them, for benchmarks/tracking_study.py.
 
-A rerun is the curve's running median, with the curve's own residuals drawn anew (in blocks of five records,
+A rerun is the curve's running median, with the curve's own residuals drawn again (in blocks of five records,
 from nearby) and everything shifted, per run, by a share of the error that is normal with a given spread.
 """
 
@@ -62,7 +62,7 @@ class Case:
 
 
 def rerun(case: Case, random: np.random.Generator, spread: float) -> Errors:
-    """The errors of a run like the released one but for chance."""
+    """The errors of a run like the released one except for chance."""
     shift = spread * random.normal()
     errors = {}
     for key, curve in case.curves.items():

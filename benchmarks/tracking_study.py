@@ -4,7 +4,7 @@ Over every row of the ledger whose released log is on this machine: how often th
 (repro/ledger/verdict.py) calls a good run behind or diverged, and how soon it notices a bad one.
 
 Good runs are the released logs themselves, sibling logs as long as their settings agree, and reruns with
-chance drawn anew. Bad runs are reruns with a fault (both are in benchmarks/tracking_faults.py), and released
+chance drawn again. Bad runs are reruns with a fault (both are in benchmarks/tracking_faults.py), and released
 curves of another recipe of the same model. `behind` and `diverged` count as an alarm; the first one at or
 after the beginning of a fault is its detection.
 """

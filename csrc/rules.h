@@ -21,7 +21,7 @@ namespace rules {
 RULE_FN float root(float x) { return sqrtf(x); }
 RULE_FN double root(double x) { return sqrt(x); }
 
-// What most rules are.
+// Defaults that a rule may override.
 struct Plain {
   static constexpr unsigned nonnegative = 0;   // a bit for each state that cannot be negative
   static constexpr int previous = -1;          // the state that is minus the gradient of the step before

@@ -2,8 +2,8 @@
 
 Every completion has random numbers of its own: a function of the seed, its number and the position, drawn on
 the CPU and independent of the device and of what else is in the batch. A completion is thus the same
-whichever batch it is in, but for the rounding of the model itself, which padding and the batch's size change:
-now and then that tips a choice. The same call on the same machine returns the same.
+whichever batch it is in, except for the rounding of the model itself, which padding and the batch's size
+change: now and then that tips a choice. The same call on the same machine returns the same.
 """
 
 from collections.abc import Sequence
@@ -45,9 +45,9 @@ def sample(
     """Return what the model writes after each prompt, without the prompt and without special tokens.
 
     Args:
-        model: any causal language model; its own generation settings, but for the end of text, do not count.
-        tokenizer: of that model.
-        prompts: Of one that leaves no room for `max_new_tokens` in the model's positions only the end is
+        model: any causal language model; its own generation settings, except for the end of text, do not
+        count. tokenizer: of that model. prompts: Of one that leaves no room for `max_new_tokens` in the
+        model's positions only the end is
             read, as that is what is continued. Several samples of a prompt: repeat it.
         max_new_tokens: at most; the end of text or a stop string ends a completion earlier.
         temperature: 0 takes the likeliest token each time.

@@ -294,7 +294,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: {error}; delete it, and the same command makes it anew") from error
+        raise UserError(f"{path}: {error}; delete it, and the same command makes it again") from error
 
 
 def rewrite(path: Path, records: Sequence[dict[str, Any]]) -> None:

@@ -24,8 +24,8 @@ LARGEST = 40_000  # bytes of a module: larger ones take as long to parse as all 
 def pairs() -> dict[str, list[dict[str, str]]]:
     """Return the columns prompt and completion of the splits train and valid.
 
-    They are from the library's modules that are single files, but for the largest; a module is in one split
-    as a whole, and no answer is there twice.
+    They are from the library's modules that are single files, except for the largest; a module is in one
+    split as a whole, and no answer is there twice.
 
     Raises:
         UserError: this interpreter came without the source of its library.

@@ -146,7 +146,7 @@ class Finetuning(Task):
         return [tokens, seen, torch.zeros(shape, dtype=torch.long), labels, torch.arange(n)]
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the class scores [batch, classes], or the one number [batch, 1] that a score is told by."""
+        """Return the class scores [batch, classes], or regression outputs [batch, 1]."""
         tokens, seen, segments, _, _ = batch
         return self.start.forward(model, tokens, seen, segments).float()
 

@@ -2,7 +2,7 @@
 
 Each fault is (what is wrong, file, exact text, text put in its place); those of an optimizer's own rule stand in
 its definition (tests/optim/definitions), the others here. A copy of the sources gets the fault,
-the kernels are compiled anew if it is in csrc/, and pytest runs on the copy. A text that is not found exactly
+the kernels are recompiled if it is in csrc/, and pytest runs on the copy. A text that is not found exactly
 once is an error, so that the list keeps up with the sources.
 
     python tests/mutants.py [-k WORDS] [-j JOBS] [--sample N [--shard K]]

@@ -100,7 +100,7 @@ class Pretraining(Task):
         return [torch.randn(n, data.channels, data.size, data.size), torch.arange(n)]
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean squared error over the hidden patches, which are drawn anew."""
+        """Return the mean squared error over the hidden patches, which are drawn again."""
         images, _ = batch
         return model(images).mean()
 

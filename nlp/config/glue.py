@@ -15,7 +15,7 @@ SCRATCH = "scratch"
 
 @dataclass
 class ClassifierConfig(EncoderConfig):
-    """An encoder with a head on its first token. A checkpoint's is as it was trained, but for the dropout."""
+    """An encoder with a head on its first token. A checkpoint's stays as trained, except for the dropout."""
 
     checkpoint: str | None = (
         None  # a pre-training run's folder, a Hugging Face model (folder or name), or scratch

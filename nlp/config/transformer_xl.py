@@ -24,7 +24,7 @@ class ModelConfig:
     dropout: float = 0.1
     dropatt: float = 0.0  # of attention weights
     mem_len: int = 64  # tokens before a segment that its attention reaches
-    ext_len: int = 0  # further ones, computed anew: none
+    ext_len: int = 0  # further ones, recomputed: none
     attn_type: int = 0  # 0: relative positions, with biases that the layers share
     same_length: bool = False  # let every token see as many before it
     clamp_len: int = -1  # distances beyond it count as it; -1: all are their own

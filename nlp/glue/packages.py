@@ -14,7 +14,7 @@ from repro.train.seeding import hashed
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "unittest", "xml")
 WORDS = range(5, 41)  # of a sentence
 END = re.compile(r"(?<=[a-z)]\.) (?=[A-Z])")
-DEV = 5  # every so manieth sentence is of the development set
+DEV = 5  # every 5th sentence goes to the development set
 
 Labelled = list[tuple[str, int]]  # sentence, number of its package
 

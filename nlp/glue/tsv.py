@@ -53,7 +53,7 @@ def read(
     while lines and lines[-1] == [""]:
         lines.pop()
     if not lines:
-        raise UserError(f"{path}: is empty; get the file anew")
+        raise UserError(f"{path}: is empty; get the file again")
     names, begin = _names(path, lines[0], needed, columns)
     kept: list[int] = []
     bad: list[int] = []
@@ -62,7 +62,7 @@ def read(
     if bad and not skip_bad_lines:
         raise UserError(_bad_line(path, bad[0] + 1, lines[bad[0]], names))
     if not kept:
-        raise UserError(f"{path}: has no examples, only a line of names; get the file anew")
+        raise UserError(f"{path}: has no examples, only a line of names; get the file again")
     return Table(path, names, [lines[n] for n in kept], [n + 1 for n in kept], [number + 1 for number in bad])
 
 

@@ -240,7 +240,7 @@ class CudaTable(native.Table):
     others are put into device memory once.
 
     That memory belongs to the stream that was current when it was made, as the allocator wants it; a step on
-    another stream makes it anew. A captured graph takes it along for good: the graph then has nothing but
+    another stream makes it again. A captured graph takes it along for good: the graph then has nothing but
     the two launches in it, if a step was made before the capture, and later steps cannot change what it
     works on.
     """

@@ -139,7 +139,7 @@ class Storage(NamedTuple):
         return cls(state, rounding if p.dtype == torch.bfloat16 else "nearest", taken)
 
     def fit(self, card: Card, names: Names, p: Tensor, state: State, step_device: torch.device | str) -> None:
-        """Makes the state of a parameter, or makes it anew where it is kept, or lies, otherwise."""
+        """Allocates a parameter's state, or reallocates it if its dtype or layout changed."""
         step = state.get("step", 0.0)
         if not isinstance(step, Tensor):
             step = torch.tensor(float(step), dtype=torch.float32, device="cpu")

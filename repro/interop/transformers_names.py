@@ -243,7 +243,7 @@ def _mae(found: Checkpoint, weights: Weights, known: Architecture, heads: int | 
 
 
 def own(found: Checkpoint, weights: Weights) -> Made:
-    """A model of transformers itself, as its config.json says, but for what would load code or kernels."""
+    """A model of transformers itself, as its config.json says, except for what would load code or kernels."""
     config = {
         key: value
         for key, value in found.config.items()

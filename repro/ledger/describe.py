@@ -41,7 +41,7 @@ def describe(recipe: Recipe, command: str) -> str:
 
 
 def published(row: Row) -> str:
-    """Return the published numbers in a few words: those with the last one's unit, and how many more.
+    """Summarise the published metrics that share the last one's unit, and count the rest.
 
     Where a row has several units, sizes come first and what was measured last.
     """

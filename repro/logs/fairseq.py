@@ -185,7 +185,7 @@ def _message(reading: Reading, number: int, message: str, config: dict[str, Any]
 
 
 def _settings(reading: Reading, number: int, message: str) -> dict[str, Any]:
-    """Return the configuration, printed as a Python dict but for enumerations, which are bare words.
+    """Return the configuration, printed as a Python dict except for enumerations, which are bare words.
 
     That of fairseq-train is a call of Namespace.
     """

@@ -245,7 +245,7 @@ def _download(url: str, part: Path) -> bool:
 
 
 def _receive(response: HTTPResponse, part: Path) -> None:
-    """Append what comes to `part`; write it anew if the server sends the file from its beginning.
+    """Append what comes to `part`; write it again if the server sends the file from its beginning.
 
     Raises:
         ConnectionError: less came than was announced.

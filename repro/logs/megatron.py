@@ -4,7 +4,7 @@ A line every so many iterations has `key: value` between `|`, in an order and a 
 versions; there is no loss while iterations are skipped. Launchers put a rank or a time before it. Of several
 validation sets each has columns of its own (`eval_0_loss`). The evaluation after training is on other batches
 than the last one in it: it is a record `final` if both are of one iteration. All else that Megatron prints is
-passed over but for its arguments and checkpoints.
+passed over except for its arguments and checkpoints.
 """
 
 import re

@@ -45,7 +45,7 @@ class Step:
     """A training step of one process.
 
     Attributes:
-        model: returns what `loss` takes a number of; on the CPU, real or fake.
+        model: the module that is passed to `loss`; on the CPU, real or fake.
         loss: of the model and a batch.
         batch: the tensors of a micro-batch.
         micro_batches: of the step; more than two need no more memory than two.

@@ -165,7 +165,7 @@ def memory(task: Job, machine: Machine, others: Counter[str] | None = None) -> M
 
 
 def all_but_states(task: Job, machine: Machine) -> Counter[str]:
-    """Return the bytes of a process at the peak of a step, by kind, but for the optimizer's states.
+    """Return the bytes of a process at the peak of a step, by kind, except for the optimizer's states.
 
     Raises:
         UserError: the batch does not divide.
@@ -224,7 +224,7 @@ def speed(task: Job, machine: Machine, utilisation: float, price: float) -> Spee
     """Return the estimate for some GPUs.
 
     Args:
-        task: of which not all say how long they take.
+        task: the job; its `samples` may be None.
         machine: GPUs.
         utilisation: share of the peak.
         price: dollars for an hour of one GPU.

@@ -1,7 +1,7 @@
 """Tokenises text into shards, with several processes; repro/text/shards.py says what they are.
 
 Every process makes parts, one appends them in the order of the text. The manifest is the truth: it is written
-anew, atomically, after every shard, and what the files have beyond it is cut off before the work goes on. So
+again, atomically, after every shard, and what the files have beyond it is cut off before the work goes on. So
 the files depend on the text and the tokenizer alone, not on the number of processes, nor on how often it was
 stopped.
 """

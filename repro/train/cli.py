@@ -177,7 +177,7 @@ def file_size(text: str) -> int:
 def processes(text: str) -> int:
     """Read a number of processes, 0 or more, from a command line (a type of argparse)."""
     if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text}: must be a number of processes, 0 for none beside this one")
+        raise argparse.ArgumentTypeError(f"{text}: must be a non-negative integer (0: no extra processes)")
     return int(text)
 
 

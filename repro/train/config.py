@@ -114,10 +114,11 @@ class TrainConfig:
     seed: int = 0
     epochs: int = 10
     steps: int | None = None  # optimizer steps in all, instead of epochs
-    max_epochs: int | None = None  # with `steps`: end here, should it come first; the schedule does not know
-    stop_after: int | None = None  # end here after so many steps; the schedule does not know
+    # with `steps`: stop after this many epochs if reached first; the schedule ignores it
+    max_epochs: int | None = None
+    stop_after: int | None = None  # stop after this many steps; the schedule ignores it
     measure_every: int | None = None  # steps between measurements
-    measure_epochs: int | None = 1  # and at the end of every so manieth epoch; null: of none but the last
+    measure_epochs: int | None = 1  # also measure every N epochs; null: only after the last
     batch_size: int = 64  # samples per optimizer step, over all processes and micro-batches
     accumulate: int = 1  # micro-batches per optimizer step
     repeats: int = 1  # copies of a sample in an epoch, augmented apart; the epoch is as long as without

@@ -18,7 +18,7 @@ from repro.train.task import Task
 
 @dataclass
 class Batches:
-    """The batches of a set that a process measures, of which those after the first `counted` do not count."""
+    """The batches that a process measures; those past the first `counted` are padding and are not scored."""
 
     loader: Iterable[Any]
     counted: int

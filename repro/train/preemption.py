@@ -1,4 +1,4 @@
-"""Ending a run that is told to stop, such that nothing of it is lost.
+"""Ending a run on a stop signal without losing anything.
 
 Before they take a machine away, schedulers and `docker stop` send SIGTERM, and some seconds later SIGKILL.
 SLURM also sends SIGUSR1, where a job asks for it (--signal=USR1@120). A run then finishes its step, writes a
@@ -34,7 +34,7 @@ class Stopped(BaseException):  # no error, so that what handles errors lets it p
 
 
 class Listener:
-    """Hears that one of the run's processes is told to stop; a context, in which it listens.
+    """Detects a stop signal sent to any process of the run, while it is entered as a context.
 
     A signal that others handle (as submitit does in its jobs) is left to them. Only the main thread listens.
     """

@@ -1,4 +1,4 @@
-"""The global random generators, seeded anew wherever randomness begins.
+"""The global random generators, reseeded wherever randomness begins.
 
 What is random in a run (a sample's augmentation, the masks and mixing of a micro-batch) is thus a function of
 names (seed, epoch, index, ...) alone, and a checkpoint need not keep the generators' states.

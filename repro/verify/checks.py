@@ -80,7 +80,7 @@ def rates(recipe: Recipe, steps_per_epoch: int = 1) -> Callable[[int], float]:
 
 
 def closeness(pairs: Iterable[tuple[int, float, float]], of: str, tolerance: float) -> Check:
-    """Check that (position, ours, theirs) are equal but for rounding; `of` says what was compared."""
+    """Check that (position, ours, theirs) are equal except for rounding; `of` says what was compared."""
     errors = {position: abs(ours - theirs) / abs(theirs) for position, ours, theirs in pairs}
     worst = max(errors, key=errors.__getitem__)
     says = f"{of}, {errors[worst]:.0e}"

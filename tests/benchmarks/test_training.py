@@ -109,7 +109,7 @@ def test_optimizers(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_flops_are_those_of_the_ledger(bench: ModuleType) -> None:
-    """Of ViT-S, 9.198 GFLOP forward and twice that backward, but for the gradient of the images."""
+    """Of ViT-S, 9.198 GFLOP forward and twice that backward, except for the gradient of the images."""
     work = ready(bench, "deit_small_patch16_224", 1, "batch_size=1")
     assert work.flops() == pytest.approx(3 * 9.198e9, rel=0.01)
 

@@ -112,7 +112,7 @@ def test_masks_are_as_many_and_of_the_kinds_that_are_asked_for(specials: bool) -
 
 
 def within(count: int, times: int, chance: float, doubt: float = 1e-4) -> None:
-    """Demand that a count is one that a binomial distribution gives but for a chance of `doubt`."""
+    """Demand that a count is one that a binomial distribution gives except for a chance of `doubt`."""
     low, high = binom.interval(1 - doubt, times, chance)
     assert low <= count <= high
 

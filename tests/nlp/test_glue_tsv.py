@@ -178,7 +178,7 @@ def test_empty_files(tmp_path: Path) -> None:
     folder = glue_folders.sst2(tmp_path)
     for content in (b"", b"\n\n", b"\xef\xbb\xbf\r\n"):
         (folder / "dev.tsv").write_bytes(content)
-        assert refused(folder) == f"{folder / 'dev.tsv'}: is empty; get the file anew"
+        assert refused(folder) == f"{folder / 'dev.tsv'}: is empty; get the file again"
     (folder / "dev.tsv").write_bytes(b"sentence\tlabel\n")
     assert "dev.tsv: has no examples, only a line of names" in refused(folder)
 

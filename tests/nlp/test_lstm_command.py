@@ -73,7 +73,7 @@ def summary(name: str = "x") -> dict[str, Any]:
 
 
 def weights(name: str = "x") -> dict[str, Any]:
-    """The hashes of the last checkpoint's files, but for that with times in it, and of the model the tensors.
+    """The hashes of the last checkpoint's files, except for the one with times, and the model's tensors.
 
     Beside those its file notes which weights are tied, in an order that is safetensors' own each time.
     """

@@ -1,6 +1,6 @@
 """torch.amp.GradScaler's fused protocol: it hands over the scale and whether there is an inf, and unscaling,
 clipping and the step are one pass. The scale is a power of two, so everything must be bit for bit what it is
-with gradients that were never scaled (with clipping: but for the rounding of the coefficient)."""
+with gradients that were never scaled (with clipping: except for the rounding of the coefficient)."""
 
 import numpy as np
 import pytest

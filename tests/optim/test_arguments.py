@@ -329,7 +329,7 @@ def test_the_papers_betas_get_a_warning(betas):
 
 
 def test_official_positional_order():
-    """The official names, order and defaults, but for the choice of the path."""
+    """The official names, order and defaults, except for the choice of the path."""
     official = dict(
         lr=1e-3, betas=(0.98, 0.92, 0.99), eps=1e-8, weight_decay=0.0, max_grad_norm=0.0, no_prox=False
     )

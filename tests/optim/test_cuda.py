@@ -255,7 +255,7 @@ def test_nothing_past_the_end_counts_for_a_maximum(emulated):
 
 @each_rule
 def test_launches(name, emulated):
-    """Two launches a step, of any tensors; addresses are put on the device once, and anew for a stream."""
+    """Two launches a step, for any tensors; addresses are copied to the device once for each stream."""
     rule, hyper = RULES[name], hyper_of(name, **options_of(name))
     kinds = native.Kinds(0, 1, 0, False)
     kernels = emulated(rule, kinds)

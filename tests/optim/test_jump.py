@@ -100,7 +100,7 @@ def definition(monkeypatch):
 
 
 def lock_step(variant, path="reference", dtype=torch.float32, at_jump=2, steps=5):
-    """Each step is the oracle's, with `at_jump` elements of 600 where the mean is 0 but for rounding."""
+    """Each step is the oracle's, with `at_jump` elements of 600 where the mean is 0 except for rounding."""
     rng = np.random.default_rng(0)
     params = make_params([(20, 15), (300,)], rng, dtype)
     optimizer = Lion(params, **harness.VARIANTS["lion"][variant], **harness.FLAGS[path] | {"fused": None})

@@ -1,4 +1,4 @@
-"""What a step must not cost: memory in the steady state, and tables made anew."""
+"""What a step must not cost: memory in the steady state, and tables made again."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def parameters(count: int = 20) -> list[torch.nn.Parameter]:
 
 @pytest.mark.parametrize("name", FUSED)
 def test_steady_state_allocates_no_tensor_memory(name: str) -> None:
-    """But for rules with factors: theirs are made anew, a few numbers for each row and column."""
+    """But for rules with factors: theirs are made again, a few numbers for each row and column."""
     small = 64 * 1024 if any(rule.factors for rule in optim.CARDS[name].fused_rules) else 0
     params = parameters()
     optimizer = optim.build_optimizer(params, name, fused=True)

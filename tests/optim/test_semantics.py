@@ -461,7 +461,7 @@ def test_the_name_in_a_profile():
 
 @each_path
 def test_the_state_dict_cleared(name, path):
-    """optimizer.state.clear() starts anew."""
+    """optimizer.state.clear() starts over."""
     one = build(name, make_params(SHAPES, np.random.default_rng(0)), path)
     train(one, 3)
     two = build(name, [p.detach().clone().requires_grad_() for p in all_params(one)], path)

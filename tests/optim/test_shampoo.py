@@ -3,7 +3,7 @@
 pytorch_optimizer means the same where it is compared, in float64 with a damping too small to matter:
 * its Shampoo is Algorithm 1 of the first paper, without grafting, so directions are compared; its momentum is
   of preconditioned gradients, and it has no 1-D rule of ours;
-* its ScalableShampoo grafts to RMSProp, which is AdamW with betas (0, b2) and eps 0 but for the bias
+* its ScalableShampoo grafts to RMSProp, which is AdamW with betas (0, b2) and eps 0 except for the bias
   correction. Its norms are over layers, not blocks; its Newton iteration stops at an error of 1e-3, so it is
   given use_svd.
 Both damp by a multiple of the identity at the start of the sum, which is not relative.

@@ -99,7 +99,7 @@ def test_every_path_keeps_the_same_estimates(name, path, dtype, kept):
 
 @each_kept_of_sophia
 def test_a_step_leaves_the_estimates_alone(name, path, dtype, kept):
-    """To the bit, but for 8-bit codes: they are rounded again, and go to a neighbour 4 times in a million.
+    """To the bit, except for 8-bit codes: they are rounded again, and go to a neighbour 4 times in a million.
 
     Decoding and encoding multiply by rounded factors, which together are below one by 2^-22 at most, so that
     the mean falls by less than that in a step.

@@ -2,7 +2,7 @@
 steps. The fused path keeps addresses from step to step, so each of these must be noticed.
 
 Most tests train twins, in float64: one on the path under test with something done to it between the steps,
-one on the reference path, which looks at everything anew each time.
+one on the reference path, which looks at everything again each time.
 """
 
 import math

@@ -67,7 +67,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def result(folder: Path) -> dict[str, object]:
-    """Return what must not differ: the metrics, and the hashes of the last checkpoint but for times."""
+    """Return what must not differ: the metrics, and the hashes of the last checkpoint except for times."""
     last = sorted((folder / "checkpoints").glob("step-*"))[-1]
     files = json.loads((last / "manifest.json").read_text())["files"]
     del files["progress.json"]

@@ -48,7 +48,7 @@ CONTAINERS = {
 
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_convert(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The file is the same but for the state dict, and that goes on as the source does."""
+    """The file is the same except for the state dict, and that goes on as the source does."""
     wrap, place = CONTAINERS[name]
     theirs = timm_adan()
     torch.save(wrap(theirs.state_dict()), tmp_path / "in.pt")

@@ -365,7 +365,7 @@ def test_the_proxy_starts_from_the_proxy_of_its_pretraining(name: str) -> None:
 
 @pytest.mark.slow
 def test_compiled(command: Command) -> None:
-    """Compiled or not, the same but for rounding."""
+    """Compiled or not, the same except for rounding."""
     losses = []
     for compile in (True, False):
         assert command(*TINY, f"compile={compile}", f"run.name=compile-{compile}", "batch_size=479")[0] == 0

@@ -97,7 +97,7 @@ def begin_and_kill(words: list[str], folder: Path, step: int) -> str:
 
 
 def result(folder: Path) -> dict[str, object]:
-    """Return what must not differ after LAST steps: records, and the checkpoint's files but for times."""
+    """Return what must not differ after LAST steps: records, and the checkpoint's files except for times."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     files = checkpoint.read_manifest(folder / "checkpoints" / f"step-{LAST:09d}")["files"]
     del files["progress.json"]

@@ -150,7 +150,7 @@ def test_hfds_reads_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("augment", ["none", "some"])
-def test_an_image_in_memory_is_made_once_unless_it_is_drawn_anew(augment: str) -> None:
+def test_an_image_in_memory_is_made_once_unless_it_is_drawn_again(augment: str) -> None:
     config = DataConfig(valid_share=0.25)
     made = open_sets(config, AUGMENTS[augment])
     assert isinstance(made.train, Subset)
