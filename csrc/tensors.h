@@ -20,7 +20,6 @@ namespace tensors {
 // optim/engine/native.py fills this in. `handle` is where a Python tensor object holds its C++ tensor, in bytes.
 struct Torch {
   int64_t handle;
-  int (*is_defined)(const void*, bool*);
   int (*data_ptr)(const void*, void**);
   int (*layout)(const void*, int32_t*);
   int (*dtype)(const void*, int32_t*);
@@ -124,15 +123,14 @@ inline bool device_of(const Torch& torch, const void* x, Device* to) {
   return !torch.device_type(x, &to->type) && !torch.device_index(x, &to->index);
 }
 
-// The gradient of a parameter if it is strided, no wrapper, and on the device; else null. It is read from the C++ tensor:
-// Python's attribute would make an object for each new gradient.
+// The gradient of a parameter if it is strided, no wrapper, and on the device; else null. A missing one is on no device.
+// It is read from the C++ tensor: Python's attribute would make an object for each new gradient.
 inline const void* gradient(const Torch& torch, const void* p, const Device& device) {
   const void* g = torch.grad(*static_cast<const void* const*>(p));
-  bool defined;
   int32_t layout;
   Device found;
-  const bool fits = !torch.is_defined(g, &defined) && defined && !torch.has_dispatch(g) && !torch.layout(g, &layout) &&
-                    !layout && device_of(torch, g, &found) && found.type == device.type && found.index == device.index;
+  const bool fits = !torch.has_dispatch(g) && !torch.layout(g, &layout) && !layout && device_of(torch, g, &found) &&
+                    found.type == device.type && found.index == device.index;
   return fits ? g : nullptr;
 }
 

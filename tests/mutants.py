@@ -241,7 +241,6 @@ FAULTS = {
         ("lazy negation of a gradient", CONTRACT, "if x.is_neg():", "if False:"),
         ("lazy negation not noticed later", TENSORS, "torch.is_neg(x) || ", ""),
         ("wrapped gradients not noticed", TENSORS, "!torch.has_dispatch(g) && ", ""),
-        ("missing gradients not noticed", TENSORS, "!torch.is_defined(g, &defined) && defined && ", ""),
         ("another type at the same address", TENSORS, "uint64_t(dtype) << 8 | uint64_t(dim)", "uint64_t(dim)"),
         ("another shape of a state", TENSORS, "x.fingerprint != held->fingerprint ||", ""),
         ("versions of parameters", TENSORS, "    torch.bump_version(param);\n", ""),

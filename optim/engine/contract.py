@@ -77,7 +77,9 @@ def check_state(where: str, card: Card, names: Names, p: Tensor, state: Mapping[
         scale = state.get(f"{name}_scale") if name in names.full else None
         if name in names.full and (scale is None) == (x.dtype == torch.uint8):
             missing = (
-                "without the scales" if scale is None else f"are {x.dtype}, with the scales of 8-bit codes in"
+                "are 8-bit codes without the scales in"
+                if scale is None
+                else f"are {x.dtype}, with the scales of 8-bit codes in"
             )
             raise RuntimeError(f"{where}: the values of its state {name} {missing} {name}_scale")
         if scale is None and not x.is_floating_point():

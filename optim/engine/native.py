@@ -33,7 +33,6 @@ class Kinds(NamedTuple):
 # Of torch's C interface and of its C++ library, in the order of `Torch` in csrc/tensors.h.
 _SHIM = ("data_ptr", "layout", "dtype", "device_type", "device_index", "dim", "sizes", "strides")
 _SYMBOLS = {
-    "is_defined": "aoti_torch_is_defined",
     **{name: f"aoti_torch_get_{name}" for name in _SHIM},
     "is_neg": "_ZN2at6native6is_negERKNS_6TensorE",
     "has_dispatch": "_ZN2at4impl19tensor_has_dispatchERKNS_6TensorE",

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._pytree import tree_map_only
 
 import optim
 from optim.engine import native
@@ -361,6 +362,53 @@ def test_codes_that_grew_need_scales_that_grew():
     give_gradients(optimizer)
     with pytest.raises(RuntimeError, match=r"exp_avg_scale has shape \(47,\), not \(94,\)"):
         optimizer.step()
+
+
+def test_codes_and_scales_come_together():
+    optimizer = trained(shapes=[(300, 40)], **INT8)
+    state = optimizer.state[all_params(optimizer)[0]]
+    give_gradients(optimizer)
+    scale = state.pop("exp_avg_scale")
+    with pytest.raises(RuntimeError, match="exp_avg are 8-bit codes without the scales in exp_avg_scale"):
+        optimizer.step()
+    state |= {"exp_avg_scale": scale, "exp_avg": torch.zeros(300, 40)}
+    with pytest.raises(RuntimeError, match=r"exp_avg are torch\.float32, with the scales of 8-bit codes"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("foreach", [None, False])
+def test_another_type_at_the_same_address_is_noticed(foreach):
+    memory = torch.empty(8, dtype=torch.uint8)
+    p = torch.nn.Parameter(memory.view(torch.float16))
+    optimizer = optim.AdamW([p], lr=0.25, weight_decay=0.0, foreach=foreach, state_dtype="float32")
+    for dtype in (torch.float16, torch.bfloat16):
+        p.grad, p.data = None, memory.view(dtype)
+        with torch.no_grad():
+            p.fill_(1)
+        for _ in range(2):  # the second with the table of the first
+            p.grad = torch.ones(4, dtype=dtype)
+            optimizer.step()
+        assert p.tolist() == [0.5] * 4
+
+
+class Loud(torch.Tensor):
+    """A tensor with memory of its own that wants to see every operation on it."""
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        cls.seen = True
+        plain = tree_map_only(Loud, lambda x: x.plain, (args, kwargs or {}))
+        return func(*plain[0], **plain[1])
+
+
+def test_a_gradient_that_becomes_a_wrapper_is_asked():
+    optimizer = trained(shapes=[(6,)])
+    (p,) = all_params(optimizer)
+    values = random((6,), np.random.default_rng(7))
+    p.grad = torch.Tensor._make_subclass(Loud, values)
+    p.grad.plain, Loud.seen = values, False
+    optimizer.step()
+    assert Loud.seen
 
 
 @pytest.mark.parametrize("key", ["step", "exp_avg", "neg_pre_grad"])
