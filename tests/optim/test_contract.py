@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 import optim
 from optim.engine import native
+from optim.engine.contract import overlapping
 from optim.engine.plan import collect
 
 SHAPES = [(5, 6), (4, 4), (300,), ()]
@@ -374,6 +375,38 @@ def test_codes_and_scales_come_together():
     state |= {"exp_avg_scale": scale, "exp_avg": torch.zeros(300, 40)}
     with pytest.raises(RuntimeError, match=r"exp_avg are torch\.float32, with the scales of 8-bit codes"):
         optimizer.step()
+
+
+def test_a_state_with_other_strides_is_noticed():
+    """At the same address: a square one that is transposed in place."""
+    one, two = (trained(shapes=[(4, 4)], foreach=foreach) for foreach in (None, False))
+    for optimizer in (one, two):
+        optimizer.state[all_params(optimizer)[0]]["exp_avg"].t_()
+        give_gradients(optimizer)
+        optimizer.step()
+    torch.testing.assert_close(all_params(one), all_params(two))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("foreach", [None, True, False])
+def test_a_step_count_of_another_type_is_converted(foreach, dtype):
+    one, two = (trained(foreach=foreach) for _ in range(2))
+    for optimizer, kept in ((one, dtype), (two, torch.float32)):
+        state = optimizer.state[all_params(optimizer)[0]]
+        state["step"] = torch.tensor(96, dtype=kept)
+        give_gradients(optimizer)
+        optimizer.step()
+        assert (state["step"].item(), state["step"].dtype) == (97, torch.float32)
+    assert torch.equal(*all_params(one), *all_params(two))
+
+
+def test_rows_that_overlap_are_found():
+    memory = torch.zeros(40)
+    apart = [[memory[:10], memory[10:20]], [memory[20:30]], [torch.zeros(5)]]
+    assert overlapping(apart) == set()
+    assert overlapping([*apart, [memory[29:31]]]) == {1, 3}
+    assert overlapping([[memory[:10], memory[9:12]], [memory[12:]]]) == {0}
+    assert overlapping([[memory[0:0]], [memory[0:0]]]) == set()
 
 
 @pytest.mark.parametrize("foreach", [None, False])

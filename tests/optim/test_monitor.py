@@ -875,7 +875,6 @@ def worker(rank, port, folder):
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
-@pytest.mark.slow  # half a minute: two processes
 def test_sharded_parameters(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -89,6 +89,18 @@ def test_codes_are_monotonic_and_all_different(signed):
         assert_same_bits([storage.decode(torch.arange(1, 128) + 128, torch.ones(1), True)], [-values[1:]])
 
 
+@pytest.mark.parametrize("path", ["fused", "reference"])
+def test_no_noise_takes_the_largest_of_a_block_beyond_the_last_code(path):
+    """A million of them: every gradient is the same."""
+    p = torch.nn.Parameter(torch.zeros(1 << 20))
+    p.grad = torch.full_like(p, 0.37)
+    optimizer = build("adamw", [p], path, state_dtype="int8")
+    optimizer.step()
+    state = optimizer.state[p]
+    assert (state["exp_avg"] & 0x7F).min() >= 0x7E
+    assert state["exp_avg_sq"].min() >= 0xFE
+
+
 @SIGNED
 def test_codes_are_decoded_to_themselves(signed):
     codes = torch.arange(256, dtype=torch.uint8)
