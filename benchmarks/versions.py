@@ -35,8 +35,8 @@ def load(checkout: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(
         "optim_before", folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
-    if spec is None or spec.loader is None or not list(folder.glob("_cpu*.so")):
-        sys.exit(f"error: {checkout} has no optim/ with built kernels")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -97,6 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
     parser.add_argument("--worker", action="store_true", help="measure in this process and print JSON")
     options = parser.parse_args(arguments)
+    if not list(options.checkout.glob("optim/_cpu*.so")):
+        parser.error(f"{options.checkout} has no built kernels: python setup.py build_ext --inplace there")
     if options.worker:
         print(json.dumps(measure(options.checkout, options.lists[0], options.rounds)))
         return 0

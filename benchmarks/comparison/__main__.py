@@ -33,7 +33,7 @@ FOLDER = sweep.RECORDS.parent
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the files, or do what the options say, and return the exit status."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=page.COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--records", type=Path, default=sweep.RECORDS, metavar="JSONL")
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER")

@@ -23,7 +23,7 @@ Config = dict[str, Any]
 class Machine:
     """GPUs on which a row is to run, or the CPU of this machine."""
 
-    gpu: str | None  # one of cost.GPUS; None: a process on the CPU
+    gpu: str | None  # one of hardware.GPUS; None: a process on the CPU
     count: int = 1
 
     @classmethod
