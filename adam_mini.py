@@ -13,7 +13,7 @@ from optim import AdamMini, Partition
 from optim.base import Options
 from optim.engine.blocks import Shape, default
 from optim.engine.rule import Group
-from optim.engine.storage import Names
+from optim.engine.storage import StateSpec
 from optim.partition import Entry
 
 __all__ = ["Adam_mini"]
@@ -98,10 +98,10 @@ class Adam_mini(AdamMini):
                 groups.append({"name": name.lower(), "params": [p], "weight_decay": decay})
         super().__init__(groups, lr, betas, eps, weight_decay, **options)
 
-    def names_of(self, p: Tensor, group: Group) -> Names:
+    def state_spec(self, p: Tensor, group: Group) -> StateSpec:
         if p not in self._blocks:
             self._blocks[p] = self._by_name(group.get("name", ""), p)[0]
-        return super().names_of(p, group)
+        return super().state_spec(p, group)
 
     def step(self, closure: Any = None) -> Any:
         """Makes a step; see `optim.base.Optimizer`."""

@@ -47,8 +47,8 @@ from repro.train.cli import exit_status
 from repro.train.run_folder import run_name
 
 RECORDS = ROOT / "results" / "comparison" / "runs.jsonl"
-# Three laps, of which the last two count: Shampoo computes its roots every twenty steps from the 20th on.
-SHORT = ("stop_after=60", "run.log_every=20", "measure_every=null", "measure_epochs=null")
+# Three speed records; the last two count, as Shampoo computes its roots every 20 steps from the 20th on.
+SHORT = ("stop_after=60", "run.log_every=20", "eval_every=null", "eval_epochs=null")
 
 
 @exit_status

@@ -12,7 +12,7 @@ import numpy as np
 
 from repro.ledger import verdict
 from repro.ledger.rows import Row
-from repro.ledger.verdict import Curve, Memory, Range
+from repro.ledger.verdict import Curve, Range, VerdictState
 from repro.logs.log import Log
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -46,7 +46,7 @@ class Case:
 
     def verdicts(self, errors: Errors) -> Iterator[tuple[float, int]]:
         """The verdict on a run with these errors, position by position."""
-        memories = {key: Memory() for key in self.curves}
+        memories = {key: VerdictState() for key in self.curves}
         last = self.events[0][0]
         for position, key, index in self.events:
             if position != last:

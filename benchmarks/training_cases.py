@@ -40,7 +40,7 @@ SHARED = [  # nothing but steps, all alike
     "schedule.warmup_epochs=0",
     "schedule.warmup_steps=null",
     "steps=null",
-    "measure_every=null",
+    "eval_every=null",
     "clip_grad=null",
 ]
 

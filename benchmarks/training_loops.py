@@ -194,7 +194,7 @@ def run_ours(
         trainer.loader = batches()
         with contextlib.suppress(Finished), contextlib.redirect_stderr(Terminal()):
             trainer.run()
-        return trainer.state.rings["loss"][: bench.total].tolist()
+        return trainer.state.history["loss"][: bench.total].tolist()
     finally:
         run.close()
         shut_down(accelerator)

@@ -51,12 +51,12 @@ class Finetuning(Task):
     def __init__(self, config: FinetuneConfig, synthetic: bool = False) -> None:
         if synthetic:
             self.config = replace(config, model={**config.model, "checkpoint": None})
-            self.words, self.pad = config.tokenizer.vocab_size, 0
+            self.vocab_size, self.pad = config.tokenizer.vocab_size, 0
             return
         self.config = config
         rows = read(config.data, self.default)
         self.tokenizer = pretrained.tokenizer_of(config, lambda: texts(rows["train"], self.columns))
-        self.words, self.pad = len(self.tokenizer), pretrained.padding(self.tokenizer)
+        self.vocab_size, self.pad = len(self.tokenizer), pretrained.padding(self.tokenizer)
         self.sets = {split: self.encoded(found, split) for split, found in rows.items()}
         self.per_sample = round(len(self.columns) * float(np.mean(self.sets["train"].lengths)))
         source = config.model.get("checkpoint") or f"{config.model.get('name')} from scratch"
@@ -86,7 +86,7 @@ class Finetuning(Task):
         """Return tokens and which of them are answers, [columns x batch, longest]: column after column."""
         return collate([item[i] for i in range(len(self.columns)) for item in samples], self.pad)
 
-    def weight(self, batch: Any) -> float:
+    def num_items(self, batch: Any) -> float:
         """Return the number of answers' tokens that are predicted."""
         return float(batch[1][:, 1:].sum())
 
@@ -104,7 +104,7 @@ class Finetuning(Task):
 
     def initial(self) -> Any:
         """Return the model that training begins with."""
-        model = pretrained.language_model(self.config, self.words)
+        model = pretrained.language_model(self.config, self.vocab_size)
         positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
         if self.config.data.sequence_length > positions:
             length = self.config.data.sequence_length
@@ -120,7 +120,7 @@ class Finetuning(Task):
     def synthetic_batch(self, n: int) -> list[Tensor]:
         """Return tokens, all of answers, as llm.conversations.collate does."""
         shape = n * len(self.columns), self.config.data.sequence_length
-        ids = torch.randint(self.words or self.config.model["vocab_size"], shape)
+        ids = torch.randint(self.vocab_size or self.config.model["vocab_size"], shape)
         return [ids, torch.ones(shape, dtype=torch.bool)]
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
@@ -134,11 +134,11 @@ class Finetuning(Task):
         ids, answer = batch
         return F.cross_entropy(self.logits(model, batch), ids[:, 1:][answer[:, 1:]])
 
-    def training_figures(self, loss: float) -> dict[str, float]:
+    def training_metrics(self, loss: float) -> dict[str, float]:
         """Return the loss in nats and the perplexity."""
         return {"train_loss": loss, "train_perplexity": perplexity(loss)}
 
-    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int | Tensor]:
+    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int | Tensor]:
         """Return the sum of the cross entropy over the tokens of answers."""
         ids, answer = batch
         targets = ids[:, 1:][answer[:, 1:]]
@@ -146,7 +146,7 @@ class Finetuning(Task):
             targets
         )
 
-    def figures(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
+    def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
         """Return the loss in nats and the perplexity, per token of an answer."""
         loss = float(sums["valid_loss"]) / count
         return {"valid_loss": loss, "valid_perplexity": perplexity(loss)}
@@ -164,11 +164,11 @@ class Finetuning(Task):
     def answers(self, model: Any, prompts: list[list[int]], longest: int, **options: Any) -> list[list[int]]:
         """Return the tokens, the end of text among them, that the model writes after each of some prompts."""
         ids, mask = (tensor.to(model.device) for tensor in pad_left(prompts, self.pad))
-        room = (getattr(model.config, "max_position_embeddings", None) or sys.maxsize) - ids.shape[1]
-        if room < 1:
+        left = (getattr(model.config, "max_position_embeddings", None) or sys.maxsize) - ids.shape[1]
+        if left < 1:
             return [[] for _ in prompts]
         eos = end_of_text(model, self.tokenizer)
-        made, kept = complete(model, ids, mask, max_new_tokens=min(longest, room), eos=eos, **options)
+        made, kept = complete(model, ids, mask, max_new_tokens=min(longest, left), eos=eos, **options)
         return [row[:keep] for row, keep in zip(made.tolist(), kept.sum(1).tolist(), strict=True)]
 
     def text(self, ids: Sequence[int]) -> str:

@@ -63,8 +63,8 @@ def sample(
     """
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}: must be at least 1")
-    room = _room(model, max_new_tokens)
-    encoded = [_encode(tokenizer, prompt)[-room:] for prompt in prompts]
+    max_prompt_length = _max_prompt_length(model, max_new_tokens)
+    encoded = [_encode(tokenizer, prompt)[-max_prompt_length:] for prompt in prompts]
     eos = end_of_text(model, tokenizer)
     texts: list[str] = []
     for start in range(0, len(encoded), batch_size):
@@ -121,8 +121,10 @@ def complete(
     Raises:
         UserError: an argument cannot work.
     """
-    if ids.shape[1] > (room := _room(model, max_new_tokens)):
-        raise UserError(f"prompts of {ids.shape[1]} tokens: {max_new_tokens} new ones leave room for {room}")
+    if ids.shape[1] > (max_prompt_length := _max_prompt_length(model, max_new_tokens)):
+        raise UserError(
+            f"prompts of {ids.shape[1]} tokens: {max_new_tokens} new ones leave room for {max_prompt_length}"
+        )
     if temperature < 0:
         raise UserError(f"temperature={temperature}: must be 0 (the likeliest token each time) or more")
     if not 0 < top_p <= 1:
@@ -210,18 +212,20 @@ class InverseTransform(LogitsProcessor):
 
 
 class StopStrings(StoppingCriteria):
-    """Ends completions that have one of some strings. Unlike transformers', it never looks at the prompt."""
+    """Ends completions that contain one of `strings`. Unlike transformers' it ignores the prompt."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str], prompt_length: int) -> None:
-        self.tokenizer, self.words, self.prompt_length = tokenizer, words, prompt_length
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], prompt_length: int
+    ) -> None:
+        self.tokenizer, self.strings, self.prompt_length = tokenizer, strings, prompt_length
         # A token has a byte at least; one more, as the first of the tail may be a part of a character.
-        self.tail = max(len(word.encode()) for word in words) + 1
+        self.tail = max(len(string.encode()) for string in strings) + 1
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         """Return which rows [batch] end here."""
         rows = input_ids[:, max(self.prompt_length, input_ids.shape[1] - self.tail) :].tolist()
         texts = [_decode(self.tokenizer, row, skip_special_tokens=False) for row in rows]
-        ends = [any(word in text for word in self.words) for text in texts]
+        ends = [any(string in text for string in self.strings) for text in texts]
         return torch.tensor(ends, device=input_ids.device)
 
 
@@ -241,7 +245,7 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], skip_special_tok
     return text
 
 
-def _room(model: PreTrainedModel, max_new_tokens: int) -> int:
+def _max_prompt_length(model: PreTrainedModel, max_new_tokens: int) -> int:
     """Return how long a prompt may be."""
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1")

@@ -56,13 +56,13 @@ class LanguageModelling(Task):
         self.config = config
         self.per_sample = config.data.sequence_length
         if synthetic:
-            self.model, self.words = {**config.model, "checkpoint": None}, config.tokenizer.vocab_size
+            self.model, self.vocab_size = {**config.model, "checkpoint": None}, config.tokenizer.vocab_size
         else:
             self.text = corpus.load(config.data, config.tokenizer)
             self.tokenizer = self.text.tokenizer
             ids = {f"{role}_token_id": getattr(self.tokenizer, role) for role in ("bos", "eos")}
-            self.model, self.words = {**ids, **config.model}, self.tokenizer.vocab_size
-        self.settings = models.settings(self.model, self.words)
+            self.model, self.vocab_size = {**ids, **config.model}, self.tokenizer.vocab_size
+        self.settings = models.settings(self.model, self.vocab_size)
         self.model_name = str(config.model["name"])
         self.experts = models.is_mixture(self.settings)
         self.family = "mixture of experts" if self.experts else "language model"
@@ -70,9 +70,14 @@ class LanguageModelling(Task):
         self._check_length()
 
     def _check_length(self) -> None:
-        length, room = self.per_sample, getattr(self.settings, "max_position_embeddings", self.per_sample)
-        if length > room:
-            raise UserError(f"data.sequence_length={length}: the model has positions for {room} tokens")
+        length, max_positions = (
+            self.per_sample,
+            getattr(self.settings, "max_position_embeddings", self.per_sample),
+        )
+        if length > max_positions:
+            raise UserError(
+                f"data.sequence_length={length}: the model has positions for {max_positions} tokens"
+            )
 
     def train_data(self) -> Sized:
         """Return the training text in sequences, each with a token more than it predicts."""
@@ -80,7 +85,7 @@ class LanguageModelling(Task):
 
     def valid_data(self) -> Sized:
         """Return the sequences of the validation text, or the first of them."""
-        data, batches = sequences(self.text, "valid", self.per_sample), self.config.measure_batches
+        data, batches = sequences(self.text, "valid", self.per_sample), self.config.eval_batches
         return (
             data if batches is None else Subset(data, range(min(len(data), batches * self.config.batch_size)))
         )
@@ -91,7 +96,7 @@ class LanguageModelling(Task):
 
     def build_model(self) -> nn.Module:
         """Return the model with its initial weights, or those of model.checkpoint."""
-        return models.build(self.model, self.words, self.config.gradient_checkpointing)
+        return models.build(self.model, self.vocab_size, self.config.gradient_checkpointing)
 
     def synthetic_batch(self, n: int) -> list[Tensor]:
         """Return [ids], of shape [n, length + 1]."""
@@ -117,11 +122,11 @@ class LanguageModelling(Task):
         scores: Tensor = self._output(model, batch).logits
         return scores
 
-    def training_figures(self, loss: float) -> dict[str, float]:
+    def training_metrics(self, loss: float) -> dict[str, float]:
         """Return the loss, and the perplexity where it has nothing of routers in it."""
         return {"train_loss": loss} | ({} if self.experts else {"train_perplexity": perplexity(loss)})
 
-    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
+    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
         """Return the sum of the cross entropy over a batch, and sums over its tokens in routers."""
         output, targets = self._output(model, batch), batch[0][:, 1:].flatten()
         sums = {"loss": F.cross_entropy(output.logits.float().flatten(0, 1), targets, reduction="sum")}
@@ -129,11 +134,11 @@ class LanguageModelling(Task):
             sums |= routing.sums(output.router_logits, self.settings.num_experts_per_tok)
         return sums, targets.numel()
 
-    def figures(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
+    def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
         """Return loss (nats) and perplexity, and what `routing.figures` has of routers."""
         loss = float(sums["loss"]) / count
         numbers = {"valid_loss": loss, "valid_perplexity": perplexity(loss)}
-        return numbers | (routing.figures(sums, count) if self.experts else {})
+        return numbers | (routing.metrics(sums, count) if self.experts else {})
 
     def _output(self, model: nn.Module, batch: Any) -> Any:
         options = {"output_router_logits": True} if self.experts else {}
@@ -166,7 +171,7 @@ class LanguageModelling(Task):
     def export(self, run: Path) -> None:
         """Put the best weights into a run's folder as transformers has them, with the tokenizer."""
         logging.disable_progress_bar()  # of a single file
-        model = models.build({**self.model, "checkpoint": None}, self.words)
+        model = models.build({**self.model, "checkpoint": None}, self.vocab_size)
         model.load_state_dict(read_weights(run)[0])
         model.save_pretrained(run / models.EXPORT)
         self.tokenizer.save(run / models.EXPORT)

@@ -91,7 +91,7 @@ def language_model(config: FinetuneConfig, vocab_size: int | None) -> PreTrained
     ).train()
 
 
-def scorer(config: FinetuneConfig, vocab_size: int | None, pad: int) -> PreTrainedModel:
+def reward_model(config: FinetuneConfig, vocab_size: int | None, pad: int) -> PreTrainedModel:
     """Return a model that gives a sequence a number, at its last token, with a new head.
 
     Args:

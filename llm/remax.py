@@ -36,15 +36,15 @@ RULE = dict(zip(RULES, (rules.overlap, rules.parses), strict=True))
 class Prompts(Examples):
     """The questions of rows; those that leave no room for an answer are left out."""
 
-    def __init__(self, rows: Sequence[Row], tokenizer: Any, room: int, what: str) -> None:
+    def __init__(self, rows: Sequence[Row], tokenizer: Any, max_prompt_length: int, what: str) -> None:
         found = [encode(row, "completion", tokenizer, sys.maxsize, needs_answer=False).last() for row in rows]
-        self.prompts = [pair for pair in found if len(pair[0]) <= room]
+        self.prompts = [pair for pair in found if len(pair[0]) <= max_prompt_length]
         self.left_out = len(found) - len(self.prompts)
         self.lengths = np.array([len(prompt) for prompt, _ in self.prompts])
         if not self.prompts:
             raise UserError(
-                f"data.sequence_length: all {what} prompts have more than the {room} tokens that "
-                "completion_length leaves of it; raise it"
+                f"data.sequence_length: all {what} prompts have more than the {max_prompt_length} tokens "
+                "that completion_length leaves of it; raise it"
             )
 
     def __len__(self) -> int:
@@ -91,8 +91,8 @@ class ReMax(Finetuning):
 
     def encoded(self, rows: Sequence[Row], split: str) -> Any:
         """Return the questions of a split as tokens."""
-        room = self.config.data.sequence_length - self.options.completion_length
-        return Prompts(rows, self.tokenizer, room, split)
+        max_prompt_length = self.config.data.sequence_length - self.options.completion_length
+        return Prompts(rows, self.tokenizer, max_prompt_length, split)
 
     def build_model(self) -> nn.Module:
         """Return the policy, and keep a copy of it as it was; under adapters it stays what it was."""
@@ -100,7 +100,7 @@ class ReMax(Finetuning):
         self.origin = None if self.config.lora.rank else copy.deepcopy(model).eval().requires_grad_(False)
         return model
 
-    def measure_plan(self, data: Any, batch_size: int, processes: int, rank: int) -> Sequence[Sequence[int]]:
+    def eval_plan(self, data: Any, batch_size: int, processes: int, rank: int) -> Sequence[Sequence[int]]:
         """Return batches of prompts that follow each other: what is drawn for each depends on its number."""
         numbers = range(len(data))
         return [numbers[begin : begin + batch_size] for begin in range(0, len(data), batch_size)][
@@ -116,11 +116,11 @@ class ReMax(Finetuning):
         """Return questions and answers of full length, as `collate` does; `loss` needs a tokenizer, too."""
         answer = self.options.completion_length
         shapes = (n, self.config.data.sequence_length - answer), (n, answer)
-        words = self.words or self.config.model["vocab_size"]
+        words = self.vocab_size or self.config.model["vocab_size"]
         pairs = [(torch.randint(words, shape), torch.ones(shape).long()) for shape in shapes]
         return [*pairs[0], *pairs[1], torch.arange(n)]
 
-    def weight(self, batch: Any) -> float:
+    def num_items(self, batch: Any) -> float:
         """Return the number of prompts."""
         return float(len(batch[0]))
 
@@ -192,11 +192,11 @@ class ReMax(Finetuning):
         inner.train(training)
         return scores
 
-    def training_figures(self, loss: float) -> dict[str, float]:
+    def training_metrics(self, loss: float) -> dict[str, float]:
         """Return the number whose gradient is followed."""
         return {"train_loss": loss}
 
-    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int | Tensor]:
+    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int | Tensor]:
         """Return sums over prompts: of rewards, drawn and greedy, of divergences and lengths."""
         drawn = self.play(model, batch, self.options.temperature, self.config.seed)
         ids, answer = self.joined(batch, drawn, self.pad)
@@ -210,7 +210,7 @@ class ReMax(Finetuning):
         }
         return {f"valid_{key}": value for key, value in sums.items()}, len(drawn)
 
-    def figures(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
+    def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
         """Return means over prompts; of the divergence in nats per completion, of the length in tokens."""
         return {key: float(value) / count for key, value in sums.items()}
 

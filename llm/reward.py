@@ -58,9 +58,9 @@ class RewardModelling(Finetuning):
 
     def initial(self) -> Any:
         """Return the model that training begins with."""
-        return pretrained.scorer(self.config, self.words, self.pad)
+        return pretrained.reward_model(self.config, self.vocab_size, self.pad)
 
-    def weight(self, batch: Any) -> float:
+    def num_items(self, batch: Any) -> float:
         """Return the number of pairs."""
         return float(len(batch[0]) // 2)
 
@@ -74,11 +74,11 @@ class RewardModelling(Finetuning):
         """Return the mean loss over pairs, in nats."""
         return -F.logsigmoid(self.logits(model, batch)).mean()
 
-    def training_figures(self, loss: float) -> dict[str, float]:
+    def training_metrics(self, loss: float) -> dict[str, float]:
         """Return the loss in nats."""
         return {"train_loss": loss}
 
-    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int | Tensor]:
+    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int | Tensor]:
         """Return sums over pairs: of losses, of those told right, and of the difference."""
         margin = self.logits(model, batch)
         sums = {
@@ -88,7 +88,7 @@ class RewardModelling(Finetuning):
         }
         return {f"valid_{key}": value for key, value in sums.items()}, len(margin)
 
-    def figures(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
+    def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
         """Return the loss in nats, pairs told right in percent, and the mean difference."""
         return {key: float(value) / count for key, value in sums.items()}
 

@@ -52,7 +52,7 @@ def sums(logits: Sequence[Tensor], top_k: int) -> dict[str, Tensor]:
     }
 
 
-def figures(sums: dict[str, Tensor], tokens: float) -> dict[str, float]:
+def metrics(sums: dict[str, Tensor], tokens: float) -> dict[str, float]:
     """Return what is recorded of the sums over `tokens` tokens of a validation set.
 
     Returns:

@@ -99,15 +99,15 @@ def picked(hidden: Tensor, places: Tensor) -> Tensor:
     return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
-def attention(seen: Tensor) -> Tensor | None:
-    """Return the attention mask for `seen` [batch, length], which is False where a sequence is padded.
+def attention(attention_mask: Tensor) -> Tensor | None:
+    """Expand an attention mask [batch, length], False at padding, to [batch, 1, length, length] for a model.
 
-    None where it has no columns, [batch, 0], by which a batch says that nothing is padded. From a mask
-    [batch, length] transformers would find that out by its values, and every step wait for the device.
+    None for a mask without columns, [batch, 0], which says that nothing is padded. Given [batch, length],
+    transformers would look at the values to find that out, and every step would wait for the device.
     """
-    if not seen.shape[1]:
+    if not attention_mask.shape[1]:
         return None
-    return seen[:, None, None, :].expand(-1, 1, seen.shape[1], -1)
+    return attention_mask[:, None, None, :].expand(-1, 1, attention_mask.shape[1], -1)
 
 
 def build_masked_lm(config: EncoderConfig, tokenizer: Vocabulary) -> nn.Module:
@@ -127,7 +127,7 @@ def build_classifier(
 ) -> nn.Module:
     """Return transformers' model with a head on the first token, which for RoBERTa is fairseq's, too.
 
-    Its forward pass takes (ids, attention_mask=attention(seen), token_type_ids=...); its `.logits` are
+    Its forward pass takes (ids, attention_mask=attention(mask), token_type_ids=...); its `.logits` are
     [batch, labels].
 
     Args:

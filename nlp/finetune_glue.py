@@ -66,13 +66,13 @@ class Finetuning(Task):
         self.start = pretrained.begin(config, lambda: [text for pair in found.train.texts for text in pair])
         self.model_name = self.start.title
         self.train_set = Encoded([found.train], self.start.coder, "train")
-        # What is measured, in one: the parts of the development set, and test files that have labels.
+        # What is evaluated, as one set: the parts of the development set, and test files that have labels.
         labelled = [part for part in self.test.values() if part.labels is not None]
         self.parts: list[tuple[str, slice]] = []
         for suffix, part in [*self.dev.items(), *(("", part) for part in labelled)]:
             begin = self.parts[-1][1].stop if self.parts else 0
             self.parts.append((suffix, slice(begin, begin + len(part))))
-        self.measured = Encoded([*self.dev.values(), *labelled], self.start.coder, "dev")
+        self.evaluated = Encoded([*self.dev.values(), *labelled], self.start.coder, "dev")
         self.dev_size = sum(map(len, self.dev.values()))
 
     def check(self) -> None:
@@ -109,28 +109,28 @@ class Finetuning(Task):
 
     def valid_data(self) -> Sized:
         """Return the examples of all parts of the development set."""
-        return Subset(self.measured, range(self.dev_size))
+        return Subset(self.evaluated, range(self.dev_size))
 
     def test_data(self) -> Sized | None:
         """Return test examples whose labels are known; those of GLUE are not."""
-        rest = range(self.dev_size, len(self.measured))
-        return Subset(self.measured, rest) if rest else None
+        rest = range(self.dev_size, len(self.evaluated))
+        return Subset(self.evaluated, rest) if rest else None
 
     def plan(self, data: Sized, config: TrainConfig) -> Plan:
         """Return the same batches every epoch, in another order."""
         made = batches(self.train_set.lengths, config.batch_size, self.config.data.max_tokens, config.seed)
         return regrouped(made, config.seed)
 
-    def measure_plan(self, data: Sized, share: int, processes: int, rank: int) -> Sequence[Sequence[int]]:
+    def eval_plan(self, data: Sized, batch_size: int, processes: int, rank: int) -> Sequence[Sequence[int]]:
         """Return batches of examples of one length or nearly so."""
         assert isinstance(data, Subset)
-        return by_length(self.measured.lengths[list(data.indices)], share)[rank::processes]
+        return by_length(self.evaluated.lengths[list(data.indices)], batch_size)[rank::processes]
 
     def collate(self, samples: Sequence[Item]) -> list[Tensor]:
         """Return a batch; see nlp.glue.encode.collate."""
         return collate(samples, self.start.pad)
 
-    def weight(self, batch: Any) -> float:
+    def num_items(self, batch: Any) -> float:
         """Return the number of examples."""
         return float(len(batch[-1]))
 
@@ -141,14 +141,17 @@ class Finetuning(Task):
     def synthetic_batch(self, n: int) -> list[Tensor]:
         """Return examples of full length, as nlp.glue.encode.collate does."""
         shape = n, self.config.data.max_length
-        tokens, seen = torch.randint(self.vocabulary.vocab_size, shape), torch.ones(n, 0, dtype=torch.bool)
+        tokens, attention_mask = (
+            torch.randint(self.vocabulary.vocab_size, shape),
+            torch.ones(n, 0, dtype=torch.bool),
+        )
         labels = torch.randint(self.outputs, (n,)).float()
-        return [tokens, seen, torch.zeros(shape, dtype=torch.long), labels, torch.arange(n)]
+        return [tokens, attention_mask, torch.zeros(shape, dtype=torch.long), labels, torch.arange(n)]
 
     def logits(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the class scores [batch, classes], or regression outputs [batch, 1]."""
-        tokens, seen, segments, _, _ = batch
-        return self.start.forward(model, tokens, seen, segments).float()
+        tokens, attention_mask, token_type_ids, _, _ = batch
+        return self.start.forward(model, tokens, attention_mask, token_type_ids).float()
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each example: cross entropy, or the squared error of a scaled score."""
@@ -164,27 +167,27 @@ class Finetuning(Task):
         """Return the number of each example's likeliest class, or its score."""
         return logits[:, 0] / self.scale if self.regression else logits.argmax(1)
 
-    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
-        """Return losses, predictions and which they are, each in a vector over all that can be measured."""
+    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
+        """Return losses, predictions and which they are, each in a vector over the whole set."""
         labels, indices = batch[3], batch[4]
         logits = self.logits(model, batch)
 
         def vector(values: Tensor) -> Tensor:
-            whole = torch.zeros(len(self.measured), dtype=torch.float64, device=indices.device)
+            whole = torch.zeros(len(self.evaluated), dtype=torch.float64, device=indices.device)
             return whole.index_copy(0, indices, values.double())
 
         sums = {"losses": self.losses(logits, labels), "predictions": self.predict(logits)}
         return {key: vector(x) for key, x in (sums | {"seen": torch.ones_like(labels)}).items()}, len(indices)
 
-    def figures(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
-        """Return the mean loss and the task's metrics in percent, of each part that was measured."""
+    def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
+        """Return the mean loss and the task's metrics in percent, of each part that was evaluated."""
         made: dict[str, float] = {}
         for suffix, part in self.parts:
             if not sums["seen"][part].any():
                 continue
             given = sums["predictions"][part].numpy()
             values = {"loss": float(sums["losses"][part].mean())}
-            values |= compute(self.task.metrics, given, self.measured.labels[part])
+            values |= compute(self.task.metrics, given, self.evaluated.labels[part])
             made |= {f"valid_{name}{suffix}": value for name, value in values.items()}
         return made
 

@@ -32,16 +32,16 @@ class LSTMLanguageModel(nn.Module):
     Layers are `nhid` wide; the last is as wide as the embedding where the weights are tied.
     """
 
-    def __init__(self, config: LSTMConfig, words: int) -> None:
+    def __init__(self, config: LSTMConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
         last = config.emsize if config.tied else config.nhid
         widths = [config.emsize, *[config.nhid] * (config.nlayers - 1), last]
-        self.embedding = nn.Embedding(words, config.emsize)
+        self.embedding = nn.Embedding(vocab_size, config.emsize)
         self.layers = nn.ModuleList(
             nn.LSTM(widths[i], widths[i + 1], batch_first=True) for i in range(config.nlayers)
         )
-        self.softmax = nn.Linear(last, words)
+        self.softmax = nn.Linear(last, vocab_size)
         if config.tied:
             self.softmax.weight = self.embedding.weight
         for weight in {self.embedding.weight, self.softmax.weight}:

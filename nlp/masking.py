@@ -79,7 +79,7 @@ class MaskedBlocks(Dataset[tuple[Tensor, ...]]):
 
 
 class MaskedPairs(MaskedBlocks):
-    """Pairs <s> A </s> B </s> as above, with (segments [length], whether B is not what follows A []).
+    """Pairs <s> A </s> B </s> as above, with (token_type_ids [length], whether B is not what follows A []).
 
     A and B are the parts of a block that is cut between two of its lines, or within its only one. In half of
     the pairs B is from some other block. (BERT's own preparation also makes a tenth of the sequences short,
@@ -88,19 +88,19 @@ class MaskedPairs(MaskedBlocks):
 
     def __init__(self, blocks: Blocks, masking: Masking, bos: int, fixed: bool = False) -> None:
         super().__init__(blocks, masking, bos, fixed)
-        self.room = blocks.size - 1  # for A and B: a block has one </s> at least
+        self.max_tokens = blocks.size - 1  # for A and B: a block has one </s> at least
 
     def draw(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """Return the tokens of a pair, their segments, and 1 where B is another's."""
+        """Return the tokens of a pair, their token types, and 1 where B is another's."""
         first, second = self.part(index, rng)
         other = len(self) > 1 and rng.random() < 0.5
         if other:
             _, second = self.part((index + rng.integers(1, len(self))) % len(self), rng)
-            second = second[: self.room - len(first)]
+            second = second[: self.max_tokens - len(first)]
         ends = [self.blocks.eos]
         ids = np.concatenate([[self.bos], first, ends, second, ends])
-        segments = np.arange(len(ids)) >= len(first) + 2
-        return ids, segments, np.array(other)
+        token_type_ids = np.arange(len(ids)) >= len(first) + 2
+        return ids, token_type_ids, np.array(other)
 
     def part(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return the two parts of a block, without the ends of lines."""
@@ -116,16 +116,16 @@ class MaskedPairs(MaskedBlocks):
 def collate(samples: Sequence[tuple[Tensor, ...]], pad: int) -> list[Tensor]:
     """Return a batch of samples, padded to the longest.
 
-    It is (tokens [batch, length], seen: where there is one [batch, length], or [batch, 0] where nothing is
-    padded, places [batch, n], targets [batch, n]), and for pairs (segments [batch, length], others [batch]).
+    It is (tokens [batch, length], attention_mask [batch, length], or [batch, 0] if nothing is padded, places
+    [batch, n], targets [batch, n]), and for pairs (token_type_ids [batch, length], others [batch]).
     """
     ids, places, targets, *pair = zip(*samples, strict=True)
     lengths = torch.tensor([len(x) for x in ids])
     longest = int(lengths.max())
-    seen = torch.arange(longest) < lengths[:, None]
+    attention_mask = torch.arange(longest) < lengths[:, None]
     batch = [
         pad_sequence(ids, True, pad),
-        seen[:, :0] if bool(seen.all()) else seen,
+        attention_mask[:, :0] if bool(attention_mask.all()) else attention_mask,
         pad_sequence(places, True, 0),
         pad_sequence(targets, True, IGNORED),
     ]

@@ -71,11 +71,11 @@ class Pretraining(Task):
         for name, token in ids.items():
             if token is None:
                 raise UserError(f"tokenizer.name={self.config.tokenizer.name}: has no {name} token for BERT")
-        room = longest(self.config.model, tokenizer)
-        if data.block_size > room:
+        max_positions = longest(self.config.model, tokenizer)
+        if data.block_size > max_positions:
             raise UserError(
                 f"data.block_size={data.block_size}: model.max_position_embeddings="
-                f"{self.config.model.max_position_embeddings} has positions for {room} tokens"
+                f"{self.config.model.max_position_embeddings} has positions for {max_positions} tokens"
             )
         specials = [*ids.values(), *([] if tokenizer.unk is None else [tokenizer.unk])]
         eligible = np.ones(tokenizer.vocab_size, bool)
@@ -122,7 +122,7 @@ class Pretraining(Task):
         """Return sequences as a batch; see nlp.masking."""
         return collate(samples, self.tokenizer.pad)
 
-    def weight(self, batch: Any) -> float:
+    def num_items(self, batch: Any) -> float:
         """Return the number of hidden tokens."""
         return float((batch[3] != IGNORED).sum())
 
@@ -157,11 +157,11 @@ class Pretraining(Task):
         """Return the scores of each token [n, vocabulary] at the hidden places."""
         return self._scores(model, batch)[0][batch[3] != IGNORED]
 
-    def training_figures(self, loss: float) -> dict[str, float]:
+    def training_metrics(self, loss: float) -> dict[str, float]:
         """Return the loss in bits and the perplexity; with pairs both are of the sum of the two losses."""
         return bits("train", loss)
 
-    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         """Return sums over a batch: of losses, in nats, and of what was told right."""
         scores, answers = self._scores(model, batch)
         (words, count), pairs = self._losses(scores, answers, batch)
@@ -172,7 +172,7 @@ class Pretraining(Task):
             sums["pairs_count"] = torch.ones_like(others).sum()
         return sums, count
 
-    def figures(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
+    def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
         """Return loss (bits), perplexity and accuracy (%) of hidden tokens, and of pairs."""
         numbers = bits("valid", float(sums["words"]) / count)
         numbers["valid_accuracy"] = 100 * float(sums["right"]) / count
@@ -183,8 +183,8 @@ class Pretraining(Task):
         return numbers
 
     def _scores(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
-        ids, seen, places, _, *pair = batch
-        scores, answers = model(ids, attention(seen), places, *pair[:1])
+        ids, attention_mask, places, _, *pair = batch
+        scores, answers = model(ids, attention(attention_mask), places, *pair[:1])
         return scores.float(), answers
 
     def _losses(

@@ -44,10 +44,10 @@ class LanguageModelling(Task):
         self.model_name = f"{config.model.nlayers}-layer LSTM"
         self.per_sample = config.data.tgt_len
         if synthetic:
-            self.words = config.tokenizer.size
+            self.vocab_size = config.tokenizer.size
         else:
             self.corpus = load(config.data, config.tokenizer)
-            self.words = self.corpus.tokenizer.vocab_size
+            self.vocab_size = self.corpus.tokenizer.vocab_size
 
     def train_data(self) -> Streams:
         """Return batch_size streams of the training text."""
@@ -72,19 +72,19 @@ class LanguageModelling(Task):
         """Return the segments of all streams in order, the same every epoch."""
         return in_order(len(data), config.batch_size)
 
-    def measure_plan(self, data: Streams, share: int, processes: int, rank: int) -> Any:
+    def eval_plan(self, data: Streams, batch_size: int, processes: int, rank: int) -> Any:
         """Return the segments of a process's own streams, in order."""
-        return data.measure_plan(processes, rank)
+        return data.eval_plan(processes, rank)
 
     def build_model(self) -> nn.Module:
         """Return the model with its initial weights."""
-        return LSTMLanguageModel(self.config.model, self.words)
+        return LSTMLanguageModel(self.config.model, self.vocab_size)
 
     def synthetic_batch(self, n: int) -> list[Tensor]:
         """Return words and those after them, both [n, tgt_len]."""
-        return [torch.randint(self.words, (n, self.per_sample)) for _ in range(2)]
+        return [torch.randint(self.vocab_size, (n, self.per_sample)) for _ in range(2)]
 
-    def weight(self, batch: Any) -> float:
+    def num_items(self, batch: Any) -> float:
         """Return the number of words to predict."""
         return float(batch[1].numel())
 
@@ -101,7 +101,7 @@ class LanguageModelling(Task):
         scores: Tensor = model(batch[0]).logits
         return scores
 
-    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
+    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
         """Return the sum of the cross entropy over a batch, which goes on where the one before ended."""
         ids, targets = batch
         output = model(ids, self._hidden())
@@ -109,12 +109,12 @@ class LanguageModelling(Task):
         loss = F.cross_entropy(output.logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
         return {"valid_loss": loss}, targets.numel()
 
-    def figures(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
+    def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
         """Return the loss in nats and the perplexity."""
         loss = float(sums["valid_loss"]) / count
         return {"valid_loss": loss, "valid_perplexity": perplexity(loss)}
 
-    def training_figures(self, loss: float) -> dict[str, float]:
+    def training_metrics(self, loss: float) -> dict[str, float]:
         """Return the loss, and the perplexity where there are no penalties in it."""
         penalised = self.config.model.alpha or self.config.model.beta
         return {"train_loss": loss} | ({} if penalised else {"train_perplexity": perplexity(loss)})

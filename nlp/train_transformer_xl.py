@@ -49,13 +49,13 @@ class LanguageModelling(Task):
         self.per_sample = config.tgt_len
         self.model_name = f"Transformer-XL, {config.model.n_layer} layers of {config.model.d_model}"
         if synthetic:
-            self.words = config.tokenizer.size
+            self.vocab_size = config.tokenizer.size
         else:
             self.corpus = corpus.load(config.data, config.tokenizer)
-            self.words = self.corpus.tokenizer.vocab_size
-        if config.model.cutoffs and config.model.cutoffs[-1] >= self.words:
+            self.vocab_size = self.corpus.tokenizer.vocab_size
+        if config.model.cutoffs and config.model.cutoffs[-1] >= self.vocab_size:
             raise UserError(
-                f"model.cutoffs={config.model.cutoffs}: the vocabulary has only {self.words:,} words"
+                f"model.cutoffs={config.model.cutoffs}: the vocabulary has only {self.vocab_size:,} words"
             )
         self.reach = Reach(config.eval_same_length, config.eval_clamp_len)
 
@@ -71,13 +71,13 @@ class LanguageModelling(Task):
 
     def valid_data(self) -> Streams:
         """Return the validation text."""
-        return self._measured("valid")
+        return self._evaluation_streams("valid")
 
     def test_data(self) -> Streams | None:
         """Return the test text, if there is one."""
-        return self._measured("test") if "test" in self.corpus.splits else None
+        return self._evaluation_streams("test") if "test" in self.corpus.splits else None
 
-    def _measured(self, split: str) -> Streams:
+    def _evaluation_streams(self, split: str) -> Streams:
         config = self.config
         ids, key = self.corpus.split(split).ids, "evaluation.batch_size"
         return Streams(ids, config.evaluation.batch_size, config.eval_tgt_len, f"{split} text", key)
@@ -86,15 +86,15 @@ class LanguageModelling(Task):
         """Return steps that take the next segment of every stream."""
         return in_order(len(data), config.batch_size)
 
-    def measure_plan(self, data: Sized, batch_size: int, processes: int, rank: int) -> list[list[int]]:
+    def eval_plan(self, data: Sized, batch_size: int, processes: int, rank: int) -> list[list[int]]:
         """Return the segments of the streams that are a process's own, in order."""
         assert isinstance(data, Streams)
-        return [list(batch) for batch in data.measure_plan(processes, rank)]
+        return [list(batch) for batch in data.eval_plan(processes, rank)]
 
     def build_model(self) -> TransformerXL:
         """Return the model with its initial weights."""
         config = self.config.model
-        model = TransformerXL(config, self.words)
+        model = TransformerXL(config, self.vocab_size)
         if config.checkpoint is not None and not self.synthetic:
             load(model, read_weights(Path(config.checkpoint).expanduser())[0], config.checkpoint)
         return model
@@ -108,24 +108,24 @@ class LanguageModelling(Task):
 
     def synthetic_batch(self, n: int) -> list[Tensor]:
         """Return words and those after them, both [n, tgt_len]."""
-        return [torch.randint(self.words, (n, self.per_sample)) for _ in range(2)]
+        return [torch.randint(self.vocab_size, (n, self.per_sample)) for _ in range(2)]
 
-    def weight(self, batch: Any) -> float:
+    def num_items(self, batch: Any) -> float:
         """Return the number of targets."""
         return float(batch[1].numel())
 
-    def training_figures(self, loss: float) -> dict[str, float]:
+    def training_metrics(self, loss: float) -> dict[str, float]:
         """Return the loss, in nats, and the perplexity that is its exponential."""
         return {"train_loss": loss, "train_perplexity": perplexity(loss)}
 
-    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
+    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
         """Return the sum of the negative log-likelihoods of the targets, and how many these are."""
         words, targets = batch
         losses, memory = model(words, targets, self._memory(words, self.config.eval_mem_len), self.reach)
         self.state |= memory._asdict()
         return {"valid_loss": losses.double().sum()}, targets.numel()
 
-    def figures(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
+    def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
         """Return the mean negative log-likelihood, in nats, and its exponential."""
         loss = float(sums["valid_loss"]) / count
         return {"valid_loss": loss, "valid_perplexity": perplexity(loss)}

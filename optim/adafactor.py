@@ -14,7 +14,7 @@ from .engine.dtensor import placed_like
 from .engine.fused import exact_params
 from .engine.native import Factors
 from .engine.rule import Batch, Group
-from .engine.storage import Names, State, Storage
+from .engine.storage import State, StateSpec, Storage
 from .engine.sums import column_sums, row_sums
 
 
@@ -124,14 +124,14 @@ class Adafactor(Optimizer):
         if group["warmup_init"] and not group["relative_step"]:
             raise ValueError("warmup_init=True needs relative_step=True")
 
-    def names_of(self, p: Tensor, group: Group) -> Names:
+    def state_spec(self, p: Tensor, group: Group) -> StateSpec:
         first = ("exp_avg",) if group["beta1"] else ()
         if p.ndim < 2:
-            return Names((*first, "exp_avg_sq"))
+            return StateSpec((*first, "exp_avg_sq"))
         rows, columns = p.shape[:-1], p.shape[:-2] + p.shape[-1:]
-        return Names(first, (("exp_avg_sq_row", tuple(rows)), ("exp_avg_sq_col", tuple(columns))))
+        return StateSpec(first, (("exp_avg_sq_row", tuple(rows)), ("exp_avg_sq_col", tuple(columns))))
 
-    def update_one(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
+    def single_tensor(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
         eps, beta1, new = group["eps"], group["beta1"], t ** -group["decay_rate"]  # new: 1 - b2
         square = g.square()
         if p.ndim < 2:
@@ -149,7 +149,7 @@ class Adafactor(Optimizer):
             u = state["exp_avg"].mul_(beta1).add_(u, alpha=1 - beta1)
         p.sub_(u + a * group["weight_decay"] * p)
 
-    def update_many(
+    def multi_tensor(
         self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
     ) -> None:
         """The states' names are the same for all, and so all are factored, or none is.
@@ -202,8 +202,8 @@ class Adafactor(Optimizer):
             return "its rows do not follow each other in memory"
         return ""
 
-    def fused_rules(self, names: Names) -> tuple[FusedRule, ...]:
-        return (self.card.rules["exp_avg" in names.full],)
+    def fused_rules(self, spec: StateSpec) -> tuple[FusedRule, ...]:
+        return (self.card.rules["exp_avg" in spec.full],)
 
     def fused_hyper(self, group: Group) -> tuple[float, ...]:
         return 1.0, group["beta1"]
@@ -247,7 +247,7 @@ class Adafactor(Optimizer):
         lengths, eps, work = [f.length for f in batch.factors], batch.group["eps"], batch.factors[0].columns
         assert work is not None
         steps = new.to(work.dtype).unbind()
-        if "exp_avg_sq" in batch.names.full:
+        if "exp_avg_sq" in batch.spec.full:
             v = [state["exp_avg_sq"].to(work.dtype).view(-1) for state in batch.states]
             for vi, g, x, state in zip(v, grads, steps, batch.states, strict=True):
                 vi.lerp_((g.to(vi.dtype).view(-1) * scale).square() + eps, x)

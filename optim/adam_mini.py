@@ -14,7 +14,7 @@ from .engine import blocks
 from .engine.dtensor import local
 from .engine.native import Factors
 from .engine.rule import Batch, Group
-from .engine.storage import Names, State
+from .engine.storage import State, StateSpec
 from .engine.sums import row_sums
 from .partition import Partition, partition
 
@@ -94,17 +94,17 @@ class AdamMini(Optimizer):
         if self.partition is not None:
             self._blocks |= self.partition.blocks_of(group["params"], group.get("param_names", ()))
 
-    def names_of(self, p: Tensor, group: Group) -> Names:
-        return Names(("exp_avg",), (("exp_avg_sq", self._blocks.get(p) or blocks.default(p.shape)),))
+    def state_spec(self, p: Tensor, group: Group) -> StateSpec:
+        return StateSpec(("exp_avg",), (("exp_avg_sq", self._blocks.get(p) or blocks.default(p.shape)),))
 
-    def update_one(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
+    def single_tensor(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
         beta1, lr = group["betas"][0], float(group["lr"])
         m, v = state["exp_avg"], local(state["exp_avg_sq"])
         (x,) = block_steps([g], [v], [t], group)
         m.mul_(beta1).add_(g, alpha=1 - beta1)
         local(p).mul_(1 - lr * group["weight_decay"]).sub_(local(m) * blocks.spread(x, p))
 
-    def update_many(
+    def multi_tensor(
         self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
     ) -> None:
         m, v = state["exp_avg"], state["exp_avg_sq"]
@@ -116,7 +116,7 @@ class AdamMini(Optimizer):
 
     def why_not_fused(self, p: Tensor, group: Group) -> str:
         reason = super().why_not_fused(p, group)
-        if not reason and not blocks.follow_in_memory(p, self.names_of(p, group).small[0][1]):
+        if not reason and not blocks.follow_in_memory(p, self.state_spec(p, group).small[0][1]):
             return "the elements of its blocks do not follow each other in memory"
         return reason
 
@@ -124,7 +124,7 @@ class AdamMini(Optimizer):
         return float(group["lr"]), group["betas"][0], group["weight_decay"]
 
     def make_factors(self, p: Tensor, group: Group) -> Factors:
-        count = self.names_of(p, group).small[0][1][0]
+        count = self.state_spec(p, group).small[0][1][0]
         work = torch.promote_types(p.dtype, torch.float32)
         x = torch.empty(count, dtype=work, device=p.device)
         each = count == p.numel()
@@ -147,8 +147,8 @@ class AdamMini(Optimizer):
         places = [x for f in batch.factors for x in (f.rows, f.columns) if x is not None]
         torch._foreach_copy_(places, list(torch.split(x[1], counts)))
 
-    def check_saved_state(self, where: str, p: Tensor, state: dict[str, Any], names: Names) -> None:
-        expected = dict(names.small)["exp_avg_sq"]
+    def check_saved_state(self, where: str, p: Tensor, state: dict[str, Any], spec: StateSpec) -> None:
+        expected = dict(spec.small)["exp_avg_sq"]
         keys = {"step", "exp_avg", "exp_avg_sq"}
         ours = keys <= state.keys() <= keys | {"exp_avg_scale", "compensation"}
         if ours and state["exp_avg"].shape == p.shape and state["exp_avg_sq"].shape != expected:

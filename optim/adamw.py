@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 from .base import Optimizer, Options
 from .card import Card
 from .engine.rule import Group
-from .engine.storage import Names, State
+from .engine.storage import State, StateSpec
 
 
 class AdamW(Optimizer):
@@ -78,15 +78,17 @@ class AdamW(Optimizer):
             group["decoupled_weight_decay"] = self.decoupled
         return saved
 
-    def names_of(self, p: Tensor, group: Group) -> Names:
-        return Names(tuple(name for name in self.card.states if name != "max_exp_avg_sq" or group["amsgrad"]))
+    def state_spec(self, p: Tensor, group: Group) -> StateSpec:
+        return StateSpec(
+            tuple(name for name in self.card.states if name != "max_exp_avg_sq" or group["amsgrad"])
+        )
 
     def why_not_fused(self, p: Tensor, group: Group) -> str:
         if group["amsgrad"]:
             return f"{self.card.title} has no fused kernel for amsgrad=True"
         return super().why_not_fused(p, group)
 
-    def update_one(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
+    def single_tensor(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
         b1, b2 = group["betas"]
         lr, decay = float(group["lr"]), float(group["weight_decay"])
         m, v = state["exp_avg"], state["exp_avg_sq"]
@@ -101,7 +103,7 @@ class AdamW(Optimizer):
         u = m / (1 - b1**t) / (v.sqrt() / math.sqrt(1 - b2**t) + group["eps"])
         p.sub_(u, alpha=lr)
 
-    def update_many(
+    def multi_tensor(
         self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
     ) -> None:
         b1, b2 = group["betas"]

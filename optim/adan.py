@@ -96,7 +96,7 @@ class Adan(Optimizer):
                 stacklevel=2,
             )
 
-    def update_one(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
+    def single_tensor(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
         b1, b2, b3 = group["betas"]
         lr, decay = float(group["lr"]), float(group["lr"]) * group["weight_decay"]
         m, v, n, neg_pre_grad = (state[name] for name in self.card.states)
@@ -112,7 +112,7 @@ class Adan(Optimizer):
             p.sub_(u, alpha=lr).div_(1 + decay)
         neg_pre_grad.copy_(g).neg_()
 
-    def update_many(
+    def multi_tensor(
         self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
     ) -> None:
         b1, b2, b3 = group["betas"]
@@ -143,7 +143,7 @@ class Adan(Optimizer):
     def fused_hyper(self, group: Group) -> tuple[float, ...]:
         return float(group["lr"]), *group["betas"], group["eps"], group["weight_decay"], group["no_prox"]
 
-    def adopt_state(self, state: dict[str, Any]) -> None:
+    def load_foreign_state(self, state: dict[str, Any]) -> None:
         """The official code kept the previous gradient as `pre_grad` until December 2022, as a taken one is.
 
         It has none after restart_opt() on a parameter without a state.

@@ -246,7 +246,7 @@ class Optimizer(UpdateRule):
     # ---- state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state dict: ours, or one of the implementations that `adopt_state` knows.
+        """Loads a state dict: ours, or one of the implementations that `load_foreign_state` knows.
 
         Hyper-parameters of the groups are taken from the checkpoint, as torch does. What belongs to the
         whole optimizer (path, clipping, non-finite policy) stays as it was constructed. Pre-hooks and

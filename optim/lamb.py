@@ -89,7 +89,7 @@ class Lamb(Optimizer):
         )
         super().__init__(params, hyper, max_grad_norm=max_grad_norm, foreach=foreach, fused=fused, **options)
 
-    def update_one(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
+    def single_tensor(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
         b1, b2 = group["betas"]
         m, v = (state[name] for name in self.card.states)
         correction1, correction2 = _corrections(t, group)
@@ -100,7 +100,7 @@ class Lamb(Optimizer):
             u *= _ratio(p.norm(), u.norm(), group)
         p.sub_(u, alpha=float(group["lr"]))
 
-    def update_many(
+    def multi_tensor(
         self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
     ) -> None:
         b1, b2 = group["betas"]

@@ -12,7 +12,7 @@ from .engine.checks import plain_number
 from .engine.fused import exact_params, one_factor, set_factors
 from .engine.native import Factors
 from .engine.rule import Batch, Group
-from .engine.storage import Names, State
+from .engine.storage import State, StateSpec
 from .engine.sums import row_sums
 
 
@@ -99,10 +99,10 @@ class Lars(Optimizer):
         if group["nesterov"] and not group["momentum"]:
             raise ValueError("nesterov=True needs a momentum, and momentum is 0")
 
-    def names_of(self, p: Tensor, group: Group) -> Names:
-        return Names(("momentum_buffer",) if group["momentum"] else ())
+    def state_spec(self, p: Tensor, group: Group) -> StateSpec:
+        return StateSpec(("momentum_buffer",) if group["momentum"] else ())
 
-    def update_one(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
+    def single_tensor(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
         momentum = group["momentum"]
         u = g + group["weight_decay"] * p
         if _adapts(group):
@@ -112,7 +112,7 @@ class Lars(Optimizer):
             u = u + momentum * v if group["nesterov"] else v
         p.sub_(u, alpha=float(group["lr"]))
 
-    def update_many(
+    def multi_tensor(
         self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
     ) -> None:
         momentum = group["momentum"]
@@ -127,8 +127,8 @@ class Lars(Optimizer):
             u = torch._foreach_add(u, v, alpha=momentum) if group["nesterov"] else tuple(v)
         torch._foreach_add_(p, u, alpha=-float(group["lr"]))
 
-    def fused_rules(self, names: Names) -> tuple[FusedRule, ...]:
-        return (self.card.rules[0 if names.full else 1],)
+    def fused_rules(self, spec: StateSpec) -> tuple[FusedRule, ...]:
+        return (self.card.rules[0 if spec.full else 1],)
 
     def fused_hyper(self, group: Group) -> tuple[float, ...]:
         return float(group["lr"]), group["momentum"], group["weight_decay"], group["nesterov"]

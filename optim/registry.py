@@ -129,7 +129,7 @@ def path_in_use(optimizer: torch.optim.Optimizer) -> str:
     )
 
 
-def ladder() -> list[tuple[str, str, str, str]]:
+def availability() -> list[tuple[str, str, str, str]]:
     """Optimizer, path, device and "yes" or the reason why not, for this machine."""
     library, _ = native.load()
     rows = []
@@ -151,7 +151,7 @@ def ladder() -> list[tuple[str, str, str, str]]:
 
 def available() -> None:
     """Prints which optimizers and paths work on this machine, and why the others do not."""
-    rows = [("optimizer", "path", "device", "available"), *ladder()]
+    rows = [("optimizer", "path", "device", "available"), *availability()]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     for row in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))

@@ -7,7 +7,7 @@ from .base import Optimizer
 from .engine import storage
 from .engine.contract import check_state
 from .engine.dtensor import is_dtensor
-from .engine.storage import Names, State, Storage
+from .engine.storage import State, StateSpec, Storage
 
 
 @torch.no_grad()
@@ -48,13 +48,13 @@ def resize_state(optimizer: Optimizer, old: Tensor, new: Tensor, rows: Tensor) -
     _check(optimizer, old, new, rows)
     rows = rows.to(old.device)
     if state := optimizer.state.get(old):
-        check_state("the old parameter", optimizer.card, optimizer.names_of(old, group), old, state)
+        check_state("the old parameter", optimizer.card, optimizer.state_spec(old, group), old, state)
         longer = torch.empty((len(old) + 1, *old.shape[1:]), dtype=old.dtype, device="meta")
-        names = [optimizer.names_of(p, group) for p in (old, longer, new)]
-        moved = _moved(optimizer, old, new, rows, state, *names[:2])
-        check_state("the new parameter", optimizer.card, names[2], new, moved)
+        specs = [optimizer.state_spec(p, group) for p in (old, longer, new)]
+        moved = _moved(optimizer, old, new, rows, state, *specs[:2])
+        check_state("the new parameter", optimizer.card, specs[2], new, moved)
         kept = Storage.of(new, group, optimizer.take_gradients)
-        kept.fit(optimizer.card, names[2], new, moved, state["step"].device)
+        kept.fit(optimizer.card, specs[2], new, moved, state["step"].device)
         optimizer.state[new] = moved
     optimizer.state.pop(old, None)
     group["params"][i] = new
@@ -86,7 +86,13 @@ def _check(optimizer: Optimizer, old: Tensor, new: Tensor, rows: Tensor) -> None
 
 
 def _moved(
-    optimizer: Optimizer, old: Tensor, new: Tensor, rows: Tensor, state: State, before: Names, longer: Names
+    optimizer: Optimizer,
+    old: Tensor,
+    new: Tensor,
+    rows: Tensor,
+    state: State,
+    before: StateSpec,
+    longer: StateSpec,
 ) -> State:
     """The states of the new parameter, not yet as its storage keeps them.
 

@@ -14,7 +14,7 @@ from .engine.checks import plain_number
 from .engine.dtensor import local, share_of, whole
 from .engine.matrices import alike, cut, sides, sides_shape
 from .engine.rule import Group
-from .engine.storage import Names, State
+from .engine.storage import State, StateSpec
 
 
 class Shampoo(Optimizer):
@@ -135,11 +135,13 @@ class Shampoo(Optimizer):
             sides(local(state["factors"]), p.shape, group["block_size"])
         super().check_state(where, p, state, group)
 
-    def names_of(self, p: Tensor, group: Group) -> Names:
+    def state_spec(self, p: Tensor, group: Group) -> StateSpec:
         shape = sides_shape(p.shape, group["block_size"])
-        return Names(tuple(self.card.states), tuple((name, shape) for name in self.card.small if shape[0]))
+        return StateSpec(
+            tuple(self.card.states), tuple((name, shape) for name in self.card.small if shape[0])
+        )
 
-    def update_one(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
+    def single_tensor(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
         b1, b2 = group["betas"]
         lr = float(group["lr"])
         m, v = (state[name] for name in self.card.states)
@@ -159,7 +161,7 @@ class Shampoo(Optimizer):
             u = share_of(p, step)
         p.mul_(1 - lr * group["weight_decay"]).sub_(u, alpha=lr)
 
-    def update_many(
+    def multi_tensor(
         self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
     ) -> None:
         b1, b2 = group["betas"]

@@ -114,7 +114,7 @@ class Sophia(Optimizer):
             estimate: Any = estimates[p]
             kept = Storage.of(p, group, taken=False)
             on_device = path_of(self, p, group) == "fused"
-            kept.fit(self.card, self.names_of(p, group), p, state, p.device if on_device else "cpu")
+            kept.fit(self.card, self.state_spec(p, group), p, state, p.device if on_device else "cpu")
             if is_dtensor(estimate):
                 estimate = estimate.redistribute(p.device_mesh, p.placements)
             mine = {name: local(x) for name, x in state.items()}
@@ -126,7 +126,7 @@ class Sophia(Optimizer):
             slot = list(self.card.states).index("hessian")
             storage.store(mine, "hessian", slot, h, signed=True, words=words)
 
-    def update_one(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
+    def single_tensor(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
         b1, _ = group["betas"]
         lr = float(group["lr"])
         m, h = state["exp_avg"], state["hessian"]
@@ -134,7 +134,7 @@ class Sophia(Optimizer):
         u = (m / (group["rho"] * h).clamp(min=group["eps"])).clamp(-1, 1)
         p.mul_(1 - lr * group["weight_decay"]).sub_(u, alpha=lr)
 
-    def update_many(
+    def multi_tensor(
         self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
     ) -> None:
         b1, _ = group["betas"]

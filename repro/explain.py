@@ -13,6 +13,7 @@ from torch.distributed import DistError
 from repro.errors import UserError
 from repro.reading import printable
 from repro.train import slurm
+from repro.train.renamed import RENAMED
 
 
 def explain(error: BaseException) -> str | None:
@@ -47,6 +48,8 @@ def _explanation(error: BaseException) -> str | None:
         first = str(error.msg or error).splitlines()[0]
         first = first.partition(" raised while resolving interpolation: ")[2] or first  # what a resolver says
         if "not in struct" in first or "not in '" in first:
+            if new := RENAMED.get(str(error.full_key)):
+                return f"{error.full_key}: was renamed; use {new}"
             keys = [str(key) for key in error.parent_node] if error.parent_node is not None else []
             return f"{error.full_key}: no such key; {_nearest(str(error.key), keys)}"
         return f"{error.full_key}: {first}" if error.full_key else first

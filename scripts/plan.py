@@ -35,7 +35,13 @@ from repro.train.cli import exit_status
 from repro.train.run_folder import environment, write_atomically
 
 # What --measure trains where no row is named: small models, but large beside what else a process allocates.
-_SMALL = ["amp=no", "batch_size=4", "accumulate=2", "data.sequence_length=256", "tokenizer.vocab_size=16384"]
+_SMALL = [
+    "amp=no",
+    "batch_size=4",
+    "gradient_accumulation_steps=2",
+    "data.sequence_length=256",
+    "tokenizer.vocab_size=16384",
+]
 _SMALL += ["model.vocab_size=16384"]
 _GPT2 = [*_SMALL, "model.n_layer=6", "model.n_embd=512", "model.n_head=8"]
 _LLAMA = [*_SMALL, "model.num_hidden_layers=6", "model.hidden_size=512", "model.intermediate_size=1408"]
@@ -114,7 +120,7 @@ def describe(name: str, options: argparse.Namespace, machine: Machine) -> list[s
     fits = need.total <= gpu.memory
     lines = [
         f"{name} on {machine}: {plan.micro_batch(config, machine.count)} {_samples(task)} in a micro-batch, "
-        f"{config['accumulate']} of them a step on each GPU, amp={config['amp']}",
+        f"{config['gradient_accumulation_steps']} of them a step on each GPU, amp={config['amp']}",
         "memory of a GPU, GB: " + parts(need.kinds),
         f"  {need.total / 1e9:.1f} of {gpu.memory / 1e9:.0f} GB: {'it fits' if fits else 'it does not fit'}",
     ]

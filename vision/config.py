@@ -97,7 +97,7 @@ class VisionConfig(TrainConfig):
         if not 0 <= self.augment.label_smoothing < 1:
             raise UserError(f"augment.label_smoothing={self.augment.label_smoothing}: must lie in [0, 1)")
         self._check_model()
-        if self.mixes and self.batch_size // self.accumulate % 2:
+        if self.mixes and self.batch_size // self.gradient_accumulation_steps % 2:
             raise UserError(f"batch_size={self.batch_size}: mixup and cutmix need an even micro-batch")
 
     def _check_model(self) -> None:

@@ -104,7 +104,7 @@ class Pretraining(Task):
         images, _ = batch
         return model(images).mean()
 
-    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
+    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
         """Return the sum of the images' errors, each with the mask of its index."""
         images, indices = batch
         return {self.metric: model(images, noise(indices, model.num_patches)).sum()}, len(images)

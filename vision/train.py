@@ -111,7 +111,7 @@ class Classification(Task):
         scores: Tensor = model(images)
         return scores
 
-    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
+    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
         """Return the sums of the cross entropy and of correct answers (in percent) over a batch.
 
         With more than five classes also of those that are among the five likeliest.

@@ -58,9 +58,9 @@ def load(path: Path) -> Times:
 
 
 def seconds(folder: Path) -> float:
-    """Return the seconds of training for a sample in a run folder, without its first lap of records."""
-    laps = [lap for _, lap in read_records(folder / "speed.jsonl")]
-    return statistics.fmean(1 / rate for _, rate in map(sample_rate, laps[1:]))
+    """Return the seconds of training for a sample in a run folder, without its first record."""
+    windows = [window for _, window in read_records(folder / "speed.jsonl")]
+    return statistics.fmean(1 / rate for _, rate in map(sample_rate, windows[1:]))
 
 
 def append(path: Path, time: Time) -> None:

@@ -57,7 +57,7 @@ class LlmConfig(TrainConfig):
     data: SequencesConfig = field(default_factory=SequencesConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     gradient_checkpointing: bool = False  # compute activations again in the backward pass, to save memory
-    measure_batches: int | None = None  # of the validation text, of batch_size sequences; null: all of it
+    eval_batches: int | None = None  # of the validation text, of batch_size sequences; null: all of it
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def check(self) -> None:
@@ -66,8 +66,8 @@ class LlmConfig(TrainConfig):
         self.data.check()
         self.tokenizer.check()
         self.sampling.check()
-        if self.measure_batches is not None and self.measure_batches < 1:
-            raise UserError(f"measure_batches={self.measure_batches}: must be at least 1, or null for all")
+        if self.eval_batches is not None and self.eval_batches < 1:
+            raise UserError(f"eval_batches={self.eval_batches}: must be at least 1, or null for all")
 
 
 ConfigStore.instance().store(name="llm_schema", node=LlmConfig)

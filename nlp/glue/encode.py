@@ -49,8 +49,8 @@ class PairCoder:
         self.segment = 0 if style == "roberta" else 1
 
     def __call__(self, texts: Texts) -> Coded:
-        """Return tokens and segments of sentences or pairs."""
-        tokens, segments = [], []
+        """Return tokens and token types of sentences or pairs."""
+        tokens, token_type_ids = [], []
         columns = [self.tokenizer.encode(column) for column in zip(*texts, strict=True)]
         for parts in zip(*columns, strict=True):
             if len(parts) == 1:
@@ -62,8 +62,8 @@ class PairCoder:
                 first = 1 + len(a) + len(self.between)
                 whole = [self.bos, *a, *self.between, *b, self.eos]
             tokens.append(whole)
-            segments.append([0] * first + [self.segment] * (len(whole) - first))
-        return tokens, segments
+            token_type_ids.append([0] * first + [self.segment] * (len(whole) - first))
+        return tokens, token_type_ids
 
 
 def longest_first(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]]:
@@ -81,11 +81,11 @@ class HuggingFaceCoder:
         self.tokenizer, self.max_length = tokenizer, max_length
 
     def __call__(self, texts: Texts) -> Coded:
-        """Return tokens and segments of sentences or pairs."""
+        """Return tokens and token types of sentences or pairs."""
         columns = [list(column) for column in zip(*texts, strict=True)]
         coded = self.tokenizer(*columns, truncation="longest_first", max_length=self.max_length)
-        segments = coded.get("token_type_ids") or [[0] * len(ids) for ids in coded["input_ids"]]
-        return coded["input_ids"], segments
+        token_type_ids = coded.get("token_type_ids") or [[0] * len(ids) for ids in coded["input_ids"]]
+        return coded["input_ids"], token_type_ids
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Item:
     """An example as the model sees it."""
 
     tokens: np.ndarray
-    segments: np.ndarray
+    token_type_ids: np.ndarray
     label: float
     index: int
 
@@ -105,7 +105,7 @@ class Encoded:
         texts = [text for part in examples for text in part.texts]
         labels = [np.zeros(len(part)) if part.labels is None else part.labels for part in examples]
         self.labels = np.concatenate(labels) if labels else np.zeros(0)
-        tokens, segments, lengths = [], [], []
+        tokens, token_type_ids, lengths = [], [], []
         starts = range(0, len(texts), CHUNK)
         for start in tqdm(
             starts, desc=f"tokens of {what}", unit="chunk", leave=False, disable=len(starts) < 9
@@ -113,11 +113,11 @@ class Encoded:
             for ids, kinds in zip(*coder(texts[start : start + CHUNK]), strict=True):
                 lengths.append(len(ids))
                 tokens.append(np.array(ids, dtype=np.int32))
-                segments.append(np.array(kinds, dtype=np.int8))
+                token_type_ids.append(np.array(kinds, dtype=np.int8))
         self.lengths = np.array(lengths, dtype=np.int64)
         self.ends = np.cumsum(self.lengths)
         self.tokens = np.concatenate(tokens) if tokens else np.zeros(0, np.int32)
-        self.segments = np.concatenate(segments) if segments else np.zeros(0, np.int8)
+        self.token_type_ids = np.concatenate(token_type_ids) if token_type_ids else np.zeros(0, np.int8)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -125,26 +125,26 @@ class Encoded:
     def __getitem__(self, index: int) -> Item:
         end = self.ends[index]
         begin = end - self.lengths[index]
-        return Item(self.tokens[begin:end], self.segments[begin:end], float(self.labels[index]), index)
+        return Item(self.tokens[begin:end], self.token_type_ids[begin:end], float(self.labels[index]), index)
 
 
 def collate(items: Sequence[Item], pad: int) -> list[Tensor]:
-    """Return tokens, what of them is no padding, segments [batch, longest], labels and indices [batch].
+    """Return tokens, attention mask, token types [batch, longest], labels and indices [batch].
 
-    Where nothing is padded the second has no columns, [batch, 0].
+    If nothing is padded the mask has no columns, [batch, 0].
     """
     longest = max(len(item.tokens) for item in items)
     tokens = np.full((len(items), longest), pad, dtype=np.int64)
-    segments = np.zeros((len(items), longest), dtype=np.int64)
+    token_type_ids = np.zeros((len(items), longest), dtype=np.int64)
     lengths = np.array([len(item.tokens) for item in items])
     for row, item in enumerate(items):
         tokens[row, : len(item.tokens)] = item.tokens
-        segments[row, : len(item.tokens)] = item.segments
-    seen = np.arange(longest) < lengths[:, None]
+        token_type_ids[row, : len(item.tokens)] = item.token_type_ids
+    attention_mask = np.arange(longest) < lengths[:, None]
     return [
         torch.from_numpy(tokens),
-        torch.from_numpy(seen[:, :0] if seen.all() else seen),
-        torch.from_numpy(segments),
+        torch.from_numpy(attention_mask[:, :0] if attention_mask.all() else attention_mask),
+        torch.from_numpy(token_type_ids),
         torch.tensor([item.label for item in items], dtype=torch.float32),
         torch.tensor([item.index for item in items]),
     ]

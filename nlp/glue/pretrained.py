@@ -21,7 +21,9 @@ from repro.train.checkpoint import first_difference
 from repro.train.run_folder import read_config
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")  # the run's own, whatever it starts from
-Forward = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # (model, tokens, seen, segments) -> logits
+Forward = Callable[
+    [nn.Module, Tensor, Tensor, Tensor], Tensor
+]  # (model, tokens, attention_mask, token_type_ids) -> logits
 
 
 @dataclass
@@ -106,10 +108,10 @@ def _run(config: GlueConfig, path: Path) -> Start:
 def ours(config: GlueConfig, tokenizer: Any, path: Path | None) -> Start:
     """Return an encoder of ours with weights from `path`, or random ones."""
     model = config.model
-    room = bert.longest(model, tokenizer)
-    if config.data.max_length > room:
+    max_positions = bert.longest(model, tokenizer)
+    if config.data.max_length > max_positions:
         raise UserError(
-            f"data.max_length={config.data.max_length}: the model has positions for {room} tokens"
+            f"data.max_length={config.data.max_length}: the model has positions for {max_positions} tokens"
         )
 
     def build(outputs: int) -> nn.Module:
@@ -118,9 +120,11 @@ def ours(config: GlueConfig, tokenizer: Any, path: Path | None) -> Start:
             load(built, path)
         return built
 
-    def forward(built: Any, tokens: Tensor, seen: Tensor, segments: Tensor) -> Tensor:
-        kinds = segments if model.type_vocab_size > 1 else None
-        logits: Tensor = built(tokens, attention_mask=bert.attention(seen), token_type_ids=kinds).logits
+    def forward(built: Any, tokens: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        kinds = token_type_ids if model.type_vocab_size > 1 else None
+        logits: Tensor = built(
+            tokens, attention_mask=bert.attention(attention_mask), token_type_ids=kinds
+        ).logits
         return logits
 
     shape = f"{model.num_hidden_layers} layers of {model.hidden_size}"
@@ -196,9 +200,9 @@ def _hugging_face(config: GlueConfig, name: str, local: bool) -> Start:
             raise UserError(f"model.checkpoint={name}: {' '.join(str(error).split())[:200]}") from error
         return model
 
-    def forward(model: Any, tokens: Tensor, seen: Tensor, segments: Tensor) -> Tensor:
-        kinds = {"token_type_ids": segments} if has_segments else {}
-        mask = seen.long() if seen.shape[1] else None
+    def forward(model: Any, tokens: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        kinds = {"token_type_ids": token_type_ids} if has_segments else {}
+        mask = attention_mask.long() if attention_mask.shape[1] else None
         logits: Tensor = model(tokens, attention_mask=mask, **kinds).logits
         return logits
 

@@ -19,10 +19,12 @@ from torch.nn import functional as F
 class AdaptiveEmbedding(nn.Module):
     """Embeddings [..., d_proj] of words, times the square root of d_proj."""
 
-    def __init__(self, words: int, d_embed: int, d_proj: int, cutoffs: Sequence[int], div_val: int) -> None:
+    def __init__(
+        self, vocab_size: int, d_embed: int, d_proj: int, cutoffs: Sequence[int], div_val: int
+    ) -> None:
         super().__init__()
         self.d_proj = d_proj
-        self.ends = [0, *cutoffs, words] if div_val > 1 else [0, words]
+        self.ends = [0, *cutoffs, vocab_size] if div_val > 1 else [0, vocab_size]
         sizes = [d_embed // div_val**part for part in range(len(self.ends) - 1)]
         self.emb_layers = nn.ModuleList(
             nn.Embedding(end - begin, size)
@@ -54,9 +56,11 @@ class AdaptiveEmbedding(nn.Module):
 class AdaptiveSoftmax(nn.Module):
     """Negative log-likelihoods, in nats, of words given hidden states."""
 
-    def __init__(self, words: int, d_embed: int, d_proj: int, cutoffs: Sequence[int], div_val: int) -> None:
+    def __init__(
+        self, vocab_size: int, d_embed: int, d_proj: int, cutoffs: Sequence[int], div_val: int
+    ) -> None:
         super().__init__()
-        self.ends = [0, *cutoffs, words]
+        self.ends = [0, *cutoffs, vocab_size]
         self.div_val = div_val
         parts = len(self.ends) - 1
         sizes = [d_embed // div_val**part for part in range(parts)]
@@ -69,7 +73,7 @@ class AdaptiveSoftmax(nn.Module):
                 for (begin, end), size in zip(pairwise(self.ends), sizes, strict=True)
             ]
         else:
-            layers = [nn.Linear(d_embed, words)]
+            layers = [nn.Linear(d_embed, vocab_size)]
         self.out_layers = nn.ModuleList(layers)
         self.out_projs = nn.ParameterList(
             nn.Parameter(torch.empty(d_proj, size)) for size in sizes if div_val > 1 or d_embed != d_proj

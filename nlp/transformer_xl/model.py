@@ -47,10 +47,10 @@ class Reach(NamedTuple):
 class TransformerXL(nn.Module):
     """Predicts each word of a segment [B, T] from those before it, over mem_len words of memory."""
 
-    def __init__(self, options: ModelConfig, words: int) -> None:
+    def __init__(self, options: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.options = options
-        sizes = (words, options.d_embed, options.d_model, options.cutoffs, options.div_val)
+        sizes = (vocab_size, options.d_embed, options.d_model, options.cutoffs, options.div_val)
         self.word_emb = AdaptiveEmbedding(*sizes)
         self.drop = nn.Dropout(options.dropout)
         self.pos_emb = PositionEmbedding(options.d_model)

@@ -12,7 +12,7 @@ from ..card import Card
 from ..interop.sources import STATE_NAMES, refuse_options
 from .checks import OPTIMIZER_WIDE, check_hyper, in_group
 from .rule import Group, UpdateRule
-from .storage import BLOCK, STORAGE_OPTIONS, Names, State, Storage
+from .storage import BLOCK, STORAGE_OPTIONS, State, StateSpec, Storage
 
 ANOTHER_MODEL = "a checkpoint of another model, or of its parameters in another order"
 
@@ -40,9 +40,9 @@ def adopt(optimizer: UpdateRule, state_dict: dict[str, Any]) -> dict[str, Any]:
                 states[index] = state
                 if group_step is not None:
                     state.setdefault("step", group_step)
-                optimizer.adopt_state(state)
+                optimizer.load_foreign_state(state)
                 if own := _own_and_foreign(state)[0]:
-                    _check_state(optimizer, f"parameter {index}", p, own, optimizer.names_of(p, saved))
+                    _check_state(optimizer, f"parameter {index}", p, own, optimizer.state_spec(p, saved))
                     state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
         with in_group(optimizer, number):
             check_hyper(optimizer, saved, optimizer.defaults)
@@ -55,15 +55,15 @@ def copy_state(optimizer: UpdateRule, p: Tensor, state: dict[str, Any], group: G
     own, foreign = _own_and_foreign(state)
     if own:
         kept = Storage.of(p, group, optimizer.take_gradients)
-        own = kept.copy(optimizer.card, optimizer.names_of(p, group), p, own)
+        own = kept.copy(optimizer.card, optimizer.state_spec(p, group), p, own)
     copied: dict[str, Any] = tree_map(lambda x: _copied(x, p.device), foreign)
     return own | copied
 
 
-def _check_state(optimizer: UpdateRule, name: str, p: Tensor, state: dict[str, Any], names: Names) -> None:
-    optimizer.check_saved_state(name, p, state, names)
-    previous, small = optimizer.card.previous, dict(names.small)
-    required = {"step", *names.full, *small}
+def _check_state(optimizer: UpdateRule, name: str, p: Tensor, state: dict[str, Any], spec: StateSpec) -> None:
+    optimizer.check_saved_state(name, p, state, spec)
+    previous, small = optimizer.card.previous, dict(spec.small)
+    required = {"step", *spec.full, *small}
     if "pre_grad" in state and previous:
         required = required - {previous} | {"pre_grad"}
     scales = {f"{key}_scale" for key in required}
@@ -75,7 +75,7 @@ def _check_state(optimizer: UpdateRule, name: str, p: Tensor, state: dict[str, A
             f"not a checkpoint of {optimizer.card.title}: {problem}; "
             "optim.convert_state reads those of others"
         )
-    for key in names.full:
+    for key in spec.full:
         if key in state and (state[key].dtype == torch.uint8) != (f"{key}_scale" in state):
             raise ValueError(
                 f"not a checkpoint of {optimizer.card.title}: {key} of {name} is {state[key].dtype}, and "
@@ -95,8 +95,8 @@ def _is_of_another_parameter(optimizer: UpdateRule, p: Tensor, state: State) -> 
     """Whether a state that is not p's would be right for a parameter of another shape in p's group."""
     keys = {key for key in state if not key.endswith("_scale")} - {"compensation"}
     [group] = [group for group in optimizer.param_groups if any(q is p for q in group["params"])]
-    others = {optimizer.names_of(q, group) for q in group["params"]} - {optimizer.names_of(p, group)}
-    return any({"step", *names.full, *dict(names.small)} == keys for names in others)
+    others = {optimizer.state_spec(q, group) for q in group["params"]} - {optimizer.state_spec(p, group)}
+    return any({"step", *spec.full, *dict(spec.small)} == keys for spec in others)
 
 
 def _own_and_foreign(state: dict[Any, Any]) -> tuple[State, dict[Any, Any]]:

@@ -107,7 +107,7 @@ def warn_of_lost_squares(optimizer: UpdateRule) -> None:
     if any(
         p.dtype == torch.float16
         and group["state_dtype"] is None
-        and squares.intersection(optimizer.names_of(p, group).full)
+        and squares.intersection(optimizer.state_spec(p, group).full)
         for group in optimizer.param_groups
         for p in group["params"]
     ):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..card import Card, FusedRule
 from .layout import is_dense, is_plain, same_layout
-from .storage import BLOCK, Names
+from .storage import BLOCK, StateSpec
 
 RESIZED = "to change a parameter's shape use optim.resize_state, or remove its state"
 
@@ -50,20 +50,20 @@ def why_not_written(x: Tensor) -> str:
     return why_not_plain(x)
 
 
-def check_state(where: str, card: Card, names: Names, p: Tensor, state: Mapping[str, Any]) -> None:
+def check_state(where: str, card: Card, spec: StateSpec, p: Tensor, state: Mapping[str, Any]) -> None:
     """Checks the shapes and kinds of those states of a parameter that are there.
 
     Args:
         where: what messages call the parameter.
-        names: its states.
+        spec: its states.
         p: the parameter; a DTensor has DTensors as states.
 
     Raises:
         RuntimeError: for a state that is not a strided floating-point tensor of the parameter's shape, or
             8-bit codes of that shape with a scale for each block; for a step count that is not one number.
     """
-    small = dict(names.small)
-    for name in (*names.full, "pre_grad", "compensation", *small):
+    small = dict(spec.small)
+    for name in (*spec.full, "pre_grad", "compensation", *small):
         if name not in state or (name == "pre_grad" and not card.previous):
             continue
         x, shape = state[name], small.get(name, p.shape)
@@ -74,8 +74,8 @@ def check_state(where: str, card: Card, names: Names, p: Tensor, state: Mapping[
                 f"{where} has shape {tuple(p.shape)}, and its state {name} has shape {tuple(x.shape)}, not "
                 f"{tuple(shape)}: {RESIZED}"
             )
-        scale = state.get(f"{name}_scale") if name in names.full else None
-        if name in names.full and (scale is None) == (x.dtype == torch.uint8):
+        scale = state.get(f"{name}_scale") if name in spec.full else None
+        if name in spec.full and (scale is None) == (x.dtype == torch.uint8):
             missing = (
                 "are 8-bit codes without the scales in"
                 if scale is None

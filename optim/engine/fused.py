@@ -18,8 +18,8 @@ def make_tables(optimizer: UpdateRule, batch: Batch) -> None:
     make = cuda.CudaTable if batch.params[0].is_cuda else native.CpuTable
     kinds = native.kinds(batch.params[0], batch.storage)
     tensors = (kinds, batch.params, batch.grads, batch.states)
-    others = (*batch.names.full, *(name for name, _ in batch.names.small))
-    *first, rule = optimizer.fused_rules(batch.names)
+    others = (*batch.spec.full, *(name for name, _ in batch.spec.small))
+    *first, rule = optimizer.fused_rules(batch.spec)
     if rule.factors:
         batch.factors = [optimizer.make_factors(p, batch.group) for p in batch.params]
     if first:

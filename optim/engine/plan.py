@@ -125,11 +125,11 @@ def _row(optimizer: UpdateRule, index: int, place: int, p: Tensor, g: Tensor) ->
         own = takeable(p, g)
         is_lasting = is_lasting and own is p.grad
         p.grad = g = own
-    names, state = optimizer.names_of(p, group), optimizer.state[p]
+    spec, state = optimizer.state_spec(p, group), optimizer.state[p]
     optimizer.check_state(where, p, state, group)
-    storage.fit(optimizer.card, names, p, state, p.device if path == "fused" else "cpu")
-    batch = Batch(group, path, storage, names)
-    key = (index, path, p.device, p.dtype, storage, names.full, *(name for name, _ in names.small))
+    storage.fit(optimizer.card, spec, p, state, p.device if path == "fused" else "cpu")
+    batch = Batch(group, path, storage, spec)
+    key = (index, path, p.device, p.dtype, storage, spec.full, *(name for name, _ in spec.small))
     owner = (p, state)
     if is_dtensor(p):
         p, g, state = local(p), local(g), {name: local(x) for name, x in state.items()}
@@ -174,7 +174,7 @@ def _apart(rows: list[Row]) -> list[Row]:
     for tensors, i in zip(written, plain, strict=True):
         if rows[i].batch.path == "fused":
             tensors += [
-                x for name, x in rows[i].state.items() if name in rows[i].batch.names.full or name == "step"
+                x for name, x in rows[i].state.items() if name in rows[i].batch.spec.full or name == "step"
             ]
     for at in overlapping(written):
         i = plain[at]

@@ -1,7 +1,7 @@
 """What an optimizer gives to the engine, and what the engine hands over to its update rule.
 
-An optimizer adds its card, its hyper-parameters and its update rule three times over: `update_one` (the
-definition, one tensor at a time), `update_many` (lists of tensors) and, in csrc/rules.h, the fused rule with
+An optimizer adds its card, its hyper-parameters and its update rule three times over: `single_tensor` (the
+definition, one tensor at a time), `multi_tensor` (lists of tensors) and, in csrc/rules.h, the fused rule with
 `fused_hyper` numbers. A rule is given float32 (or float64) tensors to work on; how they are stored is not its
 concern. Rules that need more than an element's own values (norms, means) are given whole parameters, also
 where a parameter is a DTensor: their operations are then those of DTensors.
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..card import Card, FusedRule
 from . import available, native
 from .contract import check_state
-from .storage import Names, State, Storage
+from .storage import State, StateSpec, Storage
 
 Group = dict[str, Any]
 
@@ -32,7 +32,7 @@ class Batch:
     group: Group
     path: str
     storage: Storage
-    names: Names
+    spec: StateSpec
     owners: list[tuple[Tensor, State]] = field(default_factory=list)
     params: list[Tensor] = field(default_factory=list)
     grads: list[Tensor] = field(default_factory=list)
@@ -56,19 +56,19 @@ class UpdateRule(torch.optim.Optimizer):
     take_gradients: bool
     capturable: bool
 
-    def update_one(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
+    def single_tensor(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
         """Updates the parameter p and its state in place from the gradient g at step t = 1, 2, ..."""
         raise NotImplementedError
 
-    def update_many(
+    def multi_tensor(
         self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
     ) -> None:
         """The same for lists of tensors, of which g must not be changed."""
         raise NotImplementedError
 
-    def names_of(self, p: Tensor, group: Group) -> Names:
+    def state_spec(self, p: Tensor, group: Group) -> StateSpec:
         """The states of a parameter."""
-        return Names(tuple(self.card.states))
+        return StateSpec(tuple(self.card.states))
 
     # ---- checks
 
@@ -81,12 +81,12 @@ class UpdateRule(torch.optim.Optimizer):
         Raises:
             RuntimeError, ValueError: they are not those of this parameter.
         """
-        check_state(where, self.card, self.names_of(p, group), p, state)
+        check_state(where, self.card, self.state_spec(p, group), p, state)
 
-    def check_saved_state(self, where: str, p: Tensor, state: dict[str, Any], names: Names) -> None:
+    def check_saved_state(self, where: str, p: Tensor, state: dict[str, Any], spec: StateSpec) -> None:
         """Refuses a saved state with a message that the general checks, which come next, cannot give."""
 
-    def adopt_state(self, state: dict[str, Any]) -> None:
+    def load_foreign_state(self, state: dict[str, Any]) -> None:
         """Turns a parameter's state of another implementation or version, if it is known, into ours."""
 
     # ---- the fused path
@@ -99,7 +99,7 @@ class UpdateRule(torch.optim.Optimizer):
         """The numbers of the fused rule's Hyper struct (csrc/rules.h), in its order."""
         raise NotImplementedError
 
-    def fused_rules(self, names: Names) -> tuple[FusedRule, ...]:
+    def fused_rules(self, spec: StateSpec) -> tuple[FusedRule, ...]:
         """The rule of the fused path for parameters with these states; or two, for its passes."""
         return self.card.fused_rules
 

@@ -110,7 +110,7 @@ def decode(codes: Tensor, maxima: Tensor, signed: bool) -> Tensor:
 # ---- the tensors of a parameter
 
 
-class Names(NamedTuple):
+class StateSpec(NamedTuple):
     """The states of one parameter: names of those of its shape, and names and shapes of the small ones."""
 
     full: tuple[str, ...]
@@ -138,7 +138,9 @@ class Storage(NamedTuple):
             state = "float32"
         return cls(state, rounding if p.dtype == torch.bfloat16 else "nearest", taken)
 
-    def fit(self, card: Card, names: Names, p: Tensor, state: State, step_device: torch.device | str) -> None:
+    def fit(
+        self, card: Card, spec: StateSpec, p: Tensor, state: State, step_device: torch.device | str
+    ) -> None:
         """Allocates a parameter's state, or reallocates it if its dtype or layout changed."""
         step = state.get("step", 0.0)
         if not isinstance(step, Tensor):
@@ -149,12 +151,12 @@ class Storage(NamedTuple):
         else:
             state.pop("compensation", None)
         work = torch.promote_types(p.dtype, torch.float32)
-        for name, shape in names.small:
+        for name, shape in spec.small:
             old = state.get(name)
             state[name] = torch.zeros(shape, device=local(p).device, dtype=work) if old is None else old
             state[name] = state[name].to(local(p).device, work)
         for slot, name in enumerate(card.states):
-            if name not in names.full:
+            if name not in spec.full:
                 continue
             if name != card.previous:
                 self._fit_one(name, p, state, slot, signed=name not in card.nonnegative)
@@ -166,10 +168,10 @@ class Storage(NamedTuple):
                     state[name] = -torch.as_tensor(scale, device=local(p).device) * pre_grad
                 self._fit_one(name, p, state, slot)
 
-    def copy(self, card: Card, names: Names, p: Tensor, saved: State) -> State:
+    def copy(self, card: Card, spec: StateSpec, p: Tensor, saved: State) -> State:
         """A saved state as this storage keeps it, in memory of its own."""
         state = dict(saved)
-        self.fit(card, names, p, state, "cpu")
+        self.fit(card, spec, p, state, "cpu")
         slots = {name: slot for slot, name in enumerate([*card.states, "compensation"])} | {"pre_grad": 0}
         return {
             name: zeros_like(p, slots[name], x.dtype).copy_(x) if name in slots else x.clone()

@@ -29,7 +29,7 @@ def step(optimizer: UpdateRule, batch: Batch, factor: float, scale: Tensor | Non
         g = list(torch._foreach_mul(g, by))
     values = _load_states(optimizer, batch, work)
     if batch.path == "foreach":
-        optimizer.update_many(p, g, values, t, batch.group)
+        optimizer.multi_tensor(p, g, values, t, batch.group)
     else:
         _update_one_by_one(optimizer, batch, p, g, values, t)
     small = batch.storage.state in ("bfloat16", "int8")
@@ -45,12 +45,12 @@ def _load_states(optimizer: UpdateRule, batch: Batch, work: torch.dtype) -> dict
     """The states of all parameters by name, those of the parameters' shapes in the arithmetic's dtype."""
     card, states = optimizer.card, batch.states
     values = {}
-    for name in batch.names.full:
+    for name in batch.spec.full:
         if batch.storage.taken and name == card.previous:
             values[name] = [-s["pre_grad_scale"].to(work) * s["pre_grad"].to(work) for s in states]
         else:
             values[name] = [storage.load(s, name, name not in card.nonnegative).to(work) for s in states]
-    for name, _ in batch.names.small:
+    for name, _ in batch.spec.small:
         values[name] = [state[name] for state in states]
     return values
 
@@ -69,9 +69,9 @@ def _update_one_by_one(
         if is_dtensor(owner) and not optimizer.card.elementwise:
             x, y = as_part_of(owner, x), as_part_of(owner, y)
             for name, value in state.items():
-                wrap = as_part_of if name in batch.names.full else as_copy_for
+                wrap = as_part_of if name in batch.spec.full else as_copy_for
                 state[name] = wrap(owner, value)
-        optimizer.update_one(x, y, state, t[i], batch.group)
+        optimizer.single_tensor(x, y, state, t[i], batch.group)
 
 
 def _store_states(
@@ -85,7 +85,7 @@ def _store_states(
     """Stores the new states of a parameter; `by` was the factor on its gradient."""
     card = optimizer.card
     for slot, name in enumerate(card.states):
-        if name not in batch.names.full:
+        if name not in batch.spec.full:
             continue
         if batch.storage.taken and name == card.previous:
             state["pre_grad_scale"].fill_(by)

@@ -229,7 +229,7 @@ def counts() -> list[tuple[str, int]]:
     ]
 
 
-def _own(recipe: Recipe, finished: Sequence[own.Own]) -> str:
+def _own(recipe: Recipe, finished: Sequence[own.FinishedRun]) -> str:
     last = own.last(finished, recipe.row.name)
     return "" if last is None else last.describe(recipe)
 

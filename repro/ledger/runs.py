@@ -25,7 +25,7 @@ class Finished:
 
 
 @dataclass
-class Own:
+class FinishedRun:
     """A finished run of a row."""
 
     path: Path
@@ -91,21 +91,21 @@ def finished(roots: Iterable[Path]) -> tuple[list[Finished], list[str]]:
     return found, problems
 
 
-def of_rows(found: Iterable[Finished]) -> list[Own]:
+def of_rows(found: Iterable[Finished]) -> list[FinishedRun]:
     """Return those of finished runs that are of a row; they have its name and scale."""
     return [
-        Own(run.path, row, str(run.config.get("row.scale")), _date(run), run.config, run.summary)
+        FinishedRun(run.path, row, str(run.config.get("row.scale")), _date(run), run.config, run.summary)
         for run in found
         if isinstance(row := run.config.get("row.name"), str)
     ]
 
 
-def runs(roots: Iterable[Path]) -> list[Own]:
+def runs(roots: Iterable[Path]) -> list[FinishedRun]:
     """Return the finished runs of rows in and below folders; other folders are passed over."""
     return of_rows(finished(roots)[0])
 
 
-def last(found: Iterable[Own], row: str) -> Own | None:
+def last(found: Iterable[FinishedRun], row: str) -> FinishedRun | None:
     """Return a row's newest run; a proxy's only where there is no other."""
     of_row = [own for own in found if own.row == row]
     return max(of_row, key=lambda own: (own.scale == "paper", own.date), default=None)

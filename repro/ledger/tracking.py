@@ -11,7 +11,7 @@ import pandas as pd  # type: ignore[import-untyped]
 from repro.direction import higher_is_better
 from repro.ledger import rows as ledger
 from repro.ledger.rows import Figure, Row
-from repro.ledger.verdict import LEAST_TOLERANCE, TOLERANCE, VERDICTS, Curve, Memory, worst
+from repro.ledger.verdict import LEAST_TOLERANCE, TOLERANCE, VERDICTS, Curve, VerdictState, worst
 from repro.logs import epochs_from
 from repro.logs.files import read_log
 from repro.logs.log import UNKNOWN, Log, LogError
@@ -53,7 +53,7 @@ class Tracker:
                 continue
             expected = curve.at(record[self.position])
             if expected is not None:
-                memory = Memory(**self.memory.get(key, {}))
+                memory = VerdictState(**self.memory.get(key, {}))
                 memory.judge(expected, curve.error(record[key]))
                 self.memory[key] = asdict(memory)
                 added[f"released_{key}"] = curve.error(expected.released)
@@ -66,13 +66,13 @@ class Tracker:
         """The verdict on the run as it is now; None before anything was compared."""
         if not self.curves or not self.memory:
             return None
-        return VERDICTS[worst(Memory(**state).verdict for state in self.memory.values())]
+        return VERDICTS[worst(VerdictState(**state).verdict for state in self.memory.values())]
 
     def __str__(self) -> str:
         """The verdict, and the keys that it comes from where it is not `on track`."""
         if self.verdict is None or self.verdict == VERDICTS[0]:
             return self.verdict or ""
-        verdicts = {key: VERDICTS[Memory(**state).verdict] for key, state in self.memory.items()}
+        verdicts = {key: VERDICTS[VerdictState(**state).verdict] for key, state in self.memory.items()}
         return f"{self.verdict} in {', '.join(key for key, each in verdicts.items() if each == self.verdict)}"
 
     def summarise(self, final: dict[str, Any] | None, best: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -228,7 +228,7 @@ def _compared(curve: Curve, log: Log, name: str, position: str) -> Iterator[tupl
     rows = rows[rows["record"] == kind]
     ours = log.format == "run"  # whose records are in the units of their row
     factor = 1.0 if ours else nats(log.units.get(name, "")) / nats(curve.unit)
-    memory = Memory()
+    memory = VerdictState()
     for place, value in zip(
         rows[position].astype(float) + shift(log, position), rows[name] * factor, strict=True
     ):

@@ -75,7 +75,7 @@ class Curve:
 
 
 @dataclass
-class Memory:
+class VerdictState:
     """What the verdict on a column needs of its earlier records. JSON-able."""
 
     recent: list[int] = field(default_factory=list)  # keys of VERDICTS, newest last

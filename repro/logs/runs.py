@@ -1,7 +1,7 @@
 """Our own runs: a run's folder, or its metrics.jsonl (see repro.train.run_folder).
 
 A record with measures is a measurement: `epoch` where an epoch ends, `eval` where it does not
-(`measure_every`); its train_loss is the mean since the epoch began. `test` is what the best weights gave at
+(`eval_every`); its train_loss is the mean since the epoch began. `test` is what the best weights gave at
 the end. The others are `train`, with the mean over `run.log_every` steps. Columns are named as in the file;
 `epoch` counts epochs done. Continuing a run drops what the file has beyond the checkpoint, so that no record
 is there twice.

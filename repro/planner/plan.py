@@ -84,7 +84,7 @@ class Job:
             model,
             self.task.loss,
             self.task.synthetic_batch(samples),
-            min(2, config["accumulate"]),
+            min(2, config["gradient_accumulation_steps"]),
             config["amp"],
             bool(config["clip_grad"]),
             self.task.classes,
@@ -132,12 +132,14 @@ def micro_batch(config: Config, processes: int) -> int:
     Raises:
         UserError: they do not come out even.
     """
-    size, parts = config["batch_size"], config["accumulate"] * processes
+    size, accumulated = config["batch_size"], config["gradient_accumulation_steps"]
+    parts = accumulated * processes
     if size % parts:
         fits = [str(n) for n in range(1, size // processes + 1) if size % (n * processes) == 0][-8:]
-        cure = f"; accumulate may be {', '.join(fits)}" if fits else ""
+        cure = f"; gradient_accumulation_steps may be {', '.join(fits)}" if fits else ""
         raise UserError(
-            f"batch_size={size}: must be divisible by accumulate={config['accumulate']} times {processes} "
+            f"batch_size={size}: must be divisible by "
+            f"gradient_accumulation_steps={accumulated} times {processes} "
             f"process(es){cure}"
         )
     return int(size // parts)
@@ -292,6 +294,6 @@ def remedies(name: str, overrides: list[str], machine: Machine) -> list[tuple[li
 
 def _accumulations(config: Config, processes: int) -> list[str]:
     share = config["batch_size"] // processes
-    parts = [n for n in range(config["accumulate"] + 1, share + 1) if share % n == 0]
+    parts = [n for n in range(config["gradient_accumulation_steps"] + 1, share + 1) if share % n == 0]
     chosen = {parts[0], parts[-1]} if parts else set()
-    return [f"accumulate={n}" for n in sorted(chosen)]
+    return [f"gradient_accumulation_steps={n}" for n in sorted(chosen)]

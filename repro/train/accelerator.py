@@ -31,14 +31,14 @@ def build(config: TrainConfig) -> Accelerator:
     handlers: list[Any] = [InitProcessGroupKwargs(timeout=timedelta(seconds=config.run.timeout))]
     if config.amp == "fp16":
         scale = config.loss_scale
-        handlers.append(GradScalerKwargs(init_scale=scale.initial, growth_interval=scale.window))
+        handlers.append(GradScalerKwargs(init_scale=scale.initial, growth_interval=scale.growth_interval))
     if config.compile:  # torch's compiler asks each tensor that it is given for its gradient
         warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf", UserWarning)
     try:
         return Accelerator(
             cpu=not torch.accelerator.is_available(),
             mixed_precision=config.amp,
-            gradient_accumulation_steps=config.accumulate,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
             dynamo_backend="inductor" if config.compile else None,
             kwargs_handlers=handlers,
             log_with=config.tracking.name,
@@ -107,21 +107,24 @@ def keep_loss_scale(accelerator: Accelerator, config: LossScaleConfig, step: int
 
 
 def weighed(
-    batches: Iterable[Any], weight: Callable[[Any], float | None], accumulate: int, accelerator: Accelerator
+    batches: Iterable[Any],
+    num_items: Callable[[Any], float | None],
+    micro_batches: int,
+    accelerator: Accelerator,
 ) -> Iterator[tuple[Any, Tensor | float]]:
-    """Yield micro-batches, each with its weight in the loss of its step: 1 where `weight` returns None.
+    """Yield micro-batches, each with its weight in the loss of its step: 1 where `num_items` returns None.
 
     Args:
-        weight: the number of items that the loss of a micro-batch is the mean over.
-        accumulate: micro-batches in a step.
+        num_items: see Task.num_items.
+        micro_batches: in a step.
     """
     iterator = iter(batches)
     for first in iterator:
-        if weight(first) is None:
+        if num_items(first) is None:
             yield first, 1.0
             continue
-        group = [first, *islice(iterator, accumulate - 1)]
-        weights = torch.tensor([weight(batch) for batch in group], device=accelerator.device).float()
+        group = [first, *islice(iterator, micro_batches - 1)]
+        weights = torch.tensor([num_items(batch) for batch in group], device=accelerator.device).float()
         weights /= accelerator.reduce(weights.mean(), "mean").clamp(min=1e-9)  # 0: nothing to learn
         yield from zip(group, weights, strict=True)
 
@@ -140,7 +143,7 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig, path: Path) ->
 def shut_down(accelerator: Accelerator) -> None:
     """Finish the trackers and leave nothing that a next accelerator of this process would inherit.
 
-    But for the process group: torchrun lets its processes form one once, and multiruns go on with it.
+    The process group stays: torchrun lets its processes form one once, and multiruns go on with it.
     """
     for tracker in accelerator.trackers:
         tracker.finish()

@@ -71,7 +71,7 @@ class LossScaleConfig:
     """What losses are multiplied with for amp=fp16, by torch.amp.GradScaler, as fairseq has it."""
 
     initial: float = 65536.0
-    window: int = 2000  # steps without overflow after which it doubles; an overflow halves it
+    growth_interval: int = 2000  # steps without overflow after which it doubles; an overflow halves it
     threshold: float | None = None  # it is not lowered below this
     minimum: float = 0.0  # the run ends where it would be lowered to this
 
@@ -93,17 +93,17 @@ class ScheduleConfig:
     factor: float = 0.1  # step only: what the learning rate is multiplied by at each of the milestones
 
 
-# The least value of a key that is not null.
-LEAST = {
-    **dict.fromkeys(("epochs", "batch_size", "accumulate", "repeats", "hessian_every"), 1),
+# The smallest value of a key that is not null.
+MINIMUM = {
+    **dict.fromkeys(("epochs", "batch_size", "gradient_accumulation_steps", "repeats", "hessian_every"), 1),
     **dict.fromkeys(("run.keep", "run.log_every", "run.timeout"), 1),
     **dict.fromkeys(("seed", "workers", "schedule.warmup_epochs", "schedule.cooldown_epochs"), 0),
     **dict.fromkeys(("schedule.warmup_lr", "schedule.min_lr"), 0),
     **dict.fromkeys(("run.checkpoint_every", "run.monitor"), 1),
     **dict.fromkeys(("steps", "max_epochs", "stop_after"), 1),
-    **dict.fromkeys(("measure_every", "measure_epochs", "restart_every"), 1),
+    **dict.fromkeys(("eval_every", "eval_epochs", "restart_every"), 1),
     "schedule.warmup_steps": 0,
-    "loss_scale.window": 1,
+    "loss_scale.growth_interval": 1,
 }
 
 
@@ -117,10 +117,10 @@ class TrainConfig:
     # with `steps`: stop after this many epochs if reached first; the schedule ignores it
     max_epochs: int | None = None
     stop_after: int | None = None  # stop after this many steps; the schedule ignores it
-    measure_every: int | None = None  # steps between measurements
-    measure_epochs: int | None = 1  # also measure every N epochs; null: only after the last
+    eval_every: int | None = None  # steps between evaluations
+    eval_epochs: int | None = 1  # also evaluate every N epochs; null: only after the last
     batch_size: int = 64  # samples per optimizer step, over all processes and micro-batches
-    accumulate: int = 1  # micro-batches per optimizer step
+    gradient_accumulation_steps: int = 1  # micro-batches per optimizer step
     repeats: int = 1  # copies of a sample in an epoch, augmented apart; the epoch is as long as without
     amp: str = "no"  # no | bf16 | fp16
     loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
@@ -161,9 +161,9 @@ class TrainConfig:
             one_of("tracking.name", self.tracking.name, ("wandb", "tensorboard"))
 
     def _check_numbers(self) -> None:
-        for key, least in LEAST.items():
+        for key, minimum in MINIMUM.items():
             if (value := _lookup(self, key)) is not None:
-                _at_least(least, key, value)
+                _at_least(minimum, key, value)
         for key in ("initial", "threshold"):
             value = getattr(self.loss_scale, key)
             if value is not None and not value > 0:
@@ -181,7 +181,7 @@ class TrainConfig:
         if self.steps is None and self.max_epochs is not None:
             raise UserError(f"max_epochs={self.max_epochs}: is for a run in steps; set epochs instead")
 
-    def share(self, size: int, samples: str, processes: int) -> int:
+    def micro_batch_size(self, size: int, samples: str, processes: int) -> int:
         """Return the micro-batch size of one process, of `size` training samples, called `samples`.
 
         Raises:
@@ -189,12 +189,12 @@ class TrainConfig:
         """
         if size < self.batch_size:
             raise UserError(f"batch_size={self.batch_size}: the training set has only {size} {samples}")
-        if self.batch_size % (self.accumulate * processes):
+        if self.batch_size % (self.gradient_accumulation_steps * processes):
             raise UserError(
-                f"batch_size={self.batch_size}: must be divisible by accumulate={self.accumulate} "
-                f"times {processes} process(es)"
+                f"batch_size={self.batch_size}: must be divisible by gradient_accumulation_steps="
+                f"{self.gradient_accumulation_steps} times {processes} process(es)"
             )
-        return self.batch_size // (self.accumulate * processes)
+        return self.batch_size // (self.gradient_accumulation_steps * processes)
 
     def _check_fsdp(self) -> None:
         if not self.fsdp:
@@ -237,9 +237,9 @@ def one_of(key: str, value: str, options: tuple[str, ...]) -> None:
         raise UserError(f"{key}={value}: must be one of {', '.join(options)}")
 
 
-def _at_least(least: int, key: str, value: float) -> None:
-    if value < least:
-        raise UserError(f"{key}={value}: must be at least {least}")
+def _at_least(minimum: int, key: str, value: float) -> None:
+    if value < minimum:
+        raise UserError(f"{key}={value}: must be at least {minimum}")
 
 
 def _lookup(config: Any, key: str) -> Any:

@@ -67,7 +67,7 @@ def regrouped(batches: Sequence[Sequence[int]], seed: int) -> Plan:
 
 
 def dealt(size: int, batch_size: int, processes: int = 1, rank: int = 0) -> Sequence[Sequence[int]]:
-    """Return the batches in which a process measures: each sample exactly once over all processes, in order.
+    """Return the evaluation batches of a process: each sample exactly once over all processes, in order.
 
     Nothing is padded, so that counts are exact.
     """
@@ -87,9 +87,9 @@ class TrainingSampler(Sampler[list[Key]]):
     too few for that, differ by one; where they are too few for one each, the first ones serve again.
     """
 
-    def __init__(self, plan: Plan, accumulate: int = 1, processes: int = 1, rank: int = 0) -> None:
+    def __init__(self, plan: Plan, micro_batches: int = 1, processes: int = 1, rank: int = 0) -> None:
         self.plan = lru_cache(1)(plan)  # it may shuffle millions of samples
-        self.accumulate, self.processes, self.rank = accumulate, processes, rank
+        self.micro_batches, self.processes, self.rank = micro_batches, processes, rank
         self.steps = len(self.plan(0))
         self.epoch, self.first_step = 0, 0
 
@@ -98,10 +98,10 @@ class TrainingSampler(Sampler[list[Key]]):
         self.epoch, self.first_step = epoch, step
 
     def __len__(self) -> int:
-        return (self.steps - self.first_step) * self.accumulate
+        return (self.steps - self.first_step) * self.micro_batches
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch, shares = self.epoch, self.accumulate * self.processes
+        epoch, shares = self.epoch, self.micro_batches * self.processes
         for samples in self.plan(epoch)[self.first_step :]:
             taken = np.resize(np.asarray(samples), max(len(samples), shares))
             for share in range(self.rank, shares, self.processes):

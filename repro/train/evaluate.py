@@ -1,4 +1,4 @@
-"""Measuring a model on a set, each sample counted once however many processes share the work."""
+"""Evaluating a model on a set: each sample counts once, however many processes share the work."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -18,17 +18,17 @@ from repro.train.task import Task
 
 @dataclass
 class Batches:
-    """The batches that a process measures; those past the first `counted` are padding and are not scored."""
+    """The batches that a process evaluates; those past the first `counted` are padding and are not scored."""
 
     loader: Iterable[Any]
     counted: int
 
 
-class Measurer:
-    """Measures a task's sets.
+class Evaluator:
+    """Evaluates a task's sets.
 
     Args:
-        share: samples in a batch, at most.
+        micro_batch_size: largest number of samples in a batch.
         autocast: gives the context in which the model computes.
     """
 
@@ -37,10 +37,11 @@ class Measurer:
         task: Task,
         config: TrainConfig,
         accelerator: Accelerator,
-        share: int,
+        micro_batch_size: int,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        self.task, self.config, self.accelerator, self.share = task, config, accelerator, share
+        self.task, self.config, self.accelerator = task, config, accelerator
+        self.micro_batch_size = micro_batch_size
         self.autocast = autocast
 
     def batches(self, data: Sized) -> Batches:
@@ -55,8 +56,8 @@ class Measurer:
         return Batches(loader, counted)
 
     @torch.no_grad()
-    def measure(self, model: nn.Module, batches: Batches) -> dict[str, float]:
-        """Return the task's figures."""
+    def evaluate(self, model: nn.Module, batches: Batches) -> dict[str, float]:
+        """Return the task's metrics."""
         model.eval()
         self.task.state = {}
         device = self.accelerator.device
@@ -64,17 +65,17 @@ class Measurer:
         count: Tensor | int = 0
         for index, batch in enumerate(batches.loader):
             with self.autocast():
-                measures, size = self.task.measure(model, self.task.move(batch, device))
+                sums_of_batch, size = self.task.evaluate(model, self.task.move(batch, device))
             counts = index < batches.counted
             count += size * counts
-            for key, value in measures.items():
+            for key, value in sums_of_batch.items():
                 sums[key] = sums.get(key, 0) + value.double() * counts
         count = torch.as_tensor(count, dtype=torch.float64, device=device)
         totals = {key: self.accelerator.reduce(value, "sum").cpu() for key, value in sums.items()}
-        return self.task.figures(totals, float(self.accelerator.reduce(count, "sum")))
+        return self.task.metrics(totals, float(self.accelerator.reduce(count, "sum")))
 
     def _plan(self, data: Sized, rank: int) -> Sequence[Sequence[int]]:
-        return self.task.measure_plan(data, self.share, self.accelerator.num_processes, rank)
+        return self.task.eval_plan(data, self.micro_batch_size, self.accelerator.num_processes, rank)
 
 
 @torch.no_grad()

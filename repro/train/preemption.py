@@ -70,7 +70,7 @@ class Listener:
                 self._said[1].wait()
             distributed.destroy_process_group(self._group)
 
-    def told(self) -> int:
+    def should_stop(self) -> int:
         """Return the number of the signal that ends the run after this step, 0 for none.
 
         All processes call it after each step, and get the same answer.

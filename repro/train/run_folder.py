@@ -4,10 +4,10 @@ runs/<entry point>/<name>/
     config.yaml        the resolved configuration
     environment.json   a list with one entry per start: versions, commit, devices, threads, command
     metrics.jsonl      one JSON object per record; `epoch` is a whole number where an epoch ends, a fraction
-                       in between; records of a measurement have the test metrics. With a row of the ledger,
+                       in between; records of an evaluation have its metrics. With a row of the ledger,
                        released_<key> is what the released log has there, and verdict how the run stands.
                        The last record may have what the best weights, those of `weights_of_step`, give on a
-                       set that is measured once.
+                       set that is evaluated once.
                        Nothing but what the configuration determines is in it, so that two runs of one
                        configuration on one machine agree in every byte; times are in speed.jsonl.
     speed.jsonl        since the record before: samples a second, share of the time that was waiting for data,
@@ -44,11 +44,12 @@ from repro.errors import Diverged, UserError
 from repro.loading import read_json, read_records, read_text, read_yaml
 from repro.publish import is_leftover, replacing
 from repro.train import checkpoint
+from repro.train.renamed import RENAMED
 
 # A continued run may differ from its beginning in these keys (and those below them), and in no other.
 FREE_KEYS = ("run", "tracking", "workers", "data.root", "row")
 # And in this one, which repro.train.saving lets change with the number of processes.
-DIVISION = "accumulate"
+DIVISION = "gradient_accumulation_steps"
 
 LOGS = ("metrics.jsonl", "speed.jsonl")
 CONFIG = "config.yaml"
@@ -267,12 +268,12 @@ def _commit() -> str | None:
 
 
 def read_config(path: Path, cure: str = "") -> dict[str, Any]:
-    """Return the contents of a config.yaml, flat.
+    """Return the contents of a config.yaml, flat; keys that were renamed since have their new names.
 
     Raises:
         Unreadable: it is damaged; see repro.loading.
     """
-    return flatten(read_yaml(path, cure))
+    return {RENAMED.get(key, key): value for key, value in flatten(read_yaml(path, cure)).items()}
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -34,8 +34,8 @@ def save(state: TrainState, config: TrainConfig, accelerator: Accelerator, folde
         name: of the model.
     """
     held = [{key: tensor.cpu() for key, tensor in each.items()} for each in state.carried]
-    last = {key: ring.cpu() for key, ring in state.rings.items()}
-    rings, carried = zip(*gather_object([(last, held)]), strict=True)  # of all processes
+    last = {key: numbers.cpu() for key, numbers in state.history.items()}
+    histories, carried = zip(*gather_object([(last, held)]), strict=True)  # of all processes
     main = accelerator.is_main_process
     if not (main or config.fsdp):
         return
@@ -44,8 +44,8 @@ def save(state: TrainState, config: TrainConfig, accelerator: Accelerator, folde
         about = {"model": name}
         rest: dict[str, Any] = {
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-            "accumulate": config.accumulate,
-            "rings": list(rings),
+            "accumulate": config.gradient_accumulation_steps,
+            "rings": list(histories),
             "states": list(carried),
         }
         if config.fsdp:
@@ -77,12 +77,13 @@ def load(state: TrainState, config: TrainConfig, accelerator: Accelerator, path:
     device = accelerator.device
     rest = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
     processes, rank = accelerator.num_processes, accelerator.process_index
-    before, now = len(rest["rings"]) * rest["accumulate"], processes * config.accumulate
+    before, now = len(rest["rings"]) * rest["accumulate"], processes * config.gradient_accumulation_steps
     if before != now:
         raise UserError(
-            f"{path.parents[1]} was begun with {len(rest['rings'])} process(es) and accumulate="
-            f"{rest['accumulate']}, now there are {processes} and {config.accumulate}; their product has to "
-            f"stay {before}: set accumulate, or begin afresh with run.overwrite=true"
+            f"{path.parents[1]} was begun with {len(rest['rings'])} process(es) and "
+            f"gradient_accumulation_steps={rest['accumulate']}, now there are {processes} and "
+            f"{config.gradient_accumulation_steps}; their product must stay {before}: "
+            "set gradient_accumulation_steps, or begin afresh with run.overwrite=true"
         )
     if config.fsdp:
         fsdp.load(path, state.module, state.optimizer)
@@ -91,10 +92,10 @@ def load(state: TrainState, config: TrainConfig, accelerator: Accelerator, path:
         state.optimizer.load_state_dict(rest["optimizer"])
     if accelerator.scaler:
         accelerator.scaler.load_state_dict(rest["scaler"])
-    for key, ring in state.rings.items():
-        all_rings = [one[key] for one in rest["rings"]]
-        same = len(all_rings) == processes  # or else what matters: their mean
-        ring.copy_(all_rings[rank] if same else torch.stack(all_rings).mean(0))
+    for key, numbers in state.history.items():
+        every = [one[key] for one in rest["rings"]]
+        same = len(every) == processes  # or else what matters: their mean
+        numbers.copy_(every[rank] if same else torch.stack(every).mean(0))
     # micro-batches are numbered over all processes, see Trainer._seed
     by_number = [slots[slot] for slot in range(rest["accumulate"]) for slots in rest["states"]]
     state.carried = [

@@ -28,20 +28,20 @@ class TrainState:
         module: the bare model; with fsdp its parameters are sharded.
         optimizer: the bare one.
         ema: the averaged model, if there is one.
-        rings: numbers of the last steps, [steps of an epoch]: `loss`, and `grad_norm` where it is clipped.
+        history: a number for each of the last steps, [steps of an epoch]: `loss`, and `grad_norm` if clipped.
         carried: what each micro-batch of a step hands to that of the next; see Task.state.
     """
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
     ema: AveragedModel | None
-    rings: dict[str, Tensor]
+    history: dict[str, Tensor]
     carried: list[dict[str, Tensor]]
     progress: Progress = field(default_factory=Progress)
 
-    def recent(self, ring: str, steps: int) -> Tensor:
+    def recent(self, name: str, steps: int) -> Tensor:
         """Return the numbers of the last `steps` steps, [steps]."""
-        numbers = self.rings[ring]
+        numbers = self.history[name]
         last = torch.arange(self.progress.step - steps, self.progress.step, device=numbers.device)
         return numbers[last % len(numbers)]
 

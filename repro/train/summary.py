@@ -9,7 +9,7 @@ from optim.monitor.readings import peak_resident_bytes
 from repro.ledger import tracking
 from repro.train.config import TrainConfig
 from repro.train.state import Progress, TrainState
-from repro.train.throughput import Speedometer, sample_rate
+from repro.train.throughput import Throughput, sample_rate
 
 
 def epoch_line(progress: Progress, epochs: int, steps: int, verdict: str) -> str:
@@ -18,7 +18,7 @@ def epoch_line(progress: Progress, epochs: int, steps: int, verdict: str) -> str
     left = progress.seconds / progress.step * (steps - progress.step)
     parts = [
         f"epoch {record['epoch']}/{epochs}",
-        *measures(record),
+        *metrics(record),
         f"lr {record['lr']:.3g}",
         f"left {_duration(left)}",
         verdict,
@@ -26,8 +26,8 @@ def epoch_line(progress: Progress, epochs: int, steps: int, verdict: str) -> str
     return "  ".join(part for part in parts if part)
 
 
-def measures(record: dict[str, Any]) -> list[str]:
-    """Return what a record measured, each with what the released run had there."""
+def metrics(record: dict[str, Any]) -> list[str]:
+    """Return the metrics of a record, each with that of the released run at that point."""
     return [
         f"{key} {value:.4g}"
         + (f" (released {record[f'released_{key}']:.4g})" if f"released_{key}" in record else "")
@@ -44,7 +44,7 @@ def summarise(
     model: str,
     epochs: int,
     metric: str,
-    speed: Speedometer,
+    speed: Throughput,
     tracker: tracking.Tracker,
     monitor: optim.Monitor | None,
     test: dict[str, Any] | None,
@@ -60,7 +60,7 @@ def summarise(
         examples: see Task.examples.
     """
     progress = state.progress
-    on_gpu = state.rings["loss"].is_cuda
+    on_gpu = state.history["loss"].is_cuda
     peak = torch.cuda.max_memory_allocated() if on_gpu else peak_resident_bytes()
     summary = {
         "run": run,

@@ -15,7 +15,7 @@ from repro.train.data import Plan, Sized, dealt, shuffled
 
 
 class Task(ABC):
-    """A model, its data, its loss and its measure. The loop knows nothing else of a recipe.
+    """A model, its data, its loss and its metrics. The loop knows nothing else of a recipe.
 
     A recipe's task takes its configuration, and with `synthetic` needs no data: see `synthetic_batch`.
     """
@@ -23,7 +23,7 @@ class Task(ABC):
     name: str  # the entry point's, e.g. "vision"
     samples = "images"  # the unit of speed, in the plural
     per_sample = 1  # of that unit in a sample, e.g. the tokens of a sequence
-    metric: str  # the figure that decides which checkpoint is best; repro.direction knows its kind
+    metric: str  # decides which checkpoint is best; see repro.direction
     model_name: str
     # For plans, see repro.planner: the kind of models in repro.hardware.FAMILIES, None where no plan is made,
     # and the last dimension of the scores, by which their memory is told from other activations'.
@@ -35,7 +35,7 @@ class Task(ABC):
 
     # What the next micro-batch needs of this one, detached: a memory, hidden states. The loop hands each
     # micro-batch of a step its own, empties them when an epoch begins, keeps them in checkpoints, and has an
-    # empty one for measuring.
+    # empty one for evaluation.
     state: dict[str, Tensor]
 
     # ---- data
@@ -46,20 +46,18 @@ class Task(ABC):
 
     @abstractmethod
     def valid_data(self) -> Sized:
-        """Return the set that is measured while training. Its items must not be random."""
+        """Return the set that is evaluated while training. Its items must not be random."""
 
     def test_data(self) -> Sized | None:
-        """Return the set that is measured once, at the end, with the best weights; None if there is none."""
+        """Return the set that is evaluated once, at the end, with the best weights; None if there is none."""
         return None
 
     def plan(self, data: Sized, config: TrainConfig) -> Plan:
         """Return which samples of the training set are in which step."""
         return shuffled(len(data), config.batch_size, config.seed, config.repeats)
 
-    def measure_plan(
-        self, data: Sized, batch_size: int, processes: int, rank: int
-    ) -> Sequence[Sequence[int]]:
-        """Return the batches of a set that is measured which a process takes, of `batch_size` at most."""
+    def eval_plan(self, data: Sized, batch_size: int, processes: int, rank: int) -> Sequence[Sequence[int]]:
+        """Return the evaluation batches of one process: indices of samples, at most `batch_size` in each."""
         return dealt(len(data), batch_size, processes, rank)
 
     def collate(self, samples: list[Any]) -> Any:
@@ -80,10 +78,11 @@ class Task(ABC):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the mean loss over a micro-batch, to be minimised."""
 
-    def weight(self, batch: Any) -> float | None:
-        """Return how many items the loss of a batch, on the CPU, is the mean over: tokens, examples.
+    def num_items(self, batch: Any) -> float | None:
+        """Return the number of items (tokens, examples) that the loss of a batch, on the CPU, averages over.
 
-        With it, a step's loss is the mean over the items of all its micro-batches; with None, over those.
+        A step's loss is then the mean over the items of all its micro-batches; with None each micro-batch
+        counts the same.
         """
         return None
 
@@ -113,22 +112,22 @@ class Task(ABC):
 
     # ---- what is recorded
 
-    def training_figures(self, loss: float) -> dict[str, float]:
-        """Return what is recorded of a mean training loss; `train_loss` must be among it."""
+    def training_metrics(self, loss: float) -> dict[str, float]:
+        """Return the metrics to record for a mean training loss; `train_loss` must be among them."""
         return {"train_loss": loss}
 
     @abstractmethod
-    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int | Tensor]:
-        """Return sums of each measure over a batch, and how many items they are over.
+    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int | Tensor]:
+        """Return the sum of each metric over a batch, and the number of items summed.
 
         They are added up over batches and processes, and may have any shape: a vector with each sample's
         prediction in its place and 0 elsewhere becomes that of all predictions.
         """
 
-    def figures(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
-        """Return what is recorded of the sums, in float64 on the CPU: here their means over all items.
+    def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
+        """Return the metrics to record for the sums, in float64 on the CPU: here their means over all items.
 
-        Names that begin with `valid_` begin with `test_` when it is the test set that was measured.
+        Names that begin with `valid_` begin with `test_` when the test set was evaluated.
         """
         return {key: float(value) / count for key, value in sums.items()}
 

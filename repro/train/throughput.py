@@ -31,8 +31,8 @@ class Clock:
     wait_seconds: float = 0.0  # of these, until the next batch was there
 
 
-class Speedometer:
-    """Keeps the clock of a run and tells its speed.
+class Throughput:
+    """Keeps the clock of a run and computes its speed.
 
     Args:
         clock: what the run's earlier starts took; it is kept up to date.
@@ -45,7 +45,7 @@ class Speedometer:
         self.clock, self.unit, self.samples, self.peak = clock, unit, samples, peak
         self.forward_flops: float | None = None  # of a sample; 0 where they cannot be counted
         self.mark = perf_counter()
-        self.lap_clock, self.lap_steps = replace(clock), 0
+        self.window_start, self.window_steps = replace(clock), 0
 
     def tick(self, training: bool = False) -> None:
         """Add the time since the last tick to the clock, as `training` or as time between it."""
@@ -66,12 +66,12 @@ class Speedometer:
             self.clock.wait_seconds += perf_counter() - begin
             yield batch
 
-    def lap(self) -> dict[str, float]:
-        """Return the speed of the `lap_steps` since the last lap; call it after a tick."""
-        seconds = self.clock.train_seconds - self.lap_clock.train_seconds
-        waited = self.clock.wait_seconds - self.lap_clock.wait_seconds
-        rates = self.rates(self.lap_steps, seconds, waited)
-        self.lap_clock, self.lap_steps = replace(self.clock), 0
+    def window(self) -> dict[str, float]:
+        """Return the speed of the `window_steps` since the last call; call it after a tick."""
+        seconds = self.clock.train_seconds - self.window_start.train_seconds
+        waited = self.clock.wait_seconds - self.window_start.wait_seconds
+        rates = self.rates(self.window_steps, seconds, waited)
+        self.window_start, self.window_steps = replace(self.clock), 0
         return rates
 
     def rates(self, steps: int, seconds: float, waited: float) -> dict[str, float]:
@@ -90,7 +90,7 @@ def sample_rate(record: Mapping[str, Any]) -> tuple[str, float]:
     """Return what a sample is called, in the plural, and how many there were a second.
 
     Args:
-        record: anything with the numbers of `Speedometer.rates`: a line of speed.jsonl, a summary.
+        record: anything with the numbers of `Throughput.rates`: a line of speed.jsonl, a summary.
 
     Raises:
         KeyError: the record has no such number.

@@ -40,7 +40,7 @@ from repro.train.accelerator import (
 )
 from repro.train.config import TrainConfig
 from repro.train.data import TrainingSampler, make_loader
-from repro.train.evaluate import Measurer, average_statistics
+from repro.train.evaluate import Evaluator, average_statistics
 from repro.train.hessian import estimate_hessian
 from repro.train.preemption import Listener, Stopped
 from repro.train.run_folder import RunFolder
@@ -48,7 +48,7 @@ from repro.train.schedules import build_schedule
 from repro.train.seeding import seed_generators
 from repro.train.state import Progress, TrainState
 from repro.train.task import Task
-from repro.train.throughput import Speedometer, count_flops, device_peak
+from repro.train.throughput import Throughput, count_flops, device_peak
 
 
 def train(task: Task, config: TrainConfig, name: str) -> dict[str, Any]:
@@ -100,15 +100,17 @@ class Trainer:
 
         train_data, valid_data, self.test_data = task.train_data(), task.valid_data(), task.test_data()
         ranks = accelerator.num_processes, accelerator.process_index
-        self.share = config.share(len(train_data), task.samples, ranks[0])
-        self.sampler = TrainingSampler(task.plan(train_data, config), config.accumulate, *ranks)
+        self.micro_batch_size = config.micro_batch_size(len(train_data), task.samples, ranks[0])
+        self.sampler = TrainingSampler(
+            task.plan(train_data, config), config.gradient_accumulation_steps, *ranks
+        )
         self.loader = make_loader(
             train_data, self.sampler, config.seed, config.workers, config.repeats, task.collate
         )
         # sharded models compute in the precision that they are sent in
         autocast = nullcontext if config.fsdp else accelerator.autocast
-        self.measurer = Measurer(task, config, accelerator, self.share, autocast)
-        self.valid_batches = self.measurer.batches(valid_data)
+        self.evaluator = Evaluator(task, config, accelerator, self.micro_batch_size, autocast)
+        self.valid_batches = self.evaluator.batches(valid_data)
         self.total = self.sampler.steps * (config.epochs + config.schedule.cooldown_epochs)
         if config.steps is not None:
             self.total = min(config.steps, self.sampler.steps * (config.max_epochs or config.steps))
@@ -133,10 +135,12 @@ class Trainer:
             self.model, wrapped = accelerator.prepare(module, optimizer)
             if accelerator.scaler is not None:  # without, it only looks for packages, 0.2 ms a step
                 self.optimizer = wrapped
-        rings = {"loss": torch.zeros(self.sampler.steps, device=self.device)}
+        history = {"loss": torch.zeros(self.sampler.steps, device=self.device)}
         if config.clip_grad is not None:
-            rings["grad_norm"] = torch.zeros_like(rings["loss"])
-        self.state = TrainState(module, optimizer, ema, rings, [{} for _ in range(config.accumulate)])
+            history["grad_norm"] = torch.zeros_like(history["loss"])
+        self.state = TrainState(
+            module, optimizer, ema, history, [{} for _ in range(config.gradient_accumulation_steps)]
+        )
 
     @property
     def progress(self) -> Progress:
@@ -153,12 +157,12 @@ class Trainer:
             self.accelerator.print(f"not tracked: {self.tracker.untracked}")
         peak = device_peak(self.device, self.accelerator.num_processes)
         units = self.config.batch_size * self.task.per_sample
-        self.speed = Speedometer(self.progress, self.task.samples, units, peak)
+        self.speed = Throughput(self.progress, self.task.samples, units, peak)
         hide = None if self.accelerator.is_main_process else True  # None: where nobody looks
         bar = tqdm(total=self.total, initial=self.progress.step, unit="step", disable=hide)
         with Listener(self.accelerator.num_processes, self.config.run.timeout) as self.listener:
             with bar as self.bar:
-                self._measure_again()
+                self._evaluate_again()
                 while self.progress.step < self.total:
                     epoch, done = divmod(self.progress.step, self.sampler.steps)
                     self._train_epoch(epoch, done)
@@ -178,11 +182,11 @@ class Trainer:
             examples=examples,
         )
 
-    def _measure_again(self) -> None:
-        """Do the measurement of the last step, if the run was stopped in it."""
+    def _evaluate_again(self) -> None:
+        """Evaluate after the last step, if the run was stopped while it did."""
         epoch, done = divmod(self.progress.step - 1, self.sampler.steps)
-        measured = self.progress.last["step"] if self.progress.last else 0
-        if measured < self.progress.step and self._is_due(epoch, done + 1):
+        evaluated = self.progress.last["step"] if self.progress.last else 0
+        if evaluated < self.progress.step and self._is_due(epoch, done + 1):
             self._end_stretch(epoch, done + 1)
 
     def _train_epoch(self, epoch: int, done: int) -> None:
@@ -199,7 +203,7 @@ class Trainer:
                     flops = 0 if self.config.fsdp else count_flops(self.task, self.state.module, batch)
                 self.speed.forward_flops = flops / (len(batch[0]) * self.task.per_sample)
             self._seed(micro)
-            slot, losses = micro % self.config.accumulate, self.state.rings["loss"]
+            slot, losses = micro % self.config.gradient_accumulation_steps, self.state.history["loss"]
             place = self.progress.step % len(losses)
             if slot == 0:
                 losses[place] = 0
@@ -207,7 +211,7 @@ class Trainer:
             with self.accelerator.accumulate(self.model):
                 loss = weight * self.task.loss(self.model, batch)
                 self.accelerator.backward(loss)
-                losses[place] += loss.detach() / self.config.accumulate
+                losses[place] += loss.detach() / self.config.gradient_accumulation_steps
                 if self.accelerator.sync_gradients:
                     self._set_lr()
                     numbers = {"loss": losses[place]}
@@ -215,7 +219,7 @@ class Trainer:
                         parameters = self.state.module.parameters()
                         norm = self.accelerator.clip_grad_norm_(parameters, self.config.clip_grad)
                         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-                        numbers["grad_norm"] = self.state.rings["grad_norm"][place] = norm
+                        numbers["grad_norm"] = self.state.history["grad_norm"][place] = norm
                     if self.monitor is not None:
                         self.monitor.step = self.progress.step  # also where a scaler left steps out
                         self.monitor.record(**numbers)
@@ -231,7 +235,7 @@ class Trainer:
                 self._end_step(epoch, done)
                 if self.progress.step == self.total:
                     return
-                if number := self.listener.told():
+                if number := self.listener.should_stop():
                     if self.saved < self.progress.step:
                         self._save()
                     raise Stopped(number, self.progress.step)
@@ -239,12 +243,14 @@ class Trainer:
     def _weighed(self) -> Iterator[tuple[Any, Tensor | float]]:
         """Return the micro-batches of the epoch, each with its weight in its step's loss."""
         batches = self.speed.waiting(self.loader)
-        return weighed(batches, self.task.weight, self.config.accumulate, self.accelerator)
+        return weighed(
+            batches, self.task.num_items, self.config.gradient_accumulation_steps, self.accelerator
+        )
 
     def _seed(self, micro: int) -> None:
         """Seed the generators for a micro-batch by its number among those of all processes."""
-        accumulate, ranks = self.config.accumulate, self.accelerator.num_processes
-        number = micro % accumulate * ranks + self.accelerator.process_index
+        micro_batches, ranks = self.config.gradient_accumulation_steps, self.accelerator.num_processes
+        number = micro % micro_batches * ranks + self.accelerator.process_index
         seed_generators(f"batch {self.config.seed} {self.progress.step} {number}")
 
     def _set_lr(self) -> None:
@@ -257,18 +263,18 @@ class Trainer:
         if self.state.ema is not None:
             self.state.ema.update_parameters(self.state.module)
         self.progress.step += 1
-        self.speed.lap_steps += 1
+        self.speed.window_steps += 1
         self.bar.update()
         if self._is_due(epoch, done):
             self._end_stretch(epoch, done)
             self.model.train()
             return
         if self.progress.step % self.config.run.log_every == 0:
-            figures = self._training_figures(min(self.config.run.log_every, self.sampler.steps))
+            metrics = self._training_metrics(min(self.config.run.log_every, self.sampler.steps))
             self.speed.tick(training=True)
-            self._log({"epoch": self._epochs_at(epoch, done), **figures})
+            self._log({"epoch": self._epochs_at(epoch, done), **metrics})
             self._log_speed()
-            shown = {"epoch": f"{epoch + 1}/{self.epochs}", "loss": f"{figures['train_loss']:.4g}"}
+            shown = {"epoch": f"{epoch + 1}/{self.epochs}", "loss": f"{metrics['train_loss']:.4g}"}
             verdict = {"verdict": self.tracker.verdict} if self.tracker.verdict else {}
             self.bar.set_postfix({**shown, "lr": f"{self._lr():.3g}", **verdict})
         every = self.config.run.checkpoint_every
@@ -276,36 +282,38 @@ class Trainer:
             self._save()
 
     def _is_due(self, epoch: int, done: int) -> bool:
-        """Tell whether to measure after the `done`-th step of `epoch`."""
+        """Tell whether to evaluate after the `done`-th step of `epoch`."""
         config, step = self.config, self.progress.step
-        if done == self.sampler.steps and config.measure_epochs is not None:
-            return (epoch + 1) % config.measure_epochs == 0 or step == self.total
-        return step == self.total or (config.measure_every is not None and step % config.measure_every == 0)
+        if done == self.sampler.steps and config.eval_epochs is not None:
+            return (epoch + 1) % config.eval_epochs == 0 or step == self.total
+        return step == self.total or (config.eval_every is not None and step % config.eval_every == 0)
 
     def _end_stretch(self, epoch: int, done: int) -> None:
-        """Measure, log and save."""
-        record = {"epoch": self._epochs_at(epoch, done), **self._training_figures(done)}
+        """Evaluate, log and save."""
+        record = {"epoch": self._epochs_at(epoch, done), **self._training_metrics(done)}
         self.speed.tick(training=True)
         average_statistics(self.state, self.accelerator)
         try:
             with self.listener.interruptible(self.progress.step):
-                record |= self.measurer.measure(self.accelerator.unwrap_model(self.model), self.valid_batches)
+                record |= self.evaluator.evaluate(
+                    self.accelerator.unwrap_model(self.model), self.valid_batches
+                )
                 if self.state.ema is not None:
-                    ema = self.measurer.measure(self.state.ema.module, self.valid_batches)
+                    ema = self.evaluator.evaluate(self.state.ema.module, self.valid_batches)
                     record |= {f"ema_{key}": value for key, value in ema.items()}
         except Stopped:
-            self._save(measured=True)
+            self._save(evaluated=True)
             raise
         if self.metric not in record:
             raise UserError(f"select.metric={self.config.select.metric}: there is {', '.join(record)}")
-        self.progress.last = self._log(record, measured=True)
+        self.progress.last = self._log(record, evaluated=True)
         self._log_speed()
         best = self.progress.best
         if best is None or self.sign * record[self.metric] > self.sign * best[self.metric]:
             self.progress.best = self.progress.last
         if self.accelerator.is_main_process:
             self.bar.write(report.epoch_line(self.progress, self.epochs, self.total, str(self.tracker)))
-        self._save(measured=True)
+        self._save(evaluated=True)
 
     def _epochs_at(self, epoch: int, done: int) -> float:
         """Return the number of epochs after `done` steps of `epoch`, an int where it is whole."""
@@ -315,34 +323,34 @@ class Trainer:
     def _close(self) -> tuple[dict[str, Any] | None, list[str]]:
         """Return what the best weights give on the test set, if there is one, and examples of their work."""
         best = self.progress.best
-        assert best is not None, "a run ends with a measurement"
+        assert best is not None, "a run ends with an evaluation"
         self.accelerator.wait_for_everyone()  # the first process may still be writing
         path = self.folder.checkpoints / f"step-{best['step']:09d}"
         module = saving.load_best(self.state, self.config, path, self.device)
         closing = None
         if self.test_data is not None:
-            measured = self.measurer.measure(module, self.measurer.batches(self.test_data))
-            figures = {key.replace("valid_", "test_", 1): value for key, value in measured.items()}
+            found = self.evaluator.evaluate(module, self.evaluator.batches(self.test_data))
+            metrics = {key.replace("valid_", "test_", 1): value for key, value in found.items()}
             last = self.progress.last or best
             closing = self._log(
-                {"epoch": last["epoch"], "weights_of_step": best["step"], **figures}, measured=True
+                {"epoch": last["epoch"], "weights_of_step": best["step"], **metrics}, evaluated=True
             )
         module.eval()
         self.task.state = {}
         together = self.config.fsdp or self.accelerator.is_main_process  # all have a part of a sharded model
         return closing, self.task.examples(module) if together else []
 
-    def _training_figures(self, steps: int) -> dict[str, float]:
-        """Return the figures of the last `steps`' mean loss, and the mean norm of gradients.
+    def _training_metrics(self, steps: int) -> dict[str, float]:
+        """Return the metrics of the last `steps`' mean loss, and the mean norm of gradients.
 
         Steps whose gradients overflowed, with a loss scale, are not in the norm.
         """
-        figures = self.task.training_figures(self._mean_loss(steps))
-        if "grad_norm" in self.state.rings:
+        metrics = self.task.training_metrics(self._mean_loss(steps))
+        if "grad_norm" in self.state.history:
             norms = self.state.recent("grad_norm", steps)
             finite = norms[norms.isfinite()]
-            figures |= {"grad_norm": float(finite.mean())} if len(finite) else {}
-        return figures
+            metrics |= {"grad_norm": float(finite.mean())} if len(finite) else {}
+        return metrics
 
     def _mean_loss(self, steps: int) -> float:
         """Return the mean training loss over the last `steps` steps, over all processes."""
@@ -362,23 +370,23 @@ class Trainer:
     def _lr(self) -> float:
         return self.lr * self.multiplier(self.progress.step - 1)
 
-    def _log(self, values: dict[str, Any], measured: bool = False) -> dict[str, Any]:
+    def _log(self, values: dict[str, Any], evaluated: bool = False) -> dict[str, Any]:
         """Append a record, compared with the released curve, to metrics.jsonl and the trackers; return it."""
         record = {"step": self.progress.step, "lr": self._lr(), **values}
-        record |= self.tracker.compare(record, measured)
+        record |= self.tracker.compare(record, evaluated)
         self.folder.log(record)
         self.accelerator.log(record, step=self.progress.step)
         return record
 
     def _log_speed(self) -> None:
         """Append the speed since the last record to speed.jsonl and the trackers."""
-        rates = self.speed.lap()
+        rates = self.speed.window()
         self.folder.log({"step": self.progress.step, **rates}, "speed.jsonl")
         self.accelerator.log(rates, step=self.progress.step)
 
-    def _save(self, measured: bool = False) -> None:
-        """Write a checkpoint and delete those no longer needed; `measured` if that was what came before."""
-        if measured:
+    def _save(self, evaluated: bool = False) -> None:
+        """Write a checkpoint and delete those no longer needed; `evaluated` if an evaluation came before."""
+        if evaluated:
             self.speed.tick()
         else:
             # weights made from a loss that is not finite are not worth keeping

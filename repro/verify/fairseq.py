@@ -53,7 +53,7 @@ COMMON: dict[str, Rule] = {
             "log_interval": "run.log_every",
             "fp16": Ours("amp", lambda config: "fp16" if config["common.fp16"] else "no"),
             "fp16_init_scale": "loss_scale.initial",
-            "fp16_scale_window": Ours("loss_scale.window", _loss_scale_window),
+            "fp16_scale_window": Ours("loss_scale.growth_interval", _loss_scale_window),
             "min_loss_scale": "loss_scale.minimum",
             "threshold_loss_scale": "loss_scale.threshold",
         },
@@ -122,7 +122,9 @@ COMMON: dict[str, Rule] = {
             "clip_norm": Ours("clip_grad", lambda config: config["optimization.clip_norm"] or None),
             "lr": Ours("optimizer.lr", lambda config: config["optimization.lr"][0]),
             "max_update": "steps",
-            "update_freq": Ours("accumulate", lambda config: config["optimization.update_freq"][0]),
+            "update_freq": Ours(
+                "gradient_accumulation_steps", lambda config: config["optimization.update_freq"][0]
+            ),
         },
         must={
             "sentence_avg": False,
@@ -180,7 +182,7 @@ COMMON: dict[str, Rule] = {
 PRETRAINING: dict[str, Rule] = {
     **rules(
         "dataset.",
-        ours={"validate_interval": "measure_epochs", "validate_interval_updates": "measure_every"},
+        ours={"validate_interval": "eval_epochs", "validate_interval_updates": "eval_every"},
         must={"required_batch_size_multiple": 8, "skip_invalid_size_inputs_valid_test": True},
     ),
     **rules("optimization.", must={"max_epoch": 0}),
@@ -285,7 +287,7 @@ def _overflows(evidence: Evidence, file: int, line: int) -> int:
 def validation(evidence: Evidence, recipe: Recipe) -> Check:
     """Check that validations are every so many updates, and at the end of every so many epochs."""
     assert evidence.log is not None
-    steps, every, epochs = recipe.get("steps"), recipe.get("measure_every"), recipe.get("measure_epochs")
+    steps, every, epochs = recipe.get("steps"), recipe.get("eval_every"), recipe.get("eval_epochs")
     ends = evidence.log.of("epoch").itertuples()
     due = {end.step for end in ends if end.epoch % epochs == 0} | set(range(every, steps + 1, every))
     says = f"every {every:,}, every {epochs} epochs"

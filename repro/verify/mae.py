@@ -48,4 +48,4 @@ def validation(evidence: Evidence, recipe: Recipe) -> Check:
 
 
 def _accumulated(recipe: Recipe) -> int:
-    return int(recipe.config.get("accumulate", 1))
+    return int(recipe.config.get("gradient_accumulation_steps", 1))

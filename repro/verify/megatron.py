@@ -18,8 +18,8 @@ TABLE = Table(
     rules(
         ours={
             "clip_grad": "clip_grad",
-            "eval_interval": "measure_every",
-            "eval_iters": "measure_batches",
+            "eval_interval": "eval_every",
+            "eval_iters": "eval_batches",
             "global_batch_size": "batch_size",
             "hidden_size": "model.n_embd",
             "log_interval": "run.log_every",
@@ -36,7 +36,7 @@ TABLE = Table(
             "weight_decay": "optimizer.weight_decay",
             "adan_beta3": Ours("optimizer.betas", _betas),
             "fp16": Ours("amp", lambda args: "fp16" if args["fp16"] else "no"),
-            "micro_batch_size": Ours("accumulate", _accumulate),
+            "micro_batch_size": Ours("gradient_accumulation_steps", _accumulate),
         },
         free="save_interval",
     )

@@ -21,7 +21,7 @@ TABLE = Table(
     rules(
         ours={
             "attn_type": "model.attn_type",
-            "batch_chunk": "accumulate",
+            "batch_chunk": "gradient_accumulation_steps",
             "batch_size": "batch_size",
             "clamp_len": "model.clamp_len",
             "clip": "clip_grad",
@@ -33,7 +33,7 @@ TABLE = Table(
             "dropatt": "model.dropatt",
             "dropout": "model.dropout",
             "eta_min": "schedule.min_lr",
-            "eval_interval": "measure_every",
+            "eval_interval": "eval_every",
             "eval_tgt_len": "evaluation.tgt_len",
             "ext_len": "model.ext_len",
             "init": "model.init",
@@ -108,6 +108,6 @@ def epochs(evidence: Evidence, recipe: Recipe) -> Check:
 def validation(evidence: Evidence, recipe: Recipe) -> Check:
     """Check that validations are every so many steps."""
     assert evidence.log is not None
-    steps, every = recipe.get("steps"), recipe.get("measure_every")
+    steps, every = recipe.get("steps"), recipe.get("eval_every")
     logged = evidence.log.of("eval")["step"]
     return positions("validation at step", range(every, steps + 1, every), logged, f"every {every:,}")

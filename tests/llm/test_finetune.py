@@ -46,7 +46,7 @@ def test_the_loss_is_that_of_answers_alone(command: Run) -> None:
         places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
         losses += [-scores[place, token] for place, token in zip(places, answer, strict=True)]
     torch.testing.assert_close(task.loss(model, batch), torch.stack(losses).mean())
-    sums, count = task.measure(model, batch)
+    sums, count = task.evaluate(model, batch)
     torch.testing.assert_close(sums["valid_loss"], torch.stack(losses).sum())
     assert count == len(losses)
     assert task.flops(batch) > 2 * batch[0].numel() * 16 * task.shape.vocab_size
@@ -65,7 +65,7 @@ def test_it_learns_says_so_and_can_be_started_from(command: Run) -> None:
     tokenizer = AutoTokenizer.from_pretrained("runs/finetune/x/transformers")
     task = Finetuning(configured("finetune", *SMALL))
     with torch.no_grad():
-        sums, count = task.measure(model, task.collate(task.sets["valid"].items))
+        sums, count = task.evaluate(model, task.collate(task.sets["valid"].items))
     assert float(sums["valid_loss"]) / int(count) == pytest.approx(summary()["best"]["valid_loss"], rel=1e-4)
     assert tokenizer.get_vocab() == task.tokenizer.get_vocab()
 
@@ -81,7 +81,14 @@ def test_it_learns_says_so_and_can_be_started_from(command: Run) -> None:
 def test_a_step_in_parts_is_a_step(command: Run) -> None:
     assert command(*SMALL, "epochs=1")[0] == 0
     assert (
-        command(*SMALL, "epochs=1", "accumulate=2", "gradient_checkpointing=true", "run.name=parts")[0] == 0
+        command(
+            *SMALL,
+            "epochs=1",
+            "gradient_accumulation_steps=2",
+            "gradient_checkpointing=true",
+            "run.name=parts",
+        )[0]
+        == 0
     )
     assert records("parts")[-1] == pytest.approx(records()[-1], rel=1e-3)
 

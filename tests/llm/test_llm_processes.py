@@ -14,7 +14,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 CODE = [
     "data.root=code", "data.valid_share=0.2", "tokenizer.vocab_size=400", "data.sequence_length=16",
-    "schedule.warmup_steps=1", "measure_every=2", "measure_batches=3", "sampling.max_new_tokens=8",
+    "schedule.warmup_steps=1", "eval_every=2", "eval_batches=3", "sampling.max_new_tokens=8",
 ]  # fmt: skip
 TALK = ["data.train_rows=40", "data.valid_rows=9", "data.sequence_length=64", "schedule.warmup_epochs=0"]
 LLAMA = [
@@ -46,7 +46,12 @@ def test_two_processes_are_one(
     recipe, words = CASES[case]
     words = [*words, "batch_size=4", "run.log_every=1", "run.checkpoint_every=1", "run.name=a"]
     words += ["steps=4"] if recipe == "pretrain" else ["epochs=1", "+stop_after=4", "clip_grad=1"]
-    assert importlib.import_module(f"llm.{recipe}").main([*words, "accumulate=2", "run.root=one"]) == 0
+    assert (
+        importlib.import_module(f"llm.{recipe}").main(
+            [*words, "gradient_accumulation_steps=2", "run.root=one"]
+        )
+        == 0
+    )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     program = str(HERE / "two_interrupted_processes.py")
     done = subprocess.run(

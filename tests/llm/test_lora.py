@@ -91,7 +91,7 @@ class Killed(BaseException):
 @pytest.mark.recipe
 def test_a_stopped_run_ends_bit_identical(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout of adapters, their states and the order of examples are as if it had not."""
-    arguments = [*LORA, "accumulate=2", "run.checkpoint_every=1", "epochs=1"]
+    arguments = [*LORA, "gradient_accumulation_steps=2", "run.checkpoint_every=1", "epochs=1"]
     assert command(*arguments, "run.name=whole")[0] == 0
     loss, calls = Finetuning.loss, 0
 

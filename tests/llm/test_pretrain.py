@@ -29,7 +29,7 @@ Run = Callable[..., tuple[int, str, str]]
 FILES = ("cmd", "code", "copy", "csv", "enum", "glob", "heapq", "queue", "sched", "shelve", "stat", "this")
 COMMON = [
     "data.root=code", "data.valid_share=0.2", "tokenizer.vocab_size=400", "data.sequence_length=16",
-    "batch_size=4", "steps=4", "schedule.warmup_steps=1", "measure_every=2", "measure_batches=3",
+    "batch_size=4", "steps=4", "schedule.warmup_steps=1", "eval_every=2", "eval_batches=3",
     "run.log_every=1", "sampling.max_new_tokens=8",
 ]  # fmt: skip
 GPT2 = [
@@ -85,7 +85,7 @@ def test_a_run_and_what_it_leaves(command: Run) -> None:
     assert model.config.eos_token_id == tokenizer.eos_token_id == task.tokenizer.eos
     valid = task.valid_data()
     ids = torch.stack([valid[index] for index in range(len(valid))])
-    assert len(ids) == 12, "measure_batches times batch_size"
+    assert len(ids) == 12, "eval_batches times batch_size"
     with torch.no_grad():
         logits = model(ids[:, :-1]).logits
     assert best == pytest.approx(float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())), rel=1e-5)
@@ -126,7 +126,13 @@ def test_a_mixture_of_experts(command: Run) -> None:
 def test_an_interrupted_mixture_goes_on_to_the_same_bits(
     command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [*MOE, "run.checkpoint_every=1", "amp=bf16", "gradient_checkpointing=true", "accumulate=2"]
+    words = [
+        *MOE,
+        "run.checkpoint_every=1",
+        "amp=bf16",
+        "gradient_checkpointing=true",
+        "gradient_accumulation_steps=2",
+    ]
     assert command(*words, "run.name=whole")[0] == 0
     step = Trainer._end_step
 
@@ -164,7 +170,7 @@ def test_the_first_tokens_alone(command: Run) -> None:
     assert len(task.train_data()) == 20
     assert len(task_of(*GPT2).train_data()) > 20
     assert task.flops([torch.zeros(4, 17)]) == task.flops([torch.zeros(2, 33)]) - 2 * 64 * 2 * 2 * 16 * 16
-    assert len(task_of(*GPT2, "measure_batches=null").valid_data()) > 12
+    assert len(task_of(*GPT2, "eval_batches=null").valid_data()) > 12
 
 
 @pytest.mark.parametrize(
@@ -174,7 +180,7 @@ def test_the_first_tokens_alone(command: Run) -> None:
         ("data.sequence_length=0", "data.sequence_length=0: must be at least 1"),
         ("data.tokens=3", "data.tokens=3: are less than data.sequence_length=16"),
         ("data.tokens=99999999", "data.tokens=99999999: the train text has"),
-        ("measure_batches=0", "measure_batches=0: must be at least 1"),
+        ("eval_batches=0", "eval_batches=0: must be at least 1"),
         ("sampling.temperature=-1", "sampling.temperature=-1.0: must be at least 0"),
         ("sampling.top_p=0", "sampling.top_p=0.0: must lie above 0"),
         ("sampling.samples=0", "sampling.samples=0: must be at least 1"),

@@ -17,7 +17,7 @@ from llm.remax import RULE, ReMax, likelihoods, main, rows, surrogate
 Run = Callable[..., tuple[int, str, str]]
 REMAX = [
     *(word for word in SMALL if not word.startswith("epochs")), "completion_length=6", "steps=2",
-    "measure_every=2", "optimizer.lr=0.005",
+    "eval_every=2", "optimizer.lr=0.005",
 ]  # fmt: skip
 
 
@@ -113,22 +113,22 @@ def test_what_is_drawn_belongs_to_the_prompt(command: Run) -> None:
     sums: list[dict[str, float]] = []
     for size in (12, 3):
         whole: dict[str, Any] = {}
-        for part in task.measure_plan(data, size, 1, 0):
+        for part in task.eval_plan(data, size, 1, 0):
             with torch.no_grad():
-                measures, _ = task.measure(model, task.collate([data[i] for i in part]))
+                measures, _ = task.evaluate(model, task.collate([data[i] for i in part]))
             whole = {key: whole.get(key, 0) + float(value) for key, value in measures.items()}
         sums.append(whole)
     assert sums[0] == pytest.approx(sums[1], rel=1e-4, abs=1e-5)
     assert sums[0]["valid_kl"] == 0  # it has not moved
-    shares = [task.measure_plan(data, 3, 2, rank) for rank in (0, 1)]
+    shares = [task.eval_plan(data, 3, 2, rank) for rank in (0, 1)]
     assert sorted(i for share in shares for part in share for i in part) == list(range(12))
 
 
 def measured(task: ReMax, model: Any) -> dict[str, float]:
     data = task.valid_data()
     with torch.no_grad():
-        sums, count = task.measure(model.eval(), task.collate([data[i] for i in range(len(data))]))
-    return task.figures(sums, count)
+        sums, count = task.evaluate(model.eval(), task.collate([data[i] for i in range(len(data))]))
+    return task.metrics(sums, count)
 
 
 def test_rewards_rise(command: Run) -> None:
@@ -136,7 +136,7 @@ def test_rewards_rise(command: Run) -> None:
     answers = [{"prompt": prompt, "completion": "! ? : ; , . ( ) [ ] { } + - * / < >"} for prompt in "ab" * 8]
     for split in ("train", "validation"):
         write(Path(f"pairs/{split}.jsonl"), answers)
-    long = ["steps=20", "measure_every=20", "beta=0.001", "batch_size=16", "optimizer.lr=0.03"]
+    long = ["steps=20", "eval_every=20", "beta=0.001", "batch_size=16", "optimizer.lr=0.03"]
     task = ReMax(configured("remax", *REMAX, *long))
     torch.manual_seed(0)
     before = measured(task, task.build_model())

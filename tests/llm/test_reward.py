@@ -38,7 +38,7 @@ def test_the_loss_is_that_of_bradley_and_terry(command: Run) -> None:
         numbers.append([model.score(each)[0] for each in hidden])
     margins = torch.stack([better - worse for better, worse in numbers])
     torch.testing.assert_close(task.loss(model, batch), torch.log1p(torch.exp(-margins)).mean())
-    sums, count = task.measure(model, batch)
+    sums, count = task.evaluate(model, batch)
     assert (float(sums["valid_accuracy"]), count) == (100 * int((margins > 0).sum()), 6)
     torch.testing.assert_close(sums["valid_margin"], margins.sum())
 

@@ -90,7 +90,7 @@ def test_figures_of_a_validation_set_in_batches(logits: tuple[Tensor, ...]) -> N
         for expert in range(EXPERTS)
     ]
     entropy = -sum(p * math.log(p) for row in flat for p in chances(row)) / len(flat)
-    assert routing.figures(sums, TOKENS) == pytest.approx(
+    assert routing.metrics(sums, TOKENS) == pytest.approx(
         {
             "valid_router_entropy": entropy,
             "valid_expert_share_min": min(shares),

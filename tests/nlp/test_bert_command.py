@@ -101,10 +101,10 @@ def test_what_is_measured_does_not_depend_on_the_batches(text: list[str]) -> Non
         sums, count = {}, 0
         for begin in range(0, len(data), size):
             samples = [data[index] for index in range(begin, min(begin + size, len(data)))]
-            measures, number = recipe.measure(model, recipe.collate(samples))
+            measures, number = recipe.evaluate(model, recipe.collate(samples))
             sums = {key: sums.get(key, 0) + value.detach().double() for key, value in measures.items()}
             count += int(number)
-        found.append(recipe.figures(sums, count))
+        found.append(recipe.metrics(sums, count))
     assert found[1] == pytest.approx(found[0], rel=1e-5)
     assert found[2] == pytest.approx(found[0], rel=1e-5)
     assert found[0]["valid_perplexity"] == pytest.approx(2 ** found[0]["valid_loss"])
@@ -169,7 +169,7 @@ class Killed(Exception):
 def test_a_run_that_was_cut_off_ends_with_the_same_bits(
     command: Run, text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = [*SMALL, *text, "steps=20", "accumulate=2", "run.checkpoint_every=3"]
+    arguments = [*SMALL, *text, "steps=20", "gradient_accumulation_steps=2", "run.checkpoint_every=3"]
     arguments += ["model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1"]
     assert command(*arguments, "run.name=whole")[0] == 0
     loss, calls = Pretraining.loss, 0
@@ -209,7 +209,11 @@ def test_a_bert_is_asked_whether_sentences_follow_each_other(command: Run, text:
         "steps=4",
     ]
     status, _, err = command(
-        *arguments, "model.next_sentence=true", "data.block=complete_doc", "accumulate=2", "run.name=pairs"
+        *arguments,
+        "model.next_sentence=true",
+        "data.block=complete_doc",
+        "gradient_accumulation_steps=2",
+        "run.name=pairs",
     )
     assert status == 0, err
     last = records("pairs")[-1]
@@ -269,7 +273,7 @@ def test_a_row_is_the_recipe_and_its_proxy_says_what_it_changes(row: str) -> Non
         changed = {key for key in ours if ours[key] != theirs.get(key) and not is_free(key)}
         settled = (
             "data.name",
-            "measure",
+            "evaluate",
             "data.train_sequences",
             "data.valid_s",
         )  # these follow from the text

@@ -303,7 +303,7 @@ def test_gradients_are_those_of_the_mean_over_examples(command: Run, root: Path)
     """The last batch of an epoch is smaller, so that its micro-batches are not equal."""
     words = ["task=cola", f"data.root={root}", *TINY, "batch_size=27", "epochs=1"]
     assert command(*words, "run.name=one")[0] == 0
-    assert command(*words, "accumulate=3", "run.name=three")[0] == 0
+    assert command(*words, "gradient_accumulation_steps=3", "run.name=three")[0] == 0
     one, three = (summary(name)["final"] for name in ("one", "three"))
     assert one["train_loss"] == pytest.approx(three["train_loss"], rel=1e-5)
     assert one["valid_loss"] == pytest.approx(three["valid_loss"], rel=1e-4)

@@ -18,7 +18,7 @@ CASES = {
     "pretrain_bert": [
         "steps=9", "schedule.warmup_steps=2", "batch_size=16", "tokenizer.vocab_size=400", "data=text",
         "data.block=complete", "data.block_size=48", "model.hidden_size=32", "model.intermediate_size=64",
-        "model.hidden_dropout_prob=0.1", "measure_every=3",
+        "model.hidden_dropout_prob=0.1", "eval_every=3",
     ],
     "finetune_glue": [
         "task=mnli", "model.hidden_size=16", "model.num_hidden_layers=1", "model.num_attention_heads=2",
@@ -52,7 +52,7 @@ def test_two_processes_are_one(recipe: str, tmp_path: Path) -> None:
     arguments = [*CASES[recipe], f"data.root={data}", "run.log_every=1", "run.name=a"]
     assert (
         importlib.import_module(f"nlp.{recipe}").main(
-            [*arguments, "accumulate=2", f"run.root={tmp_path}/one"]
+            [*arguments, "gradient_accumulation_steps=2", f"run.root={tmp_path}/one"]
         )
         == 0
     )

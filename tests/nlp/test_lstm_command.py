@@ -144,7 +144,7 @@ def test_micro_batches_have_states_of_their_own(command: Run) -> None:
     """So that a step in parts is the step in one."""
     plain = [*SMALL, "model.dropout=0", "model.dropouti=0", "epochs=1"]
     assert command(*plain)[0] == 0
-    assert command(*plain, "run.name=parts", "accumulate=2")[0] == 0
+    assert command(*plain, "run.name=parts", "gradient_accumulation_steps=2")[0] == 0
     for ours, theirs in zip(records("parts"), records(), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
 
@@ -156,7 +156,13 @@ class Killed(BaseException):
 @pytest.mark.recipe
 def test_a_stopped_run_ends_bit_identical(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever it stops: states, masks and weights are as if it had not."""
-    arguments = [*SMALL, *DROPPING, "accumulate=2", "run.checkpoint_every=3", "run.log_every=4"]
+    arguments = [
+        *SMALL,
+        *DROPPING,
+        "gradient_accumulation_steps=2",
+        "run.checkpoint_every=3",
+        "run.log_every=4",
+    ]
     assert command(*arguments, "run.name=whole")[0] == 0
     loss, calls = LanguageModelling.loss, 0
 

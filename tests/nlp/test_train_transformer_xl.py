@@ -137,10 +137,10 @@ def test_memory_runs_through_the_epoch(text: list[str]) -> None:
     assert task.loss(model, batches[1]).item() != losses[1]
     task.state = {}
     valid = task.valid_data()
-    for batch in task.measure_plan(valid, 2, 1, 0)[:7]:
-        sums, count = task.measure(model, task.collate([valid[index] for index in batch]))
+    for batch in task.eval_plan(valid, 2, 1, 0)[:7]:
+        sums, count = task.evaluate(model, task.collate([valid[index] for index in batch]))
     assert (count, task.state["filled"].item()) == (8, 24)
-    assert task.figures(sums, count)["valid_loss"] == pytest.approx(sums["valid_loss"].item() / 8)
+    assert task.metrics(sums, count)["valid_loss"] == pytest.approx(sums["valid_loss"].item() / 8)
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -152,9 +152,9 @@ def test_processes_measure_the_same(text: list[str], processes: int) -> None:
 
     def measured(count: int, rank: int) -> tuple[float, int]:
         task.state, loss, items = {}, 0.0, 0
-        for batch in task.measure_plan(data, 5, count, rank):
+        for batch in task.eval_plan(data, 5, count, rank):
             with torch.no_grad():
-                sums, size = task.measure(model, task.collate([data[index] for index in batch]))
+                sums, size = task.evaluate(model, task.collate([data[index] for index in batch]))
             loss, items = loss + float(sums["valid_loss"]), items + size
         return loss, items
 
@@ -170,7 +170,7 @@ def test_accumulation_changes_nothing_but_rounding(command: Run, text: list[str]
     words = [*text, *TINY, "steps=12", "model.dropout=0", "run.log_every=3", "optimizer=sgd"]
     words += ["optimizer.lr=0.5", "batch_size=6"]
     assert command(*words, "run.name=one")[0] == 0
-    assert command(*words, "run.name=three", "accumulate=3")[0] == 0
+    assert command(*words, "run.name=three", "gradient_accumulation_steps=3")[0] == 0
     for one, three in zip(records("one"), records("three"), strict=True):
         assert three == pytest.approx(one, rel=1e-4)
 
@@ -197,7 +197,14 @@ def test_killed_run_ends_bit_identical(text: list[str], tmp_path: Path) -> None:
         "loop.Trainer._end_step = dying\n"
         "sys.exit(t.main(sys.argv[1:]))"
     )
-    words = [*text, *TINY, "steps=34", "accumulate=2", "run.checkpoint_every=10", "run.log_every=6"]
+    words = [
+        *text,
+        *TINY,
+        "steps=34",
+        "gradient_accumulation_steps=2",
+        "run.checkpoint_every=10",
+        "run.log_every=6",
+    ]
 
     def start(name: str, **environment: str) -> int:
         command = [sys.executable, "-c", program, *words, f"run.name={name}"]
@@ -284,7 +291,7 @@ def test_a_row_trains(command: Run, text: list[str]) -> None:
         "steps=8",
         "run.name=x",
     ]
-    status, out, err = command(*words, "schedule.warmup_steps=4", "measure_every=4")
+    status, out, err = command(*words, "schedule.warmup_steps=4", "eval_every=4")
     assert (status, err) == (0, "")
     assert "wikitext103/adan_50k as a proxy: its numbers are not the paper's" in out
     assert "test_perplexity" in records("x")[-1]

@@ -225,7 +225,7 @@ def unit_options(name):
 def full_states(optimizer, p):
     """The names of the states of a parameter that have its shape."""
     group = next(group for group in optimizer.param_groups if any(p is q for q in group["params"]))
-    return optimizer.names_of(p, group).full
+    return optimizer.state_spec(p, group).full
 
 
 # Single-step tolerances, for parameters, gradients and states of the order of one:

@@ -306,7 +306,7 @@ def test_parameters_outside_the_partition():
     with pytest.raises(ValueError, match=r"group 0: parameter 0 of shape \(6, 4\) is not in the partition"):
         AdamMini(other.parameters(), partition=partition(model))
     named = AdamMini(other.named_parameters(), partition=partition(model))  # by name
-    assert named.names_of(other.bias, {}).small == (("exp_avg_sq", (6,)),)
+    assert named.state_spec(other.bias, {}).small == (("exp_avg_sq", (6,)),)
     with pytest.raises(ValueError, match=r"weight of shape .* is not in the partition"):
         AdamMini(nn.Linear(4, 7).named_parameters(), partition=partition(model))
     with pytest.raises(TypeError, match=r"give what optim\.partition"):

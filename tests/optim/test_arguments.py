@@ -525,8 +525,8 @@ def test_path_table(name, foreach, fused, path, built, monkeypatch):
     ran = []
     cls = CLASSES[name]
     for method, which in {
-        "update_one": "reference",
-        "update_many": "foreach",
+        "single_tensor": "reference",
+        "multi_tensor": "foreach",
         "fused_hyper": "fused",
     }.items():
         if which not in paths:

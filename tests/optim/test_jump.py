@@ -42,12 +42,12 @@ class Lion(Optimizer):
         hyper = dict(lr=lr, betas=betas, weight_decay=weight_decay)
         super().__init__(params, hyper, max_grad_norm=max_grad_norm, **options)
 
-    def update_one(self, p, g, state, t, group):
+    def single_tensor(self, p, g, state, t, group):
         (b1, b2), lr, m = group["betas"], float(group["lr"]), state["exp_avg"]
         p.mul_(1 - lr * group["weight_decay"]).sub_((b1 * m + (1 - b1) * g).sign(), alpha=lr)
         m.mul_(b2).add_(g, alpha=1 - b2)
 
-    def update_many(self, p, g, state, t, group):
+    def multi_tensor(self, p, g, state, t, group):
         (b1, b2), lr, m = group["betas"], float(group["lr"]), state["exp_avg"]
         torch._foreach_mul_(p, 1 - lr * group["weight_decay"])
         torch._foreach_add_(p, torch._foreach_sign(torch._foreach_lerp(m, g, 1 - b1)), alpha=-lr)
@@ -71,7 +71,7 @@ class WithoutDecay(Lion):
     def __init__(self, params, lr=1e-4, **options):
         Optimizer.__init__(self, params, dict(lr=lr), **options)
 
-    def update_one(self, p, g, state, t, group):
+    def single_tensor(self, p, g, state, t, group):
         p.sub_(g.sign(), alpha=float(group["lr"]))
 
 
@@ -160,11 +160,11 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_noticed(definition, monkeypatch, fault):
-    def update_one(self, p, g, state, t, group):
+    def single_tensor(self, p, g, state, t, group):
         FAULTS[fault](self, p, g, state["exp_avg"], float(group["lr"]), *group["betas"])
 
     lock_step("plain")
-    monkeypatch.setattr(Lion, "update_one", update_one)
+    monkeypatch.setattr(Lion, "single_tensor", single_tensor)
     with pytest.raises(AssertionError, match="elements from"):
         lock_step("plain")
 

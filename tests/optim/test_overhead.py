@@ -64,4 +64,4 @@ def test_new_gradients_need_no_new_table(
             p.grad = torch.randn_like(p)
         optimizer.step()
         optimizer.zero_grad()
-    assert made == len(optimizer.fused_rules(optimizer.names_of(params[0], optimizer.param_groups[0])))
+    assert made == len(optimizer.fused_rules(optimizer.state_spec(params[0], optimizer.param_groups[0])))

@@ -422,8 +422,8 @@ def test_the_table_of_addresses_is_made_once(name, monkeypatch):
     monkeypatch.setattr(native, "CpuTable", lambda *args: made.append(1) or table(*args))
     optimizer = build(name, make([(3, 4), (6,), (24, 5), (), (3, 4)]), "fused", max_grad_norm=1.0)
     group = optimizer.param_groups[0]  # a table for each pass over tensors with the same states
-    kinds = {names.full: names for names in (optimizer.names_of(p, group) for p in group["params"])}
-    tables = sum(len(optimizer.fused_rules(names)) for names in kinds.values())
+    kinds = {spec.full: spec for spec in (optimizer.state_spec(p, group) for p in group["params"])}
+    tables = sum(len(optimizer.fused_rules(spec)) for spec in kinds.values())
     rng = np.random.default_rng(1)
     for step in range(8):
         for p in all_params(optimizer)[step < 4 :]:
@@ -442,12 +442,12 @@ def test_states_cost_what_the_card_says(state_dtype):
         optimizer.step()
         taken = optim.state_bytes(optimizer)
         assert taken.pop("step") == 4
-        names = optimizer.names_of(p, optimizer.param_groups[0])
-        for key, shape in names.small:
+        spec = optimizer.state_spec(p, optimizer.param_groups[0])
+        for key, shape in spec.small:
             assert taken.pop(key) == 4 * math.prod(shape)
-        scales = [f"{key}_scale" for key in names.full] if state_dtype == "int8" else []
-        assert set(taken) == {*names.full, *scales}
-        optional = sum(key in card.optional for key in names.full) * STATE_BYTES[state_dtype]
+        scales = [f"{key}_scale" for key in spec.full] if state_dtype == "int8" else []
+        assert set(taken) == {*spec.full, *scales}
+        optional = sum(key in card.optional for key in spec.full) * STATE_BYTES[state_dtype]
         assert sum(taken.values()) == 5120 * (card.state_bytes(state_dtype) + optional)
 
 

@@ -13,7 +13,7 @@ def config(tmp_path: Path) -> TrainConfig:
     return TrainConfig(
         epochs=4,
         batch_size=8,
-        accumulate=2,
+        gradient_accumulation_steps=2,
         ema_decay=0.9,
         optimizer={"name": "adan", "lr": 0.01},
         run=RunConfig(root=str(tmp_path / "runs"), checkpoint_every=3, log_every=2),

@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from llm.config.pretrain import LlmConfig
 from repro.train.cli import READER_LEFT, exit_status
+from repro.train.renamed import RENAMED
+from repro.train.run_folder import flatten
 from vision.train import main
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +57,19 @@ def test_recipes_too(capsys: pytest.CaptureFixture[str]) -> None:
     with closed_stdout():
         assert main(["--cfg", "job"]) == READER_LEFT
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("prefix", ["", "+"])
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_renamed_key_names_its_successor(
+    old: str, new: str, prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether it is overridden or added; and the successor is a key of some recipe's configuration."""
+    assert main([f"{prefix}{old}=3"]) == 2
+    assert capsys.readouterr().err == f"error: {old}: was renamed; use {new}\n"
+    known = flatten(OmegaConf.to_container(OmegaConf.structured(LlmConfig)))
+    assert new in known
+    assert old not in known
 
 
 def test_every_command_that_can_use_repro_ends_that_way() -> None:

@@ -59,7 +59,7 @@ def test_loading_leaves_the_global_generators_alone() -> None:
 def test_processes_and_micro_batches_share_a_step() -> None:
     plan = shuffled(64, 8, seed=0)
     whole = list(TrainingSampler(plan))
-    parts = [list(TrainingSampler(plan, accumulate=2, processes=2, rank=rank)) for rank in (0, 1)]
+    parts = [list(TrainingSampler(plan, micro_batches=2, processes=2, rank=rank)) for rank in (0, 1)]
     assert len(parts[0]) == 16
     for step, keys in enumerate(whole):
         shared = [parts[rank][2 * step + micro] for micro in (0, 1) for rank in (0, 1)]
@@ -91,7 +91,7 @@ def test_few_samples_are_shared_by_many() -> None:
     def plan(epoch: int) -> list[list[int]]:
         return [[1, 2, 3, 4, 5], [6, 7]]
 
-    parts = [list(TrainingSampler(plan, accumulate=2, processes=2, rank=rank)) for rank in (0, 1)]
+    parts = [list(TrainingSampler(plan, micro_batches=2, processes=2, rank=rank)) for rank in (0, 1)]
     shares = [[[index for _, index in keys] for keys in part] for part in parts]
     assert shares == [[[1], [3], [6], [6]], [[2], [4, 5], [7], [7]]]
 
@@ -99,7 +99,7 @@ def test_few_samples_are_shared_by_many() -> None:
 def test_streams_keep_their_places() -> None:
     """Index = segment * streams + stream: each process goes on with the streams it has."""
     plan = in_order(12, 4)
-    parts = [list(TrainingSampler(plan, accumulate=2, processes=2, rank=rank)) for rank in (0, 1)]
+    parts = [list(TrainingSampler(plan, micro_batches=2, processes=2, rank=rank)) for rank in (0, 1)]
     assert [[index for _, index in keys] for keys in parts[1]] == [[1], [3], [5], [7], [9], [11]]
     assert [list(step) for step in plan(0)] == [list(step) for step in plan(1)]
 

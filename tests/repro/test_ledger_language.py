@@ -33,7 +33,7 @@ ROWS = [*(name for name in names() if name.split("/")[0] in TABLES), *ADAM_MINI]
 GLUE = [name for name in ROWS if name.startswith("glue/")]
 LSTM = [name for name in ROWS if name.startswith("lstm/")]
 MOE = [name for name in ROWS if name.startswith("moe/")]
-NULL_IS_OFF = ("clip_grad", "measure_epochs", "measure_every")  # elsewhere null means: not known
+NULL_IS_OFF = ("clip_grad", "eval_epochs", "eval_every")  # elsewhere null means: not known
 HEADS: dict[str, Any] = {
     "adam_mini": AutoModelForCausalLM,
     "bert": AutoModelForMaskedLM,
@@ -187,7 +187,7 @@ def test_steps_epochs_and_tokens() -> None:
         config = recipe(name).config
         if name.startswith("adam_mini/gpt2"):
             assert config["batch_size"] * config["data"]["sequence_length"] == 491_520
-            assert config["batch_size"] / config["accumulate"] / 4 in (60, 15, 10)
+            assert config["batch_size"] / config["gradient_accumulation_steps"] / 4 in (60, 15, 10)
             assert config["stop_after"] == (None if "small" in name else 50_000)
 
     for name in MOE:

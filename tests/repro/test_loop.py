@@ -83,7 +83,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 
 @pytest.mark.parametrize("stop", [5, 6, 16, 17])
 def test_a_run_in_steps(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
-    config.steps, config.measure_every = 19, 6  # two epochs of eight and three steps
+    config.steps, config.eval_every = 19, 6  # two epochs of eight and three steps
     config.schedule.per = "step"
     train(ToyTask(), config, "whole")
     lines, _ = result(folder(config, "whole"))
@@ -111,7 +111,7 @@ def test_accumulation_takes_the_same_samples(config: TrainConfig) -> None:
     config.epochs = 1
     whole, parts = ToyTask(), ToyTask()
     train(parts, config, "parts")
-    config.accumulate = 1
+    config.gradient_accumulation_steps = 1
     train(whole, config, "whole")
     assert len(parts.seen) == 2 * len(whole.seen)
     assert torch.equal(torch.cat(parts.seen), torch.cat(whole.seen))
@@ -163,7 +163,12 @@ def test_the_weights_of_a_run_are_those_of_its_best_checkpoint(config: TrainConf
 
 
 def test_average_is_of_the_weights(config: TrainConfig) -> None:
-    config.epochs, config.batch_size, config.accumulate, config.run.checkpoint_every = 1, 32, 1, 1
+    config.epochs, config.batch_size, config.gradient_accumulation_steps, config.run.checkpoint_every = (
+        1,
+        32,
+        1,
+        1,
+    )
     config.run.keep = 9
     train(ToyTask(), config, "run")
     first, second = sorted((folder(config, "run") / "checkpoints").iterdir())
@@ -230,6 +235,19 @@ def test_resume_with_another_configuration(config: TrainConfig) -> None:
     other = copy.deepcopy(config)
     other.workers, other.run.log_every, other.tracking.project = 1, 7, "p"
     train(ToyTask(), other, "run")  # these may change
+
+
+def test_a_run_with_renamed_keys_continues(config: TrainConfig) -> None:
+    """One that was begun before the keys had their names."""
+    config.stop_after = 3
+    summary = train(ToyTask(), config, "run")
+    path = Path(config.run.root) / "toy" / "run" / "config.yaml"
+    text = path.read_text()
+    for old, new in (("accumulate", "gradient_accumulation_steps"), ("measure_epochs", "eval_epochs")):
+        assert f"\n{new}: " in text
+        text = text.replace(f"\n{new}: ", f"\n{old}: ")
+    path.write_text(text)
+    assert train(ToyTask(), config, "run") == summary
 
 
 class DivergingTask(ToyTask):
@@ -302,7 +320,7 @@ def test_a_second_process_is_refused(config: TrainConfig) -> None:
     ("change", "message"),
     [
         ({"batch_size": 65}, "batch_size=65: the training set has only 64 points"),
-        ({"batch_size": 7}, "batch_size=7: must be divisible by accumulate=2"),
+        ({"batch_size": 7}, "batch_size=7: must be divisible by gradient_accumulation_steps=2"),
         ({"epochs": 0}, "epochs=0: must be at least 1"),
         ({"clip_grad": 0.0}, "clip_grad=0.0: must be above 0"),
         ({"ema_decay": 1.0}, "ema_decay=1.0: must lie between 0 and 1"),

@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import plan as command
 
-TINY = ["amp=no", "batch_size=4", "accumulate=2", "data.sequence_length=32"]
+TINY = ["amp=no", "batch_size=4", "gradient_accumulation_steps=2", "data.sequence_length=32"]
 TINY += ["tokenizer.vocab_size=512", "model.vocab_size=512"]
 LLAMA_SIZES = ["hidden_size=64", "num_hidden_layers=2", "num_attention_heads=4", "num_key_value_heads=4"]
 MODELS = {
@@ -51,7 +51,7 @@ def job(row: str, *overrides: str, optimizer: str = "") -> Job:
         (GPT2, ["gradient_checkpointing=true"], "adan-int8"),
         (GPT2, ["amp=bf16", "model.resid_pdrop=0.1", "clip_grad=null"], "adan-bfloat16"),
         (LLAMA, [], "adam_mini"),
-        (LLAMA, ["gradient_checkpointing=true", "accumulate=1"], "adan"),
+        (LLAMA, ["gradient_checkpointing=true", "gradient_accumulation_steps=1"], "adan"),
         (MOE, [], "adam_mini"),
         (MOE, ["gradient_checkpointing=true"], "adamw8bit"),
         (VIT, [], "adan"),
@@ -80,22 +80,22 @@ def kinds(row: str, *overrides: str, optimizer: str = "adamw", machine: Machine 
 def test_checkpointing_and_smaller_micro_batches_need_less() -> None:
     whole = kinds(GPT2)
     assert kinds(GPT2, "gradient_checkpointing=true").total() < whole.total()
-    parts = kinds(GPT2, "accumulate=4")
+    parts = kinds(GPT2, "gradient_accumulation_steps=4")
     assert parts["activations"] < whole["activations"] * 0.6
     assert parts["parameters"] == whole["parameters"]
 
 
 def test_processes_share_under_fsdp_and_copy_gradients_without() -> None:
-    task = job(LLAMA, "batch_size=8", "accumulate=1")
+    task = job(LLAMA, "batch_size=8", "gradient_accumulation_steps=1")
     numbers = sum(p.numel() for p in task.model().parameters())
     machine = Machine("H100", 4)
-    ddp = kinds(LLAMA, "batch_size=8", "accumulate=1", machine=machine)
+    ddp = kinds(LLAMA, "batch_size=8", "gradient_accumulation_steps=1", machine=machine)
     assert ddp["buckets"] == 4 * numbers
     for amp in ("no", "bf16"):
         fsdp = kinds(
             LLAMA,
             "batch_size=8",
-            "accumulate=1",
+            "gradient_accumulation_steps=1",
             "fsdp=true",
             f"amp={amp}",
             machine=machine,
@@ -106,7 +106,14 @@ def test_processes_share_under_fsdp_and_copy_gradients_without() -> None:
         assert 0 < fsdp["gathered"] < 5 * 4 * numbers
         assert fsdp["buckets"] == 0
     with pytest.raises(UserError, match=r"optimizer\.state_dtype=int8"):
-        kinds(LLAMA, "batch_size=8", "accumulate=1", "fsdp=true", machine=machine, optimizer="adan-int8")
+        kinds(
+            LLAMA,
+            "batch_size=8",
+            "gradient_accumulation_steps=1",
+            "fsdp=true",
+            machine=machine,
+            optimizer="adan-int8",
+        )
 
 
 def peak(loss: Callable[[nn.Module, list[Tensor]], Tensor], gpu: bool, amp: str = "no") -> Counter[str]:
@@ -190,7 +197,7 @@ def test_command(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     status, out, err = run(runner, *words)
     assert status == 0, err
     assert "it does not fit" in out
-    assert "with accumulate=4: " in out
+    assert "with gradient_accumulation_steps=4: " in out
     assert "at 50% of the peak (given" in out
     assert "$7.00 for an hour of a GPU (given)" in out
 
@@ -214,7 +221,10 @@ def test_table_by_optimizer(runner: Any, tmp_path: Path) -> None:
         ([], "name a row"),
         ([GPT2, "--gpus", "8xB300"], "--gpus 8xB300: write it as 8xH100; known are A100-40"),
         ([GPT2, "--gpus", "0xH100"], "--gpus 0xH100"),
-        ([GPT2, "--gpus", "7xH100"], "batch_size=480: must be divisible by accumulate=2 times 7"),
+        (
+            [GPT2, "--gpus", "7xH100"],
+            "batch_size=480: must be divisible by gradient_accumulation_steps=2 times 7",
+        ),
         ([GPT2, "--optimizers", "adan-int4"], "--optimizers adan-int4: there are "),
         (["lstm/lstm_1_adan"], "lstm/lstm_1_adan: no plan is made for nlp/train_lstm.py"),
     ],

@@ -17,7 +17,7 @@ from toy_command import main
 
 from repro.train import checkpoint, trainer
 from repro.train.config import TrainConfig
-from repro.train.evaluate import Measurer
+from repro.train.evaluate import Evaluator
 from repro.train.preemption import Listener, Stopped
 from repro.train.trainer import train
 
@@ -44,7 +44,7 @@ def newest_step(path: Path) -> int:
     return int(checkpoint.read_manifest(newest)["step"])
 
 
-# of 32 steps, with checkpoints every three and measurements every eight; the signal comes in a micro-batch
+# of 32 steps, with checkpoints every three and evaluations every eight; the signal comes in a micro-batch
 @pytest.mark.parametrize(
     ("step", "number", "status"),
     [(1, signal.SIGTERM, 143), (8, signal.SIGTERM, 143), (13, signal.SIGUSR1, 138)],
@@ -66,13 +66,13 @@ def test_a_run_that_is_told_to_stop_finishes_its_step(
     assert result(path) == result(folder(config, "whole"))
 
 
-@pytest.mark.parametrize(("measurement", "step"), [(1, 8), (8, 32)])  # those of an epoch: model, average
-def test_a_measurement_is_left_and_done_again(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, measurement: int, step: int
+@pytest.mark.parametrize(("evaluation", "step"), [(1, 8), (8, 32)])  # those of an epoch: model, average
+def test_an_evaluation_is_left_and_done_again(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, evaluation: int, step: int
 ) -> None:
     train(ToyTask(), config, "whole")
     with monkeypatch.context() as patch:
-        signal_in(patch, Measurer, "measure", measurement)
+        signal_in(patch, Evaluator, "evaluate", evaluation)
         with pytest.raises(Stopped, match=f"after step {step}"):
             train(ToyTask(), config, "stopped")
     path = folder(config, "stopped")
@@ -82,7 +82,7 @@ def test_a_measurement_is_left_and_done_again(
     assert result(path) == result(folder(config, "whole"))
 
 
-def test_the_closing_measurement_can_be_stopped(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_closing_evaluation_can_be_stopped(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         signal_in(patch, trainer.Trainer, "_close", 1)
         with pytest.raises(Stopped, match="after step 32"):
@@ -140,4 +140,4 @@ def test_processes_that_load_data_go_on() -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
             os._exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-        assert listener.told() == 0
+        assert listener.should_stop() == 0

@@ -33,7 +33,7 @@ BLOCKS = {
     "epochs": 2,
     "batch_size": 8,
     "clip_grad": 0.5,
-    "measure_every": 3,
+    "eval_every": 3,
     "optimizer": {"name": "adan", "lr": 0.02},
 }
 
@@ -41,7 +41,7 @@ BLOCKS = {
 def blocks(root: Path, fsdp: bool = True) -> TrainConfig:
     """One process with as many micro-batches as two."""
     run = RunConfig(root=str(root), checkpoint_every=3)
-    return TrainConfig(**BLOCKS, accumulate=2, fsdp=fsdp, run=run)
+    return TrainConfig(**BLOCKS, gradient_accumulation_steps=2, fsdp=fsdp, run=run)
 
 
 def records(root: Path, name: str, recipe: str = "vision") -> list[dict[str, Any]]:
@@ -77,11 +77,11 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arguments", "accumulate"), [(PLAIN, 1), (PLAIN, 2), (RANDOM, 2)])
+@pytest.mark.parametrize(("arguments", "parts"), [(PLAIN, 1), (PLAIN, 2), (RANDOM, 2)])
 def test_two_processes_give_the_metrics_of_one(
-    two: Path, tmp_path: Path, arguments: list[str], accumulate: int
+    two: Path, tmp_path: Path, arguments: list[str], parts: int
 ) -> None:
-    assert main([*arguments, f"accumulate={accumulate}", f"run.root={tmp_path}"]) == 0
+    assert main([*arguments, f"gradient_accumulation_steps={parts}", f"run.root={tmp_path}"]) == 0
     name = next(word for word in arguments if word.startswith("run.name=")).removeprefix("run.name=")
     ours, theirs = records(tmp_path, name), records(two, name)
     assert len(ours) == len(theirs) == 2
@@ -125,14 +125,15 @@ def test_what_two_processes_began_one_continues_with_twice_the_micro_batches(two
     config = TrainConfig(
         epochs=2,
         batch_size=STREAMS,
-        accumulate=2,
+        gradient_accumulation_steps=2,
         optimizer={"name": "adan", "lr": 0.02},
         run=RunConfig(root=str(two), checkpoint_every=3),
     )
     with pytest.raises(
-        UserError, match=r"begun with 2 process\(es\) and accumulate=1, now there are 1 and 1; their"
+        UserError,
+        match=r"begun with 2 process\(es\) and gradient_accumulation_steps=1, now there are 1 and 1; their",
     ):
-        train(StreamTask(), dataclasses.replace(config, accumulate=1), "shrunk")
+        train(StreamTask(), dataclasses.replace(config, gradient_accumulation_steps=1), "shrunk")
     train(StreamTask(), config, "shrunk")
     ours, theirs = records(two, "shrunk", "streams"), records(two, "carried", "streams")
     assert ours[-1]["weights_of_step"] == 8

@@ -185,7 +185,7 @@ def test_own_records_that_are_none(own_run: Path, tmp_path: Path) -> None:
 def test_a_measurement_amid_an_epoch(tmp_path: Path) -> None:
     config = TrainConfig(
         steps=20,
-        measure_every=6,
+        eval_every=6,
         batch_size=8,
         optimizer={"name": "adan", "lr": 0.01},
         schedule=ScheduleConfig(per="step"),

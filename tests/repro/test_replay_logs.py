@@ -21,7 +21,7 @@ CheckFunction = Callable[[Evidence, Recipe], Check]
 TXL = recipe(
     steps=40,
     batch_size=2,
-    measure_every=8,
+    eval_every=8,
     run={"log_every": 2},
     optimizer={"lr": 1e-3},
     schedule=dict(name="cosine", join="scale", per="step", warmup_steps=4),
@@ -67,14 +67,14 @@ def test_transformer_xl() -> None:
     notices(transformer_xl.epochs, found, changed(TXL, steps=42), "42: in the configuration alone")
     notices(transformer_xl.epochs, found, changed(TXL, batch_size=8), "ours have 3 each")
     notices(transformer_xl.validation, planted(found, 4, step=9), TXL, "9: in the log alone")
-    notices(transformer_xl.validation, found, changed(TXL, measure_every=9), "9: in the configuration alone")
+    notices(transformer_xl.validation, found, changed(TXL, eval_every=9), "9: in the configuration alone")
 
 
 BERT = recipe(
     steps=40,
     batch_size=4,
-    measure_every=20,
-    measure_epochs=2,
+    eval_every=20,
+    eval_epochs=2,
     run={"log_every": 2},
     optimizer={"lr": 1e-3},
     schedule=dict(name="polynomial", per="step", warmup_steps=6),
@@ -142,8 +142,8 @@ def test_bert(resumed: bool) -> None:
         "ours after 11",
     )
     notices(fairseq.epochs, found, changed(BERT, run__log_every=4), ": in the log alone")
-    notices(fairseq.validation, found, changed(BERT, measure_every=18), "18: in the configuration alone")
-    notices(fairseq.validation, found, changed(BERT, measure_epochs=3), ": in the log alone")
+    notices(fairseq.validation, found, changed(BERT, eval_every=18), "18: in the configuration alone")
+    notices(fairseq.validation, found, changed(BERT, eval_epochs=3), ": in the log alone")
     without = copy.deepcopy(found)
     without.logs[0].events.clear()
     notices(fairseq.epochs, without, BERT, "epoch 1 ends after 9 iterations")
@@ -159,7 +159,7 @@ def test_bert_states_its_iterations() -> None:
 MAE = recipe(
     epochs=6,
     batch_size=4096,
-    accumulate=2,
+    gradient_accumulation_steps=2,
     optimizer={"lr": 2e-3},
     schedule=dict(name="cosine", join="shift", per="step", warmup_epochs=2, min_lr=1e-8),
 )
@@ -188,7 +188,7 @@ def test_mae() -> None:
         MAE,
         "relative error 1e-11 at 3",
     )
-    notices(mae.lr, found, changed(MAE, accumulate=1), "relative error")
+    notices(mae.lr, found, changed(MAE, gradient_accumulation_steps=1), "relative error")
     notices(mae.lr, found, changed(MAE, schedule__min_lr=1e-6), "relative error")
     notices(mae.lr, found, changed(MAE, schedule__warmup_epochs=3), "relative error")
     notices(mae.epochs, found, changed(MAE, epochs=7), "6: in the configuration alone")

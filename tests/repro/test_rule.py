@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from repro.ledger import verdict as rule
-from repro.ledger.verdict import Curve, Memory, worst
+from repro.ledger.verdict import Curve, VerdictState, worst
 
 POSITIONS = np.arange(1.0, 101.0)
 ERRORS = 10 / POSITIONS**0.5
@@ -19,7 +19,7 @@ def curve(errors: Sequence[float] = ERRORS, perfect: float | None = None, tolera
 
 
 def replay(errors: Sequence[float], released: Curve | None = None) -> list[str]:
-    released, memory = released or curve(), Memory()
+    released, memory = released or curve(), VerdictState()
     found = []
     for position, error in zip(released.positions, errors, strict=False):
         expected = released.at(position)

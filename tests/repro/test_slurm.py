@@ -157,7 +157,7 @@ def test_two_tasks_are_one_run_that_goes_on_after_an_interruption(
     assert "Requeued job" in logs
     assert json.loads((run / "environment.json").read_text())[0]["command"][1:3] == ["-m", SMALL[0]]
 
-    status, _, err = toy(*SMALL, "accumulate=2", "run.root=one")
+    status, _, err = toy(*SMALL, "gradient_accumulation_steps=2", "run.root=one")
     assert (status, err) == (0, "")
     (one,) = Path("one/toy").iterdir()
     for ours, theirs in zip(

@@ -10,7 +10,7 @@ from timm import create_model
 from torch import Tensor, nn
 from toy import ToyTask
 
-from repro.train.throughput import Clock, Speedometer, count_flops, device_peak
+from repro.train.throughput import Clock, Throughput, count_flops, device_peak
 
 
 class Looking(ToyTask):
@@ -52,26 +52,26 @@ def test_waiting_is_told_from_training() -> None:
             yield number
 
     clock = Clock(seconds=5.0, train_seconds=3.0)
-    meter = Speedometer(clock, "images", samples=10, peak=1e12)
+    meter = Throughput(clock, "images", samples=10, peak=1e12)
     meter.forward_flops = 1e9
     for _ in meter.waiting(slow()):
         time.sleep(0.01)
-        meter.lap_steps += 1
+        meter.window_steps += 1
     meter.tick(training=True)
-    lap = meter.lap()
+    window = meter.window()
     time.sleep(0.01)
     meter.tick()
     assert 0.06 <= clock.wait_seconds < clock.train_seconds - 3.0 - 0.03 + 1e-3
     assert clock.seconds - 5.0 >= clock.train_seconds - 3.0 + 0.01
-    assert lap["images_per_second"] == pytest.approx(30 / (clock.train_seconds - 3.0), rel=1e-3)
-    assert lap["wait_share"] == pytest.approx(clock.wait_seconds / (clock.train_seconds - 3.0), rel=1e-3)
-    assert lap["tflop_per_second"] == pytest.approx(lap["images_per_second"] * 3e9 / 1e12, rel=1e-3)
-    assert lap["mfu"] == pytest.approx(lap["tflop_per_second"], rel=1e-3)
-    assert meter.lap_steps == 0
+    assert window["images_per_second"] == pytest.approx(30 / (clock.train_seconds - 3.0), rel=1e-3)
+    assert window["wait_share"] == pytest.approx(clock.wait_seconds / (clock.train_seconds - 3.0), rel=1e-3)
+    assert window["tflop_per_second"] == pytest.approx(window["images_per_second"] * 3e9 / 1e12, rel=1e-3)
+    assert window["mfu"] == pytest.approx(window["tflop_per_second"], rel=1e-3)
+    assert meter.window_steps == 0
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    rates = Speedometer(Clock(), "images", samples=10, peak=None).rates(2, 4.0, 1.0)
+    rates = Throughput(Clock(), "images", samples=10, peak=None).rates(2, 4.0, 1.0)
     assert rates == {"images_per_second": 5.0, "wait_share": 0.25}
     assert device_peak(torch.device("cpu"), 1) is None
 

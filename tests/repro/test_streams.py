@@ -19,7 +19,7 @@ def test_streams_are_the_text(tokens: int, streams: int, tgt_len: int) -> None:
     """Read row by row, the batches are the parts of the text, each token but the first a target once."""
     ids = np.random.default_rng(0).integers(0, 60_000, tokens).astype(np.uint16)
     data = Streams(ids, streams, tgt_len)
-    batches = [default_collate([data[index] for index in batch]) for batch in data.measure_plan()]
+    batches = [default_collate([data[index] for index in batch]) for batch in data.eval_plan()]
     inputs, targets = (torch.cat(parts, dim=1) for parts in zip(*batches, strict=True))
     length = tokens // streams
     expected = torch.from_numpy(ids[: streams * length].reshape(streams, length).astype(np.int64))
@@ -42,14 +42,14 @@ def test_steps_of_wikitext103() -> None:
         99,
         99,
     ]
-    assert len(data.measure_plan()) == 11_470
+    assert len(data.eval_plan()) == 11_470
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
 def test_processes_share_the_streams(processes: int) -> None:
     """Each has its own from beginning to end, all together have every item once."""
     data = Streams(np.arange(500), 5, 9)
-    plans = [data.measure_plan(processes, rank) for rank in range(processes)]
+    plans = [data.eval_plan(processes, rank) for rank in range(processes)]
     for plan in plans:
         streams = {tuple(index % 5 for index in batch) for batch in plan}
         assert len(streams) == 1
@@ -73,4 +73,4 @@ def test_one_line() -> None:
     ):
         Streams(np.arange(15), 8, 4, "training text")
     with pytest.raises(UserError, match="eval_batch_size=2: must be at least the number of processes, 3"):
-        Streams(np.arange(15), 2, 4, key="eval_batch_size").measure_plan(3, 0)
+        Streams(np.arange(15), 2, 4, key="eval_batch_size").eval_plan(3, 0)

@@ -38,11 +38,11 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 7, 11, 12])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("parts", [1, 2])
 def test_state_is_part_of_a_checkpoint(
-    streams: TrainConfig, monkeypatch: pytest.MonkeyPatch, stop: int, accumulate: int
+    streams: TrainConfig, monkeypatch: pytest.MonkeyPatch, stop: int, parts: int
 ) -> None:
-    streams.accumulate = accumulate
+    streams.gradient_accumulation_steps = parts
     train(StreamTask(), streams, "whole")
     with monkeypatch.context() as patch:
         stop_after(patch, stop)
@@ -67,25 +67,25 @@ def test_a_run_killed_before_its_summary_closes_once(
 def test_micro_batches_are_weighed_and_keep_their_streams(streams: TrainConfig) -> None:
     """The items that count differ from stream to stream; the parts' mean of means would be another loss."""
     train(StreamTask(), streams, "whole")
-    for accumulate in (2, 3, 6):
-        streams.accumulate = accumulate
-        train(StreamTask(), streams, str(accumulate))
+    for parts in (2, 3, 6):
+        streams.gradient_accumulation_steps = parts
+        train(StreamTask(), streams, str(parts))
         for one, other in zip(
-            records(folder(streams, "whole")), records(folder(streams, str(accumulate))), strict=True
+            records(folder(streams, "whole")), records(folder(streams, str(parts))), strict=True
         ):
             assert one == pytest.approx(other, rel=2e-5)
 
 
 def test_weights_matter(streams: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    streams.accumulate = 6
+    streams.gradient_accumulation_steps = 6
     train(StreamTask(), streams, "weighed")
-    monkeypatch.setattr(StreamTask, "weight", lambda self, batch: None)
+    monkeypatch.setattr(StreamTask, "num_items", lambda self, batch: None)
     train(StreamTask(), streams, "plain")
     losses = [records(folder(streams, name))[0]["train_loss"] for name in ("weighed", "plain")]
     assert losses[0] != pytest.approx(losses[1], rel=1e-4)
 
 
-def test_state_begins_empty_in_an_epoch_and_in_measuring(
+def test_state_begins_empty_in_an_epoch_and_in_evaluation(
     streams: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[bool, bool]] = []  # whether in training, whether there was a state
@@ -136,13 +136,13 @@ def test_own_figures_and_a_closing_test(streams: TrainConfig, capsys: pytest.Cap
 
 def test_the_closing_test_has_the_best_weights(streams: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a figure that is highest after the first epoch the best weights are early ones."""
-    figures = StreamTask.figures
+    metrics = StreamTask.metrics
 
     def with_score(self: StreamTask, sums: dict[str, Any], count: float) -> dict[str, float]:
-        made = figures(self, sums, count)
+        made = metrics(self, sums, count)
         return made | {"valid_score": made["valid_loss"]}
 
-    monkeypatch.setattr(StreamTask, "figures", with_score)
+    monkeypatch.setattr(StreamTask, "metrics", with_score)
     streams.select = SelectConfig("valid_score", higher_is_better=True)
     streams.ema_decay = 0.5
     summary = train(StreamTask(), streams, "run")
@@ -160,17 +160,17 @@ def test_the_closing_test_has_the_best_weights(streams: TrainConfig, monkeypatch
     ("every", "epochs", "expected"),
     [(None, 2, [8, 12]), (None, None, [12]), (5, None, [5, 10, 12]), (5, 2, [5, 8, 10, 12])],
 )
-def test_when_it_is_measured(
+def test_when_it_is_evaluated(
     streams: TrainConfig, every: int | None, epochs: int | None, expected: list[int]
 ) -> None:
-    streams.measure_every, streams.measure_epochs = every, epochs
+    streams.eval_every, streams.eval_epochs = every, epochs
     train(StreamTask(), streams, "run")
     assert [line["step"] for line in records(folder(streams, "run")) if "valid_loss" in line] == expected
 
 
 def test_training_records_are_means_over_epochs_ends(streams: TrainConfig) -> None:
     """With log_every=3 the second record is of the steps 4 to 6, of two epochs of four steps."""
-    streams.measure_epochs = None
+    streams.eval_epochs = None
     train(StreamTask(), streams, "each")
     streams.run.log_every = 3
     train(StreamTask(), streams, "thirds")
@@ -216,7 +216,7 @@ def test_an_unknown_metric_to_select_by(streams: TrainConfig) -> None:
     [
         (LossScaleConfig(initial=0.0), "loss_scale.initial=0.0: must be above 0"),
         (LossScaleConfig(threshold=-1.0), "loss_scale.threshold=-1.0: must be above 0"),
-        (LossScaleConfig(window=0), "loss_scale.window=0: must be at least 1"),
+        (LossScaleConfig(growth_interval=0), "loss_scale.growth_interval=0: must be at least 1"),
     ],
 )
 def test_bad_loss_scales(streams: TrainConfig, config: LossScaleConfig, message: str) -> None:
@@ -231,7 +231,9 @@ def test_the_loss_scale_has_a_floor() -> None:
     def step(config: LossScaleConfig, finite: bool) -> float:
         weight = torch.nn.Parameter(torch.ones(1))
         optimizer = torch.optim.SGD([weight], lr=0.1)
-        scaler = torch.amp.GradScaler("cpu", init_scale=config.initial, growth_interval=config.window)
+        scaler = torch.amp.GradScaler(
+            "cpu", init_scale=config.initial, growth_interval=config.growth_interval
+        )
         for _ in range(4):
             scaler.scale(weight * (1.0 if finite else float("inf"))).backward()
             scaler.step(optimizer)
@@ -242,6 +244,6 @@ def test_the_loss_scale_has_a_floor() -> None:
 
     assert step(LossScaleConfig(initial=4.0), finite=False) == 0.25
     assert step(LossScaleConfig(initial=4.0, threshold=1.0), finite=False) == 1.0
-    assert step(LossScaleConfig(initial=4.0, window=2, threshold=1.0), finite=True) == 16.0
+    assert step(LossScaleConfig(initial=4.0, growth_interval=2, threshold=1.0), finite=True) == 16.0
     with pytest.raises(UserError, match=r"at step 7 gradients overflow with losses times 0\.5"):
         step(LossScaleConfig(initial=4.0, minimum=0.5), finite=False)

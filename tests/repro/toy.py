@@ -68,7 +68,7 @@ class ToyTask(Task):
             self.seen.append(batch[0])
         return F.cross_entropy(model(batch[0]), batch[1])
 
-    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
+    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
         hits = (model(batch[0]).argmax(1) == batch[1]).sum()
         return {"accuracy": 100 * hits}, len(batch[1])
 
@@ -87,9 +87,9 @@ class BlocksTask(ToyTask):
     def sharded(self, module: nn.Module) -> set[str]:
         return {"Block"}
 
-    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
+    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
         loss = F.cross_entropy(model(batch[0]), batch[1], reduction="sum")
-        return {**super().measure(model, batch)[0], "valid_loss": loss}, len(batch[1])
+        return {**super().evaluate(model, batch)[0], "valid_loss": loss}, len(batch[1])
 
     def examples(self, model: nn.Module) -> list[str]:
         return [f"{float(model(torch.ones(1, 2))[0, 0]):.5f}"]

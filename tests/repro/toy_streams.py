@@ -71,9 +71,7 @@ class StreamTask(Task):
     def plan(self, data: Sized, config: TrainConfig) -> Plan:
         return in_order(len(data), STREAMS)
 
-    def measure_plan(
-        self, data: Sized, batch_size: int, processes: int, rank: int
-    ) -> Sequence[Sequence[int]]:
+    def eval_plan(self, data: Sized, batch_size: int, processes: int, rank: int) -> Sequence[Sequence[int]]:
         mine = range(rank, STREAMS, processes)
         return [[begin + stream for stream in mine] for begin in range(0, len(data), STREAMS)]
 
@@ -92,19 +90,19 @@ class StreamTask(Task):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         return self.losses(model, batch).sum() / batch[1].sum()
 
-    def weight(self, batch: Any) -> float:
+    def num_items(self, batch: Any) -> float:
         return float(batch[1].sum())
 
-    def training_figures(self, loss: float) -> dict[str, float]:
+    def training_metrics(self, loss: float) -> dict[str, float]:
         return {"train_loss": loss, "train_twice": 2 * loss}
 
-    def measure(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         losses = self.losses(model, batch)
         each = torch.zeros(3 * STREAMS)
         each[batch[2]] = losses.sum(1)
         return {"valid_loss": losses.sum(), "each": each}, batch[1].sum()
 
-    def figures(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
+    def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
         self.sums = sums
         return {"valid_loss": float(sums["valid_loss"]) / count, "valid_count": count}
 

@@ -114,7 +114,8 @@ def test_model_configs(name: str) -> None:
 
 def test_every_option_of_the_command_works_together(command: Command) -> None:
     status, out, err = command(
-        *TINY, "augment=strong", "loss=bce", "ema_decay=0.9", "accumulate=2", "clip_grad=1", "amp=bf16",
+        *TINY, "augment=strong", "loss=bce", "ema_decay=0.9", "gradient_accumulation_steps=2", "clip_grad=1",
+        "amp=bf16",
         "augment.erase=0.2", "augment.interpolation=bilinear", "augment.auto_augment=null",
         "model.drop_path=0.1",
         "optimizer.layer_decay=0.7", "model.kwargs.depth=2", "workers=1", "seed=3",

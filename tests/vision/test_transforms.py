@@ -120,7 +120,7 @@ def test_only_training_erases() -> None:
     model, cpu, labels = Spy(), torch.device("cpu"), torch.arange(6)
     normalised = task.move([pixels, labels], cpu)[0]
     assert torch.equal(normalised, Normalize(task.config.data)(pixels))
-    for show in (task.measure, task.logits):
+    for show in (task.evaluate, task.logits):
         show(model, task.move([pixels, labels], cpu))
         assert torch.equal(model.seen, normalised)
     task.loss(model, task.move([pixels, labels], cpu)).backward()
