@@ -3,10 +3,10 @@
 Each parameter list is measured in several fresh processes, because the memory pages and the cores that a
 process happens to get decide its bandwidth. Within one, the optimizers work on the same parameters and
 gradients, one step each in turn, the order rotating, so that a machine whose speed drifts slows all of them
-alike. Where the states of all do not fit in memory together, as many as fit take turns, always beside torch's
-fused AdamW; what does not fit even alone is named with the bytes it would need. Models are lists of shapes:
-there is no forward pass. Two sets of gradients alternate and are assigned before each step, outside of the
-timed part, because a step with take_gradients keeps the one it was given.
+alike. Where the states of all do not fit in memory together, as many as fit take turns, always with torch's
+fused AdamW among them; what does not fit even alone is named with the bytes it would need. Models are lists
+of shapes: there is no forward pass. Two sets of gradients alternate and are assigned before each step,
+outside of the timed part, because a step with take_gradients keeps the one it was given.
 
     ms, ns/parameter   time of a step (on CUDA between two events): median over rounds, then over processes
     B/parameter        what a one-pass step must read and write: see `one_pass` below
@@ -18,9 +18,9 @@ timed part, because a step with take_gradients keeps the one it was given.
     peak               CUDA only: most memory allocated over two steps, after two steps that made the states;
                        parameters, states and one set of fresh gradients, nothing of a model's activations
     ratio              to torch's fused AdamW: the median over a process's rounds, then over the processes,
-                       with the least and the greatest of them
+                       with the smallest and the largest of them
 
-Beside them stands what the machine streams in the same process:
+Below them is what the machine streams in the same process:
 
     copy     a = b, 8 bytes an element (12 with the write-allocate of a)
     triad    a = b + s c, 12 bytes an element as STREAM counts (16 with the write-allocate of a)
@@ -89,7 +89,7 @@ def one_pass(state: float, parameter: float = 4) -> float:
 def ours(
     name: str, state_dtype: str | None = None, take_gradients: bool = False, extra: float = 0, **options: Any
 ) -> Entry:
-    """The entry of an optimizer of this package, which moves `extra` bytes beside the one pass."""
+    """The entry of an optimizer of this package, which moves `extra` bytes in addition to the one pass."""
     card = optim.CARDS[name]
     options = {"fused": True, "weight_decay": 0.02, "state_dtype": state_dtype, **options}
     if take_gradients:

@@ -1,6 +1,6 @@
 """Times fused Adan with its states in huge pages and in ordinary ones: `python benchmarks/pages.py`.
 
-Each list is measured in fresh processes, in which both take turns beside torch's fused AdamW; which of the
+Each list is measured in fresh processes, in which both take turns with torch's fused AdamW; which of the
 two was made first, and so got its memory first, alternates from process to process. See
 optim/engine/layout.py.
 """

@@ -229,7 +229,7 @@ def tables(records: Iterable[dict[str, Any]]) -> str:
     lines = [
         "# Small states and the loss they end with",
         "",
-        "Made by `benchmarks/state_quality.py` from the records beside it, which name commit, machine and "
+        "Made by `benchmarks/state_quality.py` from the records next to it, which name commit, machine and "
         "versions. Losses are in nats. The verdict: does the mean validation loss differ from that with "
         "float32 states by no more than the runs with float32 states among themselves (max - min)?",
     ]

@@ -120,7 +120,7 @@ def sweep(pairs: Sequence[tuple[str, str]], options: argparse.Namespace) -> int:
 
 
 def end_with_parent() -> None:
-    """End this process when that which started it was killed, or it would go on beside the next sweep."""
+    """End this process when its parent is killed; it would go on while the next sweep runs."""
 
     def watch() -> None:
         parent = parent_process()

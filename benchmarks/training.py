@@ -17,7 +17,7 @@ Without --optimizers: three training loops with optim's fused Adan.
             evaluations: schedule, accelerate's wrappers, records in metrics.jsonl, the progress bar
 
 Logging is due once in every turn, in timm's structure as in ours; the default of both is every 50 steps. The
-losses of all must agree, or they did not do the same work; the greatest difference is in the result.
+losses of all must agree, or they did not do the same work; the largest difference is in the result.
 
 With --optimizers: the bare loop with each optimizer.
 

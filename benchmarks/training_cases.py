@@ -1,6 +1,6 @@
 """What training.py trains: models in the recipes that train them, on the recipes' own embedded data.
 
-A case is data: a recipe's task, what its command line would say, and, beside them, the forward pass and loss
+A case is data: a recipe's task, what its command line would say, and the forward pass and loss
 as one would write them for a loop of a few lines.
 """
 

@@ -28,7 +28,7 @@ COMMANDS = {
     "list": ["scripts/reproduce.py", "--list"],
     "logs": ["scripts/logs.py"],
     "bench": ["benchmarks/optimizers.py"],
-    # without a cache, which would be written beside the sources
+    # without a cache, which would be written next to the sources
     "test": ["-m", "pytest", "-p", "no:cacheprovider", "-n", "auto", "-m", DAILY, "tests/optim"],
 }
 

@@ -1,4 +1,4 @@
-"""Fine-tune a language model on questions with answers, all its weights or low-rank adapters beside them:
+"""Fine-tune a language model on questions with answers, all its weights or low-rank adapters alone:
 
     python llm/finetune.py model.checkpoint=RUN data.root=PATH [lora.rank=16 optimizer=... key=value ...]
 

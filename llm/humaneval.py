@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     add("--execute", action="store_true", help="run the programs")
     add("--unprotected", action="store_true", help="even where files or network cannot be protected")
     add("--data", type=Path, metavar="PATH", help="tasks (default: five of our own)")
-    add("--row", help="of the ledger: its sampling, and its published figures beside the result")
+    add("--row", help="of the ledger: its sampling, and its published figures next to the result")
     add("--samples", type=int, help=f"of each task (default: {SAMPLING['samples']})")
     add("--temperature", type=float, help=f"0: the likeliest token (default: {SAMPLING['temperature']})")
     add("--top-p", type=float, help=f"(default: {SAMPLING['top_p']})")
@@ -119,9 +119,9 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         given = problems.read_completions(options.completions, tasks)
     counts = collections.Counter(task.task_id for task, _ in given or [])
     fewest = min(counts.values()) if counts else sampling["samples"]
-    for name, least in (("samples", 1), ("batch_size", 1), ("workers", 1)):
-        if (value := sampling.get(name, getattr(options, name))) < least:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    for name, minimum in (("samples", 1), ("batch_size", 1), ("workers", 1)):
+        if (value := sampling.get(name, getattr(options, name))) < minimum:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {minimum}")
     ks = options.k or [k for k in KS if k <= fewest]
     if wrong := [k for k in ks if not 1 <= k <= fewest]:
         raise UserError(f"--k {wrong[0]}: must be 1 to {fewest}, as there are {fewest} samples of a task")

@@ -141,7 +141,7 @@ def read_scorer(checkpoint: str, pad: int | None = None) -> PreTrainedModel:
 
 
 def adapted(model: PreTrainedModel, lora: LoraConfig, kind: str) -> nn.Module:
-    """Return the model, with a lora.rank its weights frozen beside adapters that are trained.
+    """Return the model, with a lora.rank its weights frozen, and adapters to train.
 
     Args:
         kind: of model in peft's words, CAUSAL_LM or SEQ_CLS (whose head is trained, too).

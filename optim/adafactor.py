@@ -41,7 +41,7 @@ class Adafactor(Optimizer):
         lr: bound of the step, relative to the parameter's RMS.
         eps: added to the squared gradient.
         weight_decay: decoupled weight decay, by the step that each tensor makes.
-        eps_scale: the least RMS that a parameter counts as having.
+        eps_scale: the smallest RMS that a parameter counts as having.
         clip_threshold: the largest RMS of u.
         decay_rate: how fast b2 goes to 1.
         beta1: decay factor of the update, in [0, 1); 0 keeps no state for it.
@@ -68,7 +68,7 @@ class Adafactor(Optimizer):
         nonnegative=("exp_avg_sq",),
         elementwise=False,
         options={
-            "eps_scale": "the least RMS that a parameter counts as having",
+            "eps_scale": "the smallest RMS that a parameter counts as having",
             "clip_threshold": "the largest RMS of an update before it is scaled",
             "decay_rate": "the second moment's decay factor is 1 - t^-decay_rate",
             "beta1": "decay factor of a first moment; 0 keeps none",

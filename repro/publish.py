@@ -19,7 +19,7 @@ _DIGEST = hashlib.sha256().digest_size
 def replacing(path: Path) -> Iterator[Path]:
     """Yield an unused name `.tmp-HEX-NAME` next to `path`; what is written there replaces `path`.
 
-    If anything fails, `path` stays as it was and nothing is left beside it. Of several processes that write
+    If anything fails, `path` stays as it was and nothing is left next to it. Of several processes that write
     one path at once, each publishes a whole file; the last one stays.
 
     Raises:

@@ -108,7 +108,7 @@ def convert(options: argparse.Namespace) -> None:
     if isinstance(content, unpickle.Foreign):
         raise UserError(
             f"{options.file} is a whole pickled module ({content.name}) without an optimizer's state: "
-            "Transformer-XL keeps that in optimizer.pt beside it"
+            "Transformer-XL keeps that in optimizer.pt next to it"
         )
     keys, state_dict = states.find(content, options.at, options.file)
     require_values(named(state_dict["state"]), options.file)

@@ -34,7 +34,7 @@ from repro.planner.plan import Job, Machine, Memory
 from repro.train.cli import exit_status
 from repro.train.run_folder import environment, write_atomically
 
-# What --measure trains where no row is named: small models, but large beside what else a process allocates.
+# What --measure trains where no row is named: small models, but larger than all else in a process.
 _SMALL = [
     "amp=no",
     "batch_size=4",
@@ -202,7 +202,7 @@ def _need(task: Job, machine: Machine, others: Counter[str]) -> tuple[Memory | N
 
 
 def compare(options: argparse.Namespace, command: list[str]) -> int:
-    """Print predictions beside measurements, write them, and return 1 if one is more than TOLERANCE off."""
+    """Print predictions next to measurements, write them, and return 1 if one is more than TOLERANCE off."""
     names = options.optimizers.split(",") if options.optimizers else [""]
     cases = [(row, options.set, name) for row in options.rows for name in names] or CASES
     device = "CUDA allocator" if _cuda() else "resident set"

@@ -1,6 +1,6 @@
 """Write the report: `python scripts/report.py [--out PAGE.html] [RUNS...]`.
 
-One self-contained HTML page: the ledger with its verdicts, released curves beside own runs, times of a step.
+One self-contained HTML page: the ledger with its verdicts, released curves and own runs, times of a step.
 RUNS are run folders or folders of them; without any, runs/ and results/ are looked through. --pictures FOLDER
 also writes pictures of the page there, which takes chromium.
 """

@@ -155,7 +155,7 @@ def launch(words: list[str], processes: int) -> int:
 
 
 def compare(recipe: Recipe, files: Sequence[Path]) -> None:
-    """Print a log beside the row's released curve, and the verdict."""
+    """Compare a log with the row's released curve, and the verdict."""
     from repro.ledger.tracking import compare_log, verdict
 
     log = read(files)

@@ -107,10 +107,10 @@ class VisionConfig(TrainConfig):
             raise UserError(f"model.head_std={model.head_std}: must be above 0, or null for timm's own")
         if model.probe and (model.drop_path or model.grad_checkpointing):
             raise UserError(
-                "model.probe=true: set model.drop_path=0 and model.grad_checkpointing=false beside it"
+                "model.probe=true: set model.drop_path=0 and model.grad_checkpointing=false as well"
             )
         if model.pretrained and model.checkpoint is not None:
-            raise UserError(f"model.checkpoint={model.checkpoint}: set model.pretrained=false beside it")
+            raise UserError(f"model.checkpoint={model.checkpoint}: set model.pretrained=false as well")
         after = None if row is None else row.after
         cure = "name a file or a run's folder with weights"
         if row is not None and after is not None:

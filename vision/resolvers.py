@@ -1,21 +1,21 @@
-"""What the configurations of vision compute beside repro.train.resolvers, as `${name:arguments}`."""
+"""What the configurations of vision compute in addition to repro.train.resolvers, as `${name:arguments}`."""
 
 from omegaconf import OmegaConf
 
 from repro.errors import UserError
 
 
-def patch(size: int, least: int) -> int:
+def patch(size: int, minimum: int) -> int:
     """Return the side of a patch in pixels: an eighth of an image's, or a fourth, a half, all of it.
 
-    The least of them that has `least` pixels. In configurations: `${patch:${data.size},LEAST}`.
+    The smallest with at least `minimum` pixels. In configurations: `${patch:${data.size},MINIMUM}`.
 
     Raises:
         UserError: the images are smaller than that.
     """
-    sides = [size // patches for patches in (8, 4, 2, 1) if size // patches >= least]
+    sides = [size // patches for patches in (8, 4, 2, 1) if size // patches >= minimum]
     if not sides:
-        raise UserError(f"data.size={size}: must be at least {least}")
+        raise UserError(f"data.size={size}: must be at least {minimum}")
     return sides[0]
 
 

@@ -124,8 +124,8 @@ def _rates(records: Sequence[Record]) -> Iterator[Finding]:
         yield Finding(
             task,
             YES if ratio >= LARGER else below,
-            f"{ratio:.1f} times ({ranges['adan'].highest:.2g} beside {ranges[REFERENCE].highest:.2g}); best "
-            f"ones {peak['adan'] / peak[REFERENCE]:g} times ({peak['adan']:g} beside {peak[REFERENCE]:g})",
+            f"{ratio:.1f} times ({ranges['adan'].highest:.2g} against {ranges[REFERENCE].highest:.2g}); best "
+            f"ones {peak['adan'] / peak[REFERENCE]:g} times ({peak['adan']:g} against {peak[REFERENCE]:g})",
         )
 
 

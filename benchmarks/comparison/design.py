@@ -41,7 +41,7 @@ class Optimizer:
     Attributes:
         title: as the tables call it.
         space: None: it takes the best point of the optimizer `of`, of which it is a variant.
-        overrides: beside those of `optimizer=`.
+        overrides: in addition to those of `optimizer=`.
         seeds: of the result.
         without: tasks where it cannot work, or not in time.
         why: the reason.

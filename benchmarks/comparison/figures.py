@@ -61,7 +61,7 @@ def finished_tasks(records: Sequence[Record]) -> list[str]:
 
 
 def headline(records: Sequence[Record]) -> Figure | None:
-    """Loss beside AdamW's on every task, and performance profiles of the steps to AdamW's loss."""
+    """Loss compared with AdamW's on every task, and performance profiles of the steps to AdamW's loss."""
     tasks = finished_tasks(records)
     if not tasks:
         return None

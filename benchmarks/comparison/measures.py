@@ -70,7 +70,7 @@ def finals(records: Sequence[Record], task: str, optimizer: str, stage: str = st
 
 
 def winner(records: Sequence[Record], task: str) -> str | None:
-    """Return the optimizer with the least mean loss; None as long as there is no result."""
+    """Return the optimizer with the smallest mean loss; None as long as there is no result."""
     losses = {name: found for name in OPTIMIZERS if (found := finals(records, task, name))}
     return min(losses, key=lambda name: statistics.fmean(losses[name]), default=None)
 
@@ -165,7 +165,7 @@ def profile(ratios: Mapping[str, Sequence[float]], at: Sequence[float]) -> dict[
     """Return performance profiles (Dolan and Moré, 2002): the share of tasks with at most each ratio of `at`.
 
     Args:
-        ratios: by optimizer, for each task its cost over the least of all; infinite where it failed.
+        ratios: by optimizer, for each task its cost over the smallest of all; infinite where it failed.
     """
     return {
         name: [sum(ratio <= limit for ratio in values) / len(values) for limit in at]
@@ -174,7 +174,7 @@ def profile(ratios: Mapping[str, Sequence[float]], at: Sequence[float]) -> dict[
 
 
 def profile_ratios(steps: Mapping[str, Mapping[str, float]], tasks: Sequence[str]) -> dict[str, list[float]]:
-    """Return, by optimizer, each task's steps over the least of all optimizers.
+    """Return, by optimizer, each task's steps over the smallest of all optimizers.
 
     Args:
         steps: by optimizer and task; a task that is missing there counts as failed.

@@ -37,7 +37,7 @@ class ConversationsConfig:
 
 @dataclass
 class LoraConfig:
-    """Low-rank adapters beside frozen weights (LoRA, arXiv 2106.09685), made by peft."""
+    """Low-rank adapters on frozen weights (LoRA, arXiv 2106.09685), made by peft."""
 
     rank: int | None = None  # null: no adapters, all weights are trained
     alpha: float = 16.0  # what the adapters add is multiplied by alpha / rank

@@ -36,7 +36,7 @@ class GlueDataConfig:
     )
     label: str | None = None  # column
     labels: list[str] | None = None  # classes
-    score: list[float] | None = None  # least and greatest, where the label is no class
+    score: list[float] | None = None  # lowest and highest, if the label is no class
     metrics: list[str] | None = None  # accuracy, f1, matthews_correlation | pearson, spearman
     columns: list[str] | None = None  # names, where train.tsv and dev.tsv begin without
     bad_lines: str | None = None  # refuse | skip: lines with another number of columns
@@ -46,7 +46,7 @@ class GlueDataConfig:
     max_length: int = 128  # tokens; of a longer pair the longer sentence is cut
     max_tokens: int | None = None  # of a batch with its padding; a batch of longer examples is smaller
     label_scale: float | None = (
-        None  # what scores are multiplied by for training; null: the greatest becomes 1
+        None  # what scores are multiplied by for training; null: the highest becomes 1
     )
 
 

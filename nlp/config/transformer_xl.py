@@ -93,15 +93,15 @@ class TransformerXLConfig(TrainConfig):
         super().check()
         self.model.check()
         evaluation = self.evaluation
-        for key, value, least in (
+        for key, value, minimum in (
             ("tgt_len", self.tgt_len, 1),
             ("model.mem_len", self.model.mem_len, 0),
             ("evaluation.batch_size", evaluation.batch_size, 1),
             ("evaluation.tgt_len", self.eval_tgt_len, 1),
             ("evaluation.mem_len", self.eval_mem_len, 0),
         ):
-            if value < least:
-                raise UserError(f"{key}={value}: must be at least {least}")
+            if value < minimum:
+                raise UserError(f"{key}={value}: must be at least {minimum}")
         for what, same, reach in (
             ("model", self.model.same_length, self.model.mem_len),
             ("evaluation", self.eval_same_length, self.eval_mem_len),

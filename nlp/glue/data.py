@@ -172,18 +172,18 @@ def _numbers(table: Table, task: Description) -> np.ndarray:
 
 def _scores(table: Table, task: Description) -> np.ndarray:
     assert task.score is not None
-    least, greatest = task.score
+    lowest, highest = task.score
     values = []
     for row, cell in enumerate(table.column(task.label)):
         try:
             value = float(cell)
         except ValueError:
             value = math.nan
-        if not least <= value <= greatest:
+        if not lowest <= value <= highest:
             what = "is no number" if math.isnan(value) else "is out of range"
             raise table.error(
                 row,
-                f"{task.label} {cell!r} {what}; must lie in {least:g} to {greatest:g}: mend or drop the line",
+                f"{task.label} {cell!r} {what}; must lie in {lowest:g} to {highest:g}: mend or drop the line",
             )
         values.append(value)
     return np.array(values)

@@ -48,8 +48,8 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {
         "median": statistics.median(values),
-        "least": min(values),
-        "greatest": max(values),
+        "min": min(values),
+        "max": max(values),
         "deviation": deviation,
         "values": list(values),
     }
@@ -62,6 +62,6 @@ def describe(found: dict[str, Any]) -> str:
     ]
     width = max(map(len, found["measures"]))
     for name, x in found["measures"].items():
-        ends = f"{x['least']:.4g} to {x['greatest']:.4g}"
+        ends = f"{x['min']:.4g} to {x['max']:.4g}"
         lines.append(f"{name:<{width}}  median {x['median']:.4g}, {ends}, deviation {x['deviation']:.2g}")
     return "\n".join(lines)

@@ -27,7 +27,7 @@ class Description:
     texts: tuple[str, ...] = ()  # columns of the sentence, or of the two
     label: str = "label"  # column
     labels: tuple[str, ...] = ()  # the classes, by their number; none: those of the training file
-    score: tuple[float, float] | None = None  # least and greatest, where there are no classes
+    score: tuple[float, float] | None = None  # lowest and highest, if there are no classes
     metrics: tuple[str, ...] = ()  # the first decides which checkpoint is best; none: accuracy, or pearson
     columns: tuple[str, ...] = ()  # of train and dev where their first line does not name them
     bad_lines: str = "refuse"  # or skip: those with another number of columns
@@ -149,7 +149,7 @@ def check(task: Description, where: str) -> None:
     if not 1 <= len(task.texts) <= 2:
         raise UserError(f"{where}: texts={list(task.texts)}: must be the names of one column, or of two")
     if task.score is not None and (len(task.score) != 2 or not task.score[0] < task.score[1]):
-        raise UserError(f"{where}: score={list(task.score)}: must be the least score and the greatest")
+        raise UserError(f"{where}: score={list(task.score)}: must be the lowest score and the highest")
     if task.score is not None and task.labels:
         raise UserError(f"{where}: has both labels and score: leave one out")
     if len(task.labels) == 1 or len(set(task.labels)) < len(task.labels):

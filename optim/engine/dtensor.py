@@ -54,7 +54,7 @@ def placed_like(owner: Tensor, x: Tensor) -> Tensor:
 
 
 def reduce_over_mesh(x: Tensor, mesh: Any, placements: Sequence[Any], op: str = "sum") -> Tensor:
-    """The sum ("max": the greatest) of per-process numbers over the mesh dimensions that shard a DTensor."""
+    """The sum ("max": the maximum) of per-process numbers over the mesh dimensions that shard a DTensor."""
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     summed = [Partial(op) if p.is_shard() else Replicate() for p in placements]

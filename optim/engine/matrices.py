@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# Elements of a stack: enough to fill a GPU, and little memory beside a model that has more blocks.
+# Elements of a stack: enough to fill a GPU, and little memory compared with a model that has more blocks.
 STACK = 2**24
 
 

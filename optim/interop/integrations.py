@@ -6,7 +6,7 @@ from ..registry import OPTIMIZERS
 
 
 def register_with_timm() -> None:
-    """Makes every optimizer known to timm as "optim.NAME", beside timm's own of the same name.
+    """Makes every optimizer known to timm as "optim.NAME", in addition to timm's own of the same name.
 
     In names, "-" stands for "_", where timm would begin another name.
 

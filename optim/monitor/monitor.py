@@ -71,9 +71,11 @@ class Monitor:
             raise TypeError(f"optimizer is a {name}: give a torch.optim.Optimizer")
         if not getattr(type(optimizer).step, "hooked", False):
             raise TypeError(f"the step of {name} runs no hooks: give the optimizer inside it")
-        for key, value, least in (("every", every, 1), ("history", history, 1), ("step", step, 0)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ValueError(f"{key}={value!r}: give a whole number >= {least}")
+        for key, value, low in (("every", every, 1), ("history", history, 1), ("step", step, 0)):
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int) or value < minimum
+            ):
+                raise ValueError(f"{key}={value!r}: give a whole number >= {low}")
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm={max_grad_norm}: give a number above 0, or None")
         if run is not None and not callable(getattr(run, "log", None)):

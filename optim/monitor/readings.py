@@ -56,7 +56,7 @@ class Readings:
     """Numbers that are on devices.
 
     A quantity has one number for each of some parameters. Where these are DTensors it is summed (or the
-    greatest is taken) over all shards, so that every process gets that of the whole.
+    maximum is taken) over all shards, so that every process gets that of the whole.
     """
 
     def __init__(self, params: list[Tensor]) -> None:
@@ -161,7 +161,7 @@ class StepReadings:
         return sample
 
     def _read_states(self) -> list[str]:
-        """Norm, sum and greatest magnitude of every state of a parameter's shape; returns their names."""
+        """Norm, sum and largest magnitude of every state of a parameter's shape; returns their names."""
         found: dict[str, dict[int, Tensor]] = defaultdict(dict)
         card = self.optimizer.card if isinstance(self.optimizer, Optimizer) else None
 

@@ -10,7 +10,7 @@ from ..registry import path_in_use
 from .readings import Sample
 from .statistics import Summary
 
-COLUMNS = ("first", "last", "mean", "sd", "5 %", "50 %", "95 %", "least", "greatest")
+COLUMNS = ("first", "last", "mean", "sd", "5 %", "50 %", "95 %", "min", "max")
 
 
 class Sampled(Protocol):
@@ -66,7 +66,7 @@ def text(monitor: Sampled) -> str:
             continue
         s = whole[key]
         numbers = (s.first, s.last, s.mean, s.deviation, *map(s.quantile, (0.05, 0.5, 0.95)))
-        rows.append((key, *(f"{x:.4g}" for x in (*numbers, s.least, s.greatest))))
+        rows.append((key, *(f"{x:.4g}" for x in (*numbers, s.min, s.max))))
     lines += _table(rows)
     if "clipped" in whole:
         share = 100 * whole["clipped"].mean

@@ -14,7 +14,7 @@ class Summary:
 
     Attributes:
         count, nonfinite: numbers seen, finite and not.
-        first, last, least, greatest, mean: of the finite ones; NaN while there are none.
+        first, last, min, max, mean: of the finite ones; NaN while there are none.
     """
 
     _GROWTH = math.log(1.01 / 0.99)
@@ -22,7 +22,7 @@ class Summary:
 
     def __init__(self) -> None:
         self.count = self.nonfinite = 0
-        self.first = self.last = self.least = self.greatest = self.mean = math.nan
+        self.first = self.last = self.min = self.max = self.mean = math.nan
         self._squares = 0.0  # the sum of squared differences from the mean
         self._bins: dict[int, int] = defaultdict(int)
 
@@ -32,10 +32,10 @@ class Summary:
             self.nonfinite += 1
             return
         if self.count == 0:
-            self.first = self.least = self.greatest = x
+            self.first = self.min = self.max = x
             self.mean = 0.0
         self.count += 1
-        self.last, self.least, self.greatest = x, min(x, self.least), max(x, self.greatest)
+        self.last, self.min, self.max = x, min(x, self.min), max(x, self.max)
         before = x - self.mean
         self.mean += before / self.count
         self._squares += before * (x - self.mean)
@@ -54,5 +54,5 @@ class Summary:
             rank -= self._bins[place]
             if rank < 0:
                 x = math.exp((abs(place) - self._ZERO) * self._GROWTH) * 0.99 if place else 0.0
-                return min(max(math.copysign(x, place), self.least), self.greatest)
+                return min(max(math.copysign(x, place), self.min), self.max)
         return math.nan

@@ -127,7 +127,7 @@ def write(export: Export, found: Checkpoint, path: Path) -> int:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a file to write beside `path`, which takes its place when all went well.
+    """Yield a file to write next to `path`, which takes its place when all went well.
 
     Raises:
         UserError: the disk refused.

@@ -131,7 +131,7 @@ def _megatron(content: dict[Any, Any], path: Path) -> Checkpoint:
     masters = [x for group in copies if isinstance(group, list) for x in group] if copies else []
     size = nbytes(x for x in masters if isinstance(x, Tensor))
     if size:
-        found.notes.append(f"{size:,} bytes of fp32 copies of the parameters beside the optimizer's states")
+        found.notes.append(f"{size:,} bytes of fp32 copies of the parameters, not counted as states")
     if not any(candidates(content)):
         found.notes.append(
             "no optimizer's state in it: the distributed optimizer keeps its own, sharded, in other files "
@@ -213,9 +213,9 @@ def _module(root: unpickle.Foreign, path: Path) -> Checkpoint | None:
         path, f"{kind}, a whole pickled module ({root.name})", weights, buffers=buffers, settings=settings
     )
     found.notes.append(
-        "optimizer.pt beside it has the optimizer's state"
+        "optimizer.pt next to it has the optimizer's state"
         if (path.parent / "optimizer.pt").is_file()
-        else "no optimizer's state in it: where there is one, it is in an optimizer.pt beside it"
+        else "no optimizer's state in it: where there is one, it is in an optimizer.pt next to it"
     )
     return found
 

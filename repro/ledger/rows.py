@@ -1,7 +1,7 @@
 """The ledger: what was published, row by row, and how to run it again.
 
 configs/paper/<table>/<row>.yaml is the row's Hydra configuration (`+paper=<table>/<row>`), and its node `row`
-says what was published, what was released beside it, what is not known, and where the sources disagree.
+says what was published, what was released with it, what is not known, and where the sources disagree.
 Files whose name begins with `_` hold what the rows of a table share.
 """
 
@@ -107,7 +107,7 @@ class Sibling:
 
     row: str = MISSING
     until: int = MISSING  # position (epoch or step, as the logs count) up to which the settings agree
-    but: str | None = None  # settings that differ nevertheless, too little to matter beside chance
+    but: str | None = None  # settings that differ nevertheless, too little to matter compared with chance
 
 
 @dataclass
@@ -265,7 +265,7 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
     else:
         config = f"paper/{name}"
     running = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()  # within a run there is its own, beside which Hydra refuses another
+    GlobalHydra.instance().clear()  # a run has one of its own, and Hydra refuses a second
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             return compose(config, arguments)

@@ -65,7 +65,7 @@ class FinishedRun:
 def finished(roots: Iterable[Path]) -> tuple[list[Finished], list[str]]:
     """Return the finished runs in and below folders, and a line for each that cannot be read.
 
-    Summaries without a config.yaml beside them are not of training, and are passed over.
+    Summaries without a config.yaml next to them are not of training, and are passed over.
     """
     found, problems = [], []
     for path in sorted({path.resolve() for root in roots for path in root.rglob("summary.json")}):

@@ -20,7 +20,7 @@ ENOUGH = 10  # records of siblings that tell a tolerance
 
 
 class Tracker:
-    """A run's records beside the released curves of its row.
+    """A run's records compared with the released curves of its row.
 
     `memory` is what the verdict depends on, JSON-able; the loop keeps it in its checkpoints.
     """
@@ -112,7 +112,7 @@ def describe(summary: dict[str, Any]) -> list[str]:
             f"{figure['verdict'] or 'no verdict'}"
         )
     curve = summary["verdict"] or f"not tracked ({summary['untracked'] or 'nothing was measured'})"
-    return [*lines, f"{summary['row']}, the run beside the released curve: {curve}"]
+    return [*lines, f"{summary['row']}, the run against the released curve: {curve}"]
 
 
 def compare_log(row: Row, log: Log) -> pd.DataFrame:

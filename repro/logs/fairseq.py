@@ -65,7 +65,7 @@ EVENTS = {
     "done": re.compile(r"done training in (?P<seconds>\S+) seconds"),
 }
 VALUES: dict[str, Callable[[str], Any]] = {"path": str, "epoch": whole, "step": whole}  # of events
-FACTS = {  # what the log says of model and data, beside the configuration
+FACTS = {  # what the log says of model and data, in addition to the configuration
     "parameters": re.compile(r"num\. shared model params: (\d[\d,]{,20})"),
     "devices": re.compile(r"training on (\d{1,15}) devices"),
     "dictionary": re.compile(r"dictionary: (\d{1,15}) types"),
@@ -85,7 +85,7 @@ def read(source: Source) -> Log:
 
     The records are `train` (train_inner), `epoch` (train) and `eval` (valid), each with the number of updates
     as `step`. `events` has overflow, checkpoint, loaded and done. `config` is the run's configuration, as far
-    as line 1 can be read, with what the log says of the data beside it: parameters, devices, dictionary,
+    as line 1 can be read, with what the log says of the data: parameters, devices, dictionary,
     iterations_per_epoch, examples and blocks (by subset).
 
     Raises:
@@ -115,7 +115,7 @@ def read(source: Source) -> Log:
 
 
 def _bits(reading: Reading) -> dict[str, str]:
-    """Return the units of the losses beside which there is a perplexity: others are the criterion's own."""
+    """Return the units of the losses that come with a perplexity: others are the criterion's own."""
     columns = {name for row in reading.rows for name in row}
     sides = [name.removesuffix("ppl") for name in columns if name.endswith("_ppl")]
     losses = {f"{side}{loss}": "bits" for side in sides for loss in ("loss", "nll_loss", "best_loss")}

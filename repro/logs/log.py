@@ -42,7 +42,7 @@ class Log:
     repeated: int = 0  # records that a later one of the same position replaced
     faults: list[str] = field(default_factory=list)  # "FILE:LINE: why": what could not be read
     oddities: list[str] = field(default_factory=list)  # what was read, but is worth knowing
-    events: list[dict[str, Any]] = field(default_factory=list)  # {"line", "what", "step", ...} beside records
+    events: list[dict[str, Any]] = field(default_factory=list)  # {"line", "what", "step", ...}, not records
 
     @property
     def position(self) -> str:

@@ -31,7 +31,7 @@ def matches(source: Source) -> bool:
 
 
 def read(source: Source) -> Log:
-    """Read the records of a run, finished or not, and the configuration beside them.
+    """Read the records of a run, finished or not, and the configuration next to them.
 
     Raises:
         LogError: there is no record yet.

@@ -1,4 +1,4 @@
-"""timm's `summary.csv`, a line an epoch, and the `args.yaml` beside it.
+"""timm's `summary.csv`, a line an epoch, and the `args.yaml` next to it.
 
 train_loss is the mean over the logged batches (every 50th and the last), eval_loss the plain cross entropy.
 timm counts epochs from 0. It writes the header again when a run is resumed into the same file, and has no
@@ -42,7 +42,7 @@ def is_header(cells: list[str]) -> bool:
 
 
 def read(source: Source) -> Log:
-    """Read a summary, with the arguments beside it where there are any.
+    """Read a summary, with the arguments next to it, if there are any.
 
     Raises:
         LogError: there is no header, or no record.

@@ -199,7 +199,7 @@ def all_but_states(task: Job, machine: Machine) -> Counter[str]:
 
 
 def _gathered(model: nn.Module, dtype: torch.dtype | None) -> int:
-    """Return the bytes of what FSDP2 has unsharded beside a process's part.
+    """Return the bytes of what FSDP2 has unsharded in addition to a process's part.
 
     That is: parameters of the outermost unit and of two others, of which one is on its way; gradients of the
     outermost and of one other; and the largest of these in float32, while they are added up.

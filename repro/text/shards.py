@@ -135,7 +135,7 @@ def mapped(folder: Path, manifest: Manifest, split: str) -> tuple[NDArray[Any], 
     lines = np.memmap(folder / f"{split}.lines", LINES, "r")
     if lines[0] != 0 or lines[-1] != len(ids):
         raise UserError(
-            f"{folder / split}.lines: does not belong to the tokens beside it; write the folder again"
+            f"{folder / split}.lines: does not belong to the tokens next to it; write the folder again"
         )
     return ids, lines
 

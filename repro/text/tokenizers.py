@@ -6,7 +6,7 @@
     bpe        byte pairs, trained; no text is unknown to it
     wordpiece  BERT's: of a vocab.txt, or trained
     gpt2       byte pairs of a vocab.json and a merges.txt
-    file       any tokenizer.json, with the special tokens of a tokenizer_config.json beside it
+    file       any tokenizer.json, with the special tokens of a tokenizer_config.json next to it
 
 Those made here have RoBERTa's special tokens <s> <pad> </s> <unk> <mask> as ids 0 to 4; wordpiece has BERT's.
 A special token's name that occurs in text is ordinary text to all of them.
@@ -41,7 +41,7 @@ ROLES = {
 }
 LOSSY = ("words", "wordpiece")  # cut at blanks, which are gone then
 DEFAULT_SIZE = 30_000  # of a vocabulary that is trained
-ABOUT = "tokenizer_config.json"  # beside tokenizer.json: our name, and what transformers wants to know
+ABOUT = "tokenizer_config.json"  # next to tokenizer.json: our name, and what transformers wants to know
 
 # Off by default: a process that forks, for a DataLoader, after it has used the library's threads would hang.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

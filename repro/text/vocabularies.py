@@ -127,7 +127,7 @@ def fairseq(vocabulary: Vocabulary, dictionary: Path) -> Vocabulary:
 
 
 def wordpiece(vocabulary: Vocabulary) -> Tokenizer:
-    """BERT's; lower-cased, and without accents, where no entry beside the special ones has a capital."""
+    """BERT's; lower-cased, and without accents, where no entry other than the special ones has a capital."""
     cased = any(token != token.lower() for token in vocabulary if not token.startswith("["))
     made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     made.normalizer = normalizers.BertNormalizer(lowercase=not cased)

@@ -106,7 +106,7 @@ def _make_tokenizer(config: TokenizerConfig, train: list[Piece], out: Path, sour
 
 
 def _begin(out: Path, wanted: Manifest, splits: list[str]) -> Manifest:
-    """Return the manifest that is there, after cutting the files to it, or a new one beside empty files."""
+    """Return the manifest that is there, after cutting the files to it, or a new one next to empty files."""
     if not (out / MANIFEST).exists():
         manifest = {**wanted, "complete": False, "splits": {}, "shards": []}
         for split in splits:

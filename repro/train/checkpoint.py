@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `step-<step>` with the model's weights as safetensors, whatever else the writer puts
 there, and `manifest.json` with the size and SHA-256 of every file, and its own. It appears complete or not at
-all. Beside checkpoints and what a kill left of them, told by their names, nothing is ever removed.
+all. Nothing is ever removed except checkpoints and what a kill left of them, known by their names.
 """
 
 import contextlib

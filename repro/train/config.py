@@ -175,7 +175,7 @@ class TrainConfig:
 
     def _check_length(self) -> None:
         if self.schedule.warmup_steps is not None and self.schedule.warmup_epochs:
-            raise UserError("schedule.warmup_steps: set schedule.warmup_epochs=0 beside it")
+            raise UserError("schedule.warmup_steps: needs schedule.warmup_epochs=0")
         if self.steps is not None and self.schedule.cooldown_epochs:
             raise UserError(f"steps={self.steps}: a run in steps has no schedule.cooldown_epochs")
         if self.steps is None and self.max_epochs is not None:

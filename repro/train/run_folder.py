@@ -53,7 +53,7 @@ DIVISION = "gradient_accumulation_steps"
 
 LOGS = ("metrics.jsonl", "speed.jsonl")
 CONFIG = "config.yaml"
-# What a run that starts afresh removes, beside checkpoints; first what says that the old one is finished.
+# What a run that starts over removes, and its checkpoints; first what says that the old one is finished.
 PRODUCTS = (
     "summary.json", "diverged.json", *LOGS, "monitor.jsonl", "environment.json", "wandb", "tensorboard"
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside its manifest, written and read.
+"""What a checkpoint holds in addition to its manifest, written and read.
 
     model.safetensors   the weights, and ema.safetensors the averaged ones
     training.pt         the optimizer's state, the loss scale, the last steps' losses, what tasks carry

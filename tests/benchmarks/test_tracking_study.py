@@ -21,7 +21,7 @@ def test_a_released_log_replayed_is_on_track(released: Path, capsys: pytest.Capt
     epochs = [line for line in lines if line.startswith("epoch ")]
     assert len(epochs) == 170
     assert all(line.endswith("  on track") for line in epochs)
-    assert lines[-1] == "imagenet/vit_s_150_i, the run beside the released curve: on track"
+    assert lines[-1] == "imagenet/vit_s_150_i, the run against the released curve: on track"
     assert "published 80.1 %, released log best 80.166 final 80.108, ours final 80.108" in lines[-2]
 
 

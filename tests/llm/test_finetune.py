@@ -17,7 +17,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def command(runner: Callable[..., Run]) -> Run:
-    """The command, beside a folder of small conversations."""
+    """The command, next to a folder of small conversations."""
     write_pairs()
     return runner(main)
 

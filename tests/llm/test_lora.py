@@ -23,7 +23,7 @@ LORA = [*SMALL, "lora.rank=2", "lora.alpha=4", "lora.dropout=0.1"]
 
 @pytest.fixture
 def command(runner: Callable[..., Run]) -> Run:
-    """The command, beside a folder of small conversations."""
+    """The command, next to a folder of small conversations."""
     write_pairs(24)
     return runner(main)
 
@@ -40,9 +40,7 @@ def test_adapters_alone_are_trained_and_kept(command: Run) -> None:
     torch.manual_seed(task.config.seed)
     model = task.build_model()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert (
-        len(trained) == 2 * 7 * 2
-    )  # two matrices beside each of seven in two layers; none beside the head's
+    assert len(trained) == 2 * 7 * 2  # two matrices for each of seven in two layers; none for the head's
     assert all("lora_" in name for name in trained)
     optimizer = optim.build_optimizer(model, task.config.optimizer)
     task.loss(model, task.collate([task.sets["train"][0]])).backward()

@@ -49,7 +49,7 @@ MOE = [
 
 @pytest.fixture
 def command(runner: Callable[..., Run]) -> Run:
-    """The command, beside a folder of code."""
+    """The command, next to a folder of code."""
     Path("code").mkdir()
     for name in FILES:
         shutil.copy(Path(sysconfig.get_path("stdlib"), f"{name}.py"), "code")

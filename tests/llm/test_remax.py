@@ -23,7 +23,7 @@ REMAX = [
 
 @pytest.fixture
 def command(runner: Callable[..., Run]) -> Run:
-    """The command, beside a folder of small conversations."""
+    """The command, next to a folder of small conversations."""
     write_pairs(16)
     return runner(main)
 

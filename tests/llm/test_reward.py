@@ -17,7 +17,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def command(runner: Callable[..., Run]) -> Run:
-    """The command, beside a folder of small preferences."""
+    """The command, next to a folder of small preferences."""
     write_pairs(48)
     return runner(main)
 

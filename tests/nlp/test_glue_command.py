@@ -189,7 +189,7 @@ def test_names_of_runs_with_seeds_are_those_of_a_multirun() -> None:
     made = list(seeds.runs(GlueConfig(seeds=[4, 5]), ["task=cola", "seeds=[4,5]"]))
     assert [name for name, _ in made] == [run_name(["task=cola", f"seed={seed}"]) for seed in (4, 5)]
     assert [(config.seed, config.seeds) for _, config in made] == [(4, None), (5, None)]
-    assert seeds.spread([3.0]) == dict(median=3.0, least=3.0, greatest=3.0, deviation=0.0, values=[3.0])
+    assert seeds.spread([3.0]) == dict(median=3.0, min=3.0, max=3.0, deviation=0.0, values=[3.0])
     assert seeds.spread([1.0, 2.0, 6.0])["deviation"] == pytest.approx(7**0.5)
 
 

@@ -157,7 +157,7 @@ def test_a_score(tmp_path: Path) -> None:
         ),
         (
             {"texts": ["question"], "label": "verdict", "score": [5, 0]},
-            "must be the least score and the greatest",
+            "must be the lowest score and the highest",
         ),
         ({"texts": ["question"], "label": "verdict", "score": [0, 5]}, ":2: verdict 'right' is no number"),
         ({"texts": ["question"], "score": [0, 5], "labels": ["a", "b"]}, "has both labels and score"),

@@ -48,7 +48,7 @@ def sentences(number: int, seed: int) -> str:
 
 @pytest.fixture
 def command(runner: Callable[..., Run]) -> Run:
-    """The command, beside a folder of small texts."""
+    """The command, next to a folder of small texts."""
     Path("text").mkdir()
     for seed, (split, number) in enumerate({"train": 100, "valid": 12, "test": 12}.items()):
         Path(f"text/{split}.txt").write_text(sentences(number, seed))
@@ -75,7 +75,7 @@ def summary(name: str = "x") -> dict[str, Any]:
 def weights(name: str = "x") -> dict[str, Any]:
     """The hashes of the last checkpoint's files, except for the one with times, and the model's tensors.
 
-    Beside those its file notes which weights are tied, in an order that is safetensors' own each time.
+    In addition its file notes which weights are tied, in an order that is safetensors' own each time.
     """
     last = sorted(Path(f"runs/lstm/{name}/checkpoints").glob("step-*"))[-1]
     files: dict[str, Any] = json.loads((last / "manifest.json").read_text())["files"]

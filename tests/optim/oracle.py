@@ -12,7 +12,7 @@ Each optimizer is a module of `definitions/` with
     prepare(optimizer)         gives an optimizer what it wants besides gradients; see harness.py
     UNFUSED                    options without a fused rule
     fuses(p, options)          whether the fused rule is for a parameter, if it is not for all
-    GIVEN                      what an option of CHANGES needs beside it to have an effect
+    GIVEN                      what an option of CHANGES needs to have an effect
     UNIT                       options with which equal gradients move a parameter of ones by about lr
     SLOW                       options that change the states by next to nothing in a step
     FAULTS                     for tests/mutants.py, which see

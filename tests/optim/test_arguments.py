@@ -362,7 +362,7 @@ CHANGES = {  # option -> a value whose effect three steps show
     "min_int8_size": 4,
     "param_rounding": "stochastic",
 }
-GIVEN = {  # what an option needs beside it to have an effect
+GIVEN = {  # what an option needs to have an effect
     "min_int8_size": {"state_dtype": "int8"},
     "param_rounding": {"dtype": torch.bfloat16},
 }

@@ -528,7 +528,7 @@ def test_no_two_sources_have_the_same_title():
 
 
 def test_a_parameters_own_step_count_goes_before_its_groups():
-    """optimi keeps one of its own with gradient release, beside the group itself, which is no state."""
+    """optimi keeps one of its own with gradient release, next to the group, which is no state."""
     saved = train(timm(), 4, seed=1).state_dict()
     saved["state"][0].update(step=2, group={"lr": 1.0})
     converted = optim.convert_state(saved, "timm")

@@ -419,8 +419,8 @@ def test_loops_that_clip(record):
     optimizer = torch.optim.SGD([p], lr=0.1)
     monitor = Monitor(optimizer, every=1, max_grad_norm=1.0)
     assert norms(optimizer, p, WANTED, monitor, clip=1.0, record=record) == CLIPPED
-    greatest = monitor.summary("grad_norm").greatest
-    assert greatest == pytest.approx(50.0 if record else 1.0, rel=1e-5)
+    largest = monitor.summary("grad_norm").max
+    assert largest == pytest.approx(50.0 if record else 1.0, rel=1e-5)
 
 
 def test_who_does_not_clip():
@@ -542,7 +542,7 @@ def test_summary(kind):
     summary.add(None)
     assert (summary.count, summary.nonfinite) == (len(xs), len(xs) + 1)
     assert (summary.first, summary.last) == (xs[0], xs[-1])
-    assert (summary.least, summary.greatest) == (xs.min(), xs.max())
+    assert (summary.min, summary.max) == (xs.min(), xs.max())
     assert summary.mean == pytest.approx(xs.mean(), rel=1e-9, abs=1e-12)
     assert summary.deviation == pytest.approx(xs.std(), rel=1e-9, abs=1e-12)
     for q in (0, 0.05, 0.25, 0.5, 0.95, 1):
@@ -553,7 +553,7 @@ def test_summary(kind):
 def test_no_statistics():
     summary = Summary()
     summary.add(None)
-    assert all(map(math.isnan, (summary.mean, summary.deviation, summary.quantile(0.5), summary.least)))
+    assert all(map(math.isnan, (summary.mean, summary.deviation, summary.quantile(0.5), summary.min)))
 
 
 def test_memory_is_bounded():

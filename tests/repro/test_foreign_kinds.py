@@ -169,7 +169,7 @@ def test_megatron(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "step 150000" in text
         assert "lr=0.0025" in text
         assert "num_attention_heads=2" in text
-        assert "bytes of fp32 copies of the parameters beside the optimizer's states" in text
+        assert "bytes of fp32 copies of the parameters, not counted as states" in text
         assert "kept as plain data: absent_megatron.ModelType" in text
     assert MAIN(["convert", str(folder), str(tmp_path / "out.pt")]) == 2
     assert str(folder / "iter_0150000" / "mp_rank_00" / "model_optim_rng.pt") in capsys.readouterr().err
@@ -219,9 +219,9 @@ def test_transformer_xl(legacy: bool, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "mem_len=150" in text
     file = shown(tmp_path / "model.pt", capsys)
     assert "optimizer   no state in it" in file
-    assert "optimizer.pt beside it has the optimizer's state" in file
+    assert "optimizer.pt next to it has the optimizer's state" in file
     assert MAIN(["convert", str(tmp_path / "model.pt"), str(tmp_path / "out.pt")]) == 2
-    assert "Transformer-XL keeps that in optimizer.pt beside it" in capsys.readouterr().err
+    assert "Transformer-XL keeps that in optimizer.pt next to it" in capsys.readouterr().err
 
 
 def test_hugging_face(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

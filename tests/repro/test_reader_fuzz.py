@@ -125,7 +125,7 @@ def check(content: bytes, format: str) -> None:
         if log is not None:
             assert accounted(log)
             assert all(fault.startswith(str(path)) for fault in log.faults)
-            assert len(log.faults) - log.lines["fault"] in (0, 1)  # beside lines, that the file is damaged
+            assert len(log.faults) - log.lines["fault"] in (0, 1)  # plus that the file is damaged
 
 
 @pytest.mark.parametrize("format", TEXT_FORMATS)

@@ -268,7 +268,7 @@ def test_the_closing_entry_is_no_record(trainer: tuple[Path, list[dict[str, Any]
     assert [event["what"] for event in log.events] == ["end of training"]
     assert log.events[0]["train_loss"] == history[-1]["train_loss"]
     at4 = log.table[log.table["step"] == 4].set_index("record")
-    assert at4.loc["eval", "eval_other_loss"] == 2  # beside that of the first data set
+    assert at4.loc["eval", "eval_other_loss"] == 2  # in addition to that of the first data set
     assert at4.loc["eval", "eval_loss"] == next(e["eval_loss"] for e in history if "eval_loss" in e)
     assert at4.loc["train", "train_loss"] == 9
     assert log.repeated == 1

@@ -1,4 +1,4 @@
-"""Runs and logs beside released curves: the toy task in the loop, and what is there of released logs."""
+"""Runs and logs against released curves: the toy task in the loop, and what is there of released logs."""
 
 import hashlib
 import json
@@ -103,7 +103,7 @@ def test_a_run_like_the_released_one(
     shown = capsys.readouterr().out
     assert f"accuracy {final:.4g} (released {final:.4g})" in shown
     assert "on track" in shown
-    assert "paper      toys/net, the run beside the released curve: on track" in shown
+    assert "paper      toys/net, the run against the released curve: on track" in shown
     assert "verdict" not in bars[0]  # before the first measurement
     assert bars[-1]["verdict"] == "on track"
 

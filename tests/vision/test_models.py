@@ -341,7 +341,7 @@ def test_a_row_that_starts_from_another_says_so() -> None:
     for model, message in (
         (ModelConfig(), r"model\.checkpoint is not set: a/b starts from a/c, .*a/c --scale proxy`: "),
         (ModelConfig(checkpoint="/none"), r"checkpoint=/none: no such file or folder; a/b starts from a/c"),
-        (ModelConfig(checkpoint="x", pretrained=True), "set model.pretrained=false beside it"),
+        (ModelConfig(checkpoint="x", pretrained=True), "set model.pretrained=false as well"),
     ):
         with pytest.raises(UserError, match=message):
             VisionConfig(model=model, row=row).check()

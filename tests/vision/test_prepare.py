@@ -168,7 +168,7 @@ def test_all_problems_of_a_tree_at_once(run: Run, tree: Path) -> None:
         f"{tree}/train: 1 archives of classes are still packed: n03000684.tar; "
         "unpack each into a folder of its name",
         f"{tree}/train: class folders without images: n03000684",
-        f"{tree}/val: 1 images lie beside the class folders: loose.jpg",
+        f"{tree}/val: 1 images lie next to the class folders: loose.jpg",
         f"classes in train/ but not in val/: {CLASSES[1]}, n03000684",
     ]
     assert "not looked at" in run("check", tree)[1]

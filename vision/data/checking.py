@@ -100,7 +100,7 @@ def _check_split(folder: Path, names: list[str], imagenet: bool, found: Findings
             "development kit's folder or LOC_val_solution.csv"
         )
     elif loose:
-        found.problems.append(f"{folder}: {len(loose)} images lie beside the class folders: {_few(loose)}")
+        found.problems.append(f"{folder}: {len(loose)} images lie next to the class folders: {_few(loose)}")
     files = {name: files_below(folder / name) for name in names}
     images = {n: [file for file in all_ if suffix(file) in IMAGE_SUFFIXES] for n, all_ in files.items()}
     inner = [name for name in names if not images[name]]
@@ -131,7 +131,7 @@ def _check_split(folder: Path, names: list[str], imagenet: bool, found: Findings
 
 
 def _check_digests(config: DataConfig, workers: int, found: Findings) -> None:
-    """Shards against the manifest beside them, if there is one."""
+    """Shards against the manifest next to them, if there is one."""
     root = Path(config.root or "").expanduser()
     entries = read_manifest(root)["shards"] if root.is_dir() else []
     missing = [entry["name"] for entry in entries if not (root / entry["name"]).exists()]

@@ -27,7 +27,7 @@ from vision.config import DataConfig
 from vision.data.images import IMAGE_SUFFIXES, Split, find_root, read_file
 
 SHARD = re.compile(r"(?:.*[-_])?(train|val|validation|test)[-_](\d+)(?:[-_]of[-_](\d+))?\.tar")
-CLASSES = "classes.txt"  # the names of the classes, one a line, beside the shards
+CLASSES = "classes.txt"  # the names of the classes, one a line, next to the shards
 AGAIN = "get or write it again"
 ARRAYS = ("shard", "offset", "size", "label", "member")  # of an index
 LARGEST_LABEL = 10**6  # names are made for all classes up to the largest
@@ -122,7 +122,7 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
 def read_index(root: Path, split: str, paths: list[Path]) -> Shards:
     """Return the index of a split, from its cache where the shards' sizes and times are those it was made of.
 
-    The cache is `.index-<split>.cache` beside the shards or, where that cannot be written, in the user's
+    The cache is `.index-<split>.cache` next to the shards or, where that cannot be written, in the user's
     cache folder ($XDG_CACHE_HOME). A damaged one is made again.
     """
     stats = [path.stat() for path in paths]
@@ -207,7 +207,7 @@ def index_shard(path: Path) -> list[Sample]:
     for key, member in images.items():
         if key not in labels:
             raise UserError(
-                f'{path}:{member.name}: no label (.cls, or .json with "label") beside it; {AGAIN}'
+                f'{path}:{member.name}: no label (.cls, or .json with "label") next to it; {AGAIN}'
             )
     for key in labels:
         if key not in images:

@@ -119,7 +119,7 @@ def plan(name: str, split: Split, size: int) -> list[Shard]:
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
-    """Return the manifest beside shards; one without shards if there is none."""
+    """Return the manifest next to shards; one without shards if there is none."""
     try:
         manifest = parse_json(read_bytes(out / MANIFEST))
     except FileNotFoundError:
