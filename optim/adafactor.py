@@ -193,11 +193,11 @@ class Adafactor(Optimizer):
     def why_not_fused(self, p: Tensor, group: Group) -> str:
         if reason := super().why_not_fused(p, group):
             return reason
-        kept = Storage.of(p, group, taken=False)
+        storage = Storage.of(p, group, taken=False)
         if p.ndim > 2 or (p.ndim == 2 and not p.shape[1]):
             return "it is neither a matrix with columns nor a vector"
-        if p.ndim < 2 and kept.state in ("bfloat16", "int8"):
-            return f"it is a vector, whose second moment is kept in {kept.state}"
+        if p.ndim < 2 and storage.state in ("bfloat16", "int8"):
+            return f"it is a vector, whose second moment is stored in {storage.state}"
         if not p.is_contiguous():
             return "its rows do not follow each other in memory"
         return ""

@@ -53,8 +53,8 @@ def resize_state(optimizer: Optimizer, old: Tensor, new: Tensor, rows: Tensor) -
         specs = [optimizer.state_spec(p, group) for p in (old, longer, new)]
         moved = _moved(optimizer, old, new, rows, state, *specs[:2])
         check_state("the new parameter", optimizer.card, specs[2], new, moved)
-        kept = Storage.of(new, group, optimizer.take_gradients)
-        kept.fit(optimizer.card, specs[2], new, moved, state["step"].device)
+        storage = Storage.of(new, group, optimizer.take_gradients)
+        storage.fit(optimizer.card, specs[2], new, moved, state["step"].device)
         optimizer.state[new] = moved
     optimizer.state.pop(old, None)
     group["params"][i] = new

@@ -112,16 +112,16 @@ class Sophia(Optimizer):
         for p, group in owners:
             state: State = self.state[p]
             estimate: Any = estimates[p]
-            kept = Storage.of(p, group, taken=False)
+            stored = Storage.of(p, group, taken=False)
             on_device = path_of(self, p, group) == "fused"
-            kept.fit(self.card, self.state_spec(p, group), p, state, p.device if on_device else "cpu")
+            stored.fit(self.card, self.state_spec(p, group), p, state, p.device if on_device else "cpu")
             if is_dtensor(estimate):
                 estimate = estimate.redistribute(p.device_mesh, p.placements)
             mine = {name: local(x) for name, x in state.items()}
             work = torch.promote_types(p.dtype, torch.float32)
             h = storage.load(mine, "hessian", signed=True).to(work)
             h.lerp_(local(estimate).to(h), 1 - group["betas"][1])
-            small = kept.state in ("bfloat16", "int8")
+            small = stored.state in ("bfloat16", "int8")
             words = storage.noise(int(state["step"]), h.numel(), h.device) if small else None
             slot = list(self.card.states).index("hessian")
             storage.store(mine, "hessian", slot, h, signed=True, words=words)

@@ -94,7 +94,7 @@ FAULTS = {
         ("no eps in clipping", SCALING, '(norm + optimizer.defaults.get("eps", 0.0))', "norm"),
         ("clip coefficient above 1", SCALING, ".clamp(max=1)", ""),
         ("clipping per group of the first", SCALING, "grads = [p.grad for group in optimizer.param_groups for p", "grads = [p.grad for group in optimizer.param_groups[:1] for p"),
-        ("low precision not written back", KEEP, "    elif kept is not x:\n        kept.copy_(x)", "    elif False:\n        pass"),
+        ("low precision not written back", KEEP, "    elif stored is not x:\n        stored.copy_(x)", "    elif False:\n        pass"),
         ("arithmetic in bfloat16", KEEP, "work = torch.promote_types(params[0].dtype, torch.float32)", "work = params[0].dtype"),
     ],
     "semantics": [

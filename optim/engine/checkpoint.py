@@ -54,8 +54,8 @@ def copy_state(optimizer: UpdateRule, p: Tensor, state: dict[str, Any], group: G
     """A checked state in memory of its own: ours as the options say, entries of others as they are."""
     own, foreign = _own_and_foreign(state)
     if own:
-        kept = Storage.of(p, group, optimizer.take_gradients)
-        own = kept.copy(optimizer.card, optimizer.state_spec(p, group), p, own)
+        storage = Storage.of(p, group, optimizer.take_gradients)
+        own = storage.copy(optimizer.card, optimizer.state_spec(p, group), p, own)
     copied: dict[str, Any] = tree_map(lambda x: _copied(x, p.device), foreign)
     return own | copied
 

@@ -139,9 +139,9 @@ def cached_kernels(lines: str, arch: int) -> bytes:
     path = None
     with suppress(OSError, RuntimeError):  # no home
         path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adan-optim" / name
-        kept = path.read_bytes()
-        if hashlib.sha256(kept[32:]).digest() == kept[:32]:
-            return kept[32:]
+        stored = path.read_bytes()
+        if hashlib.sha256(stored[32:]).digest() == stored[:32]:
+            return stored[32:]
     cubin = compile_kernels(lines, arch)
     if path is not None:
         with suppress(OSError):

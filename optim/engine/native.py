@@ -236,8 +236,8 @@ class Table:
         self.rows, self._kinds, self._states = len(params), kinds, states
         names = ("step", "compensation", "pre_grad", "pre_grad_scale")
         ours = ("rows", "columns", "length", "decay", "block_sums")  # which the optimizer does not keep
-        kept = (*rule.states, *(f"{name}_scale" for name in rule.states))
-        columns = ("param", "grad", *names, *ours, *kept)
+        stored = (*rule.states, *(f"{name}_scale" for name in rule.states))
+        columns = ("param", "grad", *names, *ours, *stored)
         self._width = len(columns)
         kept_as = STATE_DTYPE[kinds.state], kinds.rounding == ROUNDING["kahan"], kinds.taken
         addresses = []
@@ -246,7 +246,7 @@ class Table:
             rows, cols, length, decay = factors[i] if factors else Factors(None, None, 1)
             sums = block_sums[i] if block_sums else None
             row = [p, g, *map(state.get, names), rows, cols, max(length, 1), decay, sums]
-            row += map(state.get, kept)
+            row += map(state.get, stored)
             addresses += [x.data_ptr() if isinstance(x, Tensor) else x or 0 for x in row]
         self._table = (ctypes.c_void_p * len(addresses))(*addresses)
         self._ends = (ctypes.c_int64 * self.rows)(*itertools.accumulate(p.numel() for p in params))

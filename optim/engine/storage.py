@@ -1,4 +1,4 @@
-"""How parameters and states are kept: what csrc/storage.h is to the kernels, in Python, to the same bits.
+"""How parameters and states are stored: what csrc/storage.h is to the kernels, in Python, to the same bits.
 
 Small states are in blocks of 256 elements in the order of memory; their rounding is stochastic, with noise
 that is a function of the step, the element and the slot of the state, and of nothing else.
@@ -118,7 +118,7 @@ class StateSpec(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """How one parameter and its states are kept.
+    """How one parameter and its states are stored.
 
     Attributes:
         state: a key of STATE_DTYPES, or None: in the parameter's dtype, rounded to nearest.
@@ -247,7 +247,7 @@ class Storage(NamedTuple):
 
 
 def load(state: State, name: str, signed: bool) -> Tensor:
-    """A state as it is kept, or decoded where that is in 8 bits."""
+    """A state as it is stored, or decoded where that is in 8 bits."""
     codes, maxima = state[name], state.get(f"{name}_scale")
     if maxima is None:
         return codes
@@ -256,7 +256,7 @@ def load(state: State, name: str, signed: bool) -> Tensor:
 
 def store(state: State, name: str, slot: int, x: Tensor, signed: bool, words: Tensor | None) -> None:
     """Keeps a new value; `words` is the noise for stochastic rounding, or None for rounding to nearest."""
-    kept, maxima = state[name], state.get(f"{name}_scale")
+    stored, maxima = state[name], state.get(f"{name}_scale")
     if maxima is not None:
         bits = (
             noise_bits(words, slot, 19)
@@ -264,9 +264,9 @@ def store(state: State, name: str, slot: int, x: Tensor, signed: bool, words: Te
             else x.new_full((x.numel(),), 1 << 18, dtype=torch.int64)
         )
         codes, new_maxima = encode(flat(x.float()), signed, bits)
-        flat(kept).copy_(codes)
+        flat(stored).copy_(codes)
         maxima.copy_(new_maxima)
-    elif words is not None and kept.dtype == torch.bfloat16:
-        flat(kept).copy_(to_bfloat16(flat(x), noise_bits(words, slot, 16)))
-    elif kept is not x:
-        kept.copy_(x)
+    elif words is not None and stored.dtype == torch.bfloat16:
+        flat(stored).copy_(to_bfloat16(flat(x), noise_bits(words, slot, 16)))
+    elif stored is not x:
+        stored.copy_(x)
