@@ -1,8 +1,5 @@
 """How tensors lie in memory."""
 
-import contextlib
-import mmap
-
 import torch
 from torch import Tensor
 
@@ -44,21 +41,4 @@ def zeros_like(p: Tensor, slot: int, dtype: torch.dtype) -> Tensor:
     if p.device.type != "cpu" or p.numel() * dtype.itemsize < _LARGE or not is_plain(p) or not is_dense(p):
         return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
     shift = (slot + 1) * _SHIFT // dtype.itemsize
-    return _zeros(p.numel() + shift, dtype).as_strided(p.shape, p.stride(), shift)
-
-
-# In pages of 2 MiB instead of 4 KiB, where the system has them, a step looks up fewer addresses. What it
-# gains differs from process to process (benchmarks/pages.py); an array has to begin with such a page.
-_HUGE = 1 << 21  # bytes
-
-
-def _zeros(count: int, dtype: torch.dtype) -> Tensor:
-    """Zeros [count] on the CPU, in huge pages if they fill one."""
-    size = count * dtype.itemsize
-    if size < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(count, dtype=dtype, device="cpu")
-    buffer = mmap.mmap(-1, size + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    start = -torch.frombuffer(buffer, dtype=torch.uint8, count=1).data_ptr() % _HUGE
-    with contextlib.suppress(OSError):  # from a kernel built without them
-        buffer.madvise(mmap.MADV_HUGEPAGE, start, size)
-    return torch.frombuffer(buffer, dtype=dtype, count=count, offset=start)
+    return torch.zeros(p.numel() + shift, dtype=dtype, device="cpu").as_strided(p.shape, p.stride(), shift)

@@ -72,9 +72,7 @@ class Monitor:
         if not getattr(type(optimizer).step, "hooked", False):
             raise TypeError(f"the step of {name} runs no hooks: give the optimizer inside it")
         for key, value, low in (("every", every, 1), ("history", history, 1), ("step", step, 0)):
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int) or value < low
-            ):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
                 raise ValueError(f"{key}={value!r}: give a whole number >= {low}")
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm={max_grad_norm}: give a number above 0, or None")

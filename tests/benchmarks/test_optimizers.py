@@ -114,25 +114,6 @@ def test_the_steps_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "again" not in rows["Adan fused, taken gradients"]
 
 
-def test_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """States made under either name lie in the pages that it says."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    pages = runpy.run_path(str(ROOT / "benchmarks" / "pages.py"))
-    bench = pages["bench"]
-    made: list[optim.Adan] = []
-    adan = optim.Adan
-    monkeypatch.setattr(optim, "Adan", lambda *args, **kwargs: made.append(adan(*args, **kwargs)) or made[-1])
-    monkeypatch.setattr(bench, "shapes", lambda name: [torch.Size((1024, 1024))])
-    order = list(pages["PAGES"])
-    run = pages["measure"]("small", 2, order)
-    assert list(run) == [bench.BASELINE, *order]
-    huge, small = ([x.data_ptr() % 2**21 for x in state.values()] for o in made for state in o.state.values())
-    assert sum(at < 4096 for at in huge) == 4  # all but the step count
-    assert sum(at < 4096 for at in small) < 4
-    text = pages["markdown"](bench.machine("cpu", ["pages"]), {"small": [run, run]})
-    assert "| small | " in text
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
