@@ -124,8 +124,8 @@ class TrainConfig:
     repeats: int = 1  # copies of a sample in an epoch, augmented apart; the epoch is as long as without
     amp: str = "no"  # no | bf16 | fp16
     loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
-    # Global norm that the loop clips to before the step, with any optimizer. `optimizer.max_grad_norm` does the
-    # same inside the step of this package's optimizers; set one of the two.
+    # Global norm to which the loop clips before the step, for any optimizer. `optimizer.max_grad_norm` does
+    # the same inside the step of this package's optimizers; set one of the two.
     clip_grad: float | None = None
     select: SelectConfig = field(default_factory=SelectConfig)
     hessian_every: int = 10  # steps between estimates of the Hessian, for optimizer=sophia
