@@ -141,16 +141,17 @@ def test_what_is_not_finite_poisons_its_block_and_no_other(signed, bad):
     )
 
 
-# ---- the kernels keep what Python keeps
+# ---- every path stores what `encode` and `to_bfloat16` say
 
 
+@pytest.mark.parametrize("path", optim.CARDS["adamw"].paths)
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("size", [1, 255, 256, 257, 5000])
-def test_kernels_round_as_python_does(state_dtype, size):
+def test_states_are_rounded_with_their_noise(state_dtype, size, path):
     """With betas of 0 AdamW's states are g and g^2, exact in float32: every bit of what is kept is known."""
     p = torch.ones(size, requires_grad=True)
     options = dict(betas=(0.0, 0.0), state_dtype=state_dtype, min_int8_size=0)
-    optimizer = build("adamw", [p], "fused", **options)
+    optimizer = build("adamw", [p], path, **options)
     for step in range(1, 6):
         p.grad = numbers(size, True, seed=step, spread=2.0)
         if step == 5:
