@@ -112,7 +112,7 @@ def stages(first: str) -> list[list[str]]:
     if first in TESTS:
         return [[f"tests/optim/test_{first}.py"], files]
     own = [[file]] if (file := f"tests/optim/test_{first}.py") and Path(file).exists() else []
-    return [["tests/optim/test_oracle.py", "-k", first], *own, [*files, "-k", first]]
+    return [["tests/optim/test_oracle.py", "-k", first], *own, [*files, "-k", first], files]
 
 
 def run(tree: Path, file: str, old: str, new: str, first: str) -> None:

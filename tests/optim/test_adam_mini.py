@@ -180,6 +180,8 @@ def test_heads_that_are_told():
     assert blocks(dict(num_heads=4, head_dim=3)) == (8, 8)
     assert blocks(dict(num_heads=4), n_heads=2) == (2, 2)
     assert blocks(dict(num_heads=5)) == (24, 24)  # which is not of these weights
+    whole = blocks_of(model_of("Phi3Config", num_key_value_heads=2), n_heads=4, n_kv_heads=2)
+    assert whole["model.layers.0.self_attn.qkv_proj.weight"] == (4 + 2 + 2,)
     with pytest.raises(ValueError, match=r"\.q_proj\.weight .*24 output rows.*n_heads=7"):
         blocks(n_heads=7)
     with pytest.raises(ValueError, match="head_dim=7"):
@@ -343,6 +345,7 @@ def test_copies_keep_the_partition(carry):
         set_gradients(m.named_parameters(), 0)
         optimizer.step()
     assert_same_bits(tensors_of(pair[1]), tensors_of(other[1]))
+    carry(pair)[1].load_state_dict(pair[1].state_dict())  # which asks for blocks before the copy's first step
 
 
 def test_half_the_state():
