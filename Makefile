@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up all they need from nothing.
+# `make demo` and `make test` install everything they need.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -9,7 +9,7 @@ OLDEST_TORCH := $(shell sed -n 's/^dependencies = \["torch>=\(.*\)"\]/\1/p' pypr
 PYTEST := $(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal
 START := $(shell date +%s)
 
-# Else each of the hundred processes that the tests start compiles all of torch's Python that it imports.
+# With it, each of the hundred processes that the tests start would compile all of torch's Python that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo help test test-recipes test-optim test-floor test-slow test-sanitize test-all test-times test-gpu \
@@ -22,7 +22,7 @@ demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
 
-# The tiers of the tests; tests/tiers.py runs them one after the other. ADAN_TEST_LUCK=1 runs them with other seeds
+# The test tiers; tests/tiers.py runs them one after the other. ADAN_TEST_LUCK=1 runs them with other seeds
 # and other rounding (tests/luck.py), OMP_NUM_THREADS=2 with two threads.
 test: lint  ## what a contributor runs, in minutes
 	$(PYTEST) -m "not slow and not exhaustive and not recipe"
@@ -34,33 +34,33 @@ test-recipes: $(INSTALLED)  ## whole runs of the recipes
 test-optim: $(INSTALLED)  ## the rest of the products of parameters: optimizers, paths, options, storage
 	$(PYTEST) -m "exhaustive and not slow"
 
-test-floor: $(FLOOR)/.installed  ## the tests of the optimizers with the oldest torch that they support
+test-floor: $(FLOOR)/.installed  ## the optimizer tests with the oldest supported torch
 	$(FLOOR)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not exhaustive" \
-		-W "ignore:Sparse invariant checks" -W "ignore:Warning" tests/optim  # what torch's own code warns of there
+		-W "ignore:Sparse invariant checks" -W "ignore:Warning" tests/optim  # from torch's own code
 
-test-slow: $(INSTALLED)  ## what takes long: several processes, kills, compilers
+test-slow: $(INSTALLED)  ## slow tests: several processes, kills, compilers
 	$(PYTEST) -m slow
 
-test-gpu: $(INSTALLED)  ## on a GPU; with compute-sanitizer (of the CUDA toolkit) it also sees stray accesses
+test-gpu: $(INSTALLED)  ## on a GPU; the CUDA toolkit's compute-sanitizer, if found, also catches invalid accesses
 	$(shell command -v compute-sanitizer && echo --error-exitcode=1 --target-processes=all) \
 		$(RUN) -m pytest tests/optim/test_gpu.py
 
 test-mutants: $(INSTALLED)  ## plants faults one at a time; the tests must notice each. SAMPLE=N tries N of them
 	$(RUN) tests/mutants.py $(if $(SAMPLE),--sample $(SAMPLE) --shard $(or $(SHARD),0))
 
-test-sanitize: $(INSTALLED)  ## any change of tensors between steps, the CPU kernels under AddressSanitizer and UBSan
+test-sanitize: $(INSTALLED)  ## tensors changed between steps in every way, the CPU kernels under AddressSanitizer and UBSan
 	tests/sanitize.sh $(abspath $(RUN))
 
 test-all: $(INSTALLED)  ## all tiers
 	$(RUN) tests/tiers.py
 
-test-times: $(INSTALLED)  ## all tiers, and writes how long each takes to tests/times.json; on a quiet machine
+test-times: $(INSTALLED)  ## all tiers; writes the time of each to tests/times.json; on a quiet machine
 	$(RUN) tests/tiers.py --record
 
 test-docker:  ## builds the images without Docker and runs a row in one; as root on Debian
 	docker/test.sh
 
-constraints:  ## the versions of all packages, with what pyproject.toml newly needs; see scripts/constraints.py
+constraints:  ## pins all package versions, with new requirements of pyproject.toml; see scripts/constraints.py
 	$(PYTHON) scripts/constraints.py
 
 lint: $(INSTALLED)  ## format, lint, types, and whether generated tables are up to date
@@ -88,10 +88,10 @@ bench-gpu: $(INSTALLED)  ## the same on a CUDA GPU, with the large models
 	$(RUN) benchmarks/training.py --device cuda --out results/gpu/loops
 	$(RUN) benchmarks/training.py --device cuda --optimizers --out results/gpu/training
 
-quality: $(INSTALLED)  ## does a small state cost quality? Continues where it was stopped
+quality: $(INSTALLED)  ## do small states cost quality? Continues after an interruption
 	$(RUN) benchmarks/state_quality.py
 
-conformance: $(CONFORMANCE)/.installed  ## every implementation against the papers, in an environment of its own
+conformance: $(CONFORMANCE)/.installed  ## checks every implementation against the papers, in a separate environment
 	$(CONFORMANCE)/bin/python benchmarks/conformance.py --out results/conformance
 
 $(CONFORMANCE)/.installed: pyproject.toml setup.py $(wildcard csrc/*)
@@ -99,7 +99,7 @@ $(CONFORMANCE)/.installed: pyproject.toml setup.py $(wildcard csrc/*)
 	$(CONFORMANCE)/bin/pip install --quiet -e '.[recipes,test,conformance]'
 	touch $@
 
-# The versions of constraints.txt, of all packages but torch and those that torch itself pins.
+# The versions of constraints.txt, for all packages except torch and those that torch itself pins.
 $(FLOOR)/.installed: pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
 	$(PYTHON) -m venv $(FLOOR)
 	grep -vE '^(torch|torchvision|triton|setuptools|(nvidia|cuda)-[^=]*)==' constraints.txt > $(FLOOR)/constraints.txt
@@ -117,5 +117,5 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
 		| $(VENV)/bin/pip install --quiet --no-compile -c constraints.txt -r /dev/stdin && wait $$kernels
 	touch $@
 
-clean:  ## what is made here, never a folder that VENV=PATH names
+clean:  ## removes what was built here, but never a folder given as VENV=PATH
 	rm -rf .venv .venv-conformance .venv-floor build *.egg-info optim/*.so

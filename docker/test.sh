@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# Builds the images and runs in them what docs/docker.md says, without Docker: `make test-docker`, as root on Debian.
+# Builds the images without Docker and runs in them what docs/docker.md describes: `make test-docker`, as root on Debian.
 #
 # buildah builds docker/Dockerfile and runs commands in it (--isolation chroot), on a base that debootstrap makes of
-# this machine's Debian. Packages come from where apt and pip of this machine get theirs: their settings and the
-# folders that these name are there while an image is built, and not in it. The log, without paths and hosts of this
-# machine, goes to results/docker/test.log. About half an hour on two cores, 25 GB of disk; the images stay.
+# this machine's Debian. Packages come from the same sources as for this machine's apt and pip: their settings, and the
+# folders these name, are mounted during the build and are not part of the image. The log goes to
+# results/docker/test.log, without this machine's paths and hosts. About half an hour on two cores, 25 GB of disk; the
+# images are kept.
 #
-# `docker/test.sh core` then builds the image `core` alone from what is there, and runs its tests: test-core.log.
+# `docker/test.sh core` then builds only the image `core` from the existing layers and runs its tests: test-core.log.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 ROW=imagenet/vit_s_150_i
 SHORT=(epochs=8 schedule.warmup_epochs=1 schedule.cooldown_epochs=0)
-OWNER=1234:1234 # a user that neither the image nor, most likely, this machine knows
+OWNER=1234:1234 # a user unknown to the image and, most likely, to this machine
 LOG=results/docker/test${1:+-$1}.log
 WORK=$(mktemp -d)
 PYTHON=${PYTHON:-python3}
@@ -43,7 +44,7 @@ pip_settings() {
     "$PYTHON" -m pip config list | "$PYTHON" -c '
 import ast, os, sys
 settings = {}
-for line in sys.stdin:  # those of the environment come first, and win
+for line in sys.stdin:  # those of the environment come first and take precedence
     name, _, value = line.strip().partition("=")
     settings.setdefault(name.rpartition(".")[2], ast.literal_eval(value))
 settings.pop("cert", None)
@@ -58,7 +59,7 @@ with open(sys.argv[1], "w") as file:
     MOUNTS+=(--volume=/etc/apt:/etc/apt:ro --volume=/etc/ssl/certs/ca-certificates.crt:/run/certificates.crt:ro)
 }
 
-# Debian as it is after its installation: what debian:bookworm-slim is, of this machine's release.
+# A fresh Debian of this machine's release, equivalent to debian:bookworm-slim.
 base() {
     local release mirror
     # shellcheck disable=SC1091
@@ -94,7 +95,7 @@ in_image() {
     local name=$1 results=$2 container status=0
     shift 2
     container=$(buildah from "$name")
-    # buildah leaves out the entry point, and does not pass signals on
+    # buildah skips the entry point and does not forward signals
     # shellcheck disable=SC2016
     buildah run --isolation chroot --hostname localhost --env OMP_NUM_THREADS=1 --user "$OWNER" --volume "$results:/results" "$container" -- sh -c '
         { echo $$ > /results/.process; } 2> /dev/null
@@ -103,7 +104,7 @@ in_image() {
     return $status
 }
 
-# expect STATUS PATTERN NAME RESULTS WORDS...: runs that, and sees whether it ended so and said so
+# expect STATUS PATTERN NAME RESULTS WORDS...: runs it, and checks its exit status and its output
 expect() {
     local status=$1 pattern=$2 found=0 begin=$SECONDS
     shift 2
@@ -115,7 +116,7 @@ expect() {
     verdict "says: $pattern" grep -qE -e "$pattern" "$WORK/out"
 }
 
-# The end of what a command printed, without progress bars and what buildah says about an exit status.
+# The end of a command's output, without progress bars and buildah's message about the exit status.
 shown() {
     tr '\r' '\n' < "$1" | grep -v -e '^Error: exit' -e '^subprocess exited' -e 'step/s' -e '?step' | tail -n "${2:-12}" || true
 }
@@ -132,7 +133,7 @@ verdict() {
     fi
 }
 
-# Sends SIGTERM to the container's first process once a run has come to its fifth epoch.
+# Sends SIGTERM to the container's first process once a run has reached its fifth epoch.
 stop_in_fifth_epoch() {
     for _ in $(seq 600); do
         sleep 0.5
@@ -158,7 +159,7 @@ one_row() {
         "$(find "$WORK/results" ! -user "${OWNER%:*}" -o ! -group "${OWNER#*:}")"
 }
 
-# The command of compose.yaml, in two containers that find one another as localhost.
+# The command of compose.yaml, in two containers that reach each other as localhost.
 two_containers() {
     local words first=0 second=0
     read -ra words <<< "$(sed -n '/command: >-/,/scale proxy/p' docker/compose.yaml |
@@ -200,7 +201,7 @@ heading() {
 run_all() {
     heading all
     buildah inspect --type image adan-base > /dev/null 2>&1 || base
-    stand_in_for_apex # the first: buildah 1.28 loses mounts of stages that it has in its cache
+    stand_in_for_apex # must be first: buildah 1.28 loses mounts of cached stages
     build adan-core core
     build adan-vision vision
     expect 0 'What a container does' adan-core "$WORK/results" --help
