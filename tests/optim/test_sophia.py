@@ -273,6 +273,34 @@ def test_estimators_leave_gradients_alone(dtype):
     assert torch.equal(hutchinson(3 * unused.sum(), [unused])[unused], torch.zeros(2))
 
 
+@pytest.mark.parametrize("estimator", ["gauss_newton_bartlett", "hutchinson"])
+def test_draws_come_from_the_given_generator(estimator):
+    """The same generator gives the same estimate, whatever the global one has done; another gives another."""
+    model, params, x, labels = classifier()
+
+    def estimate(seed):
+        torch.randn(3)  # the global generator moves on
+        rng = torch.Generator().manual_seed(seed)
+        if estimator == "hutchinson":
+            return joined(hutchinson(F.cross_entropy(model(x), labels), params, rng))
+        return joined(gauss_newton_bartlett(model(x), params, rng))
+
+    assert torch.equal(estimate(1), estimate(1))
+    assert not torch.equal(estimate(1), estimate(2))
+
+
+@paths
+def test_a_nan_in_the_hessian_reaches_its_own_element_alone(path):
+    p = nn.Parameter(torch.ones(9))
+    optimizer = build("sophia", [p], path)
+    estimate = torch.ones(9)
+    estimate[4] = float("nan")
+    optimizer.update_hessian({p: estimate})
+    p.grad = torch.ones(9)
+    optimizer.step()
+    assert p.isnan().nonzero().flatten().tolist() == [4]
+
+
 @paths
 @pytest.mark.parametrize("state_dtype", [None, "int8"])
 @pytest.mark.parametrize("estimator", ["gauss_newton_bartlett", "hutchinson"])
