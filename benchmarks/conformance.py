@@ -60,8 +60,9 @@ from benchmarks.conformance_implementations import (
     ours,
     theirs,
 )
+from repro.environment import environment
 from repro.train.cli import exit_status
-from repro.train.run_folder import environment, refuse_foreign_page, write_atomically
+from repro.train.run_folder import refuse_foreign_page, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 50

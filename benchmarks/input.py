@@ -43,7 +43,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 from benchmarks.common import machine, publish, table
 from repro import hardware
 from repro.errors import UserError
-from repro.ledger import rows as ledger
+from repro.ledger.rows import load
 from repro.train.accelerator import build_optimizer
 from repro.train.cli import exit_status
 from repro.train.data import SeededDataset, TrainingSampler, make_loader, shuffled
@@ -250,7 +250,7 @@ def training_rate(config: VisionConfig, batch: int, seconds: float) -> float:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return all numbers."""
-    recipe = ledger.load(options.row, options.overrides)
+    recipe = load(options.row, options.overrides)
     config = cast(
         VisionConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(VisionConfig), recipe.config))
     )

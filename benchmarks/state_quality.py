@@ -37,10 +37,12 @@ from tqdm import tqdm
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 import optim
+from repro.environment import environment
 from repro.errors import UserError
+from repro.runs import read_summary
 from repro.train import checkpoint
 from repro.train.cli import exit_status
-from repro.train.run_folder import environment, run_name, write_atomically
+from repro.train.run_folder import run_name, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = "float32"
@@ -96,7 +98,8 @@ def train_vision(run: Run, fashion_mnist: Path | None, root: Path) -> dict[str, 
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
         raise UserError(f"{' '.join(command[1:])}: {reason}")
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_summary(folder)
+    assert summary is not None  # as it ended well
     newest = checkpoint.newest(folder / "checkpoints", warn=print)
     assert newest is not None  # every epoch ends with one
     saved = torch.load(newest / "training.pt", map_location="cpu", weights_only=True)["optimizer"]["state"]

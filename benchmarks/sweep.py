@@ -34,14 +34,14 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from benchmarks.comparison import records as stages
 from benchmarks.comparison import times
 from benchmarks.comparison.design import OPTIMIZERS, SEEDS, TASKS, Task
 from benchmarks.comparison.measures import best_point
-from benchmarks.comparison.records import Record, append, environment, load, outcome
+from benchmarks.comparison.records import Record, Stage, append, load, outcome, where
 from benchmarks.comparison.todo import ALL_TASKS, Job, cells, space, todo, works
 from repro.errors import UserError
 from repro.ledger.rows import ROOT
+from repro.runs import read
 from repro.train import checkpoint
 from repro.train.cli import exit_status
 from repro.train.run_folder import run_name
@@ -182,7 +182,7 @@ def run(job: Job, options: argparse.Namespace) -> list[Record]:
                 **outcome(folder),
             )
         )
-        if job.stage != stages.SEEDS or seed != SEEDS[0]:  # of which benchmarks/comparison takes the weights
+        if job.stage != Stage.SEEDS or seed != SEEDS[0]:  # of which benchmarks/comparison takes the weights
             checkpoint.discard(folder / "checkpoints")
     return found
 
@@ -208,7 +208,7 @@ def measure_times(options: argparse.Namespace) -> int:
             if recipe(ALL_TASKS[task])([*command, "run.name=x"]):
                 raise UserError(f"{task}, {name}: cannot be timed; {log.name} says why")
             (folder,) = Path(root).glob("*/x")
-            times.append(path, times.Time(task, name, number, times.seconds(folder), environment(folder)))
+            times.append(path, times.Time(task, name, number, times.seconds(folder), where(read(folder))))
     print(f"{path}: {len(wanted)} new")
     return 0
 

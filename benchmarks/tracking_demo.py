@@ -15,8 +15,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 from benchmarks.tracking_faults import FAULTS, Case
 from repro.ledger import rows, tracking
 from repro.logs.files import read_log
-from repro.train import summary as report
 from repro.train.cli import exit_status
+from repro.train.summary import measures
 
 
 @exit_status
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for record, measured in records(case, options.fault):
         record |= tracker.compare(record, measured)
         place = f"{tracker.position} {record[tracker.position]:g}"
-        print("  ".join([place, *report.measures(record), str(tracker)]))
+        print("  ".join([place, *measures(record), str(tracker)]))
         last |= record
     summary = tracker.summarise(last, None)
     assert summary is not None

@@ -25,14 +25,14 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 
 from benchmarks.common import table
 from benchmarks.tracking_faults import FAULTS, Case, rerun
+from repro.environment import environment
 from repro.errors import UserError
-from repro.ledger import rows as ledger
-from repro.ledger import tracking
-from repro.ledger import verdict as rule
+from repro.ledger import tracking, verdict
+from repro.ledger.rows import load, names
 from repro.logs.files import read_log
 from repro.logs.log import LogError
 from repro.train.cli import exit_status
-from repro.train.run_folder import environment, refuse_foreign_page, write_atomically
+from repro.train.run_folder import refuse_foreign_page, write_atomically
 
 CONSTANTS = [  # window, reach, tolerance, records
     *(
@@ -50,8 +50,8 @@ CONSTANTS = [  # window, reach, tolerance, records
 def cases() -> tuple[list[Case], list[str]]:
     """The rows whose log is here, and why others have none."""
     found, missing = [], []
-    for name in ledger.names():
-        row = ledger.load(name).row
+    for name in names():
+        row = load(name).row
         if not row.logs:
             continue
         try:
@@ -174,11 +174,11 @@ def other_recipes(found: Sequence[Case]) -> list[dict[str, Any]]:
 
 def choices(found: Sequence[Case], seeds: int, spread: float) -> list[dict[str, Any]]:
     """False alarms and delays under other constants than repro/ledger/verdict.py, on the rows in epochs."""
-    kept = rule.WINDOW, rule.REACH, rule.RECORDS
+    kept = verdict.WINDOW, verdict.REACH, verdict.RECORDS
     faults = [fault for fault in FAULTS if fault.name in ("20 % slower", "accuracy 1 points lower")]
     rows = []
     for window, reach, tolerance, records in CONSTANTS:
-        rule.WINDOW, rule.REACH, rule.RECORDS = window, reach, records
+        verdict.WINDOW, verdict.REACH, verdict.RECORDS = window, reach, records
         group = [case.with_tolerance(tolerance) for case in found if case.log.position == "epoch"]
         random = np.random.default_rng(2)
         wrong = [case.alarm(rerun(case, random, spread)) for case in group for _ in range(seeds)]
@@ -200,7 +200,7 @@ def choices(found: Sequence[Case], seeds: int, spread: float) -> list[dict[str, 
             row[f"{fault.name}: median epoch"] = statistics.median(seen) if seen else None
             row[f"{fault.name}: missed, %"] = 100 * (1 - len(seen) / len(late))
         rows.append(row)
-    rule.WINDOW, rule.REACH, rule.RECORDS = kept
+    verdict.WINDOW, verdict.REACH, verdict.RECORDS = kept
     return rows
 
 
@@ -290,9 +290,9 @@ def page(results: dict[str, Any], seeds: int) -> str:
             _markdown(results["recipes"]),
             "## Other constants",
             "All rows that log epochs, with one tolerance for all. repro/ledger/verdict.py has "
-            f"{100 * rule.WINDOW:g} %, {100 * rule.REACH:g} %, {100 * rule.TOLERANCE:g} % and {rule.RECORDS} "
-            "records: of those that call fewer than one good run in a hundred behind, the ones that notice a "
-            "bad one soonest.",
+            f"{100 * verdict.WINDOW:g} %, {100 * verdict.REACH:g} %, {100 * verdict.TOLERANCE:g} % and "
+            f"{verdict.RECORDS} records: of those that call fewer than one good run in a hundred behind, "
+            "the ones that notice a bad one soonest.",
             _markdown(results["choices"]),
         ]
     )

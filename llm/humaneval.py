@@ -36,12 +36,13 @@ from llm.code_eval.problems import Problem
 from llm.code_eval.sandbox import Sandbox, Verdict
 from llm.code_eval.scores import against, describe, summarise
 from llm.generate import sample
+from repro.environment import environment
 from repro.errors import UserError
 from repro.ledger import rows
 from repro.loading import read_json
 from repro.publish import alone
 from repro.train.cli import exit_status, file_size
-from repro.train.run_folder import environment, write_atomically
+from repro.train.run_folder import write_atomically
 
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # arXiv 2107.03374, section 2.2
 SAMPLING = {"samples": 200, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 512}

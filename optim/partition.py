@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .engine.blocks import Shape, canonical, default, fits
+from .text import aligned
 
 # What the projections of an attention module are called there, and the sizes that such a module, or the
 # configuration of its model, knows. Modules of torch, transformers, timm, Llama, nanoGPT.
@@ -63,14 +64,11 @@ class Partition(dict[str, Entry]):
     def __str__(self) -> str:
         rows = [("parameter", "shape", "blocks", "why")]
         rows += [(n, _by(e.param.shape), _by(e.blocks), e.reason) for n, e in self.items()]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = [
-            "  ".join([*(x.ljust(w) for x, w in zip(row, widths, strict=False)), row[3]]) for row in rows
-        ]
         elements = sum(entry.param.numel() for entry in self.values())
         count = sum(math.prod(entry.blocks) for entry in self.values())
         share = 100 * (1 - count / max(elements, 1))
-        return "\n".join([*lines, f"{elements} elements in {count} blocks: {share:.2f} % of v is removed"])
+        total = f"{elements} elements in {count} blocks: {share:.2f} % of v is removed"
+        return "\n".join([*aligned(rows), total])
 
 
 def partition(

@@ -25,6 +25,7 @@ from .lamb import Lamb
 from .lars import Lars
 from .shampoo import Shampoo
 from .sophia import Sophia
+from .text import aligned
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     cls.card.name: cls for cls in (Adan, AdamW, Adam, AdamMini, Adafactor, Lamb, Lars, Sophia, Shampoo)
@@ -152,6 +153,4 @@ def availability() -> list[tuple[str, str, str, str]]:
 def available() -> None:
     """Prints which optimizers and paths work on this machine, and why the others do not."""
     rows = [("optimizer", "path", "device", "available"), *availability()]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    for row in rows:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
+    print("\n".join(aligned(rows)))

@@ -5,12 +5,10 @@ Runs that have not finished have rows of their own, without final and best resul
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +16,16 @@ import matplotlib as mpl
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
+from optim.text import aligned
 from repro.errors import UserError
 from repro.reading import printable_lines
+from repro.runs import METRICS, Run, is_free, read
 from repro.train.cli import exit_status
-from repro.train.run_folder import is_free, read_config
 from repro.train.throughput import sample_rate
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
-
-
-@dataclass
-class Run:
-    """What a run folder holds: configuration, records, and the summary if the run has finished."""
-
-    path: Path
-    config: dict[str, Any]  # flat
-    records: list[dict[str, Any]]  # with a train_loss, which all have but the closing one
-    summary: dict[str, Any] | None
-    state: str  # finished | unfinished | diverged
-
-    @property
-    def identity(self) -> str:
-        """The same text for runs that differ in nothing but the seed."""
-        counted = {key: value for key, value in self.config.items() if key != "seed" and not is_free(key)}
-        return json.dumps(counted, sort_keys=True)
 
 
 @exit_status
@@ -55,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS")
     parser.add_argument("--out", type=Path, metavar="PNG", help="write the curves there")
     options = parser.parse_args(arguments)
-    runs = [load(path) for path in find(options.runs)]
+    runs = find(options.runs)
     groups, metric = group(runs), metric_of(runs)
     print(printable_lines(table(groups, metric)))
     if options.out is not None:
@@ -64,41 +46,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def find(paths: Sequence[Path]) -> list[Path]:
-    """Return the run folders among and below `paths`.
+def find(paths: Sequence[Path]) -> list[Run]:
+    """Return the runs in and below folders.
 
     Raises:
-        UserError: a path without any.
+        UserError: a path without any; or a run is damaged, or has no record yet.
     """
-    found: dict[Path, None] = {}  # a set that keeps its order
+    found: dict[Path, Run] = {}
     for path in paths:
-        runs = sorted(file.parent for file in path.rglob("metrics.jsonl"))
-        if not runs:
-            raise UserError(f"{path}: no run in it (no metrics.jsonl, there or below)")
-        found.update(dict.fromkeys(runs))
-    return list(found)
-
-
-def load(path: Path) -> Run:
-    """Read a run folder.
-
-    Raises:
-        UserError: the folder is damaged or not a run's, or it has no record yet.
-    """
-    try:
-        config = read_config(path / "config.yaml")
-        text = (path / "metrics.jsonl").read_text()
-        # a run in progress may be in the middle of its last line
-        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        records = [_own(record) for record in lines if "train_loss" in record]
-        if not records:
+        folders = sorted(file.parent for file in path.rglob(METRICS))
+        if not folders:
+            raise UserError(f"{path}: no run in it (no {METRICS}, there or below)")
+        found |= {folder: read(folder) for folder in folders}
+    for path, run in found.items():
+        if not trained(run):
             raise UserError(f"{path}: the run has no record yet")
-        if (file := path / "summary.json").exists():
-            return Run(path, config, records, json.loads(file.read_text()), "finished")
-        state = "diverged" if (path / "diverged.json").exists() else "unfinished"
-        return Run(path, config, records, None, state)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a complete run folder ({error})") from error
+    return list(found.values())
+
+
+def trained(run: Run) -> list[dict[str, Any]]:
+    """Return the records with a train_loss, all but the closing one, without what tracking adds."""
+    return [
+        {k: v for k, v in record.items() if k != "verdict" and not k.startswith("released_")}
+        for record in run.records
+        if "train_loss" in record
+    ]
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -134,7 +106,7 @@ def metric_of(runs: Sequence[Run]) -> str:
         raise UserError(f"the runs have different metrics: {several}; compare those of one recipe")
     if metrics:
         return next(iter(metrics))
-    accuracies = [key for run in runs for rec in run.records for key in rec if key.endswith("accuracy")]
+    accuracies = [key for run in runs for rec in trained(run) for key in rec if key.endswith("accuracy")]
     return accuracies[-1] if accuracies else "train_loss"
 
 
@@ -143,12 +115,11 @@ def table(groups: dict[str, list[Run]], metric: str) -> str:
     finished = [run.summary for runs in groups.values() for run in runs if run.summary]
     units = {sample_rate(summary)[0] for summary in finished}
     unit = units.pop() if len(units) == 1 else "samples"
-    rows = [
-        ["run", "seeds", "epochs", f"final {metric}", f"best {metric}", "train_loss", "seconds", f"{unit}/s"]
-    ]
+    head = ["seeds", "epochs", f"final {metric}", f"best {metric}", "train_loss", "seconds", f"{unit}/s"]
+    rows = [["run", *head]]
     for label, runs in groups.items():
         summaries = [run.summary for run in runs if run.summary]
-        epochs = {run.records[-1]["epoch"] for run in runs}
+        epochs = {trained(run)[-1]["epoch"] for run in runs}
         rows.append(
             [
                 label,
@@ -158,21 +129,12 @@ def table(groups: dict[str, list[Run]], metric: str) -> str:
                     _spread([summary[key][metric] for summary in summaries], ".4g")
                     for key in ("final", "best")
                 ),
-                _spread([run.records[-1]["train_loss"] for run in runs], ".4f"),
+                _spread([trained(run)[-1]["train_loss"] for run in runs], ".4f"),
                 _spread([summary["seconds"] for summary in summaries], ".0f"),
                 _spread([sample_rate(summary)[1] for summary in summaries], ".0f"),
             ]
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
+    return "\n".join(aligned(rows, right=head, rule=True))
 
 
 def plot(groups: dict[str, list[Run]], metric: str, out: Path) -> None:
@@ -181,7 +143,7 @@ def plot(groups: dict[str, list[Run]], metric: str, out: Path) -> None:
     for axis, key in zip(axes, ("train_loss", metric), strict=True):
         for label, runs in groups.items():
             curves = [
-                {record["epoch"]: record[key] for record in run.records if key in record} for run in runs
+                {record["epoch"]: record[key] for record in trained(run) if key in record} for run in runs
             ]
             x = sorted(set.intersection(*(set(curve) for curve in curves)))  # seeds may be logged differently
             columns = [[curve[epoch] for curve in curves] for epoch in x]
@@ -202,11 +164,6 @@ def plot(groups: dict[str, list[Run]], metric: str, out: Path) -> None:
         raise UserError(f"--out={out}: cannot write the figure: {error}") from error
     finally:
         plt.close(figure)
-
-
-def _own(record: dict[str, Any]) -> dict[str, Any]:
-    """A record without what tracking adds to it."""
-    return {k: v for k, v in record.items() if k != "verdict" and not k.startswith("released_")}
 
 
 def _spread(values: Sequence[float], form: str) -> str:

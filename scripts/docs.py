@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 
 from optim import CARDS, OPTIMIZERS
 from optim.card import COMMON_OPTIONS, STATE_BYTES
-from repro.ledger import rows as ledger
+from repro.ledger import rows
 from repro.ledger.describe import published
 from repro.ledger.rows import Row
 from repro.train.cli import exit_status
@@ -62,30 +62,30 @@ def options() -> str:
     return "\n".join(lines)
 
 
-def rows() -> str:
+def ledger() -> str:
     """The tables of the ledger: rows, those that are verified, and those that can be run."""
-    verdicts = ledger.verdicts()
+    verdicts = rows.verdicts()
     tables: dict[str, list[Row]] = defaultdict(list)
-    for name in ledger.names():
-        tables[name.partition("/")[0]].append(ledger.load(name).row)
+    for name in rows.names():
+        tables[name.partition("/")[0]].append(rows.load(name).row)
     lines = [
         "| `configs/paper/` | models | rows | with a log | verified | runnable |",
         "|---|---|---|---|---|---|",
     ]
-    for table, rows in tables.items():
-        models = ", ".join(dict.fromkeys(row.model for row in rows))
-        verified = sum(verdicts[row.name] == "verified" for row in rows)
-        runnable = sum(row.status == "runnable" for row in rows)
-        logs = sum(bool(row.logs) for row in rows)
-        lines.append(f"| `{table}` | {models} | {len(rows)} | {logs} | {verified} | {runnable} |")
+    for table, group in tables.items():
+        models = ", ".join(dict.fromkeys(row.model for row in group))
+        verified = sum(verdicts[row.name] == "verified" for row in group)
+        runnable = sum(row.status == "runnable" for row in group)
+        logs = sum(bool(row.logs) for row in group)
+        lines.append(f"| `{table}` | {models} | {len(group)} | {logs} | {verified} | {runnable} |")
     return "\n".join(lines)
 
 
 def language() -> str:
     """The rows that recipes for language train."""
     lines = ["| row | published | command |", "|---|---|---|"]
-    for name in ledger.names():
-        row = ledger.load(name).row
+    for name in rows.names():
+        row = rows.load(name).row
         if row.script.startswith("nlp/") and row.status == "runnable":
             proxy = "" if row.proxy is None else " (or `--scale proxy`)"
             command = f"`python scripts/reproduce.py {name} data.root=PATH`{proxy}"
@@ -132,7 +132,7 @@ def walkthrough() -> str:
 
 TABLES = {
     "language": language,
-    "ledger": rows,
+    "ledger": ledger,
     "optimizers": optimizers,
     "options": options,
     "walkthrough": walkthrough,

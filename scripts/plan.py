@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
+from repro.environment import environment
 from repro.errors import UserError
 from repro.hardware import GPUS
 from repro.ledger import rows
@@ -32,7 +33,7 @@ from repro.planner import footprint, plan
 from repro.planner.footprint import Measured
 from repro.planner.plan import Job, Machine, Memory
 from repro.train.cli import exit_status
-from repro.train.run_folder import environment, write_atomically
+from repro.train.run_folder import write_atomically
 
 # What --measure trains where no row is named: small models, but larger than all else in a process.
 _SMALL = [

@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
+from optim.text import aligned
 from repro import hardware
 from repro.errors import UserError
-from repro.ledger import describe, runs
-from repro.ledger import rows as ledger
+from repro.ledger import describe, rows, runs
 from repro.ledger.rows import ROOT, Recipe
 from repro.logs import read
 from repro.train.cli import exit_status
@@ -86,7 +86,7 @@ def prepare(name: str, scale: str, overrides: Sequence[str]) -> tuple[Recipe, li
     Raises:
         UserError: there is no such row, it has no proxy, or an override does not fit.
     """
-    recipe = ledger.load(name)
+    recipe = rows.load(name)
     row = recipe.row
     overrides = list(overrides)
     if scale == "proxy":
@@ -95,7 +95,7 @@ def prepare(name: str, scale: str, overrides: Sequence[str]) -> tuple[Recipe, li
         overrides.insert(0, f"+proxy={row.proxy}")
     if row.config is None:  # no Hydra recipe: it has a command line of its own
         return recipe, [row.script, *row.arguments, *overrides]
-    return ledger.load(name, overrides), [row.script, f"+paper={name}", *overrides]
+    return rows.load(name, overrides), [row.script, f"+paper={name}", *overrides]
 
 
 def shown(command: Sequence[str], processes: int | None) -> str:
@@ -112,8 +112,8 @@ def start(recipe: Recipe, command: Sequence[str], processes: int | None) -> int:
     """
     row = recipe.row
     if row.status != "runnable":
-        tables = Counter(name.split("/")[0] for name in ledger.names() if runs_now(name))
-        now = ", ".join(f"{table} ({rows(count)})" for table, count in tables.items())
+        tables = Counter(name.split("/")[0] for name in rows.names() if runs_now(name))
+        now = ", ".join(f"{table} ({counted(count)})" for table, count in tables.items())
         raise UserError(f"{row.name} is {row.status}. Runnable now: {now}")
     if processes is not None and processes < 1:
         raise UserError(f"--processes {processes}: must be at least 1")
@@ -125,14 +125,14 @@ def start(recipe: Recipe, command: Sequence[str], processes: int | None) -> int:
     return launch(words, processes)
 
 
-def rows(count: int) -> str:
+def counted(count: int) -> str:
     """Return a number of rows in words."""
     return f"{count} row{'s'[: count > 1]}"
 
 
 def runs_now(name: str) -> bool:
     """Tell whether a row is runnable."""
-    return ledger.load(name).row.status == "runnable"
+    return rows.load(name).row.status == "runnable"
 
 
 def launch(words: list[str], processes: int) -> int:
@@ -184,48 +184,35 @@ def table(pattern: str) -> str:
     Raises:
         UserError: there are none.
     """
-    names = [name for name in ledger.names() if pattern in name]
+    names = [name for name in rows.names() if pattern in name]
     if not names:
         raise UserError(f"--list {pattern}: no row has that in its name; leave it out to see all")
-    finished = runs.runs(RUNS)
-    columns = [
-        "row",
-        "model",
-        "data",
-        "optimizer",
-        "published",
-        "status",
-        *(f"{gpu} h" for gpu in hardware.PEAK),
-    ]
-    cells, reasons = [[*columns, "own result"]], Counter[str]()
-    for name in tqdm(
-        names, unit="row", leave=False, disable=None
-    ):  # Hydra takes a fifth of a second for each
-        recipe = ledger.load(name)
+    finished = runs.of_rows(RUNS)
+    hours = [f"{gpu} h" for gpu in hardware.PEAK]
+    columns = ["row", "model", "data", "optimizer", "published", "status", *hours, "own result"]
+    cells, reasons = [columns], Counter[str]()
+    # Hydra takes a fifth of a second for each
+    for name in tqdm(names, unit="row", leave=False, disable=None):
+        recipe = rows.load(name)
         row = recipe.row
         status, _, why = row.status.partition(": ")
         if why:
             reasons[row.status] += 1
-        hours = [
+        estimates = [
             "-" if row.cost is None else hardware.show_hours(hardware.gpu_hours(row.cost, gpu))
             for gpu in hardware.PEAK
         ]
         last = runs.last(finished, name)
         optimizer = recipe.config.get("optimizer", {}).get("name", "-")
-        result = "-" if last is None else last.describe(recipe)
-        cells.append([name, row.model, row.data, optimizer, describe.published(row), status, *hours, result])
-    lines = describe.aligned(cells, right={f"{gpu} h" for gpu in hardware.PEAK})
-    notes = [f"{status} ({rows(count)})" for status, count in reasons.items()]
+        result = "-" if last is None else runs.describe(last, recipe)
+        about = [row.model, row.data, optimizer, describe.published(row), status]
+        cells.append([name, *about, *estimates, result])
+    lines = aligned(cells, right=hours, rule=True)
+    notes = [f"{status} ({counted(count)})" for status, count in reasons.items()]
     return "\n".join(
         [*lines, "", *notes, f"Hours of one GPU, estimated: {hardware.ASSUMPTIONS} (docs/reproduce.md)."]
     )
 
 
 if __name__ == "__main__":
-    try:
-        status = main()
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still flushes
-        status = 0
-    sys.exit(status)
+    sys.exit(main())

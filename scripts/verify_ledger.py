@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
+from repro.environment import environment
 from repro.errors import UserError
 from repro.ledger.rows import COMMIT, REPOSITORY, names
 from repro.train.cli import exit_status
-from repro.train.run_folder import environment, write_atomically
+from repro.train.run_folder import write_atomically
 from repro.verify import Verdict, verify
 from repro.verify.checks import Check
 

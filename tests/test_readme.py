@@ -7,7 +7,7 @@ import pytest
 import yaml
 from torch import nn
 
-from repro.ledger import rows as ledger
+from repro.ledger import rows
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -66,10 +66,10 @@ def test_every_page_is_in_the_index() -> None:
 def test_the_readme_is_short_and_counts_right() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 150
-    verified = sum(verdict == "verified" for verdict in ledger.verdicts().values())
+    verified = sum(verdict == "verified" for verdict in rows.verdicts().values())
     found = re.search(r"ledger has (\d+) published rows\. For (\d+) of them", text)
     assert found
-    assert (int(found[1]), int(found[2])) == (len(ledger.names()), verified)
+    assert (int(found[1]), int(found[2])) == (len(rows.names()), verified)
 
 
 # ---- what runs elsewhere

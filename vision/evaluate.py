@@ -23,13 +23,14 @@ from torch import nn
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from repro import interop
+from repro.environment import environment
 from repro.errors import UserError
 from repro.interop import Checkpoint
 from repro.ledger.rows import Row
 from repro.reading import printable
 from repro.train.accelerator import build, shut_down
 from repro.train.cli import exit_status
-from repro.train.run_folder import environment, write_atomically
+from repro.train.run_folder import write_atomically
 from vision import settings
 from vision.config import VisionConfig
 from vision.models import build_random, load

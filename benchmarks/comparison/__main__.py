@@ -16,12 +16,12 @@ from pathlib import Path
 
 from benchmarks import sweep
 from benchmarks.comparison import page, times
-from benchmarks.comparison import records as stages
 from benchmarks.comparison.design import OPTIMIZERS, SEEDS, TASKS
 from benchmarks.comparison.measures import best_point, estimate, finals, winner
-from benchmarks.comparison.records import load, select
+from benchmarks.comparison.records import Record, Stage, load, select
 from benchmarks.comparison.todo import ALL_TASKS, Job
 from repro.errors import UserError
+from repro.runs import CONFIG
 from repro.train import checkpoint
 from repro.train.cli import exit_status
 from repro.train.run_folder import refuse_foreign_page, run_name
@@ -73,8 +73,8 @@ def again(task: str, optimizer: str, options: argparse.Namespace) -> int:
     point, losses = best_point(records, task, optimizer), finals(records, task, optimizer)
     if point is None or not losses:
         raise UserError(f"--again {task} {optimizer}: has no result in {options.records}")
-    job = Job(task, optimizer, stages.SEEDS, point.weight_decay, (point.octave,), SEEDS[:1])
-    (before,) = select(records, task=task, optimizer=optimizer, stage=stages.SEEDS, seed=SEEDS[0])
+    job = Job(task, optimizer, Stage.SEEDS, point.weight_decay, (point.octave,), SEEDS[:1])
+    (before,) = select(records, task=task, optimizer=optimizer, stage=Stage.SEEDS, seed=SEEDS[0])
     threads = before.environment["threads"]
     with tempfile.TemporaryDirectory() as folder:
         words = argparse.Namespace(runs=Path(folder), data=options.data, launcher=[], threads=threads)
@@ -86,14 +86,14 @@ def again(task: str, optimizer: str, options: argparse.Namespace) -> int:
     return 0 if inside else 1
 
 
-def weights(records: Sequence[stages.Record], runs: Path, out: Path) -> list[str]:
+def weights(records: Sequence[Record], runs: Path, out: Path) -> list[str]:
     """Copy the first seed's run of every task's winner, with its newest weights alone.
 
     Raises:
         UserError: there is none in `runs`.
     """
     kept = []
-    for record in select(records, stage=stages.SEEDS, seed=SEEDS[0]):
+    for record in select(records, stage=Stage.SEEDS, seed=SEEDS[0]):
         if record.task not in TASKS or record.optimizer != winner(records, record.task):
             continue
         name = run_name([*record.overrides, f"seed={record.seed}"])
@@ -102,7 +102,7 @@ def weights(records: Sequence[stages.Record], runs: Path, out: Path) -> list[str
                 continue
             target = out / f"{record.task}-{record.optimizer}"
             target.mkdir(parents=True, exist_ok=True)
-            for file in (*folder.glob("*.json*"), folder / "config.yaml"):
+            for file in (*folder.glob("*.json*"), folder / CONFIG):
                 shutil.copy(file, target / file.name)
             shutil.copy(newest / "model.safetensors", target / "model.safetensors")
             kept.append(target.name)

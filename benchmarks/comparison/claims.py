@@ -9,10 +9,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.comparison import records as stages
 from benchmarks.comparison.design import BATCHES, EXPERIMENTS, OPTIMIZERS, REFERENCE, TASKS
 from benchmarks.comparison.measures import Estimate, difference, finals, tolerated
-from benchmarks.comparison.records import Record, select
+from benchmarks.comparison.records import Record, Stage, select
 from benchmarks.comparison.search import best
 from benchmarks.comparison.todo import space, tuned
 
@@ -105,7 +104,7 @@ def judge(found: Estimate) -> str:
 
 def _half(records: Sequence[Record]) -> Iterator[Finding]:
     for task in TASKS:
-        half, whole = finals(records, task, "adan", stages.HALF), finals(records, task, REFERENCE)
+        half, whole = finals(records, task, "adan", Stage.HALF), finals(records, task, REFERENCE)
         if half and whole:
             found = difference(half, whole)
             what = f"{statistics.fmean(half):.4g} after half, AdamW {statistics.fmean(whole):.4g} after all"
@@ -142,7 +141,7 @@ def _betas(records: Sequence[Record]) -> Iterator[Finding]:
     experiment = EXPERIMENTS["betas"]
     for task in experiment.tasks:
         variants, known = _variants(records, "betas", task), select(records, task=task, optimizer="adan")
-        default = [r.final for r in known if r.stage == stages.SEEDS and r.seed in experiment.seeds]
+        default = [r.final for r in known if r.stage == Stage.SEEDS and r.seed in experiment.seeds]
         if not default or len(variants) < len(experiment.variants):
             continue
         base = statistics.fmean(default)
@@ -182,7 +181,7 @@ def _restart(records: Sequence[Record]) -> Iterator[Finding]:
     experiment = EXPERIMENTS["restart"]
     for task in experiment.tasks:
         for variant, losses in _variants(records, "restart", task).items():
-            runs = select(records, task=task, optimizer="adan", stage=stages.SEEDS)
+            runs = select(records, task=task, optimizer="adan", stage=Stage.SEEDS)
             without = [record.final for record in runs if record.seed in experiment.seeds]
             if without:
                 found = difference(losses, without)

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from benchmarks.comparison import records as stages
 from benchmarks.comparison.design import BATCH_TASKS, BATCHES, OPTIMIZERS, REFERENCE, TASKS
 from benchmarks.comparison.measures import (
     best_point,
@@ -22,7 +21,7 @@ from benchmarks.comparison.measures import (
     speed_up,
     target,
 )
-from benchmarks.comparison.records import Record, select
+from benchmarks.comparison.records import Record, Stage, select
 from benchmarks.comparison.todo import space, tuned, works
 from repro.ledger.charts import STYLE
 
@@ -128,7 +127,7 @@ def curves(records: Sequence[Record]) -> Figure | None:
 
     def draw(axes: Axes, task: str, name: str) -> None:
         runs = [
-            r for r in select(records, task=task, optimizer=name, stage=stages.SEEDS) if r.diverged is None
+            r for r in select(records, task=task, optimizer=name, stage=Stage.SEEDS) if r.diverged is None
         ]
         if not runs:
             return
@@ -145,7 +144,7 @@ def curves(records: Sequence[Record]) -> Figure | None:
             target(records, task),
             [
                 run.curve[len(run.curve) // 4][1]
-                for run in select(records, task=task, stage=stages.SEEDS)
+                for run in select(records, task=task, stage=Stage.SEEDS)
                 if run.optimizer in LOUD
             ],
         )
@@ -182,7 +181,7 @@ def learning_rates(records: Sequence[Record]) -> Figure | None:
 
     def finish(axes: Axes, task: str) -> None:
         tuned_losses = [x for name in LOUD for x in tuned(records, task, name).values()]
-        low = min(r.final for r in select(records, task=task, stage=stages.TUNE))
+        low = min(r.final for r in select(records, task=task, stage=Stage.TUNE))
         high = statistics.quantiles([x for x in tuned_losses if math.isfinite(x)], n=10)[7]
         axes.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
         axes.set(xlabel="learning rate", ylabel=TASKS[task].unit, xscale="log")

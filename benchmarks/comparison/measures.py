@@ -13,9 +13,8 @@ from itertools import pairwise
 import numpy as np
 from scipy.stats import bootstrap  # type: ignore[import-untyped]
 
-from benchmarks.comparison import records as stages
 from benchmarks.comparison.design import OPTIMIZERS, REFERENCE
-from benchmarks.comparison.records import Record, select
+from benchmarks.comparison.records import Record, Stage, select
 from benchmarks.comparison.search import Point, Space, best
 from benchmarks.comparison.todo import space, tuned
 
@@ -64,7 +63,7 @@ def difference(values: Sequence[float], others: Sequence[float]) -> Estimate:
     return Estimate(mean, float(found.low), float(found.high), number)
 
 
-def finals(records: Sequence[Record], task: str, optimizer: str, stage: str = stages.SEEDS) -> list[float]:
+def finals(records: Sequence[Record], task: str, optimizer: str, stage: str = Stage.SEEDS) -> list[float]:
     """Return the last losses of a stage's runs."""
     return [record.final for record in select(records, task=task, optimizer=optimizer, stage=stage)]
 
@@ -100,7 +99,7 @@ def speed_up(records: Sequence[Record], task: str, optimizer: str) -> float | No
     0 where most seeds never reach it; None as long as there are no runs. All runs follow their schedule to
     the end, so that a value is a lower bound of what a schedule of that length would give.
     """
-    loss, runs = target(records, task), select(records, task=task, optimizer=optimizer, stage=stages.SEEDS)
+    loss, runs = target(records, task), select(records, task=task, optimizer=optimizer, stage=Stage.SEEDS)
     if loss is None or not runs:
         return None
     return statistics.median(record.steps / steps_to(record, loss) for record in runs)
@@ -149,7 +148,7 @@ def divergence(records: Sequence[Record], task: str, optimizer: str) -> tuple[in
     """
     about = space(task, optimizer)
     grid = {(octave, about.weight_decays[0]) for octave in (-4, -2, 0, 2, 4)}
-    runs = select(records, task=task, optimizer=optimizer, stage=stages.TUNE)
+    runs = select(records, task=task, optimizer=optimizer, stage=Stage.TUNE)
     counted = [record for record in runs if (record.octave, record.weight_decay) in grid]
     failed = [r for r in counted if math.isinf(r.final) or r.final >= r.curve[0][1]]
     return len(failed), len(counted)

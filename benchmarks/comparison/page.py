@@ -8,7 +8,6 @@ from typing import Any
 
 import jinja2
 
-from benchmarks.comparison import records as stages
 from benchmarks.comparison.claims import claims
 from benchmarks.comparison.design import OPTIMIZERS, REFERENCE, SEEDS, TASKS, TUNING_SEED
 from benchmarks.comparison.figures import draw_all, finished_tasks
@@ -21,7 +20,7 @@ from benchmarks.comparison.measures import (
     tolerated,
     winner,
 )
-from benchmarks.comparison.records import Record, select, table
+from benchmarks.comparison.records import Record, Stage, select, table
 from benchmarks.comparison.search import edges
 from benchmarks.comparison.times import Times
 from benchmarks.comparison.todo import ALL_TASKS, Job, cells, space, todo, tuned, variants, works
@@ -89,7 +88,7 @@ def tuning(records: Sequence[Record]) -> str:
             if (point := best_point(records, task, name)) is None:
                 continue
             about, losses, optimizer = space(task, name), tuned(records, task, name), OPTIMIZERS[name]
-            job = Job(task, name, stages.SEEDS, point.weight_decay, (point.octave,), optimizer.seeds)
+            job = Job(task, name, Stage.SEEDS, point.weight_decay, (point.octave,), optimizer.seeds)
             lr = f"{about.lr(point.octave):g}"
             words = ["python", ALL_TASKS[task].script, "-m", *job.words, f"optimizer.lr={lr}"]
             where = ", ".join(edges(about, losses)) or "interior"
@@ -137,7 +136,7 @@ def _speed_up(records: Sequence[Record], times: Times, task: str, name: str) -> 
 
 
 def _half(records: Sequence[Record], task: str, name: str) -> str:
-    half, whole = finals(records, task, name, stages.HALF), finals(records, task, REFERENCE)
+    half, whole = finals(records, task, name, Stage.HALF), finals(records, task, REFERENCE)
     if not half:
         return ""
     change = statistics.fmean(half) / statistics.fmean(whole) - 1

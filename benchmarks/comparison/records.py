@@ -6,16 +6,23 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped]
 
 from repro.errors import UserError
-from repro.loading import read_json, read_records
-from repro.train.run_folder import is_free, read_config
+from repro.loading import read_json
+from repro.runs import DIVERGED, Run, read
 
-TUNE, SEEDS, HALF = "tune", "seeds", "half"  # stages; others are names of experiments
+
+class Stage(StrEnum):
+    """What a run is for; other stages are names of experiments."""
+
+    TUNE = "tune"
+    SEEDS = "seeds"
+    HALF = "half"
 
 
 @dataclass(frozen=True)
@@ -102,33 +109,24 @@ def outcome(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the run neither ended nor diverged.
     """
-    config = read_config(folder / "config.yaml")
-    measured = [record for _, record in read_records(folder / "metrics.jsonl") if "valid_loss" in record]
-    summary, diverged = folder / "summary.json", folder / "diverged.json"
-    if not summary.exists() and not diverged.exists():
+    run = read(folder)
+    if run.state == "unfinished":
         raise UserError(f"{folder}: the run did not end; its own message says why")
-    about = read_json(summary, dict) if summary.exists() else {}
-    lost = None if about else read_json(diverged, dict)["step"]
-    curve = tuple((record["step"], round(record["valid_loss"], 6)) for record in measured)
-    test = {key: value for key, value in about.get("test", {}).items() if key.startswith("test_")}
+    about = run.summary or {}
+    lost = None if about else read_json(folder / DIVERGED, dict)["step"]
+    curve = tuple((r["step"], round(r["valid_loss"], 6)) for r in run.records if "valid_loss" in r)
     return {
-        "config_hash": config_hash(config),
+        "config_hash": config_hash(run),
         "curve": curve,
         "final": curve[-1][1] if about and math.isfinite(curve[-1][1]) else math.inf,
-        "test": test,
+        "test": {key: value for key, value in about.get("test", {}).items() if key.startswith("test_")},
         "steps": about["steps"] if about else lost,
         "diverged": lost,
         "parameters": about.get("parameters", 0),
         "state_bytes": about.get("state_bytes", 0),
         "seconds": about.get("seconds", 0.0),
-        "environment": environment(folder),
+        "environment": where(run),
     }
-
-
-def config_hash(config: dict[str, Any]) -> str:
-    """Return 12 digits that are the same for flat configurations that differ in the seed at most."""
-    counted = {key: value for key, value in config.items() if key != "seed" and not is_free(key)}
-    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def table(records: Iterable[Record]) -> pd.DataFrame:
@@ -148,12 +146,17 @@ def select(records: Sequence[Record], **wanted: Any) -> list[Record]:
     return [r for r in records if all(getattr(r, key) == value for key, value in wanted.items())]
 
 
-def environment(folder: Path) -> dict[str, Any]:
+def config_hash(run: Run) -> str:
+    """Return 12 digits that are the same for runs that differ in the seed at most."""
+    return hashlib.sha256(run.identity.encode()).hexdigest()[:12]
+
+
+def where(run: Run) -> dict[str, Any]:
     """Return where the last start of a run was made: commit, machine, threads, torch, time."""
-    last = read_json(folder / "environment.json", list)[-1]
+    last = run.starts[-1]
     return {
         "commit": last["commit"],
-        "machine": last["system"] + ", " + last["cpu"] + "".join(f", {name}" for name in last["cuda"]),
+        "machine": ", ".join([last["system"], last["cpu"], *last["cuda"]]),
         "threads": last["threads"],
         "torch": last["versions"]["torch"],
         "time": last["time"],

@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.comparison.design import REFERENCE
 from repro.errors import UserError
 from repro.loading import read_records
+from repro.runs import SPEED
 from repro.train.throughput import sample_rate
 
 
@@ -59,7 +60,7 @@ def load(path: Path) -> Times:
 
 def seconds(folder: Path) -> float:
     """Return the seconds of training for a sample in a run folder, without its first record."""
-    windows = [window for _, window in read_records(folder / "speed.jsonl")]
+    windows = [window for _, window in read_records(folder / SPEED)]
     return statistics.fmean(1 / rate for _, rate in map(sample_rate, windows[1:]))
 
 

@@ -4,9 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from benchmarks.comparison import records as stages
 from benchmarks.comparison.design import BATCH_TASKS, EXPERIMENTS, OPTIMIZERS, TASKS, TUNING_SEED, Task
-from benchmarks.comparison.records import Record, select
+from benchmarks.comparison.records import Record, Stage, select
 from benchmarks.comparison.search import Point, Space, best, next_points
 
 ALL_TASKS = TASKS | BATCH_TASKS
@@ -78,7 +77,7 @@ def variants(task: str, optimizer: str) -> list[str]:
 def tuned(records: Sequence[Record], task: str, optimizer: str) -> dict[Point, float]:
     """Return the losses of an optimizer's search."""
     name = OPTIMIZERS[optimizer].of or optimizer
-    found = select(records, task=task, optimizer=name, stage=stages.TUNE)
+    found = select(records, task=task, optimizer=name, stage=Stage.TUNE)
     return {Point(record.octave, record.weight_decay): record.final for record in found}
 
 
@@ -89,7 +88,7 @@ def todo(task: str, optimizer: str, records: Sequence[Record]) -> list[Job]:
     if points:
         decays = dict.fromkeys(point.weight_decay for point in points)
         octaves = {decay: tuple(p.octave for p in points if p.weight_decay == decay) for decay in decays}
-        return [Job(task, optimizer, stages.TUNE, decay, octaves[decay], (TUNING_SEED,)) for decay in decays]
+        return [Job(task, optimizer, Stage.TUNE, decay, octaves[decay], (TUNING_SEED,)) for decay in decays]
     point = best(losses)
     done = {(r.optimizer, r.stage, r.variant, r.seed) for r in records if r.task == task}
     jobs = []
@@ -107,9 +106,9 @@ def _after(task: str, optimizer: str) -> Iterator[tuple[str, str, str, Sequence[
     about: Task = ALL_TASKS[task]
     for name in variants(task, optimizer):
         run = OPTIMIZERS[name]
-        yield name, stages.SEEDS, "", run.seeds if about.half else run.seeds[:2], ()
+        yield name, Stage.SEEDS, "", run.seeds if about.half else run.seeds[:2], ()
         if about.half:
-            yield name, stages.HALF, "", run.half_seeds, about.half
+            yield name, Stage.HALF, "", run.half_seeds, about.half
     if optimizer == "adan":
         for name, experiment in EXPERIMENTS.items():
             if task in experiment.tasks:

@@ -16,9 +16,9 @@ from nlp.config.glue import SCRATCH, ClassifierConfig, GlueConfig
 from nlp.glue.encode import Coder, HuggingFaceCoder, PairCoder
 from repro.errors import UserError
 from repro.interop import read_weights
+from repro.runs import read_config
 from repro.text import tokenizers
 from repro.train.checkpoint import first_difference
-from repro.train.run_folder import read_config
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")  # the run's own, whatever it starts from
 Forward = Callable[
@@ -71,8 +71,8 @@ def adopted(config: GlueConfig) -> ClassifierConfig:
     Raises:
         UserError: the run is none of this recipe or of pre-training, or a row is of another shape.
     """
-    model, path = config.model, Path(config.model.checkpoint or "").expanduser() / "config.yaml"
-    if model.checkpoint == SCRATCH or not path.exists():
+    model, path = config.model, Path(config.model.checkpoint or "").expanduser()
+    if model.checkpoint == SCRATCH or not (path / "config.yaml").exists():
         return model
     there = read_config(path)
     names = [item.name for item in fields(EncoderConfig) if item.name not in DROPOUTS]

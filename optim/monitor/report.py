@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from ..registry import path_in_use
+from ..text import aligned
 from .readings import Sample
 from .statistics import Summary
 
@@ -67,7 +68,7 @@ def text(monitor: Sampled) -> str:
         s = whole[key]
         numbers = (s.first, s.last, s.mean, s.deviation, *map(s.quantile, (0.05, 0.5, 0.95)))
         rows.append((key, *(f"{x:.4g}" for x in (*numbers, s.min, s.max))))
-    lines += _table(rows)
+    lines += aligned(rows, right=COLUMNS)
     if "clipped" in whole:
         share = 100 * whole["clipped"].mean
         lines += ["", f"clipped: {share:.3g} % of the samples, at a gradient norm of {monitor.threshold:.4g}"]
@@ -98,19 +99,11 @@ def text(monitor: Sampled) -> str:
 
 def _memory(memory: dict[str, Any]) -> list[str]:
     held = {key: memory[key] for key in ("parameters", "gradients")} | memory["states"]
-    rows: list[tuple[str, ...]] = [("MiB", "")]
+    rows = [("MiB", "")]
     rows += [(name, f"{size / 2**20:.2f}") for name, size in held.items()]
     rows += [("together", f"{sum(held.values()) / 2**20:.2f}")]
     rows += [(f"peak ({memory['peak_of']})", f"{memory['peak'] / 2**20:.2f}")]
-    return _table(rows)
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Left-aligned names, right-aligned numbers."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
-    ]
+    return aligned(rows, right=[""])
 
 
 def plot(monitor: Sampled, path: str | Path) -> None:

@@ -13,7 +13,7 @@ from repro.errors import UserError
 from repro.interop import unpickle
 from repro.interop.tensors import detached, identity, number
 from repro.reading import open_file, parse_json, read_bytes
-from repro.train.run_folder import flatten
+from repro.runs import flatten
 
 Weights = dict[str, Tensor]
 

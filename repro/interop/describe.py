@@ -12,7 +12,7 @@ from repro.interop.checkpoint import Checkpoint, named
 from repro.interop.export import architecture
 from repro.interop.states import MALFORMED
 from repro.interop.tensors import identity, nbytes, number, oddities
-from repro.train.run_folder import flatten
+from repro.runs import flatten
 
 # What of the settings is shown first, by the last part of the name.
 FIRST = (

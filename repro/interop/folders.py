@@ -17,8 +17,8 @@ from repro.interop.checkpoint import (
 )
 from repro.interop.files import read_file
 from repro.interop.states import candidates
+from repro.runs import CONFIG, read_config
 from repro.train import checkpoint, fsdp
-from repro.train.run_folder import read_config
 
 
 def read_folder(path: Path) -> Checkpoint:
@@ -64,14 +64,14 @@ def _step(path: Path) -> Checkpoint:
     manifest = checkpoint.read_manifest(path)
     progress = read_json(path / "progress.json")
     last, best = mapping(progress.get("last")), mapping(progress.get("best"))
-    config = path.parent.parent / "config.yaml"
+    run = path.parent.parent
     found = Checkpoint(
         path,
         "checkpoint of a run of ours",
         _weights(path),
         position=known({"epoch": last.get("epoch"), "step": manifest.get("step")}),
         metric={f"best {k}": v for k, v in best.items() if k not in ("step", "epoch", "lr")},
-        settings=read_config(config) if config.is_file() else {},
+        settings=read_config(run) if (run / CONFIG).is_file() else {},
         model=text(manifest.get("model")),
     )
     if (path / checkpoint.EMA).is_file():

@@ -1,7 +1,7 @@
 """What there is to know about a row and a run of it, as text for people."""
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +53,6 @@ def published(row: Row) -> str:
     more = len(figures) - len(shown)
     words = ", ".join(f"{figure.metric} {figure.value}" for figure in shown)
     return f"{words} {unit}" + (f" and {more} more" if more else "")
-
-
-def aligned(cells: Sequence[Sequence[str]], right: set[str]) -> list[str]:
-    """Return a table as lines; first of `cells` are the columns' names, those in `right` are flush right."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    flush = [str.rjust if name in right else str.ljust for name in cells[0]]
-    rows = [
-        "  ".join(place(cell, width) for place, cell, width in zip(flush, row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
-    return [rows[0], "  ".join("-" * width for width in widths), *rows[1:]]
 
 
 def _figures(row: Row) -> Iterator[str]:

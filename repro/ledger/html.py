@@ -13,15 +13,17 @@ import pandas as pd  # type: ignore[import-untyped]
 
 from repro import hardware
 from repro.direction import higher_is_better
+from repro.environment import environment
 from repro.errors import UserError
-from repro.ledger import rows as ledger
-from repro.ledger import runs as own
+from repro.ledger import rows
 from repro.ledger.charts import Chart, Line, bars
 from repro.ledger.rows import ROOT, Recipe, Row
+from repro.ledger.runs import describe, finished, last
 from repro.logs import read
 from repro.logs.files import read_log
 from repro.logs.log import Log, LogError
-from repro.train.run_folder import environment, write_atomically
+from repro.runs import METRICS, Run
+from repro.train.run_folder import write_atomically
 
 
 @dataclass
@@ -86,14 +88,14 @@ def write(out: Path, runs: Sequence[Path], comparison: dict[str, Any] | None = N
         runs: folders in and below which our own run folders are looked for.
         comparison: of optimizers, see `benchmarks.comparison.page.section`.
     """
-    recipes = [ledger.load(name) for name in ledger.names()]
-    rows = [recipe.row for recipe in recipes]
-    verdicts = ledger.verdicts()
-    finished, left_out = own.finished(runs)
-    of_rows = own.of_rows(finished)
-    shown = [Shown(recipe.row, verdicts[recipe.row.name], _own(recipe, of_rows)) for recipe in recipes]
+    recipes = [rows.load(name) for name in rows.names()]
+    found, left_out = finished(runs)
+    shown = [
+        Shown(recipe.row, verdict, _own(recipe, found))
+        for recipe, verdict in zip(recipes, rows.verdicts().values(), strict=True)
+    ]
     shown_runs, lines = [], []
-    for run in finished:
+    for run in found:
         try:
             about, line = _run(run), _line(run)
         except UserError as error:
@@ -103,7 +105,7 @@ def write(out: Path, runs: Sequence[Path], comparison: dict[str, Any] | None = N
         else:
             shown_runs.append(about)
             lines.append(line)
-    curves = released_curves(rows)
+    curves = released_curves([recipe.row for recipe in recipes])
     text = _template().render(
         made=_made(),
         counts=[*counts(), ("released curves read", sum(len(chart.lines) for chart in curves))],
@@ -116,14 +118,14 @@ def write(out: Path, runs: Sequence[Path], comparison: dict[str, Any] | None = N
         comparison=comparison,
     )
     write_atomically(out, text)
-    made = f"{out}: {len(rows)} rows, {len(curves)} charts of released curves, {len(shown_runs)} own runs"
+    made = f"{out}: {len(recipes)} rows, {len(curves)} charts of released curves, {len(shown_runs)} own runs"
     return "\n".join([made, *(f"left out: {line}" for line in left_out)])
 
 
-def released_curves(rows: Sequence[Row]) -> list[Chart]:
+def released_curves(published: Sequence[Row]) -> list[Chart]:
     """One chart for each table and model: the published metric, or the loss where none was published."""
     charts: dict[tuple[str, str], Chart] = {}
-    for row in rows:
+    for row in published:
         if not row.logs:
             continue
         table = row.name.partition("/")[0]
@@ -157,9 +159,10 @@ def run_curves(lines: Sequence[tuple[str, str, Line]]) -> list[Chart]:
     return list(charts.values())
 
 
-def _line(run: own.Finished) -> tuple[str, str, Line]:
+def _line(run: Run) -> tuple[str, str, Line]:
     """Data set, metric and curve of a run."""
-    log, metric = read(run.path / "metrics.jsonl"), run.summary["metric"]
+    assert run.summary is not None
+    log, metric = read(run.path / METRICS), run.summary["metric"]
     if log.faults:
         raise UserError(log.faults[0])
     measured = log.table.dropna(subset=[metric])
@@ -171,8 +174,9 @@ def _line(run: own.Finished) -> tuple[str, str, Line]:
     )
 
 
-def _run(run: own.Finished) -> dict[str, str]:
+def _run(run: Run) -> dict[str, str]:
     path, summary, config = run.path, run.summary, run.config
+    assert summary is not None
     metric = summary["metric"]
     return {
         "path": str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path),
@@ -191,8 +195,8 @@ def _benches() -> Iterator[dict[str, Any]]:
         machine = content["machine"]
         charts = []
         for name, measured in content["lists"].items():
-            rows = [(label, row["ratio"]) for label, row in measured["rows"].items() if row.get("ratio")]
-            values = [(label, ratio, _is_ours(label)) for label, ratio in sorted(rows, key=lambda x: x[1])]
+            found = [(label, row["ratio"]) for label, row in measured["rows"].items() if row.get("ratio")]
+            values = [(label, ratio, _is_ours(label)) for label, ratio in sorted(found, key=lambda x: x[1])]
             title = f"{name}: {measured['parameters'] / 1e6:.1f} M parameters"
             charts.append((title, bars(title, "time, torch's fused AdamW = 1", values)))
         yield {
@@ -206,32 +210,30 @@ def _is_ours(label: str) -> bool:
     return re.match(r"(torch|timm|transformers|apex|bitsandbytes|torchao|.*official)", label) is None
 
 
-def _tables(rows: Sequence[Shown]) -> list[dict[str, Any]]:
+def _tables(shown: Sequence[Shown]) -> list[dict[str, Any]]:
     tables: dict[str, list[Shown]] = defaultdict(list)
-    for row in rows:
+    for row in shown:
         tables[row.name.partition("/")[0]].append(row)
-    return [{"title": _title(group), "rows": group} for group in tables.values()]
-
-
-def _title(rows: Sequence[Shown]) -> str:
-    return " / ".join(dict.fromkeys(shown.row.table for shown in rows))
+    return [
+        {"title": " / ".join(dict.fromkeys(each.row.table for each in group)), "rows": group}
+        for group in tables.values()
+    ]
 
 
 def counts() -> list[tuple[str, int]]:
     """Return the numbers at the top of the page but that of released curves, each after what it counts."""
-    verdicts = ledger.verdicts()
-    rows = [Shown(ledger.load(name).row, verdict, "") for name, verdict in verdicts.items()]
+    shown = [Shown(rows.load(name).row, verdict, "") for name, verdict in rows.verdicts().items()]
     return [
-        ("published rows", len(rows)),
-        ("verified against what was released", sum(shown.mood == "good" for shown in rows)),
-        ("differ from it", sum(shown.mood == "bad" for shown in rows)),
-        ("runnable today", sum(shown.status == "runnable" for shown in rows)),
+        ("published rows", len(shown)),
+        ("verified against what was released", sum(row.mood == "good" for row in shown)),
+        ("differ from it", sum(row.mood == "bad" for row in shown)),
+        ("runnable today", sum(row.status == "runnable" for row in shown)),
     ]
 
 
-def _own(recipe: Recipe, finished: Sequence[own.FinishedRun]) -> str:
-    last = own.last(finished, recipe.row.name)
-    return "" if last is None else last.describe(recipe)
+def _own(recipe: Recipe, found: Sequence[Run]) -> str:
+    newest = last(found, recipe.row.name)
+    return "" if newest is None else describe(newest, recipe)
 
 
 def _made() -> str:

@@ -1,17 +1,17 @@
 """Pictures of the report for docs/, taken by a headless browser."""
 
-import html
 import json
 import shutil
 import subprocess
 import tempfile
+from html import escape
 from pathlib import Path
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from repro.errors import UserError
-from repro.ledger import html as page
+from repro.ledger.html import counts
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 COUNTS = "counts"  # key of the text in report.png: the numbers at the top of the page, as JSON
@@ -35,8 +35,8 @@ def take(report: Path, folder: Path) -> list[str]:
         raise UserError(
             f"--pictures: none of {', '.join(BROWSERS)} is installed; try apt-get install chromium"
         )
-    counts = PngInfo()
-    counts.add_text(COUNTS, json.dumps(dict(page.counts())))
+    numbers = PngInfo()
+    numbers.add_text(COUNTS, json.dumps(dict(counts())))
     with tempfile.TemporaryDirectory() as temporary:
         for name, (size, part, colours) in PICTURES.items():
             width, height = size
@@ -49,7 +49,7 @@ def take(report: Path, folder: Path) -> list[str]:
             # a frame, because a window cannot be as narrow as a phone
             frame.write_text(
                 f'<body style="margin: 0"><iframe width={width} height={height} scrolling=no '
-                f'style="border: 0" srcdoc="{html.escape(text)}"></iframe>'
+                f'style="border: 0" srcdoc="{escape(text)}"></iframe>'
             )
             command = [
                 program, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
@@ -61,5 +61,5 @@ def take(report: Path, folder: Path) -> list[str]:
                 raise UserError(f"--pictures: {program} took no picture: {done.stderr.strip()[-200:]}")
             with Image.open(shot) as image:
                 picture = image.convert("RGB").crop((0, 0, width, height))
-                picture.save(folder / name, optimize=True, pnginfo=counts)
+                picture.save(folder / name, optimize=True, pnginfo=numbers)
     return list(PICTURES)

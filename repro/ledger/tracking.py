@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 
 from repro.direction import higher_is_better
-from repro.ledger import rows as ledger
-from repro.ledger.rows import Figure, Row
+from repro.ledger.rows import Figure, Row, load
 from repro.ledger.verdict import LEAST_TOLERANCE, TOLERANCE, VERDICTS, Curve, VerdictState, worst
 from repro.logs import epochs_from
 from repro.logs.files import read_log
@@ -253,7 +252,7 @@ def _excess(curve: Curve, sibling: Curve, until: float) -> Iterator[float]:
 def _log_of(name: str) -> Log | None:
     """The released log of a row, None where it is not on this machine."""
     try:
-        return read_log(ledger.load(name).row)
+        return read_log(load(name).row)
     except LogError:
         return None
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd  # type: ignore[import-untyped]
 
+from optim.text import aligned
 from repro.errors import UserError
 from repro.logs import FORMATS, epochs_from
 from repro.logs.log import POSITION, UNKNOWN, Log
@@ -73,8 +74,7 @@ def _values(log: Log) -> str:
         best = _at(series, int((sign * series).to_numpy().argmax())) if sign and len(series) else "-"
         shown = [_at(series, 0), _at(series, -1), best]
         table.append([printable(name), str(len(series)), *shown, log.units.get(name, "-")])
-    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
+    return "\n".join(aligned(table))
 
 
 def _at(series: pd.Series, index: int) -> str:

@@ -11,11 +11,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from repro.errors import UserError
 from repro.logs.gather import UNITS, number, whole
 from repro.logs.log import Format, Log, Reading, Source
 from repro.logs.timm import BCE, CE
+from repro.runs import CONFIG, ENVIRONMENT, METRICS, SUMMARY, read_config, read_starts, read_summary
 
-FILE = "metrics.jsonl"
 REQUIRED = ("step", "lr", "epoch")  # and in this order, by which a record is known
 TRAINING = (*REQUIRED, "train_")  # how all begins that a record has without a measurement
 
@@ -23,7 +24,7 @@ TRAINING = (*REQUIRED, "train_")  # how all begins that a record has without a m
 def matches(source: Source) -> bool:
     """Tell whether it is a run's folder or its metrics: lines of JSON that begin with step, lr and epoch."""
     if source.path.is_dir():
-        path = source.path / FILE
+        path = source.path / METRICS
         return path.is_file() and (path.stat().st_size == 0 or matches(Source(path)))
     return any(
         isinstance(record := _parse(line), dict) and (*record,)[:3] == REQUIRED for line in source.head
@@ -37,7 +38,7 @@ def read(source: Source) -> Log:
         LogError: there is no record yet.
     """
     if source.path.is_dir():
-        source = Source(source.path / FILE)
+        source = Source(source.path / METRICS)
     reading = Reading(source)
     complete = source.data.endswith(b"\n")
     for number_, line in enumerate(source.lines, 1):
@@ -51,9 +52,7 @@ def read(source: Source) -> Log:
             reading.fault(number_, "the last line is incomplete: it was being written (continuing drops it)")
         else:
             reading.fault(number_, record)
-    folder = source.path.parent
-    config = _config(reading, folder / "config.yaml")
-    _events(reading, folder)
+    config = _beside(reading, source.path.parent)
     columns = {column for row in reading.rows for column in row}
     units = {column: unit for column in sorted(columns) if (unit := _unit(column))}
     if "train_loss" in columns:
@@ -96,32 +95,21 @@ def _loss(config: dict[str, Any]) -> str:
     return known.get(str(config.get("loss")), UNITS["train_loss"])
 
 
-def _config(reading: Reading, path: Path) -> dict[str, Any]:
-    """The configuration, flat; a damaged one is remarked upon, as the records do not need it."""
-    if not path.is_file():
-        return {}
-    from repro.train.run_folder import read_config  # with it comes torch, which takes a second
+def _beside(reading: Reading, folder: Path) -> dict[str, Any]:
+    """The configuration; the run's starts, and that it is finished, become events.
 
-    try:
-        return read_config(path)
-    except Exception as error:  # whatever YAML and OmegaConf find wrong with it
-        reading.oddities.append(f"{path}: cannot be read ({' '.join(str(error).split())})")
-        return {}
-
-
-def _events(reading: Reading, folder: Path) -> None:
-    """What environment.json and summary.json say: the run's starts, and that it is finished."""
-    for name, what in (("environment.json", "start"), ("summary.json", "finished")):
-        path = folder / name
-        if not path.is_file():
-            continue
+    What is damaged is remarked upon, as the records do not need it.
+    """
+    found: dict[str, Any] = {}
+    for name, load in ((CONFIG, read_config), (ENVIRONMENT, read_starts), (SUMMARY, read_summary)):
         try:
-            content = json.loads(path.read_bytes())
-            entries = [dict(entry) for entry in (content if isinstance(content, list) else [content])]
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            reading.oddities.append(f"{path}: cannot be read ({error})")
-            continue
-        reading.events += [{"line": 0, "what": what, **entry} for entry in entries]
+            found[name] = load(folder) if (folder / name).is_file() else None
+        except UserError as error:
+            reading.oddities.append(str(error))
+    reading.events += [{"line": 0, "what": "start", **start} for start in found.get(ENVIRONMENT) or []]
+    if summary := found.get(SUMMARY):
+        reading.events.append({"line": 0, "what": "finished", **summary})
+    return found.get(CONFIG) or {}
 
 
 FORMAT = Format("run", "run folder of this project", matches, read)

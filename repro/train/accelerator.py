@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import optim
 from repro.errors import UserError
+from repro.runs import flatten
 from repro.train.config import LossScaleConfig, TrainConfig
-from repro.train.run_folder import flatten
 from repro.train.state import TrainState
 
 

@@ -27,38 +27,38 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 
+from repro.environment import environment
 from repro.errors import Diverged, UserError
-from repro.loading import read_json, read_records, read_text, read_yaml
+from repro.loading import read_records, read_text
 from repro.publish import is_leftover, replacing
+from repro.runs import (
+    CONFIG,
+    DIVERGED,
+    ENVIRONMENT,
+    LOGS,
+    METRICS,
+    SUMMARY,
+    flatten,
+    is_free,
+    read_config,
+    read_starts,
+    read_summary,
+)
 from repro.train import checkpoint
-from repro.train.renamed import RENAMED
 
-# A continued run may differ from its beginning in these keys (and those below them), and in no other.
-FREE_KEYS = ("run", "tracking", "workers", "data.root", "row")
-# And in this one, which repro.train.saving lets change with the number of processes.
+# A continued run may also differ in this key, which repro.train.saving lets change with the
+# number of processes.
 DIVISION = "gradient_accumulation_steps"
 
-LOGS = ("metrics.jsonl", "speed.jsonl")
-CONFIG = "config.yaml"
 # What a run that starts over removes, and its checkpoints; first what says that the old one is finished.
-PRODUCTS = (
-    "summary.json", "diverged.json", *LOGS, "monitor.jsonl", "environment.json", "wandb", "tensorboard"
-)  # fmt: skip
-
-_PACKAGES = ("torch", "accelerate", "timm", "transformers", "datasets", "numpy", "safetensors", "hydra-core")
+PRODUCTS = (SUMMARY, DIVERGED, *LOGS, "monitor.jsonl", ENVIRONMENT, "wandb", "tensorboard")
 
 
 def run_name(overrides: Sequence[str]) -> str:
@@ -71,11 +71,6 @@ def run_name(overrides: Sequence[str]) -> str:
     full = ",".join(counted) or "default"
     name = re.sub(r"[^\w.,=+-]", "_", full)[:100]
     return name if name == full else f"{name}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
-
-
-def is_free(key: str) -> bool:
-    """Tell whether a continued run may change `key` (dotted)."""
-    return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
 
 
 class RunFolder:
@@ -129,7 +124,7 @@ class RunFolder:
         another = "set run.name=NAME or run.root=PATH for another folder"
         config = self.path / CONFIG
         if config.exists():
-            if "run.overwrite" not in read_config(config, f"repair it, or {another}"):
+            if "run.overwrite" not in read_config(self.path, f"repair it, or {another}"):
                 raise UserError(f"{config}: is no run's; {another}")
         else:
             names = sorted(path.name for path in self.path.iterdir())
@@ -157,9 +152,8 @@ class RunFolder:
 
     def check(self, config: dict[str, Any]) -> None:
         """Raise UserError if the folder was begun with another configuration."""
-        path = self.path / CONFIG
-        if path.exists() and not self.overwrite:
-            _refuse_changes(self.path, read_config(path), config)
+        if (self.path / CONFIG).exists() and not self.overwrite:
+            _refuse_changes(self.path, read_config(self.path), config)
 
     def begin(self, config: dict[str, Any], products: Sequence[str] = ()) -> None:
         """Record the configuration and the environment of this start; remove an older run first, if told to.
@@ -176,30 +170,27 @@ class RunFolder:
             for name in (*PRODUCTS, *products):
                 checkpoint.remove(self.path / name)
             checkpoint.discard(self.checkpoints)
-        path = self.path / "environment.json"
-        starts = read_json(path, list, "repair or delete it") if path.exists() else []
+        starts = read_starts(self.path, "repair or delete it")
         write_atomically(self.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
-        write_atomically(path, json.dumps([*starts, environment()], indent=1))
+        write_atomically(self.path / ENVIRONMENT, json.dumps([*starts, environment()], indent=1))
 
     def summary(self) -> dict[str, Any] | None:
         """Return the summary of a finished run, None for one that is not."""
-        path = self.path / "summary.json"
-        if self.overwrite or not path.exists():
-            return None
-        return read_json(path, dict, "delete it, and the same command finishes the run again")
+        cure = "delete it, and the same command finishes the run again"
+        return None if self.overwrite else read_summary(self.path, cure)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the summary, which marks the run as finished."""
         if self.active:
-            write_atomically(self.path / "summary.json", json.dumps(summary, indent=1) + "\n")
+            write_atomically(self.path / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
     def diverge(self, error: Diverged) -> None:
         """Write down that the run ended because of its loss."""
         if self.active:
             text = json.dumps({"step": error.step, "message": str(error)}, indent=1)
-            write_atomically(self.path / "diverged.json", text + "\n")
+            write_atomically(self.path / DIVERGED, text + "\n")
 
-    def log(self, record: dict[str, Any], file: str = "metrics.jsonl") -> None:
+    def log(self, record: dict[str, Any], file: str = METRICS) -> None:
         """Append a record, which must have a `step`, to a file of LOGS."""
         if self.active:
             with (self.path / file).open("a") as log:
@@ -232,59 +223,6 @@ def refuse_foreign_page(path: Path, script: str) -> None:
     """Raise UserError if a page that a script would replace does not name it: then somebody else wrote it."""
     if path.exists() and script not in read_text(path):
         raise UserError(f"{path}: was not made by {script}; give another --out")
-
-
-def environment() -> dict[str, Any]:
-    """Describe the software and the machine: versions, commit, devices, threads, command."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": [word for word in sys.argv if not word.startswith(("hydra.", "hydra/"))],  # ours, see cli
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "system": platform.platform(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "cuda": cuda,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _commit() -> str | None:
-    """The commit of this checkout, with `-dirty` if tracked files differ; without git what an image says."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    image = os.environ.get("ADAN_COMMIT") or None  # set by docker/Dockerfile
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return image
-    return done.stdout.strip() or image
-
-
-def read_config(path: Path, cure: str = "") -> dict[str, Any]:
-    """Return the contents of a config.yaml, flat; keys that were renamed since have their new names.
-
-    Raises:
-        Unreadable: it is damaged; see repro.loading.
-    """
-    return {RENAMED.get(key, key): value for key, value in flatten(read_yaml(path, cure)).items()}
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return {"a.b": value} for {"a": {"b": value}}."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _refuse_changes(path: Path, before: dict[str, Any], new: dict[str, Any]) -> None:

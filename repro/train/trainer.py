@@ -28,7 +28,6 @@ import optim
 from repro.errors import Diverged, UserError
 from repro.ledger import tracking
 from repro.train import checkpoint, fsdp, saving
-from repro.train import summary as report
 from repro.train.accelerator import (
     build,
     build_monitor,
@@ -47,6 +46,7 @@ from repro.train.run_folder import RunFolder
 from repro.train.schedules import build_schedule
 from repro.train.seeding import seed_generators
 from repro.train.state import Progress, TrainState
+from repro.train.summary import describe, epoch_line, summarise
 from repro.train.task import Task
 from repro.train.throughput import Throughput, count_flops, device_peak
 
@@ -76,7 +76,7 @@ def train(task: Task, config: TrainConfig, name: str) -> dict[str, Any]:
         elif main:
             print(f"{folder.path} is finished; run.overwrite=true starts it afresh")
         if main:
-            print(report.describe(summary))
+            print(describe(summary))
         return summary
     except Diverged as error:
         folder.diverge(error)
@@ -168,7 +168,7 @@ class Trainer:
                     self._train_epoch(epoch, done)
             with self.listener.interruptible(self.progress.step):
                 closing, examples = self._close()
-        return report.summarise(
+        return summarise(
             self.state,
             self.config,
             run=str(self.folder.path),
@@ -312,7 +312,7 @@ class Trainer:
         if best is None or self.sign * record[self.metric] > self.sign * best[self.metric]:
             self.progress.best = self.progress.last
         if self.accelerator.is_main_process:
-            self.bar.write(report.epoch_line(self.progress, self.epochs, self.total, str(self.tracker)))
+            self.bar.write(epoch_line(self.progress, self.epochs, self.total, str(self.tracker)))
         self._save(evaluated=True)
 
     def _epochs_at(self, epoch: int, done: int) -> float:

@@ -25,7 +25,7 @@ from repro.logs import megatron as megatron_files
 from repro.logs import timm as timm_files
 from repro.logs.files import locate
 from repro.logs.log import Source
-from repro.train.run_folder import flatten
+from repro.runs import flatten
 from repro.verify import fairseq, mae, megatron, timm, transformer_xl
 from repro.verify.checks import Check, Evidence, figures, gather, shown
 from repro.verify.models import parameters

@@ -17,6 +17,7 @@ from benchmarks.comparison.records import Record
 from benchmarks.comparison.search import Point, Space, best, edges, next_points
 from benchmarks.comparison.todo import Job, cells, todo, works
 from repro.errors import UserError
+from repro.runs import Run
 
 SPACE = Space(1e-3, (0.05, 0.0, 0.5), budget=16)
 
@@ -142,8 +143,13 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
 
 def test_the_hash_of_a_configuration() -> None:
     config = {"seed": 1, "optimizer.lr": 0.1, "run.root": "a", "data.root": "b"}
-    assert records.config_hash(config) == records.config_hash(config | {"seed": 2, "run.root": "c"})
-    assert records.config_hash(config) != records.config_hash(config | {"optimizer.lr": 0.2})
+
+    def hashed(**changes: object) -> str:
+        run = Run(Path(), config | {key.replace("_", ".", 1): x for key, x in changes.items()}, None, [])
+        return records.config_hash(run)
+
+    assert hashed() == hashed(seed=2, run_root="c")
+    assert hashed() != hashed(optimizer_lr=0.2)
 
 
 def test_the_tidy_table() -> None:

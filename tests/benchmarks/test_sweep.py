@@ -18,8 +18,8 @@ from benchmarks.comparison.records import append, load
 from benchmarks.comparison.todo import ALL_TASKS, Job
 from repro.errors import UserError
 from repro.interop import read_weights
+from repro.ledger import runs
 from repro.ledger.rows import ROOT
-from repro.ledger.runs import runs as own_runs
 from repro.train.cli import CONFIGS
 
 Run = Callable[..., tuple[int, str, str]]
@@ -65,7 +65,7 @@ def test_a_job_becomes_records_and_weights(runner: Callable[..., Run]) -> None:
     tensors, _ = read_weights(folder)
     assert sum(x.numel() for x in tensors.values()) >= found[0].parameters
     assert json.loads((folder / "summary.json").read_text())["seed"] == 1
-    assert own_runs([folder]) == []  # no row of the ledger, but readable
+    assert runs.of_rows([folder]) == []  # no row of the ledger, but readable
     status, out, _ = run(*words, "--again", "vit", "adan")
     assert (status, "agrees" in out) == (0, True)
     Path("runs.jsonl").write_text("")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import tracking_demo, tracking_faults, tracking_study
-from repro.ledger import rows, verdict
+from repro.ledger import verdict
 
 
 def replay(demo: ModuleType, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
@@ -60,7 +60,9 @@ def test_the_study(
     tmp_path: Path,
 ) -> None:
     study = tracking_study
-    monkeypatch.setattr(rows, "names", lambda: [f"imagenet/resnet101_{epochs}" for epochs in (100, 200, 300)])
+    monkeypatch.setattr(
+        tracking_study, "names", lambda: [f"imagenet/resnet101_{epochs}" for epochs in (100, 200, 300)]
+    )
     monkeypatch.setattr(study, "CONSTANTS", [(0.1, 0.02, 0.015, 3), (0, 0, 0.005, 1)])
     assert study.main(["--seeds", "2", "--out", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "tracking.json").read_text())
@@ -81,7 +83,7 @@ def test_the_study(
 @pytest.mark.recipe
 def test_every_fault_changes_the_run(released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     faults = tracking_faults
-    monkeypatch.setattr(rows, "names", lambda: ["mae/base"])
+    monkeypatch.setattr(tracking_study, "names", lambda: ["mae/base"])
     (case,), _ = tracking_study.cases()
     errors = faults.rerun(case, np.random.default_rng(0), 0.01)
     for key, curve in case.curves.items():

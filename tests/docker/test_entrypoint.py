@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from repro.train import run_folder as repro_run
+from repro import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = "imagenet/vit_s_150_i"
@@ -128,13 +128,13 @@ def test_the_core_image_has_no_recipes(entrypoint: ModuleType, capsys: pytest.Ca
 
 def test_a_run_knows_the_commit_of_its_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADAN_COMMIT", "0123abcd")
-    assert repro_run.environment()["commit"] != "0123abcd"  # of this checkout
-    monkeypatch.setattr(repro_run, "__file__", str(tmp_path / "repro/train/run_folder.py"))  # outside of any
-    assert repro_run.environment()["commit"] == "0123abcd"
+    assert environment.environment()["commit"] != "0123abcd"  # of this checkout
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "repro/environment.py"))  # outside of any
+    assert environment.environment()["commit"] == "0123abcd"
     monkeypatch.setenv("PATH", "")  # without git
-    assert repro_run.environment()["commit"] == "0123abcd"
+    assert environment.environment()["commit"] == "0123abcd"
     monkeypatch.setenv("ADAN_COMMIT", "")  # an image that was built without saying
-    assert repro_run.environment()["commit"] is None
+    assert environment.environment()["commit"] is None
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/docker.md"])

@@ -21,8 +21,8 @@ from nlp.masking import IGNORED
 from nlp.pretrain_bert import EXPORT, Pretraining, main
 from repro.interop import read_weights
 from repro.ledger import rows
+from repro.runs import flatten, is_free
 from repro.text.config import TokenizerConfig
-from repro.train.run_folder import flatten, is_free
 from repro.train.throughput import count_flops
 
 Run = Callable[..., tuple[int, str, str]]

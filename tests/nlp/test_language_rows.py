@@ -16,9 +16,9 @@ from nlp.config.glue import GlueConfig
 from nlp.config.lstm import LSTMTrainConfig
 from nlp.config.transformer_xl import TransformerXLConfig
 from repro.ledger import rows
+from repro.runs import flatten
 from repro.text.streams import Streams
 from repro.train.config import TrainConfig
-from repro.train.run_folder import flatten
 from repro.train.task import Task
 from repro.verify.models import build, count
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nlp.config.lstm import LSTMConfig
 from nlp.lstm import LSTMLanguageModel, Output, activation_penalty, locked_dropout
 from repro.ledger import rows
-from repro.train.run_folder import flatten
+from repro.runs import flatten
 
 WORDS = 30
 PLAIN = LSTMConfig(6, 6, 3, dropout=0, dropouth=0, dropouti=0, dropoute=0, wdrop=0)

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from nlp.config.transformer_xl import TransformerXLConfig
 from nlp.train_transformer_xl import LanguageModelling, main
 from nlp.transformer_xl import TransformerXL
-from repro.ledger import rows as ledger
+from repro.ledger import rows
 from repro.train.cli import CONFIGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -257,10 +257,10 @@ def test_one_line(command: Run, text: list[str], words: list[str], line: str) ->
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", [row for row in ledger.names() if row.startswith("wikitext103/")])
+@pytest.mark.parametrize("name", [row for row in rows.names() if row.startswith("wikitext103/")])
 def test_rows(name: str) -> None:
     """The recipe takes each row and its proxy, which keeps what the row is about."""
-    recipe = ledger.load(name)
+    recipe = rows.load(name)
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TransformerXLConfig), recipe.config))
     assert isinstance(config, TransformerXLConfig)
     config.check()
@@ -270,7 +270,7 @@ def test_rows(name: str) -> None:
         model = TransformerXL(config.model, 267_735)
     assert sum(p.numel() for p in model.parameters()) == recipe.row.parameters
     for data in ("python_docs", "ptb", "wikitext2"):
-        proxy = ledger.load(name, [f"+proxy={recipe.row.proxy}", f"data={data}"])
+        proxy = rows.load(name, [f"+proxy={recipe.row.proxy}", f"data={data}"])
         made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TransformerXLConfig), proxy.config))
         assert isinstance(made, TransformerXLConfig)
         made.check()

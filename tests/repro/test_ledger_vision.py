@@ -17,7 +17,7 @@ from repro.ledger import rows
 from repro.ledger.rows import ROOT, Figure, Row
 from repro.logs.files import locate, read_log
 from repro.logs.log import Log, LogError
-from repro.train.run_folder import flatten
+from repro.runs import flatten
 from repro.verify import verify
 from vision.config import VisionConfig
 

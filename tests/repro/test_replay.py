@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from replay_samples import changed, epochs_log, evidence, load
 
-from repro import verify as replay
+import repro.verify
 from repro.ledger.rows import Discrepancy, Figure, File, Recipe, Row, names
 from repro.verify import Verdict, _or_departed, timm
 from repro.verify.checks import Check, Evidence, figures, gather
 from repro.verify.models import build, parameters
 
-verify = cache(replay.verify)
+verify = cache(repro.verify.verify)
 
 
 @pytest.mark.parametrize("name", names())

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from repro.ledger import verdict as rule
-from repro.ledger.verdict import Curve, VerdictState, worst
+from repro.ledger.verdict import VERDICTS, Curve, VerdictState, worst
 
 POSITIONS = np.arange(1.0, 101.0)
 ERRORS = 10 / POSITIONS**0.5
@@ -24,7 +23,7 @@ def replay(errors: Sequence[float], released: Curve | None = None) -> list[str]:
     for position, error in zip(released.positions, errors, strict=False):
         expected = released.at(position)
         assert expected is not None
-        found.append(rule.VERDICTS[memory.judge(expected, float(error))])
+        found.append(VERDICTS[memory.judge(expected, float(error))])
     return found
 
 

@@ -11,8 +11,9 @@ from test_loop import StopError, folder, stop_after
 from toy import ToyTask
 
 from repro.errors import UserError
+from repro.runs import flatten
 from repro.train.config import TrainConfig
-from repro.train.run_folder import RunFolder, flatten, refuse_foreign_page, write_atomically
+from repro.train.run_folder import RunFolder, refuse_foreign_page, write_atomically
 from repro.train.trainer import train
 
 

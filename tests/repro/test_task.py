@@ -12,7 +12,7 @@ from test_loop import StopError, result, stop_after
 from toy_streams import SEGMENTS, STREAMS, StreamTask
 
 from repro.errors import UserError
-from repro.train import summary as report
+from repro.train import trainer
 from repro.train.accelerator import keep_loss_scale
 from repro.train.config import LossScaleConfig, RunConfig, SelectConfig, TrainConfig
 from repro.train.trainer import train
@@ -57,7 +57,7 @@ def test_a_run_killed_before_its_summary_closes_once(
 ) -> None:
     train(StreamTask(), streams, "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(report, "summarise", lambda *_, **__: 1 / 0)
+        patch.setattr(trainer, "summarise", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(StreamTask(), streams, "broken")
     train(StreamTask(), streams, "broken")

@@ -12,7 +12,7 @@ from torch import Tensor
 from toy import BlocksTask, ToyTask
 from toy_streams import STREAMS, StreamTask
 
-from repro.train import trainer as loop
+from repro.train import trainer
 from repro.train.config import RunConfig, TrainConfig
 from repro.train.evaluate import average_statistics
 from repro.train.preemption import Stopped
@@ -52,40 +52,40 @@ root, runs = sys.argv[1], json.loads(sys.argv[2])
 for arguments in runs:
     assert main([*arguments, f"run.root={root}"]) == 0
 
-loop.average_statistics = checked
+trainer.average_statistics = checked
 config = TrainConfig(
     epochs=2, batch_size=8, ema_decay=0.9, optimizer={"name": "adan", "lr": 0.01}, run=RunConfig(root=root)
 )
-loop.train(ToyTask(), config, "statistics")
+trainer.train(ToyTask(), config, "statistics")
 assert measured == 2
 
-loop.average_statistics = average_statistics
+trainer.average_statistics = average_statistics
 config = TrainConfig(
     epochs=2,
     batch_size=STREAMS,
     optimizer={"name": "adan", "lr": 0.02},
     run=RunConfig(root=root, checkpoint_every=3),
 )
-loop.train(StreamTask(), config, "carried")
+trainer.train(StreamTask(), config, "carried")
 with pytest.MonkeyPatch.context() as patch:
     stop_after(patch, 6)
     with pytest.raises(StopError):
-        loop.train(StreamTask(), config, "broken")
+        trainer.train(StreamTask(), config, "broken")
     stop_after(patch, 3)
     with pytest.raises(StopError):
-        loop.train(StreamTask(), config, "shrunk")
-loop.train(StreamTask(), config, "broken")
+        trainer.train(StreamTask(), config, "shrunk")
+trainer.train(StreamTask(), config, "broken")
 with pytest.MonkeyPatch.context() as patch:
     if torch.distributed.get_rank() == 1:  # alone hears of it, in the fourth step; the other, a step later
         signal_in(patch, StreamTask, "loss", 5)  # the first counts operations
     with pytest.raises(Stopped, match="stopped by SIGTERM after step 5"):
-        loop.train(StreamTask(), config, "told")
-loop.train(StreamTask(), config, "told")
+        trainer.train(StreamTask(), config, "told")
+trainer.train(StreamTask(), config, "told")
 
 config = TrainConfig(**json.loads(sys.argv[3]), run=RunConfig(root=root, checkpoint_every=3, monitor=4))
-loop.train(BlocksTask(), config, "sharded")
-assert loop.train(BlocksTask(), config, "grown")["steps"] == 16  # begun by one process
+trainer.train(BlocksTask(), config, "sharded")
+assert trainer.train(BlocksTask(), config, "grown")["steps"] == 16  # begun by one process
 with pytest.MonkeyPatch.context() as patch:
     stop_after(patch, 6)
     with pytest.raises(StopError):
-        loop.train(BlocksTask(), config, "shrunk")
+        trainer.train(BlocksTask(), config, "shrunk")

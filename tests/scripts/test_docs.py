@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from repro.ledger import rows as ledger
+from repro.ledger import rows
 
-DOCS = runpy.run_path(str(ledger.ROOT / "scripts" / "docs.py"))
+DOCS = runpy.run_path(str(rows.ROOT / "scripts" / "docs.py"))
 
 
 def test_a_row_that_was_never_verified_is_counted_as_such(
@@ -19,9 +19,9 @@ def test_a_row_that_was_never_verified_is_counted_as_such(
     """As when somebody adds a row: there is a file in configs/paper, but nothing of it in verify.json."""
     verified = json.dumps({"rows": {"imagenet/vit_s_150_i": {"verdict": "verified"}}})
     (tmp_path / "verify.json").write_text(verified)
-    monkeypatch.setattr(ledger, "VERIFIED", tmp_path / "verify.json")
-    monkeypatch.setattr(ledger, "names", lambda: ["imagenet/vit_s_150_i", "imagenet/vit_s_150"])
-    assert DOCS["rows"]().splitlines()[2:] == ["| `imagenet` | ViT-S | 2 | 2 | 1 | 2 |"]
+    monkeypatch.setattr(rows, "VERIFIED", tmp_path / "verify.json")
+    monkeypatch.setattr(rows, "names", lambda: ["imagenet/vit_s_150_i", "imagenet/vit_s_150"])
+    assert DOCS["ledger"]().splitlines()[2:] == ["| `imagenet` | ViT-S | 2 | 2 | 1 | 2 |"]
 
 
 # ---- the walk-through

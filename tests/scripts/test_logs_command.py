@@ -19,7 +19,7 @@ from PIL import Image
 from pyarrow import parquet  # type: ignore[import-untyped]
 
 from repro.errors import UserError
-from repro.ledger import rows as ledger
+from repro.ledger import rows
 from repro.ledger.rows import File
 from repro.logs import FORMATS, files, read
 from repro.logs.files import fetch
@@ -361,7 +361,7 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
 
 
 def test_a_released_log_that_was_changed_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = ledger.load("imagenet/vit_s_150_i").row
+    row = rows.load("imagenet/vit_s_150_i").row
     (path,) = (tmp_path / file.path for file in row.logs)
     path.parent.mkdir(parents=True)
     summary(path, range(3))
@@ -379,7 +379,7 @@ def test_get_and_list_the_released_files(
     released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     row = "imagenet/vit_s_150_i"
-    paths = [file.path for file in ledger.load(row).row.files]
+    paths = [file.path for file in rows.load(row).row.files]
     monkeypatch.setenv("ADAN_RELEASED", str(tmp_path))
     assert RELEASED(["list", row]) == 1
     assert capsys.readouterr().out.endswith(f"2 files in {tmp_path}: 0 present, 2 missing, 0 wrong hash\n")

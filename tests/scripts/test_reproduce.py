@@ -17,16 +17,16 @@ import yaml
 from omegaconf import OmegaConf
 
 from repro import hardware
-from repro.ledger import rows as ledger
-from repro.ledger import runs
+from repro.ledger import rows, runs
 from repro.ledger.rows import ROOT, Cost
 from repro.logs.files import PRESENT
+from repro.runs import flatten
 from vision import train
 
 SCRIPT = ROOT / "scripts" / "reproduce.py"
 MAIN = runpy.run_path(str(SCRIPT))["main"]
 ROW = "imagenet/vit_s_150_i"
-TABLES = sorted({name.split("/")[0] for name in ledger.names()})
+TABLES = sorted({name.split("/")[0] for name in rows.names()})
 # of which every row is looked at
 TRAINED = ("bert", "glue", "imagenet", "large_batch", "lstm", "mae", "swin", "wikitext103")
 # of all proxies, and of the options that only some rows have
@@ -81,7 +81,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def finished_run(folder: Path, scale: str, date: str, accuracy: float, **changes: Any) -> None:
     """Write what a finished run of ROW leaves."""
-    recipe = ledger.load(ROW)
+    recipe = rows.load(ROW)
     config = {**recipe.config, **changes, "row": {"name": ROW, "scale": scale}}
     final = {"step": 1, "epoch": 1, "test_accuracy": accuracy}
     folder.mkdir(parents=True)
@@ -107,7 +107,7 @@ def test_list(command: Command) -> None:
     ]
     columns = ["row", "model", "data", "optimizer", "published", "status", "A100 h", "H100 h", "own result"]
     assert cells[0] == columns
-    assert [row[0] for row in cells[1:]] == ledger.names()
+    assert [row[0] for row in cells[1:]] == rows.names()
     table = {row[0]: dict(zip(columns, row, strict=True)) for row in cells[1:]}
     assert all(all(row.values()) for row in table.values())
     assert table[ROW]["published"] == "test_accuracy 80.1 %"
@@ -131,7 +131,7 @@ def test_list(command: Command) -> None:
 def test_list_with_a_pattern(command: Command) -> None:
     out = command("--list", "vit_s")[1]
     assert [line.split()[0] for line in out.split("\n\n")[0].splitlines()[2:]] == [
-        name for name in ledger.names() if "vit_s" in name
+        name for name in rows.names() if "vit_s" in name
     ]
     status, _, err = command("--list", "nothing")
     assert (status, err) == (
@@ -143,7 +143,7 @@ def test_list_with_a_pattern(command: Command) -> None:
 @pytest.mark.parametrize("table", TABLES)
 def test_dry_run(command: Command, started: list[list[str]], table: str) -> None:
     """Of one row of each table, and of all that a recipe trains; nothing is started."""
-    names = [name for name in ledger.names() if name.startswith(f"{table}/")]
+    names = [name for name in rows.names() if name.startswith(f"{table}/")]
     for name in names if table in TRAINED else names[:1]:
         status, out, err = command(name, "--dry-run")
         assert (status, err, started, list(Path().iterdir())) == (0, "", [], [])
@@ -152,7 +152,7 @@ def test_dry_run(command: Command, started: list[list[str]], table: str) -> None
 
 def check_sheet(name: str, out: str) -> None:
     """All that the row says is there, the command if there is one, and the configuration as YAML."""
-    recipe = ledger.load(name)
+    recipe = rows.load(name)
     words = " ".join(out.split())
     row = recipe.row
     for text in [row.title, row.status, *row.unpublished.values(), *row.chosen.values()]:
@@ -161,7 +161,7 @@ def check_sheet(name: str, out: str) -> None:
         assert " ".join(discrepancy.what.split()) in words
         assert all(override in words for override in discrepancy.instead)
     for file in row.files:
-        assert f"{ledger.COMMIT}/{file.path}" in words
+        assert f"{rows.COMMIT}/{file.path}" in words
     assert ("scripts/logs.py get" in words) == bool(row.files)
     assert ("FLOP in training" in words) == (row.cost is not None)
     assert (f"python {row.script} " in words) == (row.status == "runnable")
@@ -211,12 +211,12 @@ def test_a_row_that_is_not_runnable(
     command: Command, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Says why, and what is."""
-    row = ledger.load(ROW).row
-    waiting = next(name for name in ledger.names() if ledger.load(name).row.status != row.status)
-    monkeypatch.setattr(ledger, "names", lambda: [waiting, ROW, "imagenet/resnet50_100", "memory/vit_b"])
+    row = rows.load(ROW).row
+    waiting = next(name for name in rows.names() if rows.load(name).row.status != row.status)
+    monkeypatch.setattr(rows, "names", lambda: [waiting, ROW, "imagenet/resnet50_100", "memory/vit_b"])
     status, out, err = command(waiting)
     assert (status, out, started) == (2, "", [])
-    assert ledger.load(waiting).row.status in err
+    assert rows.load(waiting).row.status in err
     assert err.endswith("Runnable now: imagenet (2 rows), memory (1 row)\n")
 
 
@@ -267,10 +267,10 @@ def test_a_proxy_trains(command: Command, monkeypatch: pytest.MonkeyPatch) -> No
     assert summary["paper"]["scale"] == "proxy"
     assert summary["paper"]["row"] == ROW
     assert summary["final"]["epoch"] == 2
-    (found,) = runs.runs([Path("runs")])
+    (found,) = runs.of_rows([Path("runs")])
     accuracy = summary["final"]["test_accuracy"]
-    assert found.describe(ledger.load(ROW)) == f"{accuracy:.4g} (proxy; {found.date:%Y-%m-%d})"
-    assert found.describe(ledger.load(ROW)) in command("--list", ROW)[1]
+    assert runs.describe(found, rows.load(ROW)) == f"{accuracy:.4g} (proxy; {found.date:%Y-%m-%d})"
+    assert runs.describe(found, rows.load(ROW)) in command("--list", ROW)[1]
 
 
 @pytest.mark.slow  # test_what_is_started shows the same without the imports of two processes
@@ -323,7 +323,7 @@ def test_track(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("repro.logs.files.state", lambda file, path: PRESENT)  # whatever its hash
     lines = ["epoch,train_loss,eval_loss,eval_top1,eval_top5"]
     lines += [f"{i},{6 - i / 40:.3f},{5 - i / 40:.3f},{i / 2:.3f},{i / 2 + 10:.3f}" for i in range(160)]
-    released = tmp_path / "released" / ledger.load(ROW).row.logs[0].path
+    released = tmp_path / "released" / rows.load(ROW).row.logs[0].path
     released.parent.mkdir(parents=True)
     for path in (released, tmp_path / "log.csv"):
         path.write_text("\r\n".join(lines) + "\r\n")
@@ -351,12 +351,12 @@ def test_track(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("name", PROXIED)
 def test_a_proxy_keeps_what_makes_the_row(name: str) -> None:
     """It changes the size of things, and nothing else; the command line has the last word, over all."""
-    row = ledger.load(name).row
+    row = rows.load(name).row
     assert row.proxy is not None
-    before = runs.flatten(ledger.load(name).config)
-    proxy = ledger.load(name, [f"+proxy={row.proxy}"])
+    before = flatten(rows.load(name).config)
+    proxy = rows.load(name, [f"+proxy={row.proxy}"])
     assert (proxy.row.scale, row.scale) == ("proxy", "paper")
-    after = runs.flatten(proxy.config)
+    after = flatten(proxy.config)
     changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     sizes = {"epochs", "batch_size", "amp", "workers", "schedule.warmup_epochs", "schedule.cooldown_epochs"}
     sizes |= {
@@ -377,7 +377,7 @@ def test_a_proxy_keeps_what_makes_the_row(name: str) -> None:
 @pytest.mark.parametrize("proxy", ["vit", "resnet", "convnext", "swin"])
 def test_a_proxy_fits_the_data(proxy: str) -> None:
     """What it is given instead of digits decides on size, crops and length; the command line on all."""
-    row = next(name for name in PROXIED if ledger.load(name).row.proxy == proxy)
+    row = next(name for name in PROXIED if rows.load(name).row.proxy == proxy)
     flip, whole = {"hflip": 0.5}, {"crop": "padded", "auto_augment": None}
     for data, size, epochs, augment in (
         ("digits", 8, 36, {**whole, "hflip": 0.0, "padding": 1}),
@@ -385,7 +385,7 @@ def test_a_proxy_fits_the_data(proxy: str) -> None:
         ("cifar10", 32, 9, {**whole, **flip, "padding": 4}),
         ("imagefolder", 64, 36, {**flip, "crop": "resized", "auto_augment": "rand-m7-mstd0.5-inc1"}),
     ):
-        config = ledger.load(row, [f"+proxy={proxy}", f"data={data}", "batch_size=32"]).config
+        config = rows.load(row, [f"+proxy={proxy}", f"data={data}", "batch_size=32"]).config
         assert (config["data"]["name"], config["data"]["size"]) == (data, size)
         assert (config["epochs"], config["batch_size"]) == (epochs, 32)
         assert config["augment"] | augment == config["augment"]
@@ -393,17 +393,17 @@ def test_a_proxy_fits_the_data(proxy: str) -> None:
         model = timm.create_model(config["model"]["name"], num_classes=10, in_chans=channels, **options)
         assert model(torch.zeros(2, channels, size, size)).shape == (2, 10)
         assert sum(p.numel() for p in model.parameters()) < 1_500_000
-    config = ledger.load(row, [f"+proxy={proxy}", "data=cifar10", "data.size=64", "epochs=3"]).config
+    config = rows.load(row, [f"+proxy={proxy}", "data=cifar10", "data.size=64", "epochs=3"]).config
     assert (config["data"]["size"], config["epochs"]) == (64, 3)
     assert config["model"]["kwargs"].get("patch_size", 8) == 8
 
 
 def test_every_row_that_a_recipe_trains_has_a_proxy() -> None:
-    rows = [ledger.load(name).row for name in ledger.names()]
-    for row in rows:
+    every = [rows.load(name).row for name in rows.names()]
+    for row in every:
         assert (row.proxy is not None) == (row.config is not None and row.status == "runnable"), row.name
     groups = {path.stem for path in (ROOT / "configs" / "proxy").glob("[!_]*.yaml")}
-    assert {row.proxy for row in rows} - {None} == groups
+    assert {row.proxy for row in every} - {None} == groups
 
 
 def test_hours() -> None:
