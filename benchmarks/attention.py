@@ -8,7 +8,6 @@ call by call; `error` is the largest difference to the textbook in float64, of t
 over the largest value there.
 """
 
-import argparse
 import statistics
 import sys
 from collections.abc import Callable
@@ -23,11 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from benchmarks.common import interleave, machine, publish, table
+from benchmarks.common import check, interleave, machine, made, parser
 from benchmarks.training import ratio
 from benchmarks.training_page import shown
 from nlp.transformer_xl.attention import FORMS, textbook
-from repro.errors import UserError
+from repro.results import page, publish, table
 from repro.train.cli import exit_status
 
 # streams, tokens, tokens with memory, heads, size of a head
@@ -105,15 +104,8 @@ def measure(
 
 def markdown(result: dict[str, Any]) -> str:
     """The result as a page."""
-    about = result["machine"]
-    where = f"{about['gpu']}, host {about['cpu']}" if about["device"] == "cuda" else about["cpu"]
-    lines = [
-        "# Attention with relative positions, forward and backward",
-        "",
-        f"`{about['command']}` at commit {about['commit']}: {where}, {about['threads']} threads, "
-        f"torch {about['torch']}, Python {about['python']}, {result['dtype']}. "
-        f"Medians of {result['rounds']} interleaved rounds. `--help` explains the columns.",
-    ]
+    header = ["form", "ms", "times as fast (95%)", "GFLOP", "GFLOP/s", "MB", "error"]
+    parts = []
     for name, run in result["shapes"].items():
         batch, queries, keys, heads, size = run["shape"]
         cells = (
@@ -128,41 +120,36 @@ def markdown(result: dict[str, Any]) -> str:
             ]
             for row in run["rows"]
         )
-        header = ["form", "ms", "times as fast (95%)", "GFLOP", "GFLOP/s", "MB", "error"]
         title = f"## {name}: {batch} streams, {queries} tokens that see {keys}, {heads} heads of {size}"
-        lines += ["", title, *table(header, cells)]
-    return "\n".join(lines) + "\n"
+        parts += [title, table(header, cells)]
+    return page(
+        "Attention with relative positions, forward and backward",
+        f"{made(result['machine'], result['dtype'])} Medians of {result['rounds']} interleaved rounds. "
+        "`--help` explains the columns.",
+        *parts,
+    )
 
 
 @exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--streams", type=int, help="times those of the shapes; default: 1, with CUDA 15")
-    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
-    options = parser.parse_args(words)
-    device = options.device
+    found = parser(__doc__, device=True)
+    found.add_argument("--rounds", type=int, default=40)
+    found.add_argument("--streams", type=int, help="times those of the shapes; default: 1, with CUDA 15")
+    options = found.parse_args(arguments)
+    check(options, "rounds", "streams")
+    device, dtype = options.device, DTYPES[options.device]
     factor = STREAMS[device] if options.streams is None else options.streams
-    for key, value in (("rounds", options.rounds), ("streams", factor)):
-        if value < 1:
-            raise UserError(f"--{key} {value}: must be at least 1")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA GPU here; leave it out to measure on the CPU")
-    dtype = DTYPES[device]
+    shapes = {name: (batch * factor, *rest) for name, (batch, *rest) in SHAPES.items()}
     result = {
-        "machine": machine(device, [sys.argv[0], *words]),
+        "machine": machine(device, arguments),
         "dtype": str(dtype).removeprefix("torch."),
         "rounds": options.rounds,
-        "shapes": {},
+        "shapes": {
+            name: {"shape": shape, "rows": measure(shape, device, dtype, options.rounds, name)}
+            for name, shape in shapes.items()
+        },
     }
-    for name, (batch, *rest) in SHAPES.items():
-        shape = (batch * factor, *rest)
-        result["shapes"][name] = {"shape": shape, "rows": measure(shape, device, dtype, options.rounds, name)}
     publish(result, markdown(result), options.out)
     return 0
 

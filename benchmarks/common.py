@@ -1,13 +1,12 @@
-"""What the benchmarks share: the clock, taking turns, the machine, tables and result files."""
+"""What the benchmarks share: the command line, the clock, taking turns, fresh processes, the machine."""
 
+import argparse
 import json
-import platform
-import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,9 @@ import torch
 from tqdm import tqdm
 
 import optim
+from repro.environment import environment
+from repro.errors import UserError
+from repro.train.cli import command_line
 
 Step = Callable[[], Any]
 WARM_UP = {"cpu": 3, "cuda": 10}  # rounds
@@ -53,35 +55,49 @@ def interleave(
     return {name: series[warm_up:] for name, series in times.items()}
 
 
-def machine(device: str, command: list[str]) -> dict[str, Any]:
-    """Where the numbers come from."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+def fresh(commands: Iterable[Sequence[str]], title: str) -> list[Any]:
+    """What commands of Python print as JSON, each in a process of its own."""
+    commands = [[sys.executable, *command] for command in commands]
+    bar = tqdm(commands, desc=title, disable=not sys.stderr.isatty())
+    runs = (subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True) for command in bar)
+    return [json.loads(run.stdout) for run in runs]
+
+
+def parser(doc: str | None, device: bool = False) -> argparse.ArgumentParser:
+    """The command line of a benchmark with its docstring: --out, and --device where there is a choice."""
+    found = command_line(doc)
+    if device:
+        found.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    found.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
+    return found
+
+
+def check(options: argparse.Namespace, *counts: str) -> None:
+    """Raise UserError if an option that counts something is given and below 1, or there is no such device."""
+    for name in counts:
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise UserError(f"--{name} {value}: must be at least 1")
+    if getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA GPU here; leave it out to measure on the CPU")
+
+
+def machine(device: str, arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Where the numbers come from: what `environment` says, and the device; `arguments` are as of `main`."""
+    here = environment()
     about = {
-        "command": shlex.join(["python", *command]),
-        "commit": commit.stdout.strip() or "unknown",
+        "command": shlex.join(["python", sys.argv[0], *(sys.argv[1:] if arguments is None else arguments)]),
+        "commit": here["commit"] or "unknown",
         "device": device,
-        "cpu": model.group(1) if model else platform.processor(),
-        "threads": torch.get_num_threads(),
+        "cpu": here["processor"],
         "torch": torch.__version__,
-        "python": platform.python_version(),
         "path": optim.Adan([torch.nn.Parameter(torch.zeros(1, device=device))]).path,
     }
-    return about | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
+    return here | about | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
 
 
-def table(header: list[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return ["", *("| " + " | ".join(cells) + " |" for cells in lines)]
-
-
-def publish(result: dict[str, Any], page: str, out: Path | None) -> None:
-    """Print a result's page; write OUT.json and OUT.md if there is an OUT."""
-    print(page)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-        out.with_suffix(".md").write_text(page)
+def made(about: dict[str, Any], *more: str) -> str:
+    """A sentence that says where the numbers come from, and more about it."""
+    gpu = f"{about['gpu']}, host " if about["device"] == "cuda" else ""
+    parts = [f"{gpu}{about['cpu']}", f"{about['threads']} threads", f"torch {about['torch']}"]
+    parts += [f"Python {about['python']}", *more]
+    return f"`{about['command']}` at commit {about['commit']}: {', '.join(parts)}."

@@ -28,15 +28,13 @@ float32) a cell FAILs, or, where the package means to differ, is a variant. The 
 Every cell is a check that ran just now. "-" is not applicable, with the reason below the table.
 """
 
-import argparse
 import copy
 import importlib.util
 import inspect
 import io
-import json
+import itertools
 import logging
 import re
-import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -51,6 +49,7 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
+from benchmarks.common import machine, made
 from benchmarks.conformance_implementations import (
     INTERVAL,
     Implementation,
@@ -60,9 +59,9 @@ from benchmarks.conformance_implementations import (
     ours,
     theirs,
 )
-from repro.environment import environment
-from repro.train.cli import exit_status
-from repro.train.run_folder import refuse_foreign_page, write_atomically
+from repro.results import bullets, page, publish, table
+from repro.train.cli import command_line, exit_status
+from repro.train.run_folder import refuse_foreign_page
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 50
@@ -573,12 +572,9 @@ def run(implementation: Implementation) -> dict[str, Cell]:
     }
 
 
-def table(name: str, rows: dict[str, dict[str, Cell]]) -> list[str]:
-    """The lines of an optimizer: its table, and below it what is behind the cells."""
+def section(name: str, rows: dict[str, dict[str, Cell]]) -> list[str]:
+    """The parts of the page about an optimizer: its table, and below it what is behind the cells."""
     columns = list(next(iter(rows.values())))
-    lines = ["", f"## {name}", ""]
-    lines += ["| " + " | ".join(["implementation", *columns]) + " |", "|" + "---|" * (len(columns) + 1)]
-    lines += ["| " + " | ".join([row, *map(str, cells.values())]) + " |" for row, cells in rows.items()]
     said: dict[tuple[str, ...], list[str]] = {}  # (what, of whom...) to the columns where it is said
     for column in columns:
         whom: dict[str, list[str]] = {}
@@ -587,38 +583,39 @@ def table(name: str, rows: dict[str, dict[str, Cell]]) -> list[str]:
                 whom.setdefault(why, []).append(row)
         for why, who in whom.items():
             said.setdefault((why, *who), []).append(column)
-    lines += ["", *(f"* {', '.join(of)}: {why} ({'; '.join(who)})" for (why, *who), of in said.items())]
-    return lines
-
-
-def page(result: dict[str, Any]) -> str:
-    """The result as Markdown."""
-    about = result["environment"]
-    lines = [
-        "# Conformance",
-        "",
-        f"`{about['command']}` at commit {about['commit']}: Python {about['python']}, {about['cpu']}, "
-        f"{', '.join(about['cuda']) or 'no GPU'}, {about['threads']} threads. What the columns mean is in "
-        "[docs/conformance.md](../../docs/conformance.md): first the error of 50 steps as a part of the "
-        "distance walked, by option set, then what else may be expected.",
+    return [
+        f"## {name}",
+        table(
+            ["implementation", *columns], ([row, *map(str, cells.values())] for row, cells in rows.items())
+        ),
+        bullets(f"{', '.join(of)}: {why} ({'; '.join(who)})" for (why, *who), of in said.items()),
     ]
-    for name, rows in result["optimizers"].items():
-        lines += table(
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The result as a page."""
+    sections = (
+        section(
             name, {row: {key: Cell(**cell) for key, cell in cells.items()} for row, cells in rows.items()}
         )
-    lines += ["", "## Not run", ""]
-    lines += [f"* {row}: {reason}" for row, reason in result["not_run"].items()] or [
-        "Everything known was run."
-    ]
-    return "\n".join(lines) + "\n"
+        for name, rows in result["optimizers"].items()
+    )
+    not_run = bullets(f"{row}: {reason}" for row, reason in result["not_run"].items())
+    return page(
+        "Conformance",
+        f"{made(result['environment'])} What the columns mean is in "
+        "[docs/conformance.md](../../docs/conformance.md): first the error of 50 steps as a part of the "
+        "distance walked, by option set, then what else may be expected.",
+        *itertools.chain.from_iterable(sections),
+        "## Not run",
+        not_run or "Everything known was run.",
+    )
 
 
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, write; the exit status is 1 if a cell of this package is not a pass."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--only", nargs="+", choices=list(OPTIONS), metavar="NAME", default=list(OPTIONS))
     parser.add_argument("--out", type=Path, help="write README.md and conformance.json into this folder")
     options = parser.parse_args(arguments)
@@ -638,13 +635,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         rows = optimizers.setdefault(implementation.optimizer, {})
         rows[implementation.label] = {name: asdict(cell) for name, cell in cells.items()}
-    about = environment() | {"command": shlex.join(["python", *sys.argv])}
+    about = machine("cuda" if torch.cuda.is_available() else "cpu", arguments)
     result = {"environment": about, "optimizers": optimizers, "not_run": not_run}
-    print(page(result))
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.out / "README.md", page(result))
-        write_atomically(options.out / "conformance.json", json.dumps(result, indent=1) + "\n")
+    publish(result, markdown(result), options.out and options.out / "conformance", "README.md")
     return int(failed)
 
 

@@ -233,304 +233,33 @@ def both(base: Implementation) -> list[Implementation]:
     return on_paths(base, loop={"foreach": False}, foreach={"foreach": True})
 
 
+def of(package: str, module: str, **common: Any) -> Callable[..., Implementation]:
+    """What makes the entries of a package, from our optimizer's name, its own, names of options, and more."""
+
+    def entry(optimizer: str, name: str, names: Mapping[str, Name], **more: Any) -> Implementation:
+        return Implementation(package, optimizer, f"{module}.{name}", names, **{**common, **more})
+
+    return entry
+
+
 def two_betas(betas: tuple[float, float], _: Options) -> Options:
     """Betas one by one."""
     return {"b1": betas[0], "b2": betas[1]}
 
 
-ADAM = "betas eps weight_decay"
-OPTAX: dict[str, Name] = {"lr": "learning_rate", "max_grad_norm": "clip_by_global_norm"}
-KAHAN = {"kahan_sum": True}
-FLOAT32 = torch.float32
-DECAY = "weight decay"  # an option set of conformance.py
-UNIT_CLIP = "an update whose norm is above a bound times the parameter's is cut to it; none is scaled up"
-NO_VECTORS = "vectors and scalars get plain SGD without decay; nothing turns that off"
-
-
-def theirs() -> list[Implementation]:
-    """The implementations of other packages."""
-    return [
-        # Adan
-        *both(Implementation("timm", "adan", "timm.optim.Adan", same(f"lr {ADAM} no_prox"))),
-        *both(
-            Implementation(
-                "pytorch_optimizer",
-                "adan",
-                "pytorch_optimizer.Adan",
-                same(f"lr {ADAM} max_grad_norm maximize", no_prox="weight_decouple"),
-            )
-        ),
-        *both(
-            Implementation(
-                "torch-optimi",
-                "adan",
-                "optimi.Adan",
-                same(f"lr {ADAM}", no_prox="adam_wd"),
-                fixed={"triton": False},
-                bfloat16=KAHAN,
-            )
-        ),
-        Implementation(
-            "adan-pytorch",
-            "adan",
-            "adan_pytorch.Adan",
-            same("lr eps weight_decay", betas=lambda betas, _: {"betas": tuple(1 - b for b in betas)}),
-        ),
-        Implementation(
-            "optax",
-            "adan",
-            "optax.adan",
-            OPTAX
-            | same("eps", betas=lambda betas, _: dict(zip(("b1", "b2", "b3"), betas, strict=True)))
-            | {"weight_decay": _optax_adan_decay, "no_prox": lambda value, _: {}},
-            fixed={"eps_root": 0.0},
-            build=Optax,
-        ),
-        # Adam and AdamW
-        *(
-            implementation
-            for name, cls in {"adam": "Adam", "adamw": "AdamW"}.items()
-            for implementation in [
-                *on_paths(
-                    Implementation("torch", name, f"torch.optim.{cls}", same(f"lr {ADAM} maximize")),
-                    loop={"foreach": False},
-                    foreach={"foreach": True},
-                    fused={"fused": True},
-                ),
-                *both(
-                    Implementation(
-                        "torch-optimi",
-                        name,
-                        f"optimi.{cls}",
-                        same(f"lr {ADAM}"),
-                        fixed={"triton": False},
-                        bfloat16=KAHAN,
-                    )
-                ),
-                Implementation(
-                    "bitsandbytes",
-                    name,
-                    f"bitsandbytes.optim.{cls}",
-                    same(f"lr {ADAM}"),
-                    fixed={"optim_bits": 32},
-                    dtype=FLOAT32,
-                    variants={DECAY: "its Adam decays as AdamW does"} if name == "adam" else {},
-                ),
-            ]
-        ),
-        *both(Implementation("timm", "adamw", "timm.optim.AdamWLegacy", same(f"lr {ADAM} maximize"))),
-        Implementation("optax", "adam", "optax.adam", OPTAX | same("eps", betas=two_betas), build=Optax),
-        Implementation(
-            "optax", "adamw", "optax.adamw", OPTAX | same("eps weight_decay", betas=two_betas), build=Optax
-        ),
-        # Adafactor
-        Implementation(
-            "transformers",
-            "adafactor",
-            "transformers.optimization.Adafactor",
-            same(
-                "lr weight_decay clip_threshold scale_parameter",
-                beta1=lambda beta1, _: {"beta1": beta1 or None},
-                eps=lambda eps, options: {"eps": (eps, options["eps_scale"])},
-                eps_scale=left_out,  # in eps
-                decay_rate=lambda rate, _: {"decay_rate": -rate},
-            ),
-            fixed={"relative_step": False, "warmup_init": False},
-        ),
-        Implementation(
-            "timm",
-            "adafactor",
-            "timm.optim.Adafactor",
-            same(
-                "lr weight_decay clip_threshold eps eps_scale",
-                beta1=lambda beta1, _: {"betas": (beta1, 0.999)} if beta1 else {},
-                decay_rate=lambda rate, _: {"decay_rate": -rate},
-            ),
-            fixed={"min_dim_size_to_factor": 0},
-        ),
-        *both(
-            Implementation(
-                "pytorch_optimizer",
-                "adafactor",
-                "pytorch_optimizer.AdaFactor",
-                same(
-                    "lr weight_decay clip_threshold scale_parameter maximize",
-                    eps="eps1",
-                    eps_scale="eps2",
-                    beta1=lambda beta1, _: {"betas": (beta1 or None, 0.9999)},  # the second is a cap of beta2
-                    decay_rate=lambda rate, _: {"decay_rate": -rate},
-                ),
-                fixed={"relative_step": False, "momentum_dtype": torch.float64},
-            )
-        ),
-        *both(
-            Implementation(
-                "torch",
-                "adafactor",
-                "torch.optim.Adafactor",
-                same(
-                    "lr weight_decay maximize",
-                    eps=lambda eps, options: {"eps": (eps, options["eps_scale"])},
-                    eps_scale=left_out,  # in eps
-                    clip_threshold="d",
-                    decay_rate=lambda rate, _: {"beta2_decay": -rate},
-                    scale_parameter=_always_scaled,
-                ),
-                variants={
-                    DECAY: "decays by lr, not by the step size scaled by the parameter",
-                    "eps of squares": "eps1 bounds the root of the second moment, it is not added to squares",
-                },
-            )
-        ),
-        Implementation(
-            "optax",
-            "adafactor",
-            "optax.adafactor",
-            OPTAX
-            | {
-                "scale_parameter": "multiply_by_parameter_scale",
-                "clip_threshold": "clipping_threshold",
-                "decay_rate": "decay_rate",
-                "beta1": lambda beta1, _: {"momentum": beta1 or None},
-                "eps": "eps",
-                "eps_scale": left_out,  # always 0.001, as in the option sets
-                "weight_decay": lambda decay, options: {"weight_decay_rate": decay * options["lr"]},
-            },
-            fixed={"min_dim_size_to_factor": 0},
-            variants={DECAY: "decays by its rate, not by the step size scaled by the parameter"},
-            build=Optax,
-        ),
-        # LAMB
-        *both(
-            Implementation(
-                "timm",
-                "lamb",
-                "timm.optim.Lamb",
-                same(f"lr {ADAM} trust_clip", max_grad_norm=lambda norm, _: {"max_grad_norm": norm or None}),
-                fixed={"always_adapt": True, "max_grad_norm": None},
-            )
-        ),
-        *both(
-            Implementation(
-                "pytorch_optimizer",
-                "lamb",
-                "pytorch_optimizer.Lamb",
-                same(f"lr {ADAM} max_grad_norm maximize"),
-                fixed={"weight_decouple": False, "pre_norm": True, "max_grad_norm": 0.0},
-                variants={
-                    "": "version 3 of the paper: the second moment has no bias correction, the first's is "
-                    "applied after the trust ratio, whose parameter norm is cut at 10"
-                },
-            )
-        ),
-        Implementation(
-            "bitsandbytes",
-            "lamb",
-            "bitsandbytes.optim.LAMB",
-            same(f"lr {ADAM}"),
-            variants={"": UNIT_CLIP},
-            dtype=FLOAT32,
-        ),
-        Implementation(
-            "optax", "lamb", "optax.lamb", OPTAX | same("eps weight_decay", betas=two_betas), build=Optax
-        ),
-        # LARS
-        *both(
-            Implementation(
-                "timm",
-                "lars",
-                "timm.optim.Lars",
-                same("lr momentum weight_decay nesterov eps always_adapt", trust_coefficient="trust_coeff"),
-            )
-        ),
-        *both(
-            Implementation(
-                "pytorch_optimizer",
-                "lars",
-                "pytorch_optimizer.LARS",
-                same("lr momentum weight_decay nesterov trust_coefficient maximize", always_adapt=left_out),
-                variants={"": NO_VECTORS},
-            )
-        ),
-        Implementation(
-            "bitsandbytes",
-            "lars",
-            "bitsandbytes.optim.LARS",
-            same("lr momentum weight_decay nesterov", trust_coefficient="max_unorm", always_adapt=left_out),
-            variants={"": UNIT_CLIP},
-            dtype=FLOAT32,
-        ),
-        Implementation(
-            "optax",
-            "lars",
-            "optax.lars",
-            OPTAX | same("momentum weight_decay nesterov trust_coefficient eps", always_adapt=left_out),
-            variants={
-                DECAY: "the trust ratio has the norm of gradient plus decay, not the sum of their norms"
-            },
-            build=Optax,
-        ),
-        # Sophia, with the squared gradient for the Hessian, as Sophia-G has it of a sampled loss. This one
-        # clips m / max(h, eps) at p, the paper m / max(rho h, eps) at 1.
-        *(
-            replace(implementation, build=SquaredGradients)
-            for implementation in both(
-                Implementation(
-                    "pytorch_optimizer",
-                    "sophia",
-                    "pytorch_optimizer.SophiaH",
-                    same(
-                        "betas maximize",
-                        lr=lambda lr, options: {"lr": lr / options["rho"]},
-                        weight_decay=lambda decay, options: {"weight_decay": decay * options["rho"]},
-                        rho="p",
-                        eps=lambda eps, options: {"eps": eps / options["rho"]},
-                    ),
-                    fixed={"update_period": INTERVAL},
-                )
-            )
-        ),
-        Implementation(
-            "optax",
-            "sophia",
-            f"{__name__}._optax_sophia",
-            OPTAX | same("eps weight_decay", betas=two_betas, rho="gamma"),
-            fixed={"clip_threshold": 1.0},
-            variants={"": "corrects the bias of the momentum, and a Hessian counts from the next step on"},
-            build=Optax,
-        ),
-        # Shampoo
-        Implementation(
-            "pytorch_optimizer",
-            "shampoo",
-            "pytorch_optimizer.Shampoo",
-            same(
-                "lr weight_decay matrix_eps maximize",
-                precondition_frequency="preconditioning_compute_steps",
-                **dict.fromkeys(("betas", "eps", "shampoo_beta", "exponent"), left_out),
-                **dict.fromkeys(("block_size", "start_preconditioning_step"), left_out),
-            ),
-            fixed={"weight_decouple": True},
-            variants={"": "the first paper's sums, without averages, blocks, grafting or a relative damping"},
-        ),
-        # Adam-mini
-        *both(
-            Implementation(
-                "pytorch_optimizer",
-                "adam_mini",
-                "pytorch_optimizer.AdamMini",
-                same(f"lr {ADAM} maximize"),
-                variants={"": "one second moment for a tensor whose name says nothing, not one for each row"},
-                dtype=FLOAT32,  # of its states
-                build=of_module,
-            )
-        ),
-    ]
-
-
 def left_out(_: Any, __: Options) -> Options:
     """Of an option that is always on there, or that belongs to what a variant does not have."""
     return {}
+
+
+def negative(name: str) -> Name:
+    """An option that they call so and whose sign is the other."""
+    return lambda value, _: {name: -value}
+
+
+def eps_pair(eps: float, options: Options) -> Options:
+    """Both eps of Adafactor together."""
+    return {"eps": (eps, options["eps_scale"])}
 
 
 def _optax_adan_decay(decay: float, options: Options) -> Options:
@@ -543,3 +272,240 @@ def _always_scaled(scale: bool, _: Options) -> Options:
     if not scale:
         raise NotApplicable("always scales the step by the parameter")
     return {}
+
+
+ADAM = "betas eps weight_decay"
+FLOAT32 = torch.float32
+DECAY = "weight decay"  # an option set of conformance.py
+UNIT_CLIP = "an update whose norm is above a bound times the parameter's is cut to it; none is scaled up"
+NO_VECTORS = "vectors and scalars get plain SGD without decay; nothing turns that off"
+OPTAX: dict[str, Name] = {"lr": "learning_rate", "max_grad_norm": "clip_by_global_norm"}
+OPTAX_ADAM = OPTAX | same("eps", betas=two_betas)
+
+bitsandbytes = of("bitsandbytes", "bitsandbytes.optim", dtype=FLOAT32)
+optax = of("optax", "optax", build=Optax)
+optimi = of("torch-optimi", "optimi", fixed={"triton": False}, bfloat16={"kahan_sum": True})
+pytorch_optimizer = of("pytorch_optimizer", "pytorch_optimizer")
+timm = of("timm", "timm.optim")
+torchs = of("torch", "torch.optim")
+
+ADANS = [
+    *both(timm("adan", "Adan", same(f"lr {ADAM} no_prox"))),
+    *both(
+        pytorch_optimizer(
+            "adan", "Adan", same(f"lr {ADAM} max_grad_norm maximize", no_prox="weight_decouple")
+        )
+    ),
+    *both(optimi("adan", "Adan", same(f"lr {ADAM}", no_prox="adam_wd"))),
+    Implementation(
+        "adan-pytorch",
+        "adan",
+        "adan_pytorch.Adan",
+        same("lr eps weight_decay", betas=lambda betas, _: {"betas": tuple(1 - b for b in betas)}),
+    ),
+    optax(
+        "adan",
+        "adan",
+        OPTAX
+        | same("eps", betas=lambda betas, _: dict(zip(("b1", "b2", "b3"), betas, strict=True)))
+        | {"weight_decay": _optax_adan_decay, "no_prox": left_out},
+        fixed={"eps_root": 0.0},
+    ),
+]
+PATHS_OF_TORCH = dict(loop={"foreach": False}, foreach={"foreach": True}, fused={"fused": True})
+ADAMS = [
+    *on_paths(torchs("adam", "Adam", same(f"lr {ADAM} maximize")), **PATHS_OF_TORCH),
+    *both(optimi("adam", "Adam", same(f"lr {ADAM}"))),
+    bitsandbytes(
+        "adam",
+        "Adam",
+        same(f"lr {ADAM}"),
+        fixed={"optim_bits": 32},
+        variants={DECAY: "its Adam decays as AdamW does"},
+    ),
+    *on_paths(torchs("adamw", "AdamW", same(f"lr {ADAM} maximize")), **PATHS_OF_TORCH),
+    *both(optimi("adamw", "AdamW", same(f"lr {ADAM}"))),
+    bitsandbytes("adamw", "AdamW", same(f"lr {ADAM}"), fixed={"optim_bits": 32}),
+    *both(timm("adamw", "AdamWLegacy", same(f"lr {ADAM} maximize"))),
+    optax("adam", "adam", OPTAX_ADAM),
+    optax("adamw", "adamw", OPTAX_ADAM | same("weight_decay")),
+]
+ADAFACTORS = [
+    Implementation(
+        "transformers",
+        "adafactor",
+        "transformers.optimization.Adafactor",
+        same(
+            "lr weight_decay clip_threshold scale_parameter",
+            beta1=lambda beta1, _: {"beta1": beta1 or None},
+            eps=eps_pair,
+            eps_scale=left_out,
+            decay_rate=negative("decay_rate"),
+        ),
+        fixed={"relative_step": False, "warmup_init": False},
+    ),
+    timm(
+        "adafactor",
+        "Adafactor",
+        same(
+            "lr weight_decay clip_threshold eps eps_scale",
+            beta1=lambda beta1, _: {"betas": (beta1, 0.999)} if beta1 else {},
+            decay_rate=negative("decay_rate"),
+        ),
+        fixed={"min_dim_size_to_factor": 0},
+    ),
+    *both(
+        pytorch_optimizer(
+            "adafactor",
+            "AdaFactor",
+            same(
+                "lr weight_decay clip_threshold scale_parameter maximize",
+                eps="eps1",
+                eps_scale="eps2",
+                beta1=lambda beta1, _: {"betas": (beta1 or None, 0.9999)},  # the second is a cap of beta2
+                decay_rate=negative("decay_rate"),
+            ),
+            fixed={"relative_step": False, "momentum_dtype": torch.float64},
+        )
+    ),
+    *both(
+        torchs(
+            "adafactor",
+            "Adafactor",
+            same(
+                "lr weight_decay maximize",
+                eps=eps_pair,
+                eps_scale=left_out,
+                clip_threshold="d",
+                decay_rate=negative("beta2_decay"),
+                scale_parameter=_always_scaled,
+            ),
+            variants={
+                DECAY: "decays by lr, not by the step size scaled by the parameter",
+                "eps of squares": "eps1 bounds the root of the second moment, it is not added to squares",
+            },
+        )
+    ),
+    optax(
+        "adafactor",
+        "adafactor",
+        OPTAX
+        | same(
+            "decay_rate eps",
+            scale_parameter="multiply_by_parameter_scale",
+            clip_threshold="clipping_threshold",
+            beta1=lambda beta1, _: {"momentum": beta1 or None},
+            eps_scale=left_out,  # always 0.001, as in the option sets
+            weight_decay=lambda decay, options: {"weight_decay_rate": decay * options["lr"]},
+        ),
+        fixed={"min_dim_size_to_factor": 0},
+        variants={DECAY: "decays by its rate, not by the step size scaled by the parameter"},
+    ),
+]
+LAMBS = [
+    *both(
+        timm(
+            "lamb",
+            "Lamb",
+            same(f"lr {ADAM} trust_clip", max_grad_norm=lambda norm, _: {"max_grad_norm": norm or None}),
+            fixed={"always_adapt": True, "max_grad_norm": None},
+        )
+    ),
+    *both(
+        pytorch_optimizer(
+            "lamb",
+            "Lamb",
+            same(f"lr {ADAM} max_grad_norm maximize"),
+            fixed={"weight_decouple": False, "pre_norm": True, "max_grad_norm": 0.0},
+            variants={
+                "": "version 3 of the paper: the second moment has no bias correction, the first's is "
+                "applied after the trust ratio, whose parameter norm is cut at 10"
+            },
+        )
+    ),
+    bitsandbytes("lamb", "LAMB", same(f"lr {ADAM}"), variants={"": UNIT_CLIP}),
+    optax("lamb", "lamb", OPTAX_ADAM | same("weight_decay")),
+]
+LARSES = [
+    *both(
+        timm(
+            "lars",
+            "Lars",
+            same("lr momentum weight_decay nesterov eps always_adapt", trust_coefficient="trust_coeff"),
+        )
+    ),
+    *both(
+        pytorch_optimizer(
+            "lars",
+            "LARS",
+            same("lr momentum weight_decay nesterov trust_coefficient maximize", always_adapt=left_out),
+            variants={"": NO_VECTORS},
+        )
+    ),
+    bitsandbytes(
+        "lars",
+        "LARS",
+        same("lr momentum weight_decay nesterov", trust_coefficient="max_unorm", always_adapt=left_out),
+        variants={"": UNIT_CLIP},
+    ),
+    optax(
+        "lars",
+        "lars",
+        OPTAX | same("momentum weight_decay nesterov trust_coefficient eps", always_adapt=left_out),
+        variants={DECAY: "the trust ratio has the norm of gradient plus decay, not the sum of their norms"},
+    ),
+]
+# With the squared gradient for the Hessian, as Sophia-G has it of a sampled loss. The first clips
+# m / max(h, eps) at p, the paper m / max(rho h, eps) at 1.
+SOPHIAS = [
+    *both(
+        pytorch_optimizer(
+            "sophia",
+            "SophiaH",
+            same(
+                "betas maximize",
+                lr=lambda lr, options: {"lr": lr / options["rho"]},
+                weight_decay=lambda decay, options: {"weight_decay": decay * options["rho"]},
+                rho="p",
+                eps=lambda eps, options: {"eps": eps / options["rho"]},
+            ),
+            fixed={"update_period": INTERVAL},
+            build=SquaredGradients,
+        )
+    ),
+    replace(
+        optax("sophia", "", OPTAX_ADAM | same("weight_decay", rho="gamma")),
+        target=f"{__name__}._optax_sophia",
+        fixed={"clip_threshold": 1.0},
+        variants={"": "corrects the bias of the momentum, and a Hessian counts from the next step on"},
+    ),
+]
+MATRICES = [  # Shampoo and Adam-mini
+    pytorch_optimizer(
+        "shampoo",
+        "Shampoo",
+        same(
+            "lr weight_decay matrix_eps maximize",
+            precondition_frequency="preconditioning_compute_steps",
+            **dict.fromkeys(("betas", "eps", "shampoo_beta", "exponent"), left_out),
+            **dict.fromkeys(("block_size", "start_preconditioning_step"), left_out),
+        ),
+        fixed={"weight_decouple": True},
+        variants={"": "the first paper's sums, without averages, blocks, grafting or a relative damping"},
+    ),
+    *both(
+        pytorch_optimizer(
+            "adam_mini",
+            "AdamMini",
+            same(f"lr {ADAM} maximize"),
+            variants={"": "one second moment for a tensor whose name says nothing, not one for each row"},
+            dtype=FLOAT32,  # of its states
+            build=of_module,
+        )
+    ),
+]
+
+
+def theirs() -> list[Implementation]:
+    """The implementations of other packages."""
+    return [*ADANS, *ADAMS, *ADAFACTORS, *LAMBS, *LARSES, *SOPHIAS, *MATRICES]

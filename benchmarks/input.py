@@ -10,9 +10,9 @@ decode somewhat faster.
                shards, and with floats made, normalised and erased in the worker ("float32")
     storage    images and MB a second of reading alone, after the files were dropped from the page cache. A
                disk has a cache of its own, and a sample this small fits: an upper bound for the whole set
-    training   images a second that one GPU takes: --training N, or the estimate of repro/hardware.py for
-    --gpu,
-               peak x utilisation / (FLOP of an image x passes). --measure-training adds this machine's own
+    training   images a second that one GPU takes: --training N, or for --gpu the estimate of
+               repro/hardware.py, peak x utilisation / (FLOP of an image x passes). --measure-training adds
+               this machine's own
 
 The last lines say how many of this machine's cores keep such a GPU busy. All but `storage` reads from the
 page cache, so it is about cores, not about a disk.
@@ -40,10 +40,11 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from benchmarks.common import machine, publish, table
+from benchmarks.common import machine, made, parser
 from repro import hardware
 from repro.errors import UserError
 from repro.ledger.rows import load
+from repro.results import page, publish, table
 from repro.train.accelerator import build_optimizer
 from repro.train.cli import exit_status
 from repro.train.data import SeededDataset, TrainingSampler, make_loader, shuffled
@@ -248,6 +249,11 @@ def training_rate(config: VisionConfig, batch: int, seconds: float) -> float:
     return steps * batch / (time.perf_counter() - start)
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return all numbers."""
     recipe = load(options.row, options.overrides)
@@ -271,8 +277,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "mean_KB": statistics.mean(len(cast(bytes, split.read(item))) for item in split.items) / 1e3,
             "augment": config.augment.auto_augment or "none",
         }
-        result: dict[str, Any] = {"machine": machine("cpu", [sys.argv[0], *options.words]), "sample": about}
-        result["machine"] |= {"cores": len(os.sched_getaffinity(0)), "pillow": PIL.__version__}
+        result: dict[str, Any] = {"sample": about}
         result["stages_us"] = stages(split, config, count)
         result["storage"] = storage(folders, shards)
         result["loader"] = loader(folders, shards, config, options)
@@ -288,7 +293,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             f"{flops / 1e9:.1f} GFLOP an image",
         }
     if options.measure_training:
-        torch.set_num_threads(result["machine"]["cores"])
+        torch.set_num_threads(cores())
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "this CPU"
         rate = training_rate(config, options.train_batch, 4 * options.seconds)
         result["measured"] = {"device": device, "batch": options.train_batch, "per_second": rate}
@@ -304,61 +309,62 @@ def markdown(result: dict[str, Any]) -> str:
     """The result as tables."""
     about, images, training = result["machine"], result["sample"], result["training"]
     encoded = f", re-encoded to a shorter side of {images['re_encoded']}" if images["re_encoded"] else ""
-    lines = [
-        "# The input pipeline",
-        "",
-        f"`{about['command']}` at commit {about['commit']}: {about['cpu']}, {about['cores']} cores, "
-        f"torch {about['torch']}, Pillow {about['pillow']}, Python {about['python']}. Row {images['row']}, "
+    total = sum(result["stages_us"].values())
+    steps = [*result["stages_us"].items(), ("all", total)]
+    rates = [(row, row["per_second"]) for row in result["loader"]]
+    measured = ""
+    if "measured" in result:
+        here, best = result["measured"], max(rate for _, rate in rates)
+        measured = (
+            f"Training on {here['device']}, measured with {here['batch']} images a step: "
+            f"{here['per_second']:.1f} images/s; "
+            f"the pipeline gives {best / here['per_second']:.1f} times as many."
+        )
+    source = made(about, f"{about['cores']} cores", f"Pillow {about['pillow']}")
+    return page(
+        "The input pipeline",
+        f"{source} Row {images['row']}, "
         f"RandAugment {images['augment']}; {images['images']} images of {images['mean_pixels'] / 1e3:.0f} "
         f"thousand pixels and {images['mean_KB']:.0f} KB in the mean{encoded}. "
         "`--help` explains the numbers.",
-        "",
         "## A worker's steps",
-    ]
-    total = sum(result["stages_us"].values())
-    steps = [*result["stages_us"].items(), ("all", total)]
-    lines += table(
-        ["step", "microseconds an image", "share"],
-        ([name, f"{time:.0f}", f"{time / total:.0%}"] for name, time in steps),
-    )
-    lines += ["", "## The loader"]
-    lines += table(
-        ["images", "workers", "images/s", "of training on the GPU"],
-        (
-            [
-                row["images"],
-                str(row["workers"]),
-                f"{row['per_second']:.0f}",
-                f"{row['per_second'] / training['per_second']:.3f}",
-            ]
-            for row in result["loader"]
+        table(
+            ["step", "microseconds an image", "share"],
+            ([name, f"{time:.0f}", f"{time / total:.0%}"] for name, time in steps),
         ),
-    )
-    lines += ["", "## Reading alone, dropped from the page cache"]
-    lines += table(
-        ["source", "images/s", "MB/s"],
-        ([row["source"], f"{row['per_second']:.0f}", f"{row['MB_per_s']:.0f}"] for row in result["storage"]),
-    )
-    lines += [
-        "",
+        "## The loader",
+        table(
+            ["images", "workers", "images/s", "of training on the GPU"],
+            (
+                [row["images"], str(row["workers"]), f"{rate:.0f}", f"{rate / training['per_second']:.3f}"]
+                for row, rate in rates
+            ),
+        ),
+        "## Reading alone, dropped from the page cache",
+        table(
+            ["source", "images/s", "MB/s"],
+            (
+                [row["source"], f"{row['per_second']:.0f}", f"{row['MB_per_s']:.0f}"]
+                for row in result["storage"]
+            ),
+        ),
         f"Training on one {training['gpu']}: {training['per_second']:.0f} images/s ({training['source']}). "
         f"A core of this machine prepares {result['per_core']:.0f} images/s, so "
         f"{result['cores_for_gpu']} such cores keep the GPU busy.",
-    ]
-    if "measured" in result:
-        here, best = result["measured"], max(row["per_second"] for row in result["loader"])
-        lines += [
-            "",
-            f"Training on {here['device']}, measured with {here['batch']} images a step: "
-            f"{here['per_second']:.1f} images/s; "
-            f"the pipeline gives {best / here['per_second']:.1f} times as many.",
-        ]
-    return "\n".join(lines) + "\n"
+        measured,
+    )
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number above 0")
+    return int(text)
+
+
+@exit_status
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, write, and return the exit status."""
+    found = parser(__doc__)
     found.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="of vision/train.py: data.root=PATH, ..."
     )
@@ -381,27 +387,13 @@ def parser() -> argparse.ArgumentParser:
         "--measure-training", action="store_true", help="also on this machine, with its GPU if any"
     )
     found.add_argument("--train-batch", type=_positive, default=8, help="for --measure-training (default: 8)")
-    found.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
-    return found
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number above 0")
-    return int(text)
-
-
-@exit_status
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write, and return the exit status."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser().parse_intermixed_args(words)
-    options.words = words
+    options = found.parse_intermixed_args(arguments)
     threads = torch.get_num_threads()
     try:
         if options.images < options.batch:
             raise UserError(f"--images {options.images}: must be at least --batch {options.batch}")
-        result = measure(options)
+        about = machine("cpu", arguments) | {"cores": cores(), "pillow": PIL.__version__}
+        result = {"machine": about} | measure(options)
     finally:
         torch.set_num_threads(threads)
     publish(result, markdown(result), options.out)

@@ -12,7 +12,7 @@ difference of plain and between is lost in the noise of the step, the time that 
 more: it is measured apart, by the clock around them, and given as a share of N plain steps.
 """
 
-import argparse
+import inspect
 import statistics
 import sys
 import tempfile
@@ -27,10 +27,10 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-import inspect
-
 import optim
-from benchmarks.common import machine, publish, table
+from benchmarks.common import check, machine, made, parser
+from repro.results import page, publish, table
+from repro.train.cli import exit_status
 
 KINDS = ("plain", "between", "sampled")
 EVERY: int = inspect.signature(optim.Monitor).parameters["every"].default
@@ -118,16 +118,6 @@ def measure(name: str, device: str, batch: int, size: int, rounds: int) -> dict[
 def markdown(result: dict[str, Any]) -> str:
     """The result as a page."""
     about, run = result["machine"], result["run"]
-    where = f"{about['gpu']}, host " if about["device"] == "cuda" else ""
-    lines = [
-        "# What the monitor costs",
-        "",
-        f"`{about['command']}` at commit {about['commit']}: {where}{about['cpu']}, {about['threads']} "
-        f"threads, torch {about['torch']}, Python {about['python']}, {about['path']}. Training steps of "
-        f"{run['model']} ({run['tensors']} tensors, {run['parameters'] / 1e6:.1f} M parameters) on "
-        f"{run['batch']} images of {run['image']}x{run['image']}, medians of {run['rounds']} interleaved "
-        "rounds.",
-    ]
     rows = [
         (
             kind,
@@ -137,38 +127,30 @@ def markdown(result: dict[str, Any]) -> str:
         )
         for kind in KINDS
     ]
-    lines += table(["step", "ms", "to plain", "of it in the hooks, ms"], rows)
-    lines += [
-        "",
+    return page(
+        "What the monitor costs",
+        f"{made(about, about['path'])} Training steps of {run['model']} ({run['tensors']} tensors, "
+        f"{run['parameters'] / 1e6:.1f} M parameters) on {run['batch']} images of "
+        f"{run['image']}x{run['image']}, medians of {run['rounds']} interleaved rounds.",
+        table(["step", "ms", "to plain", "of it in the hooks, ms"], rows),
         f"Cost of sampling every {run['every']} steps: {run['cost']:+.2%} from the times of the steps, "
         f"{run['cost_of_hooks']:.3%} from the time in the hooks. A sample takes "
         f"{run['sample_bytes']} bytes in the file.",
-    ]
-    return "\n".join(lines) + "\n"
+    )
 
 
+@exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--model", default="vit_small_patch16_224", help="any timm model")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--image", type=int, default=224)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md, e.g. results/monitor/cost")
-    options = parser.parse_args(arguments)
-    for name in ("batch", "image", "rounds"):
-        if getattr(options, name) < 1:
-            print(f"error: --{name} {getattr(options, name)}: must be at least 1", file=sys.stderr)
-            return 2
-    if options.device == "cuda" and not torch.cuda.is_available():
-        print("error: --device cuda: torch finds no CUDA GPU here; leave it out", file=sys.stderr)
-        return 2
+    found = parser(__doc__, device=True)
+    found.add_argument("--model", default="vit_small_patch16_224", help="any timm model")
+    found.add_argument("--batch", type=int, default=8)
+    found.add_argument("--image", type=int, default=224)
+    found.add_argument("--rounds", type=int, default=20)
+    options = found.parse_args(arguments)
+    check(options, "batch", "image", "rounds")
     run = measure(options.model, options.device, options.batch, options.image, options.rounds)
-    about = machine(options.device, [sys.argv[0], *(sys.argv[1:] if arguments is None else arguments)])
-    result = {"machine": about, "run": run}
+    result = {"machine": machine(options.device, arguments), "run": run}
     publish(result, markdown(result), options.out)
     return 0
 

@@ -33,13 +33,11 @@ A column is the median; "fastest tenth" is the time that one step in ten stays b
 others, that of a core which nobody else slows down.
 """
 
-import argparse
 import gc
 import importlib
 import json
 import re
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,12 +46,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 import optim
-from benchmarks.common import Step, interleave, machine, publish, table
+from benchmarks.common import Step, check, fresh, interleave, machine, made, parser
+from repro.errors import UserError
+from repro.results import bullets, page, publish, table
+from repro.train.cli import exit_status
 
 Build = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
@@ -231,12 +231,12 @@ def gpt2_size(name: str) -> tuple[int, int] | None:
     return (int(size[1]), int(size[2])) if size else GPT2.get(name)
 
 
-def check(name: str) -> None:
-    """Raises ValueError for a name that `shapes` does not know."""
+def check_list(name: str) -> None:
+    """Raises UserError for a name that `shapes` does not know."""
     import timm
 
     if name not in LISTS["cuda"] and gpt2_size(name) is None and not timm.is_model(name):
-        raise ValueError(f"--lists {name}: neither a timm model nor one of {', '.join(LISTS['cuda'])}")
+        raise UserError(f"--lists {name}: neither a timm model nor one of {', '.join(LISTS['cuda'])}")
 
 
 def make(sizes: list[torch.Size], device: str, seed: int = 0) -> list[torch.nn.Parameter]:
@@ -395,12 +395,9 @@ def bench_in_processes(
     name: str, device: str, rounds: int, processes: int, budget: float, steps: list[str]
 ) -> dict[str, Any]:
     """The medians over fresh processes, and all the ratios."""
-    command = [sys.executable, __file__, "--worker", name, "--device", device, "--rounds", str(rounds)]
+    command = [__file__, "--worker", name, "--device", device, "--rounds", str(rounds)]
     command += ["--memory", str(budget / 2**30), "--steps", *steps]
-    runs = [
-        json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        for _ in tqdm(range(processes), desc=name, disable=not sys.stderr.isatty())
-    ]
+    runs = fresh([command] * processes, name)
     rows = {}
     for key, first in runs[0]["rows"].items():
         seen = [run["rows"][key] for run in runs]
@@ -452,7 +449,7 @@ def design() -> str:
         for key, parameter, moved, state in rows
     )
     header = ["step", "moved, B/parameter", "state, B/parameter", "parameter + gradient + state"]
-    return "\n".join(table(header, cells)[1:])
+    return table(header, cells)
 
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -472,96 +469,74 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 def markdown(result: dict[str, Any]) -> str:
     """The result as tables."""
     about = result["machine"]
-    cuda = about["device"] == "cuda"
-    where = f"{about['gpu']}, host " if cuda else ""
-    lines = [
-        f"# Optimizer steps on the {'GPU' if cuda else 'CPU'}",
-        "",
-        f"`{about['command']}` at commit {about['commit']}: {where}{about['cpu']}, "
-        f"{about['threads']} threads, "
-        f"torch {about['torch']}, Python {about['python']}, {about['path']}. float32 parameters, seed 0, "
-        "medians of interleaved rounds; `ratio` is to torch's fused AdamW in the same process. `--help` "
-        "explains the columns.",
-    ]
+    parts: list[str] = []
     absent: dict[str, str] = {}
     for name, run in result["lists"].items():
         absent |= run["absent"]
         size = f"{run['tensors']} tensors, {run['parameters'] / 1e6:.1f} M parameters"
-        lines += ["", f"## {name}: {size}, {run['processes']} processes of {run['rounds']} rounds"]
+        parts.append(f"## {name}: {size}, {run['processes']} processes of {run['rounds']} rounds")
         columns = [column for column in COLUMNS if any(column in row for row in run["rows"].values())]
         header = ["step", *(COLUMNS[column][0] for column in columns)]
         cells = (
             [key, *(COLUMNS[column][1](row[column]) if column in row else "" for column in columns)]
             for key, row in run["rows"].items()
         )
-        lines += table(header, cells) if columns else []
+        parts += [table(header, cells)] if columns else []
         for key, bytes_ in run["misfits"].items():
-            have = about["memory_GiB"]
-            need = f"needs {bytes_ / 2**30:.1f} GiB, there are {have:.1f} GiB"
-            lines += ["", f"Not measured, {key}: {need}." if run["rows"] else f"Not measured: {key} {need}."]
-    lines += ["", *(f"* Not measured, {key}: {reason}" for key, reason in absent.items())]
-    lines += ["", "## 400 tensors of 16 elements, microseconds"]
+            need = f"needs {bytes_ / 2**30:.1f} GiB, there are {about['memory_GiB']:.1f} GiB"
+            parts.append(f"Not measured, {key}: {need}." if run["rows"] else f"Not measured: {key} {need}.")
     columns = [f"{column}{tenth}" for column in OVERHEAD for tenth in ("", ", fastest tenth")]
     cells = (
         [key, *(f"{row[column]:.0f}" if column in row else "" for column in columns)]
         for key, row in result["overhead_us"].items()
     )
-    lines += table(["step", *columns], cells)
-    return "\n".join(lines) + "\n"
+    return page(
+        f"Optimizer steps on the {'GPU' if about['device'] == 'cuda' else 'CPU'}",
+        f"{made(about, about['path'])} float32 parameters, seed 0, medians of interleaved rounds; `ratio` is "
+        "to torch's fused AdamW in the same process. `--help` explains the columns.",
+        *parts,
+        bullets(f"Not measured, {key}: {reason}" for key, reason in absent.items()),
+        "## 400 tensors of 16 elements, microseconds",
+        table(["step", *columns], cells),
+    )
 
 
+@exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    found = parser(__doc__, device=True)
     known = ", ".join(f"'{name}'" for name in LISTS["cuda"])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument(
-        "--lists", nargs="+", metavar="LIST", help=f"{known}, GPT-2 LAYERSxWIDTH, or any timm model"
-    )
-    parser.add_argument("--steps", nargs="+", metavar="STEP", help=f"{', '.join(ENTRIES)}; default: all")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--processes", type=int, help="default: 7, with CUDA 3")
-    parser.add_argument("--memory", type=float, metavar="GIB", help="default: nine tenths of what is free")
-    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
-    parser.add_argument("--design", action="store_true", help="print the bytes by design and measure nothing")
-    parser.add_argument("--worker", metavar="LIST", help="measure one list in this process and print JSON")
-    options = parser.parse_args(arguments)
+    names = f"{known}, GPT-2 LAYERSxWIDTH, or any timm model"
+    found.add_argument("--lists", nargs="+", metavar="LIST", help=names)
+    found.add_argument("--steps", nargs="+", metavar="STEP", help=f"{', '.join(ENTRIES)}; default: all")
+    found.add_argument("--rounds", type=int, default=20)
+    found.add_argument("--processes", type=int, help="default: 7, with CUDA 3")
+    found.add_argument("--memory", type=float, metavar="GIB", help="default: nine tenths of what is free")
+    found.add_argument("--design", action="store_true", help="print the bytes by design and measure nothing")
+    found.add_argument("--worker", metavar="LIST", help="measure one list in this process and print JSON")
+    options = found.parse_args(arguments)
     if options.design:
         print(design())
         return 0
-    try:
-        if options.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                "--device cuda: torch finds no CUDA GPU here; leave it out to measure on the CPU"
-            )
-        for name in ("rounds", "processes"):
-            if getattr(options, name) is not None and getattr(options, name) < 1:
-                raise ValueError(f"--{name} {getattr(options, name)}: must be at least 1")
-        steps = [BASELINE, *(options.steps or ENTRIES)]
-        for step in steps:
-            if step not in ENTRIES:
-                raise ValueError(f"--steps '{step}': not one of {', '.join(ENTRIES)}")
-        names = [options.worker] if options.worker else options.lists or LISTS[options.device]
-        for name in names:
-            check(name)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    budget = options.memory * 2**30 if options.memory is not None else 0.9 * memory(options.device)
+    check(options, "rounds", "processes")
+    device, steps = options.device, [BASELINE, *(options.steps or ENTRIES)]
+    for step in steps:
+        if step not in ENTRIES:
+            raise UserError(f"--steps '{step}': not one of {', '.join(ENTRIES)}")
+    lists = [options.worker] if options.worker else options.lists or LISTS[device]
+    for name in lists:
+        check_list(name)
+    budget = options.memory * 2**30 if options.memory is not None else 0.9 * memory(device)
     if options.worker:
-        print(json.dumps(bench_list(options.worker, options.device, options.rounds, budget, steps)))
+        print(json.dumps(bench_list(options.worker, device, options.rounds, budget, steps)))
         return 0
-    processes = options.processes or PROCESSES[options.device]
+    processes = options.processes or PROCESSES[device]
     result = {
-        "machine": machine(options.device, [sys.argv[0], *(arguments or sys.argv[1:])])
-        | {"memory_GiB": budget / 2**30},
+        "machine": machine(device, arguments) | {"memory_GiB": budget / 2**30},
         "lists": {
-            name: bench_in_processes(name, options.device, options.rounds, processes, budget, steps)
-            for name in names
+            name: bench_in_processes(name, device, options.rounds, processes, budget, steps) for name in lists
         },
-        "overhead_us": bench_overhead(options.device, 40, steps),
+        "overhead_us": bench_overhead(device, 40, steps),
     }
     publish(result, markdown(result), options.out)
     return 0

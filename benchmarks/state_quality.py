@@ -39,9 +39,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 import optim
 from repro.environment import environment
 from repro.errors import UserError
+from repro.results import page, table
 from repro.runs import read_summary
 from repro.train import checkpoint
-from repro.train.cli import exit_status
+from repro.train.cli import command_line, exit_status
 from repro.train.run_folder import run_name, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -223,40 +224,29 @@ def append(path: Path, run: Run, result: dict[str, Any]) -> None:
         file.write(json.dumps({**asdict(run), **result, **where, "torch": torch.__version__}) + "\n")
 
 
-def tables(records: Iterable[dict[str, Any]]) -> str:
-    """Markdown: a table for each task, recipe and optimizer."""
+def markdown(records: Iterable[dict[str, Any]]) -> str:
+    """A page with a table for each task, recipe and optimizer."""
     groups: dict[tuple[str, str, str], dict[str, list[dict[str, Any]]]] = {}
     for record in records:
         key = record["task"], record["recipe"], record["optimizer"]
         groups.setdefault(key, {}).setdefault(record["storage"], []).append(record)
-    lines = [
-        "# Small states and the loss they end with",
-        "",
+    parts = []
+    for (task, recipe, optimizer), storages in sorted(groups.items()):
+        order = [storage for storage in (*STORAGES, *PURE_BF16) if storage in storages]
+        rows = (_row(storage, storages[storage], storages.get(REFERENCE, [])) for storage in order)
+        parts += [f"## {task}, {optimizer}", f"`{recipe}`", table(COLUMNS, rows)]
+    return page(
+        "Small states and the loss they end with",
         "Made by `benchmarks/state_quality.py` from the records next to it, which name commit, machine and "
         "versions. Losses are in nats. The verdict: does the mean validation loss differ from that with "
         "float32 states by no more than the runs with float32 states among themselves (max - min)?",
-    ]
-    for (task, recipe, optimizer), storages in sorted(groups.items()):
-        lines += ["", f"## {task}, {optimizer}", "", f"`{recipe}`", "", *HEADER]
-        order = [storage for storage in (*STORAGES, *PURE_BF16) if storage in storages]
-        lines += [_row(storage, storages[storage], storages.get(REFERENCE, [])) for storage in order]
-    return "\n".join(lines) + "\n"
+        *parts,
+    )
 
 
-_COLUMNS = (
-    "states",
-    "seeds",
-    "validation loss, mean",
-    "min to max",
-    "difference to float32",
-    "float32 max - min",
-    "verdict",
-    "training loss, mean",
-    "accuracy, %",
-    "state, B/parameter",
-    "seconds a run",
-)
-HEADER = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
+COLUMNS = ("states", "seeds", "validation loss, mean", "min to max", "difference to float32")
+COLUMNS += ("float32 max - min", "verdict", "training loss, mean", "accuracy, %")
+COLUMNS += ("state, B/parameter", "seconds a run")
 
 
 def verdict(losses: Sequence[float], reference: Sequence[float]) -> str:
@@ -267,13 +257,13 @@ def verdict(losses: Sequence[float], reference: Sequence[float]) -> str:
     return "within" if abs(difference) <= max(reference) - min(reference) else "outside"
 
 
-def _row(storage: str, records: list[dict[str, Any]], reference: list[dict[str, Any]]) -> str:
+def _row(storage: str, records: list[dict[str, Any]], reference: list[dict[str, Any]]) -> list[str]:
     def mean(key: str) -> float:
         return statistics.fmean(record[key] for record in records)
 
     losses, others = ([record["validation_loss"] for record in part] for part in (records, reference))
     compared = storage != REFERENCE and others
-    cells = [
+    return [
         storage,
         str(len(records)),
         f"{mean('validation_loss'):.4f}",
@@ -286,7 +276,6 @@ def _row(storage: str, records: list[dict[str, Any]], reference: list[dict[str, 
         f"{records[0]['state_bytes'] / records[0]['parameters']:.2f}",
         f"{mean('seconds'):.0f}",
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 # ---- the command
@@ -330,9 +319,7 @@ def train_all(runs: list[Run], path: Path, options: argparse.Namespace) -> int:
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing, write the table, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     data = os.environ.get("ADAN_DATA")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--optimizers", nargs="+", choices=list(LEARNING_RATES), default=["adan"])
@@ -367,8 +354,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             new = train_all(runs, records, options)
         elif not records.exists():
             raise UserError(f"--out {options.out}: {records} does not exist; train without --table first")
-        text = tables(load(records))
-        write_atomically(options.out.with_suffix(".md"), text)
+        text = markdown(load(records))
+        write_atomically(options.out.with_suffix(".md"), text + "\n")
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         return 130

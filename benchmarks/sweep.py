@@ -43,7 +43,7 @@ from repro.errors import UserError
 from repro.ledger.rows import ROOT
 from repro.runs import read
 from repro.train import checkpoint
-from repro.train.cli import exit_status
+from repro.train.cli import command_line, exit_status
 from repro.train.run_folder import run_name
 
 RECORDS = ROOT / "results" / "comparison" / "runs.jsonl"
@@ -56,9 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing and return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     split = words.index("--") if "--" in words else len(words)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("--tasks", nargs="+", choices=list(ALL_TASKS), default=list(ALL_TASKS))
     parser.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), default=list(OPTIMIZERS))
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1)")

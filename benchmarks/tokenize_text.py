@@ -36,8 +36,9 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from benchmarks.common import machine, publish, table
+from benchmarks.common import check, machine, made, parser
 from repro.errors import UserError
+from repro.results import page, publish, table
 from repro.text import files, tokenizers
 from repro.text.config import TokenizerConfig
 from repro.text.python_docs import python_docs
@@ -176,7 +177,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         seconds = {kind: runs[kind][turn]["seconds"] for kind in kinds}
         ratios.append(min(seconds["bare, processes"], seconds["bare, threads"]) / seconds["prepare"])
     return {
-        "machine": machine("cpu", [sys.argv[0], *options.words]) | {"cores": len(os.sched_getaffinity(0))},
         "library": library.__version__,
         "text": {
             "bytes": size,
@@ -214,59 +214,40 @@ def markdown(result: dict[str, Any]) -> str:
     for kind, runs in result["runs"].items():
         seconds = [run["seconds"] for run in runs]
         middle = statistics.median(seconds)
-        rows.append(
-            [
-                kind,
-                f"{middle:.1f} ({min(seconds):.1f} to {max(seconds):.1f})",
-                f"{megabytes / middle:.2f}",
-                f"{text['tokens'] / middle / 1e6:.3f}",
-            ]
-        )
-    lines = [
-        "# Tokenising",
-        "",
-        f"`{about['command']}` at commit {about['commit']}: {about['cpu']}, {about['cores']} cores, "
-        f"tokenizers {result['library']}, Python {about['python']}. {megabytes:,.0f} MB of text made of "
-        f"{text['made_of'] or 'Python documentation'}, {text['tokens']:,} {tokenizer['name']} tokens of "
-        f"{tokenizer['vocab_size']:,} types; {result['workers']} processes, or threads; {len(runs)} rounds. "
-        "`--help` explains the numbers.",
-        *table(["", "seconds: median (range)", "MB/s", "million tokens/s"], rows),
-        "",
+        spread = f"{middle:.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
+        speed = [f"{megabytes / middle:.2f}", f"{text['tokens'] / middle / 1e6:.3f}"]
+        rows.append([kind, spread, *speed])
+    peak, eighth = result["peak_MB"], result["peak_MB_of_an_eighth"]
+    source = made(about, f"{about['cores']} cores", f"tokenizers {result['library']}")
+    return page(
+        "Tokenising",
+        f"{source} {megabytes:,.0f} MB of text made of {text['made_of'] or 'Python documentation'}, "
+        f"{text['tokens']:,} {tokenizer['name']} tokens of {tokenizer['vocab_size']:,} types; "
+        f"{result['workers']} processes, or threads; {len(runs)} rounds. `--help` explains the numbers.",
+        table(["", "seconds: median (range)", "MB/s", "million tokens/s"], rows),
         f"prepare runs at {result['ratio']:.3f} of the speed of the faster bare loop.",
-    ]
-    if result["peak_MB"] is not None and result["peak_MB_of_an_eighth"] is not None:
-        lines += [
-            "",
-            f"Peak memory of prepare, all its processes: {result['peak_MB']:.0f} MB; with an eighth of the "
-            f"text {result['peak_MB_of_an_eighth']:.0f} MB.",
-        ]
-    return "\n".join(lines) + "\n"
+        ""
+        if peak is None or eighth is None
+        else f"Peak memory of prepare, all its processes: {peak:.0f} MB; with an eighth of the text "
+        f"{eighth:.0f} MB.",
+    )
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@exit_status
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, write, and return the exit status."""
     cores = len(os.sched_getaffinity(0))
+    found = parser(__doc__)
     found.add_argument("--text", type=Path, help="what the text is made of (default: Python's documentation)")
     found.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="default: byte pairs, trained here")
     found.add_argument("--size", type=file_size, default="1GB", help="of the text (default: 1GB)")
     found.add_argument("--workers", type=int, default=cores, help=f"processes or threads (default: {cores})")
     found.add_argument("--rounds", type=int, default=3, help="default: 3")
     found.add_argument("--scratch", type=Path, help="folder for the temporary files, twice --size")
-    found.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
-    return found
-
-
-@exit_status
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write, and return the exit status."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser().parse_args(words)
-    options.words = words
-    if options.workers < 1 or options.rounds < 1:
-        raise UserError("--workers and --rounds must be at least 1")
+    options = found.parse_args(arguments)
+    check(options, "workers", "rounds")
     os.environ["RAYON_NUM_THREADS"] = str(options.workers)  # of the library, read when it first uses them
-    result = measure(options)
+    result = {"machine": machine("cpu", arguments) | {"cores": cores}} | measure(options)
     publish(result, markdown(result), options.out)
     return 0
 

@@ -4,7 +4,6 @@ Prints what a run of that row would say of itself while it trains, at every meas
 With a fault (of benchmarks/tracking_faults.py), what it would say where that goes wrong.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,16 +14,14 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 from benchmarks.tracking_faults import FAULTS, Case
 from repro.ledger import rows, tracking
 from repro.logs.files import read_log
-from repro.train.cli import exit_status
+from repro.train.cli import command_line, exit_status
 from repro.train.summary import measures
 
 
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the replay and return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("row", metavar="ROW", help="e.g. imagenet/vit_s_150_i")
     parser.add_argument("--fault", choices=[fault.name for fault in FAULTS], metavar="NAME")
     options = parser.parse_args(arguments)

@@ -9,9 +9,7 @@ curves of another recipe of the same model. `behind` and `diverged` count as an 
 after the beginning of a fault is its detection.
 """
 
-import argparse
 import itertools
-import json
 import statistics
 import sys
 import time
@@ -23,16 +21,16 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
-from benchmarks.common import table
 from benchmarks.tracking_faults import FAULTS, Case, rerun
-from repro.environment import environment
+from repro.environment import commit
 from repro.errors import UserError
 from repro.ledger import tracking, verdict
 from repro.ledger.rows import load, names
 from repro.logs.files import read_log
 from repro.logs.log import LogError
-from repro.train.cli import exit_status
-from repro.train.run_folder import refuse_foreign_page, write_atomically
+from repro.results import page, publish, table
+from repro.train.cli import command_line, exit_status
+from repro.train.run_folder import refuse_foreign_page
 
 CONSTANTS = [  # window, reach, tolerance, records
     *(
@@ -105,7 +103,7 @@ def sibling_spread(found: Sequence[Case]) -> tuple[float, list[dict[str, Any]]]:
 def alarms_of_reruns(found: Sequence[Case], seeds: int, spread: float) -> list[dict[str, Any]]:
     """How many reruns of each table's rows are ever called behind or diverged, and how long."""
     rows = []
-    for name, group in _tables(found):
+    for name, group in _by_table(found):
         random = np.random.default_rng(0)
         runs = [list(case.verdicts(rerun(case, random, spread))) for case in group for _ in range(seeds)]
         wrong = [sum(verdict > 0 for _, verdict in run) / len(run) for run in runs]
@@ -125,7 +123,7 @@ def alarms_of_reruns(found: Sequence[Case], seeds: int, spread: float) -> list[d
 def detection(found: Sequence[Case], seeds: int, spread: float) -> list[dict[str, Any]]:
     """How soon each fault is noticed, for each table's rows."""
     rows = []
-    for (name, group), fault in itertools.product(_tables(found), FAULTS):
+    for (name, group), fault in itertools.product(_by_table(found), FAULTS):
         random = np.random.default_rng(1)
         delays, shares, runs = [], [], 0
         for case in group:
@@ -155,7 +153,7 @@ def other_recipes(found: Sequence[Case]) -> list[dict[str, Any]]:
     """When the released curve of another recipe of the same model is noticed not to be this one's."""
     rows = []
     for case, other in itertools.permutations(found, 2):
-        if case.row.model == other.row.model and _table(case) == _table(other):
+        if case.row.model == other.row.model and _table_of(case) == _table_of(other):
             frame = tracking.compare_log(case.row, other.log)
             first = {
                 word: frame["position"][frame["verdict"] == word].min()
@@ -204,33 +202,12 @@ def choices(found: Sequence[Case], seeds: int, spread: float) -> list[dict[str, 
     return rows
 
 
-def _tables(found: Sequence[Case]) -> list[tuple[str, list[Case]]]:
-    return [(key, list(group)) for key, group in itertools.groupby(found, _table)]
+def _by_table(found: Sequence[Case]) -> list[tuple[str, list[Case]]]:
+    return [(key, list(group)) for key, group in itertools.groupby(found, _table_of)]
 
 
-def _table(case: Case) -> str:
+def _table_of(case: Case) -> str:
     return case.row.name.partition("/")[0]
-
-
-@exit_status
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study, print its tables, write them, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write README.md and tracking.json there")
-    parser.add_argument("--seeds", type=int, default=20, metavar="N", help="reruns of each row (default: 20)")
-    options = parser.parse_args(arguments)
-    if options.out is not None:
-        refuse_foreign_page(options.out / "README.md", "benchmarks/tracking_study.py")
-    results = study(options.seeds)
-    text = page(results, options.seeds)
-    print(text)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.out / "README.md", text + "\n")
-        write_atomically(options.out / "tracking.json", json.dumps(results, indent=1) + "\n")
-    return 0
 
 
 def study(seeds: int) -> dict[str, Any]:
@@ -239,14 +216,13 @@ def study(seeds: int) -> dict[str, Any]:
     Raises:
         UserError: no released log is here.
     """
-    commit = environment()["commit"]
     found, missing = cases()
     if not found:
         raise UserError(f"no released log is here; the first: {missing[0]}")
     spread, siblings = sibling_spread(found)
     themselves = {case.row.name: tracking.compare_log(case.row, case.log)["verdict"] for case in found}
     return {
-        "commit": commit,
+        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
         "rows": [case.row.name for case in found],
         "missing": missing,
@@ -263,50 +239,62 @@ def study(seeds: int) -> dict[str, Any]:
     }
 
 
-def page(results: dict[str, Any], seeds: int) -> str:
+def markdown(results: dict[str, Any], seeds: int) -> str:
     """The README of the results."""
     themselves = results["themselves"]
-    return "\n\n".join(
-        [
-            "# How well live tracking does",
-            f"`python benchmarks/tracking_study.py --out results/tracking --seeds {seeds}` at commit "
-            f"{results['commit']}, {results['date']}; seeds 0, 1, 2 of numpy. The rule is stated in "
-            "repro/ledger/verdict.py and docs/tracking.md; reruns and faults are described at the head of "
-            f"the script. {len(results['rows'])} rows; their logs are all released ones that are here. "
-            f"Missing: {'; '.join(results['missing']) or 'none'}.",
-            "## Good runs",
-            f"Every released log against itself: {themselves['records']} records, "
-            f"{themselves['not on track']} not on track.",
-            "Sibling logs, while their settings agree. `tolerance` is of each column and measured by them; "
-            "`with tolerance 0` are the alarms if it were not.",
-            _markdown(results["siblings"]),
-            f"Reruns, with a spread of {100 * results['spread']:.2f} % of the error, as siblings' means:",
-            _markdown(results["reruns"]),
-            "## Bad runs",
-            "Delays are in epochs, for bert and wikitext103 in steps, from the beginning of the fault:",
-            _markdown(results["detection"]),
-            "The released curve of another recipe of the same model, taken for a run of this row, and where "
-            "it is first called what:",
-            _markdown(results["recipes"]),
-            "## Other constants",
-            "All rows that log epochs, with one tolerance for all. repro/ledger/verdict.py has "
-            f"{100 * verdict.WINDOW:g} %, {100 * verdict.REACH:g} %, {100 * verdict.TOLERANCE:g} % and "
-            f"{verdict.RECORDS} records: of those that call fewer than one good run in a hundred behind, "
-            "the ones that notice a bad one soonest.",
-            _markdown(results["choices"]),
-        ]
+    return page(
+        "How well live tracking does",
+        f"`python benchmarks/tracking_study.py --out results/tracking --seeds {seeds}` at commit "
+        f"{results['commit']}, {results['date']}; seeds 0, 1, 2 of numpy. The rule is stated in "
+        "repro/ledger/verdict.py and docs/tracking.md; reruns and faults are described at the head of "
+        f"the script. {len(results['rows'])} rows; their logs are all released ones that are here. "
+        f"Missing: {'; '.join(results['missing']) or 'none'}.",
+        "## Good runs",
+        f"Every released log against itself: {themselves['records']} records, "
+        f"{themselves['not on track']} not on track.",
+        "Sibling logs, while their settings agree. `tolerance` is of each column and measured by them; "
+        "`with tolerance 0` are the alarms if it were not.",
+        _table(results["siblings"]),
+        f"Reruns, with a spread of {100 * results['spread']:.2f} % of the error, as siblings' means:",
+        _table(results["reruns"]),
+        "## Bad runs",
+        "Delays are in epochs, for bert and wikitext103 in steps, from the beginning of the fault:",
+        _table(results["detection"]),
+        "The released curve of another recipe of the same model, taken for a run of this row, and where "
+        "it is first called what:",
+        _table(results["recipes"]),
+        "## Other constants",
+        "All rows that log epochs, with one tolerance for all. repro/ledger/verdict.py has "
+        f"{100 * verdict.WINDOW:g} %, {100 * verdict.REACH:g} %, {100 * verdict.TOLERANCE:g} % and "
+        f"{verdict.RECORDS} records: of those that call fewer than one good run in a hundred behind, "
+        "the ones that notice a bad one soonest.",
+        _table(results["choices"]),
     )
 
 
-def _markdown(rows: list[dict[str, Any]]) -> str:
-    lines = table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
-    return "\n".join(lines).strip()
+def _table(rows: list[dict[str, Any]]) -> str:
+    return table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return "none" if value is None else str(value)
+
+
+@exit_status
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study, print its tables, write them, and return the exit status."""
+    parser = command_line(__doc__)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write README.md and tracking.json there")
+    parser.add_argument("--seeds", type=int, default=20, metavar="N", help="reruns of each row (default: 20)")
+    options = parser.parse_args(arguments)
+    if options.out is not None:
+        refuse_foreign_page(options.out / "README.md", "benchmarks/tracking_study.py")
+    results = study(options.seeds)
+    text = markdown(results, options.seeds)
+    publish(results, text, options.out and options.out / "tracking", "README.md")
+    return 0
 
 
 if __name__ == "__main__":

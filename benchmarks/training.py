@@ -31,7 +31,6 @@ With --optimizers: the bare loop with each optimizer.
                         steps that made its states; activations and the synthetic images are in it
 """
 
-import argparse
 import math
 import statistics
 import sys
@@ -45,12 +44,12 @@ from torch import nn
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 import optim
-from benchmarks.common import machine, publish, seconds
+from benchmarks.common import check, machine, parser, seconds
 from benchmarks.optimizers import EMULATED, ENTRIES, state_bytes
 from benchmarks.training_cases import LANGUAGE, MODELS, QUICK, prepare
 from benchmarks.training_loops import Bench, bare_loop, run_ours, timm_loop
 from benchmarks.training_page import markdown
-from repro.errors import UserError
+from repro.results import publish
 from repro.train.cli import exit_status
 
 ALONE = 4  # turns of steps whose optimizer is timed
@@ -184,28 +183,19 @@ def peak_bytes(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer)
 @exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--optimizers", action="store_true", help="optimizers in the bare loop, not loops")
-    parser.add_argument(
-        "--models", nargs="+", metavar="MODEL",
-        help=f"{', '.join(LANGUAGE)}, or any of timm's; default: {' '.join(MODELS)}",
-    )  # fmt: skip
-    parser.add_argument("--batch", type=int, help="samples; default: as many as are usual on the device")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--quick", action="store_true", help="models and batches for tests")
-    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
-    options = parser.parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA GPU here; leave it out to measure on the CPU")
-    if options.rounds < 1:
-        raise UserError(f"--rounds {options.rounds}: must be at least 1")
+    found = parser(__doc__, device=True)
+    found.add_argument("--optimizers", action="store_true", help="optimizers in the bare loop, not loops")
+    models = f"{', '.join(LANGUAGE)}, or any of timm's; default: {' '.join(MODELS)}"
+    found.add_argument("--models", nargs="+", metavar="MODEL", help=models)
+    found.add_argument("--batch", type=int, help="samples; default: as many as are usual on the device")
+    found.add_argument("--rounds", type=int, default=40)
+    found.add_argument("--quick", action="store_true", help="models and batches for tests")
+    options = found.parse_args(arguments)
+    check(options, "rounds")
     more = [] if options.batch is None else [f"batch_size={options.batch}"]
     measure = bench_optimizers if options.optimizers else bench_loops
     result = {
-        "machine": machine(options.device, [sys.argv[0], *(arguments or sys.argv[1:])]),
+        "machine": machine(options.device, arguments),
         "optimizers": OPTIMIZERS if options.optimizers else {},  # what they are
         "models": {
             name: measure(Bench(prepare(name, options.device, options.quick, more), options.rounds))

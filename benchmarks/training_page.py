@@ -2,44 +2,39 @@
 
 from typing import Any
 
-from benchmarks.common import table
+from benchmarks.common import made
+from repro.results import bullets, page, table
 
 
 def markdown(result: dict[str, Any]) -> str:
     """The result as a page."""
     about = result["machine"]
-    where = f"{about['gpu']}, host " if about["device"] == "cuda" else ""
     what = "optimizers in the bare loop" if result["optimizers"] else "three loops"
-    lines = [
-        f"# Training steps on the {'GPU' if about['device'] == 'cuda' else 'CPU'}: {what}",
-        "",
-        f"`{about['command']}` at commit {about['commit']}: {where}{about['cpu']}, "
-        f"{about['threads']} threads, torch {about['torch']}, Python {about['python']}, "
-        f"Adan: {about['path']}. Seed 0, medians of interleaved rounds. `--help` explains contestants and "
-        "columns.",
-    ]
+    parts = []
     for name, run in result["models"].items():
         turn = "" if run["steps_of_a_turn"] == 1 else f" of {run['steps_of_a_turn']} steps"
         size = "" if run["per_sample"] == 1 else f" sequences of {run['per_sample']}"
-        lines += [
-            "",
+        parts += [
             f"## {name}: {run['parameters'] / 1e6:.1f} M parameters, "
             f"{run['batch']}{size} {run['unit']}, "
             f"{'float32' if run['amp'] == 'no' else run['amp']}, {run['rounds']} rounds{turn}",
             *(optimizers_table if result["optimizers"] else loops_table)(run),
         ]
-    if result["optimizers"]:
-        lines += ["", *(f"* {key}: {text}." for key, text in result["optimizers"].items())]
-    return "\n".join(lines) + "\n"
+    return page(
+        f"Training steps on the {'GPU' if about['device'] == 'cuda' else 'CPU'}: {what}",
+        f"{made(about, 'Adan: ' + about['path'])} Seed 0, medians of interleaved rounds. `--help` explains "
+        "contestants and columns.",
+        *parts,
+        bullets(f"{key}: {text}." for key, text in result["optimizers"].items()),
+    )
 
 
 def loops_table(run: dict[str, Any]) -> list[str]:
-    """Lines on the three loops with one model."""
+    """The table of the three loops with one model, and what is below it."""
     cells = ([key, *cells_of(values)] for key, values in run["rows"].items())
     alone = run["optimizer"]
     return [
-        *table(["loop", "ms", f"{run['unit']}/s", "TFLOP/s", "to bare (95%)"], cells),
-        "",
+        table(["loop", "ms", f"{run['unit']}/s", "TFLOP/s", "to bare (95%)"], cells),
         f"Ours to timm's structure: {shown(run['ours_to_timm'])}. "
         f"Losses agree to {run['loss_difference']:.1e}. "
         f"The optimizer takes {alone['ms']:.1f} ms of a step of the bare loop, {alone['share']:.2%}.",
@@ -47,18 +42,9 @@ def loops_table(run: dict[str, Any]) -> list[str]:
 
 
 def optimizers_table(run: dict[str, Any]) -> list[str]:
-    """Lines on the optimizers with one model."""
-    header = [
-        "optimizer",
-        "ms",
-        f"{run['unit']}/s",
-        "TFLOP/s",
-        "ratio (95%)",
-        "optimizer, ms",
-        "share",
-        "B/parameter",
-    ]
-    header += ["state, B/parameter", "peak, GiB"]
+    """The table of the optimizers with one model, and what is below it."""
+    header = ["optimizer", "ms", f"{run['unit']}/s", "TFLOP/s", "ratio (95%)", "optimizer, ms", "share"]
+    header += ["B/parameter", "state, B/parameter", "peak, GiB"]
     cells = (
         [
             key,
@@ -71,7 +57,7 @@ def optimizers_table(run: dict[str, Any]) -> list[str]:
         ]
         for key, values in run["rows"].items()
     )
-    return [*table(header, cells), *(line for key in run["absent"] for line in ("", f"Not here: {key}."))]
+    return [table(header, cells), *(f"Not here: {key}." for key in run["absent"])]
 
 
 def cells_of(values: dict[str, Any]) -> list[str]:

@@ -6,24 +6,25 @@ a change do to the speed? The last lists are 400 tensors of 16 elements, where t
 which empties the caches in between, and again and again, the fastest tenth of the steps.
 """
 
-import argparse
 import importlib.util
 import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 import optim
-from benchmarks import optimizers as bench
-from benchmarks.common import interleave, machine, publish, seconds, table
+from benchmarks.common import check, fresh, interleave, machine, made, parser, seconds
+from benchmarks.optimizers import BASELINE, make, shapes
+from repro.environment import commit
+from repro.errors import UserError
+from repro.results import page, publish, table
+from repro.train.cli import exit_status
 
 IN_TURN, AGAIN = "400 x 16, in turn", "400 x 16, again"
 NAMES = ("adan", "adamw")
@@ -45,9 +46,9 @@ def load(checkout: Path) -> ModuleType:
 
 def measure(checkout: Path, name: str, rounds: int) -> dict[str, float]:
     """Seconds of a step, medians over rounds."""
-    sizes = [torch.Size((16,))] * 400 if name in (IN_TURN, AGAIN) else bench.shapes(name)
-    params = bench.make(sizes, "cpu")
-    steps = {bench.BASELINE: torch.optim.AdamW(params, fused=True).step}
+    sizes = [torch.Size((16,))] * 400 if name in (IN_TURN, AGAIN) else shapes(name)
+    params = make(sizes, "cpu")
+    steps = {BASELINE: torch.optim.AdamW(params, fused=True).step}
     for label, package in {"before": load(checkout), "now": optim}.items():
         for key in NAMES:
             steps[f"{key} {label}"] = package.OPTIMIZERS[key](params, fused=True, weight_decay=0.02).step
@@ -61,64 +62,43 @@ def measure(checkout: Path, name: str, rounds: int) -> dict[str, float]:
     return {key: statistics.median(values) for key, values in series.items()}
 
 
-def markdown(about: dict[str, Any], before: str, lists: dict[str, list[dict[str, float]]]) -> str:
+def markdown(about: dict[str, Any], other: str, lists: dict[str, list[dict[str, float]]]) -> str:
     """The result as a table."""
     rows = []
     for name, runs in lists.items():
         for key in NAMES:
-            ratios = [run[f"{key} now"] / run[f"{key} before"] for run in runs]
-            times = [
-                f"{1e3 * statistics.median(run[f'{key} {label}'] for run in runs):.3f}"
-                for label in ("before", "now")
-            ]
+            before, now = ([run[f"{key} {label}"] for run in runs] for label in ("before", "now"))
+            times = [f"{1e3 * statistics.median(seconds):.3f}" for seconds in (before, now)]
+            ratios = [new / old for old, new in zip(before, now, strict=True)]
             spread = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
             rows.append([name, key, *times, spread])
-    header = ["list", "optimizer", "before, ms", "now, ms", "now to before (over processes)"]
-    lines = [
-        "# Steps before and after",
-        "",
-        f"`{about['command']}` at commit {about['commit']}, before: {before}; {about['cpu']}, "
-        f"{about['threads']} threads, torch {about['torch']}, Python {about['python']}. Medians of rounds in "
-        "turn, then over processes.",
-        *table(header, rows),
-    ]
-    return "\n".join(lines) + "\n"
+    return page(
+        "Steps before and after",
+        f"{made(about)} Before: commit {other}. Medians of rounds in turn, then over processes.",
+        table(["list", "optimizer", "before, ms", "now, ms", "now to before (over processes)"], rows),
+    )
 
 
+@exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkout", type=Path, metavar="PATH", help="the other checkout")
-    parser.add_argument("--lists", nargs="+", metavar="LIST", default=["ViT-S", "ResNet-50", IN_TURN, AGAIN])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--processes", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.md")
-    parser.add_argument("--worker", action="store_true", help="measure in this process and print JSON")
-    options = parser.parse_args(arguments)
+    found = parser(__doc__)
+    found.add_argument("checkout", type=Path, metavar="PATH", help="the other checkout")
+    found.add_argument("--lists", nargs="+", metavar="LIST", default=["ViT-S", "ResNet-50", IN_TURN, AGAIN])
+    found.add_argument("--rounds", type=int, default=15)
+    found.add_argument("--processes", type=int, default=5)
+    found.add_argument("--worker", action="store_true", help="measure in this process and print JSON")
+    options = found.parse_args(arguments)
+    check(options, "rounds", "processes")
     if not list(options.checkout.glob("optim/_cpu*.so")):
-        parser.error(f"{options.checkout} has no built kernels: python setup.py build_ext --inplace there")
+        raise UserError(f"{options.checkout} has no built kernels: python setup.py build_ext --inplace there")
     if options.worker:
         print(json.dumps(measure(options.checkout, options.lists[0], options.rounds)))
         return 0
-    lists: dict[str, list[dict[str, float]]] = {}
-    for name in options.lists:
-        command = [
-            sys.executable,
-            __file__,
-            str(options.checkout),
-            "--worker",
-            "--rounds",
-            str(options.rounds),
-        ]
-        for _ in tqdm(range(options.processes), desc=name, disable=not sys.stderr.isatty()):
-            seen = subprocess.run([*command, "--lists", name], check=True, stdout=subprocess.PIPE, text=True)
-            lists.setdefault(name, []).append(json.loads(seen.stdout))
-    about = machine("cpu", [sys.argv[0], *(arguments or sys.argv[1:])])
-    git = ["git", "-C", str(options.checkout), "describe", "--always", "--dirty"]
-    before = subprocess.run(git, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-    publish({"machine": about, "before": before, "lists": lists}, markdown(about, before, lists), options.out)
+    command = [__file__, str(options.checkout), "--worker", "--rounds", str(options.rounds), "--lists"]
+    lists = {name: fresh([[*command, name]] * options.processes, name) for name in options.lists}
+    about, other = machine("cpu", arguments), commit(options.checkout) or "unknown"
+    publish({"machine": about, "before": other, "lists": lists}, markdown(about, other, lists), options.out)
     return 0
 
 

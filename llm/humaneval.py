@@ -41,7 +41,7 @@ from repro.errors import UserError
 from repro.ledger import rows
 from repro.loading import read_json
 from repro.publish import alone
-from repro.train.cli import exit_status, file_size
+from repro.train.cli import command_line, exit_status, file_size
 from repro.train.run_folder import write_atomically
 
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # arXiv 2107.03374, section 2.2
@@ -72,9 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     limits = Limits()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL")
     add("--completions", type=Path, metavar="FILE", help="lines with task_id and completion, as they are")

@@ -30,7 +30,7 @@ from repro.interop.checkpoint import named
 from repro.interop.describe import describe
 from repro.interop.tensors import require_values
 from repro.reading import printable
-from repro.train.cli import exit_status
+from repro.train.cli import command_line, exit_status
 
 
 @exit_status
@@ -50,9 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     show_parser = commands.add_parser("show", help="say what is in a file or folder; the default")
     show_parser.add_argument("path", type=Path, metavar="PATH")

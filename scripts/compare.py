@@ -4,7 +4,6 @@ RUNS are run folders or folders of run folders. Runs that differ only in the see
 Runs that have not finished have rows of their own, without final and best results.
 """
 
-import argparse
 import statistics
 import sys
 from collections import defaultdict
@@ -20,7 +19,7 @@ from optim.text import aligned
 from repro.errors import UserError
 from repro.reading import printable_lines
 from repro.runs import METRICS, Run, is_free, read
-from repro.train.cli import exit_status
+from repro.train.cli import command_line, exit_status
 from repro.train.throughput import sample_rate
 
 mpl.use("Agg")
@@ -31,9 +30,7 @@ from matplotlib.ticker import MaxNLocator
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table, write the figure, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS")
     parser.add_argument("--out", type=Path, metavar="PNG", help="write the curves there")
     options = parser.parse_args(arguments)

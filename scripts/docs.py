@@ -4,7 +4,6 @@ A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. With --che
 the exit status is 1 if a table is not what the code says.
 """
 
-import argparse
 import math
 import sys
 from collections import defaultdict
@@ -20,17 +19,23 @@ from optim.card import COMMON_OPTIONS, STATE_BYTES
 from repro.ledger import rows
 from repro.ledger.describe import published
 from repro.ledger.rows import Row
-from repro.train.cli import exit_status
+from repro.results import table
+from repro.train.cli import command_line, exit_status
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def optimizers() -> str:
     """One line for each optimizer."""
-    lines = [
-        "| optimizer | state, B/parameter: float32, bfloat16, int8 | state tensors | paths | when | source |",
-        "|---|---|---|---|---|---|",
+    head = [
+        "optimizer",
+        "state, B/parameter: float32, bfloat16, int8",
+        "state tensors",
+        "paths",
+        "when",
+        "source",
     ]
+    lines = []
     for name, card in CARDS.items():
         states = ", ".join(f"(`{name}`)" if name in card.optional else f"`{name}`" for name in card.states)
         paths = ", ".join(
@@ -38,10 +43,8 @@ def optimizers() -> str:
         )
         states = ", ".join(filter(None, [states, ", ".join(f"*`{small}`*" for small in card.small)]))
         sizes = ", ".join(f"{state_bytes(name, kept):.3g}" for kept in STATE_BYTES)
-        lines.append(
-            f"| `{card.name}` {card.title} | {sizes} | {states} | {paths} | {card.when} | {card.source} |"
-        )
-    return "\n".join(lines)
+        lines.append([f"`{card.name}` {card.title}", sizes, states, paths, card.when, card.source])
+    return table(head, lines)
 
 
 def state_bytes(name: str, kept: str) -> float:
@@ -55,11 +58,9 @@ def state_bytes(name: str, kept: str) -> float:
 
 def options() -> str:
     """The options of each optimizer beyond lr, betas, eps and weight_decay."""
-    lines = ["| option | of | meaning |", "|---|---|---|"]
-    for card in CARDS.values():
-        lines += [f"| `{name}` | {card.title} | {meaning} |" for name, meaning in card.options.items()]
-    lines += [f"| `{name}` | all | {meaning} |" for name, meaning in COMMON_OPTIONS.items()]
-    return "\n".join(lines)
+    own = [(name, card.title, meaning) for card in CARDS.values() for name, meaning in card.options.items()]
+    common = [(name, "all", meaning) for name, meaning in COMMON_OPTIONS.items()]
+    return table(["option", "of", "meaning"], ([f"`{name}`", of, said] for name, of, said in own + common))
 
 
 def ledger() -> str:
@@ -68,29 +69,27 @@ def ledger() -> str:
     tables: dict[str, list[Row]] = defaultdict(list)
     for name in rows.names():
         tables[name.partition("/")[0]].append(rows.load(name).row)
-    lines = [
-        "| `configs/paper/` | models | rows | with a log | verified | runnable |",
-        "|---|---|---|---|---|---|",
-    ]
-    for table, group in tables.items():
+    lines = []
+    for folder, group in tables.items():
         models = ", ".join(dict.fromkeys(row.model for row in group))
         verified = sum(verdicts[row.name] == "verified" for row in group)
         runnable = sum(row.status == "runnable" for row in group)
         logs = sum(bool(row.logs) for row in group)
-        lines.append(f"| `{table}` | {models} | {len(group)} | {logs} | {verified} | {runnable} |")
-    return "\n".join(lines)
+        numbers = map(str, (len(group), logs, verified, runnable))
+        lines.append([f"`{folder}`", models, *numbers])
+    return table(["`configs/paper/`", "models", "rows", "with a log", "verified", "runnable"], lines)
 
 
 def language() -> str:
     """The rows that recipes for language train."""
-    lines = ["| row | published | command |", "|---|---|---|"]
+    lines = []
     for name in rows.names():
         row = rows.load(name).row
         if row.script.startswith("nlp/") and row.status == "runnable":
             proxy = "" if row.proxy is None else " (or `--scale proxy`)"
             command = f"`python scripts/reproduce.py {name} data.root=PATH`{proxy}"
-            lines.append(f"| {row.title} | {published(row)} | {command} |")
-    return "\n".join(lines)
+            lines.append([row.title, published(row), command])
+    return table(["row", "published", "command"], lines)
 
 
 # Of the walk-through in docs/monitor.md. Title: optimizer, options, the factor of x^2 in the objective.
@@ -122,12 +121,11 @@ def walk(name: str, options: dict[str, Any], square: float) -> list[tuple[float,
 def walkthrough() -> str:
     """x and the objective after some steps, one column for each optimizer."""
     walks = {title: walk(*how) for title, how in WALKS.items()}
-    lines = ["| step | " + " | ".join(f"{title}: x, objective" for title in walks) + " |"]
-    lines += ["|" + "---|" * (1 + len(walks))]
-    for step in (0, 1, 11, 51, 91, 100):
-        cells = [f"{x:.4f}, {value:.4f}" for x, value in (seen[step] for seen in walks.values())]
-        lines.append(f"| {step} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rows = (
+        [str(step), *("{:.4f}, {:.4f}".format(*seen[step]) for seen in walks.values())]
+        for step in (0, 1, 11, 51, 91, 100)
+    )
+    return table(["step", *(f"{title}: x, objective" for title in walks)], rows)
 
 
 TABLES = {
@@ -141,20 +139,18 @@ TABLES = {
 
 def generated(text: str) -> str:
     """The text with every table in it as the code has it."""
-    for name, table in TABLES.items():
+    for name, make in TABLES.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         before, mark, rest = text.partition(begin)
         if mark:
-            text = f"{before}{begin}\n{table()}\n{end}{rest.partition(end)[2]}"
+            text = f"{before}{begin}\n{make()}\n{end}{rest.partition(end)[2]}"
     return text
 
 
 @exit_status
 def main() -> int:
     """Write the tables, or tell which are out of date; return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 if a table is out of date"
     )

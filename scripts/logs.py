@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 
 from repro.errors import UserError
 from repro.reading import printable, printable_lines
-from repro.train.cli import exit_status
+from repro.train.cli import command_line, exit_status
 
 
 @exit_status
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    main = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    main = command_line(__doc__)
     commands = main.add_subparsers(required=True, metavar="COMMAND")
 
     show_ = commands.add_parser("show", help="what a log is and holds")

@@ -27,7 +27,7 @@ from repro.errors import UserError
 from repro.text import shards, sources, tokenizers
 from repro.text.config import PrepareConfig
 from repro.text.writing import write
-from repro.train.cli import CONFIGS, exit_status, file_size, processes
+from repro.train.cli import CONFIGS, command_line, exit_status, file_size, processes
 
 
 @exit_status
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = command_line(__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -5,7 +5,6 @@ RUNS are run folders or folders of them; without any, runs/ and results/ are loo
 also writes pictures of the page there, which takes chromium.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from benchmarks.comparison.page import section
 from benchmarks.comparison.records import load
 from repro.ledger import html
 from repro.ledger.rows import ROOT
-from repro.train.cli import exit_status
+from repro.train.cli import command_line, exit_status
 
 COMPARISON = ROOT / "results" / "comparison" / "runs.jsonl"  # of benchmarks/sweep.py
 
@@ -24,9 +23,7 @@ COMPARISON = ROOT / "results" / "comparison" / "runs.jsonl"  # of benchmarks/swe
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page and return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument(
         "runs", nargs="*", type=Path, metavar="RUNS", default=[ROOT / "results", Path("runs")]
     )

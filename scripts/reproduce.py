@@ -30,7 +30,7 @@ from repro.errors import UserError
 from repro.ledger import describe, rows, runs
 from repro.ledger.rows import ROOT, Recipe
 from repro.logs import read
-from repro.train.cli import exit_status
+from repro.train.cli import command_line, exit_status
 
 RUNS = (Path("runs"), ROOT / "results")  # where own results are looked for
 SHOWN = 40  # lines of a comparison
@@ -60,9 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("row", nargs="?", metavar="ROW")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     parser.add_argument(

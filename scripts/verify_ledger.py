@@ -4,7 +4,6 @@ Without rows, all of them. Nothing is trained; see docs/ledger.md for what each 
 if one fails. With --out, DIR gets verify.json, with all notes, and verify.md; with rows, only theirs change.
 """
 
-import argparse
 import json
 import sys
 from collections import Counter
@@ -20,8 +19,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 from repro.environment import environment
 from repro.errors import UserError
 from repro.ledger.rows import COMMIT, REPOSITORY, names
-from repro.train.cli import exit_status
-from repro.train.run_folder import write_atomically
+from repro.results import bullets, page, table, write
+from repro.train.cli import command_line, exit_status
 from repro.verify import Verdict, verify
 from repro.verify.checks import Check
 
@@ -39,31 +38,28 @@ COMPARED = {  # what a check counts
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and the summary, write them, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help="<table>/<row>; default: all")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write verify.json and verify.md there")
     options = parser.parse_args(arguments)
     rows = tqdm(options.rows or names(), unit="row", leave=False, disable=None)
     verdicts = [verify(name) for name in rows]
-    print("\n".join([table(verdicts), "", *notes(verdicts), *summary(verdicts)]))
+    parts = [rows_of(verdicts), bullets(notes(verdicts)), "\n".join(summary(verdicts))]
+    print("\n\n".join(filter(None, parts)))
     if options.out is not None:
-        write(options.out, verdicts, options.rows)
+        publish(options.out, verdicts, options.rows)
     return 1 if any(verdict.failed for verdict in verdicts) else 0
 
 
-def table(verdicts: Sequence[Verdict]) -> str:
+def rows_of(verdicts: Sequence[Verdict]) -> str:
     """Return a Markdown table with a line for each row of the ledger."""
-    lines = [["row", *COMPARED, "verdict"]]
-    lines += [
-        [verdict.name, *(cell(verdict.checks[name]) for name in COMPARED), verdict.says]
-        for verdict in verdicts
-    ]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    lines.insert(1, ["-" * width for width in widths])
-    padded = ([text.ljust(width) for text, width in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+    return table(
+        ["row", *COMPARED, "verdict"],
+        (
+            [verdict.name, *(cell(verdict.checks[name]) for name in COMPARED), verdict.says]
+            for verdict in verdicts
+        ),
+    )
 
 
 def cell(check: Check) -> str:
@@ -73,14 +69,13 @@ def cell(check: Check) -> str:
 
 def notes(verdicts: Sequence[Verdict]) -> list[str]:
     """Return what stands below the table: what differs, what passed as a departure only, what is not here."""
-    lines = [
-        f"* {verdict.name}, {name}: {note}"
+    return [
+        f"{verdict.name}, {name}: {note}"
         for verdict in verdicts
         for name, check in verdict.checks.items()
         for note in check.notes
         if check.passed is False or name == "files" or "departs" in note
     ]
-    return [*lines, ""] if lines else []
 
 
 def summary(verdicts: Sequence[Verdict]) -> list[str]:
@@ -101,7 +96,7 @@ def summary(verdicts: Sequence[Verdict]) -> list[str]:
     ]
 
 
-def write(folder: Path, verdicts: Sequence[Verdict], rows: Sequence[str]) -> None:
+def publish(folder: Path, verdicts: Sequence[Verdict], rows: Sequence[str]) -> None:
     """Write verify.json and verify.md.
 
     Args:
@@ -126,31 +121,21 @@ def write(folder: Path, verdicts: Sequence[Verdict], rows: Sequence[str]) -> Non
     elif rows:
         made["command"] = " ".join([made["command"], *rows])
     verdicts = [restore(entry) for entry in entries.values()]
-    content: dict[str, Any] = {**made, "summary": summary(verdicts), "rows": entries}
-    lines = [
-        "# The ledger against what was released",
-        "",
+    alone = [
+        f"{name}: checked by itself at commit {entry['alone']['commit']}, {entry['alone']['date']}"
+        for name, entry in entries.items()
+        if "alone" in entry
+    ]
+    text = page(
+        "The ledger against what was released",
         f"`{made['command']} --out DIR` at commit {made['commit']}, {made['date']}, against the files of "
         f"{REPOSITORY} at {COMMIT[:7]}. A `-` has nothing to check against; a `*` passed with overrides that "
         "the row names. What each check is: docs/ledger.md.",
-        "",
-        *summary(verdicts),
-        "",
-        table(verdicts),
-        "",
-        *notes(verdicts),
-        *(
-            f"* {name}: checked by itself at commit {entry['alone']['commit']}, {entry['alone']['date']}"
-            for name, entry in entries.items()
-            if "alone" in entry
-        ),
-    ]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(content, indent=1) + "\n")
-        write_atomically(folder / "verify.md", "\n".join(lines).rstrip() + "\n")
-    except OSError as error:
-        raise UserError(f"--out={folder}: cannot be written to ({error.strerror})") from error
+        "\n".join(summary(verdicts)),
+        rows_of(verdicts),
+        bullets([*notes(verdicts), *alone]),
+    )
+    write({**made, "summary": summary(verdicts), "rows": entries}, text, path)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from repro.interop import Checkpoint
 from repro.ledger.rows import Row
 from repro.reading import printable
 from repro.train.accelerator import build, shut_down
-from repro.train.cli import exit_status
+from repro.train.cli import command_line, exit_status
 from repro.train.run_folder import write_atomically
 from vision import settings
 from vision.config import VisionConfig
@@ -47,9 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line(__doc__)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     parser.add_argument("--row", help="of the ledger: model, crop and published value are this row's")

@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 
 from repro.errors import UserError
 from repro.reading import printable_lines, read_bytes
-from repro.train.cli import exit_status, file_size, processes
+from repro.train.cli import command_line, exit_status, file_size, processes
 from vision.config import DataConfig
 from vision.data.checking import check
 from vision.data.images import suffix
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = command_line(__doc__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

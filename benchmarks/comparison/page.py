@@ -20,11 +20,12 @@ from benchmarks.comparison.measures import (
     tolerated,
     winner,
 )
-from benchmarks.comparison.records import Record, Stage, select, table
+from benchmarks.comparison.records import Record, Stage, frame, select
 from benchmarks.comparison.search import edges
 from benchmarks.comparison.times import Times
 from benchmarks.comparison.todo import ALL_TASKS, Job, cells, space, todo, tuned, variants, works
 from repro.ledger.charts import svg
+from repro.results import table
 from repro.train.run_folder import write_atomically
 
 COMMAND = "python -m benchmarks.comparison"
@@ -34,7 +35,7 @@ WITHIN = 0.01  # of the best loss: the range of learning rates in the table
 def write(records: Sequence[Record], times: Times, folder: Path) -> list[str]:
     """Write tables, figures and the tidy table of all runs; return the names of the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    table(records).to_csv(folder / "runs.csv", index=False)
+    frame(records).to_csv(folder / "runs.csv", index=False)
     drawn = draw_all(records)
     figures = [f"{name}.png" for name in drawn]
     for name, figure in drawn.items():
@@ -175,8 +176,7 @@ def _matrix(tasks: Sequence[str], cell: Callable[[str, str], str]) -> list[list[
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
+    return table(rows[0], rows[1:])
 
 
 def _distinct(values: Iterable[str]) -> str:

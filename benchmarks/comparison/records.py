@@ -129,7 +129,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     }
 
 
-def table(records: Iterable[Record]) -> pd.DataFrame:
+def frame(records: Iterable[Record]) -> pd.DataFrame:
     """Return the runs as a tidy table, a row each, without their curves."""
     rows = []
     for record in records:

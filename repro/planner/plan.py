@@ -1,6 +1,7 @@
 """What a row needs on some GPUs: memory, time and money, before anything is started; see docs/plan.md."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -266,7 +267,7 @@ def optimizer(name: str) -> Config:
     return config | ({"state_dtype": kept} if kept else {})
 
 
-def remedies(name: str, overrides: list[str], machine: Machine) -> list[tuple[list[str], float]]:
+def remedies(name: str, overrides: Sequence[str], machine: Machine) -> list[tuple[list[str], float]]:
     """Return what makes a row need less memory, one after the other, and the bytes that it then needs."""
     config = rows.load(name, overrides).config
     added: list[str] = []

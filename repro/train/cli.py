@@ -166,6 +166,16 @@ def reader_left(error: Exception) -> bool:
     return left
 
 
+def command_line(doc: str | None, **options: Any) -> argparse.ArgumentParser:
+    """Return the parser of a command that is no recipe; its help begins with the module's docstring as it is.
+
+    Args:
+        options: further ones of argparse.ArgumentParser.
+    """
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(description=doc, formatter_class=form, **options)
+
+
 def file_size(text: str) -> int:
     """Read a number of bytes, such as 500KB, 16MB or 1GB, from a command line (a type of argparse)."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(KB|MB|GB)", text.strip())

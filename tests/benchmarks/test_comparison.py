@@ -153,7 +153,7 @@ def test_the_hash_of_a_configuration() -> None:
 
 
 def test_the_tidy_table() -> None:
-    frame = records.table(sweep(["vit"], most=4))
+    frame = records.frame(sweep(["vit"], most=4))
     assert len(frame) == 4
     assert {"task", "lr", "seed", "config_hash", "overrides", "commit", "machine", "final"} <= set(
         frame.columns

@@ -1,6 +1,7 @@
 """benchmarks/optimizers.py and published_step_times.py: bytes, memory, tables. Nothing is timed."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,8 @@ def test_a_list_and_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(values > 0 for row in run["rows"].values() for values in row.values())
     for row in run["rows"].values():
         row["ratios"] = [1.0, 2.0]
-    about = BENCH["machine"]("cpu", ["bench", "--lists", "a b"]) | {"memory_GiB": 1.0}
+    monkeypatch.setattr(sys, "argv", ["bench"])
+    about = BENCH["machine"]("cpu", ["--lists", "a b"]) | {"memory_GiB": 1.0}
     nothing = run | {"rows": {}, "misfits": {"torch AdamW fused": 2**31}}
     lists = {"small": run | {"processes": 2}, "large": nothing | {"processes": 2}}
     text = BENCH["markdown"]({"machine": about, "lists": lists, "overhead_us": {"Adan": {"again": 1.0}}})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from repro import hardware
 from repro.errors import UserError
-from repro.planner import footprint, plan
+from repro.planner import footprint, measured, plan
 from repro.planner.footprint import Live, Pretence, Step
 from repro.planner.plan import Job, Machine
 
@@ -41,7 +41,7 @@ CPU = Machine(None)
 
 def job(row: str, *overrides: str, optimizer: str = "") -> Job:
     """A row with a tiny model."""
-    return command._task(row, [*MODELS[row], *overrides], optimizer)
+    return measured.job(row, [*MODELS[row], *overrides], optimizer)
 
 
 @pytest.mark.parametrize(
@@ -62,15 +62,13 @@ def test_the_prediction_is_what_a_step_keeps(row: str, overrides: list[str], opt
     task = job(row, *overrides, optimizer=optimizer)
     predicted = plan.memory(task, CPU).kinds
     size = plan.micro_batch(task.config, 1)
-    measured = footprint.measure(
-        lambda: task.step(task.model(real=True), size), task.config["optimizer"]
-    ).kinds
+    kept = footprint.measure(lambda: task.step(task.model(real=True), size), task.config["optimizer"]).kinds
     for kind in ("parameters", "gradients"):
-        assert predicted[kind] == measured[kind] > 0
+        assert predicted[kind] == kept[kind] > 0
     # states are laid out with a little room on the CPU; see optim.engine.layout
-    assert predicted["states"] == pytest.approx(measured["states"], rel=0.01)
-    assert predicted.total() == pytest.approx(measured.total(), rel=0.02)
-    assert predicted["logits"] == measured["logits"]
+    assert predicted["states"] == pytest.approx(kept["states"], rel=0.01)
+    assert predicted.total() == pytest.approx(kept.total(), rel=0.02)
+    assert predicted["logits"] == kept["logits"]
 
 
 def kinds(row: str, *overrides: str, optimizer: str = "adamw", machine: Machine = CPU) -> Counter[str]:
@@ -238,5 +236,5 @@ def test_bad_input(runner: Any, words: list[str], message: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [0, 4, 6, 10])
 def test_the_process_grows_as_predicted(case: int) -> None:
-    predicted, measured = command.one(*command.CASES[case])
-    assert predicted.total() == pytest.approx(measured.memory, rel=command.TOLERANCE)
+    predicted, found = measured.one(*measured.CASES[case])
+    assert predicted.total() == pytest.approx(found.memory, rel=measured.TOLERANCE)

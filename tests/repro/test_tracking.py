@@ -264,7 +264,7 @@ def test_siblings_set_the_tolerance(row: Row, monkeypatch: pytest.MonkeyPatch) -
     row.siblings = [Sibling("toys/other", until=300)]
     logs = {"toys/net": steps("train", [5.0] * 50, 10), "toys/other": steps("train", other, 10)}
     monkeypatch.setattr(tracking, "read_log", lambda row: logs[row.name])
-    monkeypatch.setattr(rows, "load", lambda name: rows.Recipe(Row(name=name), {}))
+    monkeypatch.setattr(tracking, "load", lambda name: rows.Recipe(Row(name=name), {}))
 
     def tolerance() -> float:
         return tracking.curves(row, logs["toys/net"])["train_loss"].tolerance

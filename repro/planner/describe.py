@@ -1,0 +1,101 @@
+"""Plans as text for people."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from repro.errors import UserError
+from repro.hardware import GPUS
+from repro.ledger import rows
+from repro.planner import footprint, plan
+from repro.planner.plan import Job, Machine
+from repro.results import table
+
+
+def describe(
+    name: str, overrides: Sequence[str], machine: Machine, mfu: float | None, price: float | None
+) -> list[str]:
+    """Return the plan of a row, as lines.
+
+    Args:
+        mfu: share of the GPU's peak, instead of what is assumed for its family.
+        price: dollars for an hour of a GPU, instead of what is assumed.
+
+    Raises:
+        UserError: there is no plan for it, or its batch does not divide.
+    """
+    recipe = rows.load(name, overrides)
+    task = plan.job(recipe)
+    gpu = GPUS[str(machine.gpu)]
+    need = plan.memory(task, machine)
+    share = plan.utilisation(task) if mfu is None else mfu
+    if not 0 < share <= 1:
+        raise UserError(f"--mfu {share}: must lie above 0, and at 1 at most")
+    dollars = gpu.dollars if price is None else price
+    config = task.config
+    fits = need.total <= gpu.memory
+    lines = [
+        f"{name} on {machine}: {plan.micro_batch(config, machine.count)} {_samples(task)} in a micro-batch, "
+        f"{config['gradient_accumulation_steps']} of them a step on each GPU, amp={config['amp']}",
+        "memory of a GPU, GB: " + parts(need.kinds),
+        f"  {need.total / 1e9:.1f} of {gpu.memory / 1e9:.0f} GB: {'it fits' if fits else 'it does not fit'}",
+    ]
+    if not fits:
+        for changes, total in plan.remedies(name, overrides, machine):
+            verdict = "it fits" if total <= gpu.memory else "does not fit yet"
+            lines.append(f"  with {' '.join(changes)}: {total / 1e9:.1f} GB, {verdict}")
+    speed = plan.speed(task, machine, share, dollars)
+    assumed = "assumed" if mfu is None else "given"
+    lines.append(
+        f"speed: {speed.per_second:,.0f} {task.unit} per second, at {share:.0%} of the peak ({assumed} for a "
+        f"{task.family}; MFU {speed.mfu:.0%})"
+    )
+    if speed.days is not None and speed.dollars is not None:
+        assumed = "assumed" if price is None else "given"
+        cost = f"${speed.dollars:,.0f} at ${dollars:.2f} for an hour of a GPU ({assumed})"
+        lines.append(f"time: {speed.days:.2g} days; cost: {cost}")
+    return [*lines, ""]
+
+
+def parts(kinds: Counter[str]) -> str:
+    """Return the bytes by kind, in GB."""
+    order = sorted(kinds, key=lambda kind: (*footprint.KINDS, kind).index(kind))
+    return ", ".join(f"{kind} {kinds[kind] / 1e9:.2f}" for kind in order if kinds[kind])
+
+
+def _samples(task: Job) -> str:
+    return "images" if task.per_sample == 1 else f"sequences of {task.per_sample:,} tokens"
+
+
+def by_optimizer(
+    names: Sequence[str], overrides: Sequence[str], optimizers: Sequence[str], machine: Machine
+) -> tuple[str, list[dict[str, Any]]]:
+    """Return a Markdown table of the memory of rows under optimizers, and the numbers in it."""
+    configs = {name: plan.optimizer(name) for name in optimizers}
+    head = ["row", "optimizer", "states, GB", "share of AdamW's", "in all on a GPU, GB", "fits"]
+    lines, found = [], []
+    others: dict[str, Counter[str]] = {}
+    pairs = [(row, name) for row in names for name in optimizers]
+    for row, name in tqdm(pairs, unit="plan", leave=False, disable=None):
+        task = plan.job(rows.load(row, overrides))
+        if row not in others:
+            others[row] = plan.all_but_states(task, machine)
+        meta = task.model()
+        states = footprint.states(meta, configs[name])
+        yardstick = footprint.states(meta, plan.optimizer("adamw"))
+        size, of = (x.sharded + x.whole for x in (states, yardstick))
+        task = replace(task, config={**task.config, "optimizer": configs[name]})
+        total, kinds, why = "-", None, ""
+        try:
+            need = plan.memory(task, machine, others[row])
+        except UserError as error:
+            fits = why = str(error)
+        else:
+            total, kinds = f"{need.total / 1e9:.1f}", dict(need.kinds)
+            fits = "yes" if need.total <= GPUS[str(machine.gpu)].memory else "no"
+        lines.append([row, name, f"{size / 1e9:.3f}", f"{size / of:.1%}", total, fits])
+        found.append({"row": row, "optimizer": name, "states": states.by_name, "bytes": kinds, "why": why})
+    return table(head, lines), found

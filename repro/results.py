@@ -1,0 +1,46 @@
+"""Pages of results in Markdown, each with a JSON file of what it was made from."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from repro.errors import UserError
+from repro.train.run_folder import write_atomically
+
+
+def table(head: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def page(title: str, *parts: str) -> str:
+    """Return a page in Markdown: a heading and paragraphs, of which empty ones are left out."""
+    return "\n\n".join([f"# {title}", *filter(None, parts)])
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """Return a list in Markdown."""
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def write(result: Any, text: str, out: Path, name: str | None = None) -> None:
+    """Write OUT.json with the result, and OUT.md, or the file `name` in its folder, with the page.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={out.parent}: cannot be written to ({error.strerror})") from error
+    write_atomically(out.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
+    write_atomically(out.with_suffix(".md") if name is None else out.with_name(name), text + "\n")
+
+
+def publish(result: Any, text: str, out: Path | None, name: str | None = None) -> None:
+    """Print a page; write it and the result where there is an OUT, see `write`."""
+    print(text)
+    if out is not None:
+        write(result, text, out, name)
