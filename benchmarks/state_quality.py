@@ -16,7 +16,6 @@ OMP_NUM_THREADS=1 is many times faster than torch's default; two commands may sh
 
 import argparse
 import functools
-import json
 import math
 import os
 import statistics
@@ -39,6 +38,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 import optim
 from repro.environment import environment
 from repro.errors import UserError
+from repro.loading import read_lines
+from repro.publish import append_line
 from repro.results import page, table
 from repro.runs import read_summary
 from repro.train import checkpoint
@@ -199,15 +200,8 @@ def train_gpt(run: Run, steps: int, device: str) -> dict[str, Any]:
 
 
 def load(path: Path) -> list[dict[str, Any]]:
-    """The records so far; a last line that a kill left incomplete is dropped from the file."""
-    text = path.read_text() if path.exists() else ""
-    complete = text[: text.rfind("\n") + 1]
-    if complete != text:
-        write_atomically(path, complete)
-    try:
-        return [json.loads(line) for line in complete.splitlines()]
-    except ValueError as error:
-        raise UserError(f"{path}: a line is not JSON ({error}); repair or delete it") from error
+    """The records so far."""
+    return [record for _, record in read_lines(path, dict[str, Any])]
 
 
 def identity(record: dict[str, Any]) -> Run:
@@ -219,9 +213,7 @@ def append(path: Path, run: Run, result: dict[str, Any]) -> None:
     """Add a finished run."""
     about = environment()
     where = {key: about[key] for key in ("commit", "python", "cpu", "cuda", "threads")}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps({**asdict(run), **result, **where, "torch": torch.__version__}) + "\n")
+    append_line(path, {**asdict(run), **result, **where, "torch": torch.__version__})
 
 
 def markdown(records: Iterable[dict[str, Any]]) -> str:

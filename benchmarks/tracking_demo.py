@@ -15,7 +15,7 @@ from benchmarks.tracking_faults import FAULTS, Case
 from repro.ledger import rows, tracking
 from repro.logs.files import read_log
 from repro.train.cli import command_line, exit_status
-from repro.train.summary import measures
+from repro.train.summary import metrics
 
 
 @exit_status
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for record, measured in records(case, options.fault):
         record |= tracker.compare(record, measured)
         place = f"{tracker.position} {record[tracker.position]:g}"
-        print("  ".join([place, *measures(record), str(tracker)]))
+        print("  ".join([place, *metrics(record), str(tracker)]))
         last |= record
     summary = tracker.summarise(last, None)
     assert summary is not None

@@ -4,7 +4,7 @@ Whatever is wrong with one becomes an Unreadable: one line that names the file, 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -15,14 +15,14 @@ from repro import reading
 from repro.errors import UserError
 from repro.reading import DEEPEST
 
-LARGEST = (
-    16 << 20
-)  # bytes of a file that is read as a whole; an environment.json grows by 1 KB with each start
+# bytes of a file that is read as a whole; an environment.json grows by 1 KB with each start
+LARGEST = 16 << 20
 LARGEST_YAML = 256 << 10  # bytes
 MOST_YAML = 10_000  # events of the parser, which is slow; a configuration has some hundreds
 LONGEST = 1 << 20  # bytes of a line
 
 Kind = TypeVar("Kind", dict[str, Any], list[Any])
+Line = TypeVar("Line")
 
 
 class Unreadable(UserError):
@@ -74,10 +74,13 @@ def parse_json(text: str, kind: type[Kind], path: Path, cure: str = "") -> Kind:
     return value
 
 
-def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give the lines of a log and what each holds: a JSON object with a whole number `step`.
+def read_lines(path: Path, make: Callable[[Any], Line]) -> Iterator[tuple[str, Line]]:
+    """Give the lines of a file and what `make` makes of the JSON value of each.
 
     A last line that a kill left incomplete is passed over, and a file that is not there has no lines.
+
+    Args:
+        make: raises ValueError, TypeError or KeyError for a value that is no record of this file.
 
     Raises:
         Unreadable: a line is something else; it is named.
@@ -91,15 +94,24 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not line.endswith(b"\n") and len(line) < LONGEST:
                 return
             try:
-                record = json.loads(line.decode())
-                if not isinstance(record["step"], int):
-                    raise TypeError("its step is not a whole number")
                 text = line.decode()
+                record = make(json.loads(text))
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise Unreadable(
                     path, f"line {number} is not a record", "repair or delete that line"
                 ) from error
             yield text, record
+
+
+def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give the lines of a log and what each holds, an object with a whole number `step`; see read_lines."""
+
+    def make(record: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(record["step"], int):
+            raise TypeError("its step is not a whole number")
+        return record
+
+    return read_lines(path, make)
 
 
 def read_yaml(path: Path, cure: str = "") -> dict[str, Any]:

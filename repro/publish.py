@@ -2,12 +2,14 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from repro.errors import UserError
 from repro.reading import read_bytes
@@ -33,6 +35,19 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Add a line of JSON to a file, for `repro.loading.read_lines`; several processes may do so at once.
+
+    A line that a kill left incomplete is cut off first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(record).encode() + b"\n")
 
 
 def is_leftover(name: str, final: str) -> bool:

@@ -1,8 +1,6 @@
 """Finished runs of the comparison: a line of JSON each, appended as they end, never changed."""
 
-import fcntl
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +11,8 @@ from typing import Any
 import pandas as pd  # type: ignore[import-untyped]
 
 from repro.errors import UserError
-from repro.loading import read_json
+from repro.loading import read_json, read_lines
+from repro.publish import append_line
 from repro.runs import DIVERGED, Run, read
 
 
@@ -73,34 +72,19 @@ def load(path: Path) -> list[Record]:
     Raises:
         UserError: a line cannot be read; it is named. A last line that a kill left incomplete is passed over.
     """
-    if not path.exists():
-        return []
-    records = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break
-        try:
-            values = json.loads(line)
-            values["overrides"] = tuple(values["overrides"])
-            values["curve"] = tuple((step, _number(loss)) for step, loss in values["curve"])
-            values["final"] = _number(values["final"])
-            records.append(Record(**values))
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}: line {number} is no record ({error}); repair or delete it") from error
-    return records
+    return [record for _, record in read_lines(path, _record)]
+
+
+def _record(values: dict[str, Any]) -> Record:
+    curve = tuple((step, _number(loss)) for step, loss in values["curve"])
+    changed = {"overrides": tuple(values["overrides"]), "curve": curve, "final": _number(values["final"])}
+    return Record(**values | changed)
 
 
 def append(path: Path, record: Record) -> None:
-    """Add a run; several processes may do so at once. A line that a kill left incomplete is cut off first."""
-    values = asdict(record)
-    values["final"] = _json(record.final)
-    values["curve"] = [(step, _json(loss)) for step, loss in record.curve]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(values).encode() + b"\n")
+    """Add a run; several processes may do so at once."""
+    curve = [(step, _json(loss)) for step, loss in record.curve]
+    append_line(path, asdict(record) | {"final": _json(record.final), "curve": curve})
 
 
 def outcome(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """How long training takes, measured for all optimizers of a task in turns on a quiet machine."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.comparison.design import REFERENCE
-from repro.errors import UserError
-from repro.loading import read_records
+from repro.loading import read_lines, read_records
+from repro.publish import append_line
 from repro.runs import SPEED
 from repro.train.throughput import sample_rate
 
@@ -48,14 +47,7 @@ def load(path: Path) -> Times:
     Raises:
         UserError: a line cannot be read; it is named.
     """
-    measured = []
-    lines = path.read_text().splitlines() if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            measured.append(Time(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path}: line {number} is no time ({error}); repair or delete it") from error
-    return Times(measured)
+    return Times([time for _, time in read_lines(path, lambda values: Time(**values))])
 
 
 def seconds(folder: Path) -> float:
@@ -66,6 +58,4 @@ def seconds(folder: Path) -> float:
 
 def append(path: Path, time: Time) -> None:
     """Add a measurement."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(asdict(time)) + "\n")
+    append_line(path, asdict(time))

@@ -137,7 +137,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
     records.append(path, sweep(["vit"], most=1)[0])
     path.write_text(path.read_text() + '{"task": "vit"}\n')
-    with pytest.raises(UserError, match=r"runs\.jsonl: line 2 is no record .*repair or delete it"):
+    with pytest.raises(UserError, match=r"runs\.jsonl: line 2 is not a record; repair or delete that line"):
         records.load(path)
 
 
@@ -343,5 +343,5 @@ def test_pages_of_a_sweep_that_only_began(tmp_path: Path) -> None:
 def test_a_damaged_time_is_named(tmp_path: Path) -> None:
     path = tmp_path / "times.jsonl"
     path.write_text(json.dumps({"task": "vit"}) + "\n")
-    with pytest.raises(UserError, match=r"times\.jsonl: line 1 is no time"):
+    with pytest.raises(UserError, match=r"times\.jsonl: line 1 is not a record"):
         times.load(path)

@@ -94,4 +94,4 @@ def test_bad_input(
     assert f"--fashion-mnist {missing}: no such folder" in error("--fashion-mnist", missing)
     assert "does not exist; train without --table first" in error("--table")
     (tmp_path / "states.jsonl").write_text("{\n")
-    assert "a line is not JSON" in error("--table")
+    assert "line 1 is not a record; repair or delete that line" in error("--table")
