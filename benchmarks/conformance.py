@@ -238,13 +238,13 @@ class Cell:
         return text.get(self.verdict) or f"**{self.verdict}** {self.shown}".strip()
 
 
-def judge(check: Callable[..., str], *arguments: Any) -> Cell:
-    """Runs a check, without a word to the screen: what it returns is shown as a pass."""
+def judge(check: Callable[..., str | None], *arguments: Any) -> Cell:
+    """Runs a check, without a word to the screen: it passes if it returns, and what it returns is shown."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Cell("pass", check(*arguments))
+            return Cell("pass", check(*arguments) or "")
     except NotApplicable as reason:
         return Cell("-", why=str(reason))
     except Broken as broken:
@@ -268,21 +268,36 @@ def relative(error: float) -> str:
 # ---- the checks
 
 
+def walk(params: list[nn.Parameter], optimizer: Any, steps: Iterable[int], sign: float = 1) -> None:
+    """Make steps, numbered from 1."""
+    for t in steps:
+        PROBLEM.assign(params, t, sign=sign)
+        optimizer.step()
+
+
 def advance(
-    implementation: Implementation, options: Options, steps: Iterable[int], restart: int | None = None
-) -> list[nn.Parameter]:
-    """Parameters after steps; before step `restart` a new optimizer takes over by the state_dict."""
+    implementation: Implementation, options: Options, steps: Iterable[int] = ()
+) -> tuple[list[nn.Parameter], Any]:
+    """Parameters after steps, and their optimizer."""
     params = PROBLEM.parameters(implementation)
     optimizer = implementation.make(params, options)
-    for t in steps:
-        if t == restart:
-            saved = copy.deepcopy(optimizer.state_dict())
-            params = [nn.Parameter(p.detach().clone()) for p in params]
-            optimizer = implementation.make(params, options)
-            optimizer.load_state_dict(saved)
-        PROBLEM.assign(params, t, sign=-1 if options.get("maximize") else 1)
-        optimizer.step()
-    return params
+    walk(params, optimizer, steps, -1 if options.get("maximize") else 1)
+    return params, optimizer
+
+
+def go_on(
+    implementation: Implementation,
+    options: Options,
+    params: list[nn.Parameter],
+    saved: Any,
+    steps: Iterable[int],
+) -> list[nn.Parameter]:
+    """Copies of the parameters after further steps of a new optimizer with this state_dict."""
+    copies = [nn.Parameter(p.detach().clone()) for p in params]
+    optimizer = implementation.make(copies, options)
+    optimizer.load_state_dict(copy.deepcopy(saved))
+    walk(copies, optimizer, steps)
+    return copies
 
 
 def distance(
@@ -294,23 +309,26 @@ def distance(
     return float(error / moved)
 
 
+def require(error: float, implementation: Implementation, what: str) -> str:
+    """Return the error in few characters; Broken, for it is off by so much of `what`, if it is too large."""
+    if not error <= TOLERANCE[implementation.dtype]:
+        raise Broken(relative(error), f"is off by {relative(error)}{what}")
+    return relative(error)
+
+
 def displacement(implementation: Implementation, options: Options) -> str:
     """The error of 50 steps. What is to be maximized is minus what is minimized otherwise."""
     reference = definition(implementation.optimizer, PROBLEM.start, options)
     sign = -1 if options.get("maximize") else 1
     for t in range(1, STEPS + 1):
         reference.step([sign * PROBLEM.gradient(i, p, t) for i, p in enumerate(reference.params)])
-    params = advance(implementation, options, range(1, STEPS + 1))
-    error = distance(params, reference.params, PROBLEM.start)
-    if not error <= TOLERANCE[implementation.dtype]:
-        raise Broken(relative(error), f"is off by {relative(error)} of the displacement")
-    return relative(error)
+    params, _ = advance(implementation, options, range(1, STEPS + 1))
+    return require(distance(params, reference.params, PROBLEM.start), implementation, " of the displacement")
 
 
-def late_join(implementation: Implementation, plain: Options) -> str:
+def late_join(implementation: Implementation, plain: Options) -> None:
     """A parameter that joins at step 6, and the same parameter alone."""
-    params = PROBLEM.parameters(implementation)
-    optimizer = implementation.make(params, plain)
+    params, optimizer = advance(implementation, plain)
     alone = PROBLEM.parameters(implementation)[2:]
     other = implementation.make(alone, plain)
     for t in range(1, 12):
@@ -322,14 +340,10 @@ def late_join(implementation: Implementation, plain: Options) -> str:
             other.step()
         optimizer.step()
     error = distance(params[2:], [numbers(alone[0])], PROBLEM.start[2:])
-    if not error <= TOLERANCE[implementation.dtype]:
-        raise Broken(
-            relative(error), f"is off by {relative(error)} of the displacement of its first six steps"
-        )
-    return ""
+    require(error, implementation, " of the displacement of its first six steps")
 
 
-def gradient_kept(implementation: Implementation, _: Options) -> str:
+def gradient_kept(implementation: Implementation, _: Options) -> None:
     """Under every option set that it has."""
     changed = []
     for name, options in OPTIONS[implementation.optimizer].items():
@@ -349,7 +363,6 @@ def gradient_kept(implementation: Implementation, _: Options) -> str:
                 changed.append(name)
     if changed:
         raise Broken("", f"changes p.grad ({', '.join(changed)})")
-    return ""
 
 
 def sparse(implementation: Implementation, plain: Options) -> str:
@@ -372,31 +385,31 @@ def sparse(implementation: Implementation, plain: Options) -> str:
     return "right"
 
 
-def resume(implementation: Implementation, plain: Options) -> str:
+def resume(implementation: Implementation, plain: Options) -> None:
     """The same bits."""
-    straight = advance(implementation, plain, range(1, 11))
-    resumed = advance(implementation, plain, range(1, 11), restart=6)
+    straight, _ = advance(implementation, plain, range(1, 11))
+    half, optimizer = advance(implementation, plain, range(1, 6))
+    resumed = go_on(implementation, plain, half, optimizer.state_dict(), range(6, 11))
     if not all(torch.equal(p, q) for p, q in zip(straight, resumed, strict=True)):
         error = distance(resumed, map(numbers, straight), PROBLEM.start)
         raise Broken(relative(error), f"is off by {relative(error)} of the displacement after resuming")
-    return ""
 
 
-def keyword(implementation: Implementation, plain: Options) -> str:
+def keyword(implementation: Implementation, plain: Options) -> None:
     """A misspelt argument."""
     try:
         implementation.make(PROBLEM.parameters(implementation), plain, weigth_decay=0.1)
     except (TypeError, ValueError):
-        return ""
+        return
     raise Broken("", "swallows an unknown argument (weigth_decay)")
 
 
-def group_key(implementation: Implementation, plain: Options) -> str:
+def group_key(implementation: Implementation, plain: Options) -> None:
     """A misspelt key of a group."""
     try:
         implementation.make([{"params": PROBLEM.parameters(implementation), "weigth_decay": 0.1}], plain)
     except (KeyError, TypeError, ValueError):
-        return ""
+        return
     raise Broken("", "keeps an unknown key of a group without a word (weigth_decay)")
 
 
@@ -423,7 +436,7 @@ def small_bf16(implementation: Implementation, plain: Options) -> str:
     return f"{moved:.3f}"
 
 
-def compiled(implementation: Implementation, plain: Options) -> str:
+def compiled(implementation: Implementation, plain: Options) -> None:
     """Frames that dynamo compiles in steps 7 to 12."""
     torch.compiler.reset()
     params = PROBLEM.parameters(implementation)
@@ -436,10 +449,9 @@ def compiled(implementation: Implementation, plain: Options) -> str:
             counts.append(frames["ok"])
     if new := counts[-1] - counts[5]:
         raise Broken(f"{new}", f"compiles {new} more frames in steps 7 to 12")
-    return ""
 
 
-def complex_(implementation: Implementation, plain: Options) -> str:
+def complex_parameter(implementation: Implementation, plain: Options) -> str:
     """Against the parameter's real view."""
     kind = {torch.float64: torch.complex128, torch.float32: torch.complex64}[implementation.dtype]
     start = torch.complex(torch.arange(6.0), 1 - torch.arange(6.0)).to(implementation.device, kind)
@@ -458,59 +470,41 @@ def complex_(implementation: Implementation, plain: Options) -> str:
     return "right"
 
 
-def tensor_lr(implementation: Implementation, plain: Options) -> str:
+def tensor_lr(implementation: Implementation, plain: Options) -> None:
     """Against the same number."""
     lr = torch.tensor(plain["lr"], dtype=implementation.dtype)
-    got = advance(implementation, {**plain, "lr": lr}, range(1, 6))
-    expected = advance(implementation, plain, range(1, 6))
-    error = distance(got, map(numbers, expected), PROBLEM.start)
-    if not error <= TOLERANCE[implementation.dtype]:
-        raise Broken(relative(error), f"is off by {relative(error)} with lr as a tensor")
-    return ""
+    got, _ = advance(implementation, {**plain, "lr": lr}, range(1, 6))
+    expected, _ = advance(implementation, plain, range(1, 6))
+    require(distance(got, map(numbers, expected), PROBLEM.start), implementation, " with lr as a tensor")
 
 
-def weights_only(implementation: Implementation, plain: Options) -> str:
+def weights_only(implementation: Implementation, plain: Options) -> None:
     """Saved after two steps."""
-    params = PROBLEM.parameters(implementation)
-    optimizer = implementation.make(params, plain)
-    for t in (1, 2):
-        PROBLEM.assign(params, t)
-        optimizer.step()
+    _, optimizer = advance(implementation, plain, (1, 2))
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
     torch.load(file, weights_only=True)
-    return ""
 
 
-def old_checkpoint(implementation: Implementation, plain: Options) -> str:
+def old_checkpoint(implementation: Implementation, plain: Options) -> None:
     """Without each flag of the constructor in turn."""
-    params = PROBLEM.parameters(implementation)
-    optimizer = implementation.make(params, plain)
-    for t in (1, 2, 3):
-        PROBLEM.assign(params, t)
-        optimizer.step()
-    saved, at = optimizer.state_dict(), [p.detach().clone() for p in params]
+    params, optimizer = advance(implementation, plain, (1, 2, 3))
+    saved = optimizer.state_dict()
     defaults = {key: x.default for key, x in inspect.signature(implementation.factory).parameters.items()}
     group = saved["param_groups"][0]
     flags = [key for key, x in group.items() if key in defaults and (x is None or isinstance(x, bool))]
     if not flags:
         raise NotApplicable("keeps no flags in its groups")
 
-    def go_on(dropped: str | None) -> list[nn.Parameter]:
-        copies = [nn.Parameter(x.clone()) for x in at]
-        resumed, checkpoint = implementation.make(copies, plain), copy.deepcopy(saved)
-        for group in checkpoint["param_groups"]:
-            group.pop(dropped, None)
-        resumed.load_state_dict(checkpoint)
-        PROBLEM.assign(copies, 4)
-        resumed.step()
-        return copies
+    def without(flag: str | None) -> list[nn.Parameter]:
+        groups = [{k: x for k, x in group.items() if k != flag} for group in saved["param_groups"]]
+        return go_on(implementation, plain, params, {**saved, "param_groups": groups}, (4,))
 
-    expected, faults = go_on(None), []
+    expected, faults = without(None), []
     for flag in flags:
         try:
-            error = distance(go_on(flag), map(numbers, expected), map(numbers, at))
+            error = distance(without(flag), map(numbers, expected), map(numbers, params))
         except Exception as raised:  # whatever it raises is the result
             faults.append(f"{type(raised).__name__} {message(raised)}")
             continue
@@ -518,10 +512,9 @@ def old_checkpoint(implementation: Implementation, plain: Options) -> str:
             faults.append(f"steps otherwise without '{flag}'")
     if faults:
         raise Broken(f"{len(faults)} of {len(flags)}", ", ".join(dict.fromkeys(faults)))
-    return ""
 
 
-CONTRACT: dict[str, Callable[[Implementation, Options], str]] = {
+CONTRACT: dict[str, Callable[[Implementation, Options], str | None]] = {
     "late join": late_join,
     "gradient kept": gradient_kept,
     "sparse": sparse,
@@ -530,7 +523,7 @@ CONTRACT: dict[str, Callable[[Implementation, Options], str]] = {
     "group key": group_key,
     "small bf16": small_bf16,
     "compiled": compiled,
-    "complex": complex_,
+    "complex": complex_parameter,
     "tensor lr": tensor_lr,
     "weights_only": weights_only,
     "old checkpoint": old_checkpoint,

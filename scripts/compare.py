@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an
 from optim.text import aligned
 from repro.errors import UserError
 from repro.reading import printable_lines
+from repro.results import save_figure
 from repro.runs import METRICS, Run, is_free, read
 from repro.train.cli import command_line, exit_status
 from repro.train.throughput import sample_rate
@@ -154,13 +155,7 @@ def plot(groups: dict[str, list[Run]], metric: str, out: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[1].set_ylabel(metric.replace("_", " ") + (" (%)" if metric.endswith("accuracy") else ""))
     axes[1].legend(frameon=False, loc="best")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=150)
-    except (OSError, ValueError) as error:  # ValueError: a suffix that matplotlib does not know
-        raise UserError(f"--out={out}: cannot write the figure: {error}") from error
-    finally:
-        plt.close(figure)
+    save_figure(figure, out)
 
 
 def _spread(values: Sequence[float], form: str) -> str:

@@ -27,17 +27,9 @@ from repro.ledger.charts import STYLE
 
 LOUD = {"adan": "#d1495b", REFERENCE: "#0b84c6"}  # the others keep behind these two
 QUIET = (
-    "#1a9e6b",
-    "#e07b00",
-    "#8f7ae0",
-    "#c4549a",
-    "#b8860b",
-    "#5f8a8b",
-    "#7a5c3e",
-    "#6b8e23",
-    "#4b5563",
-    "#a0a0a0",
-)
+    "#1a9e6b", "#e07b00", "#8f7ae0", "#c4549a", "#b8860b",
+    "#5f8a8b", "#7a5c3e", "#6b8e23", "#4b5563", "#a0a0a0",
+)  # fmt: skip
 COLOURS = LOUD | dict(zip([name for name in OPTIMIZERS if name not in LOUD], QUIET, strict=True))
 
 
@@ -140,20 +132,13 @@ def curves(records: Sequence[Record]) -> Figure | None:
         )  # fmt: skip
 
     def finish(axes: Axes, task: str) -> None:
-        reference, early = (
-            target(records, task),
-            [
-                run.curve[len(run.curve) // 4][1]
-                for run in select(records, task=task, stage=Stage.SEEDS)
-                if run.optimizer in LOUD
-            ],
-        )
+        reference = target(records, task)
+        runs = [run for run in select(records, task=task, stage=Stage.SEEDS) if run.optimizer in LOUD]
+        early = [run.curve[len(run.curve) // 4][1] for run in runs]
         if reference is not None and early:
             # not matplotlib's range: losses of the first steps may be a hundred times those of the last
-            high, low = (
-                max(early),
-                min(reference, *(float(np.min(line.get_ydata())) for line in axes.get_lines())),
-            )
+            high = max(early)
+            low = min(reference, *(float(np.min(line.get_ydata())) for line in axes.get_lines()))
             axes.axhline(reference, color=COLOURS[REFERENCE], lw=0.8, ls=":")
             axes.set_ylim(low - 0.05 * (high - low), high)
         axes.set(xlabel="step", ylabel=TASKS[task].unit)

@@ -24,13 +24,11 @@ class Target:
         library: "timm" or "transformers".
         model: the name for `timm.create_model`, or the class in transformers.
         config: the keywords of create_model, or of the class's configuration.
-        same_names: the weights have the names that they came with.
     """
 
     library: str
     model: str
     config: dict[str, Any]
-    same_names: bool = False
 
     def __str__(self) -> str:
         """Return the call that builds the model."""

@@ -57,7 +57,7 @@ def _vit(found: Checkpoint, weights: Weights, known: Architecture, heads: int | 
     usual = {"in_chans": 3, "mlp_ratio": 4.0, "class_token": True, "qkv_bias": True, "init_values": None}
     usual["fc_norm"] = config["global_pool"] == "avg"
     config = {key: value for key, value in config.items() if key not in usual or value != usual[key]}
-    return Target("timm", name or "vit_base_patch16_224", config, same_names=True), weights, notes
+    return Target("timm", name or "vit_base_patch16_224", config), weights, notes
 
 
 def _mae(found: Checkpoint, weights: Weights, known: Architecture, heads: int | None) -> Made:
@@ -85,7 +85,7 @@ def _swin(found: Checkpoint, weights: Weights, known: Architecture, heads: int |
 def _named(found: Checkpoint, weights: Weights, known: Architecture, usual: str | None) -> Made:
     """A model that timm knows by the name in the file, or else by its sizes."""
     name = _stated(found) or usual or known.family
-    return Target("timm", name, {"num_classes": known.sizes["classes"]}, same_names=True), weights, []
+    return Target("timm", name, {"num_classes": known.sizes["classes"]}), weights, []
 
 
 def _stated(found: Checkpoint) -> str | None:

@@ -249,7 +249,7 @@ def own(found: Checkpoint, weights: Weights) -> Made:
         for key, value in found.config.items()
         if not key.startswith("_") and key not in ("attn_implementation", "auto_map", "quantization_config")
     }
-    return Target("transformers", found.model or "", config, same_names=True), weights, []
+    return Target("transformers", found.model or "", config), weights, []
 
 
 FAMILIES: dict[str | None, Translation] = {

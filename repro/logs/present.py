@@ -15,6 +15,7 @@ from repro.logs import FORMATS, epochs_from
 from repro.logs.log import POSITION, UNKNOWN, Log
 from repro.publish import replacing
 from repro.reading import printable
+from repro.results import save_figure
 
 SHOWN = 5  # faults and oddities
 LOG_FROM = 20  # a loss that falls by more than this factor is drawn on a logarithmic axis
@@ -128,14 +129,7 @@ def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]
     figure.legend(
         lines.values(), lines.keys(), loc="outside lower center", frameon=False, ncols=min(width, len(lines))
     )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as temporary:
-            figure.savefig(temporary, dpi=150)
-    except (OSError, ValueError) as error:  # ValueError: a suffix that matplotlib does not know
-        raise UserError(f"--out={out}: cannot write the figure: {error}") from error
-    finally:
-        plt.close(figure)
+    save_figure(figure, out)
     return names
 
 
