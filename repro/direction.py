@@ -2,9 +2,11 @@
 
 import re
 
-LOWER = {"loss", "nll", "perplexity", "ppl", "bpc", "kl", "error", "err"}
-HIGHER = {"accuracy", "acc", "acc1", "acc5", "top1", "top5", "f1", "correlation", "pearson", "spearman"}
-HIGHER |= {"reward", "margin"}
+LOWER = {"loss", "nll", "perplexity", "ppl", "bpc", "kl", "error", "err", "wer", "mse", "mae"}
+HIGHER = {"accuracy", "acc", "acc1", "acc5", "top1", "top5", "f1", "auc", "iou", "reward", "margin"}
+HIGHER |= {"correlation", "pearson", "pearsonr", "spearman", "spearmanr", "matthews", "mcc"}
+HIGHER |= {"bleu", "rouge", "rouge1", "rouge2", "rougel", "rougelsum"}
+NEITHER = {"scale"}  # loss_scale
 
 
 def higher_is_better(metric: str) -> bool | None:
@@ -14,6 +16,8 @@ def higher_is_better(metric: str) -> bool | None:
         metric: a key of a record or a column of a log, such as ema_valid_loss, valid_f1 or eval_top1.
     """
     words = set(re.split(r"[^a-z0-9]+", metric.lower()))
+    if words & NEITHER:
+        return None
     if words & LOWER:
         return False
     return True if words & HIGHER else None

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pandas as pd  # type: ignore[import-untyped]
 
 from optim.text import aligned
+from repro.direction import higher_is_better
 from repro.errors import UserError
 from repro.logs import FORMATS, epochs_from
 from repro.logs.log import POSITION, UNKNOWN, Log
@@ -19,15 +19,6 @@ from repro.results import save_figure
 
 SHOWN = 5  # faults and oddities
 LOG_FROM = 20  # a loss that falls by more than this factor is drawn on a logarithmic axis
-_LOWER = re.compile(r"(loss|ppl|perplexity|error|bpc|wer|mse|mae)$")
-_HIGHER = re.compile(
-    r"(top[15]|acc|accuracy|f1|mcc|matthews\w*|pearson\w*|spearman\w*|bleu|rouge\w*|auc|iou)$"
-)
-
-
-def direction(column: str) -> int:
-    """Return 1 for a column whose highest value is the best, -1 for the lowest, 0 where there is no best."""
-    return -1 if _LOWER.search(column) else 1 if _HIGHER.search(column) else 0
 
 
 def columns(log: Log) -> list[str]:
@@ -71,8 +62,13 @@ def _values(log: Log) -> str:
     for name in columns(log):
         rows = _curve(log, name, log.position)
         series = pd.Series(rows[name].to_numpy(), rows[log.position].to_numpy())
-        sign = direction(name)
-        best = _at(series, int((sign * series).to_numpy().argmax())) if sign and len(series) else "-"
+        higher = higher_is_better(name)
+        sign = 1 if higher else -1
+        best = (
+            _at(series, int((sign * series).to_numpy().argmax()))
+            if higher is not None and len(series)
+            else "-"
+        )
         shown = [_at(series, 0), _at(series, -1), best]
         table.append([printable(name), str(len(series)), *shown, log.units.get(name, "-")])
     return "\n".join(aligned(table))
@@ -118,7 +114,7 @@ def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]
         unit = f"\n({'; '.join(sorted(units))})" if units else ""
         axis.set(xlabel="step" if over == "step" else "epochs done", ylabel=name.replace("_", " ") + unit)
         values = [y for line in axis.lines for y in line.get_ydata() if math.isfinite(y)]
-        if direction(name) < 0 and values and 0 < LOG_FROM * min(values) < max(values):
+        if higher_is_better(name) is False and values and 0 < LOG_FROM * min(values) < max(values):
             axis.set_yscale("log")
         axis.xaxis.set_major_locator(MaxNLocator(6))
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k
@@ -143,7 +139,9 @@ def _drawn(logs: dict[str, Log], only: Sequence[str]) -> list[str]:
     if missing := [name for name in only if name not in counts]:
         raise UserError(f"--column={missing[0]}: no log has it; there are {known}")
     names = list(only) or [
-        name for name, count in counts.items() if count > 1 and (direction(name) or name == "lr")
+        name
+        for name, count in counts.items()
+        if count > 1 and (higher_is_better(name) is not None or name == "lr")
     ]
     if not names:
         raise UserError(f"no loss or metric with two values or more; choose with --column among {known}")

@@ -37,7 +37,15 @@ def test_every_metric_of_every_recipe_has_its_direction() -> None:
 
 @pytest.mark.parametrize(
     ("column", "expected"),
-    [("eval_top1", True), ("test_acc1", True), ("eval_ppl", False), ("test_bpc", False), ("lr", None)],
+    [
+        *((name, False) for name in ("train_loss", "eval_ppl", "test/word_error", "test_bpc", "val_wer")),
+        *(
+            (name, True)
+            for name in ("eval_top1", "test_acc1", "ema_test_accuracy", "eval_matthews_correlation")
+        ),
+        *((name, True) for name in ("eval_f1", "eval_pearsonr", "eval_rougeL", "sacrebleu/bleu")),
+        *((name, None) for name in ("lr", "loss_scale", "grad_norm", "eval_runtime", "seconds")),
+    ],
 )
 def test_columns_of_released_logs(column: str, expected: bool | None) -> None:
     assert higher_is_better(column) is expected

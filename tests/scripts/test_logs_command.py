@@ -23,7 +23,6 @@ from repro.ledger import rows
 from repro.ledger.rows import File
 from repro.logs import FORMATS, files, read
 from repro.logs.files import fetch
-from repro.logs.present import direction
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASED = runpy.run_path(str(ROOT / "scripts" / "logs.py"))["main"]
@@ -130,18 +129,6 @@ def test_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "table.csv",
         "table.parquet",
     ]
-
-
-@pytest.mark.parametrize(
-    ("column", "sign"),
-    [
-        *((name, -1) for name in ("train_loss", "eval_ppl", "test/word_error")),
-        *((name, 1) for name in ("eval_top1", "ema_test_accuracy", "eval_matthews_correlation", "eval_f1")),
-        *((name, 0) for name in ("lr", "loss_scale", "grad_norm", "eval_runtime", "seconds")),
-    ],
-)
-def test_direction(column: str, sign: int) -> None:
-    assert direction(column) == sign
 
 
 def test_the_page_names_every_format() -> None:
