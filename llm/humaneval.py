@@ -39,7 +39,7 @@ from llm.generate import sample
 from repro.environment import environment
 from repro.errors import UserError
 from repro.ledger import rows
-from repro.loading import read_json
+from repro.loading import read_json, read_lines
 from repro.publish import alone
 from repro.train.cli import command_line, exit_status, file_size
 from repro.train.run_folder import write_atomically
@@ -289,11 +289,7 @@ def digest(content: Any) -> str:
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
     """Return the records of a file, without a last line that a kill left incomplete."""
-    text = path.read_text() if path.exists() else ""
-    try:
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: {error}; delete it, and the same command makes it again") from error
+    return [record for _, record in read_lines(path, dict[str, Any])]
 
 
 def rewrite(path: Path, records: Sequence[dict[str, Any]]) -> None:
