@@ -261,7 +261,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         VisionConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(VisionConfig), recipe.config))
     )
     config.check()
-    torch.set_num_threads(1)  # as in a worker
     with tempfile.TemporaryDirectory() as scratch:
         folders = sample(config, options.images, options.shorter_side, Path(scratch) / "folders")
         shards = Path(scratch) / "shards"
@@ -392,6 +391,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.images < options.batch:
             raise UserError(f"--images {options.images}: must be at least --batch {options.batch}")
+        torch.set_num_threads(1)  # as in a worker
         about = machine("cpu", arguments) | {"cores": cores(), "pillow": PIL.__version__}
         result = {"machine": about} | measure(options)
     finally:

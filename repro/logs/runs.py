@@ -52,7 +52,7 @@ def read(source: Source) -> Log:
             reading.fault(number_, "the last line is incomplete: it was being written (continuing drops it)")
         else:
             reading.fault(number_, record)
-    config = _beside(reading, source.path.parent)
+    config = _other_files(reading, source.path.parent)
     columns = {column for row in reading.rows for column in row}
     units = {column: unit for column in sorted(columns) if (unit := _unit(column))}
     if "train_loss" in columns:
@@ -95,7 +95,7 @@ def _loss(config: dict[str, Any]) -> str:
     return known.get(str(config.get("loss")), UNITS["train_loss"])
 
 
-def _beside(reading: Reading, folder: Path) -> dict[str, Any]:
+def _other_files(reading: Reading, folder: Path) -> dict[str, Any]:
     """The configuration; the run's starts, and that it is finished, become events.
 
     What is damaged is remarked upon, as the records do not need it.

@@ -18,14 +18,8 @@ from repro.planner.plan import Job, Machine
 from repro.results import table
 
 # What --measure trains where no row is named: small models, but larger than all else in a process.
-_SMALL = [
-    "amp=no",
-    "batch_size=4",
-    "gradient_accumulation_steps=2",
-    "data.sequence_length=256",
-    "tokenizer.vocab_size=16384",
-]
-_SMALL += ["model.vocab_size=16384"]
+_SMALL = ["amp=no", "batch_size=4", "gradient_accumulation_steps=2", "data.sequence_length=256"]
+_SMALL += ["tokenizer.vocab_size=16384", "model.vocab_size=16384"]
 _GPT2 = [*_SMALL, "model.n_layer=6", "model.n_embd=512", "model.n_head=8"]
 _LLAMA = [*_SMALL, "model.num_hidden_layers=6", "model.hidden_size=512", "model.intermediate_size=1408"]
 _LLAMA += ["model.num_attention_heads=8", "model.num_key_value_heads=8", "fsdp=false"]
