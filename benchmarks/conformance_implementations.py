@@ -220,26 +220,22 @@ def ours() -> list[Implementation]:
     return found
 
 
-def on_paths(base: Implementation, **paths: Options) -> list[Implementation]:
-    """The same on several of its paths; underscores in their names become spaces."""
-    return [
-        replace(base, path=path.replace("_", " "), fixed={**base.fixed, **options})
-        for path, options in paths.items()
-    ]
+ONE: dict[str, Options] = {"": {}}
+BOTH: dict[str, Options] = {"loop": {"foreach": False}, "foreach": {"foreach": True}}
 
 
-def both(base: Implementation) -> list[Implementation]:
-    """Its loop over tensors and its foreach path."""
-    return on_paths(base, loop={"foreach": False}, foreach={"foreach": True})
+def of(package: str, module: str, paths: Mapping[str, Options] = ONE, **common: Any) -> Callable[..., Any]:
+    """What makes the entries of a package, one for each of its paths.
 
+    It takes our optimizer's name, its own, the names of options, and what else there is to say of it.
+    """
 
-def of(package: str, module: str, **common: Any) -> Callable[..., Implementation]:
-    """What makes the entries of a package, from our optimizer's name, its own, names of options, and more."""
+    def entries(optimizer: str, name: str, names: Mapping[str, Name], **more: Any) -> list[Implementation]:
+        of_paths = more.pop("paths", paths)
+        base = Implementation(package, optimizer, f"{module}.{name}", names, **{**common, **more})
+        return [replace(base, path=at, fixed={**base.fixed, **how}) for at, how in of_paths.items()]
 
-    def entry(optimizer: str, name: str, names: Mapping[str, Name], **more: Any) -> Implementation:
-        return Implementation(package, optimizer, f"{module}.{name}", names, **{**common, **more})
-
-    return entry
+    return entries
 
 
 def two_betas(betas: tuple[float, float], _: Options) -> Options:
@@ -284,26 +280,22 @@ OPTAX_ADAM = OPTAX | same("eps", betas=two_betas)
 
 bitsandbytes = of("bitsandbytes", "bitsandbytes.optim", dtype=FLOAT32)
 optax = of("optax", "optax", build=Optax)
-optimi = of("torch-optimi", "optimi", fixed={"triton": False}, bfloat16={"kahan_sum": True})
-pytorch_optimizer = of("pytorch_optimizer", "pytorch_optimizer")
-timm = of("timm", "timm.optim")
-torchs = of("torch", "torch.optim")
+optimi = of("torch-optimi", "optimi", BOTH, fixed={"triton": False}, bfloat16={"kahan_sum": True})
+pytorch_optimizer = of("pytorch_optimizer", "pytorch_optimizer", BOTH)
+timm = of("timm", "timm.optim", BOTH)
+torchs = of("torch", "torch.optim", BOTH)
 
 ADANS = [
-    *both(timm("adan", "Adan", same(f"lr {ADAM} no_prox"))),
-    *both(
-        pytorch_optimizer(
-            "adan", "Adan", same(f"lr {ADAM} max_grad_norm maximize", no_prox="weight_decouple")
-        )
-    ),
-    *both(optimi("adan", "Adan", same(f"lr {ADAM}", no_prox="adam_wd"))),
+    *timm("adan", "Adan", same(f"lr {ADAM} no_prox")),
+    *pytorch_optimizer("adan", "Adan", same(f"lr {ADAM} max_grad_norm maximize", no_prox="weight_decouple")),
+    *optimi("adan", "Adan", same(f"lr {ADAM}", no_prox="adam_wd")),
     Implementation(
         "adan-pytorch",
         "adan",
         "adan_pytorch.Adan",
         same("lr eps weight_decay", betas=lambda betas, _: {"betas": tuple(1 - b for b in betas)}),
     ),
-    optax(
+    *optax(
         "adan",
         "adan",
         OPTAX
@@ -312,23 +304,22 @@ ADANS = [
         fixed={"eps_root": 0.0},
     ),
 ]
-PATHS_OF_TORCH = dict(loop={"foreach": False}, foreach={"foreach": True}, fused={"fused": True})
 ADAMS = [
-    *on_paths(torchs("adam", "Adam", same(f"lr {ADAM} maximize")), **PATHS_OF_TORCH),
-    *both(optimi("adam", "Adam", same(f"lr {ADAM}"))),
-    bitsandbytes(
+    *torchs("adam", "Adam", same(f"lr {ADAM} maximize"), paths=BOTH | {"fused": {"fused": True}}),
+    *optimi("adam", "Adam", same(f"lr {ADAM}")),
+    *bitsandbytes(
         "adam",
         "Adam",
         same(f"lr {ADAM}"),
         fixed={"optim_bits": 32},
         variants={DECAY: "its Adam decays as AdamW does"},
     ),
-    *on_paths(torchs("adamw", "AdamW", same(f"lr {ADAM} maximize")), **PATHS_OF_TORCH),
-    *both(optimi("adamw", "AdamW", same(f"lr {ADAM}"))),
-    bitsandbytes("adamw", "AdamW", same(f"lr {ADAM}"), fixed={"optim_bits": 32}),
-    *both(timm("adamw", "AdamWLegacy", same(f"lr {ADAM} maximize"))),
-    optax("adam", "adam", OPTAX_ADAM),
-    optax("adamw", "adamw", OPTAX_ADAM | same("weight_decay")),
+    *torchs("adamw", "AdamW", same(f"lr {ADAM} maximize"), paths=BOTH | {"fused": {"fused": True}}),
+    *optimi("adamw", "AdamW", same(f"lr {ADAM}")),
+    *bitsandbytes("adamw", "AdamW", same(f"lr {ADAM}"), fixed={"optim_bits": 32}),
+    *timm("adamw", "AdamWLegacy", same(f"lr {ADAM} maximize")),
+    *optax("adam", "adam", OPTAX_ADAM),
+    *optax("adamw", "adamw", OPTAX_ADAM | same("weight_decay")),
 ]
 ADAFACTORS = [
     Implementation(
@@ -344,7 +335,7 @@ ADAFACTORS = [
         ),
         fixed={"relative_step": False, "warmup_init": False},
     ),
-    timm(
+    *timm(
         "adafactor",
         "Adafactor",
         same(
@@ -353,40 +344,37 @@ ADAFACTORS = [
             decay_rate=negative("decay_rate"),
         ),
         fixed={"min_dim_size_to_factor": 0},
+        paths=ONE,
     ),
-    *both(
-        pytorch_optimizer(
-            "adafactor",
-            "AdaFactor",
-            same(
-                "lr weight_decay clip_threshold scale_parameter maximize",
-                eps="eps1",
-                eps_scale="eps2",
-                beta1=lambda beta1, _: {"betas": (beta1 or None, 0.9999)},  # the second is a cap of beta2
-                decay_rate=negative("decay_rate"),
-            ),
-            fixed={"relative_step": False, "momentum_dtype": torch.float64},
-        )
+    *pytorch_optimizer(
+        "adafactor",
+        "AdaFactor",
+        same(
+            "lr weight_decay clip_threshold scale_parameter maximize",
+            eps="eps1",
+            eps_scale="eps2",
+            beta1=lambda beta1, _: {"betas": (beta1 or None, 0.9999)},  # the second is a cap of beta2
+            decay_rate=negative("decay_rate"),
+        ),
+        fixed={"relative_step": False, "momentum_dtype": torch.float64},
     ),
-    *both(
-        torchs(
-            "adafactor",
-            "Adafactor",
-            same(
-                "lr weight_decay maximize",
-                eps=eps_pair,
-                eps_scale=left_out,
-                clip_threshold="d",
-                decay_rate=negative("beta2_decay"),
-                scale_parameter=_always_scaled,
-            ),
-            variants={
-                DECAY: "decays by lr, not by the step size scaled by the parameter",
-                "eps of squares": "eps1 bounds the root of the second moment, it is not added to squares",
-            },
-        )
+    *torchs(
+        "adafactor",
+        "Adafactor",
+        same(
+            "lr weight_decay maximize",
+            eps=eps_pair,
+            eps_scale=left_out,
+            clip_threshold="d",
+            decay_rate=negative("beta2_decay"),
+            scale_parameter=_always_scaled,
+        ),
+        variants={
+            DECAY: "decays by lr, not by the step size scaled by the parameter",
+            "eps of squares": "eps1 bounds the root of the second moment, it is not added to squares",
+        },
     ),
-    optax(
+    *optax(
         "adafactor",
         "adafactor",
         OPTAX
@@ -403,52 +391,44 @@ ADAFACTORS = [
     ),
 ]
 LAMBS = [
-    *both(
-        timm(
-            "lamb",
-            "Lamb",
-            same(f"lr {ADAM} trust_clip", max_grad_norm=lambda norm, _: {"max_grad_norm": norm or None}),
-            fixed={"always_adapt": True, "max_grad_norm": None},
-        )
+    *timm(
+        "lamb",
+        "Lamb",
+        same(f"lr {ADAM} trust_clip", max_grad_norm=lambda norm, _: {"max_grad_norm": norm or None}),
+        fixed={"always_adapt": True, "max_grad_norm": None},
     ),
-    *both(
-        pytorch_optimizer(
-            "lamb",
-            "Lamb",
-            same(f"lr {ADAM} max_grad_norm maximize"),
-            fixed={"weight_decouple": False, "pre_norm": True, "max_grad_norm": 0.0},
-            variants={
-                "": "version 3 of the paper: the second moment has no bias correction, the first's is "
-                "applied after the trust ratio, whose parameter norm is cut at 10"
-            },
-        )
+    *pytorch_optimizer(
+        "lamb",
+        "Lamb",
+        same(f"lr {ADAM} max_grad_norm maximize"),
+        fixed={"weight_decouple": False, "pre_norm": True, "max_grad_norm": 0.0},
+        variants={
+            "": "version 3 of the paper: the second moment has no bias correction, the first's is "
+            "applied after the trust ratio, whose parameter norm is cut at 10"
+        },
     ),
-    bitsandbytes("lamb", "LAMB", same(f"lr {ADAM}"), variants={"": UNIT_CLIP}),
-    optax("lamb", "lamb", OPTAX_ADAM | same("weight_decay")),
+    *bitsandbytes("lamb", "LAMB", same(f"lr {ADAM}"), variants={"": UNIT_CLIP}),
+    *optax("lamb", "lamb", OPTAX_ADAM | same("weight_decay")),
 ]
 LARSES = [
-    *both(
-        timm(
-            "lars",
-            "Lars",
-            same("lr momentum weight_decay nesterov eps always_adapt", trust_coefficient="trust_coeff"),
-        )
+    *timm(
+        "lars",
+        "Lars",
+        same("lr momentum weight_decay nesterov eps always_adapt", trust_coefficient="trust_coeff"),
     ),
-    *both(
-        pytorch_optimizer(
-            "lars",
-            "LARS",
-            same("lr momentum weight_decay nesterov trust_coefficient maximize", always_adapt=left_out),
-            variants={"": NO_VECTORS},
-        )
+    *pytorch_optimizer(
+        "lars",
+        "LARS",
+        same("lr momentum weight_decay nesterov trust_coefficient maximize", always_adapt=left_out),
+        variants={"": NO_VECTORS},
     ),
-    bitsandbytes(
+    *bitsandbytes(
         "lars",
         "LARS",
         same("lr momentum weight_decay nesterov", trust_coefficient="max_unorm", always_adapt=left_out),
         variants={"": UNIT_CLIP},
     ),
-    optax(
+    *optax(
         "lars",
         "lars",
         OPTAX | same("momentum weight_decay nesterov trust_coefficient eps", always_adapt=left_out),
@@ -458,30 +438,29 @@ LARSES = [
 # With the squared gradient for the Hessian, as Sophia-G has it of a sampled loss. The first clips
 # m / max(h, eps) at p, the paper m / max(rho h, eps) at 1.
 SOPHIAS = [
-    *both(
-        pytorch_optimizer(
-            "sophia",
-            "SophiaH",
-            same(
-                "betas maximize",
-                lr=lambda lr, options: {"lr": lr / options["rho"]},
-                weight_decay=lambda decay, options: {"weight_decay": decay * options["rho"]},
-                rho="p",
-                eps=lambda eps, options: {"eps": eps / options["rho"]},
-            ),
-            fixed={"update_period": INTERVAL},
-            build=SquaredGradients,
-        )
+    *pytorch_optimizer(
+        "sophia",
+        "SophiaH",
+        same(
+            "betas maximize",
+            lr=lambda lr, options: {"lr": lr / options["rho"]},
+            weight_decay=lambda decay, options: {"weight_decay": decay * options["rho"]},
+            rho="p",
+            eps=lambda eps, options: {"eps": eps / options["rho"]},
+        ),
+        fixed={"update_period": INTERVAL},
+        build=SquaredGradients,
     ),
-    replace(
-        optax("sophia", "", OPTAX_ADAM | same("weight_decay", rho="gamma")),
-        target=f"{__name__}._optax_sophia",
+    *of("optax", __name__, build=Optax)(
+        "sophia",
+        "_optax_sophia",
+        OPTAX_ADAM | same("weight_decay", rho="gamma"),
         fixed={"clip_threshold": 1.0},
         variants={"": "corrects the bias of the momentum, and a Hessian counts from the next step on"},
     ),
 ]
 MATRICES = [  # Shampoo and Adam-mini
-    pytorch_optimizer(
+    *pytorch_optimizer(
         "shampoo",
         "Shampoo",
         same(
@@ -491,17 +470,16 @@ MATRICES = [  # Shampoo and Adam-mini
             **dict.fromkeys(("block_size", "start_preconditioning_step"), left_out),
         ),
         fixed={"weight_decouple": True},
+        paths=ONE,
         variants={"": "the first paper's sums, without averages, blocks, grafting or a relative damping"},
     ),
-    *both(
-        pytorch_optimizer(
-            "adam_mini",
-            "AdamMini",
-            same(f"lr {ADAM} maximize"),
-            variants={"": "one second moment for a tensor whose name says nothing, not one for each row"},
-            dtype=FLOAT32,  # of its states
-            build=of_module,
-        )
+    *pytorch_optimizer(
+        "adam_mini",
+        "AdamMini",
+        same(f"lr {ADAM} maximize"),
+        variants={"": "one second moment for a tensor whose name says nothing, not one for each row"},
+        dtype=FLOAT32,  # of its states
+        build=of_module,
     ),
 ]
 
