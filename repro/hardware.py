@@ -15,9 +15,7 @@ from repro.ledger.rows import Cost
 class Gpu:
     """A GPU by its data sheet (NVIDIA's, SXM modules), and what it costs."""
 
-    memory: (
-        float  # bytes, in which the sheet's GB are 1e9; what cards have beyond is CUDA's and the allocator's
-    )
+    memory: float  # bytes: the sheet's GB are 1e9, what a card has beyond is CUDA's and the allocator's
     peak: float  # dense tensor-core FLOP/s in bf16 and fp16
     peak_float32: float  # FLOP/s outside tensor cores
     dollars: float  # for an hour of one: our assumption, a round number; see --price of scripts/plan.py

@@ -141,9 +141,7 @@ class Row:
     published: list[Figure] = field(default_factory=list)
     cells: list[dict[str, Any]] = field(default_factory=list)  # numbers of a table that is one row here
     files: list[File] = field(default_factory=list)
-    elsewhere: dict[str, str] = field(
-        default_factory=dict
-    )  # released, but not in the repository: what, where
+    elsewhere: dict[str, str] = field(default_factory=dict)  # released outside of the repository: what, where
     track: dict[str, str] = field(default_factory=dict)  # our recipe's record key: the released log's column
     siblings: list[Sibling] = field(default_factory=list)
     unpublished: dict[str, str] = field(default_factory=dict)  # what is not known, and what follows
@@ -152,9 +150,8 @@ class Row:
     cost: Cost | None = None
     proxy: str | None = None  # name in configs/proxy
     scale: str = "paper"  # paper | proxy: a proxy's numbers are never the paper's
-    batch_scale: int = (
-        1  # of a proxy: its batch stands for one that many times as large, see repro.train.scaling
-    )
+    # of a proxy: its batch stands for one that many times as large, see repro.train.scaling
+    batch_scale: int = 1
     waits_for: str | None = None  # what the script, which exists, still lacks for this row
     not_runnable: str | None = None  # why this row cannot be run here at all
 
