@@ -13,6 +13,7 @@ A right reading of the time gives about the same bandwidth in every row that is 
 that the device has.
 """
 
+import itertools
 import statistics
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
+from optim.text import aligned
 from repro.ledger import rows
 from repro.train.cli import exit_status
 
@@ -52,23 +54,20 @@ def gpt2_parameters(layers: int, width: int) -> int:
 
 def report() -> str:
     """Both tables and what follows from them."""
-    lines = ["README.md, Memory and Efficiency            ms fused    GB/s   ms foreach    GB/s"]
+    right = ["ms fused", "GB/s", "ms foreach"]
+    table = [["README.md, Memory and Efficiency", "ms fused", "GB/s", "ms foreach", "GB/s"]]
     for row in models():
         assert row.parameters is not None
         ms = {figure.metric: figure.value for figure in row.published}
-        fused, foreach = (bandwidth(row.parameters, BYTES[key], ms[key]) for key in BYTES)
-        name = f"{row.model}, {row.parameters / 1e6:.1f} M"
-        lines.append(
-            f"{name:<42}{ms['fused_adan_step_ms']:>10}{fused:>8.0f}{ms['adan_step_ms']:>13}{foreach:>8.0f}"
-        )
-    lines += ["", "fused_adan/README.md, GPT-2                 ms fused    GB/s"]
-    seen = []
+        speeds = ([f"{ms[key]}", f"{bandwidth(row.parameters, BYTES[key], ms[key]):.0f}"] for key in BYTES)
+        table.append([f"{row.model}, {row.parameters / 1e6:.1f} M", *itertools.chain(*speeds)])
+    sizes, seen = [["fused_adan/README.md, GPT-2", "ms fused", "GB/s"]], []
     for cell in grid():
-        parameters = gpt2_parameters(cell["layers"], cell["width"])
-        seen.append(bandwidth(parameters, BYTES["fused_adan_step_ms"], cell["fused_adan_step_ms"]))
+        parameters, ms = gpt2_parameters(cell["layers"], cell["width"]), cell["fused_adan_step_ms"]
+        seen.append(bandwidth(parameters, BYTES["fused_adan_step_ms"], ms))
         size = f"{cell['layers']} layers, width {cell['width']}, {cell['heads']} heads"
-        name = f"{size}, {parameters / 1e6:.1f} M"
-        lines.append(f"{name:<42}{cell['fused_adan_step_ms']:>10}{seen[-1]:>8.0f}")
+        sizes.append([f"{size}, {parameters / 1e6:.1f} M", f"{ms}", f"{seen[-1]:.0f}"])
+    lines = [*aligned(table, right), "", *aligned(sizes, right)]
     middle = statistics.median(seen)
     lines += [
         "",
