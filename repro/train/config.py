@@ -183,6 +183,13 @@ class TrainConfig:
         if self.steps is None and self.max_epochs is not None:
             raise UserError(f"max_epochs={self.max_epochs}: is for a run in steps; set epochs instead")
 
+    def total_steps(self, per_epoch: int) -> int:
+        """Return the number of optimizer steps of a run whose epochs have `per_epoch` of them."""
+        total = per_epoch * (self.epochs + self.schedule.cooldown_epochs)
+        if self.steps is not None:
+            total = min(self.steps, per_epoch * (self.max_epochs or self.steps))
+        return min(total, self.stop_after or total)
+
     def micro_batch_size(self, size: int, samples: str, processes: int) -> int:
         """Return the micro-batch size of one process, of `size` training samples, called `samples`.
 

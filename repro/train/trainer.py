@@ -111,10 +111,7 @@ class Trainer:
         autocast = nullcontext if config.fsdp else accelerator.autocast
         self.evaluator = Evaluator(task, config, accelerator, self.micro_batch_size, autocast)
         self.valid_batches = self.evaluator.batches(valid_data)
-        self.total = self.sampler.steps * (config.epochs + config.schedule.cooldown_epochs)
-        if config.steps is not None:
-            self.total = min(config.steps, self.sampler.steps * (config.max_epochs or config.steps))
-        self.total = min(self.total, config.stop_after or self.total)
+        self.total = config.total_steps(self.sampler.steps)
         self.epochs = -(-self.total // self.sampler.steps)
 
         module = task.build_model()
@@ -135,12 +132,10 @@ class Trainer:
             self.model, wrapped = accelerator.prepare(module, optimizer)
             if accelerator.scaler is not None:  # without, it only looks for packages, 0.2 ms a step
                 self.optimizer = wrapped
-        history = {"loss": torch.zeros(self.sampler.steps, device=self.device)}
-        if config.clip_grad is not None:
-            history["grad_norm"] = torch.zeros_like(history["loss"])
-        self.state = TrainState(
-            module, optimizer, ema, history, [{} for _ in range(config.gradient_accumulation_steps)]
-        )
+        names = ("loss", "grad_norm") if config.clip_grad is not None else ("loss",)
+        history = {name: torch.zeros(self.sampler.steps, device=self.device) for name in names}
+        carried: list[dict[str, Tensor]] = [{} for _ in range(config.gradient_accumulation_steps)]
+        self.state = TrainState(module, optimizer, ema, history, carried)
 
     @property
     def progress(self) -> Progress:
