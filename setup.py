@@ -1,4 +1,4 @@
-"""Builds the fused CPU kernels, if there is a C++ compiler; everything else is in pyproject.toml.
+"""Builds the fused CPU kernels, if there is a C++ compiler; the rest of a wheel is in pyproject.toml.
 
 torch is not needed to build: the library takes raw addresses. It is not linked against an OpenMP runtime
 either, because it must share the one that torch has loaded (a second one would fight it for the cores).
@@ -7,6 +7,7 @@ either, because it must share the one that torch has loaded (a second one would 
 import platform
 
 from setuptools import Extension, setup
+from setuptools.command.editable_wheel import editable_wheel
 
 # -fschedule-insns helps where states are small and a step waits for arithmetic: the loops are long.
 FLAGS = "-std=c++17 -O3 -g0 -fopenmp -fschedule-insns -fno-math-errno -fno-trapping-math -ffp-contract=off"
@@ -21,7 +22,17 @@ cpu = Extension(
     optional=True,  # without a compiler the install succeeds and optim.available() says what is missing
 )
 
+
+class Checkout(editable_wheel):
+    """`pip install -e .`, for work in a checkout: what is no part of a wheel is found there, too."""
+
+    def finalize_options(self) -> None:
+        self.distribution.packages += ["repro", "vision", "nlp", "llm", "benchmarks", "scripts"]
+        super().finalize_options()
+
+
 setup(
+    cmdclass={"editable_wheel": Checkout},
     ext_modules=[cpu] if platform.system() == "Linux" else [],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

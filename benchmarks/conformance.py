@@ -47,8 +47,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from benchmarks.common import machine, made
 from benchmarks.conformance_implementations import (
     INTERVAL,

@@ -38,8 +38,6 @@ from PIL import Image
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from benchmarks.common import machine, made, parser
 from repro import hardware
 from repro.errors import UserError

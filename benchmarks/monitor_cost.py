@@ -25,8 +25,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 import optim
 from benchmarks.common import check, machine, made, parser
 from repro.results import page, publish, table

@@ -47,8 +47,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 import optim
 from benchmarks.common import Step, check, fresh, interleave, machine, made, parser
 from repro.errors import UserError

@@ -16,10 +16,7 @@ that the device has.
 import itertools
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from optim.text import aligned
 from repro.ledger import rows

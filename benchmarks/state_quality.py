@@ -33,8 +33,6 @@ from torch import Tensor
 from torch.func import functional_call
 from tqdm import tqdm
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 import optim
 from repro.environment import environment
 from repro.errors import UserError

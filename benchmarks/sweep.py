@@ -32,8 +32,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from benchmarks.comparison import times
 from benchmarks.comparison.design import OPTIMIZERS, SEEDS, TASKS, Task
 from benchmarks.comparison.measures import best_point

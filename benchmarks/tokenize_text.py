@@ -34,8 +34,6 @@ from typing import Any
 import tokenizers as library
 from tqdm import tqdm
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from benchmarks.common import check, machine, made, parser
 from repro.errors import UserError
 from repro.results import page, publish, table

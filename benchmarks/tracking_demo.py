@@ -6,10 +6,7 @@ With a fault (of benchmarks/tracking_faults.py), what it would say where that go
 
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
-
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from benchmarks.tracking_faults import FAULTS, Case
 from repro.ledger import rows, tracking

@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from benchmarks.tracking_faults import FAULTS, Case, rerun
 from repro.environment import commit
 from repro.errors import UserError

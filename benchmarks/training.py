@@ -41,8 +41,6 @@ from typing import Any
 import torch
 from torch import nn
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 import optim
 from benchmarks.common import check, machine, parser, seconds
 from benchmarks.optimizers import EMULATED, ENTRIES, state_bytes

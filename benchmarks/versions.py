@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 import optim
 from benchmarks.common import check, fresh, interleave, machine, made, parser, seconds
 from benchmarks.optimizers import BASELINE, make, shapes

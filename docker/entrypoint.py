@@ -19,6 +19,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from repro.errors import UserError
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, DATA = Path("/results"), Path("/data")
 RECIPES = ("vision", "nlp", "llm")  # which the core image does not have
@@ -31,10 +33,6 @@ COMMANDS = {
     # without a cache, which would be written next to the sources
     "test": ["-m", "pytest", "-p", "no:cacheprovider", "-n", "auto", "-m", DAILY, "tests/optim"],
 }
-
-sys.path.append(str(ROOT))
-
-from repro.errors import UserError  # noqa: E402
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -20,8 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from llm import models, pretrained, python_functions
 from llm.config.finetune import FinetuneConfig
 from llm.conversations import Example, Examples, Row, collate, read

@@ -27,8 +27,6 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from llm import models
 from llm.code_eval import problems
 from llm.code_eval.jail import Limits

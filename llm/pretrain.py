@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from transformers.utils import logging
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from llm import models, routing
 from llm.config.pretrain import LlmConfig
 from llm.generate import for_transformers, sample

@@ -9,14 +9,11 @@ library from the same words in disorder.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from llm import pretrained, python_functions
 from llm.config.reward import RewardConfig

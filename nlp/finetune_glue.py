@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from nlp.bert import Untrained
 from nlp.config.glue import GlueConfig
 from nlp.glue import predictions, pretrained, seeds, tasks

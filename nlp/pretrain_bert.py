@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import logging
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from nlp.bert import Untrained, attention, build_masked_lm, in_transformers, longest
 from nlp.blocks import Blocks
 from nlp.config.bert import BertConfig

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from nlp.config.transformer_xl import TransformerXLConfig
 from nlp.transformer_xl import Memory, Reach, TransformerXL, empty_memory
 from repro.errors import UserError

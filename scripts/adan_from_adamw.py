@@ -6,9 +6,6 @@ Prints each setting with its reason, and the lines for a file in configs/optimiz
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from optim.interop.advice import REGIMES, adan_from_adamw
 

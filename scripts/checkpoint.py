@@ -18,8 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from optim.interop.advice import REGIMES
 from optim.interop.convert import TARGETS, convert_state
 from optim.interop.sources import SOURCES, recognise

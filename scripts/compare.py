@@ -13,8 +13,6 @@ from typing import Any
 
 import matplotlib as mpl
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from optim.text import aligned
 from repro.errors import UserError
 from repro.reading import printable_lines

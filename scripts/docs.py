@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from optim import CARDS, OPTIMIZERS
 from optim.card import COMMON_OPTIONS, STATE_BYTES
 from repro.ledger import rows

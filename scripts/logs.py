@@ -13,8 +13,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from repro.errors import UserError
 from repro.reading import printable, printable_lines
 from repro.train.cli import command_line, exit_status

@@ -21,8 +21,6 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from repro.errors import UserError
 from repro.text import shards, sources, tokenizers
 from repro.text.config import PrepareConfig

@@ -9,8 +9,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from benchmarks.comparison.page import section
 from benchmarks.comparison.records import load
 from repro.ledger import html

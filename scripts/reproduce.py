@@ -22,8 +22,6 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from optim.text import aligned
 from repro import hardware
 from repro.errors import UserError

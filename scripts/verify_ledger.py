@@ -14,8 +14,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from repro.environment import environment
 from repro.errors import UserError
 from repro.ledger.rows import COMMIT, REPOSITORY, names

@@ -20,8 +20,6 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from repro import interop
 from repro.environment import environment
 from repro.errors import UserError

@@ -16,8 +16,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from repro.errors import UserError
 from repro.reading import printable_lines, read_bytes
 from repro.train.cli import command_line, exit_status, file_size, processes

@@ -16,8 +16,6 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.utils import save_image
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
-
 from repro.interop import read_weights
 from repro.train.cli import entry_point
 from repro.train.config import typed

@@ -4,7 +4,6 @@ Without further words it trains a small ViT on scikit-learn's digits in about a 
 """
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +11,6 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from torch import Tensor, nn
-
-sys.path.append(str(Path(__file__).resolve().parent.parent))  # last, so that an installed optim comes first
 
 from repro.train.cli import entry_point
 from repro.train.config import typed

@@ -22,7 +22,6 @@ def entrypoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setattr(sys, "path", [*sys.path])
     spec.loader.exec_module(module)
     module.RESULTS, module.DATA = tmp_path / "results", tmp_path / "data"
     module.RESULTS.mkdir()
