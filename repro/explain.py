@@ -36,7 +36,8 @@ def _explanation(error: BaseException) -> str | None:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         if group == "hydra/launcher" and name in slurm.LAUNCHERS:
             return f"{group}={name}: is not installed; run pip install '.[slurm]'"
-        return f"{group}={name}: no such option; {_nearest(name, error.options)}"
+        options = [option for option in error.options if not option.startswith("_")]  # not what files share
+        return f"{group}={name}: no such option; {_nearest(name, options)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}' on the command line: overrides are written key=value"
     if isinstance(error, HydraException):

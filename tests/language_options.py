@@ -18,5 +18,5 @@ def recipe(group: str, name: str) -> str | None:
 
 def options(group: str, language: bool) -> list[str]:
     """Return the options of a group, the language recipes' or the others."""
-    names = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    names = sorted(path.stem for path in (CONFIGS / group).glob("[!_]*.yaml"))
     return [name for name in names if (recipe(group, name) is not None) == language]

@@ -261,11 +261,16 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
         arguments = [f"+paper={name}", *arguments]
     else:
         config = f"paper/{name}"
+    return compose_config(config, arguments)
+
+
+def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Return the configuration that Hydra composes of configs/<name>.yaml and overrides."""
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()  # a run has one of its own, and Hydra refuses a second
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return compose(config, arguments)
+            return compose(name, list(overrides))
     finally:
         GlobalHydra.instance().hydra = running
 

@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-import yaml
+from omegaconf import OmegaConf
 from torch import nn
 
 from repro.errors import UserError
@@ -261,9 +261,9 @@ def optimizer(name: str) -> Config:
     base, _, kept = name.partition("-")
     path = ROOT / "configs" / "optimizer" / f"{base}.yaml"
     if not path.is_file() or kept not in ("", "float32", "bfloat16", "int8"):
-        known = ", ".join(sorted(path.stem for path in path.parent.glob("*.yaml")))
+        known = ", ".join(sorted(path.stem for path in path.parent.glob("[!_]*.yaml")))
         raise UserError(f"--optimizers {name}: there are {known}, with -bfloat16 or -int8 for small states")
-    config: Config = yaml.safe_load(path.read_text())
+    config = cast(Config, OmegaConf.to_container(rows.compose_config(f"optimizer/{base}").optimizer))
     return config | ({"state_dtype": kept} if kept else {})
 
 

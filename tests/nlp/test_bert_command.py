@@ -89,7 +89,7 @@ def test_the_loss_is_transformers_own_with_labels(text: list[str]) -> None:
         scores = model(ids, attention(seen), places)[0]
     exact = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
     assert exact.item() == pytest.approx(expected.item(), rel=1e-12)
-    assert recipe.weight(batch) == (labels != IGNORED).sum()
+    assert recipe.num_items(batch) == (labels != IGNORED).sum()
 
 
 def test_what_is_measured_does_not_depend_on_the_batches(text: list[str]) -> None:

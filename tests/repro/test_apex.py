@@ -3,21 +3,19 @@
 import sys
 
 import pytest
-import yaml
 from torch import nn
 from torch.optim import Optimizer
 
 from repro.errors import UserError
+from repro.ledger.rows import compose_config
 from repro.train.accelerator import build_optimizer
-from repro.train.cli import CONFIGS
 
 NAMES = {"apex_fused_adam": "FusedAdam", "apex_fused_lamb": "FusedLAMB"}
 
 
 def built(name: str, **options: object) -> Optimizer:
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
-    config = yaml.safe_load((CONFIGS / "optimizer" / f"{name}.yaml").read_text())
-    return build_optimizer(model, {**config, **options})
+    return build_optimizer(model, {**compose_config(f"optimizer/{name}").optimizer, **options})
 
 
 @pytest.mark.parametrize("name", NAMES)
