@@ -58,7 +58,7 @@ class Streams(Dataset[tuple[Tensor, Tensor]]):
         tokens = torch.from_numpy(self.ids[offset + begin : offset + end + 1].astype(np.int64))
         return tokens[:-1], tokens[1:]
 
-    def measure_plan(self, processes: int = 1, rank: int = 0) -> Sequence[Sequence[int]]:
+    def eval_plan(self, processes: int = 1, rank: int = 0) -> Sequence[Sequence[int]]:
         """Return the batches of one process, in order: the segments of its own streams.
 
         Raises:
