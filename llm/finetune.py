@@ -8,7 +8,6 @@ library, in about a minute on two CPU cores. The run's folder gets the tokenizer
 adapters are in the folder `adapter`, too.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from llm.generate import complete, end_of_text, pad_left
 from repro.errors import UserError
 from repro.text.perplexity import perplexity
 from repro.train.cli import entry_point
-from repro.train.config import TrainConfig, typed
+from repro.train.config import TrainConfig
 from repro.train.data import Plan, Sized, shuffled
 from repro.train.run_folder import run_name
 from repro.train.task import Task
@@ -40,6 +39,7 @@ class Finetuning(Task):
     """Answers to questions, measured by the loss on the tokens of the answers alone."""
 
     name = "finetune"
+    schema = FinetuneConfig
     samples = "tokens"
     products = ("tokenizer", models.EXPORT, pretrained.ADAPTER)
     metric = "valid_loss"
@@ -173,9 +173,9 @@ class Finetuning(Task):
         """Return the text of tokens, without special ones."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def export(self, run: Path) -> None:
-        """Put the best weights into a run's folder as transformers has them, with the tokenizer."""
-        pretrained.export(self.build_model(), self.tokenizer, run)
+    def finish(self, folder: Path) -> None:
+        """Put the best weights into the run's folder as transformers has them, with the tokenizer."""
+        pretrained.export(self.build_model(), self.tokenizer, folder)
 
 
 def texts(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
@@ -190,28 +190,13 @@ def texts(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
     return found
 
 
-def run(task: Finetuning, config: FinetuneConfig, overrides: list[str]) -> None:
-    """Train, and write the best weights for transformers."""
-    summary = train(task, config, config.run.name or run_name(overrides))
-    if int(os.environ.get("RANK", 0)) == 0:  # of several processes, one
-        task.export(Path(summary["run"]))
-
-
-def build_model(config: dict[str, Any]) -> nn.Module:
-    """Return the model of a composed configuration, without adapters; see repro.ledger.recipes."""
-    return synthetic_task(config).initial()
-
-
-def synthetic_task(config: dict[str, Any]) -> Finetuning:
-    """Return the task of a composed configuration, without data."""
-    return Finetuning(typed(config, FinetuneConfig), synthetic=True)
+RECIPE = Finetuning  # see repro.ledger.recipes
 
 
 @entry_point("finetune", FinetuneConfig)
 def main(config: FinetuneConfig, overrides: list[str]) -> None:
     """Train as the command line says."""
-    config.check()
-    run(Finetuning(config), config, overrides)
+    train(Finetuning(config), config, config.run.name or run_name(overrides))
 
 
 if __name__ == "__main__":

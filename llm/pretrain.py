@@ -5,7 +5,6 @@ CPU cores, and shows code that it writes. The run's folder gets the tokenizer, a
 with the best weights, which AutoModelForCausalLM and AutoTokenizer load.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from repro.interop import read_weights
 from repro.text import corpus
 from repro.text.perplexity import entropy, perplexity
 from repro.train.cli import entry_point
-from repro.train.config import typed
 from repro.train.data import Sized
 from repro.train.run_folder import run_name
 from repro.train.task import Task
@@ -46,6 +44,7 @@ class LanguageModelling(Task):
     """
 
     name = "llm"
+    schema = LlmConfig
     samples = "tokens"
     products = ("tokenizer", models.EXPORT)
     metric = "valid_loss"
@@ -166,33 +165,22 @@ class LanguageModelling(Task):
             lines += ["", *f"{prompt}|{text}".splitlines()]
         return lines
 
-    def export(self, run: Path) -> None:
-        """Put the best weights into a run's folder as transformers has them, with the tokenizer."""
+    def finish(self, folder: Path) -> None:
+        """Put the best weights into the run's folder as transformers has them, with the tokenizer."""
         logging.disable_progress_bar()  # of a single file
         model = models.build({**self.model, "checkpoint": None}, self.vocab_size)
-        model.load_state_dict(read_weights(run)[0])
-        model.save_pretrained(run / models.EXPORT)
-        self.tokenizer.save(run / models.EXPORT)
+        model.load_state_dict(read_weights(folder)[0])
+        model.save_pretrained(folder / models.EXPORT)
+        self.tokenizer.save(folder / models.EXPORT)
 
 
-def build_model(config: dict[str, Any]) -> nn.Module:
-    """Return the model of a composed configuration; see repro.ledger.recipes."""
-    return synthetic_task(config).build_model()
-
-
-def synthetic_task(config: dict[str, Any]) -> LanguageModelling:
-    """Return the task of a composed configuration, without data."""
-    return LanguageModelling(typed(config, LlmConfig), synthetic=True)
+RECIPE = LanguageModelling  # see repro.ledger.recipes
 
 
 @entry_point("llm", LlmConfig)
 def main(config: LlmConfig, overrides: list[str]) -> None:
     """Train as the command line says, and write the best weights for transformers."""
-    config.check()
-    task = LanguageModelling(config)
-    summary = train(task, config, config.run.name or run_name(overrides))
-    if int(os.environ.get("RANK", 0)) == 0:  # of several processes, one
-        task.export(Path(summary["run"]))
+    train(LanguageModelling(config), config, config.run.name or run_name(overrides))
 
 
 if __name__ == "__main__":

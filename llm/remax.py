@@ -21,11 +21,12 @@ from llm import models, pretrained
 from llm import rewards as rules
 from llm.config.remax import RULES, RemaxConfig
 from llm.conversations import Example, Examples, Row, collate, encode
-from llm.finetune import SHOWN, Finetuning, run
+from llm.finetune import SHOWN, Finetuning
 from llm.generate import pad_left
 from repro.errors import UserError
 from repro.train.cli import entry_point
-from repro.train.config import typed
+from repro.train.run_folder import run_name
+from repro.train.trainer import train
 
 RULE = dict(zip(RULES, (rules.overlap, rules.parses), strict=True))
 
@@ -66,6 +67,7 @@ class ReMax(Finetuning):
     """
 
     name = "remax"
+    schema = RemaxConfig
     samples = "prompts"
     metric = "valid_reward"
 
@@ -248,21 +250,13 @@ def surrogate(chosen: Tensor, before: Tensor, answer: Tensor, rewards: Tensor, b
     return -((rewards[:, None] - beta * ahead) * answer * chosen).sum(1)
 
 
-def build_model(config: dict[str, Any]) -> nn.Module:
-    """Return the model of a composed configuration, without adapters; see repro.ledger.recipes."""
-    return synthetic_task(config).initial()
-
-
-def synthetic_task(config: dict[str, Any]) -> ReMax:
-    """Return the task of a composed configuration, without data."""
-    return ReMax(typed(config, RemaxConfig), synthetic=True)
+RECIPE = ReMax  # see repro.ledger.recipes
 
 
 @entry_point("remax", RemaxConfig)
 def main(config: RemaxConfig, overrides: list[str]) -> None:
     """Train as the command line says."""
-    config.check()
-    run(ReMax(config), config, overrides)
+    train(ReMax(config), config, config.run.name or run_name(overrides))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from llm import pretrained, python_functions
 from llm.config.reward import RewardConfig
 from llm.conversations import Examples, Row
-from llm.finetune import SHOWN, Finetuning, run
+from llm.finetune import SHOWN, Finetuning
 from repro.errors import UserError
 from repro.train.cli import entry_point
-from repro.train.config import typed
+from repro.train.run_folder import run_name
+from repro.train.trainer import train
 
 
 class RewardModelling(Finetuning):
@@ -32,6 +33,7 @@ class RewardModelling(Finetuning):
     """
 
     name = "reward"
+    schema = RewardConfig
     columns = ("chosen", "rejected")
     kind = "SEQ_CLS"
 
@@ -102,21 +104,13 @@ class RewardModelling(Finetuning):
         ]
 
 
-def build_model(config: dict[str, Any]) -> nn.Module:
-    """Return the model of a composed configuration, without adapters; see repro.ledger.recipes."""
-    return synthetic_task(config).initial()
-
-
-def synthetic_task(config: dict[str, Any]) -> RewardModelling:
-    """Return the task of a composed configuration, without data."""
-    return RewardModelling(typed(config, RewardConfig), synthetic=True)
+RECIPE = RewardModelling  # see repro.ledger.recipes
 
 
 @entry_point("reward", RewardConfig)
 def main(config: RewardConfig, overrides: list[str]) -> None:
     """Train as the command line says."""
-    config.check()
-    run(RewardModelling(config), config, overrides)
+    train(RewardModelling(config), config, config.run.name or run_name(overrides))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from nlp.glue.metrics import compute
 from repro.errors import UserError
 from repro.interop import read_weights
 from repro.train.cli import entry_point
-from repro.train.config import TrainConfig, typed
+from repro.train.config import TrainConfig
 from repro.train.data import Plan, Sized, regrouped
 from repro.train.run_folder import run_name, write_atomically
 from repro.train.task import Task
@@ -43,6 +43,7 @@ class Finetuning(Task):
     """Sentences, or pairs, to classes or scores; measured by the task's own metrics in percent."""
 
     name = "glue"
+    schema = GlueConfig
     samples = "examples"
     products = ("tokenizer", predictions.FOLDER)
 
@@ -204,19 +205,20 @@ class Finetuning(Task):
             made[batch] = self.predict(self.logits(model, moved)).cpu().numpy()
         return made
 
-    def write_predictions(self, run: Path) -> None:
-        """Write the predictions of a run's best checkpoint into its folder."""
+    def finish(self, folder: Path) -> None:
+        """Write the predictions of the best checkpoint into the run's folder."""
         model = self.build_model().eval()
-        model.load_state_dict(read_weights(run)[0])
+        model.load_state_dict(read_weights(folder)[0])
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         model.to(device or torch.device("cpu"))
-        folder = run / predictions.FOLDER
-        folder.mkdir(exist_ok=True)
+        (folder / predictions.FOLDER).mkdir(exist_ok=True)
         files = [(f"dev{suffix}", part) for suffix, part in self.dev.items()] + list(self.test.items())
         for name, part in tqdm(files, desc="predictions", unit="file", leave=False, disable=None):
             given = self.predictions(model, Encoded([part], self.start.coder, name))
             shown = [predictions.shown(self.task, value) for value in given]
-            write_atomically(folder / f"{name}.tsv", predictions.table(self.task, part, shown))
+            write_atomically(
+                folder / predictions.FOLDER / f"{name}.tsv", predictions.table(self.task, part, shown)
+            )
 
     def examples(self, model: nn.Module) -> list[str]:
         """Return some examples of the development set with what the model takes them for."""
@@ -231,29 +233,16 @@ class Finetuning(Task):
         ]
 
 
-def build_model(config: dict[str, Any]) -> nn.Module:
-    """Return the model of a composed configuration; see repro.ledger.recipes."""
-    return synthetic_task(config).build_model()
-
-
-def synthetic_task(config: dict[str, Any]) -> Finetuning:
-    """Return the task of a composed configuration, without data."""
-    return Finetuning(typed(config, GlueConfig), synthetic=True)
+RECIPE = Finetuning  # see repro.ledger.recipes
 
 
 @entry_point("glue", GlueConfig)
 def main(config: GlueConfig, overrides: list[str]) -> None:
     """Train as the command line says, once or with several seeds, and write predictions."""
-    config.check()
     config = replace(config, model=pretrained.adopted(config))
     task = Finetuning(config)
-    main_process = int(os.environ.get("RANK", 0)) == 0
-    summaries = []
-    for name, run in seeds.runs(config, overrides):
-        summaries.append(train(task, run, name))
-        if main_process:
-            task.write_predictions(Path(summaries[-1]["run"]))
-    if config.seeds is not None and main_process:
+    summaries = [train(task, run, name) for name, run in seeds.runs(config, overrides)]
+    if config.seeds is not None and int(os.environ.get("RANK", 0)) == 0:
         folder = Path(config.run.root) / task.name / (config.run.name or run_name(overrides))
         print(seeds.describe(seeds.write(folder, config.seeds, summaries)))
 

@@ -6,7 +6,6 @@ AutoModelForMaskedLM.from_pretrained loads; nlp/finetune_glue.py can start from 
 """
 
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,6 @@ from repro.interop import read_weights
 from repro.text import corpus
 from repro.text.perplexity import entropy, perplexity
 from repro.train.cli import entry_point
-from repro.train.config import typed
 from repro.train.data import Plan, Sized, shuffled
 from repro.train.run_folder import run_name
 from repro.train.task import Task
@@ -44,6 +42,7 @@ class Pretraining(Task):
     """
 
     name = "bert"
+    schema = BertConfig
     samples = "tokens"
     products = ("tokenizer", EXPORT)
     metric = "valid_loss"
@@ -196,13 +195,13 @@ class Pretraining(Task):
         pairs = None if answers is None else F.cross_entropy(answers.float(), batch[5], reduction="sum")
         return (words, (targets != IGNORED).sum()), pairs
 
-    def export(self, run: Path) -> None:
-        """Put the best weights into a run's folder as transformers has them, with the tokenizer."""
+    def finish(self, folder: Path) -> None:
+        """Put the best weights into the run's folder as transformers has them, with the tokenizer."""
         model = self.build_model()
-        model.load_state_dict(read_weights(run)[0])
+        model.load_state_dict(read_weights(folder)[0])
         logging.disable_progress_bar()  # of a single file
-        in_transformers(model).save_pretrained(run / EXPORT)
-        self.tokenizer.save(run / EXPORT)
+        in_transformers(model).save_pretrained(folder / EXPORT)
+        self.tokenizer.save(folder / EXPORT)
 
     def examples(self, model: nn.Module) -> list[str]:
         """Return hidden words of the validation text with what the model would fill in, and what is easy."""
@@ -240,24 +239,13 @@ def bits(split: str, nats: float) -> dict[str, float]:
     return {f"{split}_loss": nats / math.log(2), f"{split}_perplexity": perplexity(nats)}
 
 
-def build_model(config: dict[str, Any]) -> nn.Module:
-    """Return the model of a composed configuration; see repro.ledger.recipes."""
-    return synthetic_task(config).build_model()
-
-
-def synthetic_task(config: dict[str, Any]) -> Pretraining:
-    """Return the task of a composed configuration, without data."""
-    return Pretraining(typed(config, BertConfig), synthetic=True)
+RECIPE = Pretraining  # see repro.ledger.recipes
 
 
 @entry_point("bert", BertConfig)
 def main(config: BertConfig, overrides: list[str]) -> None:
     """Train as the command line says, and write the best weights for transformers."""
-    config.check()
-    task = Pretraining(config)
-    summary = train(task, config, config.run.name or run_name(overrides))
-    if int(os.environ.get("RANK", 0)) == 0:  # of several processes, one
-        task.export(Path(summary["run"]))
+    train(Pretraining(config), config, config.run.name or run_name(overrides))
 
 
 if __name__ == "__main__":

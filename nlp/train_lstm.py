@@ -19,7 +19,7 @@ from repro.text.corpus import load
 from repro.text.perplexity import perplexity
 from repro.text.streams import Streams
 from repro.train.cli import entry_point
-from repro.train.config import TrainConfig, typed
+from repro.train.config import TrainConfig
 from repro.train.data import Plan, Sized, in_order
 from repro.train.run_folder import run_name
 from repro.train.task import Task
@@ -33,6 +33,7 @@ class LanguageModelling(Task):
     """The next word of a text, measured by perplexity per token."""
 
     name = "lstm"
+    schema = LSTMTrainConfig
     samples = "tokens"
     products = ("tokenizer",)
     metric = "valid_perplexity"
@@ -162,20 +163,12 @@ def continuation(
     return drawn
 
 
-def build_model(config: dict[str, Any]) -> nn.Module:
-    """Return the model of a composed configuration; see repro.ledger.recipes."""
-    return synthetic_task(config).build_model()
-
-
-def synthetic_task(config: dict[str, Any]) -> LanguageModelling:
-    """Return the task of a composed configuration, without data."""
-    return LanguageModelling(typed(config, LSTMTrainConfig), synthetic=True)
+RECIPE = LanguageModelling  # see repro.ledger.recipes
 
 
 @entry_point("lstm", LSTMTrainConfig)
 def main(config: LSTMTrainConfig, overrides: list[str]) -> None:
     """Train as the command line says."""
-    config.check()
     train(LanguageModelling(config), config, config.run.name or run_name(overrides))
 
 

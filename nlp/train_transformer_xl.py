@@ -20,7 +20,7 @@ from repro.text.perplexity import perplexity
 from repro.text.streams import Streams
 from repro.train.checkpoint import first_difference
 from repro.train.cli import entry_point
-from repro.train.config import TrainConfig, typed
+from repro.train.config import TrainConfig
 from repro.train.data import Plan, Sized, in_order
 from repro.train.run_folder import run_name
 from repro.train.task import Task
@@ -38,6 +38,7 @@ class LanguageModelling(Task):
     """Words from those before them, measured by perplexity with a memory that runs through the text."""
 
     name = "transformer_xl"
+    schema = TransformerXLConfig
     samples = "tokens"
     products = ("tokenizer",)
     metric = "valid_perplexity"
@@ -175,20 +176,12 @@ def load(model: nn.Module, weights: Weights, source: str) -> None:
     model.load_state_dict(weights)
 
 
-def build_model(config: dict[str, Any]) -> nn.Module:
-    """Return the model of a composed configuration; see repro.ledger.recipes."""
-    return synthetic_task(config).build_model()
-
-
-def synthetic_task(config: dict[str, Any]) -> LanguageModelling:
-    """Return the task of a composed configuration, without data."""
-    return LanguageModelling(typed(config, TransformerXLConfig), synthetic=True)
+RECIPE = LanguageModelling  # see repro.ledger.recipes
 
 
 @entry_point("transformer_xl", TransformerXLConfig)
 def main(config: TransformerXLConfig, overrides: list[str]) -> None:
     """Train as the command line says."""
-    config.check()
     train(LanguageModelling(config), config, config.run.name or run_name(overrides))
 
 

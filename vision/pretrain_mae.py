@@ -4,7 +4,6 @@ Without further words it trains a small one on scikit-learn's digits in about a 
 run's folder gets a picture of what was learned, and vision/train.py can start from it (model.checkpoint).
 """
 
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,6 @@ from torchvision.utils import save_image
 
 from repro.interop import read_weights
 from repro.train.cli import entry_point
-from repro.train.config import typed
 from repro.train.data import Sized
 from repro.train.run_folder import run_name
 from repro.train.task import Task
@@ -50,6 +48,7 @@ class Pretraining(Task):
     """Images from a part of their patches, measured by the loss on test images with fixed masks."""
 
     name = "pretrain_mae"
+    schema = PretrainConfig
     samples = "images"
     products = (PICTURE,)
 
@@ -108,8 +107,8 @@ class Pretraining(Task):
         return {self.metric: model(images, noise(indices, model.num_patches)).sum()}, len(images)
 
     @torch.no_grad()
-    def draw(self, folder: Path) -> None:
-        """Put a picture into a run's folder: test images, what is seen of them, and the reconstruction."""
+    def finish(self, folder: Path) -> None:
+        """Put a picture into the run's folder: test images, what is seen of them, and the reconstruction."""
         model = self.build_model().eval()
         load(model, read_weights(folder)[0], str(folder))
         data, config = self.valid_data(), self.config.data
@@ -128,24 +127,13 @@ def noise(indices: Tensor, size: int) -> Tensor:
     return torch.stack(rows).to(indices.device)
 
 
-def build_model(config: dict[str, Any]) -> nn.Module:
-    """Return the model of a composed configuration; see repro.ledger.recipes."""
-    return synthetic_task(config).build_model()
-
-
-def synthetic_task(config: dict[str, Any]) -> Pretraining:
-    """Return the task of a composed configuration, without data."""
-    return Pretraining(typed(config, PretrainConfig), synthetic=True)
+RECIPE = Pretraining  # see repro.ledger.recipes
 
 
 @entry_point("pretrain_mae", PretrainConfig)
 def main(config: PretrainConfig, overrides: list[str]) -> None:
     """Train as the command line says, and draw what was learned."""
-    config.check()
-    task = Pretraining(config)
-    summary = train(task, config, config.run.name or run_name(overrides))
-    if int(os.environ.get("RANK", 0)) == 0:  # of several processes, one
-        task.draw(Path(summary["run"]))
+    train(Pretraining(config), config, config.run.name or run_name(overrides))
 
 
 if __name__ == "__main__":

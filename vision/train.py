@@ -13,7 +13,6 @@ from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
 from repro.train.cli import entry_point
-from repro.train.config import typed
 from repro.train.data import Sized
 from repro.train.run_folder import run_name
 from repro.train.task import Task
@@ -29,6 +28,7 @@ class Classification(Task):
     """Images to classes, measured by top-1 accuracy in percent."""
 
     name = "vision"
+    schema = VisionConfig
     samples = "images"
     family = "other"
 
@@ -124,20 +124,12 @@ class Classification(Task):
         return sums, len(labels)
 
 
-def build_model(config: dict[str, Any]) -> nn.Module:
-    """Return the model of a composed configuration; see repro.ledger.recipes."""
-    return synthetic_task(config).build_model()
-
-
-def synthetic_task(config: dict[str, Any]) -> Classification:
-    """Return the task of a composed configuration, without data."""
-    return Classification(typed(config, VisionConfig), synthetic=True)
+RECIPE = Classification  # see repro.ledger.recipes
 
 
 @entry_point("vision", VisionConfig)
 def main(config: VisionConfig, overrides: list[str]) -> None:
     """Train as the command line says."""
-    config.check()
     train(Classification(config), config, config.run.name or run_name(overrides))
 
 

@@ -112,8 +112,7 @@ def job(recipe: Recipe) -> Job:
         UserError: its recipe does not say what a plan needs.
     """
     config, row = recipe.config, recipe.row
-    module = recipes.module(row)
-    task = None if module is None else module.synthetic_task(config)
+    task = recipes.synthetic_task(recipe)
     if task is None or task.family is None:
         raise UserError(
             f"{row.name}: no plan is made for {row.script or 'it'}: that takes a recipe whose task states "

@@ -40,7 +40,7 @@ def entry_point(config_name: str, schema: type[Config]) -> Callable[[Main[Config
     The command takes a list of arguments (default: the process's) and returns the exit status: 0, 2 after
     `error: ...` on stderr, or a signal's that stopped it (see repro.train.preemption). With `--debug` (or
     HYDRA_FULL_ERROR=1) errors are raised instead. The config's defaults start with `<config_name>_schema`,
-    which is `schema`; the module that defines it registers it.
+    which is `schema`; the module that defines it registers it. `main` gets a configuration that is checked.
     """
 
     def decorate(main: Main[Config]) -> Callable[..., int]:
@@ -96,7 +96,9 @@ def entry_point(config_name: str, schema: type[Config]) -> Callable[[Main[Config
 def _call(main: Main[Config], schema: type[Config], config: DictConfig) -> None:
     """Call an entry point with what Hydra made of the command line."""
     values = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    main(typed(values, schema), list(HydraConfig.get().overrides.task))
+    checked = typed(values, schema)
+    checked.check()
+    main(checked, list(HydraConfig.get().overrides.task))
 
 
 def _submitted(module: str, schema: type[Config], command_line: list[str], config: DictConfig) -> None:

@@ -21,6 +21,7 @@ class Task(ABC):
     """
 
     name: str  # the entry point's, e.g. "vision"
+    schema: type[TrainConfig]  # of the recipe's configuration
     samples = "images"  # the unit of speed, in the plural
     per_sample = 1  # of that unit in a sample, e.g. the tokens of a sequence
     metric: str  # decides which checkpoint is best; see repro.direction
@@ -29,8 +30,8 @@ class Task(ABC):
     # and the last dimension of the scores, by which their memory is told from other activations'.
     family: str | None = None
     classes: int | None = None
-    # Names of what the recipe puts into a run's folder, in `begin` or when the run is finished; a run that
-    # starts afresh there removes them.
+    # Names of what the recipe puts into a run's folder, in `begin` or `finish`; a run that starts afresh
+    # there removes them.
     products: tuple[str, ...] = ()
 
     # What the next micro-batch needs of this one, detached: a memory, hidden states. The loop hands each
@@ -73,6 +74,10 @@ class Task(ABC):
     @abstractmethod
     def build_model(self) -> nn.Module:
         """Return the model with its initial weights, on the CPU."""
+
+    def initial(self) -> nn.Module:
+        """Return the model whose parameters a row of the ledger counts, without the adapters of a fine-tuning."""
+        return self.build_model()
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -133,6 +138,9 @@ class Task(ABC):
 
     def begin(self, folder: Path) -> None:  # noqa: B027 (most recipes have nothing to put there)
         """Put what belongs to a run into its folder, before the first step."""
+
+    def finish(self, folder: Path) -> None:  # noqa: B027 (as `begin`)
+        """Put what the best weights make into a finished run's folder, also where the run was finished before."""
 
     def examples(self, model: nn.Module) -> list[str]:
         """Return lines for the summary that show a person what the model, with its best weights, learned."""

@@ -77,13 +77,15 @@ def train(task: Task, config: TrainConfig, name: str) -> dict[str, Any]:
             print(f"{folder.path} is finished; run.overwrite=true starts it afresh")
         if main:
             print(describe(summary))
-        return summary
     except Diverged as error:
         folder.diverge(error)
         raise
     finally:
         folder.close()
         shut_down(accelerator)
+    if main:
+        task.finish(folder.path)  # the other processes need not wait for it
+    return summary
 
 
 class Trainer:

@@ -23,7 +23,7 @@ def test_model_configs(name: str) -> None:
         config = compose(primary, [f"model={name}", "tokenizer.vocab_size=267735"])
     OmegaConf.to_object(config).check()
     with torch.device("meta"):
-        model = RECIPES[primary].build_model(OmegaConf.to_container(config, resolve=True))
+        model = RECIPES[primary].RECIPE(OmegaConf.to_object(config), synthetic=True).build_model()
     assert sum(p.numel() for p in model.parameters()) > 30522 * 16
 
 

@@ -25,12 +25,11 @@ ROWS = [
 def test_a_loss_without_data(name: str) -> None:
     language = [] if name.startswith(("imagenet/", "mae/")) else ["tokenizer.vocab_size=6000"]
     recipe = rows.load(name, [f"+proxy={rows.load(name).row.proxy}", *language])
-    module = recipes.module(recipe.row)
-    assert module is not None
     on_meta = build(recipe)
     assert on_meta is not None
     assert count(on_meta) > 0
-    task = module.synthetic_task(recipe.config)
+    task = recipes.synthetic_task(recipe)
+    assert task is not None
     batch = task.synthetic_batch(4)
     assert all(len(tensor) % 4 == 0 for tensor in batch)
     if task.name == "remax":  # whose loss generates text, which takes a tokenizer
@@ -46,5 +45,5 @@ def test_a_loss_without_data(name: str) -> None:
 @pytest.mark.parametrize("name", ["memory/vit_b", "text_to_3d/dreamfusion"])
 def test_a_row_without_a_recipe(name: str) -> None:
     recipe = rows.load(name)
-    assert recipes.module(recipe.row) is None
+    assert recipes.synthetic_task(recipe) is None
     assert build(recipe) is None
