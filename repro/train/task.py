@@ -76,7 +76,7 @@ class Task(ABC):
         """Return the model with its initial weights, on the CPU."""
 
     def initial(self) -> nn.Module:
-        """Return the model whose parameters a row of the ledger counts, without the adapters of a fine-tuning."""
+        """Return the model whose parameters a row of the ledger counts: without adapters of a fine-tuning."""
         return self.build_model()
 
     @abstractmethod
@@ -140,7 +140,7 @@ class Task(ABC):
         """Put what belongs to a run into its folder, before the first step."""
 
     def finish(self, folder: Path) -> None:  # noqa: B027 (as `begin`)
-        """Put what the best weights make into a finished run's folder, also where the run was finished before."""
+        """Put what the best weights make into a finished run's folder, also when it is asked for again."""
 
     def examples(self, model: nn.Module) -> list[str]:
         """Return lines for the summary that show a person what the model, with its best weights, learned."""
