@@ -30,11 +30,8 @@ from repro.train.run_folder import run_name
 from repro.train.task import Task
 from repro.train.trainer import train
 
-PROMPTS, PROMPT, ADDED = (
-    3,
-    48,
-    96,
-)  # continuations in the summary, tokens that each starts from, and adds at most
+# continuations in the summary, tokens that each starts from, and adds at most
+PROMPTS, PROMPT, ADDED = 3, 48, 96
 
 
 class LanguageModelling(Task):

@@ -26,12 +26,8 @@ from repro.train.run_folder import run_name
 from repro.train.task import Task
 from repro.train.trainer import train
 
-PROMPTS, PROMPT, CONTINUED, LIKELIEST = (
-    3,
-    24,
-    48,
-    40,
-)  # of the examples: texts, tokens, and words to draw from
+# of the examples: texts, tokens, and words to draw from
+PROMPTS, PROMPT, CONTINUED, LIKELIEST = 3, 24, 48, 40
 
 
 class LanguageModelling(Task):

@@ -21,9 +21,8 @@ class ModelConfig:
     kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
     drop_path: float = 0.0
     pretrained: bool = False  # initial weights: timm's, from the Hugging Face hub, for a name with its tag
-    checkpoint: str | None = (
-        None  # initial weights: a run folder, or what else repro.interop reads; scratch: none
-    )
+    # initial weights: a run folder, or what else repro.interop reads; scratch: none
+    checkpoint: str | None = None
     head_std: float | None = None  # of a new head, whose bias is then 0; null: as timm draws it
     probe: bool = False  # train a linear head alone, on normalised features of the frozen rest
     grad_checkpointing: bool = False  # compute activations again in the backward pass, to save memory
@@ -35,9 +34,8 @@ class DataConfig:
 
     name: str = "digits"  # digits | fashion_mnist | cifar10 | imagefolder | webdataset | hfds
     root: str | None = None  # folder; for hfds also a name on the Hugging Face hub
-    valid_share: float = (
-        0.0  # of the training images, held out to measure on; the test images are then measured at the end
-    )
+    # of the training images, held out to measure on; the test images are then measured at the end
+    valid_share: float = 0.0
     size: int = 8  # pixels, of a side
     channels: int = 1
     classes: int | None = None  # None: as many as the data set has

@@ -23,16 +23,14 @@ class EncoderConfig:
     intermediate_size: int = 512
     hidden_act: str = "gelu"
     max_position_embeddings: int = 514  # roberta counts on from its padding token: length + pad id + 1
-    type_vocab_size: int = (
-        0  # segments that are told apart; 0: without such an embedding, as fairseq's RoBERTa
-    )
+    # segments that are told apart; 0: without such an embedding, as fairseq's RoBERTa
+    type_vocab_size: int = 0
     layer_norm_eps: float = 1.0e-5
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     initializer_range: float = 0.02  # standard deviation of all weights at the start; biases are 0
-    next_sentence: bool = (
-        False  # bert only: pre-train also to tell whether the second segment follows the first
-    )
+    # bert only: pre-train also to tell whether the second segment follows the first
+    next_sentence: bool = False
 
     def check(self) -> None:
         """Raise UserError for a value that cannot work, naming it."""
@@ -55,9 +53,8 @@ class EncoderConfig:
 class SequencesConfig(TextConfig):
     """A text, the sequences it is cut into, and the tokens that are hidden in them."""
 
-    block: str = (
-        "complete"  # complete | complete_doc | none, as fairseq's sample_break_mode; see nlp/blocks.py
-    )
+    # complete | complete_doc | none, as fairseq's sample_break_mode; see nlp/blocks.py
+    block: str = "complete"
     block_size: int = 128  # tokens in a sequence at most, with <s> and </s>
     mask_prob: float = 0.15  # share of the tokens that are to be predicted
     leave_unmasked_prob: float = 0.1  # of these: they stay as they are

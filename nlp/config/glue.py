@@ -17,9 +17,8 @@ SCRATCH = "scratch"
 class ClassifierConfig(EncoderConfig):
     """An encoder with a head on its first token. A checkpoint's stays as trained, except for the dropout."""
 
-    checkpoint: str | None = (
-        None  # a pre-training run's folder, a Hugging Face model (folder or name), or scratch
-    )
+    # a pre-training run's folder, a Hugging Face model (folder or name), or scratch
+    checkpoint: str | None = None
     num_labels: int | None = None  # outputs of the head; null: as the task has
     classifier_dropout: float | None = None  # null: hidden_dropout_prob
 
@@ -31,9 +30,8 @@ class GlueDataConfig:
     name: str = "glue"
     root: str | None = None  # folder of the task, or of several tasks, in GLUE's layout; null: from data.hub
     hub: str | None = "nyu-mll/glue"  # GLUE on the Hugging Face hub, or a folder that `datasets` reads
-    texts: list[str] | None = (
-        None  # columns of the sentence or the two; null, here and below: as the task has
-    )
+    # columns of the sentence or the two; null, here and below: as the task has
+    texts: list[str] | None = None
     label: str | None = None  # column
     labels: list[str] | None = None  # classes
     score: list[float] | None = None  # lowest and highest, if the label is no class
@@ -45,9 +43,8 @@ class GlueDataConfig:
     mean_length: int | None = None  # tokens of an example, for the ledger's estimate of a run's cost alone
     max_length: int = 128  # tokens; of a longer pair the longer sentence is cut
     max_tokens: int | None = None  # of a batch with its padding; a batch of longer examples is smaller
-    label_scale: float | None = (
-        None  # what scores are multiplied by for training; null: the highest becomes 1
-    )
+    # what scores are multiplied by for training; null: the highest becomes 1
+    label_scale: float | None = None
 
 
 @dataclass

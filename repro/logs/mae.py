@@ -22,13 +22,7 @@ COLUMNS = {
     "train_grad_norm": "grad_norm",
     "train_loss_scale": "loss_scale",
 }
-UNITS = {
-    "lr": "1",
-    "eval_top1": "%",
-    "eval_top5": "%",
-    "grad_norm": "1",
-    "loss_scale": "1",
-}
+UNITS = {"lr": "1", "eval_top1": "%", "eval_top5": "%", "grad_norm": "1", "loss_scale": "1"}
 PLAIN = {*POSITION, "lr", "train_loss"}  # columns of pre-training
 PRETRAINING = "mean squared error of masked patches"
 FINETUNING = "nats, against mixed and smoothed labels"

@@ -18,12 +18,7 @@ REQUIRED = ("epoch", "train_loss")
 HEADER = re.compile(r"epoch,train_loss(,eval_\w+)+(,lr)?")  # of a file, which no other program writes
 RENAMED = {"eval_prec1": "eval_top1", "eval_prec5": "eval_top5"}  # as versions before 0.1.20 had it
 LINE = re.compile(r"epoch,train_loss|\d+(,-?\d+\.\d+(e[+-]?\d+)?){2,}\s*$")
-UNITS = {
-    "lr": "1",
-    "train_loss": "the training loss's own",
-    "eval_top1": "%",
-    "eval_top5": "%",
-}
+UNITS = {"lr": "1", "train_loss": "the training loss's own", "eval_top1": "%", "eval_top5": "%"}
 BCE = "nats per class, mean over classes"
 BCE_SUM = "nats, sum over classes"
 CE = "nats, against mixed and smoothed labels"

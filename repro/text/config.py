@@ -30,18 +30,16 @@ class TextConfig:
     end_of_document: bool = False  # put the tokenizer's eos after every document; with unit documents
     strip: bool = True  # cut blanks off both ends of every line
     valid_share: float = 0.01  # held out for validation where the source has no split for it
-    dataset_config: str | None = (
-        None  # hf and its like only, as all below: the data set's configuration, if it has several
-    )
+    # hf and its like only, as all below: the data set's configuration, if it has several
+    dataset_config: str | None = None
     files: str | None = None  # pattern of its files below root, such as data/*.parquet, to read just these
     column: str = "text"
     rows: str = "documents"  # what a row is: documents | lines
     train_split: str = "train"
     valid_split: str = "validation"  # where there is none, valid_share of the training rows
     test_split: str = "test"
-    streaming: bool = (
-        False  # read the rows as they come, instead of first storing the data set as Arrow files
-    )
+    # read the rows as they come, instead of first storing the data set as Arrow files
+    streaming: bool = False
 
     def check(self) -> None:
         """Raise UserError for a value that cannot work, naming it."""
@@ -73,9 +71,8 @@ class TokenizerConfig:
 
     name: str = "bpe"  # one of TOKENIZERS, which docs/text.md describes
     path: str | None = None  # folder or file of a tokenizer that exists
-    vocab_size: int | None = (
-        None  # of one made here: at most; of one that exists: what it must have; null: any
-    )
+    # of one made here: at most; of one that exists: what it must have; null: any
+    vocab_size: int | None = None
 
     def check(self) -> None:
         """Raise UserError for a value that cannot work, naming it."""

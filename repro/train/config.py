@@ -18,9 +18,8 @@ class RunConfig:
     root: str = "runs"
     name: str | None = None  # default: made from the command line, so that the same command finds its folder
     overwrite: bool = False  # start afresh instead of continuing
-    checkpoint_every: int | None = (
-        None  # steps between checkpoints inside an epoch; every epoch's end has one
-    )
+    # steps between checkpoints inside an epoch; every epoch's end has one
+    checkpoint_every: int | None = None
     keep: int = 2  # newest checkpoints to keep, besides the best
     log_every: int = 50  # steps between training records
     timeout: int = 1800  # seconds that one of several processes waits for the others

@@ -60,12 +60,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     """Pairs of an image as uint8 tensor [channels, size, size] and its class index."""
 
     def __init__(
-        self,
-        split: Split,
-        channels: int,
-        transform: Transform,
-        draft: int | None = None,
-        random: bool = True,
+        self, split: Split, channels: int, transform: Transform, draft: int | None = None, random: bool = True
     ) -> None:
         """Pairs of a split.
 

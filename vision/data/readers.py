@@ -74,8 +74,7 @@ def read_digits(config: DataConfig) -> tuple[Split, Split, list[str]]:
 def read_fashion_mnist(config: DataConfig) -> tuple[Split, Split, list[str]]:
     """The four IDX files of Fashion-MNIST, 28x28 grey, gzip'd or not."""
     root = find_root(
-        config,
-        "the four IDX files, e.g. train-images-idx3-ubyte.gz, of zalandoresearch/fashion-mnist",
+        config, "the four IDX files, e.g. train-images-idx3-ubyte.gz, of zalandoresearch/fashion-mnist"
     )
     if (root / "FashionMNIST" / "raw").is_dir():  # torchvision's layout
         root = root / "FashionMNIST" / "raw"
@@ -93,8 +92,7 @@ def read_fashion_mnist(config: DataConfig) -> tuple[Split, Split, list[str]]:
 def read_cifar10(config: DataConfig) -> tuple[Split, Split, list[str]]:
     """CIFAR-10 as image files, 32x32 RGB: class folders in train/ and test/, or two tar archives of them."""
     root = find_root(
-        config,
-        "folders train/ and test/ with a folder per class, or train.tar[.gz|.xz] and test.tar[...]",
+        config, "folders train/ and test/ with a folder per class, or train.tar[.gz|.xz] and test.tar[...]"
     )
     if (root / "train").is_dir():
         return read_imagefolder(config)
@@ -107,8 +105,7 @@ def read_cifar10(config: DataConfig) -> tuple[Split, Split, list[str]]:
 def read_imagefolder(config: DataConfig) -> tuple[Split, Split, list[str]]:
     """ImageNet's layout: train/ and val/ (or validation/, test/) with a folder of images per class."""
     root = find_root(
-        config,
-        "folders train/ and val/ with a folder of images per class, as ImageNet has them",
+        config, "folders train/ and val/ with a folder of images per class, as ImageNet has them"
     )
     train, train_classes = _read_folders(first_folder(root, "train"))
     test, test_classes = _read_folders(first_folder(root, "val", "validation", "test"))

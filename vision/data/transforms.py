@@ -42,11 +42,7 @@ def train_transform(data: DataConfig, augment: AugmentConfig) -> Transform:
     steps = timm_transform.transforms[:-1]  # without PIL to tensor, which `to_uint8` does faster
     if augment.crop == "padded":
         side = (data.size, data.size)
-        steps = [
-            Resize(side, InterpolationMode.BICUBIC),
-            RandomCrop(side, padding=augment.padding),
-            *steps,
-        ]
+        steps = [Resize(side, InterpolationMode.BICUBIC), RandomCrop(side, padding=augment.padding), *steps]
     return Compose([*steps, to_uint8])
 
 
