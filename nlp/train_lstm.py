@@ -5,7 +5,6 @@ Without further words it trains a small one on Python's documentation in a few m
 
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,38 +14,26 @@ from torch import Tensor, nn
 
 from nlp.config.lstm import LSTMTrainConfig
 from nlp.lstm import Hidden, LSTMLanguageModel, activation_penalty
-from repro.text.corpus import load
 from repro.text.perplexity import perplexity
-from repro.text.streams import Streams
+from repro.text.streams import Streams, StreamTask
 from repro.train.cli import entry_point
-from repro.train.config import TrainConfig
-from repro.train.data import Plan, Sized, in_order
 from repro.train.run_folder import run_name
-from repro.train.task import Task
 from repro.train.trainer import train
 
 PROMPTS, PROMPT, LONGEST = 4, 6, 30  # continuations in the summary, words that each starts from, and adds
 TEMPERATURE = 0.7  # of the words that are drawn for them; likeliest ones would go round in circles
 
 
-class LanguageModelling(Task):
+class LanguageModelling(StreamTask):
     """The next word of a text, measured by perplexity per token."""
 
     name = "lstm"
     schema = LSTMTrainConfig
-    samples = "tokens"
-    products = ("tokenizer",)
-    metric = "valid_perplexity"
 
     def __init__(self, config: LSTMTrainConfig, synthetic: bool = False) -> None:
         self.config = config
         self.model_name = f"{config.model.nlayers}-layer LSTM"
-        self.per_sample = config.data.tgt_len
-        if synthetic:
-            self.vocab_size = config.tokenizer.size
-        else:
-            self.corpus = load(config.data, config.tokenizer)
-            self.vocab_size = self.corpus.tokenizer.vocab_size
+        super().__init__(config.data, config.tokenizer, config.data.tgt_len, synthetic)
 
     def train_data(self) -> Streams:
         """Return batch_size streams of the training text."""
@@ -67,25 +54,9 @@ class LanguageModelling(Task):
     def _streams(self, split: str, what: str, streams: int, key: str) -> Streams:
         return Streams(self.corpus.split(split).ids, streams, self.config.data.tgt_len, what, key)
 
-    def plan(self, data: Sized, config: TrainConfig) -> Plan:
-        """Return the segments of all streams in order, the same every epoch."""
-        return in_order(len(data), config.batch_size)
-
-    def eval_plan(self, data: Streams, batch_size: int, processes: int, rank: int) -> Any:
-        """Return the segments of a process's own streams, in order."""
-        return data.eval_plan(processes, rank)
-
     def build_model(self) -> nn.Module:
         """Return the model with its initial weights."""
         return LSTMLanguageModel(self.config.model, self.vocab_size)
-
-    def synthetic_batch(self, n: int) -> list[Tensor]:
-        """Return words and those after them, both [n, tgt_len]."""
-        return [torch.randint(self.vocab_size, (n, self.per_sample)) for _ in range(2)]
-
-    def num_items(self, batch: Any) -> float:
-        """Return the number of words to predict."""
-        return float(batch[1].numel())
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the mean cross entropy in nats and the penalties on activations."""
@@ -108,19 +79,10 @@ class LanguageModelling(Task):
         loss = F.cross_entropy(output.logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
         return {"valid_loss": loss}, targets.numel()
 
-    def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
-        """Return the loss in nats and the perplexity."""
-        loss = float(sums["valid_loss"]) / count
-        return {"valid_loss": loss, "valid_perplexity": perplexity(loss)}
-
     def training_metrics(self, loss: float) -> dict[str, float]:
         """Return the loss, and the perplexity where there are no penalties in it."""
         penalised = self.config.model.alpha or self.config.model.beta
         return {"train_loss": loss} | ({} if penalised else {"train_perplexity": perplexity(loss)})
-
-    def begin(self, folder: Path) -> None:
-        """Keep the tokenizer with the run."""
-        self.corpus.tokenizer.save(folder / "tokenizer")
 
     def examples(self, model: nn.Module) -> list[str]:
         """Return the beginnings of lines of the validation text, and how the model goes on (after a |)."""

@@ -15,39 +15,27 @@ from nlp.transformer_xl import Memory, Reach, TransformerXL, empty_memory
 from repro.errors import UserError
 from repro.interop import read_weights
 from repro.interop.checkpoint import Weights
-from repro.text import corpus
 from repro.text.perplexity import perplexity
-from repro.text.streams import Streams
+from repro.text.streams import Streams, StreamTask
 from repro.train.checkpoint import first_difference
 from repro.train.cli import entry_point
-from repro.train.config import TrainConfig
-from repro.train.data import Plan, Sized, in_order
 from repro.train.run_folder import run_name
-from repro.train.task import Task
 from repro.train.trainer import train
 
 # of the examples: texts, tokens, and words to draw from
 PROMPTS, PROMPT, CONTINUED, LIKELIEST = 3, 24, 48, 40
 
 
-class LanguageModelling(Task):
+class LanguageModelling(StreamTask):
     """Words from those before them, measured by perplexity with a memory that runs through the text."""
 
     name = "transformer_xl"
     schema = TransformerXLConfig
-    samples = "tokens"
-    products = ("tokenizer",)
-    metric = "valid_perplexity"
 
     def __init__(self, config: TransformerXLConfig, synthetic: bool = False) -> None:
         self.config, self.synthetic = config, synthetic
-        self.per_sample = config.tgt_len
+        super().__init__(config.data, config.tokenizer, config.tgt_len, synthetic)
         self.model_name = f"Transformer-XL, {config.model.n_layer} layers of {config.model.d_model}"
-        if synthetic:
-            self.vocab_size = config.tokenizer.size
-        else:
-            self.corpus = corpus.load(config.data, config.tokenizer)
-            self.vocab_size = self.corpus.tokenizer.vocab_size
         if config.model.cutoffs and config.model.cutoffs[-1] >= self.vocab_size:
             raise UserError(
                 f"model.cutoffs={config.model.cutoffs}: the vocabulary has only {self.vocab_size:,} words"
@@ -77,15 +65,6 @@ class LanguageModelling(Task):
         ids, key = self.corpus.split(split).ids, "evaluation.batch_size"
         return Streams(ids, config.evaluation.batch_size, config.eval_tgt_len, f"{split} text", key)
 
-    def plan(self, data: Sized, config: TrainConfig) -> Plan:
-        """Return steps that take the next segment of every stream."""
-        return in_order(len(data), config.batch_size)
-
-    def eval_plan(self, data: Sized, batch_size: int, processes: int, rank: int) -> list[list[int]]:
-        """Return the segments of the streams that are a process's own, in order."""
-        assert isinstance(data, Streams)
-        return [list(batch) for batch in data.eval_plan(processes, rank)]
-
     def build_model(self) -> TransformerXL:
         """Return the model with its initial weights."""
         config = self.config.model
@@ -101,14 +80,6 @@ class LanguageModelling(Task):
         self.state |= memory._asdict()
         return losses.mean()
 
-    def synthetic_batch(self, n: int) -> list[Tensor]:
-        """Return words and those after them, both [n, tgt_len]."""
-        return [torch.randint(self.vocab_size, (n, self.per_sample)) for _ in range(2)]
-
-    def num_items(self, batch: Any) -> float:
-        """Return the number of targets."""
-        return float(batch[1].numel())
-
     def training_metrics(self, loss: float) -> dict[str, float]:
         """Return the loss, in nats, and the perplexity that is its exponential."""
         return {"train_loss": loss, "train_perplexity": perplexity(loss)}
@@ -120,19 +91,10 @@ class LanguageModelling(Task):
         self.state |= memory._asdict()
         return {"valid_loss": losses.double().sum()}, targets.numel()
 
-    def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
-        """Return the mean negative log-likelihood, in nats, and its exponential."""
-        loss = float(sums["valid_loss"]) / count
-        return {"valid_loss": loss, "valid_perplexity": perplexity(loss)}
-
     def _memory(self, words: Tensor, mem_len: int) -> Memory:
         if not self.state:
             return empty_memory(self.config.model, len(words), words.device, mem_len)
         return Memory(**self.state)
-
-    def begin(self, folder: Path) -> None:
-        """Keep the tokenizer with the run."""
-        self.corpus.tokenizer.save(folder / "tokenizer")
 
     def examples(self, model: nn.Module) -> list[str]:
         """Return continuations of places in the validation text, word by word from the likeliest 40."""

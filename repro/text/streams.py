@@ -6,6 +6,8 @@ arXiv 1901.02860) and of word-level LSTMs.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from repro.errors import UserError
+from repro.text import corpus
+from repro.text.config import TextConfig, TokenizerConfig
+from repro.text.perplexity import perplexity
+from repro.train.config import TrainConfig
+from repro.train.data import Plan, Sized, in_order
+from repro.train.task import Task
 
 
 class Streams(Dataset[tuple[Tensor, Tensor]]):
@@ -70,3 +78,48 @@ class Streams(Dataset[tuple[Tensor, Tensor]]):
             )
         own = range(self.streams * rank // processes, self.streams * (rank + 1) // processes)
         return [[segment * self.streams + stream for stream in own] for segment in range(self.segments)]
+
+
+class StreamTask(Task):
+    """The next token of a text that is read in streams, measured by perplexity. Losses are in nats.
+
+    A batch is [ids, targets], both [streams, tgt_len].
+    """
+
+    samples = "tokens"
+    products = ("tokenizer",)
+    metric = "valid_perplexity"
+
+    def __init__(self, text: TextConfig, tokenizer: TokenizerConfig, tgt_len: int, synthetic: bool) -> None:
+        self.per_sample = tgt_len
+        if synthetic:
+            self.vocab_size = tokenizer.size
+        else:
+            self.corpus = corpus.load(text, tokenizer)
+            self.vocab_size = self.corpus.tokenizer.vocab_size
+
+    def plan(self, data: Sized, config: TrainConfig) -> Plan:
+        """Return steps that take the next segment of every stream, the same every epoch."""
+        return in_order(len(data), config.batch_size)
+
+    def eval_plan(self, data: Sized, batch_size: int, processes: int, rank: int) -> Sequence[Sequence[int]]:
+        """Return the segments of the streams that are a process's own, in order."""
+        assert isinstance(data, Streams)
+        return data.eval_plan(processes, rank)
+
+    def synthetic_batch(self, n: int) -> list[Tensor]:
+        """Return tokens and those after them, both [n, tgt_len]."""
+        return [torch.randint(self.vocab_size, (n, self.per_sample)) for _ in range(2)]
+
+    def num_items(self, batch: Any) -> float:
+        """Return the number of targets."""
+        return float(batch[1].numel())
+
+    def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
+        """Return the loss and the perplexity."""
+        loss = float(sums["valid_loss"]) / count
+        return {"valid_loss": loss, "valid_perplexity": perplexity(loss)}
+
+    def begin(self, folder: Path) -> None:
+        """Keep the tokenizer with the run."""
+        self.corpus.tokenizer.save(folder / "tokenizer")
