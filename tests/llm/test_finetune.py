@@ -38,7 +38,7 @@ def test_the_loss_is_that_of_answers_alone(command: Run) -> None:
     model = task.build_model().eval()
     items = [task.sets["train"][i] for i in range(5)]
     batch = task.collate(items)
-    assert task.weight(batch) == sum(len(item[0].last()[1]) for item in items)
+    assert task.num_items(batch) == sum(len(item[0].last()[1]) for item in items)
     losses = []
     for item in items:
         prompt, answer = item[0].last()

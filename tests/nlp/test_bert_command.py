@@ -273,7 +273,7 @@ def test_a_row_is_the_recipe_and_its_proxy_says_what_it_changes(row: str) -> Non
         changed = {key for key in ours if ours[key] != theirs.get(key) and not is_free(key)}
         settled = (
             "data.name",
-            "evaluate",
+            "eval_",
             "data.train_sequences",
             "data.valid_s",
         )  # these follow from the text
