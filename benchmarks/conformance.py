@@ -98,6 +98,7 @@ OPTIONS: dict[str, dict[str, Options]] = {
         weight_decay=DECAYED,
         nesterov={"nesterov": True},
     ),
+    "lion": option_sets(dict(lr=0.05, betas=(0.7, 0.8), weight_decay=0.0), weight_decay=DECAYED),
     "adafactor": option_sets(
         dict(lr=0.05, clip_threshold=1.0, decay_rate=0.7, beta1=0.0, weight_decay=0.0)
         | dict(eps=1e-30, eps_scale=1e-3, scale_parameter=True, relative_step=False),

@@ -435,6 +435,13 @@ LARSES = [
         variants={DECAY: "the trust ratio has the norm of gradient plus decay, not the sum of their norms"},
     ),
 ]
+LIONS = [
+    *timm("lion", "Lion", same("lr betas weight_decay maximize")),
+    *pytorch_optimizer("lion", "Lion", same("lr betas weight_decay maximize")),
+    *optimi("lion", "Lion", same("lr betas weight_decay")),
+    *bitsandbytes("lion", "Lion", same("lr betas weight_decay")),
+    *optax("lion", "lion", OPTAX | same("weight_decay", betas=two_betas)),
+]
 # With the squared gradient for the Hessian, as Sophia-G has it of a sampled loss. The first clips
 # m / max(h, eps) at p, the paper m / max(rho h, eps) at 1.
 SOPHIAS = [
@@ -486,4 +493,4 @@ MATRICES = [  # Shampoo and Adam-mini
 
 def theirs() -> list[Implementation]:
     """The implementations of other packages."""
-    return [*ADANS, *ADAMS, *ADAFACTORS, *LAMBS, *LARSES, *SOPHIAS, *MATRICES]
+    return [*ADANS, *ADAMS, *ADAFACTORS, *LAMBS, *LARSES, *LIONS, *SOPHIAS, *MATRICES]

@@ -155,6 +155,7 @@ ENTRIES = {
     "Adan fused, bf16 states": ours("adan", "bfloat16"),
     "Adan fused, int8 states": ours("adan", "int8"),
     "Adam fused": ours("adam"),
+    "Lion fused": ours("lion"),
     "Sophia fused": ours("sophia"),
     "Adam-mini fused": ours("adam_mini", extra=4),  # the means of blocks read g
     "Adam-mini fused, bf16 states": ours("adam_mini", "bfloat16", extra=4),

@@ -379,6 +379,7 @@ EXPORT_RULE(lars, Lars)
 EXPORT_RULE(lars_plain, LarsPlain)
 EXPORT_RULE(adafactor, Adafactor)
 EXPORT_RULE(adafactor_momentum, AdafactorMomentum)
+EXPORT_RULE(lion, Lion)
 
 // Sums of squares, times weights where there are any, of tensors of one dtype (Parameter): to[i] has one for each
 // run of lengths[i] elements of x[i], of which there are sizes[i]. By columns: one for each place in such a run.

@@ -168,6 +168,34 @@ struct Sophia : Plain {
   }
 };
 
+// Lion: arXiv 2302.06675, Algorithm 2.
+struct Lion : Plain {
+  static constexpr int states = 1;  // exp_avg m
+
+  struct Hyper {
+    double lr, beta1, beta2, weight_decay;
+  };
+
+  template <class T>
+  struct Scalars {
+    T grad_scale, beta1, beta2, rest1, rest2, lr, before;
+
+    RULE_FN Scalars(const Hyper& h, double, double scale)
+        : grad_scale(scale), beta1(h.beta1), beta2(h.beta2), rest1(1 - h.beta1), rest2(1 - h.beta2), lr(h.lr),
+          before(1 - h.lr * h.weight_decay) {}
+  };
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T g, T& p, T (&s)[states]) {
+    g *= k.grad_scale;
+    const T mean = k.beta1 * s[0] + k.rest1 * g;
+    T sign = mean > 0 ? T(1) : mean;  // comparisons that a NaN passes through
+    sign = mean < 0 ? T(-1) : sign;
+    p = k.before * p - k.lr * sign;
+    s[0] = k.beta2 * s[0] + k.rest2 * g;
+  }
+};
+
 // Adam-mini: arXiv 2406.16793. The factor of a block is lr / (1-b1^t) / (sqrt(v) / sqrt(1-b2^t) + eps).
 struct AdamMini : Plain {
   static constexpr int states = 1;  // exp_avg m

@@ -13,6 +13,7 @@ from .interop.advice import AdanSettings, adan_from_adamw
 from .interop.convert import convert_state
 from .lamb import Lamb
 from .lars import Lars
+from .lion import Lion
 from .monitor.monitor import Monitor
 from .partition import Partition, partition
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
@@ -32,6 +33,7 @@ __all__ = [
     "Card",
     "Lamb",
     "Lars",
+    "Lion",
     "Monitor",
     "Optimizer",
     "Partition",

@@ -23,12 +23,13 @@ from .engine.storage import Storage
 from .groups import param_groups
 from .lamb import Lamb
 from .lars import Lars
+from .lion import Lion
 from .shampoo import Shampoo
 from .sophia import Sophia
 from .text import aligned
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
-    cls.card.name: cls for cls in (Adan, AdamW, Adam, AdamMini, Adafactor, Lamb, Lars, Sophia, Shampoo)
+    cls.card.name: cls for cls in (Adan, AdamW, Adam, AdamMini, Adafactor, Lamb, Lars, Lion, Sophia, Shampoo)
 }
 CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}
 

@@ -27,6 +27,8 @@ UNKNOWN_HERE = {
     "amsgrad": False,
     "bias_correction": True,
     "caution": False,
+    "corrected_weight_decay": False,
+    "fixed_decay": False,
     "restart_cond": None,
     "use_gc": False,
 }
