@@ -32,7 +32,7 @@ BY_CLASS = (
 )
 # DeepSpeed flattens all parameters into one before it shards them: for optimizers that update every element
 # by itself.
-BY_ELEMENT = [name for name in NAMES if name in ("adam", "adamw", "adan", "sophia")]
+BY_ELEMENT = [name for name in NAMES if optim.CARDS[name].elementwise]
 
 
 def need(script: str) -> str:
