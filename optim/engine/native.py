@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,6 +141,20 @@ def load() -> tuple[Library | None, str]:
         return Library(found[0]), ""
     except OSError as error:
         return None, f"no OpenMP runtime for {found[0].name}: {error}"
+
+
+def why_not(rules: Iterable[FusedRule]) -> str:
+    """Why the CPU cannot run the kernels of these rules; empty if it can."""
+    library, reason = load()
+    if library is None:
+        return reason
+    missing = [rule.name for rule in rules if not hasattr(library.kernels, f"cpu_{rule.name}")]
+    if not missing:
+        return ""
+    return (
+        f"the CPU kernels were built without the rule {missing[0]!r} (EXPORT_RULE in csrc/cpu.cpp): "
+        "install this package again"
+    )
 
 
 class Members:

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections import OrderedDict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ from torch import nn
 
 import optim
 from optim import build_optimizer, layer_ids, param_groups
+from optim.card import FusedRule
 from optim.engine import cuda, native
+from optim.engine.available import why_not_fused
+from optim.engine.storage import Storage
 
 timm = pytest.importorskip("timm")
 pytest.importorskip("timm.optim")
@@ -290,6 +294,17 @@ def test_available_without_kernels(capsys, monkeypatch):
     for name, path, device, answer in rows:
         if device != "CUDA":
             assert answer == ("hidden by a test" if path == "fused" else "yes"), name
+
+
+def test_a_library_older_than_a_rule_says_so(monkeypatch):
+    if reason := native.load()[1]:
+        pytest.skip(reason)
+    monkeypatch.setattr(optim.Lion, "card", replace(optim.Lion.card, rules=(FusedRule("newer", ()),)))
+    reason = "built without the rule 'newer' .* install this package again"
+    with pytest.raises(ValueError, match=reason):
+        optim.Lion(Model().parameters(), fused=True)
+    assert optim.Lion(Model().parameters()).path == "foreach"
+    assert re.search(reason, why_not_fused(optim.Lion.card, torch.zeros(3), Storage(None, "nearest", False)))
 
 
 def test_a_missing_library_gives_its_reason(monkeypatch, tmp_path):
