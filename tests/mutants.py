@@ -177,7 +177,7 @@ class Run:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "-k", metavar="WORDS", default="", help="only faults with these words in file or name"
+        "-k", metavar="WORDS", default="", help="only faults with these words in optimizer, file or name"
     )
     parser.add_argument("-j", metavar="JOBS", type=int, default=2, help="faults at a time (default 2)")
     parser.add_argument("--sample", metavar="N", type=int, help="try about N faults, spread over the list")
@@ -186,7 +186,7 @@ def main() -> int:
     for module in PRELOAD:
         importlib.import_module(module)
     todo = [(fault, first) for first, faults in {**FAULTS, **own_faults()}.items() for fault in faults]
-    todo = [(fault, first) for fault, first in todo if args.k in f"{fault[1]} {fault[0]}"]
+    todo = [(fault, first) for fault, first in todo if args.k in f"{first} {fault[1]} {fault[0]}"]
     whole = len(todo)
     if args.sample is not None and (parts := -(-whole // args.sample)) > 1:
         todo = todo[args.shard % parts :: parts]

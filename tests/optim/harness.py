@@ -41,6 +41,11 @@ def _variants(definition):
     }
 
 
+if undefined := [name for name in NAMES if name not in DEFINITIONS]:
+    raise pytest.UsageError(
+        f"no definition of {undefined[0]}: write tests/optim/definitions/{undefined[0]}.py, "
+        "see 'Add an optimizer' in CONTRIBUTING.md"
+    )
 VARIANTS = {name: _variants(DEFINITIONS[name]) for name in NAMES}
 
 
