@@ -1,6 +1,8 @@
 """What a step means around the formula: which parameters it touches, clipping, non-finite gradients,
 learning rates, closures, hooks, restarts."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -274,7 +276,10 @@ def test_skip_and_raise_change_nothing(name, path, bad, policy, max_grad_norm):
 @each_path
 @pytest.mark.parametrize("bad", NONFINITE)
 def test_propagate_computes_with_them(name, path, bad):
-    """The element or its state becomes NaN or inf, the others, of an elementwise rule, what they would."""
+    """The element or its state becomes NaN or inf, the others, of an elementwise rule, what they would.
+
+    A NaN reaches the element itself, where people look.
+    """
     one, two = (build(name, make_params(SHAPES, np.random.default_rng(0)), path) for _ in range(2))
     train(one, 2)
     train(two, 2)
@@ -285,6 +290,7 @@ def test_propagate_computes_with_them(name, path, bad):
     two.step()
     p, q = all_params(one)[1], all_params(two)[1]
     assert not all(x[3].isfinite() for x in (p, *(one.state[p][key] for key in full_states(one, p))))
+    assert p[3].isnan() or not math.isnan(bad)
     assert one.state[p]["step"] == 3
     with torch.no_grad():
         p[3 if one.card.elementwise else ...] = q[3 if one.card.elementwise else ...]
