@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ..card import Card
-from ..interop.sources import STATE_NAMES, refuse_options
+from ..interop.sources import SOURCES, STATE_NAMES, refuse_options
 from .checks import OPTIMIZER_WIDE, check_hyper, in_group
 from .rule import Group, UpdateRule
 from .storage import BLOCK, STORAGE_OPTIONS, State, StateSpec, Storage
@@ -71,9 +71,10 @@ def _check_state(optimizer: UpdateRule, name: str, p: Tensor, state: dict[str, A
         problem = f"the state of {name} is {sorted(state)}, expected {sorted(required)}"
         if _is_of_another_parameter(optimizer, p, state):
             raise ValueError(f"{ANOTHER_MODEL}: {problem} for shape {tuple(p.shape)}")
+        converts = any(source.optimizer == optimizer.card.name for source in SOURCES.values())
         raise ValueError(
-            f"not a checkpoint of {optimizer.card.title}: {problem}; "
-            "optim.convert_state reads those of others"
+            f"not a checkpoint of {optimizer.card.title}: {problem}"
+            + "; optim.convert_state reads those of others" * converts
         )
     for key in spec.full:
         if key in state and (state[key].dtype == torch.uint8) != (f"{key}_scale" in state):
