@@ -224,7 +224,7 @@ def _load(name: str, overrides: tuple[str, ...], configs: Path) -> Recipe:
     except Exception as error:  # of Hydra, of OmegaConf, or of the YAML reader
         raise UserError(f"{where}: {_reason(error)}") from error
     if row.name != name:
-        raise UserError(f"configs/paper/{name}.yaml: row.name is {row.name}")
+        raise UserError(f"configs/paper/{name}.yaml: row.name is {row.name}: write {name}, where the file is")
     title = _words(row.title)
     if not title.isdisjoint(_families(configs)) and not _words(row.model) <= title:
         raise UserError(
