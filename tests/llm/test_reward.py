@@ -29,7 +29,7 @@ def test_the_loss_is_that_of_bradley_and_terry(command: Run) -> None:
     model = task.build_model().eval()
     items = [task.sets["train"][i] for i in range(6)]
     batch = task.collate(items)
-    assert task.weight(batch) == 6
+    assert task.num_items(batch) == 6
     assert batch[0].shape[0] == 12
     numbers = []
     for item in items:

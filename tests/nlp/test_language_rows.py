@@ -107,7 +107,7 @@ def test_a_proxy_is_small_and_keeps_what_makes_the_row(name: str) -> None:
     assert not changed & {f"optimizer.{key}" for key in kept}
     assert "schedule.name" not in changed
     # sizes, how often it is looked at, and what follows from the task
-    free = ("model.", "data.", "tokenizer.", "run.", "evaluation.", "measure_", "loss")
+    free = ("model.", "data.", "tokenizer.", "run.", "evaluation.", "eval_", "loss")
     reasons = proxy.row.chosen
     for key in changed - {"workers"}:
         parents = {key[:end] for end in (i for i, c in enumerate(key) if c == ".")} | {key}

@@ -14,9 +14,11 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from harness import PATHS, assert_same_bits, build, make_params, random, set_grads, tensors_of
 
 import optim
+from optim.engine.dtensor import share_of
 from optim.engine.matrices import alike, cut
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pytorch_optimizer")
@@ -382,3 +384,23 @@ def test_fewer_steps_than_adamw_on_a_matrix_with_two_bad_sides(path):
 
     ours = loss_after("shampoo", matrix_eps=1e-6, shampoo_beta=0.99, block_size=100)
     assert ours < loss_after("adamw") / 2
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch", "ignore:.*:FutureWarning:torch")
+def test_a_step_is_sharded_like_its_parameter():
+    """Each process computes the whole step; what goes on with a DTensor has the DTensor's placements."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        owner = distribute_tensor(
+            torch.zeros(4, 3), dist.device_mesh.init_device_mesh("cpu", (1,)), [Shard(1)]
+        )
+        step = torch.arange(12.0).view(4, 3)
+        shared = share_of(owner, step)
+        assert shared.placements == owner.placements
+        assert torch.equal(shared.full_tensor(), step)
+        assert share_of(torch.zeros(4, 3), step) is step
+    finally:
+        dist.destroy_process_group()
