@@ -254,7 +254,7 @@ def test_float16_states_that_lose_small_gradients_are_warned_of():
 @each_name
 @pytest.mark.parametrize(
     ("key", "near"),
-    [("weigth_decay", "weight_decay"), ("epsi", "eps"), ("maximise", "maximize")],
+    [("weigth_decay", "weight_decay"), ("state_dtyp", "state_dtype"), ("maximise", "maximize")],
 )
 def test_misspelt_keys_of_a_group(name, key, near):
     title = optim.CARDS[name].title
@@ -279,7 +279,7 @@ def test_other_keys_of_a_group_are_the_users(name):
 @each_name
 @pytest.mark.parametrize(
     ("key", "value", "error"),
-    [("lr", -1.0, ValueError), ("eps", "x", TypeError), ("state_dtype", "int4", ValueError)],
+    [("lr", -1.0, ValueError), ("weight_decay", "x", TypeError), ("state_dtype", "int4", ValueError)],
 )
 def test_each_group_is_checked(name, key, value, error):
     """The message says which group; add_param_group leaves the optimizer as it was."""

@@ -10,6 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
+import harness
 import pytest
 import torch
 from tables import OPTIMIZER, RULES, SIZES, all_kinds, assert_same, each_rule, hyper_of, make, snapshot, step
@@ -22,8 +23,10 @@ OPTIONS = dict(lr=0.07, betas=(0.7, 0.6, 0.8), eps=0.01, weight_decay=0.4)
 
 
 def options_of(name):
-    betas = OPTIONS["betas"][: optim.CARDS[OPTIMIZER[name]].betas]
-    return {**OPTIONS, "betas": betas} if betas else {k: v for k, v in OPTIONS.items() if k != "betas"}
+    """Those of OPTIONS that the optimizer of a rule has, with as many betas as it takes."""
+    known = harness.options_of(OPTIMIZER[name])
+    options = {**OPTIONS, "betas": OPTIONS["betas"][: optim.CARDS[OPTIMIZER[name]].betas]}
+    return {key: value for key, value in options.items() if key in known and value != ()}
 
 
 def instances(name):
