@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from harness import FUSED, KEPT, assert_same_bits, each_fused_name, kept_by, random, tensors_of
+from harness import FUSED, KEPT, assert_same_bits, each_fused_name, kept_by, options_of, random, tensors_of
 from tables import OPTIMIZER, RULES, all_kinds, assert_same, each_rule, hyper_of, make, snapshot, step
 from torch import nn
 
@@ -41,7 +41,9 @@ def no_waiting():
 
 
 def exact(name, **options):
-    return {**EXACT, **betas_of(name, *BETAS), **options}
+    known = options_of(OPTIMIZER.get(name, name))
+    own = {key: value for key, value in EXACT.items() if key in known}
+    return {**own, **betas_of(name, *BETAS), **options}
 
 
 def betas_of(name, *betas):
