@@ -10,7 +10,6 @@ process and are averaged over several.
 """
 
 import math
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -192,7 +191,9 @@ class Trainer:
         self.sampler.start_at(epoch, done)
         if done == 0:
             self.state.carried = [{} for _ in self.state.carried]
-        for micro, (loaded, weight) in enumerate(self._weighed()):
+        parts, batches = self.config.gradient_accumulation_steps, self.speed.waiting(self.loader)
+        weighted = weighed(batches, self.task.num_items, parts, self.accelerator)
+        for micro, (loaded, weight) in enumerate(weighted):
             batch = self.task.move(loaded, self.device)
             if self.speed.forward_flops is None:
                 flops = self.task.flops(batch)
@@ -200,7 +201,7 @@ class Trainer:
                     flops = 0 if self.config.fsdp else count_flops(self.task, self.state.module, batch)
                 self.speed.forward_flops = flops / (len(batch[0]) * self.task.per_sample)
             self._seed(micro)
-            slot, losses = micro % self.config.gradient_accumulation_steps, self.state.history["loss"]
+            slot, losses = micro % parts, self.state.history["loss"]
             place = self.progress.step % len(losses)
             if slot == 0:
                 losses[place] = 0
@@ -208,7 +209,7 @@ class Trainer:
             with self.accelerator.accumulate(self.model):
                 loss = weight * self.task.loss(self.model, batch)
                 self.accelerator.backward(loss)
-                losses[place] += loss.detach() / self.config.gradient_accumulation_steps
+                losses[place] += loss.detach() / parts
                 if self.accelerator.sync_gradients:
                     self._set_lr()
                     numbers = {"loss": losses[place]}
@@ -236,13 +237,6 @@ class Trainer:
                     if self.saved < self.progress.step:
                         self._save()
                     raise Stopped(number, self.progress.step)
-
-    def _weighed(self) -> Iterator[tuple[Any, Tensor | float]]:
-        """Return the micro-batches of the epoch, each with its weight in its step's loss."""
-        batches = self.speed.waiting(self.loader)
-        return weighed(
-            batches, self.task.num_items, self.config.gradient_accumulation_steps, self.accelerator
-        )
 
     def _seed(self, micro: int) -> None:
         """Seed the generators for a micro-batch by its number among those of all processes."""
