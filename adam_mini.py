@@ -3,7 +3,6 @@
 The rules by name of the official code; `optim.AdamMini` goes by the structure of the model, which is safer.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Unpack
 
@@ -126,7 +125,7 @@ class Adam_mini(AdamMini):
         return (1,), "one for all"
 
     def _heads(self, count: int, p: Tensor) -> Shape:
-        return (count,) if p.shape[0] % count == 0 and math.prod(p.shape) else default(p.shape)
+        return (count,) if p.shape[0] % count == 0 and p.numel() else default(p.shape)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {key: value for key, value in vars(self).items() if key.endswith("_names")}

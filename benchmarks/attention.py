@@ -63,10 +63,11 @@ def case(form: str, shape: tuple[int, ...], device: str, dtype: torch.dtype) -> 
     distance = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)
     mask = torch.zeros(queries, keys).masked_fill(distance < 0, -torch.inf).to(device, dtype)
     leaves = [x.to(device, dtype).requires_grad_() for x in tensors]
+    compute: Callable[..., Tensor] = FORMS[form]
     grad = grad.to(device, dtype)
 
     def step() -> list[Tensor]:
-        out = FORMS[form](*leaves, mask, 0.0)
+        out = compute(*leaves, mask, 0.0)
         return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
     return step

@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def seconds(step: Step, device: str) -> float:
 
 
 def interleave(
-    steps: dict[str, Step],
+    steps: Mapping[str, Step],
     rounds: int,
     title: str,
     device: str,

@@ -140,12 +140,12 @@ class Problem:
 
     def parameters(self, implementation: Implementation) -> list[nn.Parameter]:
         """Parameters at the start."""
-        where = dict(dtype=implementation.dtype, device=implementation.device)
-        return [nn.Parameter(torch.tensor(x, **where)) for x in self.start]
+        dtype, device = implementation.dtype, implementation.device
+        return [nn.Parameter(torch.tensor(x, dtype=dtype, device=device)) for x in self.start]
 
     def assign(
         self, params: Sequence[nn.Parameter], t: int, indices: Sequence[int] = (0, 1, 2), sign: float = 1
-    ):
+    ) -> None:
         """Gives the parameters, which have these indices, their gradients."""
         for i, p in zip(indices, params, strict=True):
             gradient = sign * self.gradient(i, numbers(p), t)
@@ -353,7 +353,7 @@ def gradient_kept(implementation: Implementation, _: Options) -> None:
             continue
         for t in (1, 2):
             PROBLEM.assign(params, t)
-            before = [p.grad.clone() for p in params]
+            before = [p.grad.clone() for p in params if p.grad is not None]
             optimizer.step()
             kept = all(
                 p.grad is not None and torch.equal(p.grad, g) for p, g in zip(params, before, strict=True)
@@ -370,6 +370,7 @@ def sparse(implementation: Implementation, plain: Options) -> str:
     dense = nn.Parameter(embedding.weight.detach().clone())
     optimizer = implementation.make([embedding.weight], plain)
     embedding(torch.tensor([1, 3], device=implementation.device)).sum().backward()
+    assert embedding.weight.grad is not None
     dense.grad = embedding.weight.grad.to_dense()
     try:
         optimizer.step()

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -56,7 +56,7 @@ def measure(name: str, device: str, batch: int, size: int, rounds: int) -> dict[
     import timm
 
     torch.manual_seed(0)
-    sized = {"img_size": size} if name.startswith("vit") else {}
+    sized: dict[str, Any] = {"img_size": size} if name.startswith("vit") else {}
     model = timm.create_model(name, num_classes=1000, **sized).to(device)
     optimizer = optim.build_optimizer(model, "adan", lr=1e-3, weight_decay=0.02)
     images = torch.randn(batch, 3, size, size, device=device)
@@ -84,17 +84,18 @@ def measure(name: str, device: str, batch: int, size: int, rounds: int) -> dict[
             for i in range(len(KINDS)):
                 kind = KINDS[(i + turn) % len(KINDS)]
                 if kind == "plain":
-                    seconds, inside = step(None), 0.0
+                    seconds, hook = step(None), 0.0
                 else:
                     every = 1 if kind == "sampled" else 1 << 40
                     path = Path(folder) / "monitor.jsonl"
-                    with Timed(optimizer, model, every=every, path=path, step=1) as monitor:
-                        seconds, inside = step(monitor), monitor.seconds
+                    with Timed(optimizer, model, every=every, path=path, step=1) as timed:
+                        monitor = cast(Timed, timed)
+                        seconds, hook = step(monitor), monitor.seconds
                         if kind == "sampled":
                             sample_bytes = path.stat().st_size
                 if turn >= 0:  # the round before the first warms up
                     times[kind].append(seconds)
-                    hooks[kind].append(inside)
+                    hooks[kind].append(hook)
     plain, between, sampled = (statistics.median(times[kind]) for kind in KINDS)
     inside = {kind: statistics.median(hooks[kind]) for kind in KINDS}
     return {

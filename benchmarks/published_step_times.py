@@ -16,7 +16,7 @@ that the device has.
 import itertools
 import statistics
 import sys
-from typing import Any
+from typing import Any, cast
 
 from optim.text import aligned
 from repro.ledger import rows
@@ -55,7 +55,7 @@ def report() -> str:
     table = [["README.md, Memory and Efficiency", "ms fused", "GB/s", "ms foreach", "GB/s"]]
     for row in models():
         assert row.parameters is not None
-        ms = {figure.metric: figure.value for figure in row.published}
+        ms = {figure.metric: cast(float, figure.value) for figure in row.published}
         speeds = ([f"{ms[key]}", f"{bandwidth(row.parameters, BYTES[key], ms[key]):.0f}"] for key in BYTES)
         table.append([f"{row.model}, {row.parameters / 1e6:.1f} M", *itertools.chain(*speeds)])
     sizes, seen = [["fused_adan/README.md, GPT-2", "ms fused", "GB/s"]], []

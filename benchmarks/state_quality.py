@@ -135,8 +135,9 @@ def build_gpt() -> torch.nn.Module:
     """A GPT-2 over bytes with initial weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    config: Any = GPT2Config
     return GPT2LMHeadModel(
-        GPT2Config(
+        config(
             vocab_size=256,
             n_positions=LENGTH,
             n_embd=160,
@@ -159,7 +160,7 @@ def train_gpt(run: Run, steps: int, device: str) -> dict[str, Any]:
     torch.manual_seed(run.seed)
     dtype = torch.bfloat16 if run.storage in PURE_BF16 else torch.float32
     model = build_gpt().to(device, dtype)
-    options = {**STORAGES, **PURE_BF16}[run.storage]
+    options: dict[str, Any] = {**STORAGES, **PURE_BF16}[run.storage]
     peak = LEARNING_RATES[run.optimizer]
     optimizer = optim.build_optimizer(model, run.optimizer, lr=peak, weight_decay=0.02, **options)
     generator = torch.Generator().manual_seed(run.seed)  # the same batches whatever the device
@@ -234,9 +235,11 @@ def markdown(records: Iterable[dict[str, Any]]) -> str:
     )
 
 
-COLUMNS = ("states", "seeds", "validation loss, mean", "min to max", "difference to float32")
-COLUMNS += ("float32 max - min", "verdict", "training loss, mean", "accuracy, %")
-COLUMNS += ("state, B/parameter", "seconds a run")
+COLUMNS = (
+    *("states", "seeds", "validation loss, mean", "min to max", "difference to float32"),
+    *("float32 max - min", "verdict", "training loss, mean", "accuracy, %"),
+    *("state, B/parameter", "seconds a run"),
+)
 
 
 def verdict(losses: Sequence[float], reference: Sequence[float]) -> str:

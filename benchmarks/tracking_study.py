@@ -178,7 +178,7 @@ def choices(found: Sequence[Case], seeds: int, spread: float) -> list[dict[str, 
         group = [case.with_tolerance(tolerance) for case in found if case.log.position == "epoch"]
         random = np.random.default_rng(2)
         wrong = [case.alarm(rerun(case, random, spread)) for case in group for _ in range(seeds)]
-        row = {
+        row: dict[str, float | None] = {
             "window, %": 100 * window,
             "reach, %": 100 * reach,
             "tolerance, %": 100 * tolerance,

@@ -31,6 +31,7 @@ With --optimizers: the bare loop with each optimizer.
                         steps that made its states; activations and the synthetic images are in it
 """
 
+import functools
 import math
 import statistics
 import sys
@@ -162,7 +163,7 @@ def optimizer_alone(bench: Bench, model: nn.Module, optimizer: torch.optim.Optim
     next(loop)
     for i in range(ALONE * bench.steps):
         batch = bench.batch(i)
-        whole.append(seconds(lambda batch=batch: loop.send(batch), bench.device))
+        whole.append(seconds(functools.partial(loop.send, batch), bench.device))
     shares = [x / y for x, y in zip(alone, whole, strict=True)]
     return {"ms": statistics.median(alone) * 1e3, "share": statistics.median(shares)}
 

@@ -130,7 +130,9 @@ def image_case(model: str) -> Case:
     """
     if not timm.is_model(model):
         raise UserError(f"--models {model}: is none of {', '.join(LANGUAGE)}, and timm has no such model")
-    size = timm.get_pretrained_cfg(model).input_size[-1]
+    published = timm.get_pretrained_cfg(model)
+    assert published is not None
+    size = published.input_size[-1]
     overrides = ["model=resnet50", f"model.name={model}", "augment=none", f"data.size={size}"]
     overrides += ["data.channels=3", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]
     sizes = {"cpu": ["batch_size=8"], "cuda": ["batch_size=256"], "quick": ["batch_size=2"]}

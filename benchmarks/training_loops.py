@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -83,7 +83,9 @@ class Bench:
         for loop in loops.values():
             next(loop)  # to where it asks for its first batch
         rounds = range(-WARM_UP, self.rounds)
-        for turn in tqdm(rounds, self.work.name, file=sys.__stderr__, disable=not sys.__stderr__.isatty()):
+        terminal = sys.__stderr__
+        hide = terminal is None or not terminal.isatty()
+        for turn in tqdm(rounds, self.work.name, file=terminal, disable=hide):
             first = (turn + WARM_UP) * self.steps
             for name in order.sample(names, len(names)):
                 self.wait()
@@ -191,7 +193,7 @@ def run_ours(
     with mock.patch.object(task, "plan", plan), mock.patch.object(task, "build_model", bench.model):
         trainer = Trainer(task, config, run, accelerator)
     try:
-        trainer.loader = batches()
+        trainer.loader = cast(Any, batches())
         with contextlib.suppress(Finished), contextlib.redirect_stderr(Terminal()):
             trainer.run()
         return trainer.state.history["loss"][: bench.total].tolist()

@@ -137,7 +137,7 @@ def _lines(path: Path) -> Iterator[Row]:
 
 def _load(config: ConversationsConfig, path: Path) -> Any:
     """Return the splits of a file, a folder or a name on the hub, as `datasets` reads them."""
-    import datasets  # type: ignore[import-untyped]
+    import datasets
 
     try:
         if path.is_file():

@@ -201,7 +201,8 @@ def sampled(
     if len(done) < len(wanted):
         done = done[: len(done) // size * size]  # whole batches, as rounding depends on what is in one
         rewrite(path, done)
-        model, tokenizer = models.load(options.model), load_tokenizer(options.model)
+        model: Any = models.load(options.model)
+        tokenizer = load_tokenizer(options.model)
         if torch.cuda.is_available():
             model.to("cuda")
         model.to(DTYPES[options.amp])

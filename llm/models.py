@@ -67,7 +67,7 @@ def settings(model: dict[str, Any], vocab_size: int | None = None) -> PreTrained
             f"model.name={name}: is no causal language model of transformers"
             + (f"; did you mean {near[0]}?" if near else ", such as gpt2, llama and mixtral")
         )
-    kind = CONFIG_MAPPING[name]
+    kind = CONFIG_MAPPING[str(name)]
     known = {"name", "checkpoint", *(field.name for field in dataclasses.fields(kind)), *kind.attribute_map}
     if is_mixture(kind):
         known |= set(OF_MIXTURES)
@@ -126,13 +126,14 @@ def load(checkpoint: str | Path, config: PreTrainedConfig | None = None) -> PreT
         return _from_run(folder, config)
     place = str(folder / EXPORT if (folder / EXPORT).is_dir() else folder if folder.exists() else checkpoint)
     try:
-        made, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             place, config=config, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"cannot load a language model from {checkpoint}: {' '.join(str(error).split())}"
         ) from error
+    made, report = loaded
     for what in ("missing", "unexpected", "mismatched"):
         if report[f"{what}_keys"]:
             raise UserError(f"{checkpoint}: has {what} weights, such as {sorted(report[f'{what}_keys'])[0]}")

@@ -7,13 +7,14 @@ with the best weights, which AutoModelForCausalLM and AutoTokenizer load.
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Subset
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from llm import models, routing
@@ -150,7 +151,7 @@ class LanguageModelling(Task):
         prompts = [self.tokenizer.decode(ids) for ids in begins]
         how = self.config.sampling
         added = sample(
-            model,
+            cast(PreTrainedModel, model),
             for_transformers(self.tokenizer),
             prompts,
             max_new_tokens=min(ADDED, how.max_new_tokens),

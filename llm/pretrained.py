@@ -150,7 +150,7 @@ def adapted(model: PreTrainedModel, lora: LoraConfig, kind: str) -> nn.Module:
         return model
     adapter = peft.LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float serves
         lora_dropout=lora.dropout,
         target_modules=lora.targets or "all-linear",
         task_type=kind,
@@ -201,7 +201,7 @@ def export(model: nn.Module, tokenizer: PreTrainedTokenizerBase, run: Path) -> N
             f"{run}: its weights are of another model: {sorted(lacking)[:1]}{result.unexpected_keys[:1]}"
         )
     if isinstance(model, peft.PeftModel):
-        model.save_pretrained(run / ADAPTER)
+        model.save_pretrained(str(run / ADAPTER))
         model = model.merge_and_unload()
     assert isinstance(model, PreTrainedModel)
     model.save_pretrained(run / models.EXPORT)

@@ -53,7 +53,7 @@ class NoTokenTypes(nn.Module):
 class RobertaWords(RobertaForMaskedLM):
     """transformers' RobertaForMaskedLM with its head on some places alone, as in fairseq."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, ids: Tensor, mask: Tensor | None, places: Tensor, token_types: Tensor | None = None
     ) -> tuple[Tensor, None]:
         """Return the scores of each token [batch, places, vocabulary]; see `encode` for the arguments."""
@@ -63,7 +63,7 @@ class RobertaWords(RobertaForMaskedLM):
 class BertWords(BertForMaskedLM):
     """transformers' BertForMaskedLM in the same manner."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, ids: Tensor, mask: Tensor | None, places: Tensor, token_types: Tensor | None = None
     ) -> tuple[Tensor, None]:
         """Return the scores of each token [batch, places, vocabulary]; see `encode` for the arguments."""
@@ -73,7 +73,7 @@ class BertWords(BertForMaskedLM):
 class BertWordsAndSentences(BertForPreTraining):
     """transformers' BertForPreTraining in the same manner."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, ids: Tensor, mask: Tensor | None, places: Tensor, token_types: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return those scores, and the two of a pair [batch, 2]: that it is one, and that it is not."""
@@ -161,14 +161,14 @@ def longest(config: EncoderConfig, tokenizer: Vocabulary) -> int:
     return config.max_position_embeddings - used
 
 
-def _settings(config: EncoderConfig, tokenizer: Vocabulary, **more: Any) -> RobertaConfig | BertConfig:
+def _settings(config: EncoderConfig, tokenizer: Vocabulary, **more: Any) -> Any:
     config.check()
     size = config.vocab_size or tokenizer.vocab_size
     if size < tokenizer.vocab_size:
         raise UserError(
             f"model.vocab_size={size}: the tokenizer has {tokenizer.vocab_size} tokens; null takes as many"
         )
-    kind = RobertaConfig if config.name == "roberta" else BertConfig
+    kind: Any = RobertaConfig if config.name == "roberta" else BertConfig
     names = set(EncoderConfig.__dataclass_fields__) - {"name", "next_sentence"}
     settings = {name: getattr(config, name) for name in names}
     settings |= {"vocab_size": size, "type_vocab_size": max(config.type_vocab_size, 1)}

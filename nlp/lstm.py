@@ -4,7 +4,7 @@ All of that can be left out (every probability 0): what remains are LSTM layers 
 softmax. Tensors are batch first: word numbers are [batch, time].
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -86,8 +86,8 @@ def activation_penalty(output: Output, alpha: float, beta: float) -> Tensor:
     return penalty
 
 
-def _run(layer: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor] | None, p: float) -> tuple[Tensor, tuple]:
-    """Run a layer, in training with recurrent weights dropped with probability p (DropConnect).
+def _run(layer: Any, x: Tensor, state: tuple[Tensor, Tensor] | None, p: float) -> tuple[Tensor, Any]:
+    """Run an nn.LSTM of one layer; in training drop recurrent weights with probability p (DropConnect).
 
     The mask is one for all times and the whole batch, as it is the matrix that it thins out.
     """

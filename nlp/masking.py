@@ -95,7 +95,7 @@ class MaskedPairs(MaskedBlocks):
         first, second = self.part(index, rng)
         other = len(self) > 1 and rng.random() < 0.5
         if other:
-            _, second = self.part((index + rng.integers(1, len(self))) % len(self), rng)
+            _, second = self.part((index + int(rng.integers(1, len(self)))) % len(self), rng)
             second = second[: self.max_tokens - len(first)]
         ends = [self.blocks.eos]
         ids = np.concatenate([[self.bos], first, ends, second, ends])
@@ -119,7 +119,7 @@ def collate(samples: Sequence[tuple[Tensor, ...]], pad: int) -> list[Tensor]:
     It is (tokens [batch, length], attention_mask [batch, length], or [batch, 0] if nothing is padded, places
     [batch, n], targets [batch, n]), and for pairs (token_type_ids [batch, length], others [batch]).
     """
-    ids, places, targets, *pair = zip(*samples, strict=True)
+    ids, places, targets, *pair = map(list, zip(*samples, strict=True))
     lengths = torch.tensor([len(x) for x in ids])
     longest = int(lengths.max())
     attention_mask = torch.arange(longest) < lengths[:, None]

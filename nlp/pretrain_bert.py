@@ -163,7 +163,7 @@ class Pretraining(Task):
         scores, answers = self._scores(model, batch)
         (words, count), pairs = self._losses(scores, answers, batch)
         sums = {"words": words, "right": (scores.argmax(-1) == batch[3]).sum()}
-        if pairs is not None:
+        if pairs is not None and answers is not None:
             others = batch[5]
             sums |= {"pairs": pairs, "pairs_right": (answers.argmax(-1) == others).sum()}
             sums["pairs_count"] = torch.ones_like(others).sum()

@@ -112,7 +112,7 @@ def continuation(
 ) -> list[int]:
     """Draw up to LONGEST tokens after `prompt`, to the `end` of the line; never the `unknown` token."""
     device = next(model.parameters()).device
-    ids, hidden, drawn = prompt, None, []
+    ids, hidden, drawn = prompt, None, list[int]()
     while len(drawn) < LONGEST:
         output = model(torch.tensor([ids], device=device), hidden)
         hidden, scores = output.hidden, output.logits[0, -1].float().cpu()

@@ -48,7 +48,8 @@ def optimizers() -> str:
 def state_bytes(name: str, kept: str) -> float:
     """Bytes per parameter of the states of a 1024 x 1024 matrix, with the defaults and states kept so."""
     p = torch.nn.Parameter(torch.empty(1024, 1024, device="meta"))
-    optimizer = OPTIMIZERS[name]([p], foreach=True)
+    make: Any = OPTIMIZERS[name]
+    optimizer = make([p], foreach=True)
     states = optimizer.state_spec(p, optimizer.param_groups[0])
     small = sum(math.prod(shape) for _, shape in states.small) * STATE_BYTES["float32"]
     return len(states.full) * STATE_BYTES[kept] + small / p.numel()

@@ -98,7 +98,8 @@ def list_files(options: argparse.Namespace) -> int:
     """Print the released files row by row."""
     from repro.logs import files
 
-    here, states = files.folder(), {}
+    here = files.folder()
+    states: dict[str, str] = {}
     for row, named in files.of_rows(options.rows).items():
         print(f"{row}" if named else f"{row}: nothing was released in the repository")
         for file in named:

@@ -119,7 +119,7 @@ def publish(folder: Path, verdicts: Sequence[Verdict], rows: Sequence[str]) -> N
     elif rows:
         made["command"] = " ".join([made["command"], *rows])
     verdicts = [restore(entry) for entry in entries.values()]
-    alone = [
+    apart = [
         f"{name}: checked by itself at commit {entry['alone']['commit']}, {entry['alone']['date']}"
         for name, entry in entries.items()
         if "alone" in entry
@@ -131,7 +131,7 @@ def publish(folder: Path, verdicts: Sequence[Verdict], rows: Sequence[str]) -> N
         "the row names. What each check is: docs/ledger.md.",
         "\n".join(summary(verdicts)),
         rows_of(verdicts),
-        bullets([*notes(verdicts), *alone]),
+        bullets([*notes(verdicts), *apart]),
     )
     write({**made, "summary": summary(verdicts), "rows": entries}, text, path)
 

@@ -30,6 +30,9 @@ class MaskedAutoencoder(nn.Module):
         UserError: an encoder of another kind, or sizes that do not fit.
     """
 
+    pos_embed: Tensor
+    decoder_pos_embed: Tensor
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -130,7 +133,7 @@ class MaskedAutoencoder(nn.Module):
         """Return the tokens [batch, prefix + visible, width] of the patches `seen` [batch, visible]."""
         x = self.patch_embed(images) + self.pos_embed[:, -self.num_patches :]
         x = x.gather(1, seen[..., None].expand(-1, -1, x.shape[2]))
-        tokens = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        tokens: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
         if tokens:
             prefix = torch.cat(tokens, 1)
             if self.pos_embed.shape[1] > self.num_patches:

@@ -28,7 +28,7 @@ def predict(model: nn.Module, task: Classification, accelerator: Accelerator) ->
     batches = dealt(len(data), max(1, config.batch_size // ranks[0]), *ranks)
     loader = make_loader(data, keyed(batches), None, config.workers)
     layout = torch.channels_last if config.channels_last else torch.preserve_format
-    model = model.to(accelerator.device, memory_format=layout).eval()
+    model = model.to(accelerator.device).to(memory_format=layout).eval()
     frames = []
     begin = time.perf_counter()
     silent = None if accelerator.is_main_process else True

@@ -7,7 +7,7 @@ run's folder gets a picture of what was learned, and vision/train.py can start f
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,8 @@ class Pretraining(Task):
     def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
         """Return the sum of the images' errors, each with the mask of its index."""
         images, indices = batch
-        return {self.metric: model(images, noise(indices, model.num_patches)).sum()}, len(images)
+        patches = cast(MaskedAutoencoder, model).num_patches
+        return {self.metric: model(images, noise(indices, patches)).sum()}, len(images)
 
     @torch.no_grad()
     def finish(self, folder: Path) -> None:

@@ -30,6 +30,7 @@ class Classification(Task):
     name = "vision"
     schema = VisionConfig
     samples = "images"
+    classes: int
     family = "other"
 
     def __init__(self, config: VisionConfig, synthetic: bool = False) -> None:

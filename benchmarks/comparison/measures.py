@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.stats import bootstrap  # type: ignore[import-untyped]
+from scipy.stats import bootstrap
 
 from benchmarks.comparison.design import OPTIMIZERS, REFERENCE
 from benchmarks.comparison.records import Record, Stage, select

@@ -217,11 +217,16 @@ def keep(program: Callable[[], None], descriptors: list[int], layers: list[str],
     return not ended
 
 
+def _kill_as(uid: int) -> None:
+    os.setresuid(uid, uid, uid)
+    os.kill(-1, signal.SIGKILL)
+
+
 def end_all(uid: int) -> None:
     """Kill all processes that stem from this one, which adopts those that hide from their parents."""
     while True:
         if os.geteuid() == 0:  # all of that user, at once
-            _child(lambda: (os.setresuid(uid, uid, uid), os.kill(-1, signal.SIGKILL)))
+            _child(lambda: _kill_as(uid))
         for text in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
             os.kill(int(text), signal.SIGKILL)
         try:

@@ -91,18 +91,18 @@ def answer() -> None:
             message = {"raised": type(error).__name__, "text": str(error)[:200]}
         tell(message)
 
-    builtins.exit = builtins.quit = sys.exit  # which are there where Python reads site-packages
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # which are there where Python reads site-packages
     job = json.loads(calls.readline())
     names: dict[str, Any] = {"__name__": "program"}
     attempt(lambda: exec(compile(job["program"], "program.py", "exec"), names))
+
+    def call(asked: dict[str, Any]) -> Any:
+        positional = [restored(value) for value in asked["positional"]]
+        named = {name: restored(value) for name, value in asked["named"].items()}
+        return names[job["entry_point"]](*positional, **named)
+
     for line in calls:
-        asked = json.loads(line)
-        attempt(
-            lambda asked=asked: names[job["entry_point"]](
-                *[restored(value) for value in asked["positional"]],
-                **{name: restored(value) for name, value in asked["named"].items()},
-            )
-        )
+        attempt(functools.partial(call, json.loads(line)))
 
 
 # ---- the examiner: descriptors 3, job, 4, verdict, 5, answers, and 6, calls

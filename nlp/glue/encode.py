@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from nlp.glue.data import Examples
@@ -58,7 +59,7 @@ class PairCoder:
                 whole = [self.bos, *a[: self.max_length - 2], self.eos]
                 first = len(whole)
             else:
-                a, b = longest_first(*parts, self.max_length - 2 - len(self.between))
+                a, b = longest_first(parts[0], parts[1], self.max_length - 2 - len(self.between))
                 first = 1 + len(a) + len(self.between)
                 whole = [self.bos, *a, *self.between, *b, self.eos]
             tokens.append(whole)
@@ -98,7 +99,7 @@ class Item:
     index: int
 
 
-class Encoded:
+class Encoded(Dataset[Item]):
     """Examples as tokens, in two flat arrays, so that those of QQP and MNLI fit into memory many times."""
 
     def __init__(self, examples: Sequence[Examples], coder: Coder, what: str) -> None:

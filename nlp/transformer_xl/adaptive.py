@@ -10,6 +10,7 @@ Names, shapes and order of all tensors are those of the code of Transformer-XL, 
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ class AdaptiveSoftmax(nn.Module):
             nn.Parameter(torch.empty(d_proj, size)) for size in sizes if div_val > 1 or d_embed != d_proj
         )
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, hidden: Tensor, words: Tensor) -> Tensor:
         """Return the negative log-likelihoods [N] of words [N] after hidden [N, d_proj], at least float32."""
         classes = words
@@ -104,11 +105,11 @@ class AdaptiveSoftmax(nn.Module):
 
     def _scores(self, part: int, hidden: Tensor) -> Tensor:
         """The logits of a part's words and, of the head, those of the other parts behind them."""
-        if self.div_val > 1:
-            weight, bias = self.out_layers[part].weight, self.out_layers[part].bias
-        else:
+        layer: Any = self.out_layers[part if self.div_val > 1 else 0]
+        weight, bias = layer.weight, layer.bias
+        if self.div_val == 1:
             words = slice(self.ends[part], self.ends[part + 1])
-            weight, bias = self.out_layers[0].weight[words], self.out_layers[0].bias[words]
+            weight, bias = weight[words], bias[words]
         if part == 0 and len(self.ends) > 2:
             weight, bias = torch.cat([weight, self.cluster_weight]), torch.cat([bias, self.cluster_bias])
         if len(self.out_projs):

@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 import matplotlib as mpl
-import pandas as pd  # type: ignore[import-untyped]
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd  # type: ignore[import-untyped]
+import pandas as pd
 
 from repro import hardware
 from repro.direction import higher_is_better

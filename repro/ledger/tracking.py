@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd  # type: ignore[import-untyped]
+import pandas as pd
 
 from repro.direction import higher_is_better
 from repro.ledger.rows import Figure, Row, load

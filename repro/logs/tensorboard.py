@@ -83,7 +83,7 @@ class _File:
 
 def _read_file(path: Path) -> _File:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+    from tensorboard.compat.proto.event_pb2 import Event
 
     file = _File(Reading(Source(path)))
     reading, begin = file.reading, None
@@ -134,7 +134,7 @@ def _frames(data: bytes) -> Iterator[bytes | str]:
 
 
 def _sound(content: bytes, checksum: bytes) -> bool:
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import (  # type: ignore[import-untyped]
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import (
         masked_crc32c,
     )
 
@@ -147,7 +147,7 @@ def _number(value: Any) -> float | None:
         return float(str(np.float32(value.simple_value)))
     if value.metadata.plugin_data.plugin_name != "scalars":
         return None
-    from tensorboard.util.tensor_util import make_ndarray  # type: ignore[import-untyped]
+    from tensorboard.util.tensor_util import make_ndarray
 
     try:
         array = make_ndarray(value.tensor)

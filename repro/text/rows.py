@@ -133,7 +133,7 @@ def _splits(config: TextConfig) -> Any:
 @functools.cache
 def _load(root: str, name: str | None, streaming: bool, files: str | None = None) -> Any:
     """Return all splits; a process that is forked later has them too."""
-    import datasets  # type: ignore[import-untyped]
+    import datasets
 
     folder = Path(root).expanduser()
     try:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator  # type: ignore[import-untyped]
-from accelerate.state import AcceleratorState, GradientState  # type: ignore[import-untyped]
-from accelerate.utils import GradScalerKwargs, InitProcessGroupKwargs  # type: ignore[import-untyped]
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import GradScalerKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 import optim

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate import Accelerator
 
 import optim
 from repro.train.state import TrainState

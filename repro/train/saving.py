@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator  # type: ignore[import-untyped]
-from accelerate.utils import gather_object  # type: ignore[import-untyped]
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from safetensors.torch import load_model, save_model
 from torch import nn
 

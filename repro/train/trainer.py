@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator  # type: ignore[import-untyped]
-from accelerate.utils import set_seed  # type: ignore[import-untyped]
+from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 import optim
 from repro.errors import Diverged, UserError

@@ -96,7 +96,7 @@ def decode(content: bytes, name: str, draft: tuple[int, int] | None = None) -> I
     try:
         with Image.open(io.BytesIO(content)) as image:
             if draft is not None:
-                image.draft(None, draft)  # type: ignore[arg-type]  # None keeps the mode
+                image.draft(None, draft)  # None keeps the mode
             image.load()
             return image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as PIL says it
@@ -151,9 +151,10 @@ def _require_file(status: os.stat_result, path: str | bytes) -> None:
 
 
 def _unreadable(path: str | bytes, error: OSError) -> UserError:
-    broken = isinstance(error, FileNotFoundError) and os.path.islink(path)
-    reason = f"a link to {os.fsdecode(os.readlink(path))}, which is missing" if broken else error.strerror
-    return UserError(f"{os.fsdecode(path)}: cannot be read ({reason})")
+    name = os.fsdecode(path)
+    broken = isinstance(error, FileNotFoundError) and os.path.islink(name)
+    reason = f"a link to {os.readlink(name)}, which is missing" if broken else error.strerror
+    return UserError(f"{name}: cannot be read ({reason})")
 
 
 def file_name(path: str | bytes) -> str:

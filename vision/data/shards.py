@@ -140,11 +140,11 @@ def read_index(root: Path, split: str, paths: list[Path]) -> Shards:
                 if index["about"].tolist() == about:
                     return Shards(names, *(index[key] for key in ARRAYS))
     arrays = _index(paths)
-    content = io.BytesIO()
-    np.savez(content, about=about, **arrays)
+    made = io.BytesIO()
+    np.savez(made, about=about, **arrays)
     for candidate in candidates:
         try:
-            store(candidate, content.getvalue())
+            store(candidate, made.getvalue())
             break
         except OSError:
             continue

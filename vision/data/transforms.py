@@ -4,6 +4,8 @@ Workers hand over uint8, a fourth of float32's bytes. The device makes floats of
 training, erases, in this order, as timm's prefetcher did in the published runs.
 """
 
+from typing import Any
+
 import torch
 from PIL import Image
 from timm.data import create_transform
@@ -23,8 +25,9 @@ def train_transform(data: DataConfig, augment: AugmentConfig) -> Transform:
         UserError: timm knows no such augmentation.
     """
     whole = augment.crop != "resized"
+    create: Any = create_transform  # whose types are narrower than what it takes
     try:
-        timm_transform = create_transform(
+        timm_transform = create(
             (data.channels, data.size, data.size),
             is_training=True,
             scale=(1.0, 1.0) if whole else tuple(augment.scale),
