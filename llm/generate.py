@@ -147,7 +147,7 @@ def complete(
     model.eval()
     model.generation_config = settings  # or its own repetition penalty and such would fill in
     try:
-        whole = model.generate(  # type: ignore[operator]  # its type is that of any attribute
+        whole = model.generate(
             ids,
             attention_mask=mask,
             generation_config=settings,

@@ -64,7 +64,7 @@ def _check_transformers(target: Target, weights: Weights) -> None:
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(50)  # critical: what it would report is in the report
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     try:
         kind: Any = getattr(transformers, target.model, None)
         if getattr(kind, "config_class", None) is None:
@@ -77,7 +77,7 @@ def _check_transformers(target: Target, weights: Weights) -> None:
     finally:
         logging.set_verbosity(level)
         if bar:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()
     for what in ("missing", "unexpected", "mismatched"):
         if names := report[f"{what}_keys"]:
             raise Unfit(f"{what} {', '.join(sorted(map(str, names))[:4])}")
