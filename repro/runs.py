@@ -94,12 +94,23 @@ def read(folder: Path) -> Run:
 
 
 def read_config(folder: Path, cure: str = "") -> dict[str, Any]:
-    """Return the configuration, flat; keys that were renamed since have their new names.
+    """Return the configuration, flat; see read_tree."""
+    return flatten(read_tree(folder, cure))
+
+
+def read_tree(folder: Path, cure: str = "") -> dict[str, Any]:
+    """Return the configuration as it is nested; keys that were renamed since have their new names.
 
     Args:
         cure: what to do about a file that cannot be read, for the message.
     """
-    return {RENAMED.get(key, key): x for key, x in flatten(read_yaml(folder / CONFIG, cure)).items()}
+    tree = read_yaml(folder / CONFIG, cure)
+    for old, new in RENAMED.items():
+        group, _, key = old.rpartition(".")
+        node = tree.get(group) if group else tree
+        if isinstance(node, dict) and key in node:
+            node[new.rpartition(".")[2]] = node.pop(key)
+    return tree
 
 
 def read_summary(folder: Path, cure: str = "") -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from repro.errors import UserError
 from repro.explain import explain
 from repro.interop import Checkpoint
 from repro.ledger import rows
-from repro.loading import read_yaml
+from repro.runs import CONFIG, read_tree
 from repro.train.cli import CONFIGS
 from vision.config import VisionConfig
 
@@ -40,8 +40,8 @@ def of(path: Path, found: Checkpoint, row: str | None, overrides: Sequence[str])
             raise UserError(f"--row {row}: it is not a classifier of images")
         recipe = rows.load(row, [*DEFAULTS, *overrides])
         node: Any = {**recipe.config, "row": recipe.row}
-    elif (own := _run_config(path)) is not None:
-        node = OmegaConf.create(read_yaml(own))
+    elif (own := _run_folder(path)) is not None:
+        node = OmegaConf.create(read_tree(own))
         for override in OverridesParser.create().parse_overrides([*DEFAULTS, *overrides]):
             OmegaConf.update(node, override.key_or_group, override.value())
     else:
@@ -54,9 +54,9 @@ def of(path: Path, found: Checkpoint, row: str | None, overrides: Sequence[str])
         raise UserError(f"{whose}{explain(error)}") from error
 
 
-def _run_config(path: Path) -> Path | None:
+def _run_folder(path: Path) -> Path | None:
     folders = [folder for folder in (path, *path.absolute().parents[:3]) if (folder / "checkpoints").is_dir()]
-    return next((f / "config.yaml" for f in folders if (f / "config.yaml").is_file()), None)
+    return next((folder for folder in folders if (folder / CONFIG).is_file()), None)
 
 
 def _of_timm(path: Path, found: Checkpoint, overrides: Sequence[str]) -> DictConfig:

@@ -138,7 +138,7 @@ def _classes(train: Table, label: str) -> tuple[str, ...]:
     if 2 * len(found) > len(train) and len(train) > 4:
         raise UserError(
             f"{train.path}: column {label!r} has {len(found)} values in {len(train)} examples; "
-            "is it a score? Then set data.score=[LEAST,GREATEST]"
+            "is it a score? Then set data.score=[MIN,MAX]"
         )
     return tuple(found)
 

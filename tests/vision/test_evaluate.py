@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from PIL import Image
 from scipy.stats import norm
 from tiny import TINY
 
+from repro.train.renamed import RENAMED
 from vision.evaluate import main
 from vision.predictions import by_class, measure
 
@@ -60,6 +62,12 @@ def test_a_run_is_measured_as_in_training(command: Command, evaluate: Command) -
     assert command(*TINY, "ema_decay=0.9", "run.name=x")[0] == 0
     record = json.loads(Path("runs/vision/x/metrics.jsonl").read_text().splitlines()[-1])
     step = next(Path("runs/vision/x/checkpoints").iterdir())
+    config = Path("runs/vision/x/config.yaml")  # as one that was written before its keys were renamed
+    text = config.read_text()
+    for old, new in RENAMED.items():
+        text = re.sub(rf"^( *){new.rpartition('.')[2]}:", rf"\1{old.rpartition('.')[2]}:", text, flags=re.M)
+    assert text != config.read_text()
+    config.write_text(text)
     for arguments, kind in (
         (["runs/vision/x"], "ema_"),
         ([str(step), "--weights=model", "batch_size=7"], ""),
