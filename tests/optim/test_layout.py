@@ -22,8 +22,8 @@ def test_states_are_zeros_apart_from_each_other(count: int, dtype: torch.dtype) 
         state.fill_(slot)
     for slot, state in enumerate(states):
         assert (state == slot).all()
-    if count * dtype.itemsize >= 2**21:
-        assert len({state.data_ptr() % 4096 for state in states}) == len(states)
+    if count * dtype.itemsize >= 2**16:  # large memory begins at a page, unless the allocator reuses some
+        assert len({state.storage_offset() * dtype.itemsize % 4096 for state in states}) == len(states)
 
 
 def test_a_large_state_is_saved_and_copied_like_any_other() -> None:
