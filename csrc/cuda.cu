@@ -126,62 +126,61 @@ RULE_FN int place(int lane, int k) {
   return (k / V * kWarp + lane) * V + k % V;
 }
 
-template <int V, bool wide, class T>
+// Loads a lane's elements of a tile, V at a time if the tile is whole; zeros past the end.
+template <int V, bool whole, class T>
 RULE_FN void get(T (&to)[kLane], const T* tile, int lane, int count) {
+  if constexpr (whole) {
 #pragma unroll
-  for (int k = 0; k < kLane; k += wide ? V : 1) {
-    const T* from = tile + place<V>(lane, k);
-    if constexpr (wide) {
-      const Wide<T, V> some = *reinterpret_cast<const Wide<T, V>*>(from);
+    for (int k = 0; k < kLane; k += V) {
+      const Wide<T, V> some = reinterpret_cast<const Wide<T, V>*>(tile)[k / V * kWarp + lane];
 #pragma unroll
       for (int i = 0; i < V; ++i) to[k + i] = some.x[i];
-    } else {
-      to[k] = place<V>(lane, k) < count ? *from : T{};
     }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kLane; ++k) to[k] = place<V>(lane, k) < count ? tile[place<V>(lane, k)] : T{};
   }
 }
 
-template <int V, class T>
-RULE_FN void put(T* tile, const T (&from)[kLane], int lane, int count, bool wide) {
+// Stores them. The address is made of the tile's, as in `get`: from that of an element, NVRTC makes a scalar
+// store of each element for sm_75 to sm_90.
+template <int V, bool whole, class T>
+RULE_FN void put(T* tile, const T (&from)[kLane], int lane, int count) {
+  if constexpr (whole) {
 #pragma unroll
-  for (int k = 0; k < kLane; k += V) {
-    T* to = tile + place<V>(lane, k);
-    if (wide) {
+    for (int k = 0; k < kLane; k += V) {
       Wide<T, V> some;
 #pragma unroll
       for (int i = 0; i < V; ++i) some.x[i] = from[k + i];
-      *reinterpret_cast<Wide<T, V>*>(to) = some;
-    } else {
-#pragma unroll
-      for (int i = 0; i < V; ++i)
-        if (place<V>(lane, k) + i < count) to[i] = from[k + i];
+      reinterpret_cast<Wide<T, V>*>(tile)[k / V * kWarp + lane] = some;
     }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kLane; ++k)
+      if (place<V>(lane, k) < count) tile[place<V>(lane, k)] = from[k];
   }
 }
 
-// One lane's part of a tile. The constructor loads all of it before anything waits for any; then either skip,
-// or update, the largest `top` of the warp's lanes for each, and store.
-template <class Rule, int parameter, int state, int rounding, bool taken>
-class Lane {
+// The types and constants of a rule on tensors of one kind, and what is done once a tensor or chunk.
+template <class Rule_, int parameter, int state_, int rounding_, bool taken_>
+struct Kernel {
   template <bool condition, class A, class B>
   using If = typename Choose<condition, A, B>::Type;
   using Narrow = If<parameter == kBfloat16, bfloat16, float16>;
+  using Rounded = If<state_ == kStateBfloat16, bfloat16, uint8_t>;
+
+  using Rule = Rule_;
   using P = If<parameter == kFloat32, float, If<parameter == kFloat64, double, Narrow>>;
-  using Rounded = If<state == kStateBfloat16, bfloat16, uint8_t>;
-  using S = If<state == kLikeParameter, P, If<state == kStateFloat32, float, Rounded>>;
+  using S = If<state_ == kLikeParameter, P, If<state_ == kStateFloat32, float, Rounded>>;
   using R = If<parameter == kFloat64, double, float>;
   using Common = tables::Common<Rule, R>;
-
-  static constexpr int V = 16 / (sizeof(P) > sizeof(S) ? sizeof(P) : sizeof(S));  // 16 bytes are an access
-  static constexpr bool rounded = state == kStateBfloat16;
-
-  static constexpr RULE_FN bool kept(int j) { return !taken || j != Rule::previous; }
-  static constexpr RULE_FN bool positive(int j) { return Rule::nonnegative >> j & 1; }
-
- public:
   using Chunk = kernels::Chunk<Rule, Common>;
-  static constexpr bool coded = state == kStateInt8, summed = Rule::sums > 0;
+
+  static constexpr int rounding = rounding_;
+  static constexpr bool taken = taken_, summed = Rule::sums > 0, rounded = state_ == kStateBfloat16;
+  static constexpr bool coded = state_ == kStateInt8;
   static constexpr int kThreads = kWarp * kWarps, kBlocks = sizeof(R) == 4 ? 2 : 1;  // on a multiprocessor
+  static constexpr int kVector = 16 / (sizeof(P) > sizeof(S) ? sizeof(P) : sizeof(S));  // 16 bytes are an access
 
   // Counts the step of row first + i and makes its Common; nothing if a found_inf is not zero.
   static RULE_FN void prepare(const Work& work, int64_t first, int i, typename Rule::Hyper hyper, Number lr,
@@ -210,22 +209,49 @@ class Lane {
     for (int j = 0; j < Rule::states; ++j) bits |= chunk.address[kStates + j];
     return bits % 16 == 0;
   }
+};
 
+// One lane's part of a tile. The constructor loads all of it before anything waits for any; then either skip,
+// or update, the largest `top` of the warp's lanes for each, and store.
+//
+// whole: the tile has kBlock elements, in tensors that can be accessed 16 bytes at a time. In others each
+// access of a warp is one run of memory; only where numbers are added up, their order stays the same.
+template <class Kernel, bool whole>
+class Lane {
+  using Rule = typename Kernel::Rule;
+  using P = typename Kernel::P;
+  using S = typename Kernel::S;
+  using R = typename Kernel::R;
+  using Chunk = typename Kernel::Chunk;
+
+  static constexpr int V = whole || Kernel::summed ? Kernel::kVector : 1, rounding = Kernel::rounding;
+  static constexpr bool taken = Kernel::taken, coded = Kernel::coded, rounded = Kernel::rounded;
+
+  static constexpr RULE_FN bool kept(int j) { return !taken || j != Rule::previous; }
+  static constexpr RULE_FN bool positive(int j) { return Rule::nonnegative >> j & 1; }
+
+ public:
   R sum[rules::kSums<Rule>];  // of the numbers that the rule adds up, over the lane's elements
   uint32_t top[rules::kSlots<Rule>];  // largest absolute value of each state: its bits, which have the same order
 
-  RULE_FN Lane(const Chunk& chunk, Tile tile, int lane, bool aligned)
-      : chunk(chunk), tile(tile), lane(lane), wide(aligned && tile.count == kBlock) {
-    wide ? load_all<true>() : load_all<false>();
+  RULE_FN Lane(const Chunk& chunk, Tile tile, int lane) : chunk(chunk), tile(tile), lane(lane) {
+    get<V, whole>(param, at<P>(kParam), lane, tile.count);
+    get<V, whole>(grad, at<P>(kGrad), lane, tile.count);
+    if constexpr (taken) get<V, whole>(previous, at<P>(kPrevious), lane, tile.count);
+    if constexpr (rounding == kKahan)
+      get<V, whole>(compensation, at<bfloat16>(kCompensation), lane, tile.count);
+#pragma unroll
+    for (int j = 0; j < Rule::states; ++j)
+      if (kept(j)) get<V, whole>(s[j], at<S>(kStates + j), lane, tile.count);
   }
 
   // Leaves the step out. The memory of a gradient that is to be the previous one next time gets that.
   RULE_FN void skip() const {
-    if (taken) put<V>(at<P>(kGrad), previous, lane, tile.count, wide);
+    if (taken) put<V, whole>(at<P>(kGrad), previous, lane, tile.count);
   }
 
   RULE_FN void update() {
-    const Common& common = chunk.common;
+    const auto& common = chunk.common;
     float factor[rules::kSlots<Rule>];
 #pragma unroll
     for (int j = 0; j < Rule::states; ++j) {
@@ -236,6 +262,7 @@ class Lane {
     }
     const R* decays = reinterpret_cast<const R*>(chunk.address[kDecay]);
     const R decay = Rule::factors && decays ? *decays : R(0);
+    const Position first = Rule::factors ? Position(tile.at, chunk.address[kLength]) : Position();
 #pragma unroll
     for (int j = 0; j < rules::kSums<Rule>; ++j) sum[j] = 0;
 #pragma unroll
@@ -254,17 +281,17 @@ class Lane {
         else
           values[j] = load(s[j][k]);
       }
-      const R x = Rule::factors ? factor_of(place<V>(lane, k)) : R(1);
+      const R x = Rule::factors ? factor_of(first, k) : R(1);
       rules::update<Rule>(common.scalars, x, decay, gradient, new_param[k], values, numbers);
 #pragma unroll
       for (int j = 0; j < Rule::sums; ++j)
-        if (place<V>(lane, k) < tile.count) sum[j] += numbers[j];
+        if (inside(k)) sum[j] += numbers[j];
 #pragma unroll
       for (int j = 0; j < Rule::states; ++j) {
         new_s[j][k] = values[j];
         if constexpr (coded) {
           const uint32_t bits = bits_of(values[j]) & 0x7fffffff;
-          if (place<V>(lane, k) < tile.count && bits > top[j]) top[j] = bits;
+          if (inside(k) && bits > top[j]) top[j] = bits;
         }
       }
     }
@@ -291,12 +318,12 @@ class Lane {
       else
         store(p[k], new_param[k]);
     }
-    if constexpr (Rule::writes_param) put<V>(at<P>(kParam), p, lane, tile.count, wide);
+    if constexpr (Rule::writes_param) put<V, whole>(at<P>(kParam), p, lane, tile.count);
     if constexpr (rounding == kKahan) {  // what the parameter could not take waits for the next step
       bfloat16 rest[kLane];
 #pragma unroll
       for (int k = 0; k < kLane; ++k) store(rest[k], new_param[k] - load(p[k]));
-      put<V>(at<bfloat16>(kCompensation), rest, lane, tile.count, wide);
+      put<V, whole>(at<bfloat16>(kCompensation), rest, lane, tile.count);
     }
 #pragma unroll
     for (int j = 0; j < Rule::states; ++j) {
@@ -321,7 +348,7 @@ class Lane {
             store(to[k], new_s[j][k]);
         }
       }
-      put<V>(at<S>(kStates + j), to, lane, tile.count, wide);
+      put<V, whole>(at<S>(kStates + j), to, lane, tile.count);
     }
   }
 
@@ -329,76 +356,80 @@ class Lane {
   const Chunk& chunk;
   const Tile tile;
   const int lane;
-  const bool wide;
   P param[kLane], grad[kLane], previous[kLane];  // as they are in memory
   bfloat16 compensation[kLane];
   S s[rules::kSlots<Rule>][kLane];
   R new_param[kLane], new_s[rules::kSlots<Rule>][kLane];  // as computed
 
+  // Where the tile begins in a tensor that is rows of `length` elements. 64-bit divisions take some hundred
+  // instructions: there is one a tile.
+  struct Position {
+    int64_t length = 1, row = 0, column = 0;
+    RULE_FN Position() {}
+    RULE_FN Position(int64_t at, int64_t length)
+        : length(length), row(at < length ? 0 : at / length), column(at - row * length) {}
+  };
+
+  RULE_FN bool inside(int k) const { return whole || place<V>(lane, k) < tile.count; }
+
   template <class T>
   RULE_FN T* at(int column) const {
     return reinterpret_cast<T*>(chunk.address[column]) + tile.at;
   }
-  // The factor of an element of the tile. Where rows are as long as a tile or longer, it is in the row of the
+
+  // The factor of a lane's k-th element. Where rows are as long as a tile or longer, it is in the row of the
   // tile's first element or in the next.
-  RULE_FN R factor_of(int place) const {
-    if (place >= tile.count) return 0;
+  RULE_FN R factor_of(const Position& first, int k) const {
+    if (!inside(k)) return 0;
     const R *rows = reinterpret_cast<const R*>(chunk.address[kRowFactors]),
             *columns = reinterpret_cast<const R*>(chunk.address[kColumnFactors]);
-    const int64_t length = chunk.address[kLength], i = tile.at % length + place;
-    const int64_t more = length >= kBlock ? i >= length : uint32_t(i) / uint32_t(length);
-    const R row = rows ? rows[tile.at / length + more] : R(1);
-    return columns ? row * columns[i - more * length] : row;
+    const int64_t i = first.column + place<V>(lane, k);
+    const int64_t more = first.length >= kBlock ? i >= first.length : uint32_t(i) / uint32_t(first.length);
+    const R row = rows ? rows[first.row + more] : R(1);
+    return columns ? row * columns[i - more * first.length] : row;
   }
 
   RULE_FN float* maximum(int j) const {
     return reinterpret_cast<float*>(chunk.address[kStates + Rule::states + j]) + tile.at / kBlock;
   }
-
-  template <bool wide>
-  RULE_FN void load_all() {
-    get<V, wide>(param, at<P>(kParam), lane, tile.count);
-    get<V, wide>(grad, at<P>(kGrad), lane, tile.count);
-    if constexpr (taken) get<V, wide>(previous, at<P>(kPrevious), lane, tile.count);
-    if constexpr (rounding == kKahan)
-      get<V, wide>(compensation, at<bfloat16>(kCompensation), lane, tile.count);
-#pragma unroll
-    for (int j = 0; j < Rule::states; ++j)
-      if (kept(j)) get<V, wide>(s[j], at<S>(kStates + j), lane, tile.count);
-  }
 };
 
 #ifdef __CUDACC__
 
-template <class Lane>
+template <class Kernel, bool whole>
+__device__ __forceinline__ void step(const typename Kernel::Chunk& chunk, Tile tile, bool skip) {
+  Lane<Kernel, whole> lane(chunk, tile, threadIdx.x % kWarp);
+  if (skip) return lane.skip();
+  lane.update();
+  if constexpr (Kernel::coded)
+    for (uint32_t& top : lane.top)
+      for (int distance = kWarp / 2; distance; distance /= 2)
+        top = max(top, __shfl_xor_sync(0xffffffff, top, distance));
+  if constexpr (Kernel::summed) {
+    for (auto& sum : lane.sum)
+      for (int distance = kWarp / 2; distance; distance /= 2)
+        sum += __shfl_xor_sync(0xffffffff, sum, distance);
+    lane.store_sums();
+  }
+  lane.store_all();
+}
+
+template <class Kernel>
 __device__ __forceinline__ void step(const Work& work, Number found_inf) {
-  using Chunk = typename Lane::Chunk;
+  using Chunk = typename Kernel::Chunk;
   __shared__ alignas(Chunk) char memory[sizeof(Chunk)];  // in which it needs no registers
   Chunk& chunk = *reinterpret_cast<Chunk*>(memory);
   if (threadIdx.x == 0) chunk = Chunk(work, blockIdx.x);
   __syncthreads();
-  const bool aligned = Lane::aligned(chunk), skip = found_inf.at && *found_inf != 0;
+  const bool aligned = Kernel::aligned(chunk), skip = found_inf.at && *found_inf != 0;
 #pragma unroll 1
   for (int turn = 0; turn < kTurns; ++turn) {
     const Tile tile(chunk.size, chunk.number, turn, threadIdx.x / kWarp);
     if (tile.count == 0) break;
-    Lane lane(chunk, tile, threadIdx.x % kWarp, aligned);
-    if (skip) {
-      lane.skip();
-      continue;
-    }
-    lane.update();
-    if constexpr (Lane::coded)
-      for (uint32_t& top : lane.top)
-        for (int distance = kWarp / 2; distance; distance /= 2)
-          top = max(top, __shfl_xor_sync(0xffffffff, top, distance));
-    if constexpr (Lane::summed) {
-      for (auto& sum : lane.sum)
-        for (int distance = kWarp / 2; distance; distance /= 2)
-          sum += __shfl_xor_sync(0xffffffff, sum, distance);
-      lane.store_sums();
-    }
-    lane.store_all();
+    if (aligned && tile.count == kBlock)
+      step<Kernel, true>(chunk, tile, skip);
+    else
+      step<Kernel, false>(chunk, tile, skip);
   }
 }
 
@@ -408,9 +439,9 @@ extern "C" __global__ void upload(uint64_t* to, int64_t count, Words words) {
   if (i < count) to[i] = words.word[i];
 }
 
-// optim/engine/cuda.py appends a line with this for the kernels it needs: name, rule, and the arguments of Lane.
+// optim/engine/cuda.py appends a line with this for the kernels it needs: name, rule, and the arguments of Kernel.
 #define KERNELS(NAME, RULE, ...)                                                                           \
-  using NAME = kernels::Lane<rules::RULE, __VA_ARGS__>;                                                    \
+  using NAME = kernels::Kernel<rules::RULE, __VA_ARGS__>;                                                  \
   extern "C" __global__ void NAME##_prepare(kernels::Work work, int64_t first, int64_t count,              \
                                             rules::RULE::Hyper hyper, kernels::Number lr, double factor,   \
                                             kernels::Number scale, kernels::Number found_inf,              \

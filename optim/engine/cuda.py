@@ -79,7 +79,7 @@ def sources() -> dict[str, str]:
 def instance(rule: FusedRule, kinds: native.Kinds) -> tuple[str, str]:
     """The name of the kernels for a rule and kinds of tensors, and the line of source for them."""
     parameter, state, rounding, taken = kinds
-    if parameter == native.PARAMETER[torch.float64]:
+    if parameter == native.PARAMETER[torch.float64] or not rule.states:
         state = native.STATE[None]
     if parameter == native.PARAMETER[torch.float32] and state == native.STATE[None]:
         state = native.STATE["float32"]
@@ -96,8 +96,8 @@ def instance(rule: FusedRule, kinds: native.Kinds) -> tuple[str, str]:
     )
 
 
-def compile_kernels(lines: str, arch: int) -> bytes:
-    """Compiles the kernels that `lines` of `instance` ask for, e.g. arch=90 for sm_90: a cubin."""
+def compile_kernels(lines: str, arch: int, kind: str = "CUBIN") -> bytes:
+    """Compiles the kernels that `lines` of `instance` ask for, e.g. arch=90 for sm_90: "CUBIN" or "PTX"."""
     from cuda.bindings import nvrtc
 
     program, *headers = ((name.encode(), text.encode()) for name, text in sources().items())
@@ -118,9 +118,9 @@ def compile_kernels(lines: str, arch: int) -> bytes:
             _call(nvrtc.nvrtcGetProgramLog, handle, log)
             text = log.decode().rstrip("\0")
             raise RuntimeError(f"NVRTC cannot compile the kernels for sm_{arch}:\n{text}")
-        cubin = bytes(_call(nvrtc.nvrtcGetCUBINSize, handle))
-        _call(nvrtc.nvrtcGetCUBIN, handle, cubin)
-        return cubin
+        image = bytes(_call(getattr(nvrtc, f"nvrtcGet{kind}Size"), handle))
+        _call(getattr(nvrtc, f"nvrtcGet{kind}"), handle, image)
+        return image
     finally:
         _call(nvrtc.nvrtcDestroyProgram, handle)
 
@@ -193,6 +193,10 @@ class Kernels:
     def stream(self) -> tuple[int, bool]:
         """torch's current stream, and whether it is being captured in a CUDA graph."""
         return torch.cuda.current_stream().cuda_stream, torch.cuda.is_current_stream_capturing()
+
+    def empty(self, words: int) -> Tensor:
+        """Memory on the device, of the current stream: [words], int64."""
+        return torch.empty(words, dtype=torch.int64, device=f"cuda:{self._index}")
 
     def launch(self, kernel: str, stream: int, blocks: int, threads: int, *arguments: Any) -> None:
         """Launches a kernel; its arguments are ctypes objects and are copied before this returns."""
@@ -267,7 +271,7 @@ class CudaTable(native.Table):
         rows, width = self.rows, self._width
         columns = (self._addresses[column::width] for column in range(width))
         words = [*itertools.chain(*columns, self._sizes, self._ends_in_chunks)]
-        memory = torch.empty(len(words) + rows * COMMON_BYTES // 8, dtype=torch.int64, device=self._device)
+        memory = self._kernels.empty(len(words) + rows * COMMON_BYTES // 8)
         for at in range(0, len(words), WORDS):
             some = words[at : at + WORDS]
             self._kernels.launch(

@@ -161,6 +161,9 @@ class Emulated:
     def stream(self):
         return self.now
 
+    def empty(self, words):
+        return torch.empty(words, dtype=torch.int64)
+
     def launch(self, kernel, stream, blocks, threads, *arguments):
         pointers = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
         function = self.library[kernel if kernel == "upload" else f"{self.name}_{kernel}"]

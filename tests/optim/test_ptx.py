@@ -1,0 +1,290 @@
+"""What NVRTC makes of the CUDA kernels, executed without a GPU (see ptx/), bit for bit as the CPU kernels.
+
+Betas are powers of two, whose powers are exact: only `pow` may differ.
+"""
+
+import contextlib
+import ctypes
+import functools
+
+import harness
+import pytest
+import torch
+from ptx import Fault, Launch, Memory, Module
+from tables import FIRST, OPTIMIZER, RULES, SIZES, all_kinds, assert_same, hyper_of, make, snapshot, step
+
+import optim
+from optim.engine import cuda, native
+
+pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the CUDA builds of torch")
+
+OPTIONS = dict(lr=0.07, eps=0.01, weight_decay=0.4)
+BETAS = (0.5, 0.25, 0.125)
+FEW = [0, 3, 257, 8192 + 256, 0]  # an empty one, a part of a tile, one aligned and one not, two chunks
+
+
+def options_of(name):
+    optimizer = OPTIMIZER[name]
+    known, betas = harness.options_of(optimizer), BETAS[: optim.CARDS[optimizer].betas]
+    own = {key: value for key, value in OPTIONS.items() if key in known}
+    return {**own, "betas": betas} if betas else own
+
+
+class Interpreted:
+    """`cuda.Kernels` of an interpreter of PTX, for tensors on the CPU.
+
+    Args:
+        tensors: gives the tensors that a launch may touch, by name.
+    """
+
+    def __init__(self, module, name, tensors):
+        self.module, self.name, self.tensors = module, name, tensors
+        self.work, self.launches = [], []
+
+    def device(self):
+        return contextlib.nullcontext()
+
+    def stream(self):
+        return 1, False
+
+    def empty(self, words):
+        self.work.append(torch.empty(words, dtype=torch.int64))
+        return self.work[-1]
+
+    def launch(self, kernel, stream, blocks, threads, *arguments):
+        regions = [
+            (x.data_ptr(), x.nbytes, name) for name, x in [*self.tensors(), *(("work", x) for x in self.work)]
+        ]
+        name = kernel if kernel == "upload" else f"{self.name}_{kernel}"
+        self.launches.append(Launch(self.module, name, blocks, threads, arguments, Memory(regions)))
+
+
+@functools.cache
+def module_of(lines, arch=90):
+    return Module(cuda.compile_kernels(lines, arch, "PTX").decode().rstrip("\0"))
+
+
+def instances(name):
+    """The kinds of tensors that kernels of their own are made for, by the kernels' name, and their source."""
+    found = {}
+    for kinds in all_kinds(RULES[name]):
+        kernel, line = cuda.instance(RULES[name], kinds)
+        found.setdefault(kernel, (kinds, line))
+    return found
+
+
+def tensors_of(tensors, *numbers):
+    """The tensors of `make` apart from each other, so that none is read past its end."""
+    parts = [(name, view) for name, arena in tensors.arenas.items() for view in arena.views]
+    return [*parts, *(("number", x) for x in numbers)]
+
+
+def run(name, kinds, line, sizes, monkeypatch, steps=2):
+    """Steps of an interpreted kernel and of the CPU's, compared; gives the launches."""
+    rule, hyper = RULES[name], hyper_of(name, **options_of(name))
+    ours, expected = make(rule, kinds, sizes), make(rule, kinds, sizes)
+    scales = [torch.tensor(0.3 + i) for i in range(steps)]
+    kernels = Interpreted(module_of(line), cuda.instance(rule, kinds)[0], lambda: tensors_of(ours, *scales))
+    monkeypatch.setattr(cuda, "load_kernels", lambda *_: kernels)
+    for i, scale in enumerate(scales):
+        step(ours, cuda.CudaTable, hyper, -1.0, scale)
+        step(expected, native.CpuTable, hyper, -1.0, scale)
+        assert_same(snapshot(ours), snapshot(expected), f"{kinds}, step {i + 1}")
+    return kernels.launches
+
+
+# ---- the kernels
+
+
+def daily(name):
+    """Kernels of some rules that together have every kind of parameter, state, rounding and gradient."""
+    chosen, seen = set(), set()
+    if name not in FIRST.values():
+        return chosen
+    for kernel, (kinds, _) in instances(name).items():
+        new = {(i, kind) for i, kind in enumerate(kinds)} - seen
+        if new:
+            chosen.add(kernel)
+            seen |= new
+    return chosen
+
+
+each_kernel = pytest.mark.parametrize(
+    ("name", "kernel"),
+    [
+        pytest.param(name, kernel, marks=() if kernel in daily(name) else pytest.mark.static)
+        for name in RULES
+        for kernel in instances(name)
+    ],
+)
+
+
+@each_kernel
+def test_kernels_do_what_the_cpu_kernels_do(name, kernel, monkeypatch):
+    run(name, *instances(name)[kernel], FEW, monkeypatch)
+
+
+@pytest.mark.static
+@each_kernel
+def test_kernels_on_awkward_sizes(name, kernel, monkeypatch):
+    run(name, *instances(name)[kernel], SIZES, monkeypatch)
+
+
+@each_kernel
+def test_every_array_is_read_and_written_once_in_wide_accesses(name, kernel, monkeypatch):
+    """What the bandwidth is spent on, counted: the byte model of docs/optim.md."""
+    rule, (kinds, line) = RULES[name], instances(name)[kernel]
+    size = 2 * cuda.CHUNK
+    launch = run(name, kinds, line, [size], monkeypatch)[-1]
+    tensors = make(rule, kinds, [size])
+    states = [key for key in rule.states if not (kinds.taken and key == rule.previous)]
+    read = ["param", *([] if name == "lamb" else ["odd"]), *(["even"] if kinds.taken else []), *states]
+    written = ([] if name == "lamb_moments" else ["param"]) + ([] if name == "lamb" else states)
+    if "compensation" in tensors.arenas:
+        read, written = [*read, "compensation"], [*written, "compensation"]
+    itemsize = {key: tensors.arenas[key].memory.itemsize for key in read}
+    vector = 16 // max(itemsize.values())
+    expected = {("ld", key, vector * itemsize[key]): size // vector for key in read}
+    expected |= {("st", key, vector * itemsize[key]): size // vector for key in written}
+    assert {access: n for access, n in launch.moved.items() if access[1] in read} == expected
+
+
+@pytest.mark.parametrize("name", ["adan", "lamb_moments", "adafactor"])
+def test_numbers_on_the_device(name, monkeypatch):
+    """Scale and learning rate as tensors of either type; a step that is left out changes nothing."""
+    kinds, line = next(iter(instances(name).values()))
+    rule, hyper = RULES[name], hyper_of(name, **options_of(name))
+    ours, expected = make(rule, kinds, FEW), make(rule, kinds, FEW)
+    numbers = {
+        dtype: [torch.tensor(x, dtype=dtype) for x in (0.25, 0.5, 0.0, 1.0)]
+        for dtype in (torch.float32, torch.float64)
+    }
+    kernels = Interpreted(
+        module_of(line),
+        cuda.instance(rule, kinds)[0],
+        lambda: tensors_of(ours, *numbers[torch.float32], *numbers[torch.float64]),
+    )
+    monkeypatch.setattr(cuda, "load_kernels", lambda *_: kernels)
+    for lr, scale, finite, _ in numbers.values():
+        step(ours, cuda.CudaTable, (-1.0, *hyper[1:]), 2.0, scale, lr=lr, found_inf=finite)
+        step(expected, native.CpuTable, (0.25, *hyper[1:]), 2.0, scale)
+        assert_same(snapshot(ours), snapshot(expected))
+    before = snapshot(ours)
+    for *_, overflow in numbers.values():
+        step(ours, cuda.CudaTable, hyper, found_inf=overflow)
+    after = snapshot(ours)
+    assert_same(*({key: x for key, x in s.items() if key not in ("even", "odd")} for s in (after, before)))
+
+
+def test_taken_gradients_of_a_step_that_is_left_out(monkeypatch):
+    """The memory of a gradient that becomes the previous one is given the previous one's values."""
+    name, kinds = "adan", native.Kinds(0, 1, 0, True)
+    rule, hyper = RULES[name], hyper_of(name, **options_of(name))
+    ours, overflow = make(rule, kinds, FEW), torch.tensor(1.0)
+    kernel, line = cuda.instance(rule, kinds)
+    kernels = Interpreted(module_of(line), kernel, lambda: tensors_of(ours, overflow))
+    monkeypatch.setattr(cuda, "load_kernels", lambda *_: kernels)
+    step(ours, cuda.CudaTable, hyper)
+    previous = [view.clone() for view in ours.arenas["even"].views]
+    step(ours, cuda.CudaTable, hyper, found_inf=overflow)
+    for view, old in zip(ours.arenas["odd"].views, previous, strict=True):
+        assert torch.equal(view, old)
+
+
+@pytest.mark.parametrize("count", [1, 5, 300])
+def test_the_row_of_every_chunk_is_found(count, monkeypatch):
+    """In tables shorter and longer than a block has threads, and where tensors have no elements."""
+    name, kinds = "lion", native.Kinds(0, 1, 0, False)
+    sizes = [(i * 7) % 5 for i in range(count - 1)] + [cuda.CHUNK + 1]
+    run(name, kinds, cuda.instance(RULES[name], kinds)[1], sizes, monkeypatch, steps=1)
+
+
+@pytest.mark.parametrize("name", [name for name in RULES if name in ("adan", "adamw", "lamb_moments")])
+def test_powers_of_any_betas(name, monkeypatch):
+    """`pow` of CUDA, whose code NVRTC puts into the kernel, agrees with the host's to the last places."""
+    kinds, line = next(iter(instances(name).values()))
+    rule, betas = RULES[name], (0.98, 0.92, 0.99)[: len(options_of(name)["betas"])]
+    hyper = hyper_of(name, **options_of(name) | {"betas": betas})
+    ours, expected = make(rule, kinds, [300]), make(rule, kinds, [300])
+    kernels = Interpreted(module_of(line), cuda.instance(rule, kinds)[0], lambda: tensors_of(ours))
+    monkeypatch.setattr(cuda, "load_kernels", lambda *_: kernels)
+    for _ in range(5):
+        step(ours, cuda.CudaTable, hyper)
+        step(expected, native.CpuTable, hyper)
+    for key, arena in ours.arenas.items():
+        torch.testing.assert_close(arena.memory, expected.arenas[key].memory, rtol=1e-6, atol=1e-7)
+
+
+# ---- the interpreter
+
+
+HEADER = ".version 9.0\n.target sm_90\n.address_size 64\n"
+KERNEL = """.entry k(.param .u64 k_param_0)
+.maxntid 64, 1, 1
+{{ .reg .pred %p<9>; .reg .b32 %r<9>; .reg .f32 %f<9>; .reg .b64 %rd<9>; .shared .align 8 .b8 s[256];
+ld.param.u64 %rd1, [k_param_0]; mov.u32 %r1, %tid.x; mul.wide.u32 %rd2, %r1, 4; add.s64 %rd3, %rd1, %rd2;
+{body}
+ret; }}"""
+
+
+def execute(body, threads=64):
+    """A kernel of 64 threads on 64 float32 numbers 0..63; %rd3 is the address of a thread's own."""
+    x = torch.arange(64, dtype=torch.float32)
+    memory = Memory([(x.data_ptr(), x.nbytes, "x")])
+    Launch(
+        Module(HEADER + KERNEL.format(body=body)), "k", 1, threads, [ctypes.c_uint64(x.data_ptr())], memory
+    )
+    return x
+
+
+def test_branches_meet_again():
+    body = """ld.global.f32 %f1, [%rd3]; setp.lt.u32 %p1, %r1, 10; @%p1 bra $LESS;
+    add.rn.f32 %f1, %f1, 0f3F800000; bra $END;
+    $LESS: mul.rn.f32 %f1, %f1, 0f40000000;
+    $END: bar.sync 0; st.global.f32 [%rd3], %f1;"""
+    expected = [2.0 * i if i < 10 else i + 1.0 for i in range(64)]
+    assert execute(body).tolist() == expected
+
+
+def test_a_shuffle_takes_from_the_lane_across():
+    body = """ld.global.u32 %r2, [%rd3]; mov.b32 %r3, 31; mov.b32 %r4, -1; mov.b32 %r5, 1;
+    shfl.sync.bfly.b32 %r6|%p1, %r2, %r5, %r3, %r4; st.global.u32 [%rd3], %r6;"""
+    assert execute(body).tolist() == [float(i ^ 1) for i in range(64)]
+
+
+FAULTS = {
+    "ld.global.f32 %f1, [%rd3+4];": "is in no tensor; before it lies x",
+    "ld.global.f32 %f1, [%rd3+-4];": "is in no tensor; before it lies nothing",
+    "ld.global.v2.f32 {%f1, %f2}, [%rd3];": "an access of 8 bytes is not aligned",
+    "st.global.f32 [%rd3], %f1;": "%f1 is read before it is written",
+    "st.global.u32 [%rd1], %r1;": "two threads store to",
+    """setp.lt.u32 %p1, %r1, 32; @%p1 st.global.u32 [%rd3], %r1;
+    ld.global.u32 %r2, [%rd1];""": "one warp loads what another stores",
+    """setp.lt.u32 %p1, %r1, 9; @%p1 bra $A; bar.sync 0;
+    $A: mov.u32 %r2, 0;""": "a barrier that not all threads",
+    """mov.b32 %r3, 31; mov.b32 %r4, -1; setp.eq.u32 %p1, %r1, 0; @%p1 bra $A;
+    shfl.sync.bfly.b32 %r6|%p1, %r1, %r1, %r3, %r4; $A: mov.u32 %r2, 0;""": "a shuffle without all lanes",
+    "ld.shared.u32 %r2, [s];": "shared memory is read before it is written",
+    """setp.eq.u32 %p1, %r1, 0; @%p1 st.shared.u32 [s], %r1;
+    ld.shared.u32 %r2, [s];""": "or without a barrier",
+    "st.shared.u32 [s], %r1;": "two threads store to one place in shared memory",
+    "ld.shared.u32 %r2, [s+256];": "past the end of shared memory",
+    "mov.f32 %f1, 0f3F800000; fma.rn.f32 %f1, %f1, %f1, %f1;": "contraction",
+    "mov.f32 %f1, 0f3F800000; div.full.f32 %f1, %f1, %f1;": "not of IEEE 754",
+    "mov.f32 %f1, 0f3F800000; add.ftz.f32 %f1, %f1, %f1;": "not of IEEE 754",
+    "mov.u32 %r2, 0; div.u32 %r2, %r1, %r2;": "an integer is divided by zero",
+    "vote.sync.all.pred %p1, %p2, -1;": "unknown instruction",
+}
+
+
+@pytest.mark.parametrize(("body", "message"), FAULTS.items(), ids=FAULTS.values())
+def test_what_a_gpu_leaves_undefined_is_a_fault(body, message):
+    with pytest.raises(Fault, match=message):
+        execute(body)
+
+
+def test_a_launch_that_does_not_fit_is_a_fault():
+    with pytest.raises(Fault, match="blocks of 64 threads, not of 96"):
+        execute("", threads=96)
+    with pytest.raises(Fault, match=r"takes arguments of \[8\] bytes, not of \[\]"):
+        Launch(Module(HEADER + KERNEL.format(body="")), "k", 1, 64, [], Memory([(16, 16, "x")]))
