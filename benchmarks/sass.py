@@ -22,11 +22,15 @@ _USAGE = re.compile(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction: its guard, such as "@!P0" or "", opcode with modifiers, and operands."""
+    """One instruction: its guard, such as "@!P0" or "", opcode with modifiers, operands and line of source.
+
+    The line, such as "cuda.cu:151", is there if the kernels were compiled with --generate-line-info.
+    """
 
     guard: str
     opcode: str
     operands: str
+    line: str
 
     @property
     def name(self) -> str:
@@ -87,15 +91,17 @@ def usage(cubin: bytes) -> dict[str, Usage]:
 def functions(cubin: bytes) -> dict[str, "Function"]:
     """The kernels of a cubin, by name."""
     found: dict[str, Function] = {}
-    name = ""
-    for line in _read("nvdisasm", "-c", cubin=cubin).splitlines():
-        if section := re.match(r"\s*\.section\s+\.text\.([^,]+),", line):
+    name, source = "", ""
+    for line in _read("nvdisasm", "-c", "-g", cubin=cubin).splitlines():
+        if place := re.match(r"\s*//## File \"(?:.*/)?(.*)\", line (\d+)", line):
+            source = f"{place[1]}:{place[2]}"
+        elif section := re.match(r"\s*\.section\s+\.text\.([^,]+),", line):
             name = section[1]
             found[name] = Function([], {})
         elif name and (label := _LABEL.match(line)):
             found[name].labels[label[1]] = len(found[name].code)
         elif name and (match := _LINE.match(line)):
-            found[name].code.append(Instruction(match[1] or "", match[2], match[3]))
+            found[name].code.append(Instruction(match[1] or "", match[2], match[3], source))
     return found
 
 
@@ -115,15 +121,16 @@ class Function:
 
     @functools.cached_property
     def next_blocks(self) -> list[list[int]]:
-        """For each block those that may follow it; a call never does, for slow paths alone have calls."""
+        """For each block those that may follow it; what follows a call does not: only slow paths call."""
         at = {start: i for i, (start, _) in enumerate(self.blocks)}
         following = []
         for i, (_, end) in enumerate(self.blocks):
             last = self.code[end - 1]
             is_conditional = bool(last.guard) or not last.operands.startswith("`(")
             after = [at[self.labels[last.target]]] if last.target in self.labels else []
-            falls = last.name not in ("BRA", "EXIT", "RET") or (is_conditional and last.name != "RET")
-            if falls and last.name != "CALL" and i + 1 < len(self.blocks):
+            if (last.name not in ("BRA", "EXIT", "RET", "CALL") or is_conditional) and i + 1 < len(
+                self.blocks
+            ):
                 after.append(i + 1)
             following.append(after)
         return following

@@ -10,13 +10,15 @@ import itertools
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..card import FusedRule
 from . import native
@@ -32,8 +34,11 @@ OPTIONS = ("--std=c++17", "--fmad=false", "--prec-div=true", "--prec-sqrt=true",
 def why_not(index: int | None = None) -> str:
     """Why there are no CUDA kernels on this machine, or for the CUDA device `index`; empty if there are.
 
-    Without an index this initialises no GPU.
+    Without an index this initialises no GPU. With one, a small kernel is compiled and loaded; if that fails
+    on a machine that should be able to, there is a warning, once.
     """
+    if torch.version.hip is not None:
+        return "this torch is built for ROCm, and the kernels are CUDA's"
     if torch.version.cuda is None:
         return "this torch was built without CUDA"
     if not torch.cuda.is_available():
@@ -43,11 +48,33 @@ def why_not(index: int | None = None) -> str:
 
         known = _call(nvrtc.nvrtcGetSupportedArchs)
     except ImportError:
-        return "the CUDA kernels need cuda-bindings: pip install cuda-bindings"
+        major = torch.version.cuda.split(".")[0]
+        return f"the CUDA kernels need cuda-bindings: pip install 'cuda-bindings=={major}.*'"
     except Exception as error:  # whatever the search for the library raises
         return f"NVRTC, which compiles the CUDA kernels, could not be loaded: {error}"
-    if index is not None and (arch := _arch(index)) not in known:
+    if index is None:
+        return ""
+    if (arch := _arch(index)) not in known:
         return f"the installed NVRTC knows no sm_{arch}, which device {index} is; install a newer torch"
+    if reason := _why_not_loaded(index):
+        warnings.warn(f"{reason}; optimizers take the path foreach instead", stacklevel=2)
+    return reason
+
+
+def _why_not_loaded(index: int) -> str:
+    """Why the device does not take what NVRTC compiles; empty if it does."""
+    from cuda.bindings import driver, nvrtc
+
+    try:
+        version, of_driver = _call(nvrtc.nvrtcVersion), _call(driver.cuDriverGetVersion)
+        if version[0] > of_driver // 1000:
+            return (
+                f"the driver is for CUDA {of_driver // 1000}.{of_driver % 1000 // 10} and loads nothing that "
+                f"NVRTC {version[0]}.{version[1]} compiles: update it, or install a torch for its CUDA"
+            )
+        load_module(cached_kernels("", _arch(index)), index)
+    except Exception as error:  # of NVRTC, its built-in headers or the driver, which raise what they like
+        return f"the CUDA kernels cannot be compiled or loaded on device {index}: {error}"
     return ""
 
 
@@ -96,33 +123,45 @@ def instance(rule: FusedRule, kinds: native.Kinds) -> tuple[str, str]:
     )
 
 
-def compile_kernels(lines: str, arch: int, kind: str = "CUBIN") -> bytes:
-    """Compiles the kernels that `lines` of `instance` ask for, e.g. arch=90 for sm_90: "CUBIN" or "PTX"."""
+def compile_kernels(lines: str, arch: int, kind: str = "CUBIN", more: Sequence[str] = ()) -> bytes:
+    """Compiles the kernels that `lines` of `instance` ask for, e.g. arch=90 for sm_90.
+
+    Returns:
+        A cubin, or with kind="PTX" the text that it was assembled from. `more` are further options of NVRTC.
+    """
+    program, *headers = sources().items()
+    options = [f"--gpu-architecture=sm_{arch}", *OPTIONS, *more]
+    try:
+        return _compile(dict([(program[0], program[1] + lines), *headers]), options, kind)
+    except RuntimeError as error:
+        raise RuntimeError(f"NVRTC cannot compile the kernels for sm_{arch}:\n{error}") from None
+
+
+def _compile(texts: dict[str, str], options: Sequence[str], kind: str) -> bytes:
+    """Compiles the first of the texts, which includes the others by name; RuntimeError with the log."""
     from cuda.bindings import nvrtc
 
-    program, *headers = ((name.encode(), text.encode()) for name, text in sources().items())
-    names, texts = zip(*headers, strict=True)
-    handle = _call(
-        nvrtc.nvrtcCreateProgram,
-        program[1] + lines.encode(),
-        program[0],
-        len(names),
-        list(texts),
-        list(names),
-    )
+    (name, text), *headers = ((name.encode(), text.encode()) for name, text in texts.items())
+    names, bodies = [list(column) for column in zip(*headers, strict=True)] or ([], [])
+    handle = _call(nvrtc.nvrtcCreateProgram, text, name, len(headers), bodies, names)
     try:
-        options = [option.encode() for option in (f"--gpu-architecture=sm_{arch}", *OPTIONS)]
-        (error,) = nvrtc.nvrtcCompileProgram(handle, len(options), options)
+        (error,) = nvrtc.nvrtcCompileProgram(handle, len(options), [option.encode() for option in options])
         if error.value:
             log = bytes(_call(nvrtc.nvrtcGetProgramLogSize, handle))
             _call(nvrtc.nvrtcGetProgramLog, handle, log)
-            text = log.decode().rstrip("\0")
-            raise RuntimeError(f"NVRTC cannot compile the kernels for sm_{arch}:\n{text}")
+            raise RuntimeError(log.decode().rstrip("\0"))
         image = bytes(_call(getattr(nvrtc, f"nvrtcGet{kind}Size"), handle))
         _call(getattr(nvrtc, f"nvrtcGet{kind}"), handle, image)
         return image
     finally:
         _call(nvrtc.nvrtcDestroyProgram, handle)
+
+
+@functools.cache
+def nvrtc_build() -> str:
+    """NVRTC's exact build: versions that share a number make different code."""
+    ptx = _compile({"nothing.cu": ""}, [], "PTX")
+    return " ".join(line[2:].strip() for line in ptx.decode().splitlines() if line.startswith("// "))
 
 
 def cached_kernels(lines: str, arch: int) -> bytes:
@@ -131,10 +170,7 @@ def cached_kernels(lines: str, arch: int) -> bytes:
     A file that cannot be read, written or trusted (each begins with the hash of the rest) costs a
     compilation and nothing else.
     """
-    from cuda.bindings import nvrtc
-
-    version = _call(nvrtc.nvrtcVersion)
-    recipe = repr((sources(), lines, arch, OPTIONS, version))
+    recipe = repr((sources(), lines, arch, OPTIONS, nvrtc_build()))
     name = f"{hashlib.sha256(recipe.encode()).hexdigest()[:32]}.cubin"
     path = None
     with suppress(OSError, RuntimeError):  # no home
@@ -156,6 +192,17 @@ def cached_kernels(lines: str, arch: int) -> bytes:
 # ---- launching
 
 
+def load_module(image: bytes, index: int) -> tuple[Any, Any]:
+    """Loads a cubin on a CUDA device; the module, and the context that torch uses there."""
+    from cuda.bindings import driver
+
+    torch.cuda.init()  # type: ignore[no-untyped-call]
+    with torch.cuda.device(index):
+        context = _call(driver.cuDevicePrimaryCtxRetain, _call(driver.cuDeviceGet, index))
+        _call(driver.cuCtxSetCurrent, context)
+        return _call(driver.cuModuleLoadData, image), context
+
+
 class Kernels:
     """The kernels of one `instance`, loaded on one device.
 
@@ -171,12 +218,9 @@ class Kernels:
         self._launch, self._set_context = driver.cuLaunchKernel, driver.cuCtxSetCurrent
         self._index = index
         name, line = instance(rule, kinds)
-        image = cached_kernels(line, _arch(index))
-        torch.cuda.init()  # type: ignore[no-untyped-call]
+        module, self._context = load_module(cached_kernels(line, _arch(index)), index)
         with self.device():
-            self._context = _call(driver.cuDevicePrimaryCtxRetain, _call(driver.cuDeviceGet, index))
             _call(self._set_context, self._context)
-            module = _call(driver.cuModuleLoadData, image)
             self._functions = {
                 kernel: _call(driver.cuModuleGetFunction, module, symbol.encode())
                 for kernel, symbol in {
@@ -232,7 +276,8 @@ class Number(ctypes.Structure):
     _fields_ = (("at", ctypes.c_void_p), ("is_double", ctypes.c_int64))
 
 
-_in_graphs: list[Tensor] = []  # memory that captured graphs use, and may as long as the process lives
+# Memory that captured graphs use, and may as long as the first parameter of its table lives.
+_in_graphs: MutableMapping[Tensor, list[Tensor]] = WeakTensorKeyDictionary()
 
 
 class CudaTable(native.Table):
@@ -257,7 +302,7 @@ class CudaTable(native.Table):
         *tensors: Any,
     ) -> None:
         super().__init__(rule, kinds, params, *tensors)
-        self._device = params[0].device
+        self._first, self._device = params[0], params[0].device
         self._kernels = load_kernels(rule, kinds, self._device.index or 0)
         self._addresses = memoryview(self._table).cast("B").cast("Q")
         self._sizes = [p.numel() for p in params]
@@ -322,7 +367,7 @@ class CudaTable(native.Table):
                 self._memory, self._stream = self._upload(stream), stream
             work = Work(self._memory.data_ptr(), rows)
             if capturing:
-                _in_graphs.append(self._memory)
+                _in_graphs.setdefault(self._first, []).append(self._memory)
                 self._memory = None
             for first in range(0, rows, ROWS):
                 count = min(ROWS, rows - first)

@@ -5,6 +5,7 @@ host runs the kernels' own code with the arguments of `optim.engine.cuda`, bit f
 import contextlib
 import ctypes
 import functools
+import gc
 import mmap
 import os
 import shutil
@@ -14,6 +15,7 @@ import harness
 import pytest
 import torch
 from tables import OPTIMIZER, RULES, SIZES, all_kinds, assert_same, each_rule, hyper_of, make, snapshot, step
+from torch.utils.weak import WeakTensorKeyDictionary
 
 import optim
 from optim.engine import cuda, native
@@ -130,10 +132,13 @@ def test_reasons_for_no_kernels(monkeypatch):
     assert ask() == "there is no CUDA device" or torch.version.cuda is None
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "without CUDA" in ask()
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert "ROCm" in ask()
+    monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(__import__("sys").modules, "cuda.bindings", None)
-    assert "pip install cuda-bindings" in ask()
+    assert "pip install 'cuda-bindings==13.*'" in ask()
 
 
 def test_a_card_that_nvrtc_does_not_know(monkeypatch):
@@ -141,6 +146,7 @@ def test_a_card_that_nvrtc_does_not_know(monkeypatch):
     ask = cuda.why_not.__wrapped__
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(cuda, "_why_not_loaded", lambda index: "")
     assert ask(0) == ""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (99, 0))
     assert "sm_990" in ask(0)
@@ -207,7 +213,7 @@ def emulated(libraries, monkeypatch):
         return made.setdefault(name, Emulated(libraries(rule.name), name))
 
     monkeypatch.setattr(cuda, "load_kernels", load_kernels)
-    monkeypatch.setattr(cuda, "_in_graphs", [])
+    monkeypatch.setattr(cuda, "_in_graphs", WeakTensorKeyDictionary())
     return lambda rule, kinds: load_kernels(rule, kinds, 0)
 
 
@@ -282,11 +288,23 @@ def test_launches(name, emulated):
     assert launches((2, False)) == ["prepare", "step"]
     # a graph takes over what is on the device, whatever stream it is captured on
     assert launches((3, True)) == ["prepare", "step"]
-    assert len(cuda._in_graphs) == 1
+    assert len(cuda._in_graphs[ours.params[0]]) == 1
     assert launches((2, False)) == [*uploads, "prepare", "step"]
     assert launches((3, True)) == ["prepare", "step"]
     assert launches((3, True)) == [*uploads, "prepare", "step"]
-    assert len({memory.data_ptr() for memory in cuda._in_graphs}) == 3
+    assert len({memory.data_ptr() for memory in cuda._in_graphs[ours.params[0]]}) == 3
+
+
+def test_memory_of_graphs_goes_with_the_parameters(emulated):
+    """Nobody can replay a graph then."""
+    rule, kinds = RULES["lion"], native.Kinds(0, 1, 0, False)
+    tensors = make(rule, kinds, [7])
+    emulated(rule, kinds).now = (1, True)
+    step(tensors, cuda.CudaTable, hyper_of("lion", **options_of("lion")))
+    assert len(cuda._in_graphs) == 1
+    del tensors
+    gc.collect()
+    assert len(cuda._in_graphs) == 0
 
 
 def test_many_tensors_and_none_with_elements(emulated):

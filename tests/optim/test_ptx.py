@@ -3,7 +3,6 @@
 Betas are powers of two, whose powers are exact: only `pow` may differ.
 """
 
-import contextlib
 import ctypes
 import functools
 
@@ -11,6 +10,7 @@ import harness
 import pytest
 import torch
 from ptx import Fault, Launch, Memory, Module
+from standin import StandIn
 from tables import FIRST, OPTIMIZER, RULES, SIZES, all_kinds, assert_same, hyper_of, make, snapshot, step
 
 import optim
@@ -30,46 +30,24 @@ def options_of(name):
     return {**own, "betas": betas} if betas else own
 
 
-class Interpreted:
-    """`cuda.Kernels` of an interpreter of PTX, for tensors on the CPU.
-
-    Args:
-        tensors: gives the tensors that a launch may touch, by name.
-    """
-
-    def __init__(self, module, name, tensors):
-        self.module, self.name, self.tensors = module, name, tensors
-        self.work, self.launches = [], []
-
-    def device(self):
-        return contextlib.nullcontext()
-
-    def stream(self):
-        return 1, False
-
-    def empty(self, words):
-        self.work.append(torch.empty(words, dtype=torch.int64))
-        return self.work[-1]
-
-    def launch(self, kernel, stream, blocks, threads, *arguments):
-        regions = [
-            (x.data_ptr(), x.nbytes, name) for name, x in [*self.tensors(), *(("work", x) for x in self.work)]
-        ]
-        name = kernel if kernel == "upload" else f"{self.name}_{kernel}"
-        self.launches.append(Launch(self.module, name, blocks, threads, arguments, Memory(regions)))
-
-
 @functools.cache
-def module_of(lines, arch=90):
-    return Module(cuda.compile_kernels(lines, arch, "PTX").decode().rstrip("\0"))
+def compiled(lines, arch):
+    return cuda.compile_kernels(lines, arch, "PTX")
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A stand-in device, which compiles each kernel once."""
+    found = StandIn().install(monkeypatch)
+    monkeypatch.setattr(cuda, "cached_kernels", compiled)
+    return found
 
 
 def instances(name):
-    """The kinds of tensors that kernels of their own are made for, by the kernels' name, and their source."""
+    """The kinds of tensors that kernels of their own are made for, by the kernels' name."""
     found = {}
     for kinds in all_kinds(RULES[name]):
-        kernel, line = cuda.instance(RULES[name], kinds)
-        found.setdefault(kernel, (kinds, line))
+        found.setdefault(cuda.instance(RULES[name], kinds)[0], kinds)
     return found
 
 
@@ -79,18 +57,17 @@ def tensors_of(tensors, *numbers):
     return [*parts, *(("number", x) for x in numbers)]
 
 
-def run(name, kinds, line, sizes, monkeypatch, steps=2):
+def run(name, kinds, sizes, device, steps=2):
     """Steps of an interpreted kernel and of the CPU's, compared; gives the launches."""
     rule, hyper = RULES[name], hyper_of(name, **options_of(name))
     ours, expected = make(rule, kinds, sizes), make(rule, kinds, sizes)
     scales = [torch.tensor(0.3 + i) for i in range(steps)]
-    kernels = Interpreted(module_of(line), cuda.instance(rule, kinds)[0], lambda: tensors_of(ours, *scales))
-    monkeypatch.setattr(cuda, "load_kernels", lambda *_: kernels)
+    device.tensors = lambda: tensors_of(ours, *scales)
     for i, scale in enumerate(scales):
         step(ours, cuda.CudaTable, hyper, -1.0, scale)
         step(expected, native.CpuTable, hyper, -1.0, scale)
         assert_same(snapshot(ours), snapshot(expected), f"{kinds}, step {i + 1}")
-    return kernels.launches
+    return [launch for _, launch in device.launches]
 
 
 # ---- the kernels
@@ -101,7 +78,7 @@ def daily(name):
     chosen, seen = set(), set()
     if name not in FIRST.values():
         return chosen
-    for kernel, (kinds, _) in instances(name).items():
+    for kernel, kinds in instances(name).items():
         new = {(i, kind) for i, kind in enumerate(kinds)} - seen
         if new:
             chosen.add(kernel)
@@ -120,22 +97,22 @@ each_kernel = pytest.mark.parametrize(
 
 
 @each_kernel
-def test_kernels_do_what_the_cpu_kernels_do(name, kernel, monkeypatch):
-    run(name, *instances(name)[kernel], FEW, monkeypatch)
+def test_kernels_do_what_the_cpu_kernels_do(name, kernel, device):
+    run(name, instances(name)[kernel], FEW, device)
 
 
 @pytest.mark.static
 @each_kernel
-def test_kernels_on_awkward_sizes(name, kernel, monkeypatch):
-    run(name, *instances(name)[kernel], SIZES, monkeypatch)
+def test_kernels_on_awkward_sizes(name, kernel, device):
+    run(name, instances(name)[kernel], SIZES, device)
 
 
 @each_kernel
-def test_every_array_is_read_and_written_once_in_wide_accesses(name, kernel, monkeypatch):
+def test_every_array_is_read_and_written_once_in_wide_accesses(name, kernel, device):
     """What the bandwidth is spent on, counted: the byte model of docs/optim.md."""
-    rule, (kinds, line) = RULES[name], instances(name)[kernel]
+    rule, kinds = RULES[name], instances(name)[kernel]
     size = 2 * cuda.CHUNK
-    launch = run(name, kinds, line, [size], monkeypatch)[-1]
+    launch = run(name, kinds, [size], device)[-1]
     tensors = make(rule, kinds, [size])
     states = [key for key in rule.states if not (kinds.taken and key == rule.previous)]
     read = ["param", *([] if name == "lamb" else ["odd"]), *(["even"] if kinds.taken else []), *states]
@@ -150,21 +127,16 @@ def test_every_array_is_read_and_written_once_in_wide_accesses(name, kernel, mon
 
 
 @pytest.mark.parametrize("name", ["adan", "lamb_moments", "adafactor"])
-def test_numbers_on_the_device(name, monkeypatch):
+def test_numbers_on_the_device(name, device):
     """Scale and learning rate as tensors of either type; a step that is left out changes nothing."""
-    kinds, line = next(iter(instances(name).values()))
+    kinds = next(iter(instances(name).values()))
     rule, hyper = RULES[name], hyper_of(name, **options_of(name))
     ours, expected = make(rule, kinds, FEW), make(rule, kinds, FEW)
     numbers = {
         dtype: [torch.tensor(x, dtype=dtype) for x in (0.25, 0.5, 0.0, 1.0)]
         for dtype in (torch.float32, torch.float64)
     }
-    kernels = Interpreted(
-        module_of(line),
-        cuda.instance(rule, kinds)[0],
-        lambda: tensors_of(ours, *numbers[torch.float32], *numbers[torch.float64]),
-    )
-    monkeypatch.setattr(cuda, "load_kernels", lambda *_: kernels)
+    device.tensors = lambda: tensors_of(ours, *numbers[torch.float32], *numbers[torch.float64])
     for lr, scale, finite, _ in numbers.values():
         step(ours, cuda.CudaTable, (-1.0, *hyper[1:]), 2.0, scale, lr=lr, found_inf=finite)
         step(expected, native.CpuTable, (0.25, *hyper[1:]), 2.0, scale)
@@ -176,14 +148,12 @@ def test_numbers_on_the_device(name, monkeypatch):
     assert_same(*({key: x for key, x in s.items() if key not in ("even", "odd")} for s in (after, before)))
 
 
-def test_taken_gradients_of_a_step_that_is_left_out(monkeypatch):
+def test_taken_gradients_of_a_step_that_is_left_out(device):
     """The memory of a gradient that becomes the previous one is given the previous one's values."""
     name, kinds = "adan", native.Kinds(0, 1, 0, True)
     rule, hyper = RULES[name], hyper_of(name, **options_of(name))
     ours, overflow = make(rule, kinds, FEW), torch.tensor(1.0)
-    kernel, line = cuda.instance(rule, kinds)
-    kernels = Interpreted(module_of(line), kernel, lambda: tensors_of(ours, overflow))
-    monkeypatch.setattr(cuda, "load_kernels", lambda *_: kernels)
+    device.tensors = lambda: tensors_of(ours, overflow)
     step(ours, cuda.CudaTable, hyper)
     previous = [view.clone() for view in ours.arenas["even"].views]
     step(ours, cuda.CudaTable, hyper, found_inf=overflow)
@@ -192,22 +162,21 @@ def test_taken_gradients_of_a_step_that_is_left_out(monkeypatch):
 
 
 @pytest.mark.parametrize("count", [1, 5, 300])
-def test_the_row_of_every_chunk_is_found(count, monkeypatch):
+def test_the_row_of_every_chunk_is_found(count, device):
     """In tables shorter and longer than a block has threads, and where tensors have no elements."""
     name, kinds = "lion", native.Kinds(0, 1, 0, False)
     sizes = [(i * 7) % 5 for i in range(count - 1)] + [cuda.CHUNK + 1]
-    run(name, kinds, cuda.instance(RULES[name], kinds)[1], sizes, monkeypatch, steps=1)
+    run(name, kinds, sizes, device, steps=1)
 
 
 @pytest.mark.parametrize("name", [name for name in RULES if name in ("adan", "adamw", "lamb_moments")])
-def test_powers_of_any_betas(name, monkeypatch):
+def test_powers_of_any_betas(name, device):
     """`pow` of CUDA, whose code NVRTC puts into the kernel, agrees with the host's to the last places."""
-    kinds, line = next(iter(instances(name).values()))
+    kinds = next(iter(instances(name).values()))
     rule, betas = RULES[name], (0.98, 0.92, 0.99)[: len(options_of(name)["betas"])]
     hyper = hyper_of(name, **options_of(name) | {"betas": betas})
     ours, expected = make(rule, kinds, [300]), make(rule, kinds, [300])
-    kernels = Interpreted(module_of(line), cuda.instance(rule, kinds)[0], lambda: tensors_of(ours))
-    monkeypatch.setattr(cuda, "load_kernels", lambda *_: kernels)
+    device.tensors = lambda: tensors_of(ours)
     for _ in range(5):
         step(ours, cuda.CudaTable, hyper)
         step(expected, native.CpuTable, hyper)
@@ -288,3 +257,67 @@ def test_a_launch_that_does_not_fit_is_a_fault():
         execute("", threads=96)
     with pytest.raises(Fault, match=r"takes arguments of \[8\] bytes, not of \[\]"):
         Launch(Module(HEADER + KERNEL.format(body="")), "k", 1, 64, [], Memory([(16, 16, "x")]))
+
+
+# ---- the host side, on the stand-in device
+
+
+def test_two_launches_a_step_on_torchs_stream(device):
+    """And addresses are copied to the device once for each stream; see test_cuda.py for graphs."""
+    rule, kinds = RULES["lion"], native.Kinds(0, 1, 0, False)
+    tensors, hyper = make(rule, kinds, [7] * 3), hyper_of("lion", **options_of("lion"))
+    device.tensors = lambda: tensors_of(tensors)
+    for stream in (1, 1, 2):
+        device.stream = stream
+        step(tensors, cuda.CudaTable, hyper)
+    made = [(stream, launch.name.rpartition("_")[2]) for stream, launch in device.launches]
+    first, later = ["upload", "prepare", "step"], ["prepare", "step"]
+    assert made == [*((1, name) for name in [*first, *later]), *((2, name) for name in first)]
+
+
+def test_a_thread_has_the_context_set_before_a_launch(device):
+    kernels = cuda.load_kernels(RULES["lion"], native.Kinds(0, 1, 0, False), 0)
+    device.context = None
+    memory = device.allocate(1)
+    words = (ctypes.c_uint64 * cuda.WORDS)(7)
+    kernels.launch("upload", 1, 1, 1, ctypes.c_void_p(memory.data_ptr()), ctypes.c_int64(1), words)
+    assert memory.tolist() == [7]
+    assert device.context == "context 0"
+
+
+def test_a_launch_that_fails_is_an_error(device):
+    tensors = make(RULES["lion"], native.Kinds(0, 1, 0, False), [7])
+    device.tensors, device.failing = (
+        lambda: tensors_of(tensors),
+        {"cuLaunchKernel": "CUDA_ERROR_LAUNCH_FAILED"},
+    )
+    with pytest.raises(RuntimeError, match="cuLaunchKernel: CUDA_ERROR_LAUNCH_FAILED"):
+        step(tensors, cuda.CudaTable, hyper_of("lion", **options_of("lion")))
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        ("cuModuleLoadData", "CUDA_ERROR_INVALID_IMAGE"),
+        ("cuModuleLoadData", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"),
+        ("cuDevicePrimaryCtxRetain", "CUDA_ERROR_OUT_OF_MEMORY"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_once(device, function, error):
+    """Then `fused=None` takes foreach, and `fused=True` says why not."""
+    device.failing[function] = error
+    with pytest.warns(UserWarning, match=f"loaded on device 0: .*{error}; optimizers take the path foreach"):
+        assert error in cuda.why_not(0)
+    assert error in cuda.why_not(0)
+    assert cuda.why_not() == ""
+
+
+def test_a_driver_older_than_nvrtc_is_named(device):
+    device.version = 12080
+    with pytest.warns(UserWarning, match=r"the driver is for CUDA 12\.8 and loads nothing that NVRTC 13\.\d"):
+        assert "update it, or install a torch for its CUDA" in cuda.why_not(0)
+
+
+def test_nothing_is_said_of_a_device_that_works(device):
+    assert cuda.why_not(0) == ""
+    assert "cuModuleLoadData" in device.calls
