@@ -1,6 +1,6 @@
 """The machine code of the CUDA kernels costs no more than it should; see benchmarks/sass.py.
 
-What a regression names is the kernel, the card and the line of source.
+A regression names the kernel, the card and the lines of source.
 """
 
 import functools
@@ -21,11 +21,24 @@ except FileNotFoundError as error:
 
 CARDS = (80, 90, 100, 120)
 LANE = 8  # elements of a tile that are one lane's
-SIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
-PARAMETER, STATE, ROUNDING = (
-    {number: str(kind).removeprefix("torch.") for kind, number in names.items()}
-    for names in (native.PARAMETER, native.STATE, native.ROUNDING)
-)
+SIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2, "int8": 1}
+PARAMETER = {number: str(dtype).removeprefix("torch.") for dtype, number in native.PARAMETER.items()}
+STATE, ROUNDING = ({number: kind for kind, number in n.items()} for n in (native.STATE, native.ROUNDING))
+
+# Instructions an element that a rule takes in float32, and what other ways to keep tensors add: conversions
+# of the parameter and the gradient; those of each state; the noise, which all share; rounding the parameter.
+RULE = {"adan": 55, "adamw": 42, "adam": 45, "sophia": 30, "lion": 21, "lars": 44, "lars_plain": 38}
+RULE |= {"adam_mini": 40, "adafactor": 38, "adafactor_momentum": 43, "lamb_moments": 52, "lamb": 64}
+OF_PARAMETER = {"float32": 0, "bfloat16": 11, "float16": 35}
+OF_STATE = {"float32": 0, "bfloat16": 7, "int8": 22, "like bfloat16": 9, "like float16": 25}
+NOISE, OF_ROUNDING = 15, {"nearest": 0, "stochastic": 3, "kahan": 15}
+
+
+def budget(name, parameter, state, rounding):
+    """Instructions an element that a kernel may take."""
+    noisy = state in ("bfloat16", "int8") or rounding == "stochastic"
+    count = RULE[name] + OF_PARAMETER[parameter] + len(RULES[name].states) * OF_STATE[state]
+    return 1.05 * (count + NOISE * noisy + OF_ROUNDING[rounding])
 
 
 @functools.cache
@@ -33,11 +46,21 @@ def instances(name):
     return {cuda.instance(RULES[name], kinds)[0]: kinds for kinds in all_kinds(RULES[name])}
 
 
+def described(name, kernel):
+    """The names of a kernel's parameter, state and rounding."""
+    kinds = instances(name)[kernel]
+    parameter = PARAMETER[kinds.parameter]
+    state = STATE[kinds.state] or (f"like {parameter}" if SIZE[parameter] < 4 else parameter)
+    if not RULES[name].states or parameter == "float64":
+        state = parameter
+    return parameter, state, ROUNDING[kinds.rounding]
+
+
 @functools.cache
 def compiled(name, arch, whole):
-    """The kernels of a rule for a card: all, or those in float32."""
+    """The kernels of a rule for a card, all or those of float32: the step, and what both kernels take."""
     lines = dict(cuda.instance(RULES[name], kinds) for kinds in instances(name).values())
-    lines = {kernel: line for kernel, line in lines.items() if whole or kernel.split("_")[-4] == "0"}
+    lines = {kernel: line for kernel, line in lines.items() if whole or kernel.startswith(f"{name}_0_")}
     cubin = cuda.compile_kernels("".join(lines.values()), arch, more=["--generate-line-info"])
     functions, usage = sass.functions(cubin), sass.usage(cubin)
     return {
@@ -46,20 +69,18 @@ def compiled(name, arch, whole):
     }
 
 
+def each(*, daily, static):
+    """Parameters of a test, those of `static` for `make test-cuda-static`."""
+    marked = (case if isinstance(case, tuple) else (case,) for case in static)
+    return [*daily, *(pytest.param(*case, marks=pytest.mark.static) for case in marked)]
+
+
 each_rule_and_card = pytest.mark.parametrize(
     ("name", "arch", "whole"),
-    [
-        pytest.param(
-            name,
-            arch,
-            whole,
-            marks=() if not whole and name in FIRST.values() and arch == 90 else pytest.mark.static,
-        )
-        for name in RULES
-        for arch in CARDS
-        for whole in (False, True)
-        if whole or arch == 90
-    ],
+    each(
+        daily=[(name, 90, False) for name in FIRST.values()],
+        static=[(name, arch, True) for name in RULES for arch in CARDS],
+    ),
 )
 
 
@@ -67,45 +88,37 @@ each_rule_and_card = pytest.mark.parametrize(
 def test_registers_and_memory(name, arch, whole):
     """No spills: two blocks fit a multiprocessor, and nothing of the step is in local memory."""
     for kernel, (_, step, prepare) in compiled(name, arch, whole).items():
-        parameter = PARAMETER[instances(name)[kernel].parameter]
-        limit = 255 if parameter == "float64" else 128
+        limit = 255 if described(name, kernel)[0] == "float64" else 128
         assert step.registers <= limit, f"{kernel}, sm_{arch}: {step.registers} registers"
         assert step.stack == step.local == 0, f"{kernel}, sm_{arch}: spills {step.stack + step.local} bytes"
-        assert step.shared <= 1024, f"{kernel}, sm_{arch}: {step.shared} bytes of shared memory"
+        assert step.shared <= 2048, f"{kernel}, sm_{arch}: {step.shared} bytes of shared memory"
         assert prepare.registers <= 128, f"{kernel}, sm_{arch}: {prepare.registers} registers in prepare"
 
 
 @each_rule_and_card
 def test_accesses_of_a_whole_tile_are_wide(name, arch, whole):
-    """16 bytes of the widest array, as many elements of the others, and nothing a second time."""
+    """16 bytes of the widest array and as many elements of the others; factors and maxima are 4 bytes."""
     for kernel, (step, _, _) in compiled(name, arch, whole).items():
-        expected = accesses(name, instances(name)[kernel])
-        found = Counter((x.name[:2], x.width) for x in step.tile() if x.is_global)
-        lines = [f"{x.line}: {x.guard} {x.opcode}" for x in step.tile() if x.is_global]
-        for access, count in expected.items():
-            assert found[access] >= count, f"{kernel}, sm_{arch}: {found} instead of {expected}; {lines}"
-        narrow = [
-            line
-            for line, x in zip(lines, (x for x in step.tile() if x.is_global), strict=True)
-            if x.width < 4
-        ]
-        assert not narrow, f"{kernel}, sm_{arch}: {narrow}"
+        made = [x for x in step.tile() if x.is_global]
+        lines = "".join(f"\n{x.line}: {x.guard} {x.opcode}" for x in made)
+        found = Counter((x.name[:2], x.width) for x in made)
+        for (access, width), count in accesses(name, kernel).items():
+            number = found[access, width]
+            assert number >= count, f"{kernel}, sm_{arch}: {number} {access} of {width} B, not {count}{lines}"
+        assert all(x.width >= 4 for x in made), f"{kernel}, sm_{arch}: narrow accesses{lines}"
 
 
-def accesses(name, kinds):
-    """How many loads and stores of how many bytes a lane makes for a whole tile; rules' factors not counted."""
-    rule, size = RULES[name], SIZE[PARAMETER[kinds.parameter]]
-    state = {"None": size, "float32": 4, "bfloat16": 2, "int8": 1}[str(STATE[kinds.state])]
-    if kinds.parameter == native.PARAMETER_FLOAT64 or not rule.states:
-        state = size
-    vector = 16 // max(size, state)
-    groups, states = LANE // vector, len(rule.states) - kinds.taken
-    counts = Counter()
-    counts["LD", vector * size] += groups * (2 + kinds.taken - (name == "lamb"))
+def accesses(name, kernel):
+    """How many loads and stores of how many bytes a lane makes for the parameter's elements and states."""
+    kinds, (parameter, state, rounding) = instances(name)[kernel], described(name, kernel)
+    size, of_state = SIZE[parameter], SIZE[state.removeprefix("like ")]
+    vector = 16 // max(size, of_state)
+    groups, states = LANE // vector, len(RULES[name].states) - kinds.taken
+    counts = Counter({("LD", vector * size): groups * (2 + kinds.taken - (name == "lamb"))})
     counts["ST", vector * size] += groups * (name != "lamb_moments")
-    counts["LD", vector * state] += groups * states
-    counts["ST", vector * state] += groups * states * (name != "lamb")
-    if ROUNDING[kinds.rounding] == "kahan":
+    counts["LD", vector * of_state] += groups * states
+    counts["ST", vector * of_state] += groups * states * (name != "lamb")
+    if rounding == "kahan":
         counts["LD", vector * 2] += groups
         counts["ST", vector * 2] += groups
     return +counts
@@ -114,16 +127,30 @@ def accesses(name, kinds):
 @each_rule_and_card
 def test_instructions_of_an_element(name, arch, whole):
     for kernel, (step, _, _) in compiled(name, arch, whole).items():
-        count, limit = len(step.tile()) / LANE, budget(name, instances(name)[kernel])
-        assert count <= limit, f"{kernel}, sm_{arch}: {count:.0f} instructions an element, budget {limit}"
+        if (kind := described(name, kernel))[0] == "float64":  # cards differ too much in it
+            continue
+        count, limit = len(step.tile()) / LANE, budget(name, *kind)
+        assert count <= limit, f"{kernel}, sm_{arch}: {count:.0f} instructions an element, not {limit:.0f}"
+
+
+def test_budgets():
+    """What docs/optim.md states."""
+    assert budget("adan", "float32", "float32", "nearest") <= 70
+    assert budget("adan", "bfloat16", "bfloat16", "nearest") <= 115
+    assert budget("adan", "float32", "int8", "nearest") <= 170
+    factors = [rule.name for rule in RULES.values() if rule.factors]
+    assert max(budget(name, "float32", "float32", "nearest") for name in factors) <= 68
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FIRST.values() else pytest.mark.static) for name in RULES]
+    "name",
+    each(
+        daily=FIRST.values(),
+        static=[name for name in RULES if name not in FIRST.values()],
+    ),
 )
 def test_arithmetic_is_that_of_the_cpu(name):
     """No contraction, no approximation, no subnormal number set to zero."""
     lines = dict(cuda.instance(RULES[name], kinds) for kinds in instances(name).values())
     text = cuda.compile_kernels("".join(lines.values()), 90, "PTX").decode()
-    found = re.findall(r"^.*(?:\bfma\.rn\.f32|\.ftz\.f32|\.approx\.f32|div\.full).*$", text, re.MULTILINE)
-    assert not found
+    assert not re.findall(r"^.*(?:\bfma\.rn\.f32|\.ftz\.f32|\.approx\.f32|div\.full).*$", text, re.MULTILINE)
