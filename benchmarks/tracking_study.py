@@ -1,12 +1,12 @@
-"""Measures how well live tracking does: `python benchmarks/tracking_study.py [--out DIR] [--seeds N]`.
+"""Measure how well live tracking works: `python benchmarks/tracking_study.py [--out DIR] [--seeds N]`.
 
-Over every row of the ledger whose released log is on this machine: how often the rule
-(repro/ledger/verdict.py) calls a good run behind or diverged, and how soon it notices a bad one.
+For every row of the ledger whose released log is on this machine: how often does the rule
+(repro/ledger/verdict.py) call a good run behind or diverged, and how soon does it notice a bad one?
 
-Good runs are the released logs themselves, sibling logs as long as their settings agree, and reruns with
-chance drawn again. Bad runs are reruns with a fault (both are in benchmarks/tracking_faults.py), and released
-curves of another recipe of the same model. `behind` and `diverged` count as an alarm; the first one at or
-after the beginning of a fault is its detection.
+Good runs are the released logs themselves, sibling logs while their settings agree, and reruns with other
+random noise. Bad runs are reruns with a fault (both are in benchmarks/tracking_faults.py), and released
+curves of another recipe for the same model. `behind` and `diverged` count as alarms. The first alarm at or
+after the start of a fault is its detection.
 """
 
 import itertools
@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -30,21 +31,13 @@ from repro.results import page, publish, table
 from repro.train.cli import command_line, exit_status
 from repro.train.run_folder import refuse_foreign_page
 
-CONSTANTS = [  # window, reach, tolerance, records
-    *(
-        (0.1, 0.02, tolerance, records)
-        for tolerance in (0.005, 0.01, 0.015, 0.02)
-        for records in (1, 2, 3, 4)
-    ),
-    *(
-        (window, reach, 0.015, 3)
-        for window, reach in ((0, 0), (0.05, 0.02), (0.2, 0.02), (0.1, 0.01), (0.1, 0.05))
-    ),
-]
+# window, reach, tolerance, records
+CONSTANTS = [(0.1, 0.02, *pair) for pair in itertools.product((0.005, 0.01, 0.015, 0.02), (1, 2, 3, 4))]
+CONSTANTS += [(*pair, 0.015, 3) for pair in ((0, 0), (0.05, 0.02), (0.2, 0.02), (0.1, 0.01), (0.1, 0.05))]
 
 
 def cases() -> tuple[list[Case], list[str]]:
-    """The rows whose log is here, and why others have none."""
+    """Return the rows whose log is here, and the files that are missing."""
     found, missing = [], []
     for name in names():
         row = load(name).row
@@ -59,7 +52,7 @@ def cases() -> tuple[list[Case], list[str]]:
 
 
 def sibling_spread(found: Sequence[Case]) -> tuple[float, list[dict[str, Any]]]:
-    """The spread (root mean square) of the mean relative differences of siblings, and how they fare."""
+    """Return the root mean square of the siblings' mean relative differences, and the verdicts on siblings."""
     by_name = {case.row.name: case for case in found}
     means, results = [], []
     for case in found:
@@ -68,29 +61,28 @@ def sibling_spread(found: Sequence[Case]) -> tuple[float, list[dict[str, Any]]]:
             if other is None:
                 continue
             until = sibling.until + tracking.shift(other.log)
-            differences, runs = {}, {}
+            differing, runs = [0], {}
             for key, curve in case.curves.items():
                 rival = next(c for c in other.curves.values() if c.column == curve.column)
-                within = [p for p in rival.positions if p <= until]
-                runs[key] = rival.errors[: len(within)]
-                ratios = np.log(runs[key] / curve.errors[: len(within)])
-                # the first records are the weights' initial values; equal ones are one run's
-                differences[key] = [r for r in ratios[3:] if r != 0]
-                if len(differences[key]) >= tracking.ENOUGH:
-                    means.append(float(np.mean(differences[key])))
-            verdicts = [verdict for position, verdict in case.verdicts(runs) if position <= until]
+                runs[key] = rival.errors[: np.searchsorted(rival.positions, until, side="right")]
+                ratios = np.log(runs[key] / curve.errors[: len(runs[key])])
+                # the first records show the initial weights; equal ones belong to the same run
+                differences = [ratio for ratio in ratios[3:] if ratio != 0]
+                differing.append(len(differences))
+                if len(differences) >= tracking.ENOUGH:
+                    means.append(float(np.mean(differences)))
+            verdicts, strict = (
+                [verdict for position, verdict in each.verdicts(runs) if position <= until]
+                for each in (case, case.with_tolerance(0.0))
+            )
             results.append(
                 {
                     "row": case.row.name,
                     "as": other.row.name,
                     "positions": len(verdicts),
-                    "that differ": max(len(values) for values in differences.values()),
+                    "that differ": max(differing),
                     "alarms": sum(verdict > 0 for verdict in verdicts),
-                    "with tolerance 0": sum(
-                        verdict > 0
-                        for position, verdict in case.with_tolerance(0.0).verdicts(runs)
-                        if position <= until
-                    ),
+                    "with tolerance 0": sum(verdict > 0 for verdict in strict),
                     "ahead": sum(verdict < 0 for verdict in verdicts),
                     "tolerance, %": "/".join(f"{100 * c.tolerance:.2g}" for c in case.curves.values()),
                 }
@@ -99,7 +91,7 @@ def sibling_spread(found: Sequence[Case]) -> tuple[float, list[dict[str, Any]]]:
 
 
 def alarms_of_reruns(found: Sequence[Case], seeds: int, spread: float) -> list[dict[str, Any]]:
-    """How many reruns of each table's rows are ever called behind or diverged, and how long."""
+    """Return, per table, how many reruns are ever called behind or diverged, and for how long."""
     rows = []
     for name, group in _by_table(found):
         random = np.random.default_rng(0)
@@ -119,7 +111,7 @@ def alarms_of_reruns(found: Sequence[Case], seeds: int, spread: float) -> list[d
 
 
 def detection(found: Sequence[Case], seeds: int, spread: float) -> list[dict[str, Any]]:
-    """How soon each fault is noticed, for each table's rows."""
+    """Return, per table, how soon each fault is noticed."""
     rows = []
     for (name, group), fault in itertools.product(_by_table(found), FAULTS):
         random = np.random.default_rng(1)
@@ -133,22 +125,22 @@ def detection(found: Sequence[Case], seeds: int, spread: float) -> list[dict[str
                     delays.append(position - begin)
                     shares.append((position - begin) / case.length)
         if runs:
-            rows.append({"table": name, "fault": fault.name, "runs": runs, **_delays(delays, shares, runs)})
+            rows.append(
+                {
+                    "table": name,
+                    "fault": fault.name,
+                    "runs": runs,
+                    "noticed, %": 100 * len(delays) / runs,
+                    "median delay": statistics.median(delays) if delays else None,
+                    "worst delay": max(delays, default=None),
+                    "median, % of the run": 100 * statistics.median(shares) if shares else None,
+                }
+            )
     return rows
 
 
-def _delays(delays: list[float], shares: list[float], runs: int) -> dict[str, Any]:
-    known = bool(delays)
-    return {
-        "noticed, %": 100 * len(delays) / runs,
-        "median delay": statistics.median(delays) if known else None,
-        "worst delay": max(delays) if known else None,
-        "median, % of the run": 100 * statistics.median(shares) if known else None,
-    }
-
-
 def other_recipes(found: Sequence[Case]) -> list[dict[str, Any]]:
-    """When the released curve of another recipe of the same model is noticed not to be this one's."""
+    """Return when the released curve of another recipe for the same model is first called what."""
     rows = []
     for case, other in itertools.permutations(found, 2):
         if case.row.model == other.row.model and _table_of(case) == _table_of(other):
@@ -169,34 +161,36 @@ def other_recipes(found: Sequence[Case]) -> list[dict[str, Any]]:
 
 
 def choices(found: Sequence[Case], seeds: int, spread: float) -> list[dict[str, Any]]:
-    """False alarms and delays under other constants than repro/ledger/verdict.py, on the rows in epochs."""
+    """Return false alarms and delays with other constants than those in repro/ledger/verdict.py.
+
+    Only rows that log epochs count.
+    """
     kept = verdict.WINDOW, verdict.REACH, verdict.RECORDS
     faults = [fault for fault in FAULTS if fault.name in ("20 % slower", "accuracy 1 points lower")]
     rows = []
     for window, reach, tolerance, records in CONSTANTS:
-        verdict.WINDOW, verdict.REACH, verdict.RECORDS = window, reach, records
-        group = [case.with_tolerance(tolerance) for case in found if case.log.position == "epoch"]
-        random = np.random.default_rng(2)
-        wrong = [case.alarm(rerun(case, random, spread)) for case in group for _ in range(seeds)]
-        row: dict[str, float | None] = {
-            "window, %": 100 * window,
-            "reach, %": 100 * reach,
-            "tolerance, %": 100 * tolerance,
-            "records": records,
-            "reruns called behind, %": 100 * statistics.fmean(position is not None for position in wrong),
-        }
-        for fault in faults:
-            late = [
-                case.alarm(fault.disturb(case, rerun(case, random, spread)))
-                for case in group
-                if fault.concerns(case)
-                for _ in range(max(1, seeds // 4))
-            ]
-            seen = [position for position in late if position is not None]
-            row[f"{fault.name}: median epoch"] = statistics.median(seen) if seen else None
-            row[f"{fault.name}: missed, %"] = 100 * (1 - len(seen) / len(late))
-        rows.append(row)
-    verdict.WINDOW, verdict.REACH, verdict.RECORDS = kept
+        with mock.patch.multiple(verdict, WINDOW=window, REACH=reach, RECORDS=records):
+            group = [case.with_tolerance(tolerance) for case in found if case.log.position == "epoch"]
+            random = np.random.default_rng(2)
+            wrong = [case.alarm(rerun(case, random, spread)) for case in group for _ in range(seeds)]
+            row: dict[str, float | None] = {
+                "window, %": 100 * window,
+                "reach, %": 100 * reach,
+                "tolerance, %": 100 * tolerance,
+                "records": records,
+                "reruns called behind, %": 100 * statistics.fmean(position is not None for position in wrong),
+            }
+            for fault in faults:
+                late = [
+                    case.alarm(fault.disturb(case, rerun(case, random, spread)))
+                    for case in group
+                    if fault.concerns(case)
+                    for _ in range(max(1, seeds // 4))
+                ]
+                seen = [position for position in late if position is not None]
+                row[f"{fault.name}: median epoch"] = statistics.median(seen) if seen else None
+                row[f"{fault.name}: missed, %"] = 100 * (1 - len(seen) / len(late))
+            rows.append(row)
     return rows
 
 
@@ -209,7 +203,7 @@ def _table_of(case: Case) -> str:
 
 
 def study(seeds: int) -> dict[str, Any]:
-    """All tables of the study.
+    """Return all tables of the study.
 
     Raises:
         UserError: no released log is here.
@@ -238,7 +232,7 @@ def study(seeds: int) -> dict[str, Any]:
 
 
 def markdown(results: dict[str, Any], seeds: int) -> str:
-    """The README of the results."""
+    """Return the README of the results."""
     themselves = results["themselves"]
     return page(
         "How well live tracking does",
@@ -271,7 +265,7 @@ def markdown(results: dict[str, Any], seeds: int) -> str:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    return table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows])
+    return table(list(rows[0]), (map(_cell, row.values()) for row in rows))
 
 
 def _cell(value: Any) -> str:

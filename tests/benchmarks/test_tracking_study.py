@@ -1,31 +1,15 @@
-"""benchmarks/tracking_demo.py and tracking_study.py: what they show of a good run and of bad ones."""
+"""benchmarks/tracking_study.py and tracking_faults.py: what they show of good runs and of bad ones."""
 
 import json
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
-from benchmarks import tracking_demo, tracking_faults, tracking_study
+from benchmarks import tracking_faults, tracking_study
 from repro.ledger import verdict
 
 
-def replay(demo: ModuleType, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
-    assert demo.main(arguments) == 0
-    return capsys.readouterr().out.splitlines()
-
-
-def test_a_released_log_replayed_is_on_track(released: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = replay(tracking_demo, capsys, "imagenet/vit_s_150_i")
-    epochs = [line for line in lines if line.startswith("epoch ")]
-    assert len(epochs) == 170
-    assert all(line.endswith("  on track") for line in epochs)
-    assert lines[-1] == "imagenet/vit_s_150_i, the run against the released curve: on track"
-    assert "published 80.1 %, released log best 80.166 final 80.108, ours final 80.108" in lines[-2]
-
-
-@pytest.mark.recipe
 @pytest.mark.parametrize(
     ("row", "fault", "within"),
     [
@@ -35,21 +19,24 @@ def test_a_released_log_replayed_is_on_track(released: Path, capsys: pytest.Capt
     ],
 )
 def test_a_slower_run_is_flagged_within_a_few_epochs(
-    released: Path,
-    capsys: pytest.CaptureFixture[str],
-    row: str,
-    fault: str,
-    within: int,
+    released: Path, monkeypatch: pytest.MonkeyPatch, row: str, fault: str, within: int
 ) -> None:
-    lines = replay(tracking_demo, capsys, row, "--fault", fault)
-    first = next(line for line in lines if "  behind in " in line)
-    assert float(first.split()[1]) <= within
-    assert lines[-1].endswith(": behind")
+    monkeypatch.setattr(tracking_study, "names", lambda: [row])
+    (case,), _ = tracking_study.cases()
+    as_released = {key: curve.errors for key, curve in case.curves.items()}
+    assert case.alarm(as_released) is None
+    (found,) = (each for each in tracking_faults.FAULTS if each.name == fault)
+    alarm = case.alarm(found.disturb(case, as_released))
+    assert alarm is not None
+    assert alarm <= within
 
 
-def test_a_row_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert tracking_demo.main(["imagenet/none"]) == 2
-    assert capsys.readouterr().err.startswith("error: imagenet/none: no such row")
+def test_without_released_logs_it_says_which_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ADAN_RELEASED", str(tmp_path))
+    assert tracking_study.main([]) == 2
+    assert capsys.readouterr().err.startswith("error: no released log is here; the first: ")
 
 
 @pytest.mark.recipe
