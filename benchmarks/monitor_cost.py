@@ -1,121 +1,114 @@
-"""Times training steps with and without the monitor: `python benchmarks/monitor_cost.py [--out PATH]`.
+"""Time training steps with and without the monitor: `python benchmarks/monitor_cost.py [--out PATH]`.
 
-One process, one timm model, one batch: forward, backward and step of optim's Adan. Three kinds of step take
-turns, the order rotating, so that a machine whose speed drifts slows all alike:
+One process, one timm model, one batch: forward, backward and step of optim's Adan. Three copies of the model
+take turns, in rotating order, so that a machine whose speed drifts slows all alike:
 
     plain      without a monitor
     between    with a monitor, a step that is not sampled
     sampled    with a monitor, a sampled step, written to a file
 
-The cost at an interval of N is ((N - 1) between + sampled) / (N plain) - 1, from the medians. Where the
-difference of plain and between is lost in the noise of the step, the time that the hooks themselves take says
-more: it is measured apart, by the clock around them, and given as a share of N plain steps.
+The cost at an interval of N is ((N - 1) between + sampled) / (N plain) - 1, from the medians. If noise hides
+the difference between plain and between, the time of the hooks themselves says more. It is measured
+separately and given as a share of N plain steps.
 """
 
+import copy
+import functools
 import inspect
 import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 import optim
-from benchmarks.common import check, machine, made, parser
+from benchmarks.common import WARM_UP, Step, check, interleave, machine, made, parser
 from repro.results import page, publish, table
 from repro.train.cli import exit_status
 
-KINDS = ("plain", "between", "sampled")
 EVERY: int = inspect.signature(optim.Monitor).parameters["every"].default
+KINDS: dict[str, int | None] = {"plain": None, "between": 1 << 40, "sampled": 1}  # sampling intervals
 
 
 class Timed(optim.Monitor):
-    """A monitor that adds up the seconds its hooks take."""
+    """A monitor that keeps the seconds that its hooks take in each step."""
 
-    seconds = 0.0
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.seconds: list[float] = []
 
     def _before_step(self, *arguments: Any) -> Any:
         begin = time.perf_counter()
         result = super()._before_step(*arguments)
-        self.seconds += time.perf_counter() - begin
+        self.seconds.append(time.perf_counter() - begin)
         return result
 
     def _after_step(self, *arguments: Any) -> None:
         begin = time.perf_counter()
         super()._after_step(*arguments)
-        self.seconds += time.perf_counter() - begin
+        self.seconds[-1] += time.perf_counter() - begin
 
 
 def measure(name: str, device: str, batch: int, size: int, rounds: int) -> dict[str, Any]:
-    """Seconds of the kinds of step, and of the hooks in them."""
+    """Return the seconds of each kind of step, and of the hooks in it.
+
+    Args:
+        name: of the timm model, which gets images [batch, 3, size, size].
+    """
     import timm
 
     torch.manual_seed(0)
     sized: dict[str, Any] = {"img_size": size} if name.startswith("vit") else {}
-    model = timm.create_model(name, num_classes=1000, **sized).to(device)
-    optimizer = optim.build_optimizer(model, "adan", lr=1e-3, weight_decay=0.02)
+    initial = timm.create_model(name, num_classes=1000, **sized).to(device)
     images = torch.randn(batch, 3, size, size, device=device)
     labels = torch.randint(1000, (batch,), device=device)
 
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    def step(monitor: Timed | None) -> float:
-        wait()
-        begin = time.perf_counter()
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, monitor: Timed | None) -> None:
         loss = nn.functional.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         if monitor is not None:
             monitor.record(loss=loss)
         optimizer.step()
-        wait()
-        return time.perf_counter() - begin
 
-    times, hooks = defaultdict(list), defaultdict(list)
+    steps: dict[str, Step] = {}
+    monitors: dict[str, Timed] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for turn in tqdm(range(-1, rounds), desc=name, disable=not sys.stderr.isatty()):
-            for i in range(len(KINDS)):
-                kind = KINDS[(i + turn) % len(KINDS)]
-                if kind == "plain":
-                    seconds, hook = step(None), 0.0
-                else:
-                    every = 1 if kind == "sampled" else 1 << 40
-                    path = Path(folder) / "monitor.jsonl"
-                    with Timed(optimizer, model, every=every, path=path, step=1) as timed:
-                        monitor = cast(Timed, timed)
-                        seconds, hook = step(monitor), monitor.seconds
-                        if kind == "sampled":
-                            sample_bytes = path.stat().st_size
-                if turn >= 0:  # the round before the first warms up
-                    times[kind].append(seconds)
-                    hooks[kind].append(hook)
-    plain, between, sampled = (statistics.median(times[kind]) for kind in KINDS)
-    inside = {kind: statistics.median(hooks[kind]) for kind in KINDS}
+        file = Path(folder) / "monitor.jsonl"
+        for kind, every in KINDS.items():
+            model = copy.deepcopy(initial)
+            optimizer = optim.build_optimizer(model, "adan", lr=1e-3, weight_decay=0.02)
+            if every is not None:
+                path = file if kind == "sampled" else None
+                monitors[kind] = Timed(optimizer, model, every=every, path=path, step=1)
+            steps[kind] = functools.partial(step, model, optimizer, monitors.get(kind))
+        times = interleave(steps, rounds, name, device)
+        sample_bytes = len(file.read_bytes().splitlines(keepends=True)[-1])
+    seconds = {kind: statistics.median(series) for kind, series in times.items()}
+    plain, between, sampled = seconds.values()
+    hooks = {kind: statistics.median(each.seconds[WARM_UP[device] :]) for kind, each in monitors.items()}
     return {
         "model": name,
         "batch": batch,
         "image": size,
         "rounds": rounds,
-        "tensors": len([*model.parameters()]),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "tensors": len([*initial.parameters()]),
+        "parameters": sum(p.numel() for p in initial.parameters()),
         "every": EVERY,
         "sample_bytes": sample_bytes,
-        "seconds": {"plain": plain, "between": between, "sampled": sampled},
-        "hooks": inside,
+        "seconds": seconds,
+        "hooks": {"plain": 0.0, **hooks},
         "cost": ((EVERY - 1) * between + sampled) / (EVERY * plain) - 1,
-        "cost_of_hooks": ((EVERY - 1) * inside["between"] + inside["sampled"]) / (EVERY * plain),
+        "cost_of_hooks": ((EVERY - 1) * hooks["between"] + hooks["sampled"]) / (EVERY * plain),
     }
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result as a page."""
+    """Return the page of a result."""
     about, run = result["machine"], result["run"]
     rows = [
         (

@@ -52,7 +52,7 @@ def cases() -> tuple[list[Case], list[str]]:
 
 
 def sibling_spread(found: Sequence[Case]) -> tuple[float, list[dict[str, Any]]]:
-    """Return the root mean square of the siblings' mean relative differences, and the verdicts on siblings."""
+    """Return the spread (root mean square) of siblings' mean relative differences, and how siblings fare."""
     by_name = {case.row.name: case for case in found}
     means, results = [], []
     for case in found:
@@ -165,7 +165,6 @@ def choices(found: Sequence[Case], seeds: int, spread: float) -> list[dict[str, 
 
     Only rows that log epochs count.
     """
-    kept = verdict.WINDOW, verdict.REACH, verdict.RECORDS
     faults = [fault for fault in FAULTS if fault.name in ("20 % slower", "accuracy 1 points lower")]
     rows = []
     for window, reach, tolerance, records in CONSTANTS:
