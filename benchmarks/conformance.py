@@ -1,45 +1,46 @@
 """Does every optimizer compute what its paper says? `python benchmarks/conformance.py [--only adan]`.
 
 Runs each implementation that is installed here, ours on every path and those of other packages, and prints
-a table for each optimizer. Its first columns are displacement errors, each for a set of options:
+a table for each optimizer. The first columns are displacement errors, each for a set of options:
 
     |p - p_definition| / |p_definition - p_start|  after 50 steps
 
-in float64 where the implementation calculates in it. The definition is the float64 NumPy transcription of
-the paper that our own tests use (tests/optim). Gradients depend on the parameters, and options are far from
-the defaults, so that a wrong term cannot hide: 1e-15 is rounding, 0.1 another algorithm. Above 1e-6 (1e-4 in
-float32) a cell FAILs, or, where the package means to differ, is a variant. The other columns:
+in float64 if the implementation supports it. The definition is the float64 NumPy transcription of the paper
+that our own tests use (tests/optim). Gradients depend on the parameters, and options are far from the
+defaults, so that no wrong term can hide: 1e-15 is rounding, 0.1 another algorithm. Above 1e-6 (1e-4 in
+float32) a cell FAILs, or is a variant if the package differs on purpose. The other columns:
 
-    late join       a parameter that gets its first gradient at step 6 steps as if it had an optimizer alone
+    late join       a parameter that gets its first gradient at step 6 steps as if it were alone
     gradient kept   p.grad is the same after a step, under all of those option sets
-    sparse          a sparse gradient is refused with a message that says so, or stepped with rightly
-    resume          state_dict after 5 of 10 steps, into a new optimizer: the same bits after 10
+    sparse          a sparse gradient is refused with a message that says so, or handled correctly
+    resume          state_dict after 5 of 10 steps, loaded into a new optimizer: the same bits after 10
     keyword         a misspelt argument is refused: weigth_decay
-    group key       so is a misspelt key of a parameter group
-    small bf16      bfloat16 ones, gradient 1, 400 steps of 0.0001 each: moves by 0.04, to 10 %, with the best
-                    options that it has for bfloat16
+    group key       a misspelt key of a parameter group is refused
+    small bf16      bfloat16 ones, gradient 1, 400 steps of 0.0001 each: they move by 0.04, to 10 %, with the
+                    best options for bfloat16
     compiled        torch.compile(optimizer.step) compiles nothing more after 6 steps
     complex         a complex parameter is refused, or stepped as its real and imaginary parts are
     tensor lr       lr may be a tensor
     weights_only    torch.load(..., weights_only=True) reads a saved state_dict
-    old checkpoint  a state_dict without one of the constructor's flags (each in turn), as one from before it
-                    is, loads and steps as with the flag's default
+    old checkpoint  a state_dict that lacks one of the constructor's flags (each in turn), as if saved before
+                    the flag existed, loads and steps as with the flag's default
 
 Every cell is a check that ran just now. "-" is not applicable, with the reason below the table.
 """
 
+import contextlib
 import copy
-import importlib.util
 import inspect
 import io
 import itertools
 import logging
-import re
+import runpy
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -69,12 +70,12 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
 def option_sets(plain: Options, **changes: Options) -> dict[str, Options]:
-    """Option sets by name, the changes upon the plain ones; underscores in names become spaces."""
+    """Return option sets by name: the plain one, and it with each change. `a_b` becomes "a b"."""
     small_eps = {"eps": min(plain["eps"], 1e-10)} if isinstance(plain.get("eps"), float) else {}
     every = {
         "plain": {},
         **{name.replace("_", " "): change for name, change in changes.items()},
-        "clipping": {"max_grad_norm": 1.5, **small_eps},  # some add eps to the norm, some do not
+        "clipping": {"max_grad_norm": 1.5, **small_eps},  # some add eps to the norm
         "maximize": {"maximize": True},
     }
     return {name: {**plain, **change} for name, change in every.items()}
@@ -120,10 +121,11 @@ OPTIONS: dict[str, dict[str, Options]] = {
 
 
 class Problem:
-    """Gradients that depend on the parameter and on the step; the same for everyone.
+    """Gradients that depend on the parameter and on the step; the same for all implementations.
 
     Attributes:
-        start: arrays of parameters, two matrices and a vector, of numbers that float32 can hold.
+        start: parameters [8, 6], [7] and [5, 9], whose numbers float32 can hold.
+        target: what the gradients point away from, of the same shapes.
     """
 
     def __init__(self) -> None:
@@ -134,91 +136,73 @@ class Problem:
         self.target = [random.standard_normal(x.shape) for x in self.start]
 
     def gradient(self, i: int, p: np.ndarray, t: int) -> np.ndarray:
-        """Of the i-th parameter, at step t = 1, 2, ..."""
+        """Return the gradient of the i-th parameter, of its shape, at step t = 1, 2, ..."""
         noise = np.random.default_rng((i, t)).standard_normal(p.shape)
         return 0.3 * (p - self.target[i]) + 0.5 * np.cos(2 * p) + noise
 
     def parameters(self, implementation: Implementation) -> list[nn.Parameter]:
-        """Parameters at the start."""
+        """Return parameters at the start."""
         dtype, device = implementation.dtype, implementation.device
         return [nn.Parameter(torch.tensor(x, dtype=dtype, device=device)) for x in self.start]
 
     def assign(
         self, params: Sequence[nn.Parameter], t: int, indices: Sequence[int] = (0, 1, 2), sign: float = 1
     ) -> None:
-        """Gives the parameters, which have these indices, their gradients."""
+        """Give the parameters, which have these indices, their gradients."""
         for i, p in zip(indices, params, strict=True):
             gradient = sign * self.gradient(i, numbers(p), t)
             p.grad = torch.tensor(gradient, dtype=p.dtype, device=p.device)
 
 
 PROBLEM = Problem()
+ORACLE: Any = SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "optim" / "oracle.py")))
 
 
 def numbers(p: torch.Tensor) -> np.ndarray:
-    """The tensor as a float64 array."""
+    """Return a tensor of any shape as a float64 array."""
     return p.detach().double().cpu().numpy().copy()
 
 
-def _load_oracle() -> Any:
-    spec = importlib.util.spec_from_file_location("oracle", ROOT / "tests" / "optim" / "oracle.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+class SquaredOracle(ORACLE.Oracle):
+    """The definition of Sophia with the estimates that `SquaredGradients` gives the implementations."""
 
-
-ORACLE = _load_oracle()
+    def step(self, gradients: list[np.ndarray]) -> None:
+        """Make one step."""
+        for state, hyper, t, g in zip(self.states, self.hyper, self.steps, gradients, strict=True):
+            if t % INTERVAL == 0:
+                mean = ORACLE.DEFINITIONS["sophia"].mean
+                state["hessian"] = mean(state["hessian"], g**2, betas=hyper["betas"])
+        super().step(gradients)
 
 
 def definition(name: str, start: list[np.ndarray], options: Options) -> Any:
-    """The definition of an optimizer over arrays: `step(gradients)` and `params`.
+    """Return the definition of an optimizer over arrays of any shapes: `step(gradients)` and `params`.
 
     Raises:
-        NotApplicable: if there is none of this name.
-        ValueError: if it takes options that are not given, or not those that are.
+        NotApplicable: there is no definition of this name.
+        ValueError: it takes options that are not given, or does not take those that are.
     """
-    try:
-        rule = ORACLE.Oracle(name, []).rule
-    except KeyError:
-        raise NotApplicable("no definition") from None
+    if name not in ORACLE.DEFINITIONS:
+        raise NotApplicable("no definition")
     options = dict(options)
     clip, maximize = options.pop("max_grad_norm", 0.0), options.pop("maximize", False)
-    taken = {key: x for key, x in inspect.signature(rule).parameters.items() if x.kind == x.KEYWORD_ONLY}
+    parameters = inspect.signature(ORACLE.DEFINITIONS[name].step).parameters
+    taken = {key: x for key, x in parameters.items() if x.kind == x.KEYWORD_ONLY}
     for key, parameter in taken.items():
         if parameter.default is parameter.empty and key not in options:
             raise ValueError(f"the definition of {name} takes {key!r}: give it in OPTIONS")
     for key in options.keys() - taken.keys():
         if options.pop(key):
             raise ValueError(f"the definition of {name} does not know {key!r} of OPTIONS")
-    oracle = ORACLE.Oracle(name, [(start, {**options, "maximize": maximize})], clip, 0.0)
-    return _SquaredGradients(oracle, ORACLE.DEFINITIONS[name]) if name == "sophia" else oracle
-
-
-class _SquaredGradients:
-    """The definition of Sophia, given the estimates that the class of this name gives the others."""
-
-    def __init__(self, oracle: Any, definition: Any) -> None:
-        self.oracle, self.definition = oracle, definition
-
-    @property
-    def params(self) -> list[np.ndarray]:
-        return self.oracle.params
-
-    def step(self, gradients: list[np.ndarray]) -> None:
-        oracle = self.oracle
-        for state, hyper, t, g in zip(oracle.states, oracle.hyper, oracle.steps, gradients, strict=True):
-            if t % INTERVAL == 0:
-                state["hessian"] = self.definition.mean(state["hessian"], g**2, betas=hyper["betas"])
-        oracle.step(gradients)
+    oracle = SquaredOracle if name == "sophia" else ORACLE.Oracle
+    return oracle(name, [(start, {**options, "maximize": maximize})], clip, 0.0)
 
 
 # ---- cells
 
 
 class Broken(Exception):
-    """A check failed: what the cell shows, and why."""
+    """A check failed. Its arguments are what the cell shows, and why."""
 
     def __init__(self, shown: str, why: str) -> None:
         super().__init__(shown, why)
@@ -226,7 +210,7 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Cell:
-    """The outcome of a check: "pass", "FAIL", "variant", "raises" or "-", what to show and why."""
+    """The outcome of a check; the verdict is "pass", "FAIL", "variant", "raises" or "-"."""
 
     verdict: str
     shown: str = ""
@@ -238,7 +222,7 @@ class Cell:
 
 
 def judge(check: Callable[..., str | None], *arguments: Any) -> Cell:
-    """Runs a check, without a word to the screen: it passes if it returns, and what it returns is shown."""
+    """Run a check silently. It passes if it returns; what it returns is shown."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -255,12 +239,12 @@ def judge(check: Callable[..., str | None], *arguments: Any) -> Cell:
 
 
 def message(error: Exception) -> str:
-    """The first line of an error."""
+    """Return the first line of an error."""
     return next(iter(str(error).strip().splitlines()), "without a message")[:100]
 
 
 def relative(error: float) -> str:
-    """The error in few characters."""
+    """Return a relative error in few characters."""
     return f"{error:.0e}" if error < 0.001 else f"{error:.2g}"
 
 
@@ -277,7 +261,7 @@ def walk(params: list[nn.Parameter], optimizer: Any, steps: Iterable[int], sign:
 def advance(
     implementation: Implementation, options: Options, steps: Iterable[int] = ()
 ) -> tuple[list[nn.Parameter], Any]:
-    """Parameters after steps, and their optimizer."""
+    """Return the problem's parameters after steps, and their optimizer."""
     params = PROBLEM.parameters(implementation)
     optimizer = implementation.make(params, options)
     walk(params, optimizer, steps, -1 if options.get("maximize") else 1)
@@ -291,7 +275,7 @@ def go_on(
     saved: Any,
     steps: Iterable[int],
 ) -> list[nn.Parameter]:
-    """Copies of the parameters after further steps of a new optimizer with this state_dict."""
+    """Return copies of parameters after further steps of a new optimizer with this state_dict."""
     copies = [nn.Parameter(p.detach().clone()) for p in params]
     optimizer = implementation.make(copies, options)
     optimizer.load_state_dict(copy.deepcopy(saved))
@@ -302,21 +286,25 @@ def go_on(
 def distance(
     got: Iterable[nn.Parameter], expected: Iterable[np.ndarray], start: Iterable[np.ndarray]
 ) -> float:
-    """|got - expected| / |expected - start| over all parameters."""
+    """Return |got - expected| / |expected - start|, norms over all parameters; each may have any shape."""
     pairs = [(numbers(p) - x, x - x0) for p, x, x0 in zip(got, expected, start, strict=True)]
     error, moved = (np.sqrt(sum((pair[k] ** 2).sum() for pair in pairs)) for k in (0, 1))
     return float(error / moved)
 
 
 def require(error: float, implementation: Implementation, what: str) -> str:
-    """Return the error in few characters; Broken, for it is off by so much of `what`, if it is too large."""
+    """Return the error in few characters.
+
+    Raises:
+        Broken: it is too large; `what` says what it is a part of.
+    """
     if not error <= TOLERANCE[implementation.dtype]:
         raise Broken(relative(error), f"is off by {relative(error)}{what}")
     return relative(error)
 
 
 def displacement(implementation: Implementation, options: Options) -> str:
-    """The error of 50 steps. What is to be maximized is minus what is minimized otherwise."""
+    """Return the error of 50 steps. With `maximize` the gradients have the other sign."""
     reference = definition(implementation.optimizer, PROBLEM.start, options)
     sign = -1 if options.get("maximize") else 1
     for t in range(1, STEPS + 1):
@@ -326,7 +314,7 @@ def displacement(implementation: Implementation, options: Options) -> str:
 
 
 def late_join(implementation: Implementation, plain: Options) -> None:
-    """A parameter that joins at step 6, and the same parameter alone."""
+    """Compare a parameter that joins at step 6 with the same parameter alone."""
     params, optimizer = advance(implementation, plain)
     alone = PROBLEM.parameters(implementation)[2:]
     other = implementation.make(alone, plain)
@@ -343,29 +331,24 @@ def late_join(implementation: Implementation, plain: Options) -> None:
 
 
 def gradient_kept(implementation: Implementation, _: Options) -> None:
-    """Under every option set that it has."""
-    changed = []
-    for name, options in OPTIONS[implementation.optimizer].items():
-        params = PROBLEM.parameters(implementation)
-        try:
-            optimizer = implementation.make(params, options)
-        except NotApplicable:
-            continue
+    """Compare p.grad before and after a step, under every option set that it has."""
+    changed: dict[str, None] = {}  # an ordered set
+    for name, options in option_sets_of(implementation):
+        params, optimizer = advance(implementation, options)
         for t in (1, 2):
             PROBLEM.assign(params, t)
             before = [p.grad.clone() for p in params if p.grad is not None]
             optimizer.step()
-            kept = all(
+            if not all(
                 p.grad is not None and torch.equal(p.grad, g) for p, g in zip(params, before, strict=True)
-            )
-            if not kept and name not in changed:
-                changed.append(name)
+            ):
+                changed[name] = None
     if changed:
         raise Broken("", f"changes p.grad ({', '.join(changed)})")
 
 
 def sparse(implementation: Implementation, plain: Options) -> str:
-    """Against the same gradient, dense."""
+    """Compare a step with a sparse gradient to one with the same gradient, dense."""
     embedding = nn.Embedding(10, 4, sparse=True, dtype=implementation.dtype, device=implementation.device)
     dense = nn.Parameter(embedding.weight.detach().clone())
     optimizer = implementation.make([embedding.weight], plain)
@@ -375,7 +358,7 @@ def sparse(implementation: Implementation, plain: Options) -> str:
     try:
         optimizer.step()
     except Exception as error:  # any, if its message says what is wrong
-        if re.search(r"sparse grad", str(error), flags=re.IGNORECASE):
+        if "sparse grad" in str(error).lower():
             return "refused"
         what = f"{type(error).__name__}: {message(error)}"
         raise Broken("unclear", f"refuses without saying why ({what})") from None
@@ -386,7 +369,7 @@ def sparse(implementation: Implementation, plain: Options) -> str:
 
 
 def resume(implementation: Implementation, plain: Options) -> None:
-    """The same bits."""
+    """Compare the bits after ten steps with those after a save and a load at the fifth."""
     straight, _ = advance(implementation, plain, range(1, 11))
     half, optimizer = advance(implementation, plain, range(1, 6))
     resumed = go_on(implementation, plain, half, optimizer.state_dict(), range(6, 11))
@@ -396,7 +379,7 @@ def resume(implementation: Implementation, plain: Options) -> None:
 
 
 def keyword(implementation: Implementation, plain: Options) -> None:
-    """A misspelt argument."""
+    """Give a misspelt argument."""
     try:
         implementation.make(PROBLEM.parameters(implementation), plain, weigth_decay=0.1)
     except (TypeError, ValueError):
@@ -405,7 +388,7 @@ def keyword(implementation: Implementation, plain: Options) -> None:
 
 
 def group_key(implementation: Implementation, plain: Options) -> None:
-    """A misspelt key of a group."""
+    """Give a misspelt key of a group."""
     try:
         implementation.make([{"params": PROBLEM.parameters(implementation), "weigth_decay": 0.1}], plain)
     except (KeyError, TypeError, ValueError):
@@ -414,7 +397,7 @@ def group_key(implementation: Implementation, plain: Options) -> None:
 
 
 def small_bf16(implementation: Implementation, plain: Options) -> str:
-    """Updates below half a unit in the last place."""
+    """Make updates below half a unit in the last place; return how far the parameter moves."""
 
     def defined(lr: float) -> float:
         reference = definition(implementation.optimizer, [np.ones((16, 16))], {**plain, "lr": lr})
@@ -437,7 +420,7 @@ def small_bf16(implementation: Implementation, plain: Options) -> str:
 
 
 def compiled(implementation: Implementation, plain: Options) -> None:
-    """Frames that dynamo compiles in steps 7 to 12."""
+    """Count the frames that dynamo compiles in steps 7 to 12."""
     torch.compiler.reset()
     params = PROBLEM.parameters(implementation)
     step = torch.compile(implementation.make(params, plain).step, backend="eager")
@@ -452,7 +435,7 @@ def compiled(implementation: Implementation, plain: Options) -> None:
 
 
 def complex_parameter(implementation: Implementation, plain: Options) -> str:
-    """Against the parameter's real view."""
+    """Compare a complex parameter with its real view."""
     kind = {torch.float64: torch.complex128, torch.float32: torch.complex64}[implementation.dtype]
     start = torch.complex(torch.arange(6.0), 1 - torch.arange(6.0)).to(implementation.device, kind)
     p, real = nn.Parameter(start.clone()), nn.Parameter(torch.view_as_real(start).clone())
@@ -471,7 +454,7 @@ def complex_parameter(implementation: Implementation, plain: Options) -> str:
 
 
 def tensor_lr(implementation: Implementation, plain: Options) -> None:
-    """Against the same number."""
+    """Compare lr as a tensor with the same number."""
     lr = torch.tensor(plain["lr"], dtype=implementation.dtype)
     got, _ = advance(implementation, {**plain, "lr": lr}, range(1, 6))
     expected, _ = advance(implementation, plain, range(1, 6))
@@ -479,7 +462,7 @@ def tensor_lr(implementation: Implementation, plain: Options) -> None:
 
 
 def weights_only(implementation: Implementation, plain: Options) -> None:
-    """Saved after two steps."""
+    """Save after two steps, and load."""
     _, optimizer = advance(implementation, plain, (1, 2))
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
@@ -488,7 +471,7 @@ def weights_only(implementation: Implementation, plain: Options) -> None:
 
 
 def old_checkpoint(implementation: Implementation, plain: Options) -> None:
-    """Without each flag of the constructor in turn."""
+    """Load without each flag of the constructor in turn."""
     params, optimizer = advance(implementation, plain, (1, 2, 3))
     saved = optimizer.state_dict()
     defaults = {key: x.default for key, x in inspect.signature(implementation.factory).parameters.items()}
@@ -528,25 +511,33 @@ CONTRACT: dict[str, Callable[[Implementation, Options], str | None]] = {
     "weights_only": weights_only,
     "old checkpoint": old_checkpoint,
 }
-OF_FUNCTIONS = ("keyword", "small bf16")  # what can be asked of a function that keeps nothing
+OF_FUNCTIONS = ("keyword", "small bf16")  # the checks of a function, which keeps no state
 
 
 # ---- the runner
 
 
-def basic(implementation: Implementation) -> Options:
-    """The first option set that it has: for the checks that are not about options."""
-    for options in OPTIONS[implementation.optimizer].values():
-        try:
+def option_sets_of(implementation: Implementation) -> Iterator[tuple[str, Options]]:
+    """Yield the names and options of the option sets that it has."""
+    for name, options in OPTIONS[implementation.optimizer].items():
+        with contextlib.suppress(NotApplicable):
             implementation.make(PROBLEM.parameters(implementation), options)
-        except NotApplicable:
-            continue
+            yield name, options
+
+
+def basic(implementation: Implementation) -> Options:
+    """Return the first option set that it has, for the checks that are not about options.
+
+    Raises:
+        NotApplicable: it has none.
+    """
+    for _, options in option_sets_of(implementation):
         return options
     raise NotApplicable("has none of the option sets")
 
 
 def cell(implementation: Implementation, column: str) -> Cell:
-    """One cell: `column` is an option set of the optimizer or a check of the contract."""
+    """Return one cell; `column` is an option set of the optimizer or a check of the contract."""
     if column in CONTRACT:
         if implementation.build is Optax and column not in OF_FUNCTIONS:
             return Cell("-", why="a function: the caller keeps parameters, gradients and state")
@@ -559,16 +550,15 @@ def cell(implementation: Implementation, column: str) -> Cell:
 
 
 def run(implementation: Implementation) -> dict[str, Cell]:
-    """All cells of one row."""
-    return {
-        column: cell(implementation, column) for column in [*OPTIONS[implementation.optimizer], *CONTRACT]
-    }
+    """Return all cells of one row."""
+    columns = [*OPTIONS[implementation.optimizer], *CONTRACT]
+    return {column: cell(implementation, column) for column in columns}
 
 
 def section(name: str, rows: dict[str, dict[str, Cell]]) -> list[str]:
-    """The parts of the page about an optimizer: its table, and below it what is behind the cells."""
+    """Return the parts of the page about an optimizer: its table, and the reasons behind its cells."""
     columns = list(next(iter(rows.values())))
-    said: dict[tuple[str, ...], list[str]] = {}  # (what, of whom...) to the columns where it is said
+    said: dict[tuple[str, ...], list[str]] = {}  # (reason, rows...) to the columns where it is given
     for column in columns:
         whom: dict[str, list[str]] = {}
         for row, cells in rows.items():
@@ -585,23 +575,18 @@ def section(name: str, rows: dict[str, dict[str, Cell]]) -> list[str]:
     ]
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """The result as a page."""
-    sections = (
-        section(
-            name, {row: {key: Cell(**cell) for key, cell in cells.items()} for row, cells in rows.items()}
-        )
-        for name, rows in result["optimizers"].items()
-    )
-    not_run = bullets(f"{row}: {reason}" for row, reason in result["not_run"].items())
+def markdown(
+    about: dict[str, Any], optimizers: dict[str, dict[str, dict[str, Cell]]], not_run: dict[str, str]
+) -> str:
+    """Return the page, from the cells by optimizer, row and column."""
     return page(
         "Conformance",
-        f"{made(result['environment'])} What the columns mean is in "
+        f"{made(about)} What the columns mean is in "
         "[docs/conformance.md](../../docs/conformance.md): first the error of 50 steps as a part of the "
         "distance walked, by option set, then what else may be expected.",
-        *itertools.chain.from_iterable(sections),
+        *itertools.chain.from_iterable(section(*each) for each in optimizers.items()),
         "## Not run",
-        not_run or "Everything known was run.",
+        bullets(f"{row}: {reason}" for row, reason in not_run.items()) or "Everything known was run.",
     )
 
 
@@ -615,22 +600,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out:
         refuse_foreign_page(options.out / "README.md", "benchmarks/conformance.py")
     known = [each for name in options.only for each in (*ours(), *theirs()) if each.optimizer == name]
-    optimizers: dict[str, dict[str, Any]] = {}
+    optimizers: dict[str, dict[str, dict[str, Cell]]] = {}
     not_run, failed = {}, False
     for implementation in (bar := tqdm(known, unit="implementation")):
-        bar.set_postfix_str(f"{implementation.optimizer}, {implementation.label}")
+        name, label = implementation.optimizer, implementation.label
+        bar.set_postfix_str(f"{name}, {label}")
         if implementation.missing:
-            not_run[f"{implementation.optimizer}, {implementation.label}"] = implementation.missing
+            not_run[f"{name}, {label}"] = implementation.missing
             continue
-        cells = run(implementation)
-        failed |= not implementation.package and any(
-            cell.verdict in ("FAIL", "raises") for cell in cells.values()
-        )
-        rows = optimizers.setdefault(implementation.optimizer, {})
-        rows[implementation.label] = {name: asdict(cell) for name, cell in cells.items()}
+        cells = optimizers.setdefault(name, {})[label] = run(implementation)
+        bad = any(cell.verdict in ("FAIL", "raises") for cell in cells.values())
+        failed |= bad and not implementation.package
     about = machine("cuda" if torch.cuda.is_available() else "cpu", arguments)
-    result = {"environment": about, "optimizers": optimizers, "not_run": not_run}
-    publish(result, markdown(result), options.out and options.out / "conformance", "README.md")
+    plain = {
+        name: {row: {column: asdict(cell) for column, cell in cells.items()} for row, cells in rows.items()}
+        for name, rows in optimizers.items()
+    }
+    result = {"environment": about, "optimizers": plain, "not_run": not_run}
+    text = markdown(about, optimizers, not_run)
+    publish(result, text, options.out and options.out / "conformance", "README.md")
     return int(failed)
 
 

@@ -1,8 +1,8 @@
-"""Who implements which optimizer, and what each calls the options: the data of `conformance.py`.
+"""The implementations of each optimizer and their names for its options: the data of `conformance.py`.
 
-Options have neutral names, those of this package. An `Implementation` says how its own are called; one that
-it has no name for is fine where it is off (False, 0, None) and `NotApplicable` where it is not. `fixed`
-brings it to the paper's form wherever it has an option for that; where it has none, and means to differ,
+Options have neutral names, those of this package. An `Implementation` maps them to its own names. An option
+without a name there may be off (False, 0, None); otherwise it is `NotApplicable`. `fixed` brings the
+implementation to the paper's form if it has options for that. If it differs on purpose and has none,
 `variants` says in which option sets and how.
 """
 
@@ -21,17 +21,15 @@ import optim
 
 Options = Mapping[str, Any]
 Name = str | Callable[[Any, Options], Options]  # theirs, or a function of the value and of all options
-
-
-INTERVAL = 3  # of Sophia's estimates
+INTERVAL = 3  # steps between Sophia's estimates
 
 
 class NotApplicable(Exception):
-    """What is asked for does not exist there; the message says why."""
+    """The implementation lacks what a check needs; the message says what."""
 
 
 def plain_call(factory: Callable[..., Any], params: list[Any], arguments: Options) -> Any:
-    """Builds it as any torch optimizer is built."""
+    """Build a torch optimizer."""
     return factory(params, **arguments)
 
 
@@ -41,14 +39,15 @@ class Implementation:
 
     Attributes:
         package: its name on PyPI; "" for this package.
-        optimizer: our name of what it implements.
+        optimizer: our name of the optimizer.
         target: import path of the class or function.
-        names: neutral option to its name; a function gives its arguments from the value and all options.
-        path: which of its code paths, in words.
+        names: its name for each neutral option, or a function that makes arguments from the value and all
+            options.
+        path: its code path, in words.
         fixed: arguments that choose the path and bring it to the paper's form.
         bfloat16: its best options for bfloat16 parameters.
-        variants: option set ("" is any) to a difference that is its convention, not an error.
-        dtype: in which it is compared: float64, unless it calculates in float32.
+        variants: by option set ("" is any), a difference that is a convention, not an error.
+        dtype: dtype of the comparison: float64, unless it calculates in float32.
         device: where the path runs.
         build: makes the optimizer from target, parameters and arguments.
     """
@@ -67,13 +66,13 @@ class Implementation:
 
     @property
     def factory(self) -> Callable[..., Any]:
-        """The class or function."""
+        """Return the class or function."""
         module, _, name = self.target.rpartition(".")
         return getattr(importlib.import_module(module), name)
 
     @property
     def missing(self) -> str:
-        """Why it cannot be run here; empty if it can."""
+        """Return why it cannot run here; empty if it can."""
         if importlib.util.find_spec(self.target.partition(".")[0]) is None:
             return f"not installed: pip install {self.package}"
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -82,7 +81,7 @@ class Implementation:
 
     @property
     def label(self) -> str:
-        """Package, version and path."""
+        """Return package, version and path."""
         try:
             version = metadata.version(self.package or "adan-optim")
         except metadata.PackageNotFoundError:
@@ -91,10 +90,10 @@ class Implementation:
         return f"{who}, {self.path}" if self.path else who
 
     def make(self, params: list[Any], options: Options, **extra: Any) -> Any:
-        """An optimizer over parameters or groups, with neutral options and `extra` arguments of its own.
+        """Return an optimizer over parameters or groups, with neutral options and its own `extra` arguments.
 
         Raises:
-            NotApplicable: if it has no name for an option.
+            NotApplicable: it has no name for an option.
         """
         arguments = dict(self.fixed)
         for key, value in options.items():
@@ -109,15 +108,15 @@ class Implementation:
 
 
 def same(names: str, **others: Name) -> dict[str, Name]:
-    """Options that are called as here, and others."""
+    """Return the names of options: `names` are the same as ours, `others` differ."""
     return {name: name for name in names.split()} | others
 
 
-# ---- what is no torch optimizer
+# ---- adapters
 
 
 class Optax:
-    """A gradient transformation in the place of a torch optimizer: arrays in, arrays out."""
+    """A gradient transformation of optax with the interface of a torch optimizer."""
 
     def __init__(self, factory: Callable[..., Any], params: list[Any], arguments: Options) -> None:
         import jax
@@ -134,7 +133,7 @@ class Optax:
         self.state = self.rule.init(self.values)
 
     def step(self) -> None:
-        """One step; a transformation has no parameters without a gradient."""
+        """Make one step; every parameter must have a gradient."""
         import optax
 
         gradients = [_to_jax(p.grad) for p in self.params]
@@ -151,9 +150,8 @@ def _to_jax(x: Tensor) -> Any:
 
 
 def of_module(factory: Callable[..., Any], params: list[Any], arguments: Options) -> Any:
-    """For an optimizer that takes a model and looks at its names: here they say nothing."""
-    groups = [p for p in params if isinstance(p, dict)]
-    if groups:
+    """Build an optimizer that takes a model and looks at its names, which say nothing here."""
+    if any(isinstance(p, dict) for p in params):
         raise NotApplicable("makes its groups itself, from a model")
     module = nn.Module()
     for i, p in enumerate(params):
@@ -162,13 +160,13 @@ def of_module(factory: Callable[..., Any], params: list[Any], arguments: Options
 
 
 class SquaredGradients:
-    """A Sophia that is given the squared gradient for the Hessian in every INTERVAL-th step."""
+    """A Sophia that gets the squared gradient as its Hessian estimate in every INTERVAL-th step."""
 
     def __init__(self, factory: Callable[..., Any], params: list[Any], arguments: Options) -> None:
         self.inner = factory(params, **arguments)
 
     def step(self) -> None:
-        """One step."""
+        """Make one step."""
         groups = self.inner.param_groups
         params = [p for group in groups for p in group["params"]]
         if hasattr(self.inner, "update_hessian"):  # ours, which counts the steps of each parameter
@@ -198,25 +196,25 @@ def _optax_sophia(**arguments: Any) -> Any:
 
 
 def ours() -> list[Implementation]:
-    """This package, on every path of every card."""
+    """Return this package's optimizers, on every path of every card."""
     found = []
     for name, card in optim.CARDS.items():
         cls = optim.OPTIMIZERS[name]
-        target = f"{cls.__module__}.{cls.__qualname__}"
-        base = Implementation("", name, target, same(" ".join(inspect.signature(cls).parameters)))
-        base = replace(base, bfloat16={"param_rounding": "kahan"})
-        if name == "sophia":
-            base = replace(base, build=SquaredGradients)
-        paths = {
-            "reference": ("cpu", {"foreach": False}),
-            "foreach": ("cpu", {"foreach": True}),
-            **{f"fused ({device})": (device, {"fused": True}) for device in card.fused_devices},
-        }
+        bfloat16 = {"param_rounding": "kahan"}
+        base = Implementation(
+            "",
+            name,
+            f"{cls.__module__}.{cls.__qualname__}",
+            same(" ".join(inspect.signature(cls).parameters)),
+            # without a kernel for bfloat16, the optimizer chooses the path
+            bfloat16=bfloat16 if all(rule.small for rule in card.fused_rules) else bfloat16 | {"fused": None},
+            build=SquaredGradients if name == "sophia" else plain_call,
+        )
+        paths = {"reference": ("cpu", {"foreach": False}), "foreach": ("cpu", {"foreach": True})}
+        paths |= {f"fused ({device})": (device, {"fused": True}) for device in card.fused_devices}
         for path, (device, fixed) in paths.items():
             if path.split()[0] in card.paths:
                 found.append(replace(base, path=path, device=device, fixed=fixed))
-                if not all(rule.small for rule in card.fused_rules):  # no kernel for bfloat16: ours to choose
-                    found[-1] = replace(found[-1], bfloat16={**base.bfloat16, "fused": None})
     return found
 
 
@@ -225,9 +223,9 @@ BOTH: dict[str, Options] = {"loop": {"foreach": False}, "foreach": {"foreach": T
 
 
 def of(package: str, module: str, paths: Mapping[str, Options] = ONE, **common: Any) -> Callable[..., Any]:
-    """What makes the entries of a package, one for each of its paths.
+    """Return a function that makes the entries of a package, one for each of its code paths.
 
-    It takes our optimizer's name, its own, the names of options, and what else there is to say of it.
+    It takes our name of the optimizer, the package's, the names of options, and fields of Implementation.
     """
 
     def entries(optimizer: str, name: str, names: Mapping[str, Name], **more: Any) -> list[Implementation]:
@@ -239,22 +237,22 @@ def of(package: str, module: str, paths: Mapping[str, Options] = ONE, **common: 
 
 
 def two_betas(betas: tuple[float, float], _: Options) -> Options:
-    """Betas one by one."""
+    """Return the betas as separate arguments."""
     return {"b1": betas[0], "b2": betas[1]}
 
 
 def left_out(_: Any, __: Options) -> Options:
-    """Of an option that is always on there, or that belongs to what a variant does not have."""
+    """Pass nothing, for an option that is always on, or that concerns a part the variant lacks."""
     return {}
 
 
 def negative(name: str) -> Name:
-    """An option that they call so and whose sign is the other."""
+    """Return a name for an option that has the other sign there."""
     return lambda value, _: {name: -value}
 
 
 def eps_pair(eps: float, options: Options) -> Options:
-    """Both eps of Adafactor together."""
+    """Return both eps of Adafactor as one argument."""
     return {"eps": (eps, options["eps_scale"])}
 
 
@@ -442,7 +440,7 @@ LIONS = [
     *bitsandbytes("lion", "Lion", same("lr betas weight_decay")),
     *optax("lion", "lion", OPTAX | same("weight_decay", betas=two_betas)),
 ]
-# With the squared gradient for the Hessian, as Sophia-G has it of a sampled loss. The first clips
+# With the squared gradient as the Hessian estimate (Sophia-G takes that of a sampled loss). The first clips
 # m / max(h, eps) at p, the paper m / max(rho h, eps) at 1.
 SOPHIAS = [
     *pytorch_optimizer(
@@ -492,5 +490,5 @@ MATRICES = [  # Shampoo and Adam-mini
 
 
 def theirs() -> list[Implementation]:
-    """The implementations of other packages."""
+    """Return the implementations of other packages."""
     return [*ADANS, *ADAMS, *ADAFACTORS, *LAMBS, *LARSES, *LIONS, *SOPHIAS, *MATRICES]

@@ -1,20 +1,20 @@
-"""Times the tokenising of text: `python benchmarks/tokenize_text.py --text FILE --tokenizer FOLDER`.
+"""Time tokenising: `python benchmarks/tokenize_text.py --text FILE --tokenizer FOLDER`.
 
 A text of --size is made in a temporary folder: the lines of FILE over and over, each time in another order,
-and one word in fifty made of the halves of two others, so that new words keep coming as in real text. Then,
-in turn, over --rounds:
+and one word in fifty made of the halves of two others, so that new words keep coming, as in real text. Then,
+in turns, over --rounds:
 
     prepare            the whole command `prepare_text.py shards`, with its start, its files and its checksums
     bare, processes    as many processes, each of which reads lines and gives them to the library's
-                       encode_batch_fast; what comes back is counted and dropped
+                       encode_batch_fast; the result is counted and dropped
     bare, threads      this process, with as many of the library's own threads
 
-All must count the same tokens. `ratio` is the speed of prepare to that of the faster bare loop of the round,
+All must count the same tokens. `ratio` is the speed of prepare relative to the faster bare loop of the round,
 the median over the rounds.
 
-    peak memory        of prepare's processes together, in proportional set size (Pss: a page that several
-                       share counts once), sampled five times a second; also for an eighth of the text:
-                       constant memory is the same for both. On Linux only
+    peak memory        of prepare's processes together, in proportional set size (PSS: a page that several
+                       processes share counts once), sampled five times per second; also for an eighth of the
+                       text: if memory is constant, both are the same. On Linux only
 """
 
 import argparse
@@ -34,25 +34,24 @@ from typing import Any
 import tokenizers as library
 from tqdm import tqdm
 
-from benchmarks.common import check, machine, made, parser
+from benchmarks.common import check, machine, made, parser, take_turns
 from repro.errors import UserError
 from repro.results import page, publish, table
 from repro.text import files, tokenizers
 from repro.text.config import TokenizerConfig
 from repro.text.python_docs import python_docs
-from repro.text.tokenizers import Tokenizer
 from repro.train.cli import exit_status, file_size
 
 PREPARE = Path(__file__).resolve().parent.parent / "scripts" / "prepare_text.py"
 BATCH = 1000  # lines that the bare loops give to the library at once
 PIECE = 16 * 10**6  # bytes
-_bare: library.Tokenizer  # of a process of the bare loop
+_bare: library.Tokenizer  # of a process in the bare loop
 
 
 def make_text(lines: list[str], size: int, path: Path) -> int:
     """Write `size` bytes of text (and up to a line more) that does not repeat itself; return the bytes."""
     made, written = random.Random(0), 0
-    lines = [line.strip() for line in lines if line.strip()]
+    lines = list(filter(None, map(str.strip, lines)))
     words = [word for line in lines for word in line.split()]
     with (
         path.open("wb") as file,
@@ -73,13 +72,18 @@ def make_text(lines: list[str], size: int, path: Path) -> int:
 
 
 def run_prepare(text: Path, tokenizer: Path, workers: int) -> dict[str, Any]:
-    """Run the command on a text; return seconds, tokens and the peak of memory."""
+    """Run the command on a text; return seconds, tokens and peak memory.
+
+    Raises:
+        UserError: the command failed.
+    """
     with tempfile.TemporaryDirectory(dir=text.parent) as out:
-        words = [f"data.root={text}", f"tokenizer.path={tokenizer}", f"--size={PIECE // 10**6}MB"]
-        command = [sys.executable, str(PREPARE), "shards", out, "data=text", "tokenizer=file", *words]
+        command = [sys.executable, str(PREPARE), "shards", out, "data=text", "tokenizer=file"]
+        command += [f"data.root={text}", f"tokenizer.path={tokenizer}"]
+        command += [f"--size={PIECE // 10**6}MB", f"--workers={workers}"]
         start = time.perf_counter()
         with subprocess.Popen(
-            [*command, f"--workers={workers}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         ) as process:
             peak = [0]
             watch = threading.Thread(target=_watch, args=(process, peak))
@@ -95,7 +99,7 @@ def run_prepare(text: Path, tokenizer: Path, workers: int) -> dict[str, Any]:
 
 
 def _watch(process: "subprocess.Popen[str]", peak: list[int]) -> None:
-    """Keep the largest Pss of a process and its children."""
+    """Keep the largest PSS of a process and its children in `peak`."""
     while process.poll() is None:
         try:
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -147,33 +151,36 @@ def run_bare(text: Path, tokenizer: Path, workers: int, threads: bool) -> dict[s
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Return all numbers."""
+    """Return all numbers.
+
+    Raises:
+        UserError: the loops counted different tokens.
+    """
     lines = python_docs()["train"] if options.text is None else read_lines(options.text)
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        text, tokenizer = Path(scratch) / "text.txt", Path(scratch) / "tokenizer"
-        make_tokenizer(options.tokenizer, lines).save(tokenizer)
+        text, small, tokenizer = (Path(scratch) / name for name in ("text.txt", "small.txt", "tokenizer"))
+        if options.tokenizer is not None:
+            vocabulary = tokenizers.load(options.tokenizer)
+        else:
+            vocabulary = tokenizers.build(TokenizerConfig("bpe", vocab_size=16_384), lambda: [lines])
+        vocabulary.save(tokenizer)
         size = make_text(lines, options.size, text)
-        small = Path(scratch) / "small.txt"
         make_text(lines, options.size // 8, small)
         eighth = run_prepare(small, tokenizer, options.workers)
-        kinds = {
-            "prepare": lambda: run_prepare(text, tokenizer, options.workers),
-            "bare, processes": lambda: run_bare(text, tokenizer, options.workers, False),
-            "bare, threads": lambda: run_bare(text, tokenizer, options.workers, True),
-        }
-        runs: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
-        for turn in tqdm(range(options.rounds), desc="rounds", leave=False, disable=None):
-            order = [*kinds][turn % 3 :] + [*kinds][: turn % 3]
-            for kind in order:
-                runs[kind].append(kinds[kind]())
+        runs = take_turns(
+            {
+                "prepare": lambda: run_prepare(text, tokenizer, options.workers),
+                "bare, processes": lambda: run_bare(text, tokenizer, options.workers, False),
+                "bare, threads": lambda: run_bare(text, tokenizer, options.workers, True),
+            },
+            options.rounds,
+            "rounds",
+        )
         vocabulary = tokenizers.load(tokenizer)
     tokens = {run["tokens"] for done in runs.values() for run in done}
     if len(tokens) > 1:
         raise UserError(f"the loops counted different tokens, {tokens}: they are not the same work")
-    ratios = []
-    for turn in range(options.rounds):
-        seconds = {kind: runs[kind][turn]["seconds"] for kind in kinds}
-        ratios.append(min(seconds["bare, processes"], seconds["bare, threads"]) / seconds["prepare"])
+    seconds = zip(*([run["seconds"] for run in done] for done in runs.values()), strict=True)
     return {
         "library": library.__version__,
         "text": {
@@ -184,28 +191,25 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "tokenizer": {"name": vocabulary.name, "vocab_size": vocabulary.vocab_size},
         "workers": options.workers,
         "runs": runs,
-        "ratio": statistics.median(ratios),
-        "peak_MB": max((run["peak_MB"] or 0 for run in runs["prepare"]), default=0) or None,
+        "ratio": statistics.median(min(bare) / prepare for prepare, *bare in seconds),
+        "peak_MB": max(run["peak_MB"] or 0 for run in runs["prepare"]) or None,
         "peak_MB_of_an_eighth": eighth["peak_MB"],
     }
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a file."""
+    """Return the lines of a file.
+
+    Raises:
+        UserError: it does not exist.
+    """
     if not path.is_file():
         raise UserError(f"--text {path}: no such file")
     return [line for piece in files.pieces(path, 10**9, True) for batch in piece.batches() for line in batch]
 
 
-def make_tokenizer(path: Path | None, lines: list[str]) -> Tokenizer:
-    """Return the tokenizer of a folder, or byte pairs trained on the lines."""
-    if path is not None:
-        return tokenizers.load(path)
-    return tokenizers.build(TokenizerConfig("bpe", vocab_size=16_384), lambda: [lines])
-
-
 def markdown(result: dict[str, Any]) -> str:
-    """The result as a page."""
+    """Return the page of a result."""
     about, text, tokenizer = result["machine"], result["text"], result["tokenizer"]
     megabytes = text["bytes"] / 1e6
     rows = []
@@ -213,8 +217,7 @@ def markdown(result: dict[str, Any]) -> str:
         seconds = [run["seconds"] for run in runs]
         middle = statistics.median(seconds)
         spread = f"{middle:.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
-        speed = [f"{megabytes / middle:.2f}", f"{text['tokens'] / middle / 1e6:.3f}"]
-        rows.append([kind, spread, *speed])
+        rows.append([kind, spread, f"{megabytes / middle:.2f}", f"{text['tokens'] / middle / 1e6:.3f}"])
     peak, eighth = result["peak_MB"], result["peak_MB_of_an_eighth"]
     source = made(about, f"{about['cores']} cores", f"tokenizers {result['library']}")
     return page(
@@ -224,10 +227,10 @@ def markdown(result: dict[str, Any]) -> str:
         f"{result['workers']} processes, or threads; {len(runs)} rounds. `--help` explains the numbers.",
         table(["", "seconds: median (range)", "MB/s", "million tokens/s"], rows),
         f"prepare runs at {result['ratio']:.3f} of the speed of the faster bare loop.",
-        ""
-        if peak is None or eighth is None
-        else f"Peak memory of prepare, all its processes: {peak:.0f} MB; with an eighth of the text "
-        f"{eighth:.0f} MB.",
+        f"Peak memory of prepare, all its processes: {peak:.0f} MB; with an eighth of the text "
+        f"{eighth:.0f} MB."
+        if peak and eighth
+        else "",
     )
 
 
