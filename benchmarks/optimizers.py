@@ -1,44 +1,46 @@
-"""Times optimizer steps side by side: `python benchmarks/optimizers.py [--device cuda] [--out PATH]`.
+"""Time optimizer steps side by side: `python benchmarks/optimizers.py [--device cuda] [--out PATH]`.
 
 Each parameter list is measured in several fresh processes, because the memory pages and the cores that a
-process happens to get decide its bandwidth. Within one, the optimizers work on the same parameters and
-gradients, one step each in turn, the order rotating, so that a machine whose speed drifts slows all of them
-alike. Where the states of all do not fit in memory together, as many as fit take turns, always with torch's
-fused AdamW among them; what does not fit even alone is named with the bytes it would need. Models are lists
-of shapes: there is no forward pass. Two sets of gradients alternate and are assigned before each step,
-outside of the timed part, because a step with take_gradients keeps the one it was given.
+process happens to get determine its bandwidth. Within a process, the optimizers work on the same parameters
+and gradients, one step each in turn, in rotating order, so that a machine whose speed drifts slows all alike.
+If the states of all do not fit in memory together, as many as fit take turns, always with torch's fused AdamW
+among them; those that do not fit even alone are named with the bytes that they need. Models are lists of
+shapes: there is no forward pass. Two sets of gradients alternate and are assigned before each step, outside
+of the timed part, because a step with take_gradients keeps the gradients it was given.
 
     ms, ns/parameter   time of a step (on CUDA between two events): median over rounds, then over processes
     B/parameter        what a one-pass step must read and write: see `one_pass` below
-    GB/s               these bytes over that time: for a step that makes several passes (foreach) it is the
-                       useful part of its traffic
-    of copy, of update GB/s over that of the stream of this name in the same process: on CUDA the copy, on a
+    GB/s               these bytes over that time; if a step makes several passes (foreach), the useful part
+                       of its traffic
+    of copy, of update GB/s relative to the stream of this name in the same process: on CUDA the copy; on a
                        CPU, where a copy also loads the lines that it overwrites, the update in place
     state              bytes of optimizer state per parameter, counted after the steps
     peak               CUDA only: most memory allocated over two steps, after two steps that made the states;
-                       parameters, states and one set of fresh gradients, nothing of a model's activations
+                       parameters, states and one set of fresh gradients, no activations of a model
     ratio              to torch's fused AdamW: the median over a process's rounds, then over the processes,
                        with the smallest and the largest of them
 
-Below them is what the machine streams in the same process:
+The streams of the machine, in the same process:
 
     copy     a = b, 8 bytes an element (12 with the write-allocate of a)
     triad    a = b + s c, 12 bytes an element as STREAM counts (16 with the write-allocate of a)
     update   a = a + s b in place, 12 bytes an element: the access pattern of an optimizer
 
-The last table is the time of a whole step on 400 tensors of 16 elements, where there is next to no
-arithmetic: the overhead of Python and of the launch. "again" repeats one optimizer's step, with the same or
-with new gradients; "in turn" steps the optimizers one after the other, which empties the caches in between.
-A column is the median; "fastest tenth" is the time that one step in ten stays below: on a machine shared with
-others, that of a core which nobody else slows down.
+The last table is the time of a whole step on 400 tensors of 16 elements, with almost no arithmetic: the
+overhead of Python and of the launch. "again" repeats one optimizer's step, with the same or with new
+gradients; "in turn" steps one optimizer after the other, which evicts each one's data from the caches. A
+column is the median; "fastest tenth" is the time that one step in ten stays below: on a shared machine, the
+time on a core that nobody else uses.
 """
 
 import gc
 import importlib
+import itertools
 import json
 import re
 import statistics
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,10 +64,10 @@ class Entry:
 
     Attributes:
         build: makes the optimizer.
-        moved: bytes per float32 parameter of a step, by design.
-        state: bytes per parameter of state, by design.
-        device: the only device type that the row is for; None is any.
-        taken: whether the step takes the gradient and leaves none.
+        moved: bytes that a step moves per float32 parameter, by design.
+        state: bytes of state per parameter, by design.
+        device: the only device type that it runs on; None is any.
+        taken: whether the step takes the gradient and leaves None.
     """
 
     build: Build
@@ -76,7 +78,7 @@ class Entry:
 
 
 def one_pass(state: float, parameter: float = 4) -> float:
-    """Bytes per parameter that a step must move: p, g and the states are read, p and the states written.
+    """Return the bytes per parameter that a step must move: it reads p, g and states, writes p and states.
 
     For float32 parameters of this package's optimizers `Card.traffic_bytes` says the same: 28 for AdamW, 44
     for Adan, 40 with taken gradients, 28 with bfloat16 states, 20.1 with int8.
@@ -87,7 +89,7 @@ def one_pass(state: float, parameter: float = 4) -> float:
 def ours(
     name: str, state_dtype: str | None = None, take_gradients: bool = False, extra: float = 0, **options: Any
 ) -> Entry:
-    """The entry of an optimizer of this package, which moves `extra` bytes in addition to the one pass."""
+    """Return the entry of an optimizer of ours, which moves `extra` bytes besides the one pass."""
     card = optim.CARDS[name]
     options = {"fused": True, "weight_decay": 0.02, "state_dtype": state_dtype, **options}
     if take_gradients:
@@ -102,7 +104,7 @@ def ours(
 
 
 def theirs(path: str, state: float, device: str | None = None, **options: Any) -> Entry:
-    """The entry of an optimizer by its import path."""
+    """Return the entry of an optimizer by its import path."""
     module, _, name = path.rpartition(".")
     return Entry(
         lambda p: getattr(importlib.import_module(module), name)(p, **options),
@@ -115,13 +117,13 @@ def theirs(path: str, state: float, device: str | None = None, **options: Any) -
 class OfficialTraffic(optim.Adan):
     """Our fused step, then the two passes that the official fused Adan makes after its kernel.
 
-    It zeroes its previous gradient (4 bytes written) and subtracts the gradient from it (8 read, 4 written):
-    44 + 16 = 60 bytes a parameter. Source: sail-sg/Adan adan.py, `_fused_adan_multi_tensor`. An emulation of
-    its traffic, on a list of its own, not its code.
+    It zeroes the previous gradient (4 bytes written) and subtracts the gradient from it (8 read, 4 written):
+    44 + 16 = 60 bytes per parameter. Source: sail-sg/Adan adan.py, `_fused_adan_multi_tensor`. This emulates
+    its traffic on a separate list of tensors; it is not its code.
     """
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Makes the step."""
+        """Make the step."""
         grads = [p.grad for group in self.param_groups for p in group["params"]]
         loss = super().step(closure)
         if not hasattr(self, "scratch"):
@@ -196,11 +198,11 @@ STREAMS = {"copy": 8, "triad": 12, "update": 12}  # bytes an element
 REFERENCE = {"cpu": "update", "cuda": "copy"}  # the stream that GB/s are compared with
 STREAM_ELEMENTS = 2**26  # at most; far beyond any cache
 OVERHEAD = ("again", "again, new gradients", "in turn, new gradients")
-VISITS = 10  # to each optimizer for its overhead, so that seconds in which the machine is slow meet all
+VISITS = 10  # per optimizer, so that a few slow seconds of the machine hit all of them alike
 
 
 def shapes(name: str) -> list[torch.Size]:
-    """Parameter shapes of a model, made without its memory."""
+    """Return the parameter shapes of a model, without allocating its memory."""
     if name == MATRICES:
         return [torch.Size((4096, 4096))] * 4
     size = gpt2_size(name)
@@ -208,16 +210,8 @@ def shapes(name: str) -> list[torch.Size]:
         if size is not None:
             from transformers import GPT2Config, GPT2LMHeadModel
 
-            layers, width = size
-            config = GPT2Config(
-                vocab_size=49280,
-                n_positions=2048,
-                n_embd=width,
-                n_layer=layers,
-                n_head=1,  # which does not change the shapes
-                bos_token_id=0,
-                eos_token_id=0,
-            )
+            sizes = dict(vocab_size=49280, n_positions=2048, n_layer=size[0], n_embd=size[1])
+            config = GPT2Config(**sizes, n_head=1, bos_token_id=0, eos_token_id=0)  # heads change no shape
             return [p.shape for p in GPT2LMHeadModel(config).parameters()]
         import timm
 
@@ -225,13 +219,13 @@ def shapes(name: str) -> list[torch.Size]:
 
 
 def gpt2_size(name: str) -> tuple[int, int] | None:
-    """Layers and width of a GPT-2 by its name in `GPT2`, or by its size, as in "GPT-2 12x768"."""
+    """Return layers and width of a GPT-2 by its name in `GPT2`, or by its size, as in "GPT-2 12x768"."""
     size = re.fullmatch(r"GPT-2 ([1-9]\d*)x([1-9]\d*)", name)
     return (int(size[1]), int(size[2])) if size else GPT2.get(name)
 
 
 def check_list(name: str) -> None:
-    """Raises UserError for a name that `shapes` does not know."""
+    """Raise UserError for a name that `shapes` does not know."""
     import timm
 
     if name not in LISTS["cuda"] and gpt2_size(name) is None and not timm.is_model(name):
@@ -239,7 +233,7 @@ def check_list(name: str) -> None:
 
 
 def make(sizes: list[torch.Size], device: str, seed: int = 0) -> list[torch.nn.Parameter]:
-    """Parameters with gradients of about the size that training gives."""
+    """Return parameters of these shapes, with gradients of about the size that they have in training."""
     generator = torch.Generator(device).manual_seed(seed)
     params = [
         torch.nn.Parameter(torch.randn(size, generator=generator, device=device) * 0.02) for size in sizes
@@ -250,7 +244,7 @@ def make(sizes: list[torch.Size], device: str, seed: int = 0) -> list[torch.nn.P
 
 
 def memory(device: str) -> int:
-    """Free bytes on the device."""
+    """Return the free bytes on the device."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
     free = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
@@ -258,7 +252,7 @@ def memory(device: str) -> int:
 
 
 def present(device: str, only: list[str]) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Of the entries of these names those that work on the device, and why the others do not."""
+    """Return the entries of these names that work on the device, and why the others do not."""
     works, absent = {}, {}
     for key, entry in ENTRIES.items():
         if key not in only:
@@ -266,9 +260,8 @@ def present(device: str, only: list[str]) -> tuple[dict[str, Entry], dict[str, s
         if entry.device not in (None, device):
             absent[key] = f"{entry.device} only"
             continue
-        try:  # whatever is wrong with a library that is not ours, the others can be measured
-            params = make([torch.Size((64, 128))], device)
-            entry.build(params).step()
+        try:  # a broken library must not keep the others from being measured
+            entry.build(make([torch.Size((64, 128))], device)).step()
             works[key] = entry
         except Exception as error:
             absent[key] = (str(error).splitlines() or [type(error).__name__])[0]
@@ -276,15 +269,14 @@ def present(device: str, only: list[str]) -> tuple[dict[str, Entry], dict[str, s
 
 
 def parties(entries: dict[str, Entry], count: int, budget: float) -> tuple[list[list[str]], dict[str, float]]:
-    """Who takes turns with whom, and the bytes that the others would need.
+    """Return the groups of optimizers that take turns, and the bytes that each one that fits in none needs.
+
+    A group has the baseline, and fits into memory with parameters, two sets of gradients, the states of its
+    members, 8 bytes per parameter of temporaries (of a foreach step or an emulation), and the stream arrays.
 
     Args:
-        entries: the optimizers.
         count: number of float32 parameters.
-        budget: bytes that there are.
-
-    Each party has the baseline and fits: parameters, two sets of gradients, the states of all its members,
-    8 bytes a parameter for what a foreach step or an emulation needs while it runs, and the stream arrays.
+        budget: bytes of memory.
     """
     fixed = count * (4 + 2 * 4 + 8) + 3 * 4 * min(count, STREAM_ELEMENTS)
     need = {key: count * entry.state for key, entry in entries.items()}
@@ -304,7 +296,7 @@ def parties(entries: dict[str, Entry], count: int, budget: float) -> tuple[list[
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of all state tensors, of our optimizers and of others, whatever classes of tensor they use."""
+    """Return the bytes of all state tensors, also of optimizers with their own tensor classes."""
     if isinstance(optimizer, optim.Optimizer):
         return sum(optim.state_bytes(optimizer).values())
 
@@ -320,21 +312,21 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 def peak_bytes(params: list[torch.nn.Parameter], build: Build) -> int:
-    """Most CUDA memory allocated over two steps of one optimizer that has its states."""
-    gc.collect()  # what is left of the one before would count as this one's
+    """Return the most CUDA memory allocated over two steps of an optimizer that has its states."""
+    gc.collect()  # the previous optimizer must not count
     optimizer = build(params)
     for i in range(4):
         if i == 2:
             torch.cuda.reset_peak_memory_stats()
         for p in params:
-            p.grad = torch.ones_like(p)  # a new tensor, as a backward pass makes it
+            p.grad = torch.ones_like(p)  # a new tensor, as from a backward pass
         optimizer.step()
         optimizer.zero_grad()
     return torch.cuda.max_memory_allocated()
 
 
 def bench_list(name: str, device: str, rounds: int, budget: float, only: list[str]) -> dict[str, Any]:
-    """The optimizers of these names on one parameter list."""
+    """Measure the optimizers of these names on one parameter list, in this process."""
     sizes = shapes(name)
     count = sum(size.numel() for size in sizes)
     entries, absent = present(device, only)
@@ -348,8 +340,8 @@ def bench_list(name: str, device: str, rounds: int, budget: float, only: list[st
     if device == "cuda":
         for p in params:
             p.grad = None
-        for key in (key for group in groups for key in group if key not in peaks):
-            if key != EMULATED:  # whose scratch list is not the original's memory
+        for key in dict.fromkeys(itertools.chain(*groups)):
+            if key != EMULATED:  # its scratch list is not part of the original's memory
                 peaks[key] = peak_bytes(params, entries[key].build)
     grads = [[torch.randn_like(p) * 1e-3 for p in params] for _ in range(2)]
 
@@ -358,18 +350,21 @@ def bench_list(name: str, device: str, rounds: int, budget: float, only: list[st
             p.grad = g
 
     a, b, c = (torch.ones(min(count, STREAM_ELEMENTS), device=device) for _ in range(3))
+    streams: dict[str, Step] = {
+        "copy": lambda: a.copy_(b),
+        "triad": lambda: torch.add(b, c, alpha=0.5, out=a),
+        "update": lambda: a.add_(b, alpha=1e-9),
+    }
     for members in groups:
         optimizers = {key: entries[key].build(params) for key in members}
-        steps: dict[str, Step] = {key: optimizer.step for key, optimizer in optimizers.items()}
-        steps["copy"] = lambda: a.copy_(b)
-        steps["triad"] = lambda: torch.add(b, c, alpha=0.5, out=a)
-        steps["update"] = lambda: a.add_(b, alpha=1e-9)
+        steps = {key: optimizer.step for key, optimizer in optimizers.items()} | streams
         times = interleave(steps, rounds, name, device, hand_over)
-        stream = STREAMS[REFERENCE[device]] * a.numel() / statistics.median(times[REFERENCE[device]])
-        for key, series in times.items():
-            elements = count if key in entries else a.numel()
-            bytes_each = entries[key].moved if key in entries else STREAMS[key]
-            median = statistics.median(series)
+        medians = {key: statistics.median(series) for key, series in times.items()}
+        stream = STREAMS[REFERENCE[device]] * a.numel() / medians[REFERENCE[device]]
+        for key, median in medians.items():
+            elements, bytes_each = (
+                (a.numel(), STREAMS[key]) if key in STREAMS else (count, entries[key].moved)
+            )
             speed = bytes_each * elements / median
             row = {
                 "ms": median * 1e3,
@@ -379,13 +374,14 @@ def bench_list(name: str, device: str, rounds: int, budget: float, only: list[st
                 f"of_{REFERENCE[device]}": speed / stream,
             }
             if key in entries:
+                ratios = (x / y for x, y in zip(times[key], times[BASELINE], strict=True))
                 row["state_bytes_per_parameter"] = state_bytes(optimizers[key]) / count
-                row["ratio"] = statistics.median(x / y for x, y in zip(series, times[BASELINE], strict=True))
+                row["ratio"] = statistics.median(ratios)
             if key in peaks:
                 row["peak_GiB"] = peaks[key] / 2**30
-            rows.setdefault(key, row)  # the first party speaks for what is in all of them
+            rows.setdefault(key, row)  # the first group speaks for the members of several
         del optimizers, steps
-        gc.collect()  # their states make room for the next party's
+        gc.collect()  # make room for the states of the next group
     order = [*entries, *STREAMS]
     return {**about, "misfits": misfits, "rows": {key: rows[key] for key in order if key in rows}}
 
@@ -393,7 +389,7 @@ def bench_list(name: str, device: str, rounds: int, budget: float, only: list[st
 def bench_in_processes(
     name: str, device: str, rounds: int, processes: int, budget: float, steps: list[str]
 ) -> dict[str, Any]:
-    """The medians over fresh processes, and all the ratios."""
+    """Return the medians over fresh processes, and the ratio of each process."""
     command = [__file__, "--worker", name, "--device", device, "--rounds", str(rounds)]
     command += ["--memory", str(budget / 2**30), "--steps", *steps]
     runs = fresh([command] * processes, name)
@@ -407,7 +403,7 @@ def bench_in_processes(
 
 
 def bench_overhead(device: str, rounds: int, only: list[str]) -> dict[str, dict[str, float]]:
-    """Microseconds of a step on 400 tensors of 16 elements, over VISITS times as many rounds."""
+    """Return microseconds of a step on 400 tensors of 16 elements, over VISITS times as many rounds."""
     params = make([torch.Size((16,))] * 400, device)
 
     def new(i: int) -> None:
@@ -416,11 +412,11 @@ def bench_overhead(device: str, rounds: int, only: list[str]) -> dict[str, dict[
 
     entries, _ = present(device, only)
     steps = {key: entry.build(params).step for key, entry in entries.items()}
-    times: dict[str, dict[str, list[float]]] = {key: {column: [] for column in OVERHEAD} for key in entries}
+    times: dict[str, dict[str, list[float]]] = {key: defaultdict(list) for key in entries}
     again, fresh, in_turn = OVERHEAD
     for _ in range(VISITS):
         for key, step in steps.items():
-            if not entries[key].taken:  # which leaves no gradient to step with again
+            if not entries[key].taken:  # it leaves no gradient for another step
                 new(0)
                 times[key][again] += interleave({key: step}, rounds, key, device)[key]
             times[key][fresh] += interleave({key: step}, rounds, key, device, new)[key]
@@ -429,19 +425,18 @@ def bench_overhead(device: str, rounds: int, only: list[str]) -> dict[str, dict[
     rows: dict[str, dict[str, float]] = {key: {} for key in entries}
     for key, columns in times.items():
         for column, series in columns.items():
-            if series:
-                rows[key][column] = statistics.median(series)
-                rows[key][f"{column}, fastest tenth"] = sorted(series)[len(series) // 10]
-    return {key: {column: 1e6 * value for column, value in row.items()} for key, row in rows.items()}
+            rows[key][column] = 1e6 * statistics.median(series)
+            rows[key][f"{column}, fastest tenth"] = 1e6 * sorted(series)[len(series) // 10]
+    return rows
 
 
 def design() -> str:
-    """A table of the bytes per parameter that each row moves and keeps, by the formula alone."""
+    """Return the table of the bytes per parameter that each row moves and keeps, by the formula alone."""
     rows = [(key, 4, entry.moved, entry.state) for key, entry in ENTRIES.items()]
     bf16 = ADAN.state_bytes("bfloat16")
     rows += [
         ("Adan fused, bf16 parameters and states", 2, one_pass(bf16, 2), bf16),
-        ("the same, Kahan", 2, one_pass(bf16 + 2, 2), bf16 + 2),  # of which one is the compensation
+        ("the same, Kahan", 2, one_pass(bf16 + 2, 2), bf16 + 2),  # one of them is the compensation
     ]
     cells = (
         [key, f"{moved:.4g}", f"{state:.4g}", f"{2 * parameter + state:.4g}"]
@@ -466,7 +461,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result as tables."""
+    """Return the page of a result."""
     about = result["machine"]
     parts: list[str] = []
     absent: dict[str, str] = {}
@@ -510,7 +505,7 @@ def main(arguments: list[str] | None = None) -> int:
     found.add_argument("--steps", nargs="+", metavar="STEP", help=f"{', '.join(ENTRIES)}; default: all")
     found.add_argument("--rounds", type=int, default=20)
     found.add_argument("--processes", type=int, help="default: 7, with CUDA 3")
-    found.add_argument("--memory", type=float, metavar="GIB", help="default: nine tenths of what is free")
+    found.add_argument("--memory", type=float, metavar="GIB", help="default: 90 %% of the free memory")
     found.add_argument("--design", action="store_true", help="print the bytes by design and measure nothing")
     found.add_argument("--worker", metavar="LIST", help="measure one list in this process and print JSON")
     options = found.parse_args(arguments)

@@ -1,34 +1,34 @@
-"""Times whole training steps side by side: `python benchmarks/training.py [--optimizers] [--out PATH]`.
+"""Time whole training steps side by side: `python benchmarks/training.py [--optimizers] [--out PATH]`.
 
 Models are those of the recipes, vision and language, on the data that come with them. One process; one model
-for each contestant, all from the same weights, all trained on the same batches, which lie in memory before
+for each contestant, all from the same weights, all trained on the same batches, which are in memory before
 the clock starts. The contestants take turns, in another order in every round, so that a machine whose speed
-drifts slows all of them alike. A turn is one step on a CPU; on CUDA, where the device must be idle when the
-clock is read, it is 20, and forward and loss are in bfloat16 (autocast). The time of a step is from being
-handed a batch to asking for the next one; a ratio is the median of the ratios in the rounds, with a 95%
-interval of that median. There is no dropout, which would give each contestant another loss.
+drifts slows all alike. A turn is one step on a CPU. On CUDA, where the device must be idle when the clock is
+read, it is 20, and forward and loss are in bfloat16 (autocast). The time of a step is from receiving a batch
+to asking for the next one; a ratio is the median of the ratios in the rounds, with a 95% interval of that
+median. There is no dropout, which would give each contestant another loss.
 
 Without --optimizers: three training loops with optim's fused Adan.
 
     bare    forward and loss as one would write them, backward, step, zero_grad, and nothing else
     timm    what train_one_epoch of timm's train.py does at each step, made of parts of timm: meters, a
-            scheduler that is told of every step, the loss fetched at every step
+            scheduler that is updated at every step, the loss fetched at every step
     ours    repro.train.trainer.Trainer with the model's recipe and everything that it does between two
             evaluations: schedule, accelerate's wrappers, records in metrics.jsonl, the progress bar
 
-Logging is due once in every turn, in timm's structure as in ours; the default of both is every 50 steps. The
-losses of all must agree, or they did not do the same work; the largest difference is in the result.
+timm's loop and ours log once per turn; the default of both is every 50 steps. The losses of all must agree,
+otherwise they did not do the same work; the largest difference is in the result.
 
 With --optimizers: the bare loop with each optimizer.
 
-    .../s, TFLOP/s      from the median; of images or tokens; FLOPs of forward and backward, counted by
-                        torch.utils.flop_counter
+    .../s, TFLOP/s      images or tokens per second, from the median; FLOPs of forward and backward, counted
+                        by torch.utils.flop_counter
     optimizer, share    time of optimizer.step, and its part of the step, in further steps of the bare loop
     B/parameter         what a one-pass step must read and write, as in optimizers.py; a foreach step
                         makes many passes, and moves several times as much
     state               bytes of optimizer state per parameter, counted after the steps
     peak                CUDA only: most memory allocated over two steps with one optimizer alone, after two
-                        steps that made its states; activations and the synthetic images are in it
+                        steps that made its states; with activations and the synthetic images
 """
 
 import functools
@@ -66,9 +66,9 @@ OPTIMIZERS = {
 
 
 def bench_loops(bench: Bench) -> dict[str, Any]:
-    """The three loops."""
+    """Measure the three loops."""
     models = {key: bench.model() for key in ("bare", "timm")}
-    bare, timm = (optim.build_optimizer(model, bench.work.config.optimizer) for model in models.values())
+    bare, timm = (optim.build_optimizer(model, bench.config.optimizer) for model in models.values())
     losses: dict[str, list[Any]] = {"bare": [], "timm": []}
     loops = {
         "bare": bare_loop(bench, models["bare"], bare.step, bare.zero_grad, losses["bare"]),
@@ -88,11 +88,11 @@ def bench_loops(bench: Bench) -> dict[str, Any]:
 
 
 def bench_optimizers(bench: Bench) -> dict[str, Any]:
-    """The bare loop with each optimizer."""
+    """Measure the bare loop with each optimizer."""
     entries = {key: ENTRIES[key] for key in OPTIMIZERS if ENTRIES[key].device in (None, bench.device)}
     peaks = {}
     if bench.device == "cuda":
-        for key in entries.keys() - {EMULATED}:  # whose scratch list is not the original's memory
+        for key in entries.keys() - {EMULATED}:  # its scratch list is not part of the original's memory
             model = bench.model()
             peaks[key] = peak_bytes(bench, model, entries[key].build([*model.parameters()]))
     models = {key: bench.model() for key in entries}
@@ -117,21 +117,21 @@ def bench_optimizers(bench: Bench) -> dict[str, Any]:
 
 
 def about(bench: Bench) -> dict[str, Any]:
-    """What is measured."""
+    """Return the description of a measurement."""
     return {
-        "unit": bench.work.task.samples,
-        "batch": bench.work.config.batch_size,
-        "per_sample": bench.work.task.per_sample,
-        "amp": bench.work.config.amp,
+        "unit": bench.task.samples,
+        "batch": bench.config.batch_size,
+        "per_sample": bench.task.per_sample,
+        "amp": bench.config.amp,
         "rounds": bench.rounds,
         "steps_of_a_turn": bench.steps,
-        "parameters": sum(p.numel() for p in bench.work.model.parameters()),
+        "parameters": sum(p.numel() for p in bench.initial.parameters()),
         "flops": bench.flops(),
     }
 
 
 def row(about: dict[str, Any], times: list[float], baseline: list[float]) -> dict[str, Any]:
-    """What the seconds of a contestant's steps say."""
+    """Return the row of a contestant, from the seconds of its steps."""
     median = statistics.median(times)
     return {
         "ms": median * 1e3,
@@ -142,17 +142,17 @@ def row(about: dict[str, Any], times: list[float], baseline: list[float]) -> dic
 
 
 def ratio(times: list[float], baseline: list[float]) -> list[float]:
-    """Median of the ratios in the rounds, and the ends of its 95% interval by order statistics."""
+    """Return the median of the ratios in the rounds, and its 95% interval by order statistics."""
     ratios = sorted(x / y for x, y in zip(times, baseline, strict=True))
     count, rank, tail = len(ratios), 0, 0.0
     while (tail := tail + math.comb(count, rank) / 2**count) <= 0.025:
         rank += 1
-    rank = max(rank, 1)  # of fewer than six rounds the ends are the extremes, and less sure
+    rank = max(rank, 1)  # with fewer than six rounds, the extremes, which cover less than 95%
     return [statistics.median(ratios), ratios[rank - 1], ratios[count - rank]]
 
 
 def optimizer_alone(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Milliseconds of optimizer.step, and its part of a step of the bare loop: medians."""
+    """Return the milliseconds of optimizer.step, and its share of a step of the bare loop: medians."""
     alone: list[float] = []
     whole: list[float] = []
 
@@ -169,7 +169,7 @@ def optimizer_alone(bench: Bench, model: nn.Module, optimizer: torch.optim.Optim
 
 
 def peak_bytes(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Most CUDA memory allocated over two steps with an optimizer that has its states."""
+    """Return the most CUDA memory allocated over two steps with an optimizer that has its states."""
     loop = bare_loop(bench, model, optimizer.step, optimizer.zero_grad, [])
     next(loop)
     for i in range(4):
@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     found.add_argument("--optimizers", action="store_true", help="optimizers in the bare loop, not loops")
     models = f"{', '.join(LANGUAGE)}, or any of timm's; default: {' '.join(MODELS)}"
     found.add_argument("--models", nargs="+", metavar="MODEL", help=models)
-    found.add_argument("--batch", type=int, help="samples; default: as many as are usual on the device")
+    found.add_argument("--batch", type=int, help="samples; default: a usual number for the device")
     found.add_argument("--rounds", type=int, default=40)
     found.add_argument("--quick", action="store_true", help="models and batches for tests")
     options = found.parse_args(arguments)
@@ -195,9 +195,9 @@ def main(arguments: list[str] | None = None) -> int:
     measure = bench_optimizers if options.optimizers else bench_loops
     result = {
         "machine": machine(options.device, arguments),
-        "optimizers": OPTIMIZERS if options.optimizers else {},  # what they are
+        "optimizers": OPTIMIZERS if options.optimizers else {},
         "models": {
-            name: measure(Bench(prepare(name, options.device, options.quick, more), options.rounds))
+            name: measure(prepare(name, options.device, options.quick, options.rounds, more))
             for name in options.models or (QUICK if options.quick else MODELS)
         },
     }

@@ -1,7 +1,7 @@
-"""What training.py trains: models in the recipes that train them, on the recipes' own embedded data.
+"""The models that training.py trains, each with its recipe and the recipe's own embedded data.
 
-A case is data: a recipe's task, what its command line would say, and the forward pass and loss
-as one would write them for a loop of a few lines.
+A case is data: a recipe's task, the words of its command line, and the forward pass and loss as one would
+write them for a loop of a few lines.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from benchmarks.training_loops import Batch, Bench, Loss
 from nlp import train_lstm, train_transformer_xl
 from nlp.bert import attention
 from nlp.pretrain_bert import Pretraining
@@ -28,8 +29,8 @@ from vision.train import Classification
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 AMP = {"cpu": "no", "cuda": "bf16"}
-BATCHES = 4  # are made before the clock starts, and come again and again
-SHARED = [  # nothing but steps, all alike
+BATCHES = 4  # made before the clock starts, and used in turn
+SHARED = [  # only steps, all alike
     "epochs=1",
     "optimizer=adan",
     "optimizer.lr=1e-4",
@@ -44,36 +45,20 @@ SHARED = [  # nothing but steps, all alike
     "clip_grad=null",
 ]
 
-Batch = list[Tensor]
-Loss = Callable[[nn.Module, Batch], Tensor]
-
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe and what to make it of."""
+    """A recipe and its settings."""
 
-    task: Callable[[Any], Task]  # of the configuration
+    task: Callable[[Any], Task]  # takes the configuration
     config: str  # configs/<config>.yaml
-    loss: Callable[[Any], Loss]  # of the configuration; for each contestant one, as it may keep a memory
+    loss: Callable[[Any], Loss]  # takes the configuration; one per contestant, as it may keep a memory
     overrides: list[str]
-    sizes: dict[str, list[str]]  # of a device, and for tests
-
-
-@dataclass
-class Work:
-    """A case made ready: the task with its configuration, a model, and batches."""
-
-    name: str
-    device: str
-    task: Task
-    config: TrainConfig
-    model: nn.Module  # with the initial weights of all contestants
-    batches: list[Batch]  # as a loader gives them: on the CPU, and pinned where there is a GPU
-    loss: Callable[[], Loss]
+    sizes: dict[str, list[str]]  # overrides by device, and for tests (quick)
 
 
 def image_loss(config: Any) -> Loss:
-    """Normalisation and cross entropy."""
+    """Return normalisation and cross entropy, of images [batch, channels, size, size] and labels [batch]."""
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         images, labels = batch
@@ -84,7 +69,7 @@ def image_loss(config: Any) -> Loss:
 
 
 def masked_loss(config: Any) -> Loss:
-    """Cross entropy of the hidden tokens."""
+    """Return the cross entropy of the hidden tokens; see nlp.pretrain_bert for the batch."""
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         ids, seen, places, targets = batch
@@ -95,7 +80,7 @@ def masked_loss(config: Any) -> Loss:
 
 
 def transformer_xl_loss(config: Any) -> Loss:
-    """Adaptive softmax and a memory of the segment before."""
+    """Return the adaptive softmax with a memory of earlier segments, of words and targets [batch, length]."""
     memory = None
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -109,7 +94,7 @@ def transformer_xl_loss(config: Any) -> Loss:
 
 
 def lstm_loss(config: Any) -> Loss:
-    """Cross entropy, going on from the hidden states of the segment before."""
+    """Return the cross entropy from the previous segment's states, of words and targets [batch, length]."""
     hidden = None
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -123,7 +108,7 @@ def lstm_loss(config: Any) -> Loss:
 
 
 def image_case(model: str) -> Case:
-    """A classifier of timm, on enlarged digits.
+    """Return the case of a classifier of timm, on enlarged digits.
 
     Raises:
         UserError: there is no such model.
@@ -173,7 +158,7 @@ LANGUAGE = {
         lstm_loss,
         [
             f"model.{key}=0"
-            for key in ("dropout", "dropouth", "dropouti", "dropoute", "wdrop", "alpha", "beta")
+            for key in ["dropout", "dropouth", "dropouti", "dropoute", "wdrop", "alpha", "beta"]
         ],
         {
             "cpu": ["model.emsize=256", "model.nhid=512", "model.nlayers=2", "batch_size=20"],
@@ -186,11 +171,11 @@ MODELS = ["deit_small_patch16_224", "resnet50", *LANGUAGE]  # the first is ViT-S
 QUICK = ["test_vit", "test_resnet", *LANGUAGE]  # timm's smallest
 
 
-def prepare(name: str, device: str, quick: bool, more: Sequence[str] = ()) -> Work:
-    """Make a case ready, with further overrides.
+def prepare(name: str, device: str, quick: bool, rounds: int, more: Sequence[str] = ()) -> Bench:
+    """Return a model in training, with further overrides.
 
     Raises:
-        UserError: there is no such model, or its recipe cannot be configured so.
+        UserError: there is no such model, or its recipe refuses the configuration.
     """
     case = LANGUAGE[name] if name in LANGUAGE else image_case(name)
     size = case.sizes["quick" if quick else device]
@@ -206,4 +191,4 @@ def prepare(name: str, device: str, quick: bool, more: Sequence[str] = ()) -> Wo
     batches = [task.collate([data[int(index)] for index in step]) for step in steps]
     if device == "cuda":
         batches = [[tensor.pin_memory() for tensor in batch] for batch in batches]
-    return Work(name, device, task, config, model, batches, lambda: case.loss(config))
+    return Bench(name, device, rounds, task, config, model, batches, lambda: case.loss(config))

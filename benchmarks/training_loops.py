@@ -9,6 +9,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
@@ -18,74 +19,90 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarks.training_cases import Batch, Work
+from repro.train.config import TrainConfig
+from repro.train.task import Task
 
+Batch = list[Tensor]
+Loss = Callable[[nn.Module, Batch], Tensor]
 Loop = Generator[None, Batch, None]  # asks for a batch by `batch = yield`
 
-STEPS = {"cpu": 1, "cuda": 20}  # of a turn
+STEPS = {"cpu": 1, "cuda": 20}  # per turn
 WARM_UP = 2  # rounds
 
 
 class Finished(Exception):
-    """Raised into our loop where it asks for a batch after the last."""
+    """Raised into our loop when it asks for a batch after the last."""
 
 
 class Terminal(io.StringIO):
-    """What our loop draws its bar on, which it does not do where nobody looks."""
+    """A terminal for our loop's progress bar, which is drawn on nothing else."""
 
     def isatty(self) -> bool:
-        """Claims to be looked at."""
+        """Return True."""
         return True
 
 
+@dataclass
 class Bench:
-    """A model in training, and how it is measured."""
+    """A model in training, and how it is measured.
 
-    def __init__(self, work: Work, rounds: int) -> None:
-        self.work, self.device, self.rounds = work, work.device, rounds
-        self.steps = STEPS[work.device]
-        self.total = (WARM_UP + rounds) * self.steps
+    Attributes:
+        initial: the model with the initial weights of all contestants.
+        batches: as from a loader: on the CPU, and pinned if there is a GPU.
+        loss: makes the loss function of a contestant.
+    """
+
+    name: str
+    device: str
+    rounds: int
+    task: Task
+    config: TrainConfig
+    initial: nn.Module
+    batches: list[Batch]
+    loss: Callable[[], Loss]
+
+    def __post_init__(self) -> None:
+        self.steps = STEPS[self.device]
+        self.total = (WARM_UP + self.rounds) * self.steps
 
     def model(self) -> nn.Module:
-        """A model for a contestant."""
-        return copy.deepcopy(self.work.model)
+        """Return a model for a contestant."""
+        return copy.deepcopy(self.initial)
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step."""
-        return self.work.batches[step % len(self.work.batches)]
+        """Return the batch of a step."""
+        return self.batches[step % len(self.batches)]
 
     def move(self, batch: Batch) -> Batch:
-        """The batch on the device."""
+        """Return the batch on the device."""
         return [tensor.to(self.device, non_blocking=True) for tensor in batch]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision of forward and loss."""
-        enabled = self.work.config.amp == "bf16"
+        """Return the context with the precision of forward and loss."""
+        enabled = self.config.amp == "bf16"
         return torch.autocast(self.device, torch.bfloat16) if enabled else contextlib.nullcontext()
 
     def flops(self) -> int | None:
-        """Floating-point operations of a step's forward and backward; None where they cannot be counted."""
-        loss, batch = self.work.loss(), [tensor.to("meta") for tensor in self.batch(0)]
+        """Return the FLOPs of a step's forward and backward; None if they cannot be counted."""
+        loss, batch = self.loss(), [tensor.to("meta") for tensor in self.batch(0)]
         try:
             with FlopCounterMode(display=False) as counter:
                 loss(self.model().to("meta"), batch).backward()
-        except (NotImplementedError, RuntimeError):  # what torch says to a value asked of a meta tensor
+        except (NotImplementedError, RuntimeError):  # the value of a meta tensor was needed
             return None
         return counter.get_total_flops()
 
     def turns(self, loops: dict[str, Loop], times: dict[str, list[float]]) -> Iterator[Batch]:
-        """Seconds of a step in each round, into `times`.
+        """Append the seconds of a step in each round to `times`.
 
-        A contestant that is in `times` and not in `loops` is the caller: it gets its batches from this
+        A contestant that is in `times` but not in `loops` is the caller: it gets its batches from this
         iterator, and the others take their turns while it waits for one.
         """
         names, order = list(times), random.Random(0)
         for loop in loops.values():
-            next(loop)  # to where it asks for its first batch
+            next(loop)  # until it asks for its first batch
         rounds = range(-WARM_UP, self.rounds)
-        terminal = sys.__stderr__
-        hide = terminal is None or not terminal.isatty()
-        for turn in tqdm(rounds, self.work.name, file=terminal, disable=hide):
+        for turn in tqdm(rounds, self.name, file=sys.__stderr__, disable=None):
             first = (turn + WARM_UP) * self.steps
             for name in order.sample(names, len(names)):
                 self.wait()
@@ -100,7 +117,7 @@ class Bench:
                     times[name].append((time.perf_counter() - begin) / self.steps)
 
     def wait(self) -> None:
-        """Wait until the device has nothing left to do."""
+        """Wait until the device is idle."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 
@@ -112,8 +129,8 @@ def bare_loop(
     zero_grad: Callable[[], Any],
     losses: list[Tensor],
 ) -> Loop:
-    """The least that training takes."""
-    loss_of = bench.work.loss()
+    """Train with as little code as possible."""
+    loss_of = bench.loss()
     model.train()
     while True:
         batch = bench.move((yield))
@@ -126,7 +143,7 @@ def bare_loop(
 
 
 def timm_loop(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, losses: list[Tensor]) -> Loop:
-    """One epoch by the structure of timm's train.py, without clipping, loss scaler and average.
+    """Train as timm's train.py does, without clipping, loss scaler and weight average.
 
     Source: train_one_epoch of huggingface/pytorch-image-models train.py, 1.0; its steps in its order.
     """
@@ -135,7 +152,7 @@ def timm_loop(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, 
 
     lr = optimizer.param_groups[0]["lr"]
     scheduler = CosineLRScheduler(optimizer, t_initial=bench.total, lr_min=lr, t_in_epochs=False)
-    loss_of = bench.work.loss()
+    loss_of = bench.loss()
     logger = logging.Logger("train", logging.INFO)
     with contextlib.closing(logging.FileHandler(os.devnull)) as handler:
         logger.addHandler(handler)
@@ -173,17 +190,16 @@ def timm_loop(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, 
 def run_ours(
     bench: Bench, folder: Path, loops: dict[str, Loop], times: dict[str, list[float]]
 ) -> list[float]:
-    """Train by our loop, the others taking their turns while it waits for batches; return its losses."""
+    """Train with our loop while the others take their turns; return its losses."""
     from repro.train.accelerator import build, shut_down
     from repro.train.run_folder import RunFolder
     from repro.train.trainer import Trainer
 
-    task, config = bench.work.task, bench.work.config
+    task, config = bench.task, bench.config
     config.run.root, config.run.log_every = str(folder), bench.steps
 
     def plan(data: Any, config: Any) -> Callable[[int], Sequence[Sequence[int]]]:
-        # the epoch's end is never reached
-        return lambda epoch: [range(config.batch_size)] * (bench.total + 1)
+        return lambda epoch: [range(config.batch_size)] * (bench.total + 1)  # the epoch never ends
 
     def batches() -> Iterator[Batch]:
         yield from bench.turns(loops, times)

@@ -1,4 +1,4 @@
-"""The page of training.py."""
+"""The results page of training.py."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from repro.results import bullets, page, table
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result as a page."""
+    """Return the page of a result."""
     about = result["machine"]
     what = "optimizers in the bare loop" if result["optimizers"] else "three loops"
     parts = []
@@ -30,7 +30,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def loops_table(run: dict[str, Any]) -> list[str]:
-    """The table of the three loops with one model, and what is below it."""
+    """Return the table of the three loops with one model, and the text below it."""
     cells = ([key, *cells_of(values)] for key, values in run["rows"].items())
     alone = run["optimizer"]
     return [
@@ -42,7 +42,7 @@ def loops_table(run: dict[str, Any]) -> list[str]:
 
 
 def optimizers_table(run: dict[str, Any]) -> list[str]:
-    """The table of the optimizers with one model, and what is below it."""
+    """Return the table of the optimizers with one model, and the text below it."""
     header = ["optimizer", "ms", f"{run['unit']}/s", "TFLOP/s", "ratio (95%)", "optimizer, ms", "share"]
     header += ["B/parameter", "state, B/parameter", "peak, GiB"]
     cells = (
@@ -61,12 +61,12 @@ def optimizers_table(run: dict[str, Any]) -> list[str]:
 
 
 def cells_of(values: dict[str, Any]) -> list[str]:
-    """The cells that both tables have."""
+    """Return the cells that both tables have."""
     tflops = "" if values["tflops"] is None else f"{values['tflops']:.4g}"
     return [f"{values['ms']:.1f}", f"{values['per_s']:.4g}", tflops, shown(values["ratio"])]
 
 
 def shown(ratio: list[float]) -> str:
-    """A ratio and its interval."""
+    """Return a ratio and its interval as text."""
     middle, low, high = ratio
     return f"{middle:.4f} ({low:.4f} to {high:.4f})"

@@ -20,7 +20,7 @@ def bench() -> ModuleType:
 
 def ready(bench: ModuleType, model: str, rounds: int, *overrides: str) -> Any:
     """What is measured."""
-    return bench.Bench(bench.prepare(model, "cpu", True, overrides), rounds)
+    return bench.prepare(model, "cpu", True, rounds, overrides)
 
 
 @pytest.mark.recipe
@@ -47,12 +47,12 @@ def test_the_loops_do_the_same_work(bench: ModuleType, tmp_path: Path, model: st
 def test_a_loop_that_forgets_is_noticed(bench: ModuleType, model: str) -> None:
     """The bare loop goes on from the segment before, as ours does."""
     work = ready(bench, model, 2)
-    remembering, batches = work.work.loss, [work.batch(step) for step in range(2)]
+    remembering, batches = work.loss, [work.batch(step) for step in range(2)]
     losses: dict[str, list[float]] = {"remembers": [], "forgets": []}
     with torch.no_grad():
         loss = remembering()
-        losses["remembers"] = [float(loss(work.work.model, batch)) for batch in batches]
-        losses["forgets"] = [float(remembering()(work.work.model, batch)) for batch in batches]
+        losses["remembers"] = [float(loss(work.initial, batch)) for batch in batches]
+        losses["forgets"] = [float(remembering()(work.initial, batch)) for batch in batches]
     assert losses["remembers"][0] == losses["forgets"][0]
     assert losses["remembers"][1] != losses["forgets"][1]
 
