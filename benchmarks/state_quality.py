@@ -1,21 +1,22 @@
 """Does a small optimizer state cost quality? `python benchmarks/state_quality.py [--tasks digits gpt]`.
 
-Trains the same three tasks with the optimizer's states in float32, bfloat16 and int8, with several seeds,
-and asks whether the mean loss with small states differs from that with float32 by more than float32's own
-runs differ from seed to seed (largest minus smallest loss).
+Trains the same three tasks with the optimizer's states in float32, bfloat16 and int8, with several seeds.
+Does the mean loss with small states differ from that with float32 by more than float32's own runs differ from
+seed to seed (largest minus smallest loss)?
 
     digits           vision/train.py, a small ViT on scikit-learn's handwritten digits
     fashion_mnist    vision/train.py, a tiny ViT, one epoch; needs the data's folder
     gpt              a GPT-2 of 1.3 M parameters on the bytes of Python's own standard library, trained here
 
-Every finished run is a line of OUT.jsonl and is not done again, so the command can be stopped at any moment
-and given again; in the end, and with --table, OUT.md is made from these lines alone. Tensors of fewer than
-4096 elements (biases, norms) keep float32 states under int8. On cores that other processes use as well,
+Every finished run is a line of OUT.jsonl and is not repeated, so the command can be stopped at any moment and
+given again. At the end, and with --table, OUT.md is made from these lines alone. Tensors of fewer than 4096
+elements (biases, norms) keep float32 states under int8. On cores that other processes use as well,
 OMP_NUM_THREADS=1 is many times faster than torch's default; two commands may share one OUT.
 """
 
 import argparse
 import functools
+import itertools
 import math
 import os
 import statistics
@@ -34,6 +35,7 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 import optim
+from benchmarks.common import check
 from repro.environment import environment
 from repro.errors import UserError
 from repro.loading import read_lines
@@ -46,11 +48,9 @@ from repro.train.run_folder import run_name, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = "float32"
-STORAGES: dict[str, dict[str, str]] = {
-    storage: {"state_dtype": storage} for storage in (REFERENCE, "bfloat16", "int8")
-}
-# Parameters and gradients kept in bfloat16 as well, for the gpt task only. Its arithmetic stays float32: what
-# is compared is how numbers are kept, and products in bfloat16 are very slow on many CPUs.
+STORAGES = {storage: {"state_dtype": storage} for storage in (REFERENCE, "bfloat16", "int8")}
+# Parameters and gradients in bfloat16 as well, for the gpt task only. Its arithmetic stays float32: the
+# comparison is about storage, and products in bfloat16 are very slow on many CPUs.
 PURE_BF16 = {
     f"pure bfloat16, {rounding}": {"state_dtype": "bfloat16", "param_rounding": rounding}
     for rounding in ("nearest", "stochastic", "kahan")
@@ -68,14 +68,14 @@ VISION = {
     ],
 }
 TASKS = (*VISION, "gpt")
-LEARNING_RATES = {"adan": 5e-3, "adamw": 2e-3}  # of the gpt task; the vision tasks have those of configs/
-LENGTH, BATCH = 128, 16  # bytes of a sequence, sequences of a step
+LEARNING_RATES = {"adan": 5e-3, "adamw": 2e-3}  # of the gpt task; the vision tasks use those of configs/
+LENGTH, BATCH = 128, 16  # bytes per sequence, sequences per step
 VALIDATION = 256  # sequences
 
 
 @dataclass(frozen=True)
 class Run:
-    """What identifies a run; `recipe` says the rest of its settings in words."""
+    """The identity of a run; `recipe` describes its other settings."""
 
     task: str
     optimizer: str
@@ -88,7 +88,11 @@ class Run:
 
 
 def train_vision(run: Run, fashion_mnist: Path | None, root: Path) -> dict[str, Any]:
-    """A run of vision/train.py in a process of its own, in its folder under `root`; continues there."""
+    """Run vision/train.py, or continue it, in its folder under `root`.
+
+    Raises:
+        UserError: it failed.
+    """
     options = [f"optimizer.{key}={value}" for key, value in STORAGES[run.storage].items()]
     overrides = [f"optimizer={run.optimizer}", *options, f"seed={run.seed}", *run.recipe.split()]
     free = [f"run.root={root}"] + ([f"data.root={fashion_mnist}"] if run.task == "fashion_mnist" else [])
@@ -99,7 +103,7 @@ def train_vision(run: Run, fashion_mnist: Path | None, root: Path) -> dict[str, 
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
         raise UserError(f"{' '.join(command[1:])}: {reason}")
     summary = read_summary(folder)
-    assert summary is not None  # as it ended well
+    assert summary is not None  # the run ended well
     newest = checkpoint.newest(folder / "checkpoints", warn=print)
     assert newest is not None  # every epoch ends with one
     saved = torch.load(newest / "training.pt", map_location="cpu", weights_only=True)["optimizer"]["state"]
@@ -116,7 +120,10 @@ def train_vision(run: Run, fashion_mnist: Path | None, root: Path) -> dict[str, 
 
 @functools.cache
 def corpus() -> tuple[Tensor, Tensor]:
-    """The standard library's Python files as bytes, without its tests: every tenth file is for validation."""
+    """Return the bytes of the standard library's Python files without tests, [n] each: train, validation.
+
+    Every tenth file is for validation.
+    """
     root = Path(sysconfig.get_paths()["stdlib"])
     left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
     files = [
@@ -125,36 +132,33 @@ def corpus() -> tuple[Tensor, Tensor]:
     if not files:
         raise UserError(f"--tasks gpt: no .py files in {root}; use a Python that has its standard library")
     texts = [path.read_bytes() for path in files]
-    train = b"\n".join(text for i, text in enumerate(texts) if i % 10)
-    both = (bytearray(part) for part in (train, b"\n".join(texts[::10])))
-    train_bytes, validation_bytes = (torch.frombuffer(part, dtype=torch.uint8) for part in both)
-    return train_bytes, validation_bytes
+    validation = texts[::10]
+    del texts[::10]
+    train, held_out = (
+        torch.frombuffer(bytearray(b"\n".join(part)), dtype=torch.uint8) for part in (texts, validation)
+    )
+    return train, held_out
 
 
 def build_gpt() -> torch.nn.Module:
-    """A GPT-2 over bytes with initial weights."""
+    """Return a GPT-2 over bytes with initial weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config: Any = GPT2Config
-    return GPT2LMHeadModel(
-        config(
-            vocab_size=256,
-            n_positions=LENGTH,
-            n_embd=160,
-            n_layer=4,
-            n_head=5,
-            embd_pdrop=0.0,
-            resid_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=None,
-            eos_token_id=None,
-            loss_type="ForCausalLM",
-        )
+    config = GPT2Config(
+        vocab_size=256,
+        n_positions=LENGTH,
+        n_embd=160,
+        n_layer=4,
+        n_head=5,
+        **dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.0),
+        **dict.fromkeys(("bos_token_id", "eos_token_id")),
+        loss_type="ForCausalLM",
     )
+    return GPT2LMHeadModel(config)
 
 
 def train_gpt(run: Run, steps: int, device: str) -> dict[str, Any]:
-    """Train the GPT for some steps: linear warm-up over a tenth of them, then half a cosine."""
+    """Train the GPT: linear warm-up over a tenth of the steps, then half a cosine."""
     start = time.perf_counter()
     train, validation = corpus()
     torch.manual_seed(run.seed)
@@ -167,7 +171,7 @@ def train_gpt(run: Run, steps: int, device: str) -> dict[str, Any]:
 
     def loss_of(source: Tensor, starts: Tensor) -> Tensor:
         tokens = source[starts[:, None] + torch.arange(LENGTH)].long().to(device)
-        weights = {name: p.float() for name, p in model.named_parameters()}  # itself where it is float32
+        weights = {name: p.float() for name, p in model.named_parameters()}
         return functional_call(model, weights, kwargs={"input_ids": tokens, "labels": tokens}).loss
 
     losses = []
@@ -199,13 +203,8 @@ def train_gpt(run: Run, steps: int, device: str) -> dict[str, Any]:
 
 
 def load(path: Path) -> list[dict[str, Any]]:
-    """The records so far."""
+    """Return the records so far."""
     return [record for _, record in read_lines(path, dict[str, Any])]
-
-
-def identity(record: dict[str, Any]) -> Run:
-    """Which run a record is of."""
-    return Run(**{key: record[key] for key in Run.__dataclass_fields__})
 
 
 def append(path: Path, run: Run, result: dict[str, Any]) -> None:
@@ -216,7 +215,7 @@ def append(path: Path, run: Run, result: dict[str, Any]) -> None:
 
 
 def markdown(records: Iterable[dict[str, Any]]) -> str:
-    """A page with a table for each task, recipe and optimizer."""
+    """Return a page with a table for each task, recipe and optimizer."""
     groups: dict[tuple[str, str, str], dict[str, list[dict[str, Any]]]] = {}
     for record in records:
         key = record["task"], record["recipe"], record["optimizer"]
@@ -243,7 +242,7 @@ COLUMNS = (
 
 
 def verdict(losses: Sequence[float], reference: Sequence[float]) -> str:
-    """Whether the means differ by no more than the reference's range."""
+    """Return whether the means differ by no more than the reference's range."""
     if len(losses) < 3 or len(reference) < 3:
         return "fewer than 3 seeds"
     difference = statistics.fmean(losses) - statistics.fmean(reference)
@@ -275,26 +274,22 @@ def _row(storage: str, records: list[dict[str, Any]], reference: list[dict[str, 
 
 
 def plan(options: argparse.Namespace) -> list[Run]:
-    """All runs that were asked for, storages of one seed side by side."""
+    """Return all runs that were asked for, the storages of one seed together."""
     gpt = (
         f"GPT-2 160 x 4, {options.gpt_steps} steps of {BATCH} x {LENGTH} bytes, weight decay 0.02, "
         "lr " + ", ".join(f"{name} {lr:g}" for name, lr in LEARNING_RATES.items())
     )
-    return [
-        Run(task, optimizer, storage, seed, " ".join(VISION[task]) if task in VISION else gpt)
-        for task in options.tasks
-        for optimizer in options.optimizers
-        for seed in options.seeds
-        for storage in [
-            *options.storages,
-            *(PURE_BF16 if options.pure_bf16 and task == "gpt" else []),
-        ]
-    ]
+    runs = []
+    for task, optimizer, seed in itertools.product(options.tasks, options.optimizers, options.seeds):
+        recipe = " ".join(VISION[task]) if task in VISION else gpt
+        pure = PURE_BF16 if options.pure_bf16 and task == "gpt" else ()
+        runs += [Run(task, optimizer, storage, seed, recipe) for storage in (*options.storages, *pure)]
+    return runs
 
 
 def train_all(runs: list[Run], path: Path, options: argparse.Namespace) -> int:
-    """Do the runs that have no record yet; returns how many these were."""
-    finished = {identity(record) for record in load(path)}
+    """Do the runs that have no record yet; return how many they were."""
+    finished = {Run(**{key: record[key] for key in Run.__dataclass_fields__}) for record in load(path)}
     waiting = [run for run in runs if run not in finished]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with tqdm(total=len(runs), initial=len(runs) - len(waiting), unit="run") as bar:
@@ -331,32 +326,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results/quality/states"), help="of .jsonl and .md")
     parser.add_argument("--table", action="store_true", help="train nothing, make the table again")
     options = parser.parse_args(arguments)
-    records = options.out.with_suffix(".jsonl")
-    start = time.perf_counter()
-    try:
-        if not options.table:
-            if options.gpt_steps < 1:
-                raise UserError(f"--gpt-steps {options.gpt_steps}: must be at least 1")
-            folder = options.fashion_mnist
-            if "fashion_mnist" in options.tasks and not (folder and folder.is_dir()):
-                raise UserError(
-                    f"--fashion-mnist {folder}: no such folder; give that of the four IDX files of "
-                    "zalandoresearch/fashion-mnist, or leave the task out: --tasks digits gpt"
-                )
-            runs = plan(options)
-            new = train_all(runs, records, options)
-        elif not records.exists():
+    records, written = options.out.with_suffix(".jsonl"), options.out.with_suffix(".md")
+    done = ""
+    if options.table:
+        if not records.exists():
             raise UserError(f"--out {options.out}: {records} does not exist; train without --table first")
-        text = markdown(load(records))
-        write_atomically(options.out.with_suffix(".md"), text + "\n")
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
-    print(text)
-    if not options.table:
+    else:
+        check(options, "gpt_steps")
+        folder = options.fashion_mnist
+        if "fashion_mnist" in options.tasks and not (folder and folder.is_dir()):
+            raise UserError(
+                f"--fashion-mnist {folder}: no such folder; give that of the four IDX files of "
+                "zalandoresearch/fashion-mnist, or leave the task out: --tasks digits gpt"
+            )
+        runs, start = plan(options), time.perf_counter()
+        try:
+            new = train_all(runs, records, options)
+        except KeyboardInterrupt:
+            print("interrupted; the same command continues", file=sys.stderr)
+            return 130
         minutes = (time.perf_counter() - start) / 60
-        print(f"{new} runs done now in {minutes:.1f} minutes, {len(runs) - new} were there already")
-    print(f"records: {records}, table: {options.out.with_suffix('.md')}")
+        done = f"{new} runs done now in {minutes:.1f} minutes, {len(runs) - new} were there already\n"
+    text = markdown(load(records))
+    write_atomically(written, text + "\n")
+    print(f"{text}\n{done}records: {records}, table: {written}")
     return 0
 
 
