@@ -598,7 +598,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write README.md and conformance.json into this folder")
     options = parser.parse_args(arguments)
     if options.out:
-        refuse_foreign_page(options.out / "README.md", "benchmarks/conformance.py")
+        refuse_foreign_page(options.out / "README.md", "conformance.py")
     known = [each for name in options.only for each in (*ours(), *theirs()) if each.optimizer == name]
     optimizers: dict[str, dict[str, dict[str, Cell]]] = {}
     not_run, failed = {}, False

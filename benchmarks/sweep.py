@@ -1,16 +1,14 @@
 """Run the comparison: `python benchmarks/sweep.py [--tasks T...] [--optimizers O...] [--jobs N]`.
 
-Every optimizer is tuned by the same rule (benchmarks.comparison.search) with one seed on validation data;
-then the best point is run with other seeds, with half the steps, and for the claims of the paper. Each group
-of
-runs is a multirun of Hydra, so what follows `--` can choose a launcher:
+Every optimizer is tuned by the same rule (benchmarks.comparison.search) with one seed on validation data.
+Then the best point is run with other seeds, with half the steps, and for the claims of the paper. Each group
+of runs is a multirun of Hydra, so the words after `--` can choose a launcher:
 
     python benchmarks/sweep.py -- hydra/launcher=submitit_slurm
 
-Every run that ends is appended to OUT, and what to do next follows from OUT alone: the command can be stopped
-at any moment and given again. benchmarks/comparison makes the tables and figures. The time of a
-step wants a
-quiet machine, and a command of its own, which takes all optimizers of a task in turns:
+Every run that ends is appended to OUT, and the next runs follow from OUT alone: the command can be stopped at
+any moment and given again. benchmarks/comparison makes the tables and figures. To measure the time of a step,
+use a quiet machine and a separate command, in which all optimizers of a task take turns:
 
     python benchmarks/sweep.py --times 3
 """
@@ -23,11 +21,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from itertools import product
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from typing import cast
 
 import torch
 from tqdm import tqdm
@@ -66,15 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RECORDS, metavar="JSONL")
     parser.add_argument("--runs", type=Path, default=Path("runs/comparison"), metavar="FOLDER")
     parser.add_argument("--list", action="store_true", help="show what is done and next")
-    parser.add_argument(
-        "--times", type=int, default=0, metavar="ROUNDS", help="measure the time of a step instead"
-    )
+    parser.add_argument("--times", type=int, default=0, metavar="ROUNDS", help="time a step instead")
     options = parser.parse_args(words[:split])
     options.launcher = words[split + 1 :]
     pairs = cells(options.tasks, options.optimizers)
     if options.list:
+        found = load(options.out)
         for task, optimizer in pairs:
-            found = load(options.out)
             done = sum(record.task == task and record.optimizer == optimizer for record in found)
             jobs = [f"{job.stage} {job.variant}".strip() for job in todo(task, optimizer, found)]
             print(f"{task:10} {optimizer:10} {done:4} runs; next: {', '.join(jobs) or 'nothing'}")
@@ -90,8 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def sweep(pairs: Sequence[tuple[str, str]], options: argparse.Namespace) -> int:
-    """Finish the pairs of a task and an optimizer, some at a time; return 2 if one of them could not be."""
-    failed = []
+    """Finish the pairs of a task and an optimizer, several at a time; return 2 if one failed."""
+    failed = False
     begin, before = time.monotonic(), len(load(options.out))
     with (
         ProcessPoolExecutor(
@@ -105,7 +102,7 @@ def sweep(pairs: Sequence[tuple[str, str]], options: argparse.Namespace) -> int:
             for future in ended:
                 pair = left.pop(future)
                 if (error := future.exception()) is not None:
-                    failed.append(pair)
+                    failed = True
                     bar.write(f"error: {' '.join(pair)}: {error}", file=sys.stderr)
                 bar.update()
             bar.set_postfix_str(f"{len(load(options.out)) - before} runs")
@@ -116,7 +113,7 @@ def sweep(pairs: Sequence[tuple[str, str]], options: argparse.Namespace) -> int:
 
 
 def end_with_parent() -> None:
-    """End this process when its parent is killed; it would go on while the next sweep runs."""
+    """End this process when its parent is killed, or it would go on during the next sweep."""
 
     def watch() -> None:
         parent = parent_process()
@@ -127,14 +124,17 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@contextlib.contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """Append all output to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        yield
+
+
 def finish(task: str, optimizer: str, options: argparse.Namespace) -> None:
-    """Do all that is missing of an optimizer on a task, in a process of its own."""
-    options.runs.mkdir(parents=True, exist_ok=True)
-    with (
-        (options.runs / f"{task}-{optimizer}.log").open("a") as log,
-        contextlib.redirect_stdout(log),
-        contextlib.redirect_stderr(log),
-    ):
+    """Run everything that is missing for an optimizer on a task; call it in a separate process."""
+    with logged(options.runs / f"{task}-{optimizer}.log"):
         while jobs := todo(task, optimizer, load(options.out)):
             for job in jobs:
                 for record in run(job, options):
@@ -142,10 +142,10 @@ def finish(task: str, optimizer: str, options: argparse.Namespace) -> None:
 
 
 def run(job: Job, options: argparse.Namespace) -> list[Record]:
-    """Run a job as a multirun of its recipe; return a record of each run.
+    """Run a job as a multirun of its recipe; return a record for each run.
 
     Raises:
-        UserError: a run did not begin, or neither ended nor diverged.
+        UserError: a run did not start, or neither ended nor diverged.
     """
     torch.set_num_threads(options.threads)
     task = ALL_TASKS[job.task]
@@ -178,31 +178,26 @@ def run(job: Job, options: argparse.Namespace) -> list[Record]:
                 **outcome(folder),
             )
         )
-        if job.stage != Stage.SEEDS or seed != SEEDS[0]:  # of which benchmarks/comparison takes the weights
+        if job.stage != Stage.SEEDS or seed != SEEDS[0]:  # benchmarks/comparison --weights copies these
             checkpoint.discard(folder / "checkpoints")
     return found
 
 
 def measure_times(options: argparse.Namespace) -> int:
-    """Append how long each optimizer takes on each task, in rounds; what is already there is left out."""
+    """Append the time of each optimizer on each task, in rounds, unless it is already there."""
     torch.set_num_threads(options.threads)
     path, records = options.out.with_name("times.jsonl"), load(options.out)
-    known = {(time.task, time.round, time.optimizer) for time in times.load(path).measured}
+    known = {(time.task, time.round, time.optimizer) for time in times.load(path)}
     every = product(options.tasks, range(1, options.times + 1), options.optimizers)
     wanted = [key for key in every if key[0] in TASKS and works(key[0], key[2]) and key not in known]
-    options.runs.mkdir(parents=True, exist_ok=True)
     for task, number, name in tqdm(wanted, unit="run"):
         point = best_point(records, task, name) or space(task, name).grid()[0]
         job = Job(task, name, "time", point.weight_decay, (point.octave,), SEEDS[:1])
-        with (
-            tempfile.TemporaryDirectory() as root,
-            (options.runs / "times.log").open("a") as log,
-            contextlib.redirect_stdout(log),
-            contextlib.redirect_stderr(log),
-        ):
+        log = options.runs / "times.log"
+        with tempfile.TemporaryDirectory() as root, logged(log):
             command = [*job.words, f"optimizer.lr={job.lr(point.octave):g}", *SHORT, f"run.root={root}"]
             if recipe(ALL_TASKS[task])([*command, "run.name=x"]):
-                raise UserError(f"{task}, {name}: cannot be timed; {log.name} says why")
+                raise UserError(f"{task}, {name}: cannot be timed; {log} says why")
             (folder,) = Path(root).glob("*/x")
             times.append(path, times.Time(task, name, number, times.seconds(folder), where(read(folder))))
     print(f"{path}: {len(wanted)} new")
@@ -211,9 +206,8 @@ def measure_times(options: argparse.Namespace) -> int:
 
 def recipe(task: Task) -> Callable[[Sequence[str]], int]:
     """Return the command of a task's recipe."""
-    found: Callable[[Sequence[str]], int]
-    found = importlib.import_module(task.script.removesuffix(".py").replace("/", ".")).main
-    return found
+    module = importlib.import_module(task.script.removesuffix(".py").replace("/", "."))
+    return cast(Callable[[Sequence[str]], int], module.main)
 
 
 if __name__ == "__main__":

@@ -281,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=20, metavar="N", help="reruns of each row (default: 20)")
     options = parser.parse_args(arguments)
     if options.out is not None:
-        refuse_foreign_page(options.out / "README.md", "benchmarks/tracking_study.py")
+        refuse_foreign_page(options.out / "README.md", "tracking_study.py")
     results = study(options.seeds)
     text = markdown(results, options.seeds)
     publish(results, text, options.out and options.out / "tracking", "README.md")

@@ -1,8 +1,8 @@
 """Make the tables and figures of the comparison from its runs: `python -m benchmarks.comparison`.
 
-    python -m benchmarks.comparison                     results/comparison, all of it, from runs.jsonl
+    python -m benchmarks.comparison                     write results/comparison from runs.jsonl
     python -m benchmarks.comparison --again vit adan    run a cell's seed 1 again and compare
-    python -m benchmarks.comparison --weights RUNS      keep weights and logs of the winners, seed 1
+    python -m benchmarks.comparison --weights RUNS      keep weights and logs of the winners' seed 1
 
 The runs are those of benchmarks/sweep.py.
 """
@@ -23,46 +23,37 @@ from benchmarks.comparison.todo import ALL_TASKS, Job
 from repro.errors import UserError
 from repro.runs import CONFIG
 from repro.train import checkpoint
-from repro.train.cli import exit_status
+from repro.train.cli import command_line, exit_status
 from repro.train.run_folder import refuse_foreign_page, run_name
-
-FOLDER = sweep.RECORDS.parent
 
 
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the files, or do what the options say, and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog=page.COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Write the files, or carry out --again or --weights, and return the exit status."""
+    parser = command_line(__doc__, prog=page.COMMAND)
     parser.add_argument("--records", type=Path, default=sweep.RECORDS, metavar="JSONL")
-    parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER")
-    parser.add_argument(
-        "--again", nargs=2, metavar=("TASK", "OPTIMIZER"), help="1 if outside of the interval"
-    )
-    parser.add_argument(
-        "--weights", type=Path, metavar="RUNS", help="the folder --runs of benchmarks/sweep.py"
-    )
-    parser.add_argument("--data", type=Path, metavar="PATH", help="as of benchmarks/sweep.py")
+    parser.add_argument("--out", type=Path, default=sweep.RECORDS.parent, metavar="FOLDER")
+    parser.add_argument("--again", nargs=2, metavar=("TASK", "OPTIMIZER"), help="exit status 1 if it differs")
+    parser.add_argument("--weights", type=Path, metavar="RUNS", help="--runs of benchmarks/sweep.py")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="as for benchmarks/sweep.py")
     options = parser.parse_args(arguments)
     records = load(options.records)
     if not records:
         raise UserError(f"{options.records}: no runs; make some with `python benchmarks/sweep.py`")
     if options.again:
-        task, optimizer = options.again
-        return again(task, optimizer, options)
+        return again(*options.again, options)
     if options.weights:
         kept = weights(records, options.weights, options.out / "winners")
         print(f"{options.out / 'runs'}: {', '.join(kept)}")
         return 0
-    refuse_foreign_page(options.out / "README.md", "benchmarks/comparison")
+    refuse_foreign_page(options.out / "README.md", "comparison")  # the command's name has changed
     files = page.write(records, times.load(options.records.with_name("times.jsonl")), options.out)
     print(f"{options.out}: {', '.join(files)}")
     return 0
 
 
 def again(task: str, optimizer: str, options: argparse.Namespace) -> int:
-    """Run the first seed of a cell once more; return 1 if it is not what it was, nor in the cell's interval.
+    """Run the first seed of a cell again; return 1 if its loss changed and is outside the cell's interval.
 
     Raises:
         UserError: there is no such cell, or it has no result yet.
@@ -88,10 +79,10 @@ def again(task: str, optimizer: str, options: argparse.Namespace) -> int:
 
 
 def weights(records: Sequence[Record], runs: Path, out: Path) -> list[str]:
-    """Copy the first seed's run of every task's winner, with its newest weights alone.
+    """Copy the first seed's run of every task's winner, with only its newest weights; return the names.
 
     Raises:
-        UserError: there is none in `runs`.
+        UserError: `runs` has none of them.
     """
     kept = []
     for record in select(records, stage=Stage.SEEDS, seed=SEEDS[0]):

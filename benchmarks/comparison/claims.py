@@ -1,13 +1,13 @@
-"""The paper's claims, each with what our runs say of it at the size of a proxy.
+"""The paper's claims, each with the verdict of our runs at the size of a proxy.
 
-Of a task the verdict is `yes`, `no`, or `open` where an interval has both signs. A claim is confirmed at this
-scale if more tasks say yes than all others, and not confirmed if more say no; else open.
+The verdict on a task is `yes`, `no`, or `open` if an interval has both signs. A claim is confirmed at this
+scale if more than half of the tasks say yes, not confirmed if more than half say no, and otherwise open.
 """
 
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from benchmarks.comparison.design import BATCHES, EXPERIMENTS, OPTIMIZERS, REFERENCE, TASKS
 from benchmarks.comparison.measures import Estimate, difference, finals, tolerated
@@ -16,14 +16,14 @@ from benchmarks.comparison.search import best
 from benchmarks.comparison.todo import space, tuned
 
 YES, NO, OPEN = "yes", "no", "open"
-ROBUST = 0.02  # of a loss: how much it may change, for a claim of robustness
+ROBUST = 0.02  # share of a loss that may change, for a claim of robustness
 LARGER = 5.0  # times the learning rate: the lower end of the paper's 5 to 10
-USABLE = 0.05  # of the best loss: what a learning rate may cost to count as tolerated
+USABLE = 0.05  # share of the best loss that a tolerated learning rate may cost
 
 
 @dataclass
 class Finding:
-    """What a claim comes to on one task."""
+    """The verdict on a claim for one task."""
 
     task: str
     verdict: str
@@ -32,28 +32,26 @@ class Finding:
 
 @dataclass
 class Claim:
-    """A claim of the paper, how it is judged, and what was found."""
+    """A claim of the paper, how it is judged, and the findings."""
 
     name: str
     says: str
     judged: str
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Finding]
 
     @property
     def verdict(self) -> str:
         """The verdict over all tasks."""
-        counts = {kind: sum(f.verdict == kind for f in self.findings) for kind in (YES, NO, OPEN)}
         if not self.findings:
             return "not run yet"
-        if counts[YES] > counts[NO] + counts[OPEN]:
+        verdicts, half = [finding.verdict for finding in self.findings], len(self.findings) / 2
+        if verdicts.count(YES) > half:
             return "confirmed at this scale"
-        if counts[NO] > counts[YES] + counts[OPEN]:
-            return "not confirmed at this scale"
-        return "open at this scale"
+        return "not confirmed at this scale" if verdicts.count(NO) > half else "open at this scale"
 
 
 def claims(records: Sequence[Record]) -> list[Claim]:
-    """Return all claims with what the records say of them."""
+    """Return all claims with their findings in the records."""
     return [
         Claim(
             "half",
@@ -96,7 +94,7 @@ def claims(records: Sequence[Record]) -> list[Claim]:
 
 
 def judge(found: Estimate) -> str:
-    """Return yes for a difference below 0, no for one above, open where the interval has both signs."""
+    """Return yes for a difference below 0, no for one above, open if the interval has both signs."""
     if math.isnan(found.mean) or found.low <= 0 <= found.high:
         return OPEN
     return YES if found.high < 0 else NO
@@ -129,25 +127,26 @@ def _rates(records: Sequence[Record]) -> Iterator[Finding]:
 
 
 def _variants(records: Sequence[Record], name: str, task: str) -> dict[str, list[float]]:
+    """Return the final losses of an experiment on a task, by variant."""
     found = select(records, task=task, optimizer="adan", stage=name)
-    return {
-        variant: [record.final for record in found if record.variant == variant]
-        for variant in EXPERIMENTS[name].variants
-        if any(record.variant == variant for record in found)
-    }
+    losses = {v: [r.final for r in found if r.variant == v] for v in EXPERIMENTS[name].variants}
+    return {variant: of for variant, of in losses.items() if of}
+
+
+def _default(records: Sequence[Record], name: str, task: str) -> list[float]:
+    """Return Adan's final losses on a task with the seeds of an experiment."""
+    found = select(records, task=task, optimizer="adan", stage=Stage.SEEDS)
+    return [record.final for record in found if record.seed in EXPERIMENTS[name].seeds]
 
 
 def _betas(records: Sequence[Record]) -> Iterator[Finding]:
-    experiment = EXPERIMENTS["betas"]
-    for task in experiment.tasks:
-        variants, known = _variants(records, "betas", task), select(records, task=task, optimizer="adan")
-        default = [r.final for r in known if r.stage == Stage.SEEDS and r.seed in experiment.seeds]
-        if not default or len(variants) < len(experiment.variants):
+    for task in EXPERIMENTS["betas"].tasks:
+        variants, default = _variants(records, "betas", task), _default(records, "betas", task)
+        if not default or len(variants) < len(EXPERIMENTS["betas"].variants):
             continue
         base = statistics.fmean(default)
         changes = {name: statistics.fmean(losses) / base - 1 for name, losses in variants.items()}
-        worst = max(changes, key=lambda name: changes[name])
-        least = min(changes, key=lambda name: changes[name])
+        least, worst = min(changes, key=changes.__getitem__), max(changes, key=changes.__getitem__)
         yield Finding(
             task,
             YES if changes[worst] <= ROBUST else NO,
@@ -178,11 +177,8 @@ def _prox(records: Sequence[Record]) -> Iterator[Finding]:
 
 
 def _restart(records: Sequence[Record]) -> Iterator[Finding]:
-    experiment = EXPERIMENTS["restart"]
-    for task in experiment.tasks:
+    for task in EXPERIMENTS["restart"].tasks:
         for variant, losses in _variants(records, "restart", task).items():
-            runs = select(records, task=task, optimizer="adan", stage=Stage.SEEDS)
-            without = [record.final for record in runs if record.seed in experiment.seeds]
-            if without:
+            if without := _default(records, "restart", task):
                 found = difference(losses, without)
                 yield Finding(task, judge(found), f"{variant}: {found.format('+.2g')}")

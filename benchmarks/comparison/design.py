@@ -1,26 +1,26 @@
-"""What is compared, and with how many runs: tasks, optimizers, and the paper's claims as experiments."""
+"""The design of the comparison: tasks, optimizers, budgets, and the paper's claims as experiments."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from benchmarks.comparison.search import Space
 
-# Overrides are written as Hydra repeats them in a multirun (False, no blanks): run folders are named by them.
+# Overrides are written as Hydra repeats them in a multirun (False, no blanks): they name the run folders.
 
 TUNING_SEED = 0
-SEEDS = (1, 2, 3, 4, 5)  # of the result; none of them was tuned with
+SEEDS = (1, 2, 3, 4, 5)  # of the result; none is used for tuning
 FEWER = SEEDS[:3]  # for optimizers that the claims are not about
 REFERENCE = "adamw"
 
 
 @dataclass(frozen=True)
 class Task:
-    """A recipe at the size of a file of configs/comparison; it is judged by its validation loss.
+    """A recipe at the size given by a file of configs/comparison; the criterion is the validation loss.
 
     Attributes:
-        half: what makes it half as long; a task without is for the claims alone.
-        only: its optimizers; empty: all.
-        data: the folder of the data set among those of ADAN_DATA, where it is not embedded.
+        half: overrides that halve its length; a task without them is only for the claims.
+        only: its optimizers; empty means all.
+        data: the folder of the data set in ADAN_DATA, if it is not embedded.
     """
 
     script: str
@@ -31,19 +31,19 @@ class Task:
     overrides: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     data: str | None = None
-    space: Mapping[str, Space] = field(default_factory=dict)  # instead of the optimizers' own
+    space: Mapping[str, Space] = field(default_factory=dict)  # replaces the optimizers' own
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An optimizer of configs/optimizer, and where it is tuned.
+    """An optimizer of configs/optimizer, and the space in which it is tuned.
 
     Attributes:
-        title: as the tables call it.
-        space: None: it takes the best point of the optimizer `of`, of which it is a variant.
-        overrides: in addition to those of `optimizer=`.
+        title: its name in the tables.
+        space: None for a variant: it takes the best point of the optimizer `of`.
+        overrides: in addition to `optimizer=`.
         seeds: of the result.
-        without: tasks where it cannot work, or not in time.
+        without: tasks on which it does not work, or takes too long.
         why: the reason.
     """
 
@@ -57,7 +57,7 @@ class Optimizer:
 
     @property
     def half_seeds(self) -> tuple[int, ...]:
-        """Those of the runs with half the steps."""
+        """Return the seeds of the runs with half the steps."""
         return self.seeds[: len(self.seeds) // 2 + 1]
 
 
@@ -66,8 +66,8 @@ class Experiment:
     """A claim that needs runs of its own: variants of Adan at its best point of some tasks.
 
     Attributes:
-        claim: what the paper says (facts of arXiv 2208.06677).
-        variants: by label, the overrides.
+        claim: of the paper (arXiv 2208.06677).
+        variants: overrides by label.
     """
 
     claim: str

@@ -17,7 +17,6 @@ from benchmarks.comparison.measures import (
     estimate,
     finals,
     profile,
-    profile_ratios,
     speed_up,
     target,
 )
@@ -25,7 +24,7 @@ from benchmarks.comparison.records import Record, Stage, select
 from benchmarks.comparison.todo import space, tuned, works
 from repro.ledger.charts import STYLE
 
-LOUD = {"adan": "#d1495b", REFERENCE: "#0b84c6"}  # the others keep behind these two
+LOUD = {"adan": "#d1495b", REFERENCE: "#0b84c6"}  # drawn in front of the others
 QUIET = (
     "#1a9e6b", "#e07b00", "#8f7ae0", "#c4549a", "#b8860b",
     "#5f8a8b", "#7a5c3e", "#6b8e23", "#4b5563", "#a0a0a0",
@@ -34,7 +33,7 @@ COLOURS = LOUD | dict(zip([name for name in OPTIMIZERS if name not in LOUD], QUI
 
 
 def draw_all(records: Sequence[Record]) -> dict[str, Figure]:
-    """Return every figure that the records are enough for, by name."""
+    """Return every figure for which there are enough records, by name."""
     figures: dict[str, Callable[[Sequence[Record]], Figure | None]] = {
         "headline": headline,
         "curves": curves,
@@ -52,7 +51,7 @@ def finished_tasks(records: Sequence[Record]) -> list[str]:
 
 
 def headline(records: Sequence[Record]) -> Figure | None:
-    """Loss compared with AdamW's on every task, and performance profiles of the steps to AdamW's loss."""
+    """Draw losses compared with AdamW's on every task, and profiles of the steps to AdamW's loss."""
     tasks = finished_tasks(records)
     if not tasks:
         return None
@@ -101,7 +100,7 @@ def _profiles(axes: Axes, records: Sequence[Record], tasks: Sequence[str], names
         name: {task: 1 / up for task in tasks if (up := speed_up(records, task, name))} for name in names
     }
     at = [1 + i / 100 for i in range(101)]
-    for name, shares in profile(profile_ratios(steps, tasks), at).items():
+    for name, shares in profile(steps, tasks, at).items():
         loud = name in LOUD
         axes.step(
             at, [100 * share for share in shares], where="post", color=COLOURS[name],
@@ -115,7 +114,7 @@ def _profiles(axes: Axes, records: Sequence[Record], tasks: Sequence[str], names
 
 
 def curves(records: Sequence[Record]) -> Figure | None:
-    """Validation loss over steps: the mean of the seeds, each optimizer at its best point."""
+    """Draw the validation loss over steps: the mean of the seeds, each optimizer at its best point."""
 
     def draw(axes: Axes, task: str, name: str) -> None:
         runs = [
@@ -125,7 +124,7 @@ def curves(records: Sequence[Record]) -> Figure | None:
             return
         steps = [step for step, _ in runs[0].curve]
         means = [statistics.fmean(run.curve[i][1] for run in runs) for i in range(len(steps))]
-        loud, variant = name in LOUD, bool(OPTIMIZERS[name].of)  # close to what it is of
+        loud, variant = name in LOUD, bool(OPTIMIZERS[name].of)  # its curve is close to the original's
         axes.plot(
             steps, means, color=COLOURS[name], lw=2 if loud else 1, ls="--" if variant else "-",
             zorder=4 if variant else 3 if loud else 2, label=OPTIMIZERS[name].title,
@@ -136,7 +135,7 @@ def curves(records: Sequence[Record]) -> Figure | None:
         runs = [run for run in select(records, task=task, stage=Stage.SEEDS) if run.optimizer in LOUD]
         early = [run.curve[len(run.curve) // 4][1] for run in runs]
         if reference is not None and early:
-            # not matplotlib's range: losses of the first steps may be a hundred times those of the last
+            # the first losses may be a hundred times the last ones: leave them out
             high = max(early)
             low = min(reference, *(float(np.min(line.get_ydata())) for line in axes.get_lines()))
             axes.axhline(reference, color=COLOURS[REFERENCE], lw=0.8, ls=":")
@@ -147,7 +146,7 @@ def curves(records: Sequence[Record]) -> Figure | None:
 
 
 def learning_rates(records: Sequence[Record]) -> Figure | None:
-    """Loss over the learning rate at the best weight decay, one seed; the dot is the best."""
+    """Draw the loss over the learning rate at the best weight decay, one seed; the dot is the best."""
 
     def draw(axes: Axes, task: str, name: str) -> None:
         point = best_point(records, task, name)
@@ -175,22 +174,17 @@ def learning_rates(records: Sequence[Record]) -> Figure | None:
 
 
 def batches(records: Sequence[Record]) -> Figure | None:
-    """Loss over the batch, the learning rate tuned for each."""
-    names = [name for name in next(iter(BATCH_TASKS.values())).only if any(
-        finals(records, task, name) for task in BATCH_TASKS
-    )]  # fmt: skip
-    if not names:
-        return None
+    """Draw the loss over the batch size, with the learning rate tuned for each."""
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
-    for name in names:
-        found = {size: finals(records, f"batch_{size}", name) for size in BATCHES}
-        sizes = [size for size in BATCHES if found[size]]
-        estimates = [estimate(found[size]) for size in sizes]
-        axes.plot(sizes, [e.mean for e in estimates], "o-", color=COLOURS[name], label=OPTIMIZERS[name].title)
-        axes.fill_between(
-            sizes, [e.low for e in estimates], [e.high for e in estimates], color=COLOURS[name], alpha=0.2
-        )
+    for name in next(iter(BATCH_TASKS.values())).only:
+        found = {size: estimate(of) for size in BATCHES if (of := finals(records, f"batch_{size}", name))}
+        if found:
+            mean, low, high = zip(*((e.mean, e.low, e.high) for e in found.values()), strict=True)
+            axes.plot([*found], mean, "o-", color=COLOURS[name], label=OPTIMIZERS[name].title)
+            axes.fill_between([*found], low, high, color=COLOURS[name], alpha=0.2)
+    if not axes.lines:
+        return None
     axes.set(
         xlabel="images in a batch",
         ylabel="validation loss, nats",
@@ -225,10 +219,8 @@ def _small_multiples(
     lines = {
         line.get_label(): line for axes in panels for line in axes.get_lines() if _is_visible(line, axes)
     }
-    titles = [OPTIMIZERS[name].title for name in shown]
-    panels[len(tasks)].legend(
-        handles=[lines[title] for title in titles if title in lines], loc="center", ncols=1, fontsize=8
-    )
+    handles = [lines[title] for name in shown if (title := OPTIMIZERS[name].title) in lines]
+    panels[len(tasks)].legend(handles=handles, loc="center", ncols=1, fontsize=8)
     return figure
 
 

@@ -1,14 +1,15 @@
-"""What the records say about an optimizer on a task.
+"""Measures of an optimizer on a task, from the records.
 
-Losses are those on validation data, lower is better. Intervals are percentile bootstraps of 95 % over seeds
-(scipy.stats.bootstrap); of five seeds they are somewhat too narrow, as any bootstrap of five values is.
+Losses are those on validation data; lower is better. Intervals are percentile bootstraps of 95 % over seeds
+(scipy.stats.bootstrap). With five seeds they are somewhat too narrow, as is any bootstrap of five values.
 """
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -40,11 +41,9 @@ class Estimate:
 def estimate(values: Sequence[float]) -> Estimate:
     """Return the mean of values and its bootstrap interval."""
     mean = statistics.fmean(values)
-    if len(values) == 1 or not math.isfinite(mean) or len(set(values)) == 1:
+    if len(set(values)) == 1 or not math.isfinite(mean):
         return Estimate(mean, mean, mean, len(values))
-    found = bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0)
-    interval = found.confidence_interval
-    return Estimate(mean, float(interval.low), float(interval.high), len(values))
+    return Estimate(mean, *_interval((values,), np.mean), len(values))
 
 
 def difference(values: Sequence[float], others: Sequence[float]) -> Estimate:
@@ -53,14 +52,14 @@ def difference(values: Sequence[float], others: Sequence[float]) -> Estimate:
     number = min(len(values), len(others))
     if number == 1 or not math.isfinite(mean):
         return Estimate(mean, mean, mean, number)
-    found = bootstrap(
-        (values, others),
-        lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
-        n_resamples=RESAMPLES,
-        method="percentile",
-        rng=0,
-    ).confidence_interval
-    return Estimate(mean, float(found.low), float(found.high), number)
+    interval = _interval((values, others), lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis))
+    return Estimate(mean, *interval, number)
+
+
+def _interval(samples: Sequence[Sequence[float]], statistic: Callable[..., Any]) -> tuple[float, float]:
+    """Return the ends of a statistic's bootstrap interval."""
+    found = bootstrap(samples, statistic, n_resamples=RESAMPLES, method="percentile", rng=0)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def finals(records: Sequence[Record], task: str, optimizer: str, stage: str = Stage.SEEDS) -> list[float]:
@@ -69,19 +68,19 @@ def finals(records: Sequence[Record], task: str, optimizer: str, stage: str = St
 
 
 def winner(records: Sequence[Record], task: str) -> str | None:
-    """Return the optimizer with the smallest mean loss; None as long as there is no result."""
+    """Return the optimizer with the smallest mean loss; None if there is no result yet."""
     losses = {name: found for name in OPTIMIZERS if (found := finals(records, task, name))}
     return min(losses, key=lambda name: statistics.fmean(losses[name]), default=None)
 
 
 def target(records: Sequence[Record], task: str) -> float | None:
-    """Return the loss that AdamW ends with, the median of its seeds; None as long as there is none."""
+    """Return AdamW's final loss, the median of its seeds; None if there is none yet."""
     reached = finals(records, task, REFERENCE)
     return statistics.median(reached) if reached else None
 
 
 def steps_to(record: Record, loss: float) -> float:
-    """Return the steps until a run's loss is at most `loss`, on a line between measurements; or infinity."""
+    """Return the steps until a run's loss is at most `loss`, interpolated linearly; or infinity."""
     before: tuple[int, float] | None = None
     for step, value in record.curve:
         if value <= loss:
@@ -96,8 +95,8 @@ def steps_to(record: Record, loss: float) -> float:
 def speed_up(records: Sequence[Record], task: str, optimizer: str) -> float | None:
     """Return AdamW's steps over those until AdamW's final loss is reached: the median over seeds.
 
-    0 where most seeds never reach it; None as long as there are no runs. All runs follow their schedule to
-    the end, so that a value is a lower bound of what a schedule of that length would give.
+    0 if most seeds never reach it; None if there are no runs yet. All runs follow their schedule to the end,
+    so a value is a lower bound on what a shorter schedule would give.
     """
     loss, runs = target(records, task), select(records, task=task, optimizer=optimizer, stage=Stage.SEEDS)
     if loss is None or not runs:
@@ -110,9 +109,9 @@ class Range:
     """Learning rates whose loss is within a share of the best one's.
 
     Attributes:
-        octaves: between the ends, by interpolation between the learning rates that were tried.
-        highest: the largest of them.
-        open_above: whether the highest is that of what was tried, so that the range may go on.
+        octaves: width of the range, interpolated between the learning rates that were tried.
+        highest: the largest learning rate.
+        open_above: whether that is the largest one tried, so that the range may go on.
     """
 
     octaves: float
@@ -132,7 +131,7 @@ def tolerated(losses: Mapping[Point, float], space: Space, share: float) -> Rang
 
 
 def _end(line: Sequence[tuple[int, float]], limit: float) -> tuple[float, bool]:
-    """Return where losses, from the best one outward, pass a limit, and whether they never do."""
+    """Return the octave where losses, from the best one outward, pass a limit, and whether they never do."""
     for (octave, loss), (further, worse) in pairwise(line):
         if worse > limit:
             share = (limit - loss) / (worse - loss) if math.isfinite(worse) else 0.0
@@ -141,10 +140,10 @@ def _end(line: Sequence[tuple[int, float]], limit: float) -> tuple[float, bool]:
 
 
 def divergence(records: Sequence[Record], task: str, optimizer: str) -> tuple[int, int]:
-    """Return how many runs of the first grid failed, and of how many.
+    """Return the number of failed runs of the first grid, and of all its runs.
 
-    A run failed if its loss stopped being finite, or ended no lower than at its first measurement. The grid
-    has a quarter, four times, ... of the start, with the first weight decay: the same for all.
+    A run failed if its loss became infinite or NaN, or ended no lower than at its first measurement. The grid
+    is the same for all: the start times powers of four, with the first weight decay.
     """
     about = space(task, optimizer)
     grid = {(octave, about.weight_decays[0]) for octave in (-4, -2, 0, 2, 4)}
@@ -155,33 +154,24 @@ def divergence(records: Sequence[Record], task: str, optimizer: str) -> tuple[in
 
 
 def best_point(records: Sequence[Record], task: str, optimizer: str) -> Point | None:
-    """Return the point that an optimizer was given, None as long as nothing was tried."""
+    """Return the best point of an optimizer's search, None if nothing was tried yet."""
     losses = tuned(records, task, optimizer)
     return best(losses) if losses else None
 
 
-def profile(ratios: Mapping[str, Sequence[float]], at: Sequence[float]) -> dict[str, list[float]]:
+def profile(
+    steps: Mapping[str, Mapping[str, float]], tasks: Sequence[str], at: Sequence[float]
+) -> dict[str, list[float]]:
     """Return performance profiles (Dolan and Moré, 2002): the share of tasks with at most each ratio of `at`.
 
-    Args:
-        ratios: by optimizer, for each task its cost over the smallest of all; infinite where it failed.
-    """
-    return {
-        name: [sum(ratio <= limit for ratio in values) / len(values) for limit in at]
-        for name, values in ratios.items()
-    }
-
-
-def profile_ratios(steps: Mapping[str, Mapping[str, float]], tasks: Sequence[str]) -> dict[str, list[float]]:
-    """Return, by optimizer, each task's steps over the smallest of all optimizers.
+    A ratio is a task's steps over the fewest of all optimizers.
 
     Args:
-        steps: by optimizer and task; a task that is missing there counts as failed.
+        steps: by optimizer and task; a missing task counts as failed.
     """
     least = {task: min(of.get(task, math.inf) for of in steps.values()) for task in tasks}
+    ratios = {name: [of[task] / least[task] for task in tasks if task in of] for name, of in steps.items()}
     return {
-        name: [
-            of.get(task, math.inf) / least[task] if math.isfinite(least[task]) else math.inf for task in tasks
-        ]
-        for name, of in steps.items()
+        name: [sum(ratio <= limit for ratio in found) / len(tasks) for limit in at]
+        for name, found in ratios.items()
     }

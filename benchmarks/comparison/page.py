@@ -1,4 +1,4 @@
-"""Tables of the comparison, in Markdown, and all files of results/comparison from the records alone."""
+"""The tables of the comparison in Markdown, and all files of results/comparison, from the records alone."""
 
 import math
 import statistics
@@ -22,7 +22,7 @@ from benchmarks.comparison.measures import (
 )
 from benchmarks.comparison.records import Record, Stage, frame, select
 from benchmarks.comparison.search import edges
-from benchmarks.comparison.times import Times
+from benchmarks.comparison.times import Time, ratio
 from benchmarks.comparison.todo import ALL_TASKS, Job, cells, space, todo, tuned, variants, works
 from repro.ledger.charts import svg
 from repro.results import table
@@ -32,7 +32,7 @@ COMMAND = "python -m benchmarks.comparison"
 WITHIN = 0.01  # of the best loss: the range of learning rates in the table
 
 
-def write(records: Sequence[Record], times: Times, folder: Path) -> list[str]:
+def write(records: Sequence[Record], times: Sequence[Time], folder: Path) -> list[str]:
     """Write tables, figures and the tidy table of all runs; return the names of the files."""
     folder.mkdir(parents=True, exist_ok=True)
     frame(records).to_csv(folder / "runs.csv", index=False)
@@ -46,8 +46,8 @@ def write(records: Sequence[Record], times: Times, folder: Path) -> list[str]:
     return [*pages, "runs.csv", *figures]
 
 
-def summary(records: Sequence[Record], times: Times, figures: Sequence[str]) -> str:
-    """Return the page that is read first."""
+def summary(records: Sequence[Record], times: Sequence[Time], figures: Sequence[str]) -> str:
+    """Return the README."""
     tasks = finished_tasks(records)
     every = cells(list(ALL_TASKS), list(OPTIMIZERS))
     reasons = [
@@ -82,7 +82,7 @@ def summary(records: Sequence[Record], times: Times, figures: Sequence[str]) -> 
 
 
 def tuning(records: Sequence[Record]) -> str:
-    """Return what each search tried and found, and the command of each result."""
+    """Return the page with the outcome of each search, and the command of each result."""
     rows = [["task", "optimizer", "lr", "weight decay", "runs", "optimum", "command"]]
     for task, searched in cells(list(ALL_TASKS), list(OPTIMIZERS)):
         for name in variants(task, searched):
@@ -104,7 +104,7 @@ def tuning(records: Sequence[Record]) -> str:
 
 
 def section(records: Sequence[Record]) -> dict[str, Any] | None:
-    """Return what the report shows: claims, final losses, figures; None while there are no results."""
+    """Return the content of the report's section: claims, final losses, figures; None without results."""
     head, *rows = final_losses(records)
     if len(head) == 1:
         return None
@@ -129,8 +129,8 @@ def _final(records: Sequence[Record], task: str, name: str) -> str:
     return f"**{text}**" if name == winner(records, task) else text
 
 
-def _speed_up(records: Sequence[Record], times: Times, task: str, name: str) -> str:
-    found, slower = speed_up(records, task, name), times.ratio(task, name)
+def _speed_up(records: Sequence[Record], times: Sequence[Time], task: str, name: str) -> str:
+    found, slower = speed_up(records, task, name), ratio(times, task, name)
     if not found:
         return "" if found is None else "-"
     return f"{found:.2f}" + ("" if slower is None else f" ({found / slower:.2f})")
@@ -144,17 +144,17 @@ def _half(records: Sequence[Record], task: str, name: str) -> str:
     return f"{change:+.1%}" if math.isfinite(change) else "diverged"
 
 
-def _costs(records: Sequence[Record], times: Times, tasks: Sequence[str]) -> str:
+def _costs(records: Sequence[Record], times: Sequence[Time], tasks: Sequence[str]) -> str:
     rows = [["", "octaves", "failed", "state, B/parameter", "step time", "interior optima"]]
     for name, optimizer in OPTIMIZERS.items():
         seen = [task for task in tasks if works(task, name) and finals(records, task, name)]
         runs = [run for task in seen for run in select(records, task=task, optimizer=name)]
         sizes = [run.state_bytes / run.parameters for run in runs if run.parameters]
-        ratios = [ratio for task in seen if (ratio := times.ratio(task, name)) is not None]
+        slower = [found for task in seen if (found := ratio(times, task, name)) is not None]
         tries = list(_robustness(records, seen, name)) if seen and not optimizer.of else [""] * 3
         rows.append([
             optimizer.title, *tries[:2], f"{statistics.median(sizes):.2f}" if sizes else "",
-            f"{statistics.median(ratios):.2f}" if ratios else "", tries[2],
+            f"{statistics.median(slower):.2f}" if slower else "", tries[2],
         ])  # fmt: skip
     return _markdown(rows)
 

@@ -1,4 +1,4 @@
-"""Finished runs of the comparison: a line of JSON each, appended as they end, never changed."""
+"""Finished runs of the comparison: one line of JSON each, appended as they end, never changed."""
 
 import hashlib
 import math
@@ -17,7 +17,7 @@ from repro.runs import DIVERGED, Run, read
 
 
 class Stage(StrEnum):
-    """What a run is for; other stages are names of experiments."""
+    """The purpose of a run; other stages are names of experiments."""
 
     TUNE = "tune"
     SEEDS = "seeds"
@@ -29,13 +29,14 @@ class Record:
     """A run that ended.
 
     Attributes:
-        stage: tune, seeds, half, or the name of an experiment, whose `variant` it is.
+        stage: tune, seeds, half, or the name of an experiment.
+        variant: of the experiment.
         octave: of the learning rate, see Space.
-        overrides: what makes the recipe's default run this one; `seed` is not among them.
-        config_hash: of the resolved configuration, without the seed and what changes no result.
+        overrides: the words of the recipe's command line, without `seed`.
+        config_hash: of the resolved configuration, without the seed and keys that change no result.
         curve: pairs of a step and the validation loss there.
-        final: the last of them; infinite for a run that diverged.
-        test: the figures on the test set with the best weights, where the task has one.
+        final: the last validation loss; infinite for a run that diverged.
+        test: figures on the test set with the best weights, if the task has a test set.
         diverged: the step with the first loss that was not finite.
         seconds: of the whole run, on a machine that may have been busy.
     """
@@ -60,14 +61,9 @@ class Record:
     seconds: float
     environment: dict[str, Any]
 
-    @property
-    def key(self) -> tuple[str, str, str, str, int, float, int]:
-        """What tells a run from the others."""
-        return self.task, self.optimizer, self.stage, self.variant, self.octave, self.weight_decay, self.seed
-
 
 def load(path: Path) -> list[Record]:
-    """Return the runs so far; those of a file that is not there are none.
+    """Return the runs so far; none if the file does not exist.
 
     Raises:
         UserError: a line cannot be read; it is named. A last line that a kill left incomplete is passed over.
@@ -88,7 +84,7 @@ def append(path: Path, record: Record) -> None:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Return what a run folder says of its end: the fields of a Record that are not about its purpose.
+    """Return the fields of a Record that a run folder determines.
 
     Raises:
         UserError: the run neither ended nor diverged.
@@ -114,7 +110,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:
-    """Return the runs as a tidy table, a row each, without their curves."""
+    """Return the runs as a tidy table, one row each, without their curves."""
     rows = []
     for record in records:
         row = asdict(record)
@@ -131,12 +127,12 @@ def select(records: Sequence[Record], **wanted: Any) -> list[Record]:
 
 
 def config_hash(run: Run) -> str:
-    """Return 12 digits that are the same for runs that differ in the seed at most."""
+    """Return 12 hexadecimal digits that are the same for runs that differ at most in the seed."""
     return hashlib.sha256(run.identity.encode()).hexdigest()[:12]
 
 
 def where(run: Run) -> dict[str, Any]:
-    """Return where the last start of a run was made: commit, machine, threads, torch, time."""
+    """Return commit, machine, threads, torch and time of a run's last start."""
     last = run.starts[-1]
     return {
         "commit": last["commit"],

@@ -1,9 +1,9 @@
-"""Tuning by one rule for every optimizer: which learning rate and weight decay to try next.
+"""One tuning rule for every optimizer: which learning rate and weight decay to try next.
 
-Learning rates are a start times powers of two. The rule begins with a grid and then moves from the best
-point to its neighbours until none of them is better (a pattern search: Hooke and Jeeves, 1961). Where it
-ends, twice and half the learning rate are worse, and so are the other weight decays: the optimum is in the
-interior of what was tried, or the budget came first.
+Learning rates are a start times powers of two. The rule begins with a grid, then moves from the best point
+to its neighbours until none of them is better (a pattern search: Hooke and Jeeves, 1961). It ends where twice
+and half the learning rate are worse, and so are the other weight decays: an optimum in the interior of the
+range tried, unless the budget ran out first.
 """
 
 import math
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, order=True)
 class Point:
-    """A learning rate, as the power of two that the start is multiplied by, and a weight decay."""
+    """A learning rate, as the exponent of two by which the start is scaled, and a weight decay."""
 
     octave: int
     weight_decay: float
@@ -21,14 +21,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Space:
-    """Where an optimizer is tuned, and with how many runs.
+    """The range in which an optimizer is tuned, and the number of runs.
 
     Attributes:
         start: the learning rate at octave 0, that of configs/optimizer.
-        weight_decays: the first is tried with all learning rates of the grid, or each is with `full`.
+        weight_decays: the grid has the first of them, or with `full` all.
         octaves: of the grid.
-        full: try every learning rate with every weight decay.
-        budget: most runs.
+        full: whether the grid has every learning rate with every weight decay.
+        budget: the largest number of runs.
     """
 
     start: float
@@ -38,25 +38,25 @@ class Space:
     budget: int = 12
 
     def lr(self, octave: int) -> float:
-        """Return a learning rate, rounded to what is written on a command line."""
+        """Return a learning rate, rounded as on the command line."""
         return float(f"{self.start * 2.0**octave:.6g}")
 
     def grid(self) -> list[Point]:
-        """Return the points that every search begins with."""
+        """Return the points with which every search begins."""
         decays = self.weight_decays if self.full else self.weight_decays[:1]
         return [Point(octave, decay) for decay in decays for octave in self.octaves]
 
 
 def best(losses: Mapping[Point, float]) -> Point:
-    """Return the point with the smallest loss, of equals that with the smallest learning rate."""
+    """Return the point with the smallest loss; of several, the one with the smallest learning rate."""
     return min(sorted(losses), key=lambda point: losses[point])
 
 
 def next_points(space: Space, losses: Mapping[Point, float]) -> list[Point]:
-    """Return what to try next, as long as the budget allows; nothing where the search is over.
+    """Return the points to try next, within the budget; none if the search is over.
 
     Args:
-        losses: of the points tried so far; infinite where a run diverged.
+        losses: of the points tried so far; infinite if a run diverged.
     """
     left = space.budget - len(losses)
     for wanted in ([*space.grid()], *_around(space, losses)):
@@ -67,7 +67,7 @@ def next_points(space: Space, losses: Mapping[Point, float]) -> list[Point]:
 
 
 def _around(space: Space, losses: Mapping[Point, float]) -> list[list[Point]]:
-    """Return the neighbours of the best point, those to be tried first in front."""
+    """Return the neighbours of the best point, in the order in which to try them."""
     if not losses or math.isinf(losses[found := best(losses)]):
         return []
     octave, decay = found.octave, found.weight_decay
@@ -85,20 +85,17 @@ def _around(space: Space, losses: Mapping[Point, float]) -> list[list[Point]]:
 
 
 def edges(space: Space, losses: Mapping[Point, float]) -> list[str]:
-    """Return in words where the best point has no worse neighbour on a side; empty for an interior optimum.
+    """Return in words on which sides the best point has no worse neighbour; none for an interior optimum.
 
-    No weight decay is the natural end of that axis.
+    A weight decay of 0 is the natural end of that axis.
     """
     found = best(losses)
     tried = [point.octave for point in losses if point.weight_decay == found.weight_decay]
     decays = [point.weight_decay for point in losses if point.octave == found.octave]
-    said = []
-    if found.octave == max(tried):
-        said.append("largest learning rate tried")
-    if found.octave == min(tried):
-        said.append("smallest learning rate tried")
-    if found.weight_decay == max(decays) and len(decays) > 1:
-        said.append("largest weight decay tried")
-    if len(decays) < len(space.weight_decays):
-        said.append("other weight decays not tried")
-    return said
+    sides = {
+        "largest learning rate tried": found.octave == max(tried),
+        "smallest learning rate tried": found.octave == min(tried),
+        "largest weight decay tried": found.weight_decay == max(decays) and len(decays) > 1,
+        "other weight decays not tried": len(decays) < len(space.weight_decays),
+    }
+    return [side for side, reached in sides.items() if reached]

@@ -1,4 +1,4 @@
-"""How long training takes, measured for all optimizers of a task in turns on a quiet machine."""
+"""The time of training, measured for all optimizers of a task in turns on a quiet machine."""
 
 import statistics
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from repro.train.throughput import sample_rate
 
 @dataclass(frozen=True)
 class Time:
-    """Seconds of training for an image, example or token, over the later steps of a short run."""
+    """Seconds of training per image, example or token, over the later steps of a short run."""
 
     task: str
     optimizer: str
@@ -24,34 +24,28 @@ class Time:
     environment: dict[str, Any]
 
 
-class Times:
-    """All measurements of a file."""
-
-    def __init__(self, measured: Sequence[Time]) -> None:
-        self.measured = measured
-
-    def ratio(self, task: str, optimizer: str) -> float | None:
-        """Return the time over AdamW's, the median of the rounds; None where one was not measured."""
-        rounds = {(time.optimizer, time.round): time.seconds for time in self.measured if time.task == task}
-        ratios = [
-            seconds / rounds[REFERENCE, number]
-            for (name, number), seconds in rounds.items()
-            if name == optimizer and (REFERENCE, number) in rounds
-        ]
-        return statistics.median(ratios) if ratios else None
+def ratio(times: Sequence[Time], task: str, optimizer: str) -> float | None:
+    """Return the time over AdamW's, the median of the rounds; None if one was not measured."""
+    rounds = {(time.optimizer, time.round): time.seconds for time in times if time.task == task}
+    ratios = [
+        seconds / rounds[REFERENCE, number]
+        for (name, number), seconds in rounds.items()
+        if name == optimizer and (REFERENCE, number) in rounds
+    ]
+    return statistics.median(ratios) if ratios else None
 
 
-def load(path: Path) -> Times:
-    """Return the measurements of a file; none where there is none.
+def load(path: Path) -> list[Time]:
+    """Return the measurements of a file; none if it does not exist.
 
     Raises:
         UserError: a line cannot be read; it is named.
     """
-    return Times([time for _, time in read_lines(path, lambda values: Time(**values))])
+    return [time for _, time in read_lines(path, lambda values: Time(**values))]
 
 
 def seconds(folder: Path) -> float:
-    """Return the seconds of training for a sample in a run folder, without its first record."""
+    """Return the seconds of training per sample in a run folder, without its first record."""
     windows = [window for _, window in read_records(folder / SPEED)]
     return statistics.fmean(1 / rate for _, rate in map(sample_rate, windows[1:]))
 

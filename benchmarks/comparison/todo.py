@@ -1,4 +1,4 @@
-"""What to run next: a function of the records alone, so that a sweep can stop and go on anywhere."""
+"""What to run next: a function of the records alone, so that a sweep can stop and continue anywhere."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ ALL_TASKS = TASKS | BATCH_TASKS
 
 @dataclass(frozen=True)
 class Job:
-    """Runs that differ in learning rate and seed alone: one multirun of Hydra."""
+    """Runs that differ only in learning rate and seed: one multirun of Hydra."""
 
     task: str
     optimizer: str
@@ -26,7 +26,7 @@ class Job:
 
     @property
     def words(self) -> list[str]:
-        """The overrides that its runs share; of several of a key the last one."""
+        """Return the overrides that its runs share; the last one of each key counts."""
         task, optimizer = ALL_TASKS[self.task], OPTIMIZERS[self.optimizer]
         words = [
             f"+comparison={task.config or self.task}",
@@ -39,19 +39,19 @@ class Job:
         return list({word.partition("=")[0]: word for word in words}.values())
 
     def lr(self, octave: int) -> float:
-        """Return one of its learning rates."""
+        """Return the learning rate at an octave."""
         return space(self.task, self.optimizer).lr(octave)
 
     def runs(self) -> Iterator[tuple[int, int]]:
-        """Return the octave and the seed of each run."""
+        """Yield the octave and the seed of each run."""
         return product(self.octaves, self.seeds)
 
 
 def space(task: str, optimizer: str) -> Space:
-    """Return where an optimizer, or that of which it is a variant, is tuned."""
+    """Return the space in which an optimizer, or the original of a variant, is tuned."""
     name = OPTIMIZERS[optimizer].of or optimizer
     found = ALL_TASKS[task].space.get(name) or OPTIMIZERS[name].space
-    assert found is not None, "a variant is of an optimizer that is tuned"
+    assert found is not None, "the original of a variant is tuned"
     return found
 
 
@@ -63,7 +63,7 @@ def cells(tasks: Sequence[str], optimizers: Sequence[str]) -> list[tuple[str, st
 
 
 def works(task: str, optimizer: str) -> bool:
-    """Tell whether an optimizer is seen on a task."""
+    """Return whether an optimizer runs on a task."""
     only = ALL_TASKS[task].only
     return (not only or optimizer in only) and task not in OPTIMIZERS[optimizer].without
 
@@ -82,13 +82,14 @@ def tuned(records: Sequence[Record], task: str, optimizer: str) -> dict[Point, f
 
 
 def todo(task: str, optimizer: str, records: Sequence[Record]) -> list[Job]:
-    """Return what is next for an optimizer that is tuned; nothing where all is done."""
+    """Return the next jobs of an optimizer that is tuned; none if all are done."""
     losses = tuned(records, task, optimizer)
-    points = next_points(space(task, optimizer), losses)
-    if points:
-        decays = dict.fromkeys(point.weight_decay for point in points)
-        octaves = {decay: tuple(p.octave for p in points if p.weight_decay == decay) for decay in decays}
-        return [Job(task, optimizer, Stage.TUNE, decay, octaves[decay], (TUNING_SEED,)) for decay in decays]
+    if points := next_points(space(task, optimizer), losses):
+        octaves: dict[float, list[int]] = {}
+        for point in points:
+            octaves.setdefault(point.weight_decay, []).append(point.octave)
+        seeds = (TUNING_SEED,)
+        return [Job(task, optimizer, Stage.TUNE, decay, tuple(of), seeds) for decay, of in octaves.items()]
     point = best(losses)
     done = {(r.optimizer, r.stage, r.variant, r.seed) for r in records if r.task == task}
     jobs = []
@@ -102,7 +103,7 @@ def todo(task: str, optimizer: str, records: Sequence[Record]) -> list[Job]:
 
 
 def _after(task: str, optimizer: str) -> Iterator[tuple[str, str, str, Sequence[int], Sequence[str]]]:
-    """Return what follows the search: optimizer, stage, variant, seeds and overrides."""
+    """Yield what follows the search: optimizer, stage, variant, seeds and overrides."""
     about: Task = ALL_TASKS[task]
     for name in variants(task, optimizer):
         run = OPTIMIZERS[name]

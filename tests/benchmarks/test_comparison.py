@@ -9,17 +9,23 @@ from pathlib import Path
 import pytest
 from comparison_samples import ALL, STEPS, bowl, record, sweep
 
+from benchmarks.comparison import __main__, measures, page, records, times
 from benchmarks.comparison import claims as judged
-from benchmarks.comparison import measures, page, records, times
 from benchmarks.comparison.design import BATCH_TASKS, BATCHES, EXPERIMENTS, OPTIMIZERS, SEEDS, TASKS
 from benchmarks.comparison.figures import draw_all
 from benchmarks.comparison.records import Record
 from benchmarks.comparison.search import Point, Space, best, edges, next_points
 from benchmarks.comparison.todo import Job, cells, todo, works
 from repro.errors import UserError
+from repro.ledger.rows import ROOT
 from repro.runs import Run
 
 SPACE = Space(1e-3, (0.05, 0.0, 0.5), budget=16)
+
+
+def identity(r: Record) -> tuple[object, ...]:
+    """What tells a run from the others."""
+    return r.task, r.optimizer, r.stage, r.variant, r.octave, r.weight_decay, r.seed
 
 
 def search(space: Space, loss: dict[Point, float] | None = None, optimum: int = 0) -> dict[Point, float]:
@@ -70,7 +76,7 @@ def test_learning_rates_are_those_of_the_command_line() -> None:
 
 def test_a_sweep_ends_and_all_are_tuned_by_equal_budgets() -> None:
     runs = sweep(ALL)
-    assert len({run.key for run in runs}) == len(runs)
+    assert len({identity(run) for run in runs}) == len(runs)
     for task in TASKS:
         tried = {
             name: len(records.select(runs, task=task, optimizer=name, stage="tune")) for name in OPTIMIZERS
@@ -100,7 +106,7 @@ def test_a_sweep_goes_on_from_any_of_its_records() -> None:
                     known += [
                         record(job, octave, seed, bowl(job, octave, seed)) for octave, seed in job.runs()
                     ]
-        assert {run.key for run in known} == {run.key for run in whole}
+        assert {identity(run) for run in known} == {identity(run) for run in whole}
 
 
 def test_what_a_job_types() -> None:
@@ -223,9 +229,9 @@ def test_runs_that_failed_are_counted() -> None:
 
 
 def test_performance_profiles() -> None:
-    ratios = measures.profile_ratios({"a": {"x": 10.0, "y": 30.0}, "b": {"x": 20.0}}, ["x", "y"])
-    assert ratios == {"a": [1, 1], "b": [2, math.inf]}
-    assert measures.profile(ratios, [1, 2]) == {"a": [1, 1], "b": [0, 0.5]}
+    steps = {"a": {"x": 10.0, "y": 30.0}, "b": {"x": 20.0}}
+    assert measures.profile(steps, ["x", "y"], [1, 2]) == {"a": [1, 1], "b": [0, 0.5]}
+    assert measures.profile(steps, ["x", "z"], [1, 2]) == {"a": [0.5, 0.5], "b": [0, 0.5]}
 
 
 # ---- claims
@@ -334,10 +340,23 @@ def test_curves_show_the_later_losses_and_name_what_is_drawn() -> None:
 
 
 def test_pages_of_a_sweep_that_only_began(tmp_path: Path) -> None:
-    files = page.write(sweep(["vit"], most=5), times.Times([]), tmp_path)
+    files = page.write(sweep(["vit"], most=5), [], tmp_path)
     assert "headline.png" not in files
     assert "5 runs" in (tmp_path / "README.md").read_text()
     assert "search not finished" in (tmp_path / "tuning.md").read_text()
+
+
+@pytest.mark.parametrize("origin", ["committed", "new", "foreign"])
+def test_only_its_own_page_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    committed = (ROOT / "results" / "comparison" / "README.md").read_text()
+    pages = {
+        "committed": committed,
+        "new": page.summary(sweep(["vit"], most=5), [], []),
+        "foreign": "# Mine\n",
+    }
+    (tmp_path / "README.md").write_text(pages[origin])
+    monkeypatch.setattr(page, "write", lambda *arguments: [])
+    assert __main__.main(["--out", str(tmp_path)]) == (2 if origin == "foreign" else 0)
 
 
 def test_a_damaged_time_is_named(tmp_path: Path) -> None:

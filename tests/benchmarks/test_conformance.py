@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,16 @@ def test_definitions_and_options_must_fit(monkeypatch: pytest.MonkeyPatch) -> No
     assert cell.verdict == "raises"
     assert "takes 'eps'" in cell.why
     assert "does not know 'rho'" in judge(check, PLANTED, {**plain, "rho": 1}).why
+
+
+def test_the_committed_page_may_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(GLOBALS, "ours", list)
+    monkeypatch.setitem(GLOBALS, "theirs", list)
+    shutil.copy(ROOT / "results" / "conformance" / "README.md", tmp_path)
+    assert CONFORMANCE["main"](["--out", str(tmp_path)]) == 0
+    assert "Everything known was run." in (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text("# Mine\n")
+    assert CONFORMANCE["main"](["--out", str(tmp_path)]) == 2
 
 
 @pytest.mark.recipe

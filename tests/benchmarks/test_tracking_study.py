@@ -1,6 +1,7 @@
 """benchmarks/tracking_study.py and tracking_faults.py: what they show of good runs and of bad ones."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from benchmarks import tracking_faults, tracking_study
 from repro.ledger import verdict
+from repro.ledger.rows import ROOT
 
 
 @pytest.mark.parametrize(
@@ -34,8 +36,9 @@ def test_a_slower_run_is_flagged_within_a_few_epochs(
 def test_without_released_logs_it_says_which_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("ADAN_RELEASED", str(tmp_path))
-    assert tracking_study.main([]) == 2
+    monkeypatch.setenv("ADAN_RELEASED", str(tmp_path / "none"))
+    shutil.copy(ROOT / "results" / "tracking" / "README.md", tmp_path)  # a page of its own, to be replaced
+    assert tracking_study.main(["--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: no released log is here; the first: ")
 
 
