@@ -1,15 +1,15 @@
 """What a container does: `docker run [options] IMAGE WORDS...`, where WORDS are one of
 
-    list [PATTERN]                           the rows: published, cost, own result
+    list [PATTERN]                           list the rows: published, cost, own result
     TABLE/ROW [--scale proxy] [key=value]    run a row; the same command continues it (--dry-run: show it)
     logs WORDS...                            the released logs: show, plot, export, list, get
     bench WORDS...                           time the optimizers' steps
     test WORDS...                            the tests of the optimizers
     FOLDER/SCRIPT.py WORDS...                a script of the repository
-    PROGRAM WORDS...                         anything else that is installed: python, torchrun, bash
+    PROGRAM WORDS...                         any other installed program: python, torchrun, bash
 
-Runs go to /results/runs: mount a folder of yours there, and add `--user $(id -u):$(id -g)` to own them. Data
-mounted at /data are those of a row that needs data.root, where it is not given. docs/docker.md has more.
+Runs go to /results/runs: mount a folder there, and add `--user $(id -u):$(id -g)` to own them. If a row needs
+data.root and it is not given, data mounted at /data are used. docs/docker.md has more.
 """
 
 import difflib
@@ -23,20 +23,20 @@ from repro.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, DATA = Path("/results"), Path("/data")
-RECIPES = ("vision", "nlp", "llm")  # which the core image does not have
+RECIPES = ("vision", "nlp", "llm")  # not in the core image
 
 DAILY = "not slow and not exhaustive"
 COMMANDS = {
     "list": ["scripts/reproduce.py", "--list"],
     "logs": ["scripts/logs.py"],
     "bench": ["benchmarks/optimizers.py"],
-    # without a cache, which would be written next to the sources
+    # the cache would be written next to the sources
     "test": ["-m", "pytest", "-p", "no:cacheprovider", "-n", "auto", "-m", DAILY, "tests/optim"],
 }
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Become the command that `arguments` ask for; return an exit status where there is none."""
+    """Become the command that `arguments` name; return an exit status if there is none."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(__doc__)
         return 0
@@ -50,10 +50,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def resolve(arguments: Sequence[str]) -> tuple[Path, list[str]]:
-    """Return the folder in which to run what, as the words of a program.
+    """Return the working folder and the words of the program to run.
 
     Raises:
-        UserError: there is nothing of that name, or not in this image, or runs cannot be written.
+        UserError: the name is unknown, or not in this image, or runs cannot be written.
     """
     first, *rest = arguments
     tables = (ROOT / "configs/paper").glob("*/[!_]*.yaml")
@@ -79,10 +79,10 @@ def resolve(arguments: Sequence[str]) -> tuple[Path, list[str]]:
 
 
 def row(arguments: Sequence[str]) -> list[str]:
-    """Return the words for scripts/reproduce.py, with the mounted data if the row needs some.
+    """Return the words for scripts/reproduce.py, with the mounted data if the row needs data.
 
     Raises:
-        UserError: the row has no such proxy, or an override does not fit.
+        UserError: the row has no proxy, or an override does not fit.
     """
     from repro.ledger import describe
     from scripts import reproduce
@@ -97,7 +97,7 @@ def row(arguments: Sequence[str]) -> list[str]:
 
 
 def check_recipes(word: str) -> None:
-    """Raise UserError for what the core image does not have."""
+    """Raise UserError if the image lacks a command."""
     if word not in ("bench", "test") and not all((ROOT / folder).is_dir() for folder in RECIPES):
         raise UserError(f"{word}: is in the images {', '.join(RECIPES)}; this one has bench and test")
 
@@ -114,7 +114,7 @@ def check_results() -> None:
 
 
 def here() -> Path:
-    """Return the folder for what needs none: that of the results, if there is one."""
+    """Return the working folder of other commands: that of the results, if it exists."""
     return RESULTS if RESULTS.is_dir() else Path.cwd()
 
 

@@ -1,4 +1,4 @@
-"""Settings for Adan from AdamW's: `python scripts/adan_from_adamw.py --lr 1e-3 --weight-decay 0.05`.
+"""Derive Adan's settings from AdamW's: `python scripts/adan_from_adamw.py --lr 1e-3 --weight-decay 0.05`.
 
 Prints each setting with its reason, and the lines for a file in configs/optimizer.
 """

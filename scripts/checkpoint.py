@@ -1,12 +1,12 @@
-"""What is in a checkpoint, its weights for timm and transformers, and its optimizer's state as ours.
+"""Show a checkpoint, export its weights for timm and transformers, convert its optimizer's state to ours.
 
     python scripts/checkpoint.py PATH [--all]
     python scripts/checkpoint.py PATH --export OUT.safetensors [--for transformers] [--ema]
     python scripts/checkpoint.py convert IN OUT [--from SOURCE] [--to adan]
 
-PATH is a file or a folder: of a run of ours, timm, MAE, fairseq, Megatron-LM, Transformer-XL, Hugging Face,
-or a bare state dict. Nothing in it is ever run. `convert` writes the same file with the optimizer's state
-converted to one of optim's.
+PATH is a file or a folder, from one of our runs, timm, MAE, fairseq, Megatron-LM, Transformer-XL or Hugging
+Face, or a bare state dict. Its contents are never executed. `convert` writes the same file with the
+optimizer's state converted to that of an optimizer in optim.
 """
 
 import argparse
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from optim.interop.advice import REGIMES
 from optim.interop.convert import TARGETS, convert_state
@@ -43,14 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         raise UserError(" ".join(str(error).split())) from error
     except RecursionError:
-        raise UserError("what is in it is nested deeper than in any checkpoint") from None
+        raise UserError("its contents are nested deeper than in any checkpoint") from None
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_line(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    show_parser = commands.add_parser("show", help="say what is in a file or folder; the default")
+    show_parser = commands.add_parser("show", help="describe a file or folder; the default")
     show_parser.add_argument("path", type=Path, metavar="PATH")
     show_parser.add_argument("--all", action="store_true", help="all settings and parameter groups")
     show_parser.add_argument("--export", type=Path, metavar="OUT", help="write the weights as safetensors")
@@ -58,21 +57,21 @@ def _parser() -> argparse.ArgumentParser:
         "--for",
         dest="library",
         choices=[*export.LIBRARIES, export.SAME],
-        help="whose names the weights get (same: they keep theirs); default: the library that has the model",
+        help="library whose names the weights get (same: no change); default: the one that has the model",
     )
     show_parser.add_argument("--ema", action="store_true", help="export the averaged weights")
-    show_parser.add_argument("--heads", type=int, metavar="N", help="attention heads, if the file lacks them")
+    show_parser.add_argument("--heads", type=int, metavar="N", help="attention heads, if not in the file")
     convert_parser = commands.add_parser("convert", help="write a file with the converted optimizer's state")
     convert_parser.add_argument("file", type=Path, metavar="IN")
     convert_parser.add_argument("out", type=Path, metavar="OUT")
-    convert_parser.add_argument("--at", metavar="KEY", help="where the state is, as in optimizer_states.1")
-    convert_parser.add_argument("--from", dest="source", choices=SOURCES, help="default: by its keys")
+    convert_parser.add_argument("--at", metavar="KEY", help="place of the state, such as optimizer_states.1")
+    convert_parser.add_argument("--from", dest="source", choices=SOURCES, help="default: recognised by keys")
     convert_parser.add_argument("--to", dest="target", choices=TARGETS, default="adan", help="default: adan")
     convert_parser.add_argument(
-        "--blocks", type=int, nargs="+", metavar="N", help="to adam_mini: blocks of each parameter, in order"
+        "--blocks", type=int, nargs="+", metavar="N", help="for adam_mini: blocks of each parameter, in order"
     )
     convert_parser.add_argument(
-        "--regime", choices=REGIMES, default="pretrain", help="from AdamW to Adan: see adan_from_adamw.py"
+        "--regime", choices=REGIMES, default="pretrain", help="for AdamW to Adan: see adan_from_adamw.py"
     )
     for command in (show_parser, convert_parser):
         command.add_argument("--force", action="store_true", help="overwrite OUT")
@@ -80,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def show(options: argparse.Namespace) -> None:
-    """Print what a checkpoint holds, and export its weights if that was asked for."""
+    """Describe a checkpoint, and with --export write its weights."""
     if options.export:
         _check_out(options.export, options.force)
     found = interop.read(options.path)
@@ -94,7 +93,11 @@ def show(options: argparse.Namespace) -> None:
 
 
 def convert(options: argparse.Namespace) -> None:
-    """Write the converted file and say what was done."""
+    """Write the converted file and report it.
+
+    Raises:
+        UserError: IN has no optimizer's state that can be converted, or OUT cannot be written.
+    """
     _check_out(options.out, options.force)
     if options.file.is_dir():
         raise UserError(_folder(options.file))
@@ -136,7 +139,7 @@ def convert(options: argparse.Namespace) -> None:
         )
     clip = max((group.get("max_grad_norm") or 0 for group in state_dict["param_groups"]), default=0)
     if clip:
-        print(f"it clipped gradients: construct the optimizer with max_grad_norm={clip}, too")
+        print(f"it clipped gradients: also construct the optimizer with max_grad_norm={clip}")
 
 
 def _check_out(out: Path, force: bool) -> None:
@@ -149,7 +152,7 @@ def _check_out(out: Path, force: bool) -> None:
 
 
 def _folder(path: Path) -> str:
-    """Why a folder cannot be converted, and which of its files can."""
+    """Return why a folder cannot be converted, and which of its files can."""
     inside = ", ".join(sorted(file.name for file in path.iterdir())) or "nothing"
     try:
         found = interop.read(path)
@@ -161,20 +164,14 @@ def _folder(path: Path) -> str:
 
 
 def _shapes(content: Any) -> dict[str, torch.Size]:
-    """Shapes of the model's tensors, if they are there, by name in lower case as in Adam-mini's groups."""
-    trees = (
-        [content.get(key) for key in ("model", "state_dict", "model_state_dict")]
-        if isinstance(content, dict)
-        else []
-    )
-    weights: dict[str, Tensor] = {}
-    for tree in trees:
-        weights |= named(tree)
-    return {name.lower(): x.shape for name, x in weights.items()}
+    """Return the shapes of the model's tensors, if any, by name in lower case as in Adam-mini's groups."""
+    trees = content if isinstance(content, dict) else {}
+    models = (named(trees.get(key)) for key in ("model", "state_dict", "model_state_dict"))
+    return {name.lower(): x.shape for model in models for name, x in model.items()}
 
 
 def _at(keys: states.Place) -> str:
-    """Where in a file, for a message."""
+    """Return the place in a file, for a message."""
     return f" at {'.'.join(map(str, keys))}" if keys else ""
 
 

@@ -1,7 +1,7 @@
 """Compare runs: `python scripts/compare.py RUNS... [--out PNG]`.
 
-RUNS are run folders or folders of run folders. Runs that differ only in the seed share a row and a curve.
-Runs that have not finished have rows of their own, without final and best results.
+RUNS are run folders, or folders of them. Runs that differ only in the seed share a row and a curve.
+Unfinished runs have separate rows, without final and best results.
 """
 
 import statistics
@@ -46,7 +46,7 @@ def find(paths: Sequence[Path]) -> list[Run]:
     """Return the runs in and below folders.
 
     Raises:
-        UserError: a path without any; or a run is damaged, or has no record yet.
+        UserError: a path has no run, or a run is damaged or has no record yet.
     """
     found: dict[Path, Run] = {}
     for path in paths:
@@ -61,7 +61,7 @@ def find(paths: Sequence[Path]) -> list[Run]:
 
 
 def trained(run: Run) -> list[dict[str, Any]]:
-    """Return the records with a train_loss, all but the closing one, without what tracking adds."""
+    """Return all records except the closing one, without the values that tracking adds."""
     return [
         {k: v for k, v in record.items() if k != "verdict" and not k.startswith("released_")}
         for record in run.records
@@ -70,9 +70,9 @@ def trained(run: Run) -> list[dict[str, Any]]:
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Return the runs by label; those that differ in nothing but the seed share one.
+    """Return the runs by label; those that differ only in the seed share one.
 
-    A run that has not finished shares its label only with others of the same state.
+    An unfinished run shares its label only with others of the same state.
     """
     by_identity: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
@@ -80,7 +80,7 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
     groups = list(by_identity.values())
     keys = sorted({key for runs in groups for key in runs[0].config if key != "seed" and not is_free(key)})
     labels = [str(runs[0].config["optimizer.name"]) for runs in groups]
-    for key in ["data.name", "model.name", "optimizer.lr", *keys]:  # as few keys as tell the groups apart
+    for key in ["data.name", "model.name", "optimizer.lr", *keys]:  # only the keys that tell the groups apart
         longer = [
             f"{label}, {key}={runs[0].config.get(key)}" for label, runs in zip(labels, groups, strict=True)
         ]
@@ -91,10 +91,10 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def metric_of(runs: Sequence[Run]) -> str:
-    """Return the key of the metric that the runs are judged by.
+    """Return the key of the runs' metric.
 
     Raises:
-        UserError: there are several; results of different recipes cannot be compared.
+        UserError: there are several, so the runs are of different recipes.
     """
     metrics = {str(run.summary["metric"]): run.path for run in runs if run.summary}
     if len(metrics) > 1:
@@ -102,12 +102,12 @@ def metric_of(runs: Sequence[Run]) -> str:
         raise UserError(f"the runs have different metrics: {several}; compare those of one recipe")
     if metrics:
         return next(iter(metrics))
-    accuracies = [key for run in runs for rec in trained(run) for key in rec if key.endswith("accuracy")]
-    return accuracies[-1] if accuracies else "train_loss"
+    keys = ["train_loss", *(key for run in runs for record in trained(run) for key in record)]
+    return next((key for key in reversed(keys) if key.endswith("accuracy")), "train_loss")
 
 
 def table(groups: dict[str, list[Run]], metric: str) -> str:
-    """Return a text table: a row per group, mean ± sample standard deviation over its seeds."""
+    """Return a text table with a row per group: mean ± sample standard deviation over its seeds."""
     finished = [run.summary for runs in groups.values() for run in runs if run.summary]
     units = {sample_rate(summary)[0] for summary in finished}
     unit = units.pop() if len(units) == 1 else "samples"
@@ -121,10 +121,7 @@ def table(groups: dict[str, list[Run]], metric: str) -> str:
                 label,
                 str(len(runs)),
                 "/".join(f"{epoch:.4g}" for epoch in sorted(epochs)),
-                *(
-                    _spread([summary[key][metric] for summary in summaries], ".4g")
-                    for key in ("final", "best")
-                ),
+                *(_spread([each[key][metric] for each in summaries], ".4g") for key in ("final", "best")),
                 _spread([trained(run)[-1]["train_loss"] for run in runs], ".4f"),
                 _spread([summary["seconds"] for summary in summaries], ".0f"),
                 _spread([sample_rate(summary)[1] for summary in summaries], ".0f"),
@@ -134,14 +131,14 @@ def table(groups: dict[str, list[Run]], metric: str) -> str:
 
 
 def plot(groups: dict[str, list[Run]], metric: str, out: Path) -> None:
-    """Write a figure of training loss and metric over epochs: the mean of the seeds, their range shaded."""
+    """Draw training loss and metric over epochs: the mean of the seeds, with their range shaded."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, key in zip(axes, ("train_loss", metric), strict=True):
         for label, runs in groups.items():
             curves = [
                 {record["epoch"]: record[key] for record in trained(run) if key in record} for run in runs
             ]
-            x = sorted(set.intersection(*(set(curve) for curve in curves)))  # seeds may be logged differently
+            x = sorted(set.intersection(*(set(curve) for curve in curves)))  # seeds may differ
             columns = [[curve[epoch] for curve in curves] for epoch in x]
             name = label if len(runs) == 1 else f"{label} ({len(runs)} seeds)"
             (line,) = axis.plot(x, [statistics.fmean(column) for column in columns], label=name)

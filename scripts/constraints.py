@@ -1,8 +1,8 @@
-"""Write constraints.txt: the exact version of every package that the recipes and tests need, and of theirs.
+"""Write constraints.txt: the exact versions of all packages that the recipes and tests depend on.
 
-    python scripts/constraints.py             keep the versions that are there, add what is newly needed
-    python scripts/constraints.py --upgrade   the newest that pyproject.toml allows
-    python scripts/constraints.py --requirements [EXTRA ...]   print what it asks for, for `pip install -r`
+    python scripts/constraints.py             keep the present versions, add new requirements
+    python scripts/constraints.py --upgrade   take the newest versions that pyproject.toml allows
+    python scripts/constraints.py --requirements [EXTRA ...]   print its requirements, for `pip install -r`
 
 `make test` and the images of docker/ install these versions. pip resolves them, and installs nothing.
 """
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def requirements(extras: Sequence[str]) -> list[str]:
-    """Return what pyproject.toml asks for: to build, to run `optim`, and for these extras."""
+    """Return the requirements of pyproject.toml: to build, to run `optim`, and of these extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     optional = project["project"]["optional-dependencies"]
     unknown = [extra for extra in extras if extra not in optional]
@@ -55,7 +55,7 @@ def requirements(extras: Sequence[str]) -> list[str]:
 
 
 def resolve(wanted: Sequence[str], keep: Sequence[str]) -> dict[str, str]:
-    """Return the versions that pip would install where nothing is installed, by name."""
+    """Return the versions, by name, that pip would install into an empty environment."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]

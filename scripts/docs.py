@@ -1,7 +1,7 @@
 """Write the tables in docs/ that are generated from code: `python scripts/docs.py [--check]`.
 
-A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. With --check nothing is written, and
-the exit status is 1 if a table is not what the code says.
+A table is between `<!-- begin NAME -->` and `<!-- end NAME -->`. With --check nothing is written, and the
+exit status is 1 if a table is out of date.
 """
 
 import math
@@ -24,29 +24,26 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def optimizers() -> str:
-    """One line for each optimizer."""
-    head = [
-        "optimizer",
-        "state, B/parameter: float32, bfloat16, int8",
-        "state tensors",
-        "paths",
-        "when",
-        "source",
-    ]
+    """Return the table of the optimizers, one line each."""
+    head = ["optimizer", "state, B/parameter: float32, bfloat16, int8", "state tensors", "paths"]
     lines = []
     for name, card in CARDS.items():
-        states = ", ".join(f"(`{name}`)" if name in card.optional else f"`{name}`" for name in card.states)
-        paths = ", ".join(
-            f"{path} ({', '.join(card.fused_devices)})" if path == "fused" else path for path in card.paths
-        )
-        states = ", ".join(filter(None, [states, ", ".join(f"*`{small}`*" for small in card.small)]))
+        states = [f"(`{state}`)" if state in card.optional else f"`{state}`" for state in card.states]
+        states += [f"*`{small}`*" for small in card.small]
+        devices = {"fused": f" ({', '.join(card.fused_devices)})"}
+        paths = ", ".join(path + devices.get(path, "") for path in card.paths)
         sizes = ", ".join(f"{state_bytes(name, kept):.3g}" for kept in STATE_BYTES)
-        lines.append([f"`{card.name}` {card.title}", sizes, states, paths, card.when, card.source])
-    return table(head, lines)
+        title = f"`{card.name}` {card.title}"
+        lines.append([title, sizes, ", ".join(states), paths, card.when, card.source])
+    return table([*head, "when", "source"], lines)
 
 
 def state_bytes(name: str, kept: str) -> float:
-    """Bytes per parameter of the states of a 1024 x 1024 matrix, with the defaults and states kept so."""
+    """Return the state bytes per parameter of a [1024, 1024] matrix, with default options.
+
+    Args:
+        kept: the dtype of the states: float32, bfloat16 or int8.
+    """
     p = torch.nn.Parameter(torch.empty(1024, 1024, device="meta"))
     make: Any = OPTIMIZERS[name]
     optimizer = make([p], foreach=True)
@@ -56,14 +53,14 @@ def state_bytes(name: str, kept: str) -> float:
 
 
 def options() -> str:
-    """The options of each optimizer beyond lr, betas, eps and weight_decay."""
+    """Return the table of the options of each optimizer besides lr, betas, eps and weight_decay."""
     own = [(name, card.title, meaning) for card in CARDS.values() for name, meaning in card.options.items()]
     common = [(name, "all", meaning) for name, meaning in COMMON_OPTIONS.items()]
     return table(["option", "of", "meaning"], ([f"`{name}`", of, said] for name, of, said in own + common))
 
 
 def ledger() -> str:
-    """The tables of the ledger: rows, those that are verified, and those that can be run."""
+    """Return the table of the ledger's folders: rows, verified rows, runnable rows."""
     verdicts = rows.verdicts()
     tables: dict[str, list[Row]] = defaultdict(list)
     for name in rows.names():
@@ -80,7 +77,7 @@ def ledger() -> str:
 
 
 def language() -> str:
-    """The rows that recipes for language train."""
+    """Return the table of the rows that the language recipes train."""
     lines = []
     for name in rows.names():
         row = rows.load(name).row
@@ -91,7 +88,7 @@ def language() -> str:
     return table(["row", "published", "command"], lines)
 
 
-# Of the walk-through in docs/monitor.md. Title: optimizer, options, the factor of x^2 in the objective.
+# The walk-through in docs/monitor.md. Title: optimizer, options, the factor of x^2 in the objective.
 WALKS: dict[str, tuple[str, dict[str, Any], float]] = {
     "Adam": ("adamw", dict(weight_decay=0.0), 0.0),
     "AdamW": ("adamw", dict(weight_decay=0.1), 0.5),
@@ -101,7 +98,7 @@ WALKS: dict[str, tuple[str, dict[str, Any], float]] = {
 
 
 def walk(name: str, options: dict[str, Any], square: float) -> list[tuple[float, float]]:
-    """100 steps from x = 3 with lr 0.1, in float64: x and the objective before and after each.
+    """Make 100 steps from x = 3 with lr 0.1, in float64; return x and the objective before and after each.
 
     The objective is x^4 + 3 x^3 + 2 + square x^2.
     """
@@ -118,7 +115,7 @@ def walk(name: str, options: dict[str, Any], square: float) -> list[tuple[float,
 
 
 def walkthrough() -> str:
-    """x and the objective after some steps, one column for each optimizer."""
+    """Return the table of x and the objective after some steps, one column for each optimizer."""
     walks = {title: walk(*how) for title, how in WALKS.items()}
     rows = (
         [str(step), *("{:.4f}, {:.4f}".format(*seen[step]) for seen in walks.values())]
@@ -127,17 +124,11 @@ def walkthrough() -> str:
     return table(["step", *(f"{title}: x, objective" for title in walks)], rows)
 
 
-TABLES = {
-    "language": language,
-    "ledger": ledger,
-    "optimizers": optimizers,
-    "options": options,
-    "walkthrough": walkthrough,
-}
+TABLES = {make.__name__: make for make in (language, ledger, optimizers, options, walkthrough)}
 
 
 def generated(text: str) -> str:
-    """The text with every table in it as the code has it."""
+    """Return a page's text with all its tables up to date."""
     for name, make in TABLES.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         before, mark, rest = text.partition(begin)
@@ -148,11 +139,9 @@ def generated(text: str) -> str:
 
 @exit_status
 def main() -> int:
-    """Write the tables, or tell which are out of date; return the exit status."""
+    """Write the tables, or name the pages that are out of date; return the exit status."""
     parser = command_line(__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 if a table is out of date"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if out of date")
     check = parser.parse_args().check
     stale = []
     for path in sorted((ROOT / "docs").glob("*.md")):

@@ -1,16 +1,16 @@
-"""Training logs: those released with Adan and those of people's own runs, in one table.
+"""Read training logs: those released with Adan, and those of your own runs.
 
-show FILE...        what a log is and holds; several files are parts of one run
-plot FILE...        its curves; a line for each file
-export FILE...      its records as CSV or Parquet; several files are parts of one run
-list [ROW...]       the released files that the ledger names, and whether they are here
-get [ROW...]        bring them here, from the official repository or a local copy
+show FILE...        describe a log; several files are parts of one run
+plot FILE...        draw its curves; one line per file
+export FILE...      write its records as CSV or Parquet; several files are parts of one run
+list [ROW...]       list the released files that the ledger names, and whether they are here
+get [ROW...]        download them from the official repository, or copy them from a local copy
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from repro.errors import UserError
@@ -20,7 +20,7 @@ from repro.train.cli import command_line, exit_status
 
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command says; return 0, 1 if a file is missing or wrong, or 2 for bad input."""
+    """Run the command; return 0, 1 if a file is missing or wrong, or 2 for bad input."""
     options = parser().parse_args(arguments)
     return int(options.run(options))
 
@@ -30,40 +30,34 @@ def parser() -> argparse.ArgumentParser:
     main = command_line(__doc__)
     commands = main.add_subparsers(required=True, metavar="COMMAND")
 
-    show_ = commands.add_parser("show", help="what a log is and holds")
-    show_.add_argument("--all", action="store_true", help="all faults and oddities, not the first few")
-    show_.set_defaults(run=show)
-    plot_ = commands.add_parser("plot", help="its curves")
-    plot_.add_argument("--out", type=Path, required=True, metavar="PNG")
-    plot_.add_argument("--column", action="append", default=[], help="a column to plot, instead of the usual")
-    plot_.add_argument("--parts", action="store_true", help="the files are parts of one run: one line")
-    plot_.set_defaults(run=plot)
-    export_ = commands.add_parser("export", help="its records as a file")
-    export_.add_argument("--out", type=Path, required=True, metavar="CSV|PARQUET")
-    export_.set_defaults(run=export)
-    for command in (show_, plot_, export_):
-        command.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a log, or a run's folder")
-        command.add_argument(
-            "--strict", action="store_true", help="refuse a log with lines that cannot be read"
-        )
+    def command(name: str, help: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help)
+        made.set_defaults(run=run)
+        return made
 
-    list_ = commands.add_parser("list", help="the released files that the ledger names")
-    list_.set_defaults(run=list_files)
-    get_ = commands.add_parser("get", help="bring the released files here")
-    get_.add_argument(
-        "--from", dest="source", type=Path, metavar="DIR", help="a local copy, laid out as upstream"
-    )
-    get_.add_argument(
-        "--to", type=Path, metavar="DIR", help="default: $ADAN_RELEASED, else a cache in the home"
-    )
-    get_.set_defaults(run=get)
-    for command in (list_, get_):
-        command.add_argument("rows", nargs="*", metavar="ROW", help="of the ledger; default: all")
+    show_ = command("show", "describe a log", show)
+    show_.add_argument("--all", action="store_true", help="all faults and oddities, not only the first few")
+    plot_ = command("plot", "draw its curves", plot)
+    plot_.add_argument("--out", type=Path, required=True, metavar="PNG")
+    plot_.add_argument("--column", action="append", default=[], help="plot this column, not the usual ones")
+    plot_.add_argument("--parts", action="store_true", help="the files are parts of one run: one line")
+    export_ = command("export", "write its records to a file", export)
+    export_.add_argument("--out", type=Path, required=True, metavar="CSV|PARQUET")
+    for each in (show_, plot_, export_):
+        each.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a log, or a run's folder")
+        each.add_argument("--strict", action="store_true", help="refuse a log with unreadable lines")
+
+    list_ = command("list", "list the released files that the ledger names", list_files)
+    get_ = command("get", "bring the released files here", get)
+    get_.add_argument("--from", dest="source", type=Path, metavar="DIR", help="a copy of the repository")
+    get_.add_argument("--to", type=Path, metavar="DIR", help="default: $ADAN_RELEASED, else ~/.cache")
+    for each in (list_, get_):
+        each.add_argument("rows", nargs="*", metavar="ROW", help="of the ledger; default: all")
     return main
 
 
 def show(options: argparse.Namespace) -> int:
-    """Print what a log is."""
+    """Describe a log."""
     from repro.logs import read
     from repro.logs.present import describe
 
@@ -72,7 +66,7 @@ def show(options: argparse.Namespace) -> int:
 
 
 def plot(options: argparse.Namespace) -> int:
-    """Write a figure."""
+    """Draw the curves of one or more logs."""
     from repro.logs import read
     from repro.logs.present import plot
 
@@ -84,7 +78,7 @@ def plot(options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
-    """Write the table."""
+    """Write the records of a log."""
     from repro.logs import read
     from repro.logs.present import export
 
@@ -95,13 +89,13 @@ def export(options: argparse.Namespace) -> int:
 
 
 def list_files(options: argparse.Namespace) -> int:
-    """Print the released files row by row."""
+    """Print the released files, row by row."""
     from repro.logs import files
 
     here = files.folder()
     states: dict[str, str] = {}
     for row, named in files.of_rows(options.rows).items():
-        print(f"{row}" if named else f"{row}: nothing was released in the repository")
+        print(row if named else f"{row}: nothing was released in the repository")
         for file in named:
             states[file.path] = states.get(file.path) or files.state(file, here / file.path)
             print(f"  {states[file.path]:10}  {file.kind:8}  {file.path}")
@@ -111,7 +105,7 @@ def list_files(options: argparse.Namespace) -> int:
 
 
 def get(options: argparse.Namespace) -> int:
-    """Bring the released files here."""
+    """Download or copy the released files."""
     from repro.logs import files
 
     to = options.to or files.folder()
@@ -124,7 +118,7 @@ def get(options: argparse.Namespace) -> int:
 
 
 def _labels(parts: Sequence[Sequence[Path]]) -> list[str]:
-    """A name for each run: its first path without the folders that all have in common."""
+    """Return a name for each run: its first path without the folders that all have in common."""
     paths = [files[0].resolve() for files in parts]
     if len(set(paths)) < len(paths):
         raise UserError("a file is named twice")

@@ -1,11 +1,11 @@
-"""Say what a row of the ledger needs before it is started: memory, tokens per second, days and money.
+"""Estimate what a row of the ledger needs: memory, tokens per second, days and money.
 
     python scripts/plan.py ROW... --gpus 8xH100 [--set key=value ...]   does it fit; what would make it fit
     python scripts/plan.py ROW... --gpus 8xH100 --optimizers adamw,...  memory by optimizer
-    python scripts/plan.py [ROW...] --measure                           train for real here, and compare
+    python scripts/plan.py [ROW...] --measure                           train some steps here, and compare
 
-Memory is counted, on tensors without values; speed is computed with an assumed share of the GPU's peak. With
---out DIR the tables are also written there, memory.md and plan.md, with a json each. See docs/plan.md.
+Memory is counted, on tensors without values; speed assumes a share of the GPU's peak. With --out DIR the
+tables are also written there, memory.md and plan.md, with a JSON file each. See docs/plan.md.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from repro.train.cli import command_line, exit_status
 
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what was asked for and return the exit status: 1 where --measure finds a prediction to be off."""
+    """Print the plan and return the exit status: 1 if --measure finds that a prediction is off."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(words)
     if not options.rows and not options.measure:
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def publish(
     folder: Path | None, name: str, title: str, note: str, parts: list[str], found: Any, words: list[str]
 ) -> None:
-    """Print the parts of a page, and write it with the numbers in it into a folder, if there is one."""
+    """Print the parts of a page; if there is a folder, also write the page and its numbers there."""
     print("\n\n".join(parts))
     if folder is not None:
         here, command = environment(), ["python", "scripts/plan.py", *words]
@@ -77,12 +77,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", default="8xH100", help=f"number and kind: {', '.join(GPUS)} (8xH100)")
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="as for the recipe")
     parser.add_argument("--optimizers", help="names in configs/optimizer, with -bfloat16 or -int8")
-    parser.add_argument("--mfu", type=float, help="share of the peak, instead of what is assumed")
-    parser.add_argument(
-        "--price", type=float, help="dollars for an hour of a GPU, instead of what is assumed"
-    )
+    parser.add_argument("--mfu", type=float, help="share of the peak, instead of the assumed one")
+    parser.add_argument("--price", type=float, help="dollars per GPU-hour, instead of the assumed price")
     parser.add_argument("--measure", action="store_true", help="train some steps here and compare")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the table there")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also write the tables there")
     return parser
 
 

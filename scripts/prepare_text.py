@@ -1,12 +1,12 @@
-"""Tokenises text into shards that are mapped into memory, checks them, trains a tokenizer.
+"""Tokenise text into shards that training maps into memory, check them, train a tokenizer.
 
     python scripts/prepare_text.py shards FOLDER data=... tokenizer=...       for data=shards data.root=FOLDER
-    python scripts/prepare_text.py check FOLDER                               is each what was written?
+    python scripts/prepare_text.py check FOLDER                               compare with the checksums
     python scripts/prepare_text.py train-tokenizer FOLDER data=... tokenizer=...   for tokenizer.path=FOLDER
 
-data= and tokenizer= and their keys (data.root=PATH, tokenizer.path=PATH, tokenizer.vocab_size=N, ...) are
-those of the training commands. `shards` can be stopped: the same command continues. `check` exits with
-status 1 if it found a problem.
+data=, tokenizer= and their keys (data.root=PATH, tokenizer.path=PATH, tokenizer.vocab_size=N, ...) are those
+of the training commands. `shards` can be stopped; the same command continues. `check` exits with status 1 if
+it finds a problem.
 """
 
 import argparse
@@ -30,10 +30,10 @@ from repro.train.cli import CONFIGS, command_line, exit_status, file_size, proce
 
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return the exit status: 0, 1 after problems were found, 2 after `error: ...`."""
+    """Run the command and return the exit status: 0, 1 if it found problems, 2 after `error: ...`."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
-    options.overrides = [*getattr(options, "overrides", []), *rest]  # those after an option
+    options.overrides = [*getattr(options, "overrides", []), *rest]  # argparse leaves those after an option
     for word in options.overrides:
         if word.startswith("-") or "=" not in word:
             top.error(f"unrecognized argument: {word}")
@@ -48,27 +48,27 @@ def parser() -> argparse.ArgumentParser:
 
     write_them = commands.add_parser("shards", help="tokenise text")
     write_them.set_defaults(run=run_shards)
-    write_them.add_argument("folder", type=Path, help="of the shards, which holds nothing else")
+    write_them.add_argument("folder", type=Path, help="of the shards; it holds nothing else")
     write_them.add_argument(
-        "--size", type=file_size, default="16MB", help="of a shard's text (default: 16MB)"
+        "--size", type=file_size, default="16MB", help="of text per shard (default: 16MB)"
     )
     write_them.add_argument("--workers", type=processes, default=cores, help=f"processes (default: {cores})")
 
     check = commands.add_parser("check", help="compare shards with their checksums")
     check.set_defaults(run=run_check)
-    check.add_argument("folder", type=Path, help="what data.root would be")
+    check.add_argument("folder", type=Path, help="the value of data.root")
 
-    train = commands.add_parser("train-tokenizer", help="make a tokenizer from the training text")
+    train = commands.add_parser("train-tokenizer", help="train a tokenizer on the training text")
     train.set_defaults(run=run_train)
-    train.add_argument("folder", type=Path, help="of the tokenizer, a new one")
+    train.add_argument("folder", type=Path, help="of the new tokenizer")
 
     for command in (write_them, train):
-        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="which text, which tokenizer")
+        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="text and tokenizer")
     return top
 
 
 def run_shards(options: argparse.Namespace) -> int:
-    """Tokenise."""
+    """Tokenise text and print what was written."""
     config, start = read_config(options.overrides), time.perf_counter()
     manifest = write(config.data, config.tokenizer, options.folder, options.size, options.workers)
     tokenizer, shards_made = manifest["tokenizer"], len(manifest["shards"])
@@ -86,7 +86,7 @@ def run_shards(options: argparse.Namespace) -> int:
 
 
 def run_check(options: argparse.Namespace) -> int:
-    """Print what is wrong."""
+    """Print the damaged shards."""
     problems = shards.damaged(options.folder)
     for problem in problems:
         print(f"problem: {problem}")
@@ -94,14 +94,18 @@ def run_check(options: argparse.Namespace) -> int:
         print(f"copy {options.folder} again, or delete it and write it again")
     else:
         print(f"{len(shards.read_manifest(options.folder)['shards']):,} shards; nothing wrong was found")
-    return 1 if problems else 0
+    return int(bool(problems))
 
 
 def run_train(options: argparse.Namespace) -> int:
-    """Make a tokenizer."""
+    """Train a tokenizer.
+
+    Raises:
+        UserError: it exists already, or its folder has one.
+    """
     config = read_config(options.overrides)
     if config.tokenizer.path is not None:
-        raise UserError(f"tokenizer.path={config.tokenizer.path}: that one is made already")
+        raise UserError(f"tokenizer.path={config.tokenizer.path}: this tokenizer exists already")
     if (options.folder / "tokenizer.json").exists():
         raise UserError(f"{options.folder}: has a tokenizer; take another folder")
     train = sources.find(config.data)["train"]
@@ -115,7 +119,7 @@ def run_train(options: argparse.Namespace) -> int:
 
 
 def read_config(overrides: Sequence[str]) -> PrepareConfig:
-    """Return the configuration that these words of the command line make."""
+    """Return the configuration for these overrides."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return cast(PrepareConfig, OmegaConf.to_object(compose("text", list(overrides))))

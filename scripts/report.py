@@ -1,8 +1,8 @@
 """Write the report: `python scripts/report.py [--out PAGE.html] [RUNS...]`.
 
 One self-contained HTML page: the ledger with its verdicts, released curves and own runs, times of a step.
-RUNS are run folders or folders of them; without any, runs/ and results/ are looked through. --pictures FOLDER
-also writes pictures of the page there, which takes chromium.
+RUNS are run folders or folders of them; the default is runs/ and results/. --pictures FOLDER also writes
+pictures of the page there, which needs chromium.
 """
 
 import sys
@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("report.html"), metavar="PAGE", help="default: %(default)s"
     )
-    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="write those of docs/report.md there")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="FOLDER", help="write docs/report.md's pictures there"
+    )
     options = parser.parse_args(arguments)
     print(html.write(options.out, options.runs, section(load(COMPARISON))))
     if options.pictures is not None:

@@ -1,12 +1,12 @@
-"""Rerun a published result, or see what there is to rerun.
+"""Rerun a published result, or list the results that can be rerun.
 
     python scripts/reproduce.py --list [PATTERN]                     every row: published, cost, own result
     python scripts/reproduce.py ROW [--scale proxy] [key=value ...]  run one; the same command continues it
-    python scripts/reproduce.py ROW --dry-run [key=value ...]        show all about such a run, start nothing
+    python scripts/reproduce.py ROW --dry-run [key=value ...]        describe the run, start nothing
     python scripts/reproduce.py ROW --track FILE...                  compare any training log with a row
 
-ROW is <table>/<name>, as --list shows it. What follows it goes to the recipe: key=value, or, after `--`,
-whatever the recipe's own command line takes. Several processes: --processes N, or start this under torchrun.
+ROW is <table>/<name>, as in --list. The words after it go to the recipe: key=value, or, after `--`, any
+argument of the recipe's own command line. For several processes: --processes N, or start this under torchrun.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from repro.ledger.rows import ROOT, Recipe
 from repro.logs import read
 from repro.train.cli import command_line, exit_status
 
-RUNS = (Path("runs"), ROOT / "results")  # where own results are looked for
+RUNS = (Path("runs"), ROOT / "results")  # folders with own results
 SHOWN = 40  # lines of a comparison
 
 
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return the exit status: the recipe's, or 2 where it was not started."""
+    """Run the command and return the exit status: the recipe's, or 2 if it was not started."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     split = words.index("--") if "--" in words else len(words)
     options = parser().parse_intermixed_args(words[:split])
@@ -62,14 +62,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("row", nargs="?", metavar="ROW")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     parser.add_argument(
-        "--list", nargs="?", const="", metavar="PATTERN", help="rows whose name has PATTERN in it"
+        "--list", nargs="?", const="", metavar="PATTERN", help="list the rows with PATTERN in their name"
     )
     parser.add_argument(
         "--scale", choices=["paper", "proxy"], default="paper",
         help="paper: as published (default); proxy: the same with a small model on small data, for CPUs",
     )  # fmt: skip
     parser.add_argument("--processes", type=int, metavar="N", help="processes on this machine, one per GPU")
-    parser.add_argument("--dry-run", action="store_true", help="show configuration, command, data, cost")
+    parser.add_argument("--dry-run", action="store_true", help="show configuration, command, data and cost")
     parser.add_argument(
         "--track", nargs="+", type=Path, metavar="FILE", help="a log to compare; several are parts of one run"
     )
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def prepare(name: str, scale: str, overrides: Sequence[str]) -> tuple[Recipe, list[str]]:
-    """Return a row with its configuration at a scale, and the words of the command that runs it.
+    """Return a row with its configuration at a scale, and the command that runs it.
 
     Raises:
         UserError: there is no such row, it has no proxy, or an override does not fit.
@@ -89,7 +89,7 @@ def prepare(name: str, scale: str, overrides: Sequence[str]) -> tuple[Recipe, li
         if row.proxy is None:
             raise UserError(f"{name} has no proxy: leave out --scale proxy")
         overrides.insert(0, f"+proxy={row.proxy}")
-    if row.config is None:  # no Hydra recipe: it has a command line of its own
+    if row.config is None:  # not a Hydra recipe: it has its own command line
         return recipe, [row.script, *row.arguments, *overrides]
     return rows.load(name, overrides), [row.script, f"+paper={name}", *overrides]
 
@@ -108,12 +108,13 @@ def start(recipe: Recipe, command: Sequence[str], processes: int | None) -> int:
     """
     row = recipe.row
     if row.status != "runnable":
-        tables = Counter(name.split("/")[0] for name in rows.names() if runs_now(name))
+        runnable = (name for name in rows.names() if rows.load(name).row.status == "runnable")
+        tables = Counter(name.split("/")[0] for name in runnable)
         now = ", ".join(f"{table} ({counted(count)})" for table, count in tables.items())
         raise UserError(f"{row.name} is {row.status}. Runnable now: {now}")
     if processes is not None and processes < 1:
         raise UserError(f"--processes {processes}: must be at least 1")
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # of those that torchrun starts, if it does
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # under torchrun, only one process prints
         print(shown(command, processes), flush=True)
     words = [os.path.relpath(ROOT / command[0]), *command[1:]]
     if processes is None:
@@ -122,19 +123,14 @@ def start(recipe: Recipe, command: Sequence[str], processes: int | None) -> int:
 
 
 def counted(count: int) -> str:
-    """Return a number of rows in words."""
+    """Return a number of rows as text."""
     return f"{count} row{'s'[: count > 1]}"
 
 
-def runs_now(name: str) -> bool:
-    """Tell whether a row is runnable."""
-    return rows.load(name).row.status == "runnable"
-
-
 def launch(words: list[str], processes: int) -> int:
-    """Run a script in several processes here and return the exit status of the first that failed."""
+    """Run a script in several processes on this machine; return the exit status of the first that failed."""
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "300")  # seconds for a checkpoint after SIGTERM
-    logging.disable(logging.CRITICAL)  # torchrun's own reports, between which the recipe's are hard to find
+    logging.disable(logging.CRITICAL)  # torchrun's reports would hide the recipe's
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
@@ -151,7 +147,7 @@ def launch(words: list[str], processes: int) -> int:
 
 
 def compare(recipe: Recipe, files: Sequence[Path]) -> None:
-    """Compare a log with the row's released curve, and the verdict."""
+    """Print the comparison of a log with the row's released curve, and the verdict."""
     from repro.ledger.tracking import compare_log, verdict
 
     log = read(files)
@@ -165,7 +161,7 @@ def compare(recipe: Recipe, files: Sequence[Path]) -> None:
 
 
 def thinned(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return some lines of a comparison, evenly, with those where a verdict changes."""
+    """Return evenly spaced lines of a comparison, and those where a verdict changes."""
     if len(frame) <= SHOWN:
         return frame
     before = frame.groupby("column")["verdict"].shift()
@@ -175,7 +171,7 @@ def thinned(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(pattern: str) -> str:
-    """Return the rows whose name has `pattern` in it as a table, and why some of them are not runnable.
+    """Return a table of the rows with `pattern` in their name, and why some of them are not runnable.
 
     Raises:
         UserError: there are none.
@@ -187,8 +183,7 @@ def table(pattern: str) -> str:
     hours = [f"{gpu} h" for gpu in hardware.PEAK]
     columns = ["row", "model", "data", "optimizer", "published", "status", *hours, "own result"]
     cells, reasons = [columns], Counter[str]()
-    # Hydra takes a fifth of a second for each
-    for name in tqdm(names, unit="row", leave=False, disable=None):
+    for name in tqdm(names, unit="row", leave=False, disable=None):  # Hydra takes 0.2 s for each
         recipe = rows.load(name)
         row = recipe.row
         status, _, why = row.status.partition(": ")
@@ -203,11 +198,9 @@ def table(pattern: str) -> str:
         result = "-" if last is None else runs.describe(last, recipe)
         about = [row.model, row.data, optimizer, describe.published(row), status]
         cells.append([name, *about, *estimates, result])
-    lines = aligned(cells, right=hours, rule=True)
     notes = [f"{status} ({counted(count)})" for status, count in reasons.items()]
-    return "\n".join(
-        [*lines, "", *notes, f"Hours of one GPU, estimated: {hardware.ASSUMPTIONS} (docs/reproduce.md)."]
-    )
+    notes.append(f"Hours of one GPU, estimated: {hardware.ASSUMPTIONS} (docs/reproduce.md).")
+    return "\n".join([*aligned(cells, right=hours, rule=True), "", *notes])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Check the ledger against what was released: `python scripts/verify_ledger.py [ROW...] [--out DIR]`.
+"""Check the ledger against the released files: `python scripts/verify_ledger.py [ROW...] [--out DIR]`.
 
-Without rows, all of them. Nothing is trained; see docs/ledger.md for what each check is. The exit status is 1
-if one fails. With --out, DIR gets verify.json, with all notes, and verify.md; with rows, only theirs change.
+Without ROW, all rows are checked. Nothing is trained; docs/ledger.md explains the checks. The exit status is
+1 if a check fails. --out writes verify.json, with all notes, and verify.md to DIR; with ROW, only the entries
+of these rows change.
 """
 
 import json
@@ -22,7 +23,7 @@ from repro.train.cli import command_line, exit_status
 from repro.verify import Verdict, verify
 from repro.verify.checks import Check
 
-COMPARED = {  # what a check counts
+COMPARED = {  # the unit that a check counts
     "files": "files",
     "settings": "keys of settings",
     "lr": "learning rates",
@@ -46,27 +47,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n\n".join(filter(None, parts)))
     if options.out is not None:
         publish(options.out, verdicts, options.rows)
-    return 1 if any(verdict.failed for verdict in verdicts) else 0
+    return int(any(verdict.failed for verdict in verdicts))
 
 
 def rows_of(verdicts: Sequence[Verdict]) -> str:
     """Return a Markdown table with a line for each row of the ledger."""
     return table(
         ["row", *COMPARED, "verdict"],
-        (
-            [verdict.name, *(cell(verdict.checks[name]) for name in COMPARED), verdict.says]
-            for verdict in verdicts
-        ),
+        ([each.name, *(cell(each.checks[name]) for name in COMPARED), each.says] for each in verdicts),
     )
 
 
 def cell(check: Check) -> str:
-    """Return a check's place in the table."""
+    """Return a check's cell of the table."""
     return {True: "", False: "DIFFERS: ", None: "- "}[check.passed] + check.says
 
 
 def notes(verdicts: Sequence[Verdict]) -> list[str]:
-    """Return what stands below the table: what differs, what passed as a departure only, what is not here."""
+    """Return the notes below the table: differences, accepted departures, missing files."""
     return [
         f"{verdict.name}, {name}: {note}"
         for verdict in verdicts
@@ -77,17 +75,16 @@ def notes(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def summary(verdicts: Sequence[Verdict]) -> list[str]:
-    """Return what it amounts to."""
+    """Return the totals, one line each."""
     kinds = Counter(verdict.says.split(":")[0] for verdict in verdicts)
     checks = [(name, check) for verdict in verdicts for name, check in verdict.checks.items()]
     results = Counter(check.passed for _, check in checks)
     compared: Counter[str] = Counter()
     for name, check in checks:
         compared[name] += check.compared
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     return [
-        f"{len(verdicts)} row{'s' * (len(verdicts) != 1)}: "
-        + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        + ".",
+        f"{len(verdicts)} row{'s' * (len(verdicts) != 1)}: {counts}.",
         f"{len(checks)} checks: {results[True]} passed, {results[False]} failed, "
         f"{results[None]} had nothing to check against.",
         "Compared: " + ", ".join(f"{compared[name]:,} {what}" for name, what in COMPARED.items()) + ".",
@@ -98,8 +95,8 @@ def publish(folder: Path, verdicts: Sequence[Verdict], rows: Sequence[str]) -> N
     """Write verify.json and verify.md.
 
     Args:
-        rows: those asked for. Then those of the ledger's other rows that the folder's verify.json has stay as
-            they are, and the entries of `verdicts` say with which commit they were made. None: all rows.
+        rows: the rows of the command line; empty means all. If there are some, verify.json keeps its entries
+            for other rows, and the new entries record their own commit.
 
     Raises:
         UserError: the folder cannot be written to, or its verify.json cannot be read.
@@ -140,7 +137,7 @@ def read(path: Path) -> dict[str, Any]:
     """Return the content of a verify.json.
 
     Raises:
-        UserError: it is not as `write` writes it.
+        UserError: it is damaged.
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text())
@@ -154,7 +151,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def restore(entry: dict[str, Any]) -> Verdict:
-    """Return the verdict of an entry of verify.json."""
+    """Return the verdict that an entry of verify.json holds."""
     checks = {
         name: Check(**{**check, "notes": tuple(check["notes"])}) for name, check in entry["checks"].items()
     }

@@ -226,7 +226,7 @@ def test_train_tokenizer(run: Run, text: Path) -> None:
     memory = corpus.load(TextConfig("text", str(text)), TokenizerConfig("bpe", vocab_size=350))
     np.testing.assert_array_equal(mapped.split("valid").ids, memory.split("valid").ids)
     assert "made: has a tokenizer; take another folder" in run("train-tokenizer", "made", *words)[2]
-    assert "that one is made already" in run("train-tokenizer", "new", *words, "tokenizer.path=made")[2]
+    assert "this tokenizer exists already" in run("train-tokenizer", "new", *words, "tokenizer.path=made")[2]
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_clipping_is_mentioned(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert MAIN(["convert", str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]) == 0
     output = capsys.readouterr().out
     assert "(official)" in output
-    assert "construct the optimizer with max_grad_norm=5.0, too" in output
+    assert "also construct the optimizer with max_grad_norm=5.0" in output
 
 
 def test_nothing_is_overwritten_without_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
