@@ -1,11 +1,11 @@
-"""Times the forms of attention in Transformer-XL: `python benchmarks/attention.py [--device cuda]`.
+"""Time the forms of attention in Transformer-XL: `python benchmarks/attention.py [--device cuda]`.
 
-Forward and backward pass of one layer's attention, between the projections, float32 on the CPU and bfloat16
-on CUDA. The forms take turns, each in the layout that its model would hand it: the textbook's has time first,
-as the original code. `times as fast` is the textbook's time over a form's, median over the rounds with its
-95 % interval; `GFLOP` are those of the products; `MB` is what all operations together read and write, counted
-call by call; `error` is the largest difference to the textbook in float64, of the result and of any gradient,
-over the largest value there.
+Forward and backward pass of one layer's attention, between the projections, in float32 on the CPU and
+bfloat16 on CUDA. The forms take turns, each in the memory layout that its model uses: the textbook's has time
+first, as in the original code. `times as fast` is the textbook's time over a form's, the median over the
+rounds with its 95 % interval; `GFLOP` counts the products; `MB` is what all operations together read and
+write, counted call by call; `error` is the largest difference from the textbook in float64, of the result or
+of any gradient, over the largest value there.
 """
 
 import statistics
@@ -20,24 +20,23 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import check, interleave, machine, made, parser
-from benchmarks.training import ratio
-from benchmarks.training_page import shown
-from nlp.transformer_xl.attention import FORMS, textbook
+from benchmarks.training import ratio, shown
+from nlp.transformer_xl.attention import FORMS
 from repro.results import page, publish, table
 from repro.train.cli import exit_status
 
-# streams, tokens, tokens with memory, heads, size of a head
+# streams, tokens, tokens with memory, heads, head size
 SHAPES = {
     "wikitext103, training": (4, 150, 300, 10, 41),
     "wikitext103, memory of 640": (4, 128, 768, 10, 41),
     "small": (16, 64, 128, 4, 32),
 }
-STREAMS = {"cpu": 1, "cuda": 15}  # times those of SHAPES: 60 on a GPU, as in the published runs
+STREAMS = {"cpu": 1, "cuda": 15}  # factors on those of SHAPES: 60 on a GPU, as in the published runs
 DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
 
 
 class Traffic(TorchDispatchMode):
-    """Adds up the bytes of all tensors that operations read and write; views move nothing."""
+    """Add up the bytes of all tensors that operations read and write; views move nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +51,12 @@ class Traffic(TorchDispatchMode):
 
 
 def case(form: str, shape: tuple[int, ...], device: str, dtype: torch.dtype) -> Callable[[], list[Tensor]]:
-    """Return a step: forward and backward of a form, giving the result and the gradients."""
+    """Return a step, forward and backward of a form, which returns the result and the gradients.
+
+    Args:
+        shape: batch B, queries T, keys K, heads H, head size D; see nlp.transformer_xl.attention. The result
+            is [B, T, H, D]; the gradients are those of q, k, v, r and the two biases.
+    """
     batch, queries, keys, heads, size = shape
     generator = torch.Generator().manual_seed(0)
     sizes = [(batch, queries), (batch, keys), (batch, keys), (keys,), (), ()]
@@ -76,9 +80,9 @@ def case(form: str, shape: tuple[int, ...], device: str, dtype: torch.dtype) -> 
 def measure(
     shape: tuple[int, ...], device: str, dtype: torch.dtype, rounds: int, name: str
 ) -> list[dict[str, Any]]:
-    """Return the numbers of each form."""
+    """Return the numbers of each form; `shape` is that of `case`."""
     steps = {form: case(form, shape, device, dtype) for form in FORMS}
-    exact = case(textbook.__name__, shape, device, torch.float64)()
+    exact = case("textbook", shape, device, torch.float64)()
     times = interleave(steps, rounds, name, device)
     rows = []
     for form, step in steps.items():
@@ -101,7 +105,7 @@ def measure(
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result as a page."""
+    """Return the page of a result."""
     header = ["form", "ms", "times as fast (95%)", "GFLOP", "GFLOP/s", "MB", "error"]
     parts = []
     for name, run in result["shapes"].items():
@@ -133,11 +137,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
     found = parser(__doc__, device=True)
     found.add_argument("--rounds", type=int, default=40)
-    found.add_argument("--streams", type=int, help="times those of the shapes; default: 1, with CUDA 15")
+    found.add_argument("--streams", type=int, help="factor on the batch; default: 1, with CUDA 15")
     options = found.parse_args(arguments)
     check(options, "rounds", "streams")
     device, dtype = options.device, DTYPES[options.device]
-    factor = STREAMS[device] if options.streams is None else options.streams
+    factor = options.streams or STREAMS[device]
     shapes = {name: (batch * factor, *rest) for name, (batch, *rest) in SHAPES.items()}
     result = {
         "machine": machine(device, arguments),

@@ -1,15 +1,16 @@
-"""Times the optimizers of this checkout and of another one: `python benchmarks/versions.py PATH`.
+"""Time the optimizers of this checkout and of another one: `python benchmarks/versions.py PATH`.
 
-PATH is a checkout whose kernels are built (`python setup.py build_ext --inplace` in it). Both versions work
-on the same parameters and gradients in one process, one step each in turn, with torch's fused AdamW: what did
-a change do to the speed? The last lists are 400 tensors of 16 elements, where the time is overhead: in turn,
-which empties the caches in between, and again and again, the fastest tenth of the steps.
+PATH is a checkout with built kernels (`python setup.py build_ext --inplace` in it). Both versions work on the
+same parameters and gradients in one process, one step each in turn, with torch's fused AdamW: how does a
+change affect the speed? The last lists are 400 tensors of 16 elements, where the time is overhead: in turn,
+which evicts each one's data from the caches, and repeated, the fastest tenth of the steps.
 """
 
 import importlib.util
 import json
 import statistics
 import sys
+from collections import defaultdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,7 +30,7 @@ NAMES = ("adan", "adamw")
 
 
 def load(checkout: Path) -> ModuleType:
-    """The package `optim` of another checkout, under another name."""
+    """Return the package `optim` of another checkout, imported as `optim_before`."""
     folder = checkout / "optim"
     spec = importlib.util.spec_from_file_location(
         "optim_before", folder / "__init__.py", submodule_search_locations=[str(folder)]
@@ -43,7 +44,7 @@ def load(checkout: Path) -> ModuleType:
 
 
 def measure(checkout: Path, name: str, rounds: int) -> dict[str, float]:
-    """Seconds of a step, medians over rounds."""
+    """Return the seconds of a step, medians over rounds; for AGAIN the fastest tenth."""
     sizes = [torch.Size((16,))] * 400 if name in (IN_TURN, AGAIN) else shapes(name)
     params = make(sizes, "cpu")
     steps = {BASELINE: torch.optim.AdamW(params, fused=True).step}
@@ -51,17 +52,16 @@ def measure(checkout: Path, name: str, rounds: int) -> dict[str, float]:
         for key in NAMES:
             steps[f"{key} {label}"] = package.OPTIMIZERS[key](params, fused=True, weight_decay=0.02).step
     if name == AGAIN:
-        times: dict[str, list[float]] = {key: [] for key in steps}
-        for _ in range(rounds):
-            for key, step in steps.items():
-                times[key] += [seconds(step, "cpu") for _ in range(60)]
+        times: dict[str, list[float]] = defaultdict(list)
+        for key, step in [*steps.items()] * rounds:
+            times[key] += [seconds(step, "cpu") for _ in range(60)]
         return {key: statistics.quantiles(values, n=10)[0] for key, values in times.items()}
     series = interleave(steps, rounds * (40 if name == IN_TURN else 1), name, "cpu")
     return {key: statistics.median(values) for key, values in series.items()}
 
 
 def markdown(about: dict[str, Any], other: str, lists: dict[str, list[dict[str, float]]]) -> str:
-    """The result as a table."""
+    """Return the page of a result."""
     rows = []
     for name, runs in lists.items():
         for key in NAMES:

@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not records:
         raise UserError(f"{options.records}: no runs; make some with `python benchmarks/sweep.py`")
     if options.again:
-        return again(*options.again, options)
+        task, optimizer = options.again
+        return again(task, optimizer, options)
     if options.weights:
         kept = weights(records, options.weights, options.out / "winners")
         print(f"{options.out / 'runs'}: {', '.join(kept)}")

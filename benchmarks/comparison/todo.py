@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 from benchmarks.comparison.design import BATCH_TASKS, EXPERIMENTS, OPTIMIZERS, TASKS, TUNING_SEED, Task
@@ -88,8 +89,8 @@ def todo(task: str, optimizer: str, records: Sequence[Record]) -> list[Job]:
         octaves: dict[float, list[int]] = {}
         for point in points:
             octaves.setdefault(point.weight_decay, []).append(point.octave)
-        seeds = (TUNING_SEED,)
-        return [Job(task, optimizer, Stage.TUNE, decay, tuple(of), seeds) for decay, of in octaves.items()]
+        job = partial(Job, task, optimizer, Stage.TUNE, seeds=(TUNING_SEED,))
+        return [job(decay, tuple(of)) for decay, of in octaves.items()]
     point = best(losses)
     done = {(r.optimizer, r.stage, r.variant, r.seed) for r in records if r.task == task}
     jobs = []
