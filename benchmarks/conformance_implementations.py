@@ -283,7 +283,8 @@ pytorch_optimizer = of("pytorch_optimizer", "pytorch_optimizer", BOTH)
 timm = of("timm", "timm.optim", BOTH)
 torchs = of("torch", "torch.optim", BOTH)
 
-ADANS = [
+THEIRS = [
+    # Adan
     *timm("adan", "Adan", same(f"lr {ADAM} no_prox")),
     *pytorch_optimizer("adan", "Adan", same(f"lr {ADAM} max_grad_norm maximize", no_prox="weight_decouple")),
     *optimi("adan", "Adan", same(f"lr {ADAM}", no_prox="adam_wd")),
@@ -301,8 +302,7 @@ ADANS = [
         | {"weight_decay": _optax_adan_decay, "no_prox": left_out},
         fixed={"eps_root": 0.0},
     ),
-]
-ADAMS = [
+    # Adam and AdamW
     *torchs("adam", "Adam", same(f"lr {ADAM} maximize"), paths=BOTH | {"fused": {"fused": True}}),
     *optimi("adam", "Adam", same(f"lr {ADAM}")),
     *bitsandbytes(
@@ -318,8 +318,7 @@ ADAMS = [
     *timm("adamw", "AdamWLegacy", same(f"lr {ADAM} maximize")),
     *optax("adam", "adam", OPTAX_ADAM),
     *optax("adamw", "adamw", OPTAX_ADAM | same("weight_decay")),
-]
-ADAFACTORS = [
+    # Adafactor
     Implementation(
         "transformers",
         "adafactor",
@@ -387,8 +386,7 @@ ADAFACTORS = [
         fixed={"min_dim_size_to_factor": 0},
         variants={DECAY: "decays by its rate, not by the step size scaled by the parameter"},
     ),
-]
-LAMBS = [
+    # LAMB
     *timm(
         "lamb",
         "Lamb",
@@ -407,8 +405,7 @@ LAMBS = [
     ),
     *bitsandbytes("lamb", "LAMB", same(f"lr {ADAM}"), variants={"": UNIT_CLIP}),
     *optax("lamb", "lamb", OPTAX_ADAM | same("weight_decay")),
-]
-LARSES = [
+    # LARS
     *timm(
         "lars",
         "Lars",
@@ -432,17 +429,14 @@ LARSES = [
         OPTAX | same("momentum weight_decay nesterov trust_coefficient eps", always_adapt=left_out),
         variants={DECAY: "the trust ratio has the norm of gradient plus decay, not the sum of their norms"},
     ),
-]
-LIONS = [
+    # Lion
     *timm("lion", "Lion", same("lr betas weight_decay maximize")),
     *pytorch_optimizer("lion", "Lion", same("lr betas weight_decay maximize")),
     *optimi("lion", "Lion", same("lr betas weight_decay")),
     *bitsandbytes("lion", "Lion", same("lr betas weight_decay")),
     *optax("lion", "lion", OPTAX | same("weight_decay", betas=two_betas)),
-]
-# With the squared gradient as the Hessian estimate (Sophia-G takes that of a sampled loss). The first clips
-# m / max(h, eps) at p, the paper m / max(rho h, eps) at 1.
-SOPHIAS = [
+    # Sophia, with the squared gradient as the Hessian estimate (Sophia-G takes that of a sampled loss). The
+    # first clips m / max(h, eps) at p, the paper m / max(rho h, eps) at 1.
     *pytorch_optimizer(
         "sophia",
         "SophiaH",
@@ -463,8 +457,7 @@ SOPHIAS = [
         fixed={"clip_threshold": 1.0},
         variants={"": "corrects the bias of the momentum, and a Hessian counts from the next step on"},
     ),
-]
-MATRICES = [  # Shampoo and Adam-mini
+    # Shampoo and Adam-mini
     *pytorch_optimizer(
         "shampoo",
         "Shampoo",
@@ -491,4 +484,4 @@ MATRICES = [  # Shampoo and Adam-mini
 
 def theirs() -> list[Implementation]:
     """Return the implementations of other packages."""
-    return [*ADANS, *ADAMS, *ADAFACTORS, *LAMBS, *LARSES, *LIONS, *SOPHIAS, *MATRICES]
+    return THEIRS
