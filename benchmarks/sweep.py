@@ -31,6 +31,7 @@ from typing import cast
 import torch
 from tqdm import tqdm
 
+from benchmarks.common import check
 from benchmarks.comparison import times
 from benchmarks.comparison.design import OPTIMIZERS, SEEDS, TASKS, Task
 from benchmarks.comparison.measures import best_point
@@ -50,7 +51,7 @@ SHORT = ("stop_after=60", "run.log_every=20", "eval_every=null", "eval_epochs=nu
 
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is missing and return the exit status."""
+    """Run the missing runs and return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     split = words.index("--") if "--" in words else len(words)
     parser = command_line(__doc__)
@@ -76,8 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             jobs = [f"{job.stage} {job.variant}".strip() for job in todo(task, optimizer, found)]
             print(f"{task:10} {optimizer:10} {done:4} runs; next: {', '.join(jobs) or 'nothing'}")
         return 0
-    if min(options.jobs, options.threads) < 1:
-        raise UserError(f"--jobs {options.jobs} --threads {options.threads}: must be at least 1")
+    check(options, "jobs", "threads")
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     missing = [task for task, _ in pairs if ALL_TASKS[task].data and options.data is None]
     if missing:

@@ -239,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
     cores = len(os.sched_getaffinity(0))
     found = parser(__doc__)
-    found.add_argument("--text", type=Path, help="what the text is made of (default: Python's documentation)")
+    found.add_argument("--text", type=Path, help="source of the text (default: Python's documentation)")
     found.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="default: byte pairs, trained here")
     found.add_argument("--size", type=file_size, default="1GB", help="of the text (default: 1GB)")
     found.add_argument("--workers", type=int, default=cores, help=f"processes or threads (default: {cores})")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the images without Docker and runs in them what docs/docker.md describes: `make test-docker`, as root on Debian.
+# Builds the images without Docker and runs the commands of docs/docker.md in them: `make test-docker`, as root on Debian.
 #
 # buildah builds docker/Dockerfile and runs commands in it (--isolation chroot), on a base that debootstrap makes of
 # this machine's Debian. Packages come from the same sources as for this machine's apt and pip: their settings, and the
@@ -90,7 +90,7 @@ build() {
     echo "$name: $(buildah images --format '{{.Size}}' "$name" | head -n 1), in $((SECONDS - begin)) s"
 }
 
-# in_image NAME RESULTS WORDS...: what `docker run --user OWNER -v RESULTS:/results NAME WORDS...` does
+# in_image NAME RESULTS WORDS...: the same as `docker run --user OWNER -v RESULTS:/results NAME WORDS...`
 in_image() {
     local name=$1 results=$2 container status=0
     shift 2

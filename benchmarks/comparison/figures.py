@@ -71,13 +71,11 @@ def _losses(axes: Axes, records: Sequence[Record], tasks: Sequence[str], names: 
             losses, reference = finals(records, task, name), finals(records, task, REFERENCE)
             if losses and math.isfinite(statistics.fmean(losses)):
                 changes.append(100 * (statistics.fmean(losses) / statistics.fmean(reference) - 1))
-                shown = max(min(changes[-1], 60), -60)
+                shown = np.clip(changes[-1], -60, 60)
                 axes.plot(shown, row, markers[task], color=COLOURS[name], ms=5, alpha=0.75, mec="none")
         if changes:
-            axes.plot(
-                [max(min(statistics.median(changes), 60), -60)] * 2, [row - 0.33, row + 0.33],
-                color=COLOURS[name], lw=2.5,
-            )  # fmt: skip
+            median = np.clip(statistics.median(changes), -60, 60)
+            axes.plot([median] * 2, [row - 0.33, row + 0.33], color=COLOURS[name], lw=2.5)
     for task in tasks:
         axes.plot([], [], markers[task], color="#555555", ms=5, label=TASKS[task].title)
     axes.axvline(0, color="#333333", lw=1)

@@ -12,7 +12,7 @@ STEPS = 100
 
 
 def record(job: Job, octave: int, seed: int, loss: float) -> Record:
-    """A run whose loss falls on a line from 3 to `loss`."""
+    """Return a run whose loss falls linearly from 3 to `loss`."""
     steps = STEPS // 2 if job.stage == "half" else STEPS
     points = [(steps * i // 10, 3 + (loss - 3) * i / 10) for i in range(1, 11)]
     return Record(
@@ -45,7 +45,7 @@ def record(job: Job, octave: int, seed: int, loss: float) -> Record:
 
 
 def bowl(job: Job, octave: int, seed: int) -> float:
-    """Best at octave 1 and the second or third weight decay; Adan is ahead, half a run costs a little."""
+    """Return a loss that is best at octave 1 and some weight decays; Adan is ahead, half a run costs a little."""
     ahead = 0.1 if job.optimizer.startswith("adan") else 0.0
     decay = 0.0 if job.weight_decay in (0.05, 1e-4, 5e-4) else 0.02
     later = 0.02 if job.stage == "half" else 0.0
@@ -55,7 +55,7 @@ def bowl(job: Job, octave: int, seed: int) -> float:
 def sweep(
     tasks: list[str], loss: Loss = bowl, optimizers: list[str] | None = None, most: float = math.inf
 ) -> list[Record]:
-    """All records of a sweep, as benchmarks/sweep.py would collect them; at most `most`."""
+    """Return the records that benchmarks/sweep.py would collect, at most `most`."""
     records: list[Record] = []
     for pair in cells(tasks, optimizers or list(OPTIMIZERS)):
         while jobs := todo(*pair, records):

@@ -24,7 +24,7 @@ SPACE = Space(1e-3, (0.05, 0.0, 0.5), budget=16)
 
 
 def identity(r: Record) -> tuple[object, ...]:
-    """What tells a run from the others."""
+    """Return the values that identify a run."""
     return r.task, r.optimizer, r.stage, r.variant, r.octave, r.weight_decay, r.seed
 
 
@@ -188,7 +188,7 @@ def test_steps_to_a_loss() -> None:
 
 
 def test_speed_up() -> None:
-    """On a line from 3 down to 0.9 Adan passes AdamW's 1 a twentieth before the end."""
+    """On a line from 3 down to 0.9, Adan passes AdamW's 1 a twentieth before the end."""
     runs = sweep(["vit"])
     assert measures.speed_up(runs, "vit", "adamw") == pytest.approx(1)
     target = measures.target(runs, "vit")
@@ -316,7 +316,7 @@ def test_all_files_come_from_the_records_alone(tmp_path: Path) -> None:
 
 
 def test_curves_show_the_later_losses_and_name_what_is_drawn() -> None:
-    """Losses that begin at 300 leave the axis to the later ones; SGD's stay there and have no legend."""
+    """The axis leaves out first losses of 300; SGD's stay there, so SGD is not in the legend."""
 
     def started_high(run: Record) -> Record:
         values = [(step, 300.0) for step, _ in run.curve[:1]]

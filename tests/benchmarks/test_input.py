@@ -26,7 +26,7 @@ FAST = ["--images", "8", "--batch", "4", "--seconds", "0.01", "--rounds", "1", "
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Ten training images and two of validation."""
+    """Return a folder of ten training and two validation images."""
     rng = np.random.default_rng(0)
     for split, number in (("train", 5), ("val", 1)):
         for name in ("a", "b"):

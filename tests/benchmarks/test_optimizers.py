@@ -102,7 +102,7 @@ def test_a_list_and_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.recipe
 def test_the_steps_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They alone are measured, with the baseline, and their overhead."""
+    """Only these are measured, with the baseline, and their overhead."""
     monkeypatch.setitem(BENCH["bench_list"].__globals__, "shapes", lambda name: [torch.Size((96, 64))] * 2)
     only = [BENCH["BASELINE"], "Adan fused", "Adan fused, taken gradients"]
     run = BENCH["bench_list"]("small", "cpu", 2, 2**30, only)

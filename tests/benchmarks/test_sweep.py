@@ -28,7 +28,7 @@ SMALL = ("epochs=2", "schedule.warmup_epochs=0", "model.kwargs.embed_dim=16", "m
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The task vit, in a second."""
+    """Make the task vit take one second."""
     task = replace(TASKS["vit"], overrides=SMALL)
     monkeypatch.setitem(todo.ALL_TASKS, "vit", task)
 
@@ -36,7 +36,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.recipe
 @pytest.mark.usefixtures("small")
 def test_a_job_becomes_records_and_weights(runner: Callable[..., Run]) -> None:
-    """Two seeds of Adan, one of which goes on to be kept; of SGD a learning rate that is far too large."""
+    """Two seeds of Adan, one of them kept; SGD with a learning rate that is far too large."""
     run = runner(__main__.main)
     options = Namespace(runs=Path("swept"), data=None, launcher=[], threads=1)
     found = sweep.run(Job("vit", "adan", "seeds", 0.05, (0,), (1, 2)), options)
@@ -118,7 +118,7 @@ def test_errors_are_one_line(runner: Callable[..., Run], monkeypatch: pytest.Mon
         "error: batch_32: set --data or ADAN_DATA to the folder with fashion-mnist/\n",
     )
     status, _, err = run("--jobs", "0")
-    assert (status, err) == (2, "error: --jobs 0 --threads 1: must be at least 1\n")
+    assert (status, err) == (2, "error: --jobs 0: must be at least 1\n")
     run = runner(__main__.main)
     status, _, err = run("--records", "none.jsonl")
     assert (status, err) == (2, "error: none.jsonl: no runs; make some with `python benchmarks/sweep.py`\n")
@@ -136,7 +136,7 @@ def test_overrides_are_written_as_hydra_repeats_them() -> None:
 
 @pytest.mark.parametrize("name", [*TASKS, "batch_32"])
 def test_every_task_is_a_configuration(name: str) -> None:
-    """With all that is ever overridden; half of it is half as long."""
+    """With all overrides of the comparison; half of a task is half as long."""
     task = ALL_TASKS[name]
     primary = {
         "vision/pretrain_mae.py": "pretrain_mae",
@@ -161,7 +161,7 @@ def test_every_task_is_a_configuration(name: str) -> None:
 
 
 def test_the_committed_records_can_be_read() -> None:
-    """And hold nothing that a reader elsewhere could not use."""
+    """And have nothing that is useless elsewhere."""
     for record in load(sweep.RECORDS):
         assert record.task in ALL_TASKS
         assert record.environment["commit"]

@@ -19,14 +19,14 @@ def bench() -> ModuleType:
 
 
 def ready(bench: ModuleType, model: str, rounds: int, *overrides: str) -> Any:
-    """What is measured."""
+    """A small benchmark of a model."""
     return bench.prepare(model, "cpu", True, rounds, overrides)
 
 
 @pytest.mark.recipe
 @pytest.mark.parametrize("model", ["test_vit", "test_resnet", "roberta", "transformer_xl", "lstm"])
 def test_the_loops_do_the_same_work(bench: ModuleType, tmp_path: Path, model: str) -> None:
-    """From the same weights and batches the losses are the same at every step, and they change."""
+    """From the same weights and batches, the losses are the same at every step, and they change."""
     out = tmp_path / "new" / "training"
     assert bench.main(["--quick", "--models", model, "--rounds", "2", "--out", str(out)]) == 0
     run = json.loads(out.with_suffix(".json").read_text())["models"][model]
@@ -45,7 +45,7 @@ def test_the_loops_do_the_same_work(bench: ModuleType, tmp_path: Path, model: st
 
 @pytest.mark.parametrize("model", ["transformer_xl", "lstm"])
 def test_a_loop_that_forgets_is_noticed(bench: ModuleType, model: str) -> None:
-    """The bare loop goes on from the segment before, as ours does."""
+    """The bare loop continues from the previous segment, as ours does."""
     work = ready(bench, model, 2)
     remembering, batches = work.loss, [work.batch(step) for step in range(2)]
     losses: dict[str, list[float]] = {"remembers": [], "forgets": []}
@@ -61,7 +61,7 @@ def test_a_loop_that_forgets_is_noticed(bench: ModuleType, model: str) -> None:
 def test_a_loop_that_does_other_work_is_noticed(
     bench: ModuleType, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    """A second step, or other labels, in the bare loop alone show in the difference."""
+    """A second step, or other labels, in only the bare loop show in the difference."""
     loop = bench.bare_loop
 
     def faulty(work: Any, model: torch.nn.Module, step: Callable[[], Any], *rest: Any) -> Iterator[None]:
@@ -77,7 +77,7 @@ def test_a_loop_that_does_other_work_is_noticed(
 
 
 def test_every_batch_goes_to_every_contestant(bench: ModuleType) -> None:
-    """In the same order, the caller's among them; the rounds of the warm-up are not in the times."""
+    """In the same order, including the caller; the times leave out the warm-up."""
     work = ready(bench, "test_vit", 3)
     assert not torch.equal(work.batch(0)[0], work.batch(1)[0])
     seen: dict[str, list[int]] = {"a": [], "b": [], "caller": []}
@@ -97,7 +97,7 @@ def test_every_batch_goes_to_every_contestant(bench: ModuleType) -> None:
 
 @pytest.mark.recipe
 def test_optimizers(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    """States and bytes are those of each optimizer; what is not for this device is named."""
+    """States and bytes are those of each optimizer; contestants for other devices are named."""
     assert bench.main(["--quick", "--optimizers", "--models", "test_vit", "--rounds", "1"]) == 0
     out = capsys.readouterr().out
     rows = {cells[1].strip(): cells for cells in (line.split("|") for line in out.splitlines()) if cells[1:]}
@@ -109,13 +109,13 @@ def test_optimizers(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_flops_are_those_of_the_ledger(bench: ModuleType) -> None:
-    """Of ViT-S, 9.198 GFLOP forward and twice that backward, except for the gradient of the images."""
+    """ViT-S: 9.198 GFLOP forward and twice that backward, without the gradient of the images."""
     work = ready(bench, "deit_small_patch16_224", 1, "batch_size=1")
     assert work.flops() == pytest.approx(3 * 9.198e9, rel=0.01)
 
 
 def test_interval_of_the_median(bench: ModuleType) -> None:
-    """Of 40 values the 14th and the 27th (tables of the sign test), of few the extremes."""
+    """The 14th and the 27th of 40 values (tables of the sign test); the extremes of few values."""
     values = [float(i) for i in range(1, 41)]
     assert bench.ratio(values[::-1], [1.0] * 40) == [20.5, 14, 27]
     assert bench.ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == [2, 1, 3]

@@ -71,7 +71,7 @@ def test_the_targets() -> None:
 
 
 def ignored(path: str) -> bool:
-    """Whether .dockerignore leaves a file out: the last line that matches it, or a folder of it, counts."""
+    """Return whether .dockerignore excludes a file: the last line that matches it or its folder counts."""
     parts, out = path.split("/"), False
     folders = ["/".join(parts[: end + 1]) for end in range(len(parts))]
     for line in (ROOT / ".dockerignore").read_text().splitlines():

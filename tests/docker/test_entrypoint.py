@@ -17,7 +17,7 @@ ROW = "imagenet/vit_s_150_i"
 
 @pytest.fixture
 def entrypoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module, with folders of this test as /results and /data; what it would become is returned."""
+    """Return the module with test folders as /results and /data; it returns what it would execute."""
     spec = importlib.util.spec_from_file_location("entrypoint", ROOT / "docker/entrypoint.py")
     assert spec is not None
     assert spec.loader is not None
@@ -138,7 +138,7 @@ def test_a_run_knows_the_commit_of_its_image(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("page", ["README.md", "docs/docker.md"])
 def test_what_the_docs_run_exists(entrypoint: ModuleType, page: str) -> None:
-    """The words after the image's name of each `docker run`; target and build arguments of each build."""
+    """Return the words of each `docker run` after the image's name; target and arguments of each build."""
     text = (ROOT / page).read_text().replace("\\\n", " ")
     runs = re.findall(r"^docker run .*? adan:\S+ (.*)$", text, flags=re.MULTILINE)
     assert runs

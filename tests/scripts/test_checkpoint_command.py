@@ -20,7 +20,7 @@ class Kind(enum.Enum):
 
 
 def steps(optimizer: torch.optim.Optimizer, count: int = 3) -> torch.optim.Optimizer:
-    """Makes steps with gradients that depend on the parameters."""
+    """Make steps with gradients that depend on the parameters."""
     for _ in range(count):
         for group in optimizer.param_groups:
             for p in group["params"]:
@@ -48,7 +48,7 @@ CONTAINERS = {
 
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_convert(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The file is the same except for the state dict, and that goes on as the source does."""
+    """The file is the same except for the state dict, which continues as the source does."""
     wrap, place = CONTAINERS[name]
     theirs = timm_adan()
     torch.save(wrap(theirs.state_dict()), tmp_path / "in.pt")
@@ -175,7 +175,7 @@ def test_a_failed_write_leaves_what_was_there(
 def test_settings_stay_and_foreign_classes_become_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """timm's and fairseq's checkpoints have the command line in them."""
+    """The checkpoints of timm and fairseq contain the command line."""
     args = argparse.Namespace(lr=1, kind=Kind.A)
     torch.save({"args": args, "optimizer": timm_adan().state_dict()}, tmp_path / "in.pt")
     assert MAIN(["convert", str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]) == 0

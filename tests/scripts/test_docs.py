@@ -16,7 +16,7 @@ DOCS = runpy.run_path(str(rows.ROOT / "scripts" / "docs.py"))
 def test_a_row_that_was_never_verified_is_counted_as_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As when somebody adds a row: there is a file in configs/paper, but nothing of it in verify.json."""
+    """A new row has a file in configs/paper, but no entry in verify.json."""
     verified = json.dumps({"rows": {"imagenet/vit_s_150_i": {"verdict": "verified"}}})
     (tmp_path / "verify.json").write_text(verified)
     monkeypatch.setattr(rows, "VERIFIED", tmp_path / "verify.json")
@@ -28,7 +28,7 @@ def test_a_row_that_was_never_verified_is_counted_as_such(
 
 
 def adam(square: float, decay: float) -> list[tuple[float, float]]:
-    """AdamW by its definition, in Python floats."""
+    """Return the steps of AdamW by its definition, in Python floats."""
     x, m, v = 3.0, 0.0, 0.0
     seen = []
     for t in range(1, 102):

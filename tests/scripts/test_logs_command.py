@@ -139,7 +139,7 @@ def test_the_page_names_every_format() -> None:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `content`, and breaks off the first `drops` answers after 1000 bytes."""
+    """Serve `content`, and break off the first `drops` answers after 1000 bytes."""
 
     def __init__(self, content: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

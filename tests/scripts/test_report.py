@@ -63,7 +63,7 @@ def test_every_row_is_there_and_nothing_is_fetched(page: Path) -> None:
 def test_a_run_that_cannot_be_read_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of a run that is there several times all are left out but the one that nobody damaged."""
+    """Of several copies of a run, only the undamaged one is shown."""
     monkeypatch.setenv("ADAN_RELEASED", str(tmp_path))
     monkeypatch.setattr(rows, "names", list)
     monkeypatch.setattr(report, "COMPARISON", tmp_path / "none.jsonl")
@@ -117,7 +117,7 @@ def test_charts_take_the_pages_ink_and_share_no_ids() -> None:
 
 
 def browser(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Have a headless browser load a file, and return what it prints."""
+    """Load a file in a headless browser, and return its output."""
     program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if program is None:
         pytest.skip(f"none of {', '.join(BROWSERS)} is installed")

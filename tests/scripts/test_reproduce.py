@@ -67,7 +67,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The commands that would have taken this process's place."""
+    """Return the commands that would have replaced this process."""
     commands: list[list[str]] = []
 
     def execv(path: str, words: list[str]) -> None:
@@ -80,7 +80,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def finished_run(folder: Path, scale: str, date: str, accuracy: float, **changes: Any) -> None:
-    """Write what a finished run of ROW leaves."""
+    """Write the files of a finished run of ROW."""
     recipe = rows.load(ROW)
     config = {**recipe.config, **changes, "row": {"name": ROW, "scale": scale}}
     final = {"step": 1, "epoch": 1, "test_accuracy": accuracy}
@@ -95,7 +95,7 @@ def finished_run(folder: Path, scale: str, date: str, accuracy: float, **changes
 
 
 def test_list(command: Command) -> None:
-    """Every row is a line with all columns, and every reason not to be runnable is told once."""
+    """Every row is a line with all columns; every reason for not being runnable is given once."""
     status, out, err = command("--list")
     assert (status, err) == (0, "")
     above, below = out.split("\n\n")
@@ -142,7 +142,7 @@ def test_list_with_a_pattern(command: Command) -> None:
 
 @pytest.mark.parametrize("table", TABLES)
 def test_dry_run(command: Command, started: list[list[str]], table: str) -> None:
-    """Of one row of each table, and of all that a recipe trains; nothing is started."""
+    """One row of each table, and every row that a recipe trains; nothing is started."""
     names = [name for name in rows.names() if name.startswith(f"{table}/")]
     for name in names if table in TRAINED else names[:1]:
         status, out, err = command(name, "--dry-run")
@@ -151,7 +151,7 @@ def test_dry_run(command: Command, started: list[list[str]], table: str) -> None
 
 
 def check_sheet(name: str, out: str) -> None:
-    """All that the row says is there, the command if there is one, and the configuration as YAML."""
+    """The output has everything in the row, the command if there is one, and the configuration as YAML."""
     recipe = rows.load(name)
     words = " ".join(out.split())
     row = recipe.row
@@ -210,7 +210,7 @@ def test_bad_input(command: Command, started: list[list[str]], arguments: list[s
 def test_a_row_that_is_not_runnable(
     command: Command, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Says why, and what is."""
+    """The error says why, and which rows are runnable."""
     row = rows.load(ROW).row
     waiting = next(name for name in rows.names() if rows.load(name).row.status != row.status)
     monkeypatch.setattr(rows, "names", lambda: [waiting, ROW, "imagenet/resnet50_100", "memory/vit_b"])
@@ -226,7 +226,7 @@ def test_what_is_started(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The recipe takes this process's place, with the overrides as they are; so its exit status is ours."""
+    """The recipe replaces this process, with the same overrides, so its exit status is ours."""
     for arguments in (
         [ROW, "epochs=3", "data.root=/a b"],
         ["--scale", "proxy", ROW, "seed=2"],
@@ -281,7 +281,7 @@ def test_the_exit_status_is_the_recipes(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_has_enough(tmp_path: Path) -> None:
-    """As `| head`: no traceback of a broken pipe."""
+    """As with `| head`: no traceback of a broken pipe."""
     words = [sys.executable, str(SCRIPT), ROW, "--dry-run"]
     with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -292,7 +292,7 @@ def test_a_reader_that_has_enough(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_several_processes(tmp_path: Path) -> None:
-    """A run, the same command again, and the exit status where they fail."""
+    """A run, the same command again, and the exit status of a failure."""
     words = [sys.executable, str(SCRIPT), ROW, "--scale", "proxy", "--processes", "2", *TINY]
     for message in ("result ", "is finished"):
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -304,7 +304,7 @@ def test_several_processes(tmp_path: Path) -> None:
 
 
 def test_own_results(command: Command, tmp_path: Path) -> None:
-    """The newest, a proxy's only where there is no other; settings that are not the row's are named."""
+    """The newest run, a proxy's only if there is no other; settings that differ from the row's are named."""
     finished_run(tmp_path / "runs/a", "proxy", "2026-03-03T00:00:00+0000", 99.0, epochs=3)
     assert command("--list", ROW)[1].splitlines()[2].endswith(" 99 (proxy; 2026-03-03)")
     finished_run(tmp_path / "runs/b", "paper", "2026-01-01T00:00:00+0000", 80.15)
@@ -350,7 +350,7 @@ def test_track(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", PROXIED)
 def test_a_proxy_keeps_what_makes_the_row(name: str) -> None:
-    """It changes the size of things, and nothing else; the command line has the last word, over all."""
+    """It changes only sizes; the command line overrides everything."""
     row = rows.load(name).row
     assert row.proxy is not None
     before = flatten(rows.load(name).config)
@@ -376,7 +376,7 @@ def test_a_proxy_keeps_what_makes_the_row(name: str) -> None:
 @pytest.mark.recipe
 @pytest.mark.parametrize("proxy", ["vit", "resnet", "convnext", "swin"])
 def test_a_proxy_fits_the_data(proxy: str) -> None:
-    """What it is given instead of digits decides on size, crops and length; the command line on all."""
+    """Other data than digits set size, crops and length; the command line overrides everything."""
     row = next(name for name in PROXIED if rows.load(name).row.proxy == proxy)
     flip, whole = {"hflip": 0.5}, {"crop": "padded", "auto_augment": None}
     for data, size, epochs, augment in (
@@ -407,7 +407,7 @@ def test_every_row_that_a_recipe_trains_has_a_proxy() -> None:
 
 
 def test_hours() -> None:
-    """Worked by hand: 1e9 * 1e6 * 3 operations at a quarter of 312e12 a second."""
+    """Worked by hand: 1e9 * 1e6 * 3 operations at a quarter of 312e12 per second."""
     counted = Cost(forward_flops=1e9, samples=1e6)
     assert hardware.gpu_hours(counted, "A100") == pytest.approx(3e15 / 78e12 / 3600)
     assert hardware.gpu_hours(counted, "H100") == pytest.approx(3e15 / 247.25e12 / 3600)

@@ -14,7 +14,7 @@ ROW = "glue/cola"
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of released files with nothing in it."""
+    """Return an empty folder of released files."""
     monkeypatch.setenv("ADAN_RELEASED", str(tmp_path / "released"))
     return tmp_path / "released"
 
