@@ -45,7 +45,7 @@ def record(job: Job, octave: int, seed: int, loss: float) -> Record:
 
 
 def bowl(job: Job, octave: int, seed: int) -> float:
-    """Return a loss that is best at octave 1 and some weight decays; Adan is ahead, half a run costs a little."""
+    """Return a loss with the best octave 1; Adan is ahead, and half a run costs a little."""
     ahead = 0.1 if job.optimizer.startswith("adan") else 0.0
     decay = 0.0 if job.weight_decay in (0.05, 1e-4, 5e-4) else 0.02
     later = 0.02 if job.stage == "half" else 0.0
