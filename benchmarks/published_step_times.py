@@ -14,12 +14,10 @@ that the device has.
 """
 
 import statistics
-import sys
 from typing import Any, cast
 
 from optim.text import aligned
 from repro.ledger import rows
-from repro.train.cli import exit_status
 
 GRID = "memory/gpt2_grid"
 BYTES = {"fused_adan_step_ms": 60, "adan_step_ms": 180}  # per parameter
@@ -75,12 +73,5 @@ def report() -> str:
     )
 
 
-@exit_status
-def main() -> int:
-    """Print the report and return the exit status."""
-    print(report())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    print(report())
