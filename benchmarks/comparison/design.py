@@ -55,11 +55,6 @@ class Optimizer:
     without: tuple[str, ...] = ()
     why: str = ""
 
-    @property
-    def half_seeds(self) -> tuple[int, ...]:
-        """Return the seeds of the runs with half the steps."""
-        return self.seeds[: len(self.seeds) // 2 + 1]
-
 
 @dataclass(frozen=True)
 class Experiment:

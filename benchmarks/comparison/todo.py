@@ -110,7 +110,7 @@ def _after(task: str, optimizer: str) -> Iterator[tuple[str, str, str, Sequence[
         run = OPTIMIZERS[name]
         yield name, Stage.SEEDS, "", run.seeds if about.half else run.seeds[:2], ()
         if about.half:
-            yield name, Stage.HALF, "", run.half_seeds, about.half
+            yield name, Stage.HALF, "", run.seeds[: len(run.seeds) // 2 + 1], about.half
     if optimizer == "adan":
         for name, experiment in EXPERIMENTS.items():
             if task in experiment.tasks:
