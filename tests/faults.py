@@ -229,6 +229,7 @@ FAULTS = {
         ("ratio to parameters that do not move", READINGS, 'total("weight.square", moved)', 'total("weight.square")'),
         ("codes of second moments read as signed", READINGS, "name not in card.nonnegative", "True"),
         ("mean over parameters without the state", READINGS, "numel() for i in held)", "numel() for i in rows)"),
+        ("a NaN lost in a maximum", READINGS, ".nan_to_num(nan=math.inf, posinf=math.inf)", ""),
         ("extremes of shards added up", READINGS, '"max" if reduce is largest else "sum"', '"sum"'),
         ("numbers of the local shard", READINGS, "            if spec is not None:\n", "            if False:\n"),
         ("inf not counted", READINGS, "(x - x).count_nonzero()", "(x != x).count_nonzero()"),

@@ -1,4 +1,4 @@
-"""One step of an optimizer in numbers: read on the device, fetched with one transfer from each device."""
+"""The numbers of one optimizer step, computed on the device and fetched with one transfer per device."""
 
 import math
 import sys
@@ -17,7 +17,7 @@ from ..engine.dtensor import is_dtensor, local, reduce_over_mesh
 Sample = dict[str, Any]
 
 
-# ---- reductions of lists of tensors that share device and dtype, to float tensors of their length
+# ---- reductions of n tensors of any shapes, of one device and dtype, to a float tensor [n]
 
 
 def _work(xs: list[Tensor]) -> torch.dtype:
@@ -25,27 +25,28 @@ def _work(xs: list[Tensor]) -> torch.dtype:
 
 
 def squares(xs: list[Tensor]) -> Tensor:
-    """Sums of squares."""
+    """Return the sum of squares of each tensor: float64 [n]."""
     return torch.stack(list(torch._foreach_norm(xs, 2, dtype=_work(xs)))).double().square()
 
 
 def largest(xs: list[Tensor]) -> Tensor:
-    """Greatest magnitudes."""
-    return torch.stack([x for y in xs for x in y.aminmax()]).view(-1, 2).abs().amax(1)  # faster than a norm
+    """Return the largest magnitude in each tensor: [n]; inf for NaN, which further maxima would lose."""
+    extremes = torch.stack([x for y in xs for x in y.aminmax()]).view(-1, 2)  # faster than a norm
+    return extremes.abs().amax(1).nan_to_num(nan=math.inf, posinf=math.inf)
 
 
 def sums(xs: list[Tensor]) -> Tensor:
-    """Sums."""
+    """Return the sum of each tensor: [n]."""
     return torch.stack([x.sum(dtype=_work(xs)) for x in xs])
 
 
 def nonfinite(xs: list[Tensor]) -> Tensor:
-    """How many elements are inf or NaN."""
-    return torch.stack([(x - x).count_nonzero() for x in xs])  # 0 where it is finite, else NaN
+    """Return the number of elements of each tensor that are inf or NaN: [n]."""
+    return torch.stack([(x - x).count_nonzero() for x in xs])  # x - x is 0 or NaN
 
 
 def plain(x: Tensor) -> Tensor:
-    """The numbers of a tensor that may be a shard, sparse, complex or empty, as one that can be reduced."""
+    """Return a tensor to reduce with the elements of one that may be a shard, sparse, complex or empty."""
     x = local(x)
     x = x.coalesce().values() if x.is_sparse else x
     x = torch.view_as_real(x) if x.is_complex() else x
@@ -53,10 +54,10 @@ def plain(x: Tensor) -> Tensor:
 
 
 class Readings:
-    """Numbers that are on devices.
+    """Numbers that are still on devices.
 
-    A quantity has one number for each of some parameters. Where these are DTensors it is summed (or the
-    maximum is taken) over all shards, so that every process gets that of the whole.
+    A quantity has one number for each of some parameters. For DTensors it is reduced over all shards, so that
+    every process gets the number of the whole.
     """
 
     def __init__(self, params: list[Tensor]) -> None:
@@ -64,7 +65,7 @@ class Readings:
         self._columns: list[tuple[str, list[int], Tensor]] = []
 
     def add(self, name: str, reduce: Callable[[list[Tensor]], Tensor], tensors: dict[int, Tensor]) -> None:
-        """A quantity of tensors that belong to the parameters of these indices."""
+        """Add a quantity of tensors, of any shapes, by the indices of their parameters."""
         buckets: dict[tuple[Any, ...], dict[int, Tensor]] = defaultdict(dict)
         for i, x in tensors.items():
             p: Any = self.params[i]
@@ -79,11 +80,11 @@ class Readings:
             self._columns.append((name, list(members), numbers))
 
     def add_one(self, name: str, x: Tensor) -> None:
-        """A number of its own."""
+        """Add a number that belongs to no parameter; x has one element."""
         self._columns.append((name, [-1], local(x).reshape(1).double()))
 
     def fetch(self) -> dict[str, dict[int, float]]:
-        """The numbers, by quantity and index of the parameter; -1 for those of their own."""
+        """Return the numbers by quantity and index of the parameter; -1 for those of no parameter."""
         table: dict[str, dict[int, float]] = defaultdict(dict)
         for device in {numbers.device for _, _, numbers in self._columns}:
             columns = [column for column in self._columns if column[2].device == device]
@@ -94,11 +95,11 @@ class Readings:
 
 
 class StepReadings:
-    """Reads a step: what is there before it when constructed, and the rest in `finish`.
+    """Read a step: gradients and weights in the constructor, before the step; the rest in `finish`.
 
     Args:
-        optimizer: about to step.
-        update_ratio: whether to keep a copy of the parameters that have a gradient, until `finish`.
+        optimizer: the optimizer that is about to step.
+        update_ratio: whether to keep a copy of the parameters that have a gradient until `finish`.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, update_ratio: bool) -> None:
@@ -106,9 +107,8 @@ class StepReadings:
         self.params = [p for group in optimizer.param_groups for p in group["params"]]
         self.readings = Readings(self.params)
         grads = {i: p.grad for i, p in enumerate(self.params) if p.grad is not None}
-        self.gradient_bytes = sum(
-            (x._values() if x.is_sparse else x).nbytes for x in map(local, grads.values())
-        )
+        parts = (x._values() if x.is_sparse else x for x in map(local, grads.values()))
+        self.gradient_bytes = sum(x.nbytes for x in parts)
         self.readings.add("grad.square", squares, grads)
         self.readings.add("grad.nonfinite", nonfinite, grads)
         self.readings.add("weight.square", squares, dict(enumerate(self.params)))
@@ -117,12 +117,12 @@ class StepReadings:
         self.before = {i: local(self.params[i]).detach().clone() for i in grads} if update_ratio else {}
 
     def finish(self, step: int, metrics: dict[str, Any], names: dict[int, str]) -> Sample:
-        """The sample of a step that has been made.
+        """Return the sample, after the step.
 
         Args:
-            step: its number.
+            step: the step's number.
             metrics: numbers and one-element tensors to put into the sample.
-            names: of the parameters, by id.
+            names: the parameters' names, by id.
         """
         readings, groups = self.readings, self.optimizer.param_groups
         readings.add("weight.nonfinite", nonfinite, dict(enumerate(self.params)))
@@ -161,7 +161,7 @@ class StepReadings:
         return sample
 
     def _read_states(self) -> list[str]:
-        """Norm, sum and largest magnitude of every state of a parameter's shape; returns their names."""
+        """Add norm, sum and largest magnitude of every state of a parameter's shape; return their names."""
         found: dict[str, dict[int, Tensor]] = defaultdict(dict)
         card = self.optimizer.card if isinstance(self.optimizer, Optimizer) else None
 
@@ -174,7 +174,7 @@ class StepReadings:
             for name, x in state.items():
                 if not isinstance(x, Tensor) or x.shape != p.shape or name in ("step", "pre_grad_scale"):
                     continue
-                if card is not None and x.dtype == torch.uint8:  # one is decoded at a time
+                if card is not None and x.dtype == torch.uint8:  # decode only one at a time
                     read(name, {i: storage.load(state, name, name not in card.nonnegative)})
                     found.setdefault(name, {})
                 elif x.dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
@@ -186,7 +186,7 @@ class StepReadings:
     def _numbers(
         self, table: dict[str, dict[int, float]], states: list[str], scale: float, rows: range
     ) -> dict[str, Any]:
-        """The quantities of some parameters taken together."""
+        """The quantities of the parameters `rows` taken together."""
 
         def total(name: str, of: Any = rows) -> float:
             return sum(table[name][i] for i in of if i in table[name])
@@ -209,7 +209,7 @@ class StepReadings:
         return {key: number(value) for key, value in here.items()}
 
     def _memory(self) -> dict[str, Any]:
-        """Bytes in this process."""
+        """The bytes in this process, by what they are for."""
         devices = {p.device for p in self.params if p.device.type == "cuda"}
         return {
             "parameters": sum(local(p).nbytes for p in self.params),
@@ -221,14 +221,14 @@ class StepReadings:
 
 
 def number(x: float) -> float | None:
-    """Seven digits, as many as float32 has; None if it is not finite, for which JSON has no number."""
+    """Return x with float32's seven digits; None if it is not finite, as JSON has no such numbers."""
     if not math.isfinite(x):
         return None
     return x if isinstance(x, int) else float(f"{x:.7g}")
 
 
 def peak_resident_bytes() -> int:
-    """The most memory that this process has held in RAM; 0 where the system does not say (Windows)."""
+    """Return the peak bytes of RAM of this process; 0 if the system does not report it (Windows)."""
     if sys.platform == "win32":
         return 0
     import resource

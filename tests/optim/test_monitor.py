@@ -472,6 +472,24 @@ def test_not_finite(make, tmp_path):
     assert json.loads(lines[1], parse_constant=refuse)["loss"] is None  # there is no NaN in JSON
 
 
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_nan_in_any_state_is_in_the_maximum(bad):
+    """Python's max(1, nan) is 1."""
+    params = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9)
+    monitor = Monitor(optimizer, every=1)
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.ones(2)
+        optimizer.step()
+        optimizer.state[params[bad]]["momentum_buffer"][0] = math.nan
+    assert monitor.last["momentum_buffer.max"] is None
+    assert [monitor.last["parameters"][f"0.{i}"]["momentum_buffer.max"] is None for i in range(2)] == [
+        i == bad for i in range(2)
+    ]
+    assert "momentum_buffer.max" in monitor.report()
+
+
 def test_a_norm_that_overflows():
     p = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([p], lr=0.0)
