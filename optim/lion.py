@@ -14,7 +14,7 @@ from .engine.storage import State
 
 
 class Lion(Optimizer):
-    """Lion, with one state where AdamW has two.
+    """Lion, with one state instead of AdamW's two.
 
     With g the gradient::
 
@@ -22,15 +22,15 @@ class Lion(Optimizer):
         p = (1 - lr weight_decay) p - lr u
         m = b2 m + (1 - b2) g                                       exp_avg
 
-    Source: Algorithm 2 of the paper; without decay every element moves by lr, or not at all where the sign's
-    argument is 0. NaN has no sign: u is NaN there, where `torch.sign` has 0, so that parameters show it.
-    Checkpoints of `timm.optim.Lion` load as they are.
+    Source: Algorithm 2 of the paper. Without decay every element moves by lr, or not at all where the sign's
+    argument is 0. The sign of NaN is NaN, not 0 as in `torch.sign`, so that a NaN shows in the parameters.
+    Checkpoints of `timm.optim.Lion` and of pytorch_optimizer's, with decoupled decay, load as they are.
 
     Args:
         params: see `optim.base.Optimizer`, also for max_grad_norm, foreach, fused and the options.
         lr: learning rate; a third to a tenth of AdamW's.
         betas: decay factors of the interpolation in u and of m.
-        weight_decay: decoupled weight decay; larger than AdamW's by as much as lr is smaller.
+        weight_decay: decoupled weight decay; larger than AdamW's by the factor by which lr is smaller.
     """
 
     card = Card(
@@ -57,7 +57,7 @@ class Lion(Optimizer):
         super().__init__(params, hyper, max_grad_norm=max_grad_norm, foreach=foreach, fused=fused, **options)
 
     def load_foreign_state(self, state: dict[str, Any]) -> None:
-        """timm's has no step count, on which the rule does not depend."""
+        """timm's has no step count; the rule does not use it."""
         if "exp_avg" in state:
             state.setdefault("step", 0)
 

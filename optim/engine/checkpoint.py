@@ -27,6 +27,8 @@ def adopt(optimizer: UpdateRule, state_dict: dict[str, Any]) -> dict[str, Any]:
     states = dict(state_dict["state"])
     # torch says it if their numbers do not match
     for number, (saved, group) in enumerate(zip(groups, optimizer.param_groups, strict=False)):
+        if "weight_decouple" in saved:  # pytorch_optimizer's name
+            saved.setdefault("decoupled_weight_decay", saved["weight_decouple"])
         refuse_options(saved, known=optimizer.defaults, decoupled=optimizer.decoupled)
         saved.pop("decoupled_weight_decay", None)
         group_step = saved.pop("step", None)  # the official Adan counts steps per group

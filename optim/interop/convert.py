@@ -1,11 +1,10 @@
-"""Optimizer states of other implementations as ours, and those of one optimizer as another's.
+"""Convert states of other implementations into ours, and those of one optimizer into another's.
 
-`convert_state` reads a state dict by its `Source` (sources.py). Where another optimizer is asked for, a
-function of ROUTES carries the states over. What has no meaning there is an error, never a guess.
+`convert_state` reads a state dict through its `Source` (sources.py). For another optimizer, a function in
+ROUTES converts the states. What has no meaning there is an error, never a guess.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,31 +23,25 @@ from .sources import (
     wide,
 )
 
-
-@dataclass(frozen=True)
-class Given:
-    """What a route may need: options of the group before and after, and the number of blocks."""
-
-    old: Saved
-    new: Saved
-    blocks: int | None
+# From a state, its group before and after, and the number of blocks to the new state.
+Route = Callable[[Saved, Saved, Saved, int | None], Saved]
 
 
-def _stay(state: Saved, given: Given) -> Saved:
+def _stay(state: Saved, old: Saved, new: Saved, blocks: int | None) -> Saved:
     return state
 
 
-def _adamw_to_adan(state: Saved, given: Given) -> Saved:
-    """What Adan's moments would be on average after these gradients, had they been a mean plus noise.
+def _adamw_to_adan(state: Saved, old: Saved, new: Saved, blocks: int | None) -> Saved:
+    """Adan's moments as they would be on average if the gradients were a constant plus independent noise.
 
-    With bias-corrected means a of g and s of g^2, and noise that is independent from step to step, its
-    variance is (s - a^2) / (1 - k), where k is the sum of the squared weights of the gradients in a; and the
-    mean of (g + b2 diff)^2 is s + 2 b2 (1 + b2) variance. The mean of the differences is zero, and a stands
-    for the previous gradient. After a single step all of it is exact.
+    With bias-corrected means a of g and s of g^2, the variance of the noise is (s - a^2) / (1 - k), where k
+    is the sum of the squared weights of the gradients in a; the mean of (g + b2 diff)^2 is
+    s + 2 b2 (1 + b2) variance. The mean of the differences is zero, and a takes the place of the previous
+    gradient. After a single step all of this is exact. All tensors have the parameter's shape.
     """
     t = int(state["step"])
-    b1, b2, b3 = given.new["betas"]
-    old1, old2 = given.old["betas"]
+    b1, b2, b3 = new["betas"]
+    old1, old2 = old["betas"]
     if t == 0:
         a = s = variance = torch.zeros_like(wide(state["exp_avg"]))
     else:
@@ -60,25 +53,25 @@ def _adamw_to_adan(state: Saved, given: Given) -> Saved:
     return adan_state(state["step"], a * (1 - b1**t), torch.zeros_like(a), n * (1 - b3**t), -a)
 
 
-def _adamw_to_adam_mini(state: Saved, given: Given) -> Saved:
-    """Adam-mini's second moment is the mean of AdamW's over the block: this is exact."""
-    v, blocks = wide(state["exp_avg_sq"]), given.blocks
+def _adamw_to_adam_mini(state: Saved, old: Saved, new: Saved, blocks: int | None) -> Saved:
+    """Average the second moment over each block: exact. It becomes [blocks]."""
+    v = wide(state["exp_avg_sq"])
     if blocks is None:
-        raise ValueError("say in how many blocks of Adam-mini it is, with blocks=")
+        raise ValueError("give its number of blocks in Adam-mini with blocks=")
     if blocks < 1 or v.numel() % blocks:
         raise ValueError(f"blocks={blocks} does not divide its {v.numel()} elements")
     mean = v.reshape(blocks, -1).mean(1)
     return dict(step=state["step"], exp_avg=state["exp_avg"], exp_avg_sq=mean)
 
 
-def _adam_mini_to_adamw(state: Saved, given: Given) -> Saved:
-    """Each element starts with the second moment of its block."""
+def _adam_mini_to_adamw(state: Saved, old: Saved, new: Saved, blocks: int | None) -> Saved:
+    """Give each element the second moment of its block: [blocks] becomes the parameter's shape."""
     m, v = state["exp_avg"], state["exp_avg_sq"]
     each = v.repeat_interleave(m.numel() // max(v.numel(), 1)).reshape(m.shape)
     return dict(step=state["step"], exp_avg=m, exp_avg_sq=each)
 
 
-ROUTES: dict[tuple[str, str], Callable[[Saved, Given], Saved]] = {
+ROUTES: dict[tuple[str, str], Route] = {
     ("adan", "adan"): _stay,
     ("adamw", "adamw"): _stay,
     ("adam_mini", "adam_mini"): _stay,
@@ -98,12 +91,13 @@ def convert_state(
     shapes: Mapping[Any, Sequence[int]] | Sequence[Sequence[int]] | None = None,
     regime: str = "pretrain",
 ) -> dict[str, Any]:
-    """The state dict of another optimizer as one that `load_state_dict` of ours takes.
+    """Convert the state dict of another optimizer into one that our `load_state_dict` accepts.
 
-    Groups and the order of parameters stay; so do step counts, as the source would continue them. What a
-    checkpoint does not hold (clipping; pytorch_optimizer's `maximize`) is for the constructor to say.
+    Groups, the order of parameters and step counts are kept. Options that a checkpoint lacks (clipping;
+    pytorch_optimizer's `maximize`) must be given to the constructor.
 
-    Between implementations of one optimizer the next steps are the source's own. Across optimizers:
+    Between implementations of one optimizer, training continues with the source's own steps. Across
+    optimizers:
 
     * AdamW to Adan: the moments are Adan's on average (see `_adamw_to_adan`); the groups get the settings of
       `optim.adan_from_adamw`.
@@ -111,26 +105,31 @@ def convert_state(
     * Adam-mini to AdamW: each element starts with the second moment of its block.
 
     Args:
-        state_dict: what the other optimizer's `state_dict()` returned. It is not changed, but tensors that
-            need no change are shared with the result.
-        source: a key of `optim.interop.sources.SOURCES`; None recognises it by its keys.
+        state_dict: the result of the other optimizer's `state_dict()`. It is not changed, but the result
+            shares tensors that need no conversion.
+        source: a key of `optim.interop.sources.SOURCES`; None recognises the source by its keys.
         target: "adan", "adamw" or "adam_mini".
-        blocks: to "adam_mini" from AdamW: the number of blocks of each parameter, in the order of the
+        blocks: from AdamW to "adam_mini": the number of blocks of each parameter, in the order of the
             parameters, or by index in the state dict or by name.
-        shapes: from "adam_mini_official": shapes of the parameters in the same way, for those that it keeps
-            by heads.
+        shapes: from "adam_mini_official": the shapes of the parameters that it stores by heads, given in the
+            same way.
         regime: from AdamW to Adan: see `optim.adan_from_adamw`.
 
     Raises:
-        ValueError: for a state dict of an unknown or ambiguous source, one that uses an option which changes
-            its steps and which ours do not have, or two optimizers between which nothing is defined.
+        ValueError: for a state dict of an unknown or ambiguous source, for an option that changes the
+            source's steps and that ours lack, or if no conversion between the two optimizers is defined.
     """
     if source is not None:
         one_of("source", source, tuple(SOURCES))
     one_of("target", target, TARGETS)
     states, groups = parts(state_dict)
     read = SOURCES[source or recognise(state_dict)]
-    route = _route(read.optimizer, target)
+    route = ROUTES.get((read.optimizer, target))
+    if route is None:
+        raise ValueError(
+            f"from {read.optimizer} to {target} no conversion is defined: the moments are of different "
+            f"quantities; start {target} without a state"
+        )
     new_states, new_groups, position = {}, [], 0
     for number, group in enumerate(groups):
         with located(f"parameter group {number}"):
@@ -143,22 +142,12 @@ def convert_state(
                 with located(f"parameter {index}"):
                     state = read.ours(states[index], group, _lookup(shapes, index, position, called))
                     rest = {key: state[key] for key in state.keys() & {"compensation"}}  # of the parameter
-                    given = Given(old, new, _lookup(blocks, index, position, called))
-                    new_states[index] = {**route(state, given), **rest}
+                    count = _lookup(blocks, index, position, called)
+                    new_states[index] = {**route(state, old, new, count), **rest}
             position += 1
         kept = {key: group[key] for key in group.keys() & BOOKKEEPING}
         new_groups.append({**kept, **new} | (_adan_schedule(kept, regime) if new is not old else {}))
     return {"state": new_states, "param_groups": new_groups}
-
-
-def _route(optimizer: str, target: str) -> Callable[[Saved, Given], Saved]:
-    route = ROUTES.get((optimizer, target))
-    if route is None:
-        raise ValueError(
-            f"from {optimizer} to {target} no conversion is defined: the moments are of different "
-            f"quantities; start {target} afresh"
-        )
-    return route
 
 
 def _lookup(values: Any, index: Any, position: int, name: str | None) -> Any:
@@ -168,7 +157,7 @@ def _lookup(values: Any, index: Any, position: int, name: str | None) -> Any:
     if values is None:
         return None
     if position >= len(values):
-        raise ValueError(f"only {len(values)} values are given for more parameters")
+        raise ValueError(f"only {len(values)} values were given, for more parameters")
     return values[position]
 
 
@@ -178,8 +167,6 @@ def _adan_options(adamw: Saved, regime: str) -> Saved:
 
 
 def _adan_schedule(kept: Saved, regime: str) -> Saved:
-    """The learning rates of a scheduler, which goes on at the new height."""
-    return {
-        key: adan_from_adamw(lr=kept[key], regime=regime).options["lr"]
-        for key in kept.keys() & LEARNING_RATES
-    }
+    """The learning rates that a scheduler keeps in the group, scaled like the group's own."""
+    rates = kept.keys() & LEARNING_RATES
+    return {key: adan_from_adamw(lr=kept[key], regime=regime).options["lr"] for key in rates}

@@ -1,4 +1,4 @@
-"""Puts our optimizers into registries of frameworks, which are imported where they are used."""
+"""Register our optimizers with frameworks, which are imported only when needed."""
 
 import inspect
 
@@ -6,9 +6,9 @@ from ..registry import OPTIMIZERS
 
 
 def register_with_timm() -> None:
-    """Makes every optimizer known to timm as "optim.NAME", in addition to timm's own of the same name.
+    """Register every optimizer with timm as "optim.NAME", next to timm's own of the same name.
 
-    In names, "-" stands for "_", where timm would begin another name.
+    Names have "-" instead of "_", which timm would take for the start of another name.
 
     Example:
         >>> optim.interop.integrations.register_with_timm()

@@ -1,7 +1,8 @@
-"""States and groups as other implementations save them, read as ours.
+"""Read the states and groups that other implementations save as ours.
 
-A `Source` knows one implementation: which keys its states and groups have, and how they become a state of
-one of our optimizers (Adan, AdamW, Adam-mini). An option that we do not have is an error, never a guess.
+A `Source` describes one implementation: the keys of its states and groups, and how they become a state of one
+of our optimizers (Adan, AdamW, Adam-mini). An option that we lack is an error, never a guess. Tensors have
+the parameter's shape, except for step counts (scalars) and where a docstring says otherwise.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,20 +14,21 @@ from torch import Tensor
 
 from ..engine import storage
 
-Saved = dict[str, Any]  # a state of a parameter, or a group, as saved
+Saved = dict[str, Any]  # the state of a parameter, or a group, as saved
 
-# Keys of a group that say nothing about the update: they are kept as they are.
-LEARNING_RATES = frozenset({"initial_lr", "max_lr", "min_lr", "swa_lr"})  # of schedulers
+# Keys of a group that do not affect the update: they are kept unchanged.
+LEARNING_RATES = frozenset({"initial_lr", "max_lr", "min_lr", "swa_lr"})  # schedulers'
 BOOKKEEPING = LEARNING_RATES | {
     *("params", "param_names", "name", "base_momentum", "max_momentum"),
-    *("lr_scale", "lr_mult", "wd_mult"),  # by which MAE's and Megatron's schedules multiply
+    *("lr_scale", "lr_mult", "wd_mult"),  # factors in MAE's and Megatron's schedules
 }
-# Options of others that change their steps in a way that ours do not know, with the value that does no harm.
+# Options of other implementations that change their steps and that ours lack, with the harmless value.
 UNKNOWN_HERE = {
     "adanorm": False,
     "amsgrad": False,
     "bias_correction": True,
     "caution": False,
+    "cautious": False,
     "corrected_weight_decay": False,
     "fixed_decay": False,
     "restart_cond": None,
@@ -35,41 +37,44 @@ UNKNOWN_HERE = {
 
 
 def refuse_options(group: Saved, known: Collection[str] = (), decoupled: bool = True) -> None:
-    """Raises ValueError for an option of another implementation under which its steps are not ours.
+    """Raise ValueError for an option of another implementation that makes its steps differ from ours.
 
-    `decoupled` is how weight decay is understood here, and `known` the options that there are.
+    Args:
+        group: the other implementation's.
+        known: the options that our optimizer has.
+        decoupled: whether our weight decay is decoupled.
     """
     for name, harmless in UNKNOWN_HERE.items():
         if name not in known and group.get(name, harmless) != harmless:
             raise ValueError(
                 f"a checkpoint with {name}={group[name]!r}: there is no such option here, and without it "
-                "the steps would be others"
+                "the steps would differ"
             )
     if group.get("decoupled_weight_decay", decoupled) != decoupled and group.get("weight_decay"):
-        there, here = ("a part of the gradient", "decoupled")[:: 1 if decoupled else -1]
+        there, here = ("part of the gradient", "decoupled")[:: 1 if decoupled else -1]
         raise ValueError(
-            f"a checkpoint of Adam with weight_decay={group['weight_decay']} as {there} "
-            f"(decoupled_weight_decay={not decoupled}): here it is {here}, and the steps would be others"
+            f"a checkpoint with weight_decay={group['weight_decay']} that is {there} "
+            f"(decoupled_weight_decay={not decoupled}): here it is {here}, and the steps would differ"
         )
 
 
-# ---- sources: what others save, as our states
+# ---- sources: states of other implementations as ours
 
 
 @dataclass(frozen=True)
 class Source:
-    """An implementation whose state dicts are known.
+    """An implementation with known state dicts.
 
     Attributes:
-        title: what it is.
-        optimizer: which of our optimizers its states are made into.
-        keys: of the state of a parameter: always there.
-        more_keys: that may be there.
-        state: the state of a parameter as ours, from that state, its group, and the shape of the parameter
-            if it was given.
-        group: the options of a group as ours; the second argument says that the caller named the source.
-        marks: keys that its groups have.
-        options: all keys that its groups can have, where those tell it from others; None allows any.
+        title: its name for people.
+        optimizer: the optimizer of ours that its states are converted for.
+        keys: keys that the state of a parameter always has.
+        more_keys: keys that it may also have.
+        state: converts the state of a parameter, given that state, its group, and the shape of the parameter
+            if known.
+        group: converts the options of a group; the second argument is whether the caller named the source.
+        marks: keys that its groups always have.
+        options: all keys that its groups can have, if that distinguishes it from others; None allows any.
     """
 
     title: str
@@ -82,7 +87,7 @@ class Source:
     options: frozenset[str] | None = None
 
     def why_not(self, state: Saved) -> str:
-        """What is wrong with the keys of a state; empty if nothing."""
+        """Return what is wrong with the keys of a state; "" if nothing."""
         if missing := self.keys - state.keys():
             return f"it lacks {', '.join(sorted(missing))}"
         if foreign := state.keys() - self.keys - self.more_keys:
@@ -90,13 +95,13 @@ class Source:
         return ""
 
     def ours(self, state: Saved, group: Saved, shape: Sequence[int] | None) -> Saved:
-        """The state of a parameter as ours; ValueError where its keys are not this source's."""
+        """Return the state of a parameter as ours; ValueError if its keys are not this source's."""
         if problem := self.why_not(state):
             raise ValueError(f"not a state of {self.title}: {problem}")
         return self.state(state, group, shape)
 
     def made(self, states: Collection[Saved], groups: Collection[Saved]) -> bool:
-        """Whether these states and groups look like its own."""
+        """Return whether these states and groups look like this source's."""
         return not any(map(self.why_not, states)) and all(
             self.marks <= group.keys()
             and (self.options is None or group.keys() <= self.options | BOOKKEEPING)
@@ -105,21 +110,24 @@ class Source:
 
 
 def _step(state: Saved, group: Saved) -> Tensor:
-    """The step count with which the source would continue this parameter: its own, or its group's."""
+    """The step count from which the source would continue: the parameter's own, or its group's."""
     step = state.get("step", group.get("step"))
     if step is None:
         raise ValueError(
-            "there is no step count, neither with the states nor in the group: set "
+            "there is no step count, neither in the state nor in the group: set "
             "state_dict['param_groups'][...]['step']"
         )
     return torch.tensor(float(step), dtype=torch.float32, device="cpu")
 
 
 def _official(state: Saved, group: Saved, shape: Sequence[int] | None) -> Saved:
-    """Until December 2022, and in its fairseq edition, the previous gradient itself; none after a restart."""
+    """Until December 2022, and in its fairseq edition, it kept the previous gradient itself.
+
+    After a restart there is none. pytorch_optimizer keeps minus that gradient under another name.
+    """
     step, m = _step(state, group), state["exp_avg"]
-    if "neg_pre_grad" in state:
-        previous = state["neg_pre_grad"]
+    if name := next((name for name in ("neg_pre_grad", "previous_grad") if name in state), None):
+        previous = state[name]
     elif "pre_grad" in state:
         previous = -state["pre_grad"]
     elif step == 0:
@@ -130,23 +138,19 @@ def _official(state: Saved, group: Saved, shape: Sequence[int] | None) -> Saved:
 
 
 def adan_state(step: Tensor, m: Tensor, v: Tensor, n: Tensor, neg_pre_grad: Tensor) -> Saved:
+    """Return a state of our Adan, of a scalar step count and tensors of the parameter's shape."""
     return dict(step=step, exp_avg=m, exp_avg_diff=v, exp_avg_sq=n, neg_pre_grad=neg_pre_grad)
 
 
-def _pytorch_optimizer(state: Saved, group: Saved, shape: Sequence[int] | None) -> Saved:
-    m, v, n = (state[name] for name in ("exp_avg", "exp_avg_diff", "exp_avg_sq"))
-    return adan_state(_step(state, group), m, v, n, state["previous_grad"])
-
-
 def _optimi(state: Saved, group: Saved, shape: Sequence[int] | None) -> Saved:
-    """Its moments have their bias corrections in them, and its prev_grad is minus the gradient."""
+    """Its moments include their bias corrections, and its prev_grad is minus the gradient."""
     step = _step(state, group)
     m, v, n = (
         state[name] * (1 - group[f"beta{i}"] ** int(step))
         for i, name in enumerate(("exp_avg", "exp_avg_diff", "exp_avg_sq"), start=1)
     )
     ours = adan_state(step, m, v, n, state["prev_grad"])
-    kahan = state.get("kahan_comp")  # None or a placeholder where there is no Kahan summation
+    kahan = state.get("kahan_comp")  # None or a placeholder without Kahan summation
     if isinstance(kahan, Tensor) and kahan.is_floating_point():
         ours["compensation"] = kahan
     return ours
@@ -162,7 +166,7 @@ def _adam(state: Saved, group: Saved, shape: Sequence[int] | None) -> Saved:
 
 
 def _bitsandbytes(state: Saved, group: Saved, shape: Sequence[int] | None) -> Saved:
-    """In 8 bits a number is an entry of the table qmap times the absolute maximum of its block."""
+    """An 8-bit number is an entry of the table qmap [256] times the maximum of its block, absmax [blocks]."""
     values = []
     for i in "12":
         x = state[f"state{i}"]
@@ -178,19 +182,19 @@ def _bitsandbytes(state: Saved, group: Saved, shape: Sequence[int] | None) -> Sa
 
 
 def _adam_mini(state: Saved, group: Saved, shape: Sequence[int] | None) -> Saved:
-    """One second moment for a head, a row or a tensor; biases have all of theirs."""
+    """Its second moment is [blocks]: one number for a head, a row or a tensor; in biases, for an element."""
     m, v = state["m"], state["v"] if "v" in state else state["vmean"]
     if shape is not None:
         m = m.reshape(tuple(shape))
     elif "head_per_gpu" in state:
         raise ValueError(
-            f"m is kept as [heads, numbers of a head], {tuple(m.shape)}: say the shape with shapes="
+            f"m is stored as [heads, numbers of a head], {tuple(m.shape)}: give the shape with shapes="
         )
     return dict(step=_step(state, group), exp_avg=m, exp_avg_sq=wide(v).reshape(-1))
 
 
 def _own(state: Saved, group: Saved, shape: Sequence[int] | None) -> Saved:
-    """Decoded where it is kept in 8 bits; a taken gradient as minus the previous one."""
+    """8-bit states are decoded; a taken gradient becomes minus the previous gradient."""
     names = [name for name in state if not name.endswith("_scale") and name not in ("step", "pre_grad")]
     ours = {name: storage.load(state, name, name != "exp_avg_sq") for name in names}
     if "pre_grad" in state:
@@ -199,6 +203,7 @@ def _own(state: Saved, group: Saved, shape: Sequence[int] | None) -> Saved:
 
 
 def wide(x: Tensor) -> Tensor:
+    """Return x, any shape, in float32, or in float64 if it is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -217,8 +222,8 @@ def _pytorch_optimizer_group(group: Saved, said: bool) -> Saved:
 def _optimi_group(group: Saved, said: bool) -> Saved:
     if group.get("adam_wd"):
         raise ValueError(
-            "adam_wd=True: optimi accepts it and, up to 0.3.3, does not act on it: set it to False in the "
-            "groups, and no_prox=True in the converted ones if decoupled decay is what you want"
+            "adam_wd=True: optimi accepts it and, up to 0.3.3, ignores it: set it to False in the groups, "
+            "and no_prox=True in the converted ones if you want decoupled decay"
         )
     decay = group["weight_decay"]
     if group.get("decouple_lr") and decay:
@@ -233,13 +238,13 @@ def _lucidrains_group(group: Saved, said: bool) -> Saved:
 
 
 def _undecided_group(what: str, source: str) -> Callable[[Saved, bool], Saved]:
-    """Of a source that does not always save how weight decay is applied."""
+    """For a source that does not always save how weight decay is applied."""
 
     def translate(group: Saved, said: bool) -> Saved:
         if group.get("weight_decay") and not said and "decoupled_weight_decay" not in group:
             raise ValueError(
                 f"weight_decay={group['weight_decay']}, and the checkpoint does not say {what}: "
-                f"source={source!r} says that the decay is decoupled"
+                f"give source={source!r} if the decay is decoupled"
             )
         return _same(group, said)
 
@@ -284,7 +289,7 @@ SOURCES = {
     ),
     "pytorch_optimizer": Source(
         "Adan of pytorch_optimizer", "adan",
-        _set(f"{_ADAN} previous_grad"), _set("step"), _pytorch_optimizer, _pytorch_optimizer_group,
+        _set(f"{_ADAN} previous_grad"), _set("step"), _official, _pytorch_optimizer_group,
     ),
     "optimi": Source(
         "Adan of optimi (torch-optimi)", "adan",
@@ -327,7 +332,7 @@ SOURCES = {
     ),
 }  # fmt: skip
 
-# What optimizers call their states, without "_scale"; the cards have those of optimizers that are not above.
+# Names of optimizers' states, without "_scale"; the cards have those of optimizers that are not listed above.
 # Any other entry in a state belongs to a wrapper, a pruner or the like.
 STATE_NAMES = _set("exp_avg_slow mu_product").union(
     *({key.removesuffix("_scale") for key in s.keys | s.more_keys} for s in SOURCES.values())
@@ -335,16 +340,16 @@ STATE_NAMES = _set("exp_avg_slow mu_product").union(
 
 
 def recognise(state_dict: Mapping[str, Any]) -> str:
-    """The key of SOURCES that a state dict belongs to, by the keys of its states and groups.
+    """Return the key of SOURCES for a state dict, judged by the keys of its states and groups.
 
     Raises:
-        ValueError: if it is no optimizer's, has no states yet, or belongs to none or several of them.
+        ValueError: if it is not an optimizer's, has no states yet, or fits none or several of the sources.
     """
     states, groups = parts(state_dict)
     if not states:
-        raise ValueError("there are no states in it, from before the first step: nothing to convert")
+        raise ValueError("there are no states in it (before the first step), so nothing to convert")
     found = [name for name, source in SOURCES.items() if source.made(states.values(), groups)]
-    if "adam_mini" in found:  # which differs from AdamW in the shape of the second moment
+    if "adam_mini" in found:  # it differs from AdamW in the shape of the second moment
         mini = any(state["exp_avg_sq"].shape != state["exp_avg"].shape for state in states.values())
         found = ["adam_mini"] if mini else [name for name in found if name != "adam_mini"]
     if len(found) == 1:
@@ -355,22 +360,25 @@ def recognise(state_dict: Mapping[str, Any]) -> str:
     possible = [name for name, source in SOURCES.items() if not any(map(source.why_not, states.values()))]
     if possible:
         names = " or ".join(map(repr, found or possible))
-        raise ValueError(f"several optimizers keep such states: say source={names} if it is that; {keys}")
-    raise ValueError(f"a state dict of no implementation that is known here ({', '.join(SOURCES)}): {keys}")
+        raise ValueError(f"several optimizers have such states: give source={names} if that is it; {keys}")
+    raise ValueError(f"not a state dict of an implementation known here ({', '.join(SOURCES)}): {keys}")
 
 
 def parts(state_dict: Mapping[str, Any]) -> tuple[dict[Any, Saved], list[Saved]]:
-    """The states that hold something, and the groups."""
+    """Return copies of the states that are not empty, by parameter, and of the groups.
+
+    Raises:
+        ValueError: if it is not the state dict of an optimizer.
+    """
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
-        keys = (
-            ", ".join(map(str, state_dict)) if isinstance(state_dict, Mapping) else type(state_dict).__name__
-        )
+        is_dict = isinstance(state_dict, Mapping)
+        keys = ", ".join(map(str, state_dict)) if is_dict else type(state_dict).__name__
         raise ValueError(f"not the state dict of an optimizer: it has {keys}, not state and param_groups")
     states = {}
     for index, saved in state_dict["state"].items():
         state = dict(saved)
-        state.update(state.pop("__bnb_optimizer_quant_state__", {}))  # so hidden from FSDP
-        state.pop("group", None)  # optimi's, for gradient release
+        state.update(state.pop("__bnb_optimizer_quant_state__", {}))  # hidden from FSDP
+        state.pop("group", None)  # optimi's, with gradient release
         if state:
             states[index] = state
     return states, [dict(group) for group in state_dict["param_groups"]]

@@ -66,9 +66,9 @@ def test_the_docstrings_table_is_the_advice():
     assert [row[1].strip() for row in rows[1:]] == list(REGIMES)
     for row, advice in zip(rows[1:], REGIMES.values(), strict=True):
         factors = [float(cell.split()[1]) for cell in row[2:5]]
-        assert factors == [advice.lr[0], advice.weight_decay[0], advice.warmup[0]]
-        assert all(str(beta) in row[5] for beta in advice.betas[0])
-        assert row[6].strip() == str(advice.no_prox[0])
+        assert factors == [advice[name][0] for name in ("lr", "weight_decay", "warmup")]
+        assert all(str(beta) in row[5] for beta in advice["betas"][0])
+        assert row[6].strip() == str(advice["no_prox"][0])
 
 
 @pytest.mark.parametrize(

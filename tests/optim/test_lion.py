@@ -1,4 +1,6 @@
-"""Lion against timm's and pytorch_optimizer's, timm's checkpoints, and what the sign makes of NaN and inf."""
+"""Lion against timm's and pytorch_optimizer's, their checkpoints, and the sign of NaN and inf."""
+
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -31,9 +33,10 @@ def test_defaults_are_timms():
 
 
 @each_path
-def test_a_checkpoint_of_timms_goes_on(path):
+@pytest.mark.parametrize(("theirs", "counted"), [(timm_lion.Lion, 5), (pytorch_optimizer.Lion, 10)])
+def test_a_checkpoint_of_theirs_goes_on(path, theirs, counted):
     params, twins = (make_params([(4, 5), (3,)], np.random.default_rng(0), torch.float64) for _ in range(2))
-    theirs, ours = timm_lion.Lion(params, **OPTIONS), build("lion", twins, path)
+    theirs, ours = theirs(params, **OPTIONS), build("lion", twins, path)
 
     def train(optimizer, params, seed):
         rng = np.random.default_rng(seed)
@@ -48,17 +51,35 @@ def test_a_checkpoint_of_timms_goes_on(path):
             q.copy_(p)
     train(theirs, params, 2)
     train(ours, twins, 2)
-    assert ours.state[twins[0]]["step"] == 5  # of ours
+    assert ours.state[twins[0]]["step"] == counted  # timm's has no step count
     for p, q in zip(params, twins, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("option", ["caution", "corrected_weight_decay"])
-def test_options_of_timms_that_are_not_here(option):
-    theirs = timm_lion.Lion(make_params([(3,)], np.random.default_rng(0)), **{option: True})
+@pytest.mark.parametrize(
+    ("theirs", "option"),
+    [
+        (timm_lion.Lion, "caution"),
+        (timm_lion.Lion, "corrected_weight_decay"),
+        (pytorch_optimizer.Lion, "fixed_decay"),
+        (pytorch_optimizer.Lion, "cautious"),
+    ],
+)
+def test_options_of_others_that_are_not_here(theirs, option):
+    saved = theirs(make_params([(3,)], np.random.default_rng(0)), **{option: True}).state_dict()
     ours = optim.Lion(make_params([(3,)], np.random.default_rng(0)))
     with pytest.raises(ValueError, match=f"a checkpoint with {option}=True: there is no such option here"):
-        ours.load_state_dict(theirs.state_dict())
+        ours.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_coupled_weight_decay_is_refused(decay):
+    theirs, ours = (make_params([(3,)], np.random.default_rng(0)) for _ in range(2))
+    saved = pytorch_optimizer.Lion(theirs, weight_decay=decay, weight_decouple=False).state_dict()
+    ours = optim.Lion(ours)
+    refused = pytest.raises(ValueError, match=r"weight_decay=0\.1 that is part of the gradient")
+    with refused if decay else nullcontext():
+        ours.load_state_dict(saved)
 
 
 @each_path

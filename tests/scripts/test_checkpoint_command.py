@@ -89,7 +89,7 @@ def test_show(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
     sgd = steps(torch.optim.SGD([torch.ones(3, requires_grad=True)], lr=0.1, momentum=0.9))
     torch.save(sgd.state_dict(), tmp_path / "sgd.pt")
     assert MAIN([*command, str(tmp_path / "sgd.pt")]) == 0
-    assert "not recognised: a state dict of no implementation" in capsys.readouterr().out
+    assert "not recognised: not a state dict of an implementation" in capsys.readouterr().out
 
 
 def test_several_optimizers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
