@@ -1,4 +1,4 @@
-"""Adafactor: a second moment kept as its row and column means (arXiv 1804.04235)."""
+"""Adafactor: a second moment stored as its row and column means (arXiv 1804.04235)."""
 
 import math
 from typing import Unpack
@@ -9,7 +9,6 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Optimizer, Options
 from .card import Card, FusedRule
-from .engine.checks import plain_number
 from .engine.dtensor import placed_like
 from .engine.fused import exact_params
 from .engine.native import Factors
@@ -19,7 +18,7 @@ from .engine.sums import column_sums, row_sums
 
 
 class Adafactor(Optimizer):
-    """Adafactor, whose state is a row and a column for each matrix.
+    """Adafactor, with a row and a column of state for each matrix.
 
     With g the gradient at step t = 1, 2, ... and b2 = 1 - t^-decay_rate (0 at first: no bias to correct)::
 
@@ -33,21 +32,23 @@ class Adafactor(Optimizer):
         m = beta1 m + (1 - beta1) a u                                   exp_avg; a u where beta1 = 0
         p = (1 - a weight_decay) p - m
 
-    Rows and columns are those of the last two dimensions. Source: Algorithms 4 and 5 of the paper, with
-    momentum of the scaled update and weight decay as in the authors' code and in transformers.
+    A parameter [..., rows, columns] has r [..., rows] and c [..., columns].
+
+    Source: Algorithms 4 and 5 of the paper, with momentum of the scaled update and weight decay as in the
+    authors' code and in transformers.
 
     Args:
         params: see `optim.base.Optimizer`, also for max_grad_norm, foreach, fused and the options.
         lr: bound of the step, relative to the parameter's RMS.
         eps: added to the squared gradient.
-        weight_decay: decoupled weight decay, by the step that each tensor makes.
-        eps_scale: the smallest RMS that a parameter counts as having.
+        weight_decay: decoupled weight decay, relative to each tensor's step size a.
+        eps_scale: lower bound on RMS(p).
         clip_threshold: the largest RMS of u.
         decay_rate: how fast b2 goes to 1.
         beta1: decay factor of the update, in [0, 1); 0 keeps no state for it.
         scale_parameter: False leaves RMS(p) out of the step.
-        relative_step: False takes lr itself, without 1 / sqrt(t).
-        warmup_init: lr grows by 1e-6 with every step until it is lr; needs relative_step.
+        relative_step: False uses lr alone, without 1 / sqrt(t).
+        warmup_init: the step starts at 1e-6 and grows by as much until it reaches lr; needs relative_step.
     """
 
     card = Card(
@@ -100,23 +101,12 @@ class Adafactor(Optimizer):
         fused: bool | None = None,
         **options: Unpack[Options],
     ) -> None:
-        hyper = dict(
-            lr=lr,
-            eps=eps,
-            weight_decay=weight_decay,
-            eps_scale=eps_scale,
-            clip_threshold=clip_threshold,
-            decay_rate=decay_rate,
-            beta1=beta1,
-            scale_parameter=scale_parameter,
-            relative_step=relative_step,
-            warmup_init=warmup_init,
-        )
+        hyper = dict(lr=lr, eps=eps, weight_decay=weight_decay, eps_scale=eps_scale)
+        hyper |= dict(clip_threshold=clip_threshold, decay_rate=decay_rate, beta1=beta1)
+        hyper |= dict(scale_parameter=scale_parameter, relative_step=relative_step, warmup_init=warmup_init)
         super().__init__(params, hyper, max_grad_norm=max_grad_norm, foreach=foreach, fused=fused, **options)
 
     def check_options(self, group: Group) -> None:
-        for name in ("eps_scale", "clip_threshold", "decay_rate", "beta1"):
-            group[name] = plain_number(name, group[name])
         if group["beta1"] >= 1:
             raise ValueError(f"beta1={group['beta1']}: must be in [0, 1)")
         if group["clip_threshold"] == 0:
@@ -139,7 +129,7 @@ class Adafactor(Optimizer):
         else:
             r = state["exp_avg_sq_row"].mul_(1 - new).add_(_mean(square, -1) + eps, alpha=new)
             c = state["exp_avg_sq_col"].mul_(1 - new).add_(_mean(square, -2) + eps, alpha=new)
-            # One root after the other: the product of two eps is 0 in float32.
+            # Two separate roots: the product of two eps is 0 in float32.
             u = g * (r / r.mean(-1, keepdim=True)).rsqrt().unsqueeze(-1) * c.rsqrt().unsqueeze(-2)
         u = placed_like(p, u)
         a = _rms(p).clamp(min=group["eps_scale"]) if group["scale_parameter"] else 1.0
@@ -152,9 +142,9 @@ class Adafactor(Optimizer):
     def multi_tensor(
         self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
     ) -> None:
-        """The states' names are the same for all, and so all are factored, or none is.
+        """All tensors have the same states' names: either all are factored, or none is.
 
-        With u = g a_i b_j, factors of rows and columns, everything but g is small.
+        With u_ij = g_ij a_i b_j, everything except g and u is small.
         """
         beta1, new = group["beta1"], [ti ** -group["decay_rate"] for ti in t]
         old = [1 - x for x in new]
@@ -197,9 +187,9 @@ class Adafactor(Optimizer):
         if p.ndim > 2 or (p.ndim == 2 and not p.shape[1]):
             return "it is neither a matrix with columns nor a vector"
         if p.ndim < 2 and storage.state in ("bfloat16", "int8"):
-            return f"it is a vector, whose second moment is stored in {storage.state}"
+            return f"it is a vector, and its second moment is stored in {storage.state}"
         if not p.is_contiguous():
-            return "its rows do not follow each other in memory"
+            return "its rows are not contiguous in memory"
         return ""
 
     def fused_rules(self, spec: StateSpec) -> tuple[FusedRule, ...]:
@@ -216,7 +206,7 @@ class Adafactor(Optimizer):
 
     @torch.no_grad()
     def fill_factors(self, batch: Batch, grads: list[Tensor], scale: float | Tensor) -> None:
-        """With u = g a_i b_j the mean of u^2 takes no more than a weighted sum of the squares of g."""
+        """With u_ij = g_ij a_i b_j, the mean of u^2 is a weighted sum of the squares of g."""
         group, lengths, params = batch.group, [f.length for f in batch.factors], exact_params(batch)
         if not batch.constants:
             counts = [max(p.numel(), 1) for p in params]
@@ -243,7 +233,10 @@ class Adafactor(Optimizer):
     def _rows_and_columns(
         self, batch: Batch, grads: list[Tensor], scale: float | Tensor, new: Tensor
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Updates the second moments, and returns the a_i and b_j; for a vector a is 1."""
+        """Update the second moments; return each tensor's a [rows] and b [columns], [1] and [n] for a vector.
+
+        `new` is 1 - b2, [tensors].
+        """
         lengths, eps, work = [f.length for f in batch.factors], batch.group["eps"], batch.factors[0].columns
         assert work is not None
         steps = new.to(work.dtype).unbind()
@@ -273,7 +266,7 @@ def _step_size(t: float, group: Group) -> float:
 
 
 def _mean(x: Tensor, dim: int) -> Tensor:
-    """The mean over a dimension, 0 where that is empty."""
+    """The mean over a dimension, which it removes; 0 where the dimension is empty."""
     return x.sum(dim) / max(x.shape[dim], 1)
 
 
@@ -283,6 +276,6 @@ def _rms(x: Tensor) -> Tensor:
 
 
 def _rms_many(x: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    """The RMS of each tensor, [tensors]."""
+    """The RMS of each tensor: [tensors]."""
     counts = torch.tensor([max(y.numel(), 1) for y in x], dtype=x[0].dtype, device=x[0].device)
     return torch.stack(torch._foreach_norm(x)) / counts.sqrt()

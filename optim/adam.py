@@ -12,7 +12,7 @@ from .base import Options
 
 
 class Adam(AdamW):
-    """Adam, as `torch.optim.Adam` computes it, also from its checkpoints.
+    """Adam, as `torch.optim.Adam` computes it; it loads that optimizer's checkpoints.
 
     With g the gradient at step t = 1, 2, ...::
 
@@ -32,8 +32,8 @@ class Adam(AdamW):
         lr: learning rate.
         betas: decay factors of gradient and squared gradient.
         eps: added to the denominator, after the bias correction.
-        weight_decay: factor of the L2 penalty p^2 / 2, whose gradient goes through both means.
-        amsgrad: divide by the largest v so far, so that steps get no longer; not on the fused path.
+        weight_decay: factor of the L2 penalty p^2 / 2; its gradient enters both means.
+        amsgrad: divide by the largest v so far instead of v; not on the fused path.
     """
 
     card = replace(

@@ -20,7 +20,7 @@ from .partition import Partition, partition
 
 
 class AdamMini(Optimizer):
-    """Adam-mini, with half the state of Adam.
+    """Adam-mini, with half of Adam's state.
 
     With g the gradient at step t = 1, 2, ... and b a block of the parameter::
 
@@ -29,7 +29,7 @@ class AdamMini(Optimizer):
         x_b = lr / (1 - b1^t) / [sqrt(v_b) / sqrt(1 - b2^t) + eps]
         p = (1 - lr weight_decay) p - x_b m
 
-    `exp_avg_sq` has a number for each block, in float32; its shape says which blocks: see
+    `exp_avg_sq` has a float32 number for each block, and its shape defines the blocks: see
     `optim.engine.blocks`.
 
     Source: Algorithm 1 of the paper, as zyushun/Adam-mini 1.1.1 computes it.
@@ -40,12 +40,12 @@ class AdamMini(Optimizer):
         betas: decay factors of gradient and squared gradient.
         eps: added to the denominator, after the bias correction.
         weight_decay: decoupled weight decay.
-        partition: the blocks, by `optim.partition(model)`; `optim.build_optimizer(model, "adam_mini")` makes
-            it, also from that function's arguments as a mapping, such as {"rules": {"v_proj": "tensor"}}.
-            None goes by shape: a block for each row, and one for a tensor with less than two dimensions.
+        partition: the blocks, from `optim.partition(model)`. `optim.build_optimizer(model, "adam_mini")`
+            makes it, also from that function's arguments as a mapping: {"rules": {"v_proj": "tensor"}}.
+            None goes by shape: a block for each row, and one for a tensor of fewer than two dimensions.
 
     Raises:
-        ValueError: for a parameter that is not in the partition, besides what the base class raises.
+        ValueError: for a parameter that is not in the partition, and for what the base class refuses.
     """
 
     card = Card(
@@ -117,7 +117,7 @@ class AdamMini(Optimizer):
     def why_not_fused(self, p: Tensor, group: Group) -> str:
         reason = super().why_not_fused(p, group)
         if not reason and not blocks.follow_in_memory(p, self.state_spec(p, group).small[0][1]):
-            return "the elements of its blocks do not follow each other in memory"
+            return "the elements of its blocks are not contiguous in memory"
         return reason
 
     def fused_hyper(self, group: Group) -> tuple[float, ...]:
@@ -132,20 +132,23 @@ class AdamMini(Optimizer):
 
     @torch.no_grad()
     def fill_factors(self, batch: Batch, grads: list[Tensor], scale: float | Tensor) -> None:
-        v = [state["exp_avg_sq"] for state in batch.states]
-        counts, constants = [len(vi) for vi in v], batch.constants
+        """As `block_steps`, for the blocks of all parameters at once: `owner` and `share` are [blocks]."""
+        states, (beta1, beta2) = [state["exp_avg_sq"] for state in batch.states], batch.group["betas"]
+        counts, constants = [len(state) for state in states], batch.constants
         if not constants:
-            of_block = torch.tensor(counts, device=v[0].device)
-            sizes = torch.tensor([max(p.numel(), 1) for p in batch.params], device=v[0].device)
+            of_block = torch.tensor(counts, device=states[0].device)
+            sizes = torch.tensor([max(p.numel(), 1) for p in batch.params], device=states[0].device)
             constants["owner"] = torch.repeat_interleave(of_block)
-            constants["share"] = (of_block.double() / sizes).to(v[0].dtype)[constants["owner"]]
+            constants["share"] = (of_block.double() / sizes).to(states[0].dtype)[constants["owner"]]
         owner, share = constants["owner"], constants["share"]
         sums = row_sums(grads, [g.numel() // count for g, count in zip(grads, counts, strict=True)])
+        v = beta2 * torch.cat(states) + (1 - beta2) * (torch.cat(sums) * share * scale**2)
         t = torch.stack([state["step"] for state in batch.states]).double() + 1
-        x = block_factors(torch.cat(v), torch.cat(sums) * share * scale**2, t, owner, batch.group)
-        torch._foreach_copy_(v, list(torch.split(x[0], counts)))
+        rate, root = batch.group["lr"] / (1 - beta1**t), (1 - beta2**t).sqrt()
+        x = rate.to(v.dtype)[owner] / (v.sqrt() / root.to(v.dtype)[owner] + batch.group["eps"])
+        torch._foreach_copy_(states, list(torch.split(v, counts)))
         places = [x for f in batch.factors for x in (f.rows, f.columns) if x is not None]
-        torch._foreach_copy_(places, list(torch.split(x[1], counts)))
+        torch._foreach_copy_(places, list(torch.split(x, counts)))
 
     def check_saved_state(self, where: str, p: Tensor, state: dict[str, Any], spec: StateSpec) -> None:
         expected = dict(spec.small)["exp_avg_sq"]
@@ -162,12 +165,12 @@ class AdamMini(Optimizer):
 
 
 def block_steps(g: list[Tensor], v: list[Tensor], t: list[float], group: Group) -> list[Tensor]:
-    """Updates the second moments, and returns the factor x_b on m of every block.
+    """Update the second moments, and return the factor x_b on m of every block.
 
     Args:
-        g: gradients; DTensors or not.
-        v: their second moments, plain tensors whose shapes say which blocks; updated in place.
-        t: steps, counting this one.
+        g: gradients of any shape, DTensors or not.
+        v: their second moments, plain tensors with the shapes of the blocks; updated in place.
+        t: steps, including this one.
         group: lr, betas and eps.
 
     Returns:
@@ -175,7 +178,7 @@ def block_steps(g: list[Tensor], v: list[Tensor], t: list[float], group: Group) 
     """
     beta1, beta2 = group["betas"]
     sums = [blocks.squared_sums(gi, tuple(vi.shape)) for gi, vi in zip(g, v, strict=True)]
-    # 1 / the number of elements in a block; a tensor without elements has an empty one
+    # 1 / the number of elements in a block; a tensor without elements has one empty block
     shares = [vi.numel() / max(gi.numel(), 1) for gi, vi in zip(g, v, strict=True)]
     torch._foreach_mul_(sums, [(1 - beta2) * share for share in shares])
     torch._foreach_mul_(v, beta2)
@@ -186,18 +189,3 @@ def block_steps(g: list[Tensor], v: list[Tensor], t: list[float], group: Group) 
     torch._foreach_reciprocal_(x)
     torch._foreach_mul_(x, [float(group["lr"]) / (1 - beta1**ti) for ti in t])
     return list(x)
-
-
-def block_factors(v: Tensor, means: Tensor, t: Tensor, owner: Tensor, group: Group) -> tuple[Tensor, Tensor]:
-    """`block_steps` for the blocks of many parameters at once: the new second moments, and the factors.
-
-    Args:
-        v, means: [blocks], second moments and means of the squared gradient.
-        t: [parameters] float64, steps, counting this one.
-        owner: [blocks], which parameter a block is of.
-        group: lr, betas and eps.
-    """
-    beta1, beta2 = group["betas"]
-    v = beta2 * v + (1 - beta2) * means
-    rate, root = group["lr"] / (1 - beta1**t), (1 - beta2**t).sqrt()
-    return v, rate.to(v.dtype)[owner] / (v.sqrt() / root.to(v.dtype)[owner] + group["eps"])

@@ -15,7 +15,7 @@ from .engine.storage import State, StateSpec
 
 
 class AdamW(Optimizer):
-    """AdamW, as `torch.optim.AdamW` computes it, also from its checkpoints.
+    """AdamW, as `torch.optim.AdamW` computes it; it loads that optimizer's checkpoints.
 
     With g the gradient at step t = 1, 2, ...::
 
@@ -35,7 +35,7 @@ class AdamW(Optimizer):
         betas: decay factors of gradient and squared gradient.
         eps: added to the denominator, after the bias correction.
         weight_decay: decoupled weight decay.
-        amsgrad: divide by the largest v so far, so that steps get no longer; not on the fused path.
+        amsgrad: divide by the largest v so far instead of v; not on the fused path.
     """
 
     card = Card(
@@ -72,16 +72,14 @@ class AdamW(Optimizer):
         super().__init__(params, hyper, max_grad_norm=max_grad_norm, foreach=foreach, fused=fused, **options)
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, which says in each group how weight decay is meant."""
+        """Return torch's state dict, with torch's own mark of decoupled weight decay in each group."""
         saved = super().state_dict()
         for group in saved["param_groups"]:
             group["decoupled_weight_decay"] = self.decoupled
         return saved
 
     def state_spec(self, p: Tensor, group: Group) -> StateSpec:
-        return StateSpec(
-            tuple(name for name in self.card.states if name != "max_exp_avg_sq" or group["amsgrad"])
-        )
+        return StateSpec(tuple(self.card.states) if group["amsgrad"] else self.card.fused_states)
 
     def why_not_fused(self, p: Tensor, group: Group) -> str:
         if group["amsgrad"]:

@@ -1,8 +1,8 @@
-"""The base class of all optimizers: what a step, a new group and a loaded state dict are, from start to end.
+"""The base class of all optimizers: constructing one, stepping, adding groups, loading state dicts.
 
-The work is done in optim/engine: checks.py judges arguments, plan.py chooses the path of each parameter,
-fused.py and unfused.py carry out a step, checkpoint.py adopts what is loaded. What an optimizer adds is in
-rule.py.
+The work is done in optim/engine: checks.py checks arguments, plan.py chooses the path of each parameter,
+fused.py and unfused.py carry out a step, checkpoint.py adapts a loaded state dict. rule.py declares what an
+optimizer has to provide.
 """
 
 import functools
@@ -37,10 +37,10 @@ class Options(TypedDict, total=False):
 
 
 def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A step with its hooks and its name in profiles: torch's wrapper, only where there is either.
+    """Wrap a step like torch does, for hooks and profiles, but skip the wrapper when it has nothing to do.
 
-    Most of the wrapper's time goes into the name, which only a running profiler reads. An execution trace
-    that runs without torch.profiler does not see it.
+    The wrapper spends most of its time on a name that only a running profiler reads. An execution trace
+    without torch.profiler does not see the name.
     """
     watched = torch.optim.Optimizer.profile_hook_step(step)
 
@@ -55,48 +55,47 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
         )
         return (watched if is_watched else step)(self, *args, **kwargs)
 
-    light.hooked = True  # type: ignore[attr-defined]  # for torch, which else wraps it once more
+    light.hooked = True  # type: ignore[attr-defined]  # otherwise torch wraps it a second time
     return light
 
 
 class Optimizer(UpdateRule):
     """Base class of the optimizers in this package.
 
-    Steps are counted per parameter: one that is frozen, unfrozen or without a gradient for a while behaves
-    as if it had an optimizer of its own. Gradients are never changed: after `GradScaler.step` without
-    `unscale_` they are still scaled.
+    Steps are counted per parameter: one that is frozen, or has no gradient for a while, behaves as if it had
+    an optimizer of its own. Gradients are never modified: after `GradScaler.step` without `unscale_` they are
+    still scaled.
 
     Args:
         params: tensors, named tensors, or groups of them, as for any torch optimizer.
-        hyper: hyper-parameters of a group with their defaults; checked for each group. `lr` may be a
+        hyper: hyper-parameters of a group and their defaults; checked for each group. `lr` may be a
             one-element tensor.
         max_grad_norm: gradients are scaled by min(1, max_grad_norm / (norm + eps)), where norm is the L2
             norm over all groups (over all shards of DTensors) and eps the constructor's, if the rule has one.
-            0 is off.
-        nonfinite: what to do when the norm of the gradients is inf or NaN: "propagate" computes with them,
-            "skip" leaves the step out, "raise" raises FloatingPointError; in both nothing is changed, and
-            both wait for the device.
-        foreach, fused: None picks the fastest path that works, for each tensor. fused=True goes before
+            0 turns clipping off.
+        nonfinite: what to do when the norm of the gradients is inf or NaN: "propagate" computes with it,
+            "skip" skips the step, "raise" raises FloatingPointError. The last two change nothing, and both
+            wait for the device.
+        foreach, fused: None picks the fastest path that works, for each tensor. fused=True overrides
             foreach; foreach=False without fused=True is the reference path.
-        take_gradients: of optimizers that keep the previous gradient, see `Card.previous`.
+        take_gradients: only for optimizers that keep the previous gradient; see `Card.previous`.
         maximize: ascend instead of descend.
-        state_dtype: how states are kept: None in the parameter's dtype, rounded to nearest; "float32";
+        state_dtype: how states are stored: None in the parameter's dtype, rounded to nearest; "float32";
             "bfloat16" with stochastic rounding; "int8", 8-bit codes in blocks of 256 with a float32 scale
-            each, rounded stochastically. Also as a key of a group.
+            each, rounded stochastically. May also be a key of a group.
         min_int8_size: with "int8", tensors of fewer elements than this keep float32 states.
-        param_rounding: of bfloat16 parameters: "nearest", which loses updates below half a unit in the last
-            place; "stochastic"; or "kahan", which keeps what was rounded off in 2 more bytes.
-        capturable: demand that every parameter takes the fused CUDA path, which a CUDA graph can capture.
-        differentiable: refused; it is here because torch's optimizers have it.
+        param_rounding: for bfloat16 parameters: "nearest", which loses updates below half a unit in the last
+            place; "stochastic"; or "kahan", which keeps the rounding error in 2 more bytes.
+        capturable: require that every parameter takes the fused CUDA path, which a CUDA graph can capture.
+        differentiable: must be False; it exists because torch's optimizers have it.
 
     Raises:
-        ValueError, TypeError: for a hyper-parameter that makes no sense, an unknown key, a parameter that
-            is complex or not a floating-point tensor, or a path that cannot run.
+        ValueError, TypeError: for an invalid hyper-parameter, an unknown key, a parameter that is complex or
+            not a floating-point tensor, or a path that cannot run.
     """
 
-    resizable: ClassVar[bool] = (
-        True  # whether states of rows mean something by themselves: optim.resize_state
-    )
+    # Whether a row's states are meaningful without the other rows; optim.resize_state needs that.
+    resizable: ClassVar[bool] = True
     _step_supports_amp_scaling = StepScaling()
 
     def __init__(
@@ -122,31 +121,19 @@ class Optimizer(UpdateRule):
                 name for name in list(inspect.signature(type(self)).parameters)[1:] if name not in unknown
             ]
             checks.known_options(type(self).__name__, unknown, accepted)
-        checks.check_switches(
-            self.card,
-            foreach=foreach,
-            fused=fused,
-            take_gradients=take_gradients,
-            nonfinite=nonfinite,
-            capturable=capturable,
-            differentiable=differentiable,
-        )
-        self.max_grad_norm = float(checks.number("max_grad_norm", max_grad_norm))
         self.nonfinite, self.foreach, self.fused = nonfinite, foreach, fused
         self.take_gradients, self.capturable = take_gradients, capturable
+        checks.check_switches(self, differentiable)
+        self.max_grad_norm = float(checks.number("max_grad_norm", max_grad_norm))
         self._plan: Plan | None = None
-        self._checked: list[list[Any]] = []  # the hyper-parameters of each group, as a step last found them
-        hyper |= dict(
-            maximize=maximize,
-            state_dtype=state_dtype,
-            min_int8_size=min_int8_size,
-            param_rounding=param_rounding,
-        )
+        self._checked: list[list[Any]] = []  # the hyper-parameters of each group at the last step
+        hyper |= dict(maximize=maximize, state_dtype=state_dtype)
+        hyper |= dict(min_int8_size=min_int8_size, param_rounding=param_rounding)
         super().__init__(params, hyper)
         checks.warn_of_lost_squares(self)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Shows what a constructor passes on by `**options` in its signature, where tools and people look."""
+        """Show in the signature what a constructor passes on as `**options`, for tools and people."""
         super().__init_subclass__(**kwargs)
         if "__init__" not in vars(cls):
             return
@@ -167,13 +154,13 @@ class Optimizer(UpdateRule):
 
     @classmethod
     def of_model(cls, model: nn.Module, groups: list[Group], **options: Any) -> "Optimizer":
-        """Builds the optimizer for groups of a model's parameters; for rules that ask the model for more."""
+        """Build the optimizer for groups of a model's parameters; rules that need the model override this."""
         return cls(groups, **options)
 
     # ---- groups
 
     def add_param_group(self, param_group: Group) -> None:
-        """Adds a group, checked like those given to the constructor."""
+        """Add a group; it is checked like those given to the constructor."""
         self._plan = None
         super().add_param_group(param_group)
         try:
@@ -197,16 +184,16 @@ class Optimizer(UpdateRule):
 
     @_hooked
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Makes one step on every parameter that has a gradient.
+        """Update every parameter that has a gradient.
 
         Args:
             closure: evaluates the model and returns the loss; called once, before anything else.
 
         Returns:
-            What the closure returned, or None.
+            The closure's result, or None.
 
         Raises:
-            FloatingPointError: for a gradient that is not finite, with nonfinite="raise".
+            FloatingPointError: if the gradients are not finite and nonfinite="raise".
             RuntimeError: for a sparse gradient.
         """
         loss = None
@@ -216,8 +203,8 @@ class Optimizer(UpdateRule):
         self._update()
         return loss
 
-    # Under torch.compile the step runs as it is. It is one kernel already, and numbers that change from
-    # step to step (the step count, a learning rate) would have a traced step compiled again every time.
+    # torch.compile does not trace the step: it is one kernel already, and numbers that change from step to
+    # step (the step count, a learning rate) would recompile a traced one every time.
     @_disable_dynamo
     def _update(self) -> None:
         on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
@@ -246,12 +233,12 @@ class Optimizer(UpdateRule):
     # ---- state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state dict: ours, or one of the implementations that `load_foreign_state` knows.
+        """Load a state dict: ours, or one of the implementations that `load_foreign_state` knows.
 
-        Hyper-parameters of the groups are taken from the checkpoint, as torch does. What belongs to the
-        whole optimizer (path, clipping, non-finite policy) stays as it was constructed. Pre-hooks and
-        post-hooks work as in torch; what the pre-hooks return is what is checked. Entries that others keep in
-        the state of a parameter are loaded as they are, on the parameter's device.
+        The groups' hyper-parameters come from the checkpoint, as in torch. Options of the whole optimizer
+        (path, clipping, non-finite policy) stay as constructed. Pre-hooks and post-hooks work as in torch;
+        the checks see what the pre-hooks return. Entries that other code keeps in a parameter's state are
+        loaded unchanged, onto the parameter's device.
 
         Raises:
             ValueError: for a state of another optimizer or of a model with other shapes.
@@ -270,8 +257,8 @@ class Optimizer(UpdateRule):
                     if state := adopted["state"].get(index):
                         self.state[p] = checkpoint.copy_state(self, p, state, group)
 
-        # The check follows the other pre-hooks, which may replace what is loaded; the other post-hooks see
-        # the states.
+        # The check runs after the other pre-hooks, which may replace the state dict. The states are
+        # installed before the other post-hooks run.
         hooks = (
             self.register_load_state_dict_pre_hook(check),
             self.register_load_state_dict_post_hook(install, prepend=True),
@@ -283,9 +270,9 @@ class Optimizer(UpdateRule):
                 hook.remove()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients, as torch does; a taken gradient cannot be set to zero."""
+        """Clear the gradients, as torch does; taken gradients cannot be set to zero."""
         if self.take_gradients and not set_to_none:
-            raise ValueError("take_gradients=True: the gradients are the optimizer's; use set_to_none=True")
+            raise ValueError("take_gradients=True: the optimizer owns the gradients; use set_to_none=True")
         super().zero_grad(set_to_none)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -293,12 +280,12 @@ class Optimizer(UpdateRule):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.defaults.pop("differentiable", None)  # which torch adds
+        self.defaults.pop("differentiable", None)  # torch adds it
         self._plan, self._checked = None, []
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """Bytes of memory that an optimizer's states take in this process, by the name of the state."""
+    """Return the bytes that an optimizer's states occupy in this process, by the name of the state."""
     total: dict[str, int] = {}
     for state in optimizer.state.values():
         for name, x in state.items():

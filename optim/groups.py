@@ -1,4 +1,4 @@
-"""Parameter groups: which parameters decay, and with which learning rate."""
+"""Parameter groups: which parameters decay, and their learning rates."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,28 +17,28 @@ def param_groups(
     layer_decay: float | None = None,
     embedding_state_dtype: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The trainable parameters of a model as groups for an optimizer.
+    """Return the trainable parameters of a model as groups for an optimizer.
 
     Args:
-        model: any module. Where it has a method `no_weight_decay()` (timm), the parameters named there, by
+        model: any module. If it has a method `no_weight_decay()` (timm), the parameters that it names, by
             full name, do not decay.
-        lr: learning rate of the last layer, and of all layers without layer_decay.
-        weight_decay: of the groups that decay.
-        decay_bias_and_norm: also decay parameters of one dimension or less (biases, norms) and those that
+        lr: learning rate of the last layer; without layer_decay, of all layers.
+        weight_decay: weight decay of the groups that decay.
+        decay_bias_and_norm: also decay parameters of at most one dimension (biases, norms) and those that
             the model names.
         layer_decay: factor on the learning rate from each layer to the one before (BEiT, MAE); see
             `layer_ids`.
-        embedding_state_dtype: the state_dtype of the weights of `nn.Embedding` layers, where it is to differ
-            from the others'; tables whose rows are seldom used are what 8-bit states serve worst.
+        embedding_state_dtype: a different state_dtype for the weights of `nn.Embedding` layers. 8-bit states
+            work worst for tables with rarely used rows.
 
     Returns:
-        Groups with params, lr, weight_decay and name, and for embeddings state_dtype if it was given. The
-        layers' factors are in lr: schedules that go by each group's own lr keep them (torch's and timm's);
-        one that sets the same lr for all (MAE's `lr_sched`) loses them.
+        Groups with params, lr, weight_decay and name, and state_dtype for embeddings if it was given. lr
+        includes the layer's factor. Schedules that scale each group's lr keep it (torch's and timm's); one
+        that sets the same lr for all groups loses it (MAE's `lr_sched`).
 
     Raises:
         ValueError, TypeError: for an lr or weight_decay that is not a number >= 0, a model without trainable
-            parameters, a layer_decay outside (0, 1], or one for a model without repeated layers.
+            parameters, a layer_decay outside (0, 1], or a layer_decay for a model without repeated layers.
     """
     number("lr", lr)
     number("weight_decay", weight_decay)
@@ -69,14 +69,14 @@ def param_groups(
 
 
 def layer_ids(model: nn.Module) -> dict[str, int]:
-    """The depth of each parameter: 0 before the first repeated block, i + 1 in block i, then one more.
+    """Return the depth of each parameter: 0 before the first repeated block, i + 1 in block i, then one more.
 
     Blocks are the children of the innermost containers (`ModuleList`, `Sequential`; also the model itself)
     that hold two or more modules of one class with parameters, numbered through the whole model in the order
-    of registration. What stands between two stages (a downsampling layer) counts with the block that follows.
+    of registration. Layers between two stages (downsampling) belong to the block that follows.
 
     Source: the layer ids of MAE's fine-tuning (cls token, position and patch embedding 0, block i + 1,
-    the final norm and the head L + 1), without the names.
+    the final norm and the head L + 1), but independent of names.
 
     Raises:
         ValueError: if there are no such blocks.

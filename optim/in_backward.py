@@ -1,4 +1,4 @@
-"""Stepping inside the backward pass, so that gradients need not exist all at once."""
+"""Step inside the backward pass, so that the gradients never exist all at once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,33 +10,33 @@ from .base import Optimizer
 
 
 def step_in_backward(optimizer: Optimizer) -> list[RemovableHandle]:
-    """Makes `backward()` update each parameter as soon as its gradient is complete, and free that gradient.
+    """Make `backward()` update each parameter as soon as its gradient is complete, and free that gradient.
 
-    At any time there is the gradient of one parameter, instead of those of all. The optimizer remains what
-    schedulers, checkpoints and `add_param_group` work on; its own `step()` finds no gradients and does
-    nothing, except for parameters of groups that are added later.
+    Only one parameter's gradient exists at a time. Schedulers, checkpoints and `add_param_group` keep working
+    on the optimizer; its own `step()` finds no gradients and does nothing, except for parameters of groups
+    that are added later.
 
-    There is one backward pass to a step, so gradients cannot be accumulated, scaled by a `GradScaler` or
-    averaged by DDP. Under FSDP2 it works.
+    Every backward pass is a step, so gradients cannot be accumulated, scaled by a `GradScaler` or averaged by
+    DDP. FSDP2 works.
 
     Args:
-        optimizer: any of this package, without options that need all gradients at once.
+        optimizer: one of this package, without options that need all gradients at once.
 
     Returns:
-        Handles, one for each parameter, whose `remove()` gives the usual step back.
+        One handle per parameter; its `remove()` restores the usual step.
 
     Raises:
-        ValueError: for clipping by the global norm, for a policy for non-finite gradients, and for hooks of
-            the step, among them those of `optim.Monitor`. Those that are registered later are a
-            RuntimeError of the backward pass.
+        ValueError: for clipping by the global norm, for a policy for non-finite gradients, and for step
+            hooks, such as those of `optim.Monitor`. A hook that is registered later makes the backward pass
+            raise RuntimeError.
     """
     if reason := _why_no_hooks(optimizer):
         raise ValueError(reason)
     for option, off in (("max_grad_norm", 0), ("nonfinite", "propagate")):
         if (value := getattr(optimizer, option)) != off:
             raise ValueError(
-                f"{option}={value!r} needs all gradients at once, and stepping in the backward pass has one: "
-                f"use {option}={off!r}"
+                f"{option}={value!r} needs all gradients at once, and a step in the backward pass has only "
+                f"one: use {option}={off!r}"
             )
     return [
         p.register_post_accumulate_grad_hook(_updater(optimizer, i, p))
@@ -50,14 +50,14 @@ def _why_no_hooks(optimizer: Optimizer) -> str:
     if not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks):
         return ""
     return (
-        "the optimizer has hooks of its step, as of optim.Monitor, and there is no step of all parameters "
-        "when each is stepped in the backward pass: remove them, and do after backward() what they do"
+        "the optimizer has step hooks (optim.Monitor registers some), and stepping in the backward pass has "
+        "no step of all parameters to run them: remove them, and do their work after backward()"
     )
 
 
 def _updater(optimizer: Optimizer, index: int, p: Tensor) -> Callable[[Tensor], None]:
     # An optimizer of this parameter alone, with the hyper-parameters and the state of the whole one. It keeps
-    # what it knows of its single tensor from step to step, so that a step does not look at all parameters.
+    # its plan for the single tensor, so that a step does not go through all parameters.
     alone = object.__new__(type(optimizer))
     own: dict[str, Any] = dict(param_groups=[{"params": [p]}], state={}, _plan=None, _checked=[])
     alone.__dict__ = {**optimizer.__dict__, **own}
@@ -70,6 +70,6 @@ def _updater(optimizer: Optimizer, index: int, p: Tensor) -> Callable[[Tensor], 
         alone.state[p] = optimizer.state[p]
         alone._update()
         p.grad = None
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers warn where there was no step
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # otherwise schedulers warn that there was no step
 
     return update

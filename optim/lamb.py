@@ -1,4 +1,4 @@
-"""LAMB: Adam whose step is scaled, for each tensor, to the size of the tensor (arXiv 1904.00962)."""
+"""LAMB: Adam with each tensor's step scaled to the norm of the tensor (arXiv 1904.00962)."""
 
 import math
 from collections.abc import Sequence
@@ -10,8 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Optimizer, Options
 from .card import Card, FusedRule
-from .engine.fused import one_factor, set_factors
-from .engine.native import Factors
+from .engine.fused import set_factors
 from .engine.rule import Batch, Group
 from .engine.storage import State
 
@@ -26,21 +25,21 @@ class Lamb(Optimizer):
         u = [m / (1 - b1^t)] / [sqrt(v / (1 - b2^t)) + eps] + weight_decay p
         p = p - lr (||p|| / ||u||) u                                    ratio 1 where a norm is 0
 
-    Source: Algorithm 2 of the paper with phi(z) = z. Its BERT runs warm lr up, scale lr with the square root
-    of the batch size, and have weight_decay 0.01.
+    Source: Algorithm 2 of the paper with phi(z) = z. Its BERT runs warm up, scale lr with the square root of
+    the batch size, and use weight_decay 0.01.
 
     Args:
         params: see `optim.base.Optimizer`, also for max_grad_norm, foreach, fused and the options.
-        lr: learning rate: the part of its norm by which a tensor moves in a step.
+        lr: learning rate: the fraction of its norm by which a tensor moves in a step.
         betas: decay factors of gradient and squared gradient.
         eps: added to the denominator, after the bias correction.
-        weight_decay: part of the update, so it is in ||u|| as well.
+        weight_decay: part of the update, so ||u|| includes it.
         max_grad_norm: apex and timm clip to 1 by default; the paper does not clip, and neither does this.
-        bias_correction: False leaves out both corrections, as the authors' own code does: a warm-up does
-            much the same.
-        trust_clip: ratios of at most 1 (LAMBC), which hold back tensors whose updates are small.
-        always_adapt: False takes the ratio 1 in groups without weight decay, as the authors' code and timm
-            do: usually those of biases and norms.
+        bias_correction: False leaves out both corrections, like the authors' own code; a warm-up has much
+            the same effect.
+        trust_clip: ratios of at most 1 (LAMBC): a tensor's step is never scaled up.
+        always_adapt: False uses the ratio 1 in groups without weight decay (usually biases and norms), like
+            the authors' code and timm.
     """
 
     card = Card(
@@ -78,15 +77,8 @@ class Lamb(Optimizer):
         fused: bool | None = None,
         **options: Unpack[Options],
     ) -> None:
-        hyper = dict(
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            bias_correction=bias_correction,
-            trust_clip=trust_clip,
-            always_adapt=always_adapt,
-        )
+        hyper = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        hyper |= dict(bias_correction=bias_correction, trust_clip=trust_clip, always_adapt=always_adapt)
         super().__init__(params, hyper, max_grad_norm=max_grad_norm, foreach=foreach, fused=fused, **options)
 
     def single_tensor(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
@@ -110,7 +102,7 @@ class Lamb(Optimizer):
         torch._foreach_lerp_(m, g, 1 - b1)
         torch._foreach_mul_(v, b2)
         torch._foreach_addcmul_(v, g, g, 1 - b2)
-        denominator = torch._foreach_sqrt(v)  # takes the correction of m, too
+        denominator = torch._foreach_sqrt(v)  # will include the correction of m
         torch._foreach_mul_(denominator, [c1 / math.sqrt(c2) for c1, c2 in corrections])
         torch._foreach_add_(denominator, [c1 * group["eps"] for c1, _ in corrections])
         u = torch._foreach_div(m, denominator)
@@ -126,12 +118,9 @@ class Lamb(Optimizer):
         numbers = float(group["lr"]), *group["betas"], group["eps"], group["weight_decay"]
         return *numbers, group["bias_correction"]
 
-    def make_factors(self, p: Tensor, group: Group) -> Factors:
-        return one_factor(p)
-
     @torch.no_grad()
     def fill_factors(self, batch: Batch, grads: list[Tensor], scale: float | Tensor) -> None:
-        """The trust ratios, from the sums of u^2 and p^2 of the pass before."""
+        """Compute lr times the trust ratios, from the first pass's sums of u^2 and p^2."""
         if _adapts(batch.group):
             sums = torch.stack([x.sum(0, dtype=torch.float64) for x in batch.block_sums])
             u_norm, p_norm = sums.sqrt().unbind(1)
@@ -152,6 +141,6 @@ def _adapts(group: Group) -> bool:
 
 
 def _ratio(p_norm: Tensor, u_norm: Tensor, group: Group) -> Tensor:
-    """The trust ratios of tensors with these norms; 1 where either is 0."""
+    """The trust ratios for norms of any one shape; 1 where either norm is 0."""
     ratio = torch.where((p_norm == 0) | (u_norm == 0), 1.0, p_norm / u_norm)
     return ratio.clamp(max=1) if group["trust_clip"] else ratio

@@ -1,4 +1,4 @@
-"""LARS: momentum SGD whose step is scaled, for each tensor, to the size of the tensor (arXiv 1708.03888)."""
+"""LARS: momentum SGD with each tensor's step scaled to the norm of the tensor (arXiv 1708.03888)."""
 
 from typing import Unpack
 
@@ -8,9 +8,7 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Optimizer, Options
 from .card import Card, FusedRule
-from .engine.checks import plain_number
-from .engine.fused import exact_params, one_factor, set_factors
-from .engine.native import Factors
+from .engine.fused import exact_params, set_factors
 from .engine.rule import Batch, Group
 from .engine.storage import State, StateSpec
 from .engine.sums import row_sums
@@ -25,20 +23,20 @@ class Lars(Optimizer):
         v = momentum v + rate (g + weight_decay p)                               momentum_buffer
         p = p - lr v
 
-    Source: equation 6 and Algorithm 1 of the paper, which has lr inside of v: the same for a constant lr,
-    while lr outside, as torch's SGD, apex and timm have it, lets a schedule scale the whole step at once.
+    Source: equation 6 and Algorithm 1 of the paper, with lr outside v as in torch's SGD, apex and timm. For
+    a constant lr that is the same; outside, a schedule scales the whole step at once.
 
     Args:
         params: see `optim.base.Optimizer`, also for max_grad_norm, foreach, fused and the options.
         lr: learning rate; of the order of 10 for the largest batches, where trust_coefficient is 0.001.
         momentum: decay factor of v, in [0, 1); with 0 there is no state.
         eps: added to the denominator of the rate.
-        weight_decay: of the gradient, as in SGD.
+        weight_decay: added to the gradient, as in SGD.
         trust_coefficient: the paper's eta, "how much a layer may be trusted to change".
         nesterov: the step is lr [rate (g + weight_decay p) + momentum v].
-        trust_clip: LARC: rate / lr, and at most 1, in place of rate, so that lr bounds the step.
-        always_adapt: True scales groups without weight decay, too. By default their rate is 1, as in timm,
-            since biases and norms, which have none, are left to plain SGD in the published runs.
+        trust_clip: LARC: min(rate / lr, 1) in place of rate, so that lr bounds the step.
+        always_adapt: also scale groups without weight decay. By default their rate is 1, as in timm: the
+            published runs leave biases and norms, which do not decay, to plain SGD.
     """
 
     card = Card(
@@ -79,25 +77,16 @@ class Lars(Optimizer):
         fused: bool | None = None,
         **options: Unpack[Options],
     ) -> None:
-        hyper = dict(
-            lr=lr,
-            momentum=momentum,
-            eps=eps,
-            weight_decay=weight_decay,
-            trust_coefficient=trust_coefficient,
-            nesterov=nesterov,
-            trust_clip=trust_clip,
-            always_adapt=always_adapt,
-        )
+        hyper = dict(lr=lr, momentum=momentum, eps=eps, weight_decay=weight_decay)
+        hyper |= dict(trust_coefficient=trust_coefficient, nesterov=nesterov)
+        hyper |= dict(trust_clip=trust_clip, always_adapt=always_adapt)
         super().__init__(params, hyper, max_grad_norm=max_grad_norm, foreach=foreach, fused=fused, **options)
 
     def check_options(self, group: Group) -> None:
-        for name in ("momentum", "trust_coefficient"):
-            group[name] = plain_number(name, group[name])
         if group["momentum"] >= 1:
             raise ValueError(f"momentum={group['momentum']}: must be in [0, 1)")
         if group["nesterov"] and not group["momentum"]:
-            raise ValueError("nesterov=True needs a momentum, and momentum is 0")
+            raise ValueError("nesterov=True needs a momentum above 0")
 
     def state_spec(self, p: Tensor, group: Group) -> StateSpec:
         return StateSpec(("momentum_buffer",) if group["momentum"] else ())
@@ -133,9 +122,6 @@ class Lars(Optimizer):
     def fused_hyper(self, group: Group) -> tuple[float, ...]:
         return float(group["lr"]), group["momentum"], group["weight_decay"], group["nesterov"]
 
-    def make_factors(self, p: Tensor, group: Group) -> Factors:
-        return one_factor(p)
-
     @torch.no_grad()
     def fill_factors(self, batch: Batch, grads: list[Tensor], scale: float | Tensor) -> None:
         if _adapts(batch.group):
@@ -151,8 +137,8 @@ def _adapts(group: Group) -> bool:
 
 
 def _rate(p_norm: Tensor, g_norm: Tensor, group: Group) -> Tensor:
-    """The paper's local learning rates of tensors with these norms; 1 where either is 0."""
+    """The paper's local learning rates for norms of any one shape; 1 where either norm is 0."""
     rate = group["trust_coefficient"] * p_norm / (g_norm + group["weight_decay"] * p_norm + group["eps"])
     rate = torch.where((p_norm == 0) | (g_norm == 0), 1.0, rate)
-    lr = max(float(group["lr"]), 1e-30)  # 0 in a schedule must not divide 0
+    lr = max(float(group["lr"]), 1e-30)  # a schedule's lr of 0 must not give 0 / 0
     return (rate / lr).clamp(max=1) if group["trust_clip"] else rate

@@ -17,9 +17,7 @@ from .adan import Adan
 from .base import Optimizer
 from .card import Card
 from .engine import cuda, native
-from .engine.available import why_not_fused
 from .engine.checks import known_options
-from .engine.storage import Storage
 from .groups import param_groups
 from .lamb import Lamb
 from .lars import Lars
@@ -43,20 +41,20 @@ def build_optimizer(
     embedding_state_dtype: str | None = None,
     **options: Any,
 ) -> torch.optim.Optimizer:
-    """Builds an optimizer, with parameter groups if it is given a model.
+    """Build an optimizer; the parameters of a model are put into groups.
 
     Args:
-        model_or_params: a module, whose trainable parameters are grouped by `optim.groups.param_groups`
-            (no weight decay on biases and norms), or parameters or groups as any torch optimizer takes them.
-        name_or_config: a name of `OPTIMIZERS`, the import path of any torch optimizer
-            ("torch.optim.SGD"), or a mapping with such a "name" and options.
+        model_or_params: a module, to group its trainable parameters with `optim.groups.param_groups` (no
+            weight decay on biases and norms), or parameters or groups as for any torch optimizer.
+        name_or_config: a name in `OPTIMIZERS`, the import path of any torch optimizer ("torch.optim.SGD"), or
+            a mapping with such a "name" and options.
         decay_bias_and_norm, layer_decay, embedding_state_dtype: see `optim.groups.param_groups`; they need a
             model.
-        options: arguments of the optimizer; they go before those in the mapping.
+        options: arguments of the optimizer; they override those in the mapping.
 
     Raises:
-        ValueError, TypeError: for an unknown name, an option that the optimizer does not have, a value that
-            makes no sense, or no parameters.
+        ValueError, TypeError: for an unknown name, an option that the optimizer does not have, an invalid
+            value, or no parameters.
 
     Example:
         >>> build_optimizer(nn.Linear(2, 2), {"name": "adan", "lr": 0.01, "weight_decay": 0.02}).path
@@ -70,9 +68,7 @@ def build_optimizer(
     if isinstance(name_or_config, Mapping):
         config = {**grouping, **name_or_config, **options}
         if not isinstance(config.get("name"), str):
-            raise ValueError(
-                f"no optimizer name in {dict(name_or_config)}: there are {', '.join(OPTIMIZERS)}"
-            )
+            raise ValueError(f"no optimizer name in {dict(name_or_config)}: use {', '.join(OPTIMIZERS)}")
         return build_optimizer(model_or_params, config.pop("name"), **config)
     cls = find(name_or_config)
     accepted = inspect.signature(cls).parameters
@@ -97,10 +93,10 @@ def build_optimizer(
 
 
 def find(name: str) -> type[torch.optim.Optimizer]:
-    """The class for a registry name or an import path.
+    """Return the class for a registry name or an import path.
 
     Raises:
-        ValueError: if there is none; names the nearest.
+        ValueError: if there is none, with the nearest name.
     """
     if (key := name.lower().replace("-", "_")) in OPTIMIZERS:
         return OPTIMIZERS[key]
@@ -122,36 +118,21 @@ def find(name: str) -> type[torch.optim.Optimizer]:
 
 
 def path_in_use(optimizer: torch.optim.Optimizer) -> str:
-    """Which update path an optimizer takes, in words; for torch's own, what its flags say."""
+    """Return the update path of an optimizer in words; for torch's own, its class and flag."""
     if isinstance(optimizer, Optimizer):
         return optimizer.path
-    flags = [flag for flag in ("fused", "foreach") if optimizer.param_groups[0].get(flag)]
-    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}" + (
-        f" ({flags[0]})" if flags else ""
-    )
-
-
-def availability() -> list[tuple[str, str, str, str]]:
-    """Optimizer, path, device and "yes" or the reason why not, for this machine."""
-    library, _ = native.load()
-    rows = []
-    for name, card in CARDS.items():
-        for path in card.paths:
-            if path != "fused":
-                rows.append((name, path, "any", "yes"))
-                continue
-            for device in card.fused_devices:
-                reason = (
-                    cuda.why_not()
-                    if device == "cuda"
-                    else why_not_fused(card, torch.empty(0, device="cpu"), Storage(None, "nearest", False))
-                )
-                detail = f" ({library.instruction_set})" if device == "cpu" and library else ""
-                rows.append((name, path, device.upper(), reason or f"yes{detail}"))
-    return rows
+    flags = [f" ({flag})" for flag in ("fused", "foreach") if optimizer.param_groups[0].get(flag)]
+    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}{''.join(flags[:1])}"
 
 
 def available() -> None:
-    """Prints which optimizers and paths work on this machine, and why the others do not."""
-    rows = [("optimizer", "path", "device", "available"), *availability()]
+    """Print which optimizers and paths work on this machine, and why the others do not."""
+    library, _ = native.load()
+    rows = [("optimizer", "path", "device", "available")]
+    for name, card in CARDS.items():
+        for device in card.fused_devices:
+            reason = cuda.why_not() if device == "cuda" else native.why_not(card.fused_rules)
+            detail = f" ({library.instruction_set})" if device == "cpu" and library else ""
+            rows.append((name, "fused", device.upper(), reason or f"yes{detail}"))
+        rows += [(name, path, "any", "yes") for path in card.paths if path != "fused"]
     print("\n".join(aligned(rows)))

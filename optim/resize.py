@@ -1,4 +1,4 @@
-"""Growing and pruning parameters with their states, as 3D Gaussian splatting does every hundred steps."""
+"""Grow and prune parameters together with their states, as 3D Gaussian splatting does regularly."""
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from .engine.storage import State, StateSpec, Storage
 
 @torch.no_grad()
 def resize_state(optimizer: Optimizer, old: Tensor, new: Tensor, rows: Tensor) -> None:
-    """Replaces a parameter by one with other rows, which takes over the states of the rows it has kept.
+    """Replace a parameter by one with other rows; the rows that it keeps also keep their states.
 
-    The new parameter takes the old one's place in its group, with its step count::
+    The new parameter takes the old one's place in its group, and its step count::
 
         keep = torch.nonzero(opacity > 0.005).flatten()                  # prune
         resize_state(optimizer, old, new, keep)                          # new = Parameter(old[keep])
@@ -22,28 +22,28 @@ def resize_state(optimizer: Optimizer, old: Tensor, new: Tensor, rows: Tensor) -
         rows = torch.arange(len(new)); rows[len(old):] = -1              # grow
         resize_state(optimizer, old, new, rows)                          # new = Parameter(cat([old, more]))
 
-    States of new rows are zero, as in the common recipes: the bias correction is that of a parameter of this
-    age, so their first steps are short. Adan takes the first gradient of a new row for its first difference.
-    8-bit states are decoded and rounded to nearest again, as their blocks hold other rows.
+    States of new rows are zero, as in the common recipes. The bias correction is that of the parameter's step
+    count, so their first steps are short. Adan uses the first gradient of a new row as its first difference.
+    8-bit states are decoded and rounded to nearest again, since their blocks then hold other rows.
 
     Args:
-        optimizer: which has `old`.
+        optimizer: the optimizer of `old`.
         old: a parameter [rows, ...].
-        new: its successor [other rows, ...], of the same dtype, device and other dimensions.
-        rows: int64 [other rows], for each row of `new` the row of `old` that it was, or -1 for none.
+        new: its successor [new rows, ...], of the same dtype, device and other dimensions.
+        rows: int64 [new rows], for each row of `new` its row in `old`, or -1 for none.
 
     Raises:
-        ValueError: if `old` is not in the optimizer, or `new` is; if the tensors do not go together; for
-            DTensors; for Shampoo, whose factors are made of all rows.
-        RuntimeError: for states that cannot be those of the parameters, such as Adam-mini's for blocks that
-            are not rows. Whatever the error, nothing is changed.
+        ValueError: if `old` is not in the optimizer, or `new` is; if the tensors do not match; for DTensors;
+            for Shampoo, because its factors are sums over all rows.
+        RuntimeError: for states that do not fit the parameters, such as Adam-mini's for blocks that are not
+            rows. After any error, nothing is changed.
     """
     place = next(
         ((group, i) for group in optimizer.param_groups for i, p in enumerate(group["params"]) if p is old),
         None,
     )
     if place is None:
-        raise ValueError("the old parameter is not one of the optimizer's")
+        raise ValueError("the old parameter is not in the optimizer")
     group, i = place
     _check(optimizer, old, new, rows)
     rows = rows.to(old.device)
@@ -51,7 +51,7 @@ def resize_state(optimizer: Optimizer, old: Tensor, new: Tensor, rows: Tensor) -
         check_state("the old parameter", optimizer.card, optimizer.state_spec(old, group), old, state)
         longer = torch.empty((len(old) + 1, *old.shape[1:]), dtype=old.dtype, device="meta")
         specs = [optimizer.state_spec(p, group) for p in (old, longer, new)]
-        moved = _moved(optimizer, old, new, rows, state, *specs[:2])
+        moved = _moved(optimizer, rows, state, *specs[:2])
         check_state("the new parameter", optimizer.card, specs[2], new, moved)
         storage = Storage.of(new, group, optimizer.take_gradients)
         storage.fit(optimizer.card, specs[2], new, moved, state["step"].device)
@@ -63,15 +63,15 @@ def resize_state(optimizer: Optimizer, old: Tensor, new: Tensor, rows: Tensor) -
 def _check(optimizer: Optimizer, old: Tensor, new: Tensor, rows: Tensor) -> None:
     if not optimizer.resizable:
         raise ValueError(
-            f"{optimizer.card.title}'s states are made of all rows of a parameter, and are not resized"
+            f"{optimizer.card.title}'s states depend on all rows of a parameter and cannot be resized"
         )
     if is_dtensor(old) or is_dtensor(new):
-        raise ValueError("a DTensor's rows are on several processes, and are not resized")
+        raise ValueError("a DTensor's rows are on several processes and cannot be resized")
     if any(p is new for group in optimizer.param_groups for p in group["params"]):
         raise ValueError("the new parameter is in the optimizer already")
     if old.ndim == 0 or new.shape[1:] != old.shape[1:] or new.ndim != old.ndim:
         raise ValueError(
-            f"shapes {tuple(old.shape)} and {tuple(new.shape)} may differ in the number of rows only"
+            f"shapes {tuple(old.shape)} and {tuple(new.shape)} may differ only in the number of rows"
         )
     if new.dtype != old.dtype or new.device != old.device:
         raise ValueError(
@@ -80,24 +80,14 @@ def _check(optimizer: Optimizer, old: Tensor, new: Tensor, rows: Tensor) -> None
     if rows.shape != new.shape[:1] or rows.dtype != torch.int64:
         raise ValueError(f"rows: int64 [{len(new)}] is needed, not {rows.dtype} {list(rows.shape)}")
     if len(rows) and not (int(rows.min()) >= -1 and int(rows.max()) < len(old)):
-        raise ValueError(
-            f"rows: -1, or from 0 to {len(old) - 1}; there are {int(rows.min())} to {int(rows.max())}"
-        )
+        raise ValueError(f"rows: give -1, or 0 to {len(old) - 1}, not {int(rows.min())} to {int(rows.max())}")
 
 
-def _moved(
-    optimizer: Optimizer,
-    old: Tensor,
-    new: Tensor,
-    rows: Tensor,
-    state: State,
-    before: StateSpec,
-    longer: StateSpec,
-) -> State:
-    """The states of the new parameter, not yet as its storage keeps them.
+def _moved(optimizer: Optimizer, rows: Tensor, state: State, before: StateSpec, longer: StateSpec) -> State:
+    """The states of the new parameter, not yet in the form of its storage.
 
-    `longer` are the states of a parameter with one more row than the old one, which tells those with a number
-    a row.
+    `longer` has the states of a parameter with one more row than the old one: they show which small states
+    have a number per row.
     """
     moved: State = {"step": state["step"].clone()}
     for (name, shape), (_, shape_of_longer) in zip(before.small, longer.small, strict=True):
@@ -114,7 +104,7 @@ def _moved(
 
 
 def _taken(x: Tensor, rows: Tensor) -> Tensor:
-    """The rows of x; zeros for -1."""
+    """The rows of x, [rows, ...]; zeros for -1."""
     if not len(x):
         return x.new_zeros((len(rows), *x.shape[1:]))
     taken = x.index_select(0, rows.clamp(min=0))

@@ -10,7 +10,6 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Optimizer, Options
 from .card import Card
-from .engine.checks import plain_number
 from .engine.dtensor import local, share_of, whole
 from .engine.matrices import alike, cut, sides, sides_shape
 from .engine.rule import Group
@@ -18,7 +17,7 @@ from .engine.storage import State, StateSpec
 
 
 class Shampoo(Optimizer):
-    """Shampoo with the size of AdamW's steps.
+    """Shampoo, with steps as long as AdamW's.
 
     With G the gradient of a parameter as a matrix, at step t = 1, 2, ...::
 
@@ -30,18 +29,19 @@ class Shampoo(Optimizer):
         P = X M Y
         p = (1 - lr weight_decay) p - lr |A| P / |P|
 
-    |L| is the largest eigenvalue, |A| and |P| are Frobenius norms. The grafting makes scales of L, R and M
-    cancel, so they have no bias corrections, and shampoo_beta < 1 is as good as a mean. A parameter of more
-    than two dimensions is the matrix [first, all others]. A side longer than block_size is cut into the
-    fewest parts of nearly equal length, and each block is then treated as a parameter of its own. Vectors
-    (also matrices of one row or column) and whatever has no roots yet take AdamW's step A.
+    |L| is the largest eigenvalue, |A| and |P| are Frobenius norms. Grafting cancels the scales of L, R and M,
+    so they need no bias correction, and shampoo_beta < 1 is as good as a mean. A parameter of more than two
+    dimensions is the matrix [first, all others]. A side longer than block_size is cut into the fewest parts
+    of nearly equal length, and each block m x n is treated as a parameter of its own: G, M, A and P are
+    [m, n], L and X [m, m], R and Y [n, n]. Vectors (also matrices of one row or column) and blocks without
+    roots take AdamW's step A.
 
     Roots are computed at step start_preconditioning_step and every precondition_frequency steps from there,
-    from an eigendecomposition, in float64 where float32 fails. Factors that are zero or not finite keep the
-    roots they had. Processes that share a parameter (FSDP2) gather G, M and A and all compute its roots.
+    by eigendecomposition, in float64 where float32 fails. Factors that are zero or not finite keep their
+    previous roots. Processes that share a parameter (FSDP2) gather G, M and A, and all compute its roots.
 
-    Source: Algorithm 1 of arXiv 1802.09568 (with shampoo_beta=1 and matrix_eps absolute); relative
-    matrix_eps and schedule: arXiv 2002.09018; blocks and grafting of each: arXiv 2309.06497, 3.1 to 3.3.
+    Source: Algorithm 1 of arXiv 1802.09568 (with shampoo_beta=1 and an absolute matrix_eps); relative
+    matrix_eps and schedule: arXiv 2002.09018; blocks and their grafting: arXiv 2309.06497, 3.1 to 3.3.
 
     Args:
         params: see `optim.base.Optimizer`, also for max_grad_norm, foreach, fused and the options.
@@ -49,12 +49,12 @@ class Shampoo(Optimizer):
         betas: decay factors of gradient and, for AdamW's step, squared gradient.
         eps: added to the denominator of AdamW's step, after the bias correction.
         weight_decay: decoupled weight decay.
-        shampoo_beta: decay factor of L and R, up to 1, which sums as the first paper does.
+        shampoo_beta: decay factor of L and R; 1 sums, like the first paper.
         matrix_eps: added to eigenvalues, relative to the largest.
-        exponent: 1/4 of the first paper, or 1/2, see arXiv 2406.17748.
+        exponent: 1/4 as in the first paper, or 1/2, see arXiv 2406.17748.
         block_size: longest side of a block; a block of m x n has 2 (m^2 + n^2) numbers of small states.
         precondition_frequency: steps from one computation of the roots to the next.
-        start_preconditioning_step: step of the first; before it, steps are AdamW's.
+        start_preconditioning_step: step of the first computation; before it, steps are AdamW's.
     """
 
     card = Card(
@@ -102,44 +102,31 @@ class Shampoo(Optimizer):
         fused: bool | None = None,
         **options: Unpack[Options],
     ) -> None:
-        hyper = dict(
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            shampoo_beta=shampoo_beta,
-            matrix_eps=matrix_eps,
-            exponent=exponent,
-            block_size=block_size,
-            precondition_frequency=precondition_frequency,
-            start_preconditioning_step=start_preconditioning_step,
-        )
+        hyper = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        hyper |= dict(shampoo_beta=shampoo_beta, matrix_eps=matrix_eps, exponent=exponent)
+        hyper |= dict(block_size=block_size, precondition_frequency=precondition_frequency)
+        hyper |= dict(start_preconditioning_step=start_preconditioning_step)
         super().__init__(params, hyper, max_grad_norm=max_grad_norm, foreach=foreach, fused=fused, **options)
 
     def check_options(self, group: Group) -> None:
-        for name in ("shampoo_beta", "matrix_eps", "exponent"):
-            group[name] = plain_number(name, group[name])
         if group["shampoo_beta"] > 1:
             raise ValueError(f"shampoo_beta={group['shampoo_beta']}: must be in [0, 1]")
         if group["matrix_eps"] == 0:
-            raise ValueError(
-                "matrix_eps=0.0: must be above 0, for eigenvalues that are 0 have no inverse root"
-            )
+            raise ValueError("matrix_eps=0.0: must be above 0, as an eigenvalue of 0 has no inverse root")
         for name in ("block_size", "precondition_frequency", "start_preconditioning_step"):
             value = group[name]
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r}: give a whole number >= 1")
 
     def check_state(self, where: str, p: Tensor, state: State, group: Group) -> None:
-        if "factors" in state and state["exp_avg"].shape == p.shape:  # says more of what is wrong
+        if "factors" in state and state["exp_avg"].shape == p.shape:  # a clearer error than the general one
             sides(local(state["factors"]), p.shape, group["block_size"])
         super().check_state(where, p, state, group)
 
     def state_spec(self, p: Tensor, group: Group) -> StateSpec:
         shape = sides_shape(p.shape, group["block_size"])
-        return StateSpec(
-            tuple(self.card.states), tuple((name, shape) for name in self.card.small if shape[0])
-        )
+        small = tuple((name, shape) for name in self.card.small if shape[0])
+        return StateSpec(tuple(self.card.states), small)
 
     def single_tensor(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
         b1, b2 = group["betas"]
@@ -189,7 +176,16 @@ class Shampoo(Optimizer):
         t: list[float],
         group: Group,
     ) -> list[Tensor]:
-        """Updates the factors and roots of matrices; their steps, for those of AdamW. Stacks equal blocks."""
+        """Update the factors and roots of matrices, with blocks of the same shape stacked.
+
+        Args:
+            g, m, a: per parameter G, M and A, each of the parameter's shape.
+            state: per parameter the factors and inverse_roots, `matrices.sides_shape` each.
+            t: steps, including this one.
+
+        Returns:
+            Per parameter the grafted step in place of A, of the parameter's shape.
+        """
         size = group["block_size"]
         steps = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in g]
         products, due, directions = [], [], []
@@ -214,13 +210,19 @@ class Shampoo(Optimizer):
 
 
 def is_due(t: float, group: Group) -> bool:
-    """Whether roots are computed at step t."""
+    """Return whether roots are computed at step t."""
     since = t - group["start_preconditioning_step"]
     return bool(since >= 0 and since % group["precondition_frequency"] == 0)
 
 
 def inverse_root(factor: Tensor, former: Tensor, group: Group) -> Tensor:
-    """(L / |L| + matrix_eps I)^-exponent of matrices L [..., n, n]; the former where that is not finite."""
+    """Return (L / |L| + matrix_eps I)^-exponent [..., n, n]; the former root where that is not finite.
+
+    Args:
+        factor: L, symmetric and positive semi-definite, [..., n, n].
+        former: the roots so far, [..., n, n].
+        group: matrix_eps and exponent.
+    """
     usable = factor.isfinite().all(-1, True).all(-2, True)
     identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
     factor = torch.where(usable, factor, identity)
@@ -238,6 +240,9 @@ def inverse_root(factor: Tensor, former: Tensor, group: Group) -> Tensor:
 
 
 def grafted(direction: Tensor, step: Tensor) -> Tensor:
-    """The direction with the norm of the step [..., m, n]; the step itself where there is no direction."""
+    """Return the direction with the norm of the step; the step where the direction is 0 or not finite.
+
+    All are [..., m, n].
+    """
     norm, size = (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) for x in (direction, step))
     return torch.where((norm > 0) & norm.isfinite(), direction * (size / norm), step)

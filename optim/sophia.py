@@ -11,7 +11,6 @@ from torch.optim.optimizer import ParamsT
 from .base import Optimizer, Options
 from .card import Card
 from .engine import storage
-from .engine.checks import plain_number
 from .engine.dtensor import is_dtensor, local
 from .engine.plan import path_of
 from .engine.rule import Group
@@ -19,7 +18,7 @@ from .engine.storage import State, Storage
 
 
 class Sophia(Optimizer):
-    """Sophia, G or H by the estimator that it is given.
+    """Sophia; the estimator that it is given makes it Sophia-G or Sophia-H.
 
     With g the gradient at step t = 1, 2, ...::
 
@@ -31,7 +30,7 @@ class Sophia(Optimizer):
 
         h = b2 h + (1 - b2) estimate                                hessian
 
-    Until there is an estimate h is 0, and a step is lr times the sign of m. A training loop (k = 10 in the
+    Before the first estimate h is 0, and a step is lr times the sign of m. A training loop (k = 10 in the
     paper)::
 
         loss(model(x), y).backward()
@@ -40,18 +39,18 @@ class Sophia(Optimizer):
             optimizer.update_hessian(hutchinson(loss(model(x), y), params))         # or Sophia-H
         optimizer.step()
 
-    Source: Algorithm 3 of the paper, with its gamma under the name of the official code, rho. That code has
-    |m| / (rho bs h + 1e-15) for m / max(rho h, eps), and leaves the factor bs (the number of labels in a
-    batch) out of h; here it is part of the estimate.
+    Source: Algorithm 3 of the paper; its gamma is called rho here, as in the official code. That code has
+    |m| / (rho bs h + 1e-15) instead of m / max(rho h, eps), where bs is the number of labels in a batch; here
+    the estimate includes bs.
 
     Args:
         params: see `optim.base.Optimizer`, also for max_grad_norm, foreach, fused and the options.
         lr: learning rate, the largest change of an element in a step; the authors advise a little less than
             AdamW's.
         betas: decay factors of the gradient and of the estimates.
-        rho: larger means fewer clipped elements; the authors advise to have 10 to 50 % not clipped: 0.02 to
+        rho: a larger value clips fewer elements; the authors advise leaving 10 to 50 % unclipped: 0.02 to
             0.05 for Sophia-G, 0.01 for Sophia-H.
-        eps: smallest denominator.
+        eps: lower bound on the denominator.
         weight_decay: decoupled weight decay.
     """
 
@@ -84,27 +83,22 @@ class Sophia(Optimizer):
         hyper = dict(lr=lr, betas=betas, rho=rho, eps=eps, weight_decay=weight_decay)
         super().__init__(params, hyper, max_grad_norm=max_grad_norm, foreach=foreach, fused=fused, **options)
 
-    def check_options(self, group: Group) -> None:
-        group["rho"] = plain_number("rho", group["rho"])
-
     @torch.no_grad()
     def update_hessian(self, estimates: Mapping[Tensor, Tensor]) -> None:
-        """Takes new estimates of the Hessian's diagonal into their running means.
+        """Update the running means of the Hessian's diagonal with new estimates.
 
         Args:
-            estimates: by parameter, a tensor of its shape each, of the function that is minimised (without
-                the factor of a GradScaler). Parameters that are not in it keep their mean.
+            estimates: by parameter, a tensor of its shape, for the loss that is minimised (without a
+                GradScaler's factor). The means of other parameters stay as they are.
 
         Raises:
-            ValueError: for an estimate of another shape, or for something that is no parameter of this
+            ValueError: for an estimate of the wrong shape, or for a tensor that is not a parameter of this
                 optimizer; nothing is changed then.
         """
         owners = [(p, group) for group in self.param_groups for p in group["params"] if p in estimates]
         if len(owners) < len(estimates):
-            count = len(estimates) - len(owners)
-            raise ValueError(
-                f"{count} of {len(estimates)} estimates are not for parameters of this optimizer"
-            )
+            counts = f"{len(estimates) - len(owners)} of {len(estimates)}"
+            raise ValueError(f"{counts} estimates are not for parameters of this optimizer")
         for p, _ in owners:
             if estimates[p].shape != p.shape:
                 shapes = f"shape {tuple(estimates[p].shape)} for a parameter of shape {tuple(p.shape)}"
@@ -156,18 +150,18 @@ class Sophia(Optimizer):
 def gauss_newton_bartlett(
     logits: Tensor, params: Iterable[Tensor], generator: torch.Generator | None = None
 ) -> dict[Tensor, Tensor]:
-    """Estimates the diagonal of the Gauss-Newton matrix of a mean cross entropy: that of Sophia-G.
+    """Estimate the diagonal of the Gauss-Newton matrix of a mean cross entropy, for Sophia-G.
 
     Labels are drawn from the model's own distribution; with g the gradient of the mean cross entropy of B
-    such labels, B g^2 has the right expectation. Nothing is added to `.grad`.
+    such labels, B g^2 is an unbiased estimate. `.grad` is left alone.
 
     Args:
-        logits: the model's output with its graph, which is used up; [..., classes], B = all but the last.
-        params: those to estimate for; not updated by this.
-        generator: on the device of the logits.
+        logits: the model's output [..., classes] with its graph, which is freed; B is the number of rows.
+        params: the parameters to estimate for; they are not updated.
+        generator: random generator on the device of the logits.
 
     Returns:
-        For each parameter that the logits depend on a tensor of its shape, >= 0; float32, or float64 for
+        For each parameter that the logits depend on, a tensor of its shape, >= 0; float32, or float64 for
         float64 parameters.
 
     Source: Algorithm 2 of the paper.
@@ -183,19 +177,19 @@ def gauss_newton_bartlett(
 def hutchinson(
     loss: Tensor, params: Iterable[Tensor], generator: torch.Generator | None = None
 ) -> dict[Tensor, Tensor]:
-    """Estimates the Hessian's diagonal of any loss, without bias but of either sign: that of Sophia-H.
+    """Estimate the Hessian's diagonal of any loss, without bias and with either sign, for Sophia-H.
 
-    It is u * (H u) with u from N(0, I): a derivative of a gradient, about twice a backward pass. Nothing is
-    added to `.grad`.
+    The estimate is u * (H u) with u from N(0, I). It differentiates a gradient, which costs about two
+    backward passes. `.grad` is left alone.
 
     Args:
-        loss: a scalar with its graph, which is used up. Every operation of it must have a second
-            derivative (attention, for one, has it with torch's SDPBackend.MATH alone).
-        params: those to estimate for; not updated by this.
-        generator: on the device of the parameters.
+        loss: a scalar with its graph, which is freed. All of its operations need a second derivative
+            (attention has one only with torch's SDPBackend.MATH).
+        params: the parameters to estimate for; they are not updated.
+        generator: random generator on the device of the parameters.
 
     Returns:
-        For each parameter that the loss depends on a tensor of its shape; float32, or float64 for float64
+        For each parameter that the loss depends on, a tensor of its shape; float32, or float64 for float64
         parameters.
 
     Source: Algorithm 1 of the paper.
@@ -216,5 +210,5 @@ def hutchinson(
 
 
 def _wide(x: Tensor) -> Tensor:
-    """In the type of the arithmetic, without a graph."""
+    """The same numbers in the dtype of the arithmetic, without a graph."""
     return x.detach().to(torch.promote_types(x.dtype, torch.float32))

@@ -135,7 +135,7 @@ FAULTS = {
         ("options of a checkpoint stay in the group", ADOPT, "            del saved[name]\n", "            pass\n"),
         ("missing keys of a checkpoint not filled in", ADOPT, "            saved.setdefault(name, value)\n", "            pass\n"),
         ("the step of a group is lost", ADOPT, 'state.setdefault("step", group_step)', 'state.setdefault("step", 1)'),
-        ("shapes of a checkpoint unchecked", ADOPT, "if state[key].shape != shape:", "if state[key].ndim > 99:"),
+        ("shapes of a checkpoint unchecked", ADOPT, 'check_state(name, optimizer.card, spec, p, {**state, "step": 0})', "pass"),
         ("pickling loses the options", BASE, "return {**super().__getstate__(), **{name: getattr(self, name) for name in OPTIMIZER_WIDE}}", 'return {**super().__getstate__(), "max_grad_norm": 0.0, "nonfinite": "propagate", "foreach": None, "fused": None, "take_gradients": False, "capturable": False}'),
     ],
     "storage": [

@@ -11,12 +11,12 @@ from .storage import Storage
 
 
 def why_not_fused(card: Card, p: Tensor, storage: Storage) -> str:
-    """Why no fused kernel can update a parameter that is stored so; empty if one can."""
+    """Return why no fused kernel can update a parameter of any shape, stored like this; "" if one can."""
     if is_dtensor(p) and not card.elementwise:
-        return f"the update rule of {card.title} looks at whole tensors, and this is a DTensor"
+        return f"the update rule of {card.title} needs whole tensors, and this is a DTensor"
     is_small = p.dtype.itemsize < 4 or storage.state in ("bfloat16", "int8")
     if is_small and not all(rule.small for rule in card.fused_rules):
-        return f"{card.title} needs parameters and states in float32 or float64 there"
+        return f"the fused path of {card.title} needs parameters and states in float32 or float64"
     p = local(p)
     if reason := why_not_written(p):
         return reason
@@ -27,14 +27,12 @@ def why_not_fused(card: Card, p: Tensor, storage: Storage) -> str:
     if reason := cuda.why_not(p.device.index) if kind == "cuda" else native.why_not(card.fused_rules):
         return reason
     if not is_dense(p):
-        return (
-            f"a parameter of shape {tuple(p.shape)} and strides {p.stride()} does not fill its memory; "
-            "make it .contiguous()"
-        )
+        shape = f"shape {tuple(p.shape)} and strides {p.stride()}"
+        return f"a parameter of {shape} does not fill its memory; make it .contiguous()"
     return ""
 
 
 def kernels(device: str) -> str:
-    """The kernels of a device type, e.g. "CPU, AVX2"."""
+    """Return the name of a device type's kernels, e.g. "CPU, AVX2"."""
     library, _ = native.load()
     return f"CPU, {library.instruction_set}" if device == "cpu" and library else "CUDA"

@@ -1,13 +1,13 @@
-"""Blocks of a tensor's elements that share one number, also where the tensor is sharded.
+"""Blocks of a tensor's elements that share one number; the tensor may be sharded.
 
-The blocks of a parameter are given by the shape of the tensor that holds their numbers:
+The shape of the tensor of these numbers defines the blocks:
 
-* `(n,)`: n blocks of L = numel / n elements that follow each other in row-major (logical) order, whatever the
-  layout in memory. Element i is in block i // L.
-* one number for each dimension: dimension d is cut into blocks[d] equal parts, and a block is a part of
-  every dimension. For blocks that do not follow each other: (1, 12) are 12 groups of columns of a matrix.
+* `(n,)`: n blocks of L = numel / n consecutive elements in row-major (logical) order, whatever the layout in
+  memory. Element i is in block i // L.
+* one number per dimension: dimension d is cut into blocks[d] equal parts, and a block is one part of every
+  dimension. This is for blocks that are not consecutive: (1, 12) means 12 groups of columns of a matrix.
 
-Blocks that can be written in the first way are, see `canonical`.
+`canonical` writes blocks in the first form where that is possible.
 """
 
 import math
@@ -22,16 +22,16 @@ Shape = tuple[int, ...]
 
 
 def default(shape: Sequence[int]) -> Shape:
-    """The blocks of a tensor of which nothing but the shape is known.
+    """Return the blocks of a tensor of this shape, if nothing else is known about it.
 
-    One for each index of the first dimension (rows; the first one larger than 1, but never the last), and
-    one for a tensor with less than two dimensions.
+    There is one for each index of the first dimension that is larger than 1 and not the last (rows), and one
+    for a tensor of fewer than two dimensions.
     """
     return (next((n for n in shape[:-1] if n > 1), 1) if math.prod(shape) else 1,)
 
 
 def fits(shape: Sequence[int], blocks: Sequence[int]) -> bool:
-    """Whether a tensor of this shape can be cut into these blocks."""
+    """Return whether a tensor of this shape can be cut into these blocks."""
     if any(n < 1 for n in blocks):
         return False
     if len(blocks) == 1:
@@ -40,7 +40,7 @@ def fits(shape: Sequence[int], blocks: Sequence[int]) -> bool:
 
 
 def canonical(shape: Sequence[int], blocks: Sequence[int]) -> Shape:
-    """The same blocks as `(n,)` if their elements follow each other."""
+    """Return the same blocks, as `(n,)` if their elements are consecutive."""
     whole = 0  # leading dimensions that are cut into single indices
     while whole < len(blocks) and len(blocks) == len(shape) and blocks[whole] == shape[whole]:
         whole += 1
@@ -49,20 +49,20 @@ def canonical(shape: Sequence[int], blocks: Sequence[int]) -> Shape:
 
 
 def follow_in_memory(p: Tensor, blocks: Sequence[int]) -> bool:
-    """Whether blocks `(n,)` of a dense tensor are runs of its memory, in their order."""
+    """Return whether the blocks of a dense tensor of any shape are consecutive in memory, in order."""
     if len(blocks) > 1:
         return False
     if p.is_contiguous() or blocks[0] == 1:
         return True
-    first = p.stride(0) * p.shape[0] == p.numel()  # the first dimension is the outermost one in memory, too
+    first = p.stride(0) * p.shape[0] == p.numel()  # the first dimension is also the outermost in memory
     return first and p.shape[0] % blocks[0] == 0
 
 
 def squared_sums(g: Tensor, blocks: Shape) -> Tensor:
-    """The sum of squares of each block.
+    """Return the sum of squares of each block.
 
     Args:
-        g: any layout in memory; of a DTensor, the sums are those of all shards.
+        g: any shape and layout in memory; sums of a DTensor are over all shards.
         blocks: the blocks of the whole tensor.
 
     Returns:
@@ -81,11 +81,11 @@ def squared_sums(g: Tensor, blocks: Shape) -> Tensor:
 
 
 def spread(x: Tensor, p: Tensor) -> Tensor:
-    """The numbers of p's blocks as a tensor that broadcasts over p, or over this process's part of a DTensor.
+    """Return the numbers of p's blocks as a tensor that broadcasts over p, or over p's local shard.
 
     Args:
-        x: one number for each block; its shape says which blocks they are.
-        p: any layout in memory.
+        x: one number per block; its shape defines the blocks.
+        p: any shape and layout in memory.
     """
     cells = _cells(p.shape, x.shape)
     parts = _parts(cells, x.shape)
@@ -95,7 +95,7 @@ def spread(x: Tensor, p: Tensor) -> Tensor:
 
 
 def _cells(shape: Sequence[int], blocks: Sequence[int]) -> Shape:
-    """The shape, with 1 for each dimension along which all elements are in one block."""
+    """The shape, with 1 for each dimension along which blocks do not change."""
     if len(blocks) > 1:
         return tuple(s if n > 1 else 1 for s, n in zip(shape, blocks, strict=True))
     cells, run, size = list(shape), math.prod(shape) // blocks[0], 1
@@ -108,13 +108,13 @@ def _cells(shape: Sequence[int], blocks: Sequence[int]) -> Shape:
 
 
 def _parts(cells: Shape, blocks: Sequence[int]) -> list[tuple[int, int]]:
-    """Parts and cells in a part, for each dimension of the blocks."""
+    """The number of parts, and of cells in a part, for each dimension of the blocks."""
     sizes = cells if len(cells) == len(blocks) else (math.prod(cells),)
     return [(n, size // n) for size, n in zip(sizes, blocks, strict=True)]
 
 
 def _place(p: Tensor, cells: Shape) -> tuple[slice, ...]:
-    """Where this process's part of a DTensor lies among the cells of the whole."""
+    """The slices of the whole DTensor's cells that are this process's."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     spec = p.device_mesh, p.placements  # type: ignore[attr-defined]

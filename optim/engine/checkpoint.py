@@ -1,4 +1,4 @@
-"""Loading a state dict: adopting those of other versions and implementations, and checking them."""
+"""Loading a state dict: adapting those of other versions and implementations, and checking them."""
 
 import copy
 from collections.abc import Iterator
@@ -8,24 +8,24 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..card import Card
 from ..interop.sources import SOURCES, STATE_NAMES, refuse_options
 from .checks import OPTIMIZER_WIDE, check_hyper, in_group
+from .contract import check_state
 from .rule import Group, UpdateRule
-from .storage import BLOCK, STORAGE_OPTIONS, State, StateSpec, Storage
+from .storage import STORAGE_OPTIONS, State, StateSpec, Storage
 
-ANOTHER_MODEL = "a checkpoint of another model, or of its parameters in another order"
+ANOTHER_MODEL = "a checkpoint of another model, or of its parameters in another order, or a damaged one"
 
 
 def adopt(optimizer: UpdateRule, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A state dict as the optimizer would have saved it, checked; the given one is not changed.
+    """Return a checked state dict, in our own format; the given one is not changed.
 
     Raises:
         ValueError, TypeError: for a state or an option that does not fit the optimizer.
     """
     groups = [dict(group) for group in state_dict["param_groups"]]
     states = dict(state_dict["state"])
-    # torch says it if their numbers do not match
+    # not strict: torch itself refuses other numbers of groups and parameters
     for number, (saved, group) in enumerate(zip(groups, optimizer.param_groups, strict=False)):
         if "weight_decouple" in saved:  # pytorch_optimizer's name
             saved.setdefault("decoupled_weight_decay", saved["weight_decouple"])
@@ -53,13 +53,16 @@ def adopt(optimizer: UpdateRule, state_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def copy_state(optimizer: UpdateRule, p: Tensor, state: dict[str, Any], group: Group) -> dict[str, Any]:
-    """A checked state in memory of its own: ours as the options say, entries of others as they are."""
+    """Return a copy of a checked state of p, which has any shape; entries of other code stay unchanged."""
     own, foreign = _own_and_foreign(state)
     if own:
         storage = Storage.of(p, group, optimizer.take_gradients)
         own = storage.copy(optimizer.card, optimizer.state_spec(p, group), p, own)
-    copied: dict[str, Any] = tree_map(lambda x: _copied(x, p.device), foreign)
-    return own | copied
+
+    def copied(x: Any) -> Any:
+        return x.detach().to(p.device, copy=True) if isinstance(x, Tensor) else copy.deepcopy(x)
+
+    return {**own, **tree_map(copied, foreign)}
 
 
 def _check_state(optimizer: UpdateRule, name: str, p: Tensor, state: dict[str, Any], spec: StateSpec) -> None:
@@ -76,26 +79,16 @@ def _check_state(optimizer: UpdateRule, name: str, p: Tensor, state: dict[str, A
         converts = any(source.optimizer == optimizer.card.name for source in SOURCES.values())
         raise ValueError(
             f"not a checkpoint of {optimizer.card.title}: {problem}"
-            + "; optim.convert_state reads those of others" * converts
+            + "; optim.convert_state reads those of other implementations" * converts
         )
-    for key in spec.full:
-        if key in state and (state[key].dtype == torch.uint8) != (f"{key}_scale" in state):
-            raise ValueError(
-                f"not a checkpoint of {optimizer.card.title}: {key} of {name} is {state[key].dtype}, and "
-                f"8-bit codes go with {key}_scale; one of the two is missing or was cast"
-            )
-    blocks = torch.Size([-(-p.numel() // BLOCK)])
-    for key in sorted(state.keys() - {"step", "pre_grad_scale"}):
-        shape = torch.Size(small[key]) if key in small else blocks if key in scales else p.shape
-        if state[key].shape != shape:
-            raise ValueError(
-                f"{ANOTHER_MODEL}: {key} of {name} has shape {tuple(state[key].shape)}, "
-                f"expected {tuple(shape)} for a parameter of shape {tuple(p.shape)}"
-            )
+    try:
+        check_state(name, optimizer.card, spec, p, {**state, "step": 0})
+    except RuntimeError as error:
+        raise ValueError(f"{ANOTHER_MODEL}: {error}") from None
 
 
 def _is_of_another_parameter(optimizer: UpdateRule, p: Tensor, state: State) -> bool:
-    """Whether a state that is not p's would be right for a parameter of another shape in p's group."""
+    """Whether a state that does not fit p would fit a parameter of another shape in p's group."""
     keys = {key for key in state if not key.endswith("_scale")} - {"compensation"}
     [group] = [group for group in optimizer.param_groups if any(q is p for q in group["params"])]
     others = {optimizer.state_spec(q, group) for q in group["params"]} - {optimizer.state_spec(p, group)}
@@ -103,18 +96,14 @@ def _is_of_another_parameter(optimizer: UpdateRule, p: Tensor, state: State) -> 
 
 
 def _own_and_foreign(state: dict[Any, Any]) -> tuple[State, dict[Any, Any]]:
-    """A parameter's state in two: names that optimizers are known to use, and what others keep there."""
-    known = STATE_NAMES.union(*((*card.states, *card.small) for card in _cards(UpdateRule)))
+    """Split a parameter's state: entries with names that optimizers use, and entries of other code."""
+    known = STATE_NAMES.union(*_card_states(UpdateRule))
     own = {key for key in state if isinstance(key, str) and key.removesuffix("_scale") in known}
     return {k: state[k] for k in state if k in own}, {k: state[k] for k in state if k not in own}
 
 
-def _cards(cls: type[UpdateRule]) -> Iterator[Card]:
+def _card_states(cls: type[UpdateRule]) -> Iterator[tuple[str, ...]]:
     for subclass in cls.__subclasses__():
         if hasattr(subclass, "card"):
-            yield subclass.card
-        yield from _cards(subclass)
-
-
-def _copied(x: Any, device: torch.device) -> Any:
-    return x.detach().to(device, copy=True) if isinstance(x, Tensor) else copy.deepcopy(x)
+            yield *subclass.card.states, *subclass.card.small
+        yield from _card_states(subclass)

@@ -1,4 +1,4 @@
-"""Checks of the arguments of an optimizer: single values, its constructor, its groups."""
+"""Checks of an optimizer's arguments: single values, the constructor, the groups."""
 
 import contextlib
 import difflib
@@ -28,9 +28,9 @@ _MISSING = object()
 
 
 def number(name: str, value: Any) -> Any:
-    """The value, if it is a finite number >= 0 or a tensor of one such number.
+    """Return the value, which must be a finite number >= 0 or a one-element tensor of one.
 
-    Numbers of numpy and the like become Python's, which a checkpoint can hold and every path computes with.
+    numpy's and other numbers become Python's, which a checkpoint can hold and every path accepts.
     """
     if isinstance(value, Tensor):
         if value.numel() != 1:
@@ -46,19 +46,19 @@ def number(name: str, value: Any) -> Any:
 
 
 def plain_number(name: str, value: Any) -> Any:
-    """The same as a Python number, for what no scheduler changes in place."""
+    """Return the same as a Python number, for values that no scheduler changes in place."""
     value = number(name, value)
     return value.item() if isinstance(value, Tensor) else value
 
 
 def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    """Refuses a value that is not among the allowed ones."""
+    """Raise ValueError for a value that is not among the allowed ones."""
     if value not in allowed:
         raise ValueError(f"{name}={value!r}: use {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}")
 
 
 def known_options(title: str, given: Iterable[str], accepted: Collection[str]) -> None:
-    """Refuses an option that is not among the accepted ones, and names the nearest."""
+    """Raise TypeError for an option that is not among the accepted ones, with the nearest name."""
     for key in given:
         if key not in accepted:
             near = difflib.get_close_matches(key, accepted, n=1)
@@ -69,32 +69,24 @@ def known_options(title: str, given: Iterable[str], accepted: Collection[str]) -
 # ---- the constructor
 
 
-def check_switches(
-    card: Card,
-    *,
-    foreach: Any,
-    fused: Any,
-    take_gradients: Any,
-    nonfinite: Any,
-    capturable: Any,
-    differentiable: Any,
-) -> None:
-    """Checks the options of the whole optimizer, besides the numbers."""
+def check_switches(optimizer: UpdateRule, differentiable: Any) -> None:
+    """Check the options of the whole optimizer, except for the numbers."""
+    title = optimizer.card.title
     if differentiable:
         raise ValueError(
-            f"differentiable=True: {card.title} updates its states in place, where autograd cannot "
-            "follow; leave it False"
+            f"differentiable=True: {title} updates its states in place, where autograd cannot follow; "
+            "leave it False"
         )
-    one_of("nonfinite", nonfinite, ("propagate", "skip", "raise"))
-    for name, flag in {"foreach": foreach, "fused": fused}.items():
-        if flag not in (None, True, False):
-            raise TypeError(f"{name}={flag!r}: use None, True or False")
-    for name, flag in {"take_gradients": take_gradients, "capturable": capturable}.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name}={flag!r}: use True or False")
-    if take_gradients and not card.previous:
-        raise TypeError(f"{card.title} has no option 'take_gradients': it keeps no previous gradient")
-    if capturable and (take_gradients or nonfinite != "propagate"):
+    one_of("nonfinite", optimizer.nonfinite, ("propagate", "skip", "raise"))
+    for name in ("foreach", "fused"):
+        if getattr(optimizer, name) not in (None, True, False):
+            raise TypeError(f"{name}={getattr(optimizer, name)!r}: use None, True or False")
+    for name in ("take_gradients", "capturable"):
+        if not isinstance(getattr(optimizer, name), bool):
+            raise TypeError(f"{name}={getattr(optimizer, name)!r}: use True or False")
+    if optimizer.take_gradients and not optimizer.card.previous:
+        raise TypeError(f"{title} has no option 'take_gradients': it keeps no previous gradient")
+    if optimizer.capturable and (optimizer.take_gradients or optimizer.nonfinite != "propagate"):
         raise ValueError(
             "capturable=True needs take_gradients=False and nonfinite='propagate': a graph has its "
             "gradients at fixed addresses and cannot ask the host what to do"
@@ -102,7 +94,7 @@ def check_switches(
 
 
 def warn_of_lost_squares(optimizer: UpdateRule) -> None:
-    """Warns of float16 states whose numbers are too small for that type; for the constructor."""
+    """Warn of float16 states that will hold numbers too small for float16; called by the constructor."""
     squares = set(optimizer.card.nonnegative) & set(optimizer.card.states)
     if any(
         p.dtype == torch.float16
@@ -124,7 +116,7 @@ def warn_of_lost_squares(optimizer: UpdateRule) -> None:
 
 @contextlib.contextmanager
 def located(where: str) -> Iterator[None]:
-    """Says in an error of a check what it is about."""
+    """Prefix the errors of a check with their subject."""
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -132,12 +124,12 @@ def located(where: str) -> Iterator[None]:
 
 
 def in_group(optimizer: UpdateRule, index: int) -> contextlib.AbstractContextManager[None]:
-    """Says in an error of a check which group it is about."""
+    """Prefix the errors of a check with the group."""
     return located(f"{optimizer.card.title}, parameter group {index}")
 
 
 def check_group(optimizer: UpdateRule, group: Group) -> None:
-    """Checks a new group: its keys, its hyper-parameters and its parameters."""
+    """Check a new group: its keys, its hyper-parameters and its parameters."""
     for key in group.keys() - optimizer.defaults.keys() - {"params", "param_names"}:
         if key in OPTIMIZER_WIDE:
             if group[key] == getattr(optimizer, key):  # ZeroRedundancyOptimizer repeats them in the groups
@@ -187,14 +179,16 @@ def _check_path(optimizer: UpdateRule, name: str, p: Tensor, group: Group) -> No
 
 
 def check_hyper(optimizer: UpdateRule, group: Group, names: Iterable[str]) -> None:
-    """Checks hyper-parameters of a group; `names` are those that are new, of `defaults`."""
-    flags = _flags(type(optimizer))  # type: ignore[arg-type]  # mypy takes the class for an instance
+    """Check the hyper-parameters `names` of a group, and make plain numbers of them."""
+    kinds = _kinds(type(optimizer))  # type: ignore[arg-type]  # mypy takes the class for an instance
     for name in names:
         if name not in group:
-            raise ValueError(f"the group has no {name!r} any more")
+            raise ValueError(f"the group no longer has {name!r}")
         value = group[name]
-        if name in ("lr", "eps", "weight_decay"):
-            group[name] = (number if name == "lr" else plain_number)(name, value)
+        if name == "lr":
+            group[name] = number(name, value)
+        elif name in ("eps", "weight_decay") or kinds.get(name) is float:
+            group[name] = plain_number(name, value)
         elif name == "betas":
             group[name] = _betas(optimizer.card, value)
         elif name == "state_dtype":
@@ -204,15 +198,16 @@ def check_hyper(optimizer: UpdateRule, group: Group, names: Iterable[str]) -> No
         elif name == "min_int8_size":
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ValueError(f"{name}={value!r}: give a number of elements >= 0")
-        elif name in flags and not isinstance(value, bool):
+        elif kinds.get(name) is bool and not isinstance(value, bool):
             raise TypeError(f"{name}={value!r}: use True or False")
 
 
 @functools.cache
-def _flags(cls: type[UpdateRule]) -> frozenset[str]:
-    """The options that are True or False."""
-    parameters = inspect.signature(cls).parameters.items()
-    return frozenset(name for name, option in parameters if isinstance(option.default, bool))
+def _kinds(cls: type[UpdateRule]) -> dict[str, type]:
+    """The types of the constructor's defaults, also of options that a user's subclass does not repeat."""
+    owner = next(base for base in cls.__mro__ if "card" in vars(base))
+    options = [option for c in (cls, owner) for option in inspect.signature(c).parameters.values()]
+    return {option.name: type(option.default) for option in options}
 
 
 def _betas(card: Card, betas: Any) -> tuple[float, ...]:
@@ -228,11 +223,11 @@ def _betas(card: Card, betas: Any) -> tuple[float, ...]:
 
 
 def check_changes(optimizer: UpdateRule, checked: list[list[Any]]) -> list[list[Any]]:
-    """Checks the hyper-parameters that changed since the step before, as schedulers change them.
+    """Check the hyper-parameters that changed since the previous step, as schedulers change them.
 
     Args:
-        optimizer: its groups are checked.
-        checked: what this function returned at the step before; [] at first.
+        optimizer: the optimizer whose groups are checked.
+        checked: what this function returned at the previous step; [] at the first.
 
     Returns:
         The hyper-parameters of each group.

@@ -1,20 +1,20 @@
 """The contract of the fast path: what a kernel may be given, on the CPU and on CUDA.
 
 Kernels read and write plain addresses. A row of their table is a parameter, its gradient, its step count and
-its states, and each of these must be
+its states. Each of these must be
 
-* plain: a strided tensor that is its own memory; no wrapper (FakeTensor, torchao), no lazy negation, no zero
+* plain: a strided tensor with memory of its own; no wrapper (FakeTensor, torchao), no lazy negation, no zero
   tensor without memory;
-* of a known dtype: gradients have the parameter's, states the one that their storage names, step counts and
-  scales float32; what a step writes was not made in inference mode, where autograd does not see changes;
+* of a known dtype: gradients have the parameter's, states that of their storage, step counts and scales
+  float32; tensors that a step writes were not made in inference mode, where autograd does not see changes;
 * of a known shape: states have the parameter's, scales one number for each block of 256 elements;
 * on the parameter's device (step counts of CPU kernels are on the CPU), and dense in the parameter's memory
   order;
-* in memory of its own: what a step writes overlaps with nothing else that it writes.
+* disjoint: a tensor that a step writes overlaps with no other that it writes.
 
-`check_state` judges the states of any path, `why_not_written` and `overlapping` help to choose a path,
-`check_row` has the last word when a table is made. What can change between two steps without notice (address,
-dtype, device, shape, strides, identity) is verified in every step, by `refresh` of csrc/tensors.h.
+`check_state` checks the states on any path, `why_not_written` and `overlapping` help to choose a path, and
+`check_row` makes the final check for a table. What can change unnoticed between two steps (address, dtype,
+device, shape, strides, identity) is verified in every step, by `refresh` of csrc/tensors.h.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,11 +27,9 @@ from ..card import Card, FusedRule
 from .layout import is_dense, is_plain, same_layout
 from .storage import BLOCK, StateSpec
 
-RESIZED = "to change a parameter's shape use optim.resize_state, or remove its state"
-
 
 def why_not_plain(x: Tensor) -> str:
-    """Why a tensor's address must not be given to a kernel; empty if it may."""
+    """Return why a kernel must not get the address of x, which may have any shape; "" if it may."""
     if not is_plain(x):
         return f"a {type(x).__name__} is not a plain tensor"
     if x.layout != torch.strided:
@@ -44,23 +42,29 @@ def why_not_plain(x: Tensor) -> str:
 
 
 def why_not_written(x: Tensor) -> str:
-    """The same for a tensor that a kernel writes."""
+    """Return the same for a tensor that the kernel writes."""
     if x.is_inference() and not torch.is_inference_mode_enabled():
-        return "it was made in inference mode, and cannot be changed outside"
+        return "it was made in inference mode and cannot be changed outside it"
     return why_not_plain(x)
 
 
-def check_state(where: str, card: Card, spec: StateSpec, p: Tensor, state: Mapping[str, Any]) -> None:
-    """Checks the shapes and kinds of those states of a parameter that are there.
+def check_state(
+    where: str, card: Card, spec: StateSpec, p: Tensor, state: Mapping[str, Any], hint: str = ""
+) -> None:
+    """Check the shapes and kinds of the states that a parameter has; others may be missing.
 
     Args:
-        where: what messages call the parameter.
-        spec: its states.
-        p: the parameter; a DTensor has DTensors as states.
+        where: the parameter's name in messages.
+        card: the optimizer's.
+        spec: the names and shapes of the states.
+        p: the parameter, of any shape; a DTensor has DTensors as states.
+        state: the parameter's state dict.
+        hint: added to messages about shapes.
 
     Raises:
-        RuntimeError: for a state that is not a strided floating-point tensor of the parameter's shape, or
-            8-bit codes of that shape with a scale for each block; for a step count that is not one number.
+        RuntimeError: for a state that is neither a strided floating-point tensor of its shape nor 8-bit
+            codes of the parameter's shape with a scale for each block; for a step count that is not one
+            number.
     """
     small = dict(spec.small)
     for name in (*spec.full, "pre_grad", "compensation", *small):
@@ -68,11 +72,11 @@ def check_state(where: str, card: Card, spec: StateSpec, p: Tensor, state: Mappi
             continue
         x, shape = state[name], small.get(name, p.shape)
         if not isinstance(x, Tensor) or x.layout != torch.strided:
-            raise RuntimeError(f"{where}: its state {name} is no strided tensor but {_kind(x)}")
+            raise RuntimeError(f"{where}: its state {name} is not a strided tensor but {_kind(x)}")
         if x.shape != torch.Size(shape):
             raise RuntimeError(
                 f"{where} has shape {tuple(p.shape)}, and its state {name} has shape {tuple(x.shape)}, not "
-                f"{tuple(shape)}: {RESIZED}"
+                f"{tuple(shape)}{hint}"
             )
         scale = state.get(f"{name}_scale") if name in spec.full else None
         if name in spec.full and (scale is None) == (x.dtype == torch.uint8):
@@ -92,12 +96,12 @@ def check_state(where: str, card: Card, spec: StateSpec, p: Tensor, state: Mappi
         if scale is not None and tuple(scale.shape) != blocks:
             raise RuntimeError(
                 f"{where} has shape {tuple(p.shape)}, and {name}_scale has shape {tuple(scale.shape)}, not "
-                f"{blocks} (blocks of {BLOCK}): {RESIZED}"
+                f"{blocks} (blocks of {BLOCK}){hint}"
             )
     for name in ("step", "pre_grad_scale"):
         x = state.get(name, 0)
         if not (isinstance(x, int | float) or (isinstance(x, Tensor) and x.numel() == 1)):
-            raise RuntimeError(f"{where}: its {name} must be one number, and is {_kind(x)}")
+            raise RuntimeError(f"{where}: its {name} must be one number, not {_kind(x)}")
 
 
 def check_row(
@@ -109,17 +113,18 @@ def check_row(
     g: Tensor,
     state: Mapping[str, Tensor],
 ) -> None:
-    """Checks a row of a table: all that a kernel believes.
+    """Check everything about a row of a table that its kernel relies on.
 
     Args:
-        rule: which the kernel is of.
-        state_dtype: of the states; None for the parameter's.
+        rule: the kernel's rule.
+        state_dtype: the dtype of the states; None for the parameter's.
         kahan: whether there is a compensation.
         taken: whether the previous gradient is "pre_grad".
-        p, g, state: the row.
+        p, g: the parameter, of any shape, and its gradient, of the same shape.
+        state: the states, of the parameter's shape, their scales [blocks], and the step count, one number.
 
     Raises:
-        RuntimeError: it names the tensor and what is wrong with it.
+        RuntimeError: names the tensor and what is wrong with it.
     """
     work = torch.promote_types(p.dtype, torch.float32)
     of_states = p.dtype if state_dtype is None or p.dtype == torch.float64 else state_dtype
@@ -141,7 +146,7 @@ def check_row(
         wrong = (why_not_plain if read_only else why_not_written)(x) or _differs(x, dtype, p.device)
         if wrong or x.shape != p.shape or not (same_layout(x, p) and is_dense(x)):
             raise RuntimeError(
-                f"{name}, {_kind(x)}, of a parameter, {_kind(p)}: {wrong or 'it is laid out otherwise'}"
+                f"{name}, {_kind(x)}, of a parameter, {_kind(p)}: {wrong or 'its memory layout differs'}"
             )
     for name, (x, count, dtype) in numbers.items():
         device = torch.device("cpu") if name == "step" and p.device.type == "cpu" else p.device
@@ -163,7 +168,7 @@ def _kind(x: Any) -> str:
 
 
 def overlapping(rows: Sequence[Sequence[Tensor]]) -> set[int]:
-    """The numbers of those rows of plain tensors that share memory with another row, or within themselves."""
+    """Return the indices of the rows of plain tensors that share memory with another row or internally."""
     spans = sorted((x.data_ptr(), _bytes(x), i) for i, row in enumerate(rows) for x in row)
     found, end, last = set(), 0, -1
     for start, size, i in spans:
@@ -175,7 +180,7 @@ def overlapping(rows: Sequence[Sequence[Tensor]]) -> set[int]:
 
 
 def _bytes(x: Tensor) -> int:
-    """From the first element of a tensor in memory to the end of its last."""
+    """The bytes from the first element of a tensor in memory to the end of the last."""
     if x.is_contiguous() or not x.numel():
         return x.nbytes
     return x.element_size() * (1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True)))

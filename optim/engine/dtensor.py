@@ -1,4 +1,7 @@
-"""DTensors: tensors that are sharded or replicated over a device mesh (FSDP2, tensor parallelism)."""
+"""DTensors: tensors that are sharded or replicated over a device mesh (FSDP2, tensor parallelism).
+
+Tensors may have any shape. An `owner` is a parameter, DTensor or not, and x has its shape unless noted.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,17 +10,17 @@ from torch import Tensor
 
 
 def is_dtensor(x: Tensor) -> bool:
-    """Whether x is sharded or replicated over a device mesh (FSDP2, tensor parallelism)."""
+    """Return whether x is a DTensor."""
     return hasattr(x, "_spec") and hasattr(x, "to_local")
 
 
 def local(x: Tensor) -> Tensor:
-    """The part of x that this process holds; x itself unless it is a DTensor."""
+    """Return the part of x that this process holds; x itself unless it is a DTensor."""
     return x.to_local() if is_dtensor(x) else x  # type: ignore[attr-defined]
 
 
 def as_part_of(owner: Tensor, x: Tensor) -> Tensor:
-    """A local tensor as this process's part of a DTensor like `owner`."""
+    """Return a DTensor placed like `owner`, with x, of the shape of owner's shard, as this process's part."""
     from torch.distributed.tensor import DTensor
 
     mesh, placements = owner.device_mesh, owner.placements  # type: ignore[attr-defined]
@@ -25,7 +28,7 @@ def as_part_of(owner: Tensor, x: Tensor) -> Tensor:
 
 
 def as_copy_for(owner: Tensor, x: Tensor) -> Tensor:
-    """A tensor that all processes have alike, to compute with together with the DTensor `owner`."""
+    """Return x, any shape and the same in all processes, as a replicated DTensor on the mesh of `owner`."""
     from torch.distributed.tensor import DTensor, Replicate
 
     mesh = owner.device_mesh  # type: ignore[attr-defined]
@@ -33,12 +36,12 @@ def as_copy_for(owner: Tensor, x: Tensor) -> Tensor:
 
 
 def whole(x: Tensor) -> Tensor:
-    """All of a DTensor, gathered from the processes that share it; x itself unless it is one."""
+    """Return all of a DTensor, gathered from the processes that share it; x itself unless it is one."""
     return x.full_tensor() if is_dtensor(x) else x  # type: ignore[attr-defined]
 
 
 def share_of(owner: Tensor, x: Tensor) -> Tensor:
-    """What of x, which all processes have alike, goes with a DTensor `owner`; x itself with other tensors."""
+    """Return x, the same in all processes, sharded like the DTensor `owner`; x itself for other owners."""
     if not is_dtensor(owner):
         return x
     copies: Any = as_copy_for(owner, x)
@@ -46,7 +49,7 @@ def share_of(owner: Tensor, x: Tensor) -> Tensor:
 
 
 def placed_like(owner: Tensor, x: Tensor) -> Tensor:
-    """x with the shards of the DTensor `owner`, which operations with copies may have gathered."""
+    """Return the DTensor x sharded like `owner`; operations with replicated tensors may have gathered it."""
     if not is_dtensor(owner):
         return x
     placed: Tensor = x.redistribute(owner.device_mesh, owner.placements)  # type: ignore[attr-defined]
@@ -54,7 +57,7 @@ def placed_like(owner: Tensor, x: Tensor) -> Tensor:
 
 
 def reduce_over_mesh(x: Tensor, mesh: Any, placements: Sequence[Any], op: str = "sum") -> Tensor:
-    """The sum ("max": the maximum) of per-process numbers over the mesh dimensions that shard a DTensor."""
+    """Reduce x, any shape, by "sum" or "max" over the mesh dimensions that shard a DTensor; same shape."""
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     summed = [Partial(op) if p.is_shard() else Replicate() for p in placements]

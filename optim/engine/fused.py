@@ -1,8 +1,8 @@
-"""The fused path: a batch of tensors as a table of a kernel.
+"""The fused path: a batch of tensors becomes a kernel's table.
 
-Most rules are one pass of a kernel over an element's own values. Rules that need more get it as factors for
-the rows and columns of a tensor, which operations of torch compute before the pass; some have a first pass
-that adds up numbers in blocks (`block_sums`).
+Most rules are one pass of a kernel over an element's own values. Other rules take factors for the rows and
+columns of a tensor, which torch's operations compute before the pass; some have a first pass that sums
+numbers over blocks of 256 elements (`block_sums`).
 """
 
 import torch
@@ -14,7 +14,7 @@ from .storage import BLOCK
 
 
 def make_tables(optimizer: UpdateRule, batch: Batch) -> None:
-    """Makes the table of a batch, and what a rule with factors or two passes needs besides."""
+    """Make the table of a batch, and the factors and block sums of a rule that has them."""
     make = cuda.CudaTable if batch.params[0].is_cuda else native.CpuTable
     kinds = native.kinds(batch.params[0], batch.storage)
     tensors = (kinds, batch.params, batch.grads, batch.states)
@@ -23,27 +23,23 @@ def make_tables(optimizer: UpdateRule, batch: Batch) -> None:
     if rule.factors:
         batch.factors = [optimizer.make_factors(p, batch.group) for p in batch.params]
     if first:
-        batch.block_sums = [_block_sums(p, first[0].sums) for p in batch.params]
+        work = torch.promote_types(batch.params[0].dtype, torch.float32)
+        shapes = [(-(-p.numel() // BLOCK), first[0].sums) for p in batch.params]
+        batch.block_sums = [batch.params[0].new_zeros(shape, dtype=work) for shape in shapes]
         batch.first = make(first[0], *tensors, (), batch.block_sums, others)
     batch.table = make(rule, *tensors, batch.factors, (), others)
 
 
 def stays_on_device(batch: Batch) -> bool:
-    """Whether a step needs nothing from the host, with a tensor as learning rate and found_inf too.
+    """Return whether a step needs nothing from the host, not even the values of lr and found_inf tensors.
 
-    Factors are made by operations of torch, which no found_inf on the device could leave out.
+    A step with factors does: torch's operations compute them, which found_inf on the device cannot skip.
     """
     return isinstance(batch.table, cuda.CudaTable) and not batch.factors
 
 
-def step(
-    optimizer: UpdateRule,
-    batch: Batch,
-    factor: float,
-    scale: Tensor | None,
-    on_device: bool,
-) -> None:
-    """Makes a step on a batch; factor times scale is the factor on the gradients.
+def step(optimizer: UpdateRule, batch: Batch, factor: float, scale: Tensor | None, on_device: bool) -> None:
+    """Make a step on a batch; the gradients are multiplied by factor and scale, which has one element.
 
     If the whole step stays on the device, so does a learning rate that is a tensor there.
     """
@@ -64,25 +60,13 @@ def step(
 
 
 def exact_params(batch: Batch) -> list[Tensor]:
-    """The parameters with the compensation of their rounding, where there is one."""
+    """Return the parameters, of any shapes, including the Kahan compensation where there is one."""
     if batch.storage.rounding != "kahan":
         return batch.params
     return batch.storage.load_params(batch.params, batch.states)
 
 
-def one_factor(p: Tensor) -> native.Factors:
-    """Memory for a single factor on all elements of a parameter."""
-    work = torch.promote_types(p.dtype, torch.float32)
-    return native.Factors(torch.empty(1, dtype=work, device=p.device), None, p.numel())
-
-
 def set_factors(batch: Batch, values: Tensor) -> None:
-    """Sets the single factors of a batch's parameters to the values [parameters]."""
+    """Set the single factor of each of a batch's parameters to values [parameters]."""
     rows = [factors.rows for factors in batch.factors if factors.rows is not None]
     torch._foreach_copy_(rows, list(values.unsqueeze(1).unbind()))
-
-
-def _block_sums(p: Tensor, sums: int) -> Tensor:
-    """Memory for the numbers that a rule adds up in each block of a parameter."""
-    work = torch.promote_types(p.dtype, torch.float32)
-    return torch.zeros((-(-p.numel() // BLOCK), sums), dtype=work, device=p.device)

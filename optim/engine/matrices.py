@@ -1,4 +1,4 @@
-"""Parameters as matrices in blocks, square matrices for both sides of each, and stacks of equal ones."""
+"""Parameters as matrices cut into blocks, the square matrices of a block's two sides, and stacks of them."""
 
 import math
 from collections import defaultdict
@@ -8,14 +8,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# Elements of a stack: enough to fill a GPU, and little memory compared with a model that has more blocks.
+# Elements of a stack: enough to fill a GPU, and little memory next to a model with more blocks.
 STACK = 2**24
 
 
 def cut(x: Tensor, block_size: int) -> list[Tensor]:
-    """The blocks of a tensor [first, ...] as the matrix [first, all others], row by row.
+    """Return the blocks [m, n] of a tensor [first, ...] as the matrix [first, all others], row by row.
 
-    A side is cut into the fewest parts of at most block_size, whose lengths differ by one at most. Blocks of
+    A side is cut into the fewest parts of at most block_size; their lengths differ by at most one. Blocks of
     a contiguous tensor are views of it.
     """
     x = x.reshape(x.shape[0], -1)
@@ -25,7 +25,7 @@ def cut(x: Tensor, block_size: int) -> list[Tensor]:
 
 @cache
 def block_shapes(shape: tuple[int, ...], block_size: int) -> tuple[tuple[int, int], ...]:
-    """The shapes of a tensor's blocks; none of a vector: of one dimension, one row or column, or empty."""
+    """Return the shapes of a tensor's blocks; () for vectors: one dimension, row or column, or empty."""
     if len(shape) < 2 or min(shape[0], math.prod(shape[1:])) < 2:
         return ()
     blocks = cut(torch.empty(shape, device="meta"), block_size)
@@ -33,16 +33,16 @@ def block_shapes(shape: tuple[int, ...], block_size: int) -> tuple[tuple[int, in
 
 
 def sides_shape(shape: Sequence[int], block_size: int) -> tuple[int, int]:
-    """The shape of a tensor that holds two matrices, [m, m] and [n, n], for each block of m x n, in a row."""
+    """Return the shape [blocks, max(m^2 + n^2)] of a tensor with the [m, m] and [n, n] of each block."""
     blocks = block_shapes(tuple(shape), block_size)
     return len(blocks), max((m * m + n * n for m, n in blocks), default=0)
 
 
 def sides(rows: Tensor, shape: Sequence[int], block_size: int) -> list[tuple[Tensor, Tensor]]:
-    """The matrices [m, m] and [n, n] of each block, as views of such a tensor.
+    """Return the matrices [m, m] and [n, n] of each block, as views of `rows`, which is of `sides_shape`.
 
     Raises:
-        ValueError: if it holds those of another block_size.
+        ValueError: if `rows` was made with another block_size.
     """
     if rows.shape != sides_shape(shape, block_size):
         raise ValueError(f"block_size={block_size}: a parameter has states for another; leave it as it was")
@@ -54,7 +54,10 @@ def sides(rows: Tensor, shape: Sequence[int], block_size: int) -> list[tuple[Ten
 
 
 def alike(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor, ...]]]:
-    """Columns of the rows whose tensors have the same shapes, so that each column can be stacked."""
+    """Group the rows whose tensors have the same shapes; yield each group's columns, ready to be stacked.
+
+    A row is a tuple of tensors of any shapes; a column has one tensor from each row of its group.
+    """
     by_shape = defaultdict(list)
     for row in rows:
         by_shape[tuple(x.shape for x in row)].append(row)

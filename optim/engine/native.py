@@ -1,4 +1,4 @@
-"""The compiled CPU kernels (csrc/), through ctypes. Loaded at the first use, never required."""
+"""The compiled CPU kernels (csrc/), called through ctypes. Loaded at the first use, never required."""
 
 import ctypes
 import functools
@@ -14,7 +14,7 @@ from ..card import FusedRule
 from .contract import check_row
 from .storage import STATE_DTYPES, Storage
 
-# How parameters and states are kept, as numbered in csrc/cpu.cpp and csrc/cuda.cu.
+# How parameters and states are stored, as numbered in csrc/cpu.cpp and csrc/cuda.cu.
 PARAMETER = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 STATE = {None: 0, "float32": 1, "bfloat16": 2, "int8": 3}
 STATE_DTYPE = {number: STATE_DTYPES[name] if name else None for name, number in STATE.items()}
@@ -30,7 +30,7 @@ class Kinds(NamedTuple):
     taken: bool
 
 
-# Of torch's C interface and of its C++ library, in the order of `Torch` in csrc/tensors.h.
+# Functions of torch's C interface and of its C++ library, in the order of `Torch` in csrc/tensors.h.
 _SHIM = ("data_ptr", "layout", "dtype", "device_type", "device_index", "dim", "sizes", "strides")
 _SYMBOLS = {
     **{name: f"aoti_torch_get_{name}" for name in _SHIM},
@@ -45,77 +45,56 @@ class Library:
     """The loaded kernels.
 
     Attributes:
-        kernels: called without the GIL.
-        torch: how the kernels read Python's tensors, or None where this torch cannot be read: tables are then
+        kernels: functions that are called without the GIL.
+        torch: how the kernels read Python's tensors, or None if this torch cannot be read; tables are then
             made for each step.
         instruction_set: "AVX-512", "AVX2" or "baseline".
     """
 
     def __init__(self, path: Path) -> None:
-        self.kernels = ctypes.CDLL(str(path))
-        with_gil = ctypes.PyDLL(str(path))
+        address, size, integer = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
+        self.kernels, with_gil = ctypes.CDLL(str(path)), ctypes.PyDLL(str(path))
         self.same_items, self.same_values = with_gil.cpu_same_items, with_gil.cpu_same_values
         for same in (self.same_items, self.same_values):
-            same.restype, same.argtypes = (
-                ctypes.c_ssize_t,
-                [ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t],
-            )
+            same.restype, same.argtypes = size, [ctypes.py_object, address, size]
         self.fingerprints, self.refresh = with_gil.cpu_fingerprints, with_gil.cpu_refresh
-        self.fingerprints.restype = self.refresh.restype = ctypes.c_ssize_t
-        self.fingerprints.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_ssize_t, ctypes.c_void_p]
-        self.refresh.argtypes = [ctypes.c_void_p] * 3
+        self.fingerprints.restype = self.refresh.restype = size
+        self.fingerprints.argtypes = [address, address, size, address]
+        self.refresh.argtypes = [address] * 3
         self.bump_versions = with_gil.cpu_bump_versions
-        self.bump_versions.argtypes = [ctypes.c_void_p] * 2
-        self.kernels.cpu_square_sums.argtypes = [
-            ctypes.c_int,
-            ctypes.c_int64,
-            *[ctypes.c_void_p] * 5,
-            ctypes.c_int,
-        ]
-        self.kernels.cpu_column_square_sums.argtypes = [
-            *[ctypes.c_int, ctypes.c_int64],
-            *[ctypes.c_void_p] * 4,
-            ctypes.c_int,
-        ]
+        self.bump_versions.argtypes = [address] * 2
+        for name, arrays in {"cpu_square_sums": 5, "cpu_column_square_sums": 4}.items():
+            arguments = [integer, ctypes.c_int64, *[address] * arrays, integer]
+            getattr(self.kernels, name).argtypes = arguments
         self.kernels.cpu_instruction_set.restype = ctypes.c_char_p
         self.instruction_set: str = self.kernels.cpu_instruction_set().decode()
         self.torch = Torch.find()
 
     def step(self, rule: str) -> Any:
-        """The C function that makes a step of a rule; AttributeError if there is none."""
+        """Return the C function that makes a step of a rule; AttributeError if there is none."""
         function = getattr(self.kernels, f"cpu_{rule}")
-        function.restype = None
-        function.argtypes = [
-            ctypes.c_void_p,
-            ctypes.c_int64,
-            *[ctypes.c_void_p] * 3,
-            ctypes.c_double,
-            ctypes.c_int,
-        ]
+        address = ctypes.c_void_p
+        arguments = [address, ctypes.c_int64, *[address] * 3, ctypes.c_double, ctypes.c_int]
+        function.restype, function.argtypes = None, arguments
         return function
 
 
 class Torch(ctypes.Structure):
     """`Torch` of csrc/tensors.h: functions of torch that describe a tensor, and where an object holds one."""
 
-    _fields_ = (
-        ("handle", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in _SYMBOLS),
-    )
+    _fields_ = (("handle", ctypes.c_int64), *((name, ctypes.c_void_p) for name in _SYMBOLS))
 
     @classmethod
     def find(cls) -> "Torch | None":
-        """The functions of the torch that is loaded; None where one is missing or a tensor is not found."""
+        """Return the functions of the loaded torch; None if one is missing or a tensor is not found."""
         folder = Path(torch.__file__).parent / "lib"
-        for file in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
-            if (folder / file).exists():
-                exported = ctypes.CDLL(str(folder / file))
-                break
-        else:
+        files = (folder / name for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"))
+        library = next((file for file in files if file.exists()), None)
+        if library is None:
             return None
+        exported = ctypes.CDLL(str(library))
         functions = [getattr(exported, symbol, None) for symbol in _SYMBOLS.values()]
-        # A tensor object holds its C++ tensor, which is one pointer, shortly after the header that all
-        # objects have.
+        # A tensor object holds its C++ tensor, one pointer, shortly after the header of every object.
         probes = [torch.empty(2, device="cpu"), torch.nn.Parameter(torch.empty((), device="cpu"))]
         header, word = object.__basicsize__, ctypes.sizeof(ctypes.c_void_p)
         for handle in range(header, header + 3 * word, word):
@@ -127,16 +106,16 @@ class Torch(ctypes.Structure):
 
 @functools.cache
 def load() -> tuple[Library | None, str]:
-    """The library, or None and the reason why there is none."""
+    """Return the library and "", or None and the reason why there is none."""
     found = sorted(Path(__file__).parents[1].glob("_cpu*.so"))
     if not found:
-        return None, ("the CPU kernels were not built: install a C++ compiler, then this package again")
+        return None, "the CPU kernels were not built: install a C++ compiler, then this package again"
     try:
         return Library(found[0]), ""
     except OSError as error:
         if "GOMP" not in str(error) and "omp_" not in str(error):
             return None, f"{found[0].name} could not be loaded: {error}"
-    try:  # a torch that shows its OpenMP runtime to nobody: take the system's
+    try:  # this torch hides its OpenMP runtime: use the system's
         ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
         return Library(found[0]), ""
     except OSError as error:
@@ -144,7 +123,7 @@ def load() -> tuple[Library | None, str]:
 
 
 def why_not(rules: Iterable[FusedRule]) -> str:
-    """Why the CPU cannot run the kernels of these rules; empty if it can."""
+    """Return why the CPU cannot run the kernels of these rules; "" if it can."""
     library, reason = load()
     if library is None:
         return reason
@@ -158,14 +137,14 @@ def why_not(rules: Iterable[FusedRule]) -> str:
 
 
 class Members:
-    """The objects in a list, or the values of a dict, to see fast whether it still holds the very same."""
+    """The objects in a list, or the values of a dict, for a fast check that they are still the same."""
 
     def __init__(self, container: list[Any] | dict[Any, Any]) -> None:
         self._kept = list(container.values() if isinstance(container, dict) else container)
         self._ids = (ctypes.c_void_p * len(self._kept))(*map(id, self._kept))
 
     def unchanged(self, container: list[Any] | dict[Any, Any]) -> bool:
-        """Whether the container holds now what it held; False where there is no library to look."""
+        """Return whether the container still holds the same objects; False without a library."""
         library, _ = load()
         if library is None:
             return False
@@ -174,11 +153,11 @@ class Members:
 
 
 def kinds(p: Tensor, storage: Storage) -> Kinds:
-    """How a parameter (a plain local tensor) and its states are kept."""
+    """Return how a parameter (a plain local tensor of any shape) and its states are stored."""
     return Kinds(PARAMETER[p.dtype], STATE[storage.state], ROUNDING[storage.rounding], storage.taken)
 
 
-# then states, then scales
+# The first columns of a table; the states and then their scales follow.
 COLUMNS = (
     *("param", "grad", "step", "compensation", "previous", "previous_scale"),
     *("rows", "columns", "length", "decay", "block_sums"),
@@ -186,9 +165,10 @@ COLUMNS = (
 
 
 class Factors(NamedTuple):
-    """The factors of one tensor: rows[i // length] * columns[i % length] for element i in memory's order.
+    """The factors of one tensor: rows[i // length] * columns[i % length] for element i in memory order.
 
-    They have the dtype of the arithmetic; None is 1. decay is one number, None is 0.
+    rows is [elements / length], columns [length] and decay [1], in the dtype of the arithmetic. None means
+    1 for rows and columns, and 0 for decay.
     """
 
     rows: Tensor | None
@@ -216,20 +196,20 @@ class _Record(ctypes.Structure):
 
 
 class Table:
-    """The addresses that a fused step works on, one row a tensor: `COLUMNS`, the states, their scales.
+    """The addresses that a fused step works on, one row per tensor: `COLUMNS`, the states, their scales.
 
-    Made once, with rows that keep the contract (optim/engine/contract.py), and used again while every tensor
-    stays what it was, which `refresh` verifies in C.
+    A table is made once, from rows that keep the contract (optim/engine/contract.py), and reused while no
+    tensor changes, which `refresh` verifies in C.
 
     Args:
-        rule: what is done to them.
-        kinds: how the tensors are kept.
-        params, grads: tensors of one dtype and device.
+        rule: the fused rule to apply.
+        kinds: how the tensors are stored.
+        params, grads: tensors of any shape, of one dtype and device; a gradient has its parameter's shape.
         states: per parameter the state dict, as `optim.engine.storage.Storage` makes it.
         factors: per parameter, for a rule that has them.
         block_sums: per parameter [blocks of 256 elements, rule.sums], in the dtype of the arithmetic, for a
             rule that has them.
-        others: names of further states, which the kernels do not read, but which have to stay what they are.
+        others: names of further states, which the kernels do not read, but which must not be replaced.
 
     Raises:
         RuntimeError: for a row that breaks the contract.
@@ -249,7 +229,7 @@ class Table:
         self._library, _ = load()
         self.rows, self._kinds, self._states = len(params), kinds, states
         names = ("step", "compensation", "pre_grad", "pre_grad_scale")
-        ours = ("rows", "columns", "length", "decay", "block_sums")  # which the optimizer does not keep
+        ours = ("rows", "columns", "length", "decay", "block_sums")  # not states of the optimizer
         stored = (*rule.states, *(f"{name}_scale" for name in rule.states))
         columns = ("param", "grad", *names, *ours, *stored)
         self._width = len(columns)
@@ -267,12 +247,12 @@ class Table:
         column = {name: j for j, name in enumerate(columns) if name not in ("param", "grad", *ours)}
         column = dict.fromkeys(others, -1) | column
         self._record_tensors(params, states, column)
-        self._kept = (params, factors, block_sums)  # what C reads has to stay
+        self._kept = (params, factors, block_sums)  # keeps alive what C reads
 
     def _record_tensors(
         self, params: list[Tensor], states: list[dict[str, Any]], column: dict[str, int]
     ) -> None:
-        """Notes what `refresh` compares with; foreign values in the state dicts may change as they like."""
+        """Record what `refresh` compares with; foreign values in the state dicts may change freely."""
         entries = [(name, x) for state in states for name, x in state.items()]
         self._objects = [x for name, x in entries if name in column]
         self._held = (_Held * len(entries))(
@@ -306,9 +286,9 @@ class Table:
         return prints
 
     def refresh(self) -> bool:
-        """Takes over the parameters' present gradients; False if a new table has to be made.
+        """Read the parameters' current gradients; return False if a new table has to be made.
 
-        It raises the versions of parameters and states, as an in-place operation of torch does.
+        It also raises the versions of parameters and states, as torch's in-place operations do.
         """
         library = self._library
         if library is None or library.torch is None:
@@ -317,20 +297,19 @@ class Table:
         return bool(self.rows == library.refresh(ctypes.byref(library.torch), record, self._table))
 
     def hold_gradients(self) -> None:
-        """Accepts the tensors that are the states `pre_grad` now: the gradients of this step."""
+        """Record the tensors that are now the states `pre_grad`: the gradients of this step."""
         for at, p, state in zip(self._pre_grad, self._fingerprints, self._states, strict=True):
             x = state["pre_grad"]
             self._held[at] = _Held(id(x), COLUMNS.index("previous"), p, x._cdata)
 
     def bump_versions(self) -> None:
-        """Tells autograd that a step changes parameters and states, where no `refresh` came before it."""
+        """Tell autograd that a step changes parameters and states; for a step without `refresh`."""
         library = self._library
-        torch_ = None if library is None else library.torch
-        if library is None or torch_ is None:
-            is_done = False
-        else:
-            is_done = library.bump_versions(ctypes.byref(torch_), ctypes.byref(self._record))
-        if not is_done:
+        if (
+            library is None
+            or library.torch is None
+            or not library.bump_versions(ctypes.byref(library.torch), ctypes.byref(self._record))
+        ):
             torch.autograd.graph.increment_version([*self._kept[0], *self._objects])
 
     def step(
@@ -342,14 +321,14 @@ class Table:
         lr: Tensor | None = None,
         found_inf: Tensor | None = None,
     ) -> None:
-        """Makes one step; the step counts go up by one.
+        """Make one step; the step counts go up by one.
 
         Args:
-            hyper: the rule's Hyper (csrc/rules.h), in its order.
-            factor, scale: their product is the factor on every gradient: the sign for maximize, and
-                clipping and unscaling, if any.
-            lr: on a device, takes the place of hyper[0].
-            found_inf: on a device, nothing is changed if it is not zero.
+            hyper: the numbers of the rule's Hyper (csrc/rules.h), in its order.
+            factor, scale: their product multiplies every gradient: the sign for maximize, and clipping and
+                unscaling, if any. scale has one element.
+            lr: one element, on a GPU only: replaces hyper[0].
+            found_inf: one element, on a GPU only: unless it is zero, nothing is changed.
         """
         raise NotImplementedError
 
@@ -364,15 +343,7 @@ class CpuTable(Table):
         self._step = self._library.step(rule.name)
         self._codes = (ctypes.c_int * 4)(*kinds)
 
-    def step(
-        self,
-        hyper: Sequence[float],
-        factor: float,
-        scale: Tensor | None,
-        *,
-        lr: Tensor | None = None,
-        found_inf: Tensor | None = None,
-    ) -> None:
+    def step(self, hyper: Sequence[float], factor: float, scale: Tensor | None, **on_gpu: Any) -> None:
         values = (ctypes.c_double * len(hyper))(*hyper)
         factor *= 1.0 if scale is None else float(scale)
         threads = torch.get_num_threads()

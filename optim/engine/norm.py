@@ -1,4 +1,4 @@
-"""The global norm of the gradients, also where they are sharded."""
+"""The global norm of the gradients, sharded or not."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from .dtensor import is_dtensor, local, reduce_over_mesh
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The L2 norm of all tensors together, without waiting for the device.
+    """Return the L2 norm of all tensors together, without waiting for the device.
 
     Args:
-        tensors: at least one, any shapes, dtypes and devices. The shards of DTensors are summed over their
-            mesh, so every process gets the norm of the whole.
+        tensors: at least one, of any shapes, dtypes and devices. Shards of DTensors are summed over their
+            mesh, so that every process gets the norm of the whole.
 
     Returns:
-        A 0-dim tensor on the device of the first tensor. Squares are summed in float32, and in float64
-        where one of the tensors is float64.
+        A scalar tensor on the device of the first tensor. Squares are summed in float32, or in float64 if
+        one of the tensors is float64.
     """
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
     device = tensors[0].device
@@ -28,13 +28,10 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
         layout = (x.device_mesh, x.placements) if is_dtensor(x) else ()  # type: ignore[attr-defined]
         buckets[(x.device, *layout)].append(local(x))
     squares = []
-    for (_, *spec), parts in buckets.items():
-        parts = [x for x in parts if x.numel()]
-        norms = (
-            torch._foreach_norm(parts, 2, dtype=dtype)
-            if parts
-            else [torch.zeros((), dtype=dtype, device=device)]
-        )
-        square = torch.stack(list(norms)).square().sum()
+    for (place, *spec), parts in buckets.items():
+        if parts := [x for x in parts if x.numel()]:
+            square = torch.stack(list(torch._foreach_norm(parts, 2, dtype=dtype))).square().sum()
+        else:
+            square = torch.zeros((), dtype=dtype, device=place)
         squares.append((reduce_over_mesh(square, *spec) if spec else square).to(device))
     return torch.stack(squares).sum().sqrt()

@@ -1,7 +1,7 @@
-"""The plan of a step: which parameter takes which path, and with which others as one batch.
+"""The plan of a step: the path of each parameter, and the batches that are updated together.
 
-A plan of fused batches is used again by the next step, as long as `Plan.holds`; other paths are planned for
-each step.
+A plan of fused batches is reused by the following steps while `Plan.holds`; other paths are planned for every
+step.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from .taken import takeable
 
 
 class Row(NamedTuple):
-    """A parameter that has a gradient: the batch it is for, and what the path works on, local tensors."""
+    """A parameter that has a gradient: its batch, and the local tensors, of any shape, to work on."""
 
     key: tuple[Any, ...]
     batch: Batch
@@ -28,22 +28,22 @@ class Row(NamedTuple):
     p: Tensor
     g: Tensor
     state: State
-    is_lasting: bool  # the gradient is the parameter's own: the next step finds the next one in its place
+    is_lasting: bool  # the gradient is p.grad itself, so the next step finds the next one there
 
 
 @dataclass
 class Plan:
-    """The batches of a step, and what must not have changed for the next step to use them again."""
+    """The batches of a step, and what must stay unchanged for the next step to reuse them."""
 
     batches: list[Batch]
     groups: list[tuple[Group, native.Members, list[Any]]]  # the groups, their parameters, and their options
     idle: list[Tensor]  # parameters without a gradient
     states: native.Members  # all state dicts of the optimizer
-    is_lasting: bool  # whether the next step may ask if it holds
+    is_lasting: bool  # whether the next step may reuse the plan if it holds
     on_device: bool  # whether the whole step stays on the device
 
     def holds(self, optimizer: UpdateRule) -> bool:
-        """Takes over the new gradients; False where a tensor moved or another parameter has a gradient."""
+        """Read the new gradients; return False if a tensor moved or other parameters have gradients."""
         return (
             len(self.groups) == len(optimizer.param_groups)
             and all(
@@ -61,18 +61,22 @@ class Plan:
 
 
 def _options(optimizer: UpdateRule, group: Group) -> list[Any]:
-    """The options of a group that may decide on states and paths."""
+    """The values of a group's options that may affect states and paths."""
     return [group.get(name) for name in (*optimizer.card.options, *STORAGE_OPTIONS)]
 
 
 def path_of(optimizer: UpdateRule, p: Tensor, group: Group) -> str:
-    """The path that a parameter takes as it is now: the fastest that is allowed and works."""
+    """Return the path of a parameter of any shape: the fastest that is allowed and works.
+
+    Raises:
+        RuntimeError: with fused=True, if the fused path cannot update it.
+    """
     if optimizer.fused or (optimizer.fused is None and optimizer.foreach is None):
         reason = optimizer.why_not_fused(p, group)
         if not reason:
             return "fused"
         if optimizer.fused:
-            raise RuntimeError(f"{optimizer.card.title}(fused=True) cannot go on: {reason}")
+            raise RuntimeError(f"{optimizer.card.title}(fused=True) cannot continue: {reason}")
     whole = is_dtensor(p) and not optimizer.card.elementwise
     foreign = optimizer.foreach is None and not is_plain(local(p))
     is_single = optimizer.foreach is False or whole or foreign or "foreach" not in optimizer.card.paths
@@ -81,7 +85,11 @@ def path_of(optimizer: UpdateRule, p: Tensor, group: Group) -> str:
 
 @torch.no_grad()
 def collect(optimizer: UpdateRule) -> Plan:
-    """Sorts the parameters that have a gradient into batches, making states where there are none."""
+    """Sort the parameters that have a gradient into batches, and allocate missing states.
+
+    Raises:
+        RuntimeError: for a gradient or a state that does not fit its parameter.
+    """
     rows, idle = [], []
     for index, group in enumerate(optimizer.param_groups):
         for place, p in enumerate(group["params"]):
@@ -104,7 +112,7 @@ def collect(optimizer: UpdateRule) -> Plan:
     is_lasting = all(row.is_lasting for row in rows) and all(batch.table for batch in batches)
     if is_lasting:
         for batch in batches:
-            batch.grads = []  # the parameters hold them; here they would outlive zero_grad()
+            batch.grads = []  # references here would keep them alive after zero_grad()
     groups = [
         (group, native.Members(group["params"]), _options(optimizer, group))
         for group in optimizer.param_groups
@@ -114,7 +122,7 @@ def collect(optimizer: UpdateRule) -> Plan:
 
 
 def _row(optimizer: UpdateRule, index: int, place: int, p: Tensor, g: Tensor) -> Row:
-    """A parameter with its gradient and its states as the fastest possible path takes them."""
+    """The row of a parameter, with its gradient and states in the form that its path takes."""
     group = optimizer.param_groups[index]
     where = f"parameter {group['param_names'][place] if 'param_names' in group else place} of group {index}"
     _check_gradient(where, optimizer.card.title, p, g)
@@ -151,7 +159,7 @@ def _check_gradient(where: str, title: str, p: Tensor, g: Tensor) -> None:
 
 
 def _path_and_gradient(optimizer: UpdateRule, p: Tensor, g: Tensor, group: Group) -> tuple[str, Tensor]:
-    """The path of a parameter with this gradient, and the gradient as that path takes it."""
+    """The path of a parameter with this gradient, and the gradient in the form that the path takes."""
     path = path_of(optimizer, p, group)
     if path == "fused" and g.dtype != p.dtype:
         if optimizer.fused:
@@ -168,7 +176,7 @@ def _path_and_gradient(optimizer: UpdateRule, p: Tensor, g: Tensor, group: Group
 
 
 def _apart(rows: list[Row]) -> list[Row]:
-    """The same rows, where those that share memory with another are updated one after the other."""
+    """The rows, with those that share memory moved to the reference path and batches of their own."""
     plain = [i for i, row in enumerate(rows) if is_plain(row.p)]
     written = [[rows[i].p] for i in plain]
     for tensors, i in zip(written, plain, strict=True):

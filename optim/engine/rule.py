@@ -1,10 +1,10 @@
-"""What an optimizer gives to the engine, and what the engine hands over to its update rule.
+"""The interface between the engine and an optimizer's update rule.
 
-An optimizer adds its card, its hyper-parameters and its update rule three times over: `single_tensor` (the
+An optimizer has a card, hyper-parameters and three versions of its update rule: `single_tensor` (the
 definition, one tensor at a time), `multi_tensor` (lists of tensors) and, in csrc/rules.h, the fused rule with
-`fused_hyper` numbers. A rule is given float32 (or float64) tensors to work on; how they are stored is not its
-concern. Rules that need more than an element's own values (norms, means) are given whole parameters, also
-where a parameter is a DTensor: their operations are then those of DTensors.
+the numbers of `fused_hyper`. A rule gets float32 (or float64) tensors to work on; how they are stored is not
+its concern. Rules that need more than an element's own values (norms, means) get whole parameters: of a
+DTensor, the DTensor itself rather than the local shard.
 """
 
 from dataclasses import dataclass, field
@@ -23,10 +23,10 @@ Group = dict[str, Any]
 
 @dataclass
 class Batch:
-    """Tensors that one path updates together: one group, one device, one dtype, stored alike.
+    """Tensors that one path updates together: one group, one device, one dtype, one kind of storage.
 
-    `owners` are the parameters as the user knows them and their states; params, grads and states are what
-    this process holds of them.
+    `owners` are the user's parameters and their states. `params`, `grads` and `states` are their local
+    tensors: a gradient and a full state have their parameter's shape.
     """
 
     group: Group
@@ -39,16 +39,16 @@ class Batch:
     states: list[State] = field(default_factory=list)
     table: native.Table | None = None
     factors: list[native.Factors] = field(default_factory=list)
-    first: native.Table | None = None  # of a rule in two passes
-    block_sums: list[Tensor] = field(default_factory=list)
-    constants: dict[str, Tensor] = field(default_factory=dict)  # of `fill_factors`, made once
+    first: native.Table | None = None  # the first of two passes
+    block_sums: list[Tensor] = field(default_factory=list)  # each [blocks, sums], from the first pass
+    constants: dict[str, Tensor] = field(default_factory=dict)  # what `fill_factors` computes only once
 
 
 class UpdateRule(torch.optim.Optimizer):
-    """What the engine knows of an optimizer; subclasses of `optim.base.Optimizer` fill it in."""
+    """What the engine needs from an optimizer; subclasses of `optim.base.Optimizer` implement it."""
 
     card: ClassVar[Card]
-    decoupled: ClassVar[bool] = True  # weight decay shrinks the parameter; else it is added to the gradient
+    decoupled: ClassVar[bool] = True  # weight decay shrinks the parameter instead of entering the gradient
     max_grad_norm: float
     nonfinite: str
     foreach: bool | None
@@ -57,60 +57,70 @@ class UpdateRule(torch.optim.Optimizer):
     capturable: bool
 
     def single_tensor(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
-        """Updates the parameter p and its state in place from the gradient g at step t = 1, 2, ..."""
+        """Update the parameter p and its state in place from the gradient g at step t = 1, 2, ...
+
+        p, g and full states have one shape, any; small states have those of `state_spec`.
+        """
         raise NotImplementedError
 
     def multi_tensor(
         self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
     ) -> None:
-        """The same for lists of tensors, of which g must not be changed."""
+        """Do the same for lists with one tensor per parameter; g must not be changed."""
         raise NotImplementedError
 
     def state_spec(self, p: Tensor, group: Group) -> StateSpec:
-        """The states of a parameter."""
+        """Return the names and shapes of the states of a parameter of any shape."""
         return StateSpec(tuple(self.card.states))
 
     # ---- checks
 
     def check_options(self, group: Group) -> None:
-        """Refuses options of a group, besides those that all optimizers have, that make no sense."""
+        """Raise ValueError or TypeError for invalid options, besides those that all optimizers have."""
 
     def check_state(self, where: str, p: Tensor, state: State, group: Group) -> None:
-        """Checks the states of a parameter before a step; `where` is what messages call it.
+        """Check the states of a parameter of any shape before a step; messages call it `where`.
 
         Raises:
-            RuntimeError, ValueError: they are not those of this parameter.
+            RuntimeError, ValueError: if they do not belong to this parameter.
         """
-        check_state(where, self.card, self.state_spec(p, group), p, state)
+        hint = ": to change a parameter's shape use optim.resize_state, or remove its state"
+        check_state(where, self.card, self.state_spec(p, group), p, state, hint)
 
     def check_saved_state(self, where: str, p: Tensor, state: dict[str, Any], spec: StateSpec) -> None:
-        """Refuses a saved state with a message that the general checks, which come next, cannot give."""
+        """Refuse a saved state with a better message than that of the general checks, which come next."""
 
     def load_foreign_state(self, state: dict[str, Any]) -> None:
-        """Turns a parameter's state of another implementation or version, if it is known, into ours."""
+        """Convert, in place, a parameter's state from another implementation or version that is known."""
 
     # ---- the fused path
 
     def why_not_fused(self, p: Tensor, group: Group) -> str:
-        """Why no fused kernel can update a parameter with the options of its group; empty if one can."""
+        """Return why no fused kernel can update a parameter, of any shape, in this group; "" if one can."""
         return available.why_not_fused(self.card, p, Storage.of(p, group, self.take_gradients))
 
     def fused_hyper(self, group: Group) -> tuple[float, ...]:
-        """The numbers of the fused rule's Hyper struct (csrc/rules.h), in its order."""
+        """Return the numbers of the fused rule's Hyper struct (csrc/rules.h), in its order."""
         raise NotImplementedError
 
     def fused_rules(self, spec: StateSpec) -> tuple[FusedRule, ...]:
-        """The rule of the fused path for parameters with these states; or two, for its passes."""
+        """Return the rule of the fused path for parameters with these states, or the rules of two passes."""
         return self.card.fused_rules
 
     def make_factors(self, p: Tensor, group: Group) -> native.Factors:
-        """Memory for the factors of a parameter, where the fused rule takes them."""
-        raise NotImplementedError
+        """Allocate the factors of a parameter of any shape, for a rule with factors; here, one for all."""
+        work = torch.promote_types(p.dtype, torch.float32)
+        return native.Factors(torch.empty(1, dtype=work, device=p.device), None, p.numel())
 
     def fill_factors(self, batch: Batch, grads: list[Tensor], scale: float | Tensor) -> None:
-        """Computes `batch.factors` for the next step; scale is the factor on the gradients.
+        """Compute `batch.factors` for the next step, without waiting for a GPU.
 
-        For a rule in two passes, called between them, when `batch.block_sums` are there. Step counts are
-        those before the step, or after the first of two passes. On a GPU nothing may wait for the device.
+        A rule in two passes computes them from `batch.block_sums`, between the passes. Step counts are those
+        before the step, or after the first of two passes.
+
+        Args:
+            batch: the parameters and their factors.
+            grads: the gradients, of the parameters' shapes.
+            scale: the factor on the gradients, a number or a one-element tensor.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The factor on all gradients, from `torch.amp.GradScaler` and clipping; steps that are left out."""
+"""The factor on all gradients, from `torch.amp.GradScaler` and clipping, and steps to skip."""
 
 import math
 from typing import Any
@@ -12,11 +12,11 @@ from .rule import UpdateRule
 class StepScaling:
     """The attribute `_step_supports_amp_scaling`: whether GradScaler calls the step even after an overflow.
 
-    It then sets `grad_scale` and `found_inf` instead of unscaling the gradients, and saves a pass over them.
-    accelerate replaces the step by a function that notes that it was called, and takes an overflow for a call
-    that did not come: there GradScaler has to unscale and to leave the step out itself.
+    If so, it sets `grad_scale` and `found_inf` instead of unscaling the gradients, which saves a pass over
+    them. accelerate replaces the step by a function that records the call, and takes a missing call for an
+    overflow: there GradScaler must unscale and skip the step itself.
 
-    Assigning to the attribute of an optimizer goes before this.
+    Assigning to an optimizer's attribute overrides this.
     """
 
     def __get__(self, optimizer: Any, owner: type) -> bool:
@@ -25,9 +25,13 @@ class StepScaling:
 
 
 def gradient_scale(optimizer: UpdateRule, on_device: bool) -> tuple[bool, Tensor | None]:
-    """Whether to make this step, and the factor on all gradients (unscaling times clipping), if any.
+    """Return whether to make this step, and the factor on all gradients (unscaling times clipping), if any.
 
-    An overflow that GradScaler found is left to the kernels if the whole step stays on the device.
+    The factor is a scalar tensor. If the whole step stays on the device, the kernels handle an overflow that
+    GradScaler found.
+
+    Raises:
+        FloatingPointError: if the gradients are not finite and nonfinite="raise".
     """
     found_inf = getattr(optimizer, "found_inf", None)
     if found_inf is not None and not on_device and found_inf.item():

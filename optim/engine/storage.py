@@ -1,7 +1,7 @@
-"""How parameters and states are stored: what csrc/storage.h is to the kernels, in Python, to the same bits.
+"""How parameters and states are stored: csrc/storage.h in Python, bit for bit.
 
-Small states are in blocks of 256 elements in the order of memory; their rounding is stochastic, with noise
-that is a function of the step, the element and the slot of the state, and of nothing else.
+8-bit states have blocks of 256 elements in memory order. 8-bit and bfloat16 states are rounded
+stochastically, with noise that depends only on the step, the element and the slot (index) of the state.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ STATE_DTYPES = {
     "int8": torch.uint8,  # codes; see Code in csrc/storage.h
 }
 ROUNDINGS = ("nearest", "stochastic", "kahan")
-# Options of a group that say how its states are stored; a checkpoint does not change them.
+# Options of a group that determine how its states are stored; loading a checkpoint does not change them.
 STORAGE_OPTIONS = ("state_dtype", "min_int8_size", "param_rounding")
 
 
@@ -37,7 +37,7 @@ def _hash(x: Tensor) -> Tensor:
 
 
 def noise(step: int, count: int, device: torch.device | str = "cpu") -> Tensor:
-    """The random 32-bit words of elements 0 .. count - 1 at a step, as int64 [count]."""
+    """Return random 32-bit words for elements 0 .. count - 1 at a step: int64 [count]."""
     element = torch.arange(count, device=device)
     block = element // BLOCK
     place = _hash((step * 0x9E3779B9 + element % BLOCK) & 0xFFFFFFFF)
@@ -46,60 +46,63 @@ def noise(step: int, count: int, device: torch.device | str = "cpu") -> Tensor:
 
 
 def noise_bits(words: Tensor, slot: int, bits: int) -> Tensor:
-    """The bits that a state's slot takes of the words: lower for even slots, upper for odd ones."""
+    """Return a slot's bits of the words [count]: the lower ones for even slots, the upper for odd ones."""
     return words >> (32 - bits) if slot % 2 else words & ((1 << bits) - 1)
 
 
 def noise_of_parameter(words: Tensor) -> Tensor:
-    """16 further bits, for the parameter itself."""
+    """Return 16 further bits of the words [count], for the parameter itself."""
     return (((words ^ (words >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF) >> 16
 
 
-# ---- values, as [count] tensors in the order of memory
+# ---- values, as [count] tensors in memory order
 
 
 def flat(x: Tensor) -> Tensor:
-    """The elements of a dense tensor in the order of memory, as a view."""
+    """Return the elements of a dense tensor of any shape in memory order: a view [elements]."""
     return x.as_strided((x.numel(),), (1,), x.storage_offset())
 
 
 def to_bfloat16(x: Tensor, noise: Tensor) -> Tensor:
-    """Float32 numbers rounded up with the probability of what is cut off; noise is 16 random bits."""
+    """Round float32 numbers stochastically to bfloat16; noise is 16 random bits each. Any one shape."""
     up = (x.view(torch.int32) + noise.to(torch.int32)) >> 16
     up = torch.where(x.isnan(), 0x7FC0, up).to(torch.int16)
     return up.view(torch.bfloat16)
 
 
 def _blocks(x: Tensor) -> Tensor:
-    """[count] as [blocks, 256], filled up with zeros."""
+    """Reshape [count] to [blocks, 256], padded with zeros."""
     return torch.nn.functional.pad(x, (0, -x.numel() % BLOCK)).view(-1, BLOCK)
 
 
-# y - 2 of the last code (Code::kTop), by whether a state is signed
+# y - 2 for the largest code (Code::kTop), by whether a state is signed
 _TOP = {True: 494.0, False: 126974.0}
 _BASE = 0x40000000  # the bits of 2.0
 
 
 def encode(x: Tensor, signed: bool, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """8-bit codes of float32 numbers, uint8 [count], and the absolute maxima of their blocks, float32.
+    """Return 8-bit codes of float32 numbers, uint8 [count], and their blocks' maxima, float32 [blocks].
 
-    noise is 19 random bits each; 2^18 rounds to nearest.
+    Args:
+        x: float32 [count].
+        signed: False if no number is negative.
+        noise: int64 [count], 19 random bits each; 2^18 rounds to nearest.
     """
     count = x.numel()
     magnitude = _blocks(x.abs() if signed else x)
-    # by their bits: NaN above inf
+    # compared by their bits, so that NaN is above inf
     maxima = magnitude.view(torch.int32).amax(1).view(torch.float32) if count else x.new_zeros(0)
     factor = _TOP[signed] * (1 - 2.0**-22) / maxima
     factor = torch.where(factor < 3e38, factor, (maxima > 0).to(maxima.dtype) * 3e38)[:, None]
     code = (2.0 + magnitude * factor).view(torch.int32).flatten()[:count] + noise
     if signed:
         return ((code >> 19 & 0x7F) | (x.signbit().to(torch.int64) << 7)).to(torch.uint8), maxima
-    least = _BASE + x.view(torch.int32).to(torch.int64).clamp(max=1 << 19)  # only zero becomes zero
+    least = _BASE + x.view(torch.int32).to(torch.int64).clamp(max=1 << 19)  # only zero is stored as zero
     return (torch.maximum(code, least) >> 19 & 0xFF).to(torch.uint8), maxima
 
 
 def decode(codes: Tensor, maxima: Tensor, signed: bool) -> Tensor:
-    """The float32 numbers of 8-bit codes."""
+    """Return the float32 numbers [count] of 8-bit codes [count] with the maxima of their blocks [blocks]."""
     code = codes.to(torch.int32)
     y = ((code & (0x7F if signed else 0xFF)) << 19 | _BASE).view(torch.float32)
     factor = maxima * torch.tensor(1 / _TOP[signed], dtype=torch.float32, device=maxima.device)
@@ -111,7 +114,7 @@ def decode(codes: Tensor, maxima: Tensor, signed: bool) -> Tensor:
 
 
 class StateSpec(NamedTuple):
-    """The states of one parameter: names of those of its shape, and names and shapes of the small ones."""
+    """The states of one parameter: the names of those of its shape; names and shapes of the small ones."""
 
     full: tuple[str, ...]
     small: tuple[tuple[str, tuple[int, ...]], ...] = ()
@@ -121,9 +124,9 @@ class Storage(NamedTuple):
     """How one parameter and its states are stored.
 
     Attributes:
-        state: a key of STATE_DTYPES, or None: in the parameter's dtype, rounded to nearest.
-        rounding: one of ROUNDINGS; of the parameter.
-        taken: the state `Card.previous` is the gradient itself, "pre_grad", times "pre_grad_scale".
+        state: a key of STATE_DTYPES, or None for the parameter's dtype, rounded to nearest.
+        rounding: the parameter's, one of ROUNDINGS.
+        taken: whether the state `Card.previous` is the gradient itself, "pre_grad", times "pre_grad_scale".
     """
 
     state: str | None
@@ -132,7 +135,7 @@ class Storage(NamedTuple):
 
     @classmethod
     def of(cls, p: Tensor, group: dict[str, Any], taken: bool) -> "Storage":
-        """What the options of a group mean for one of its parameters."""
+        """Return the storage of a parameter of any shape, from the options of its group."""
         state, rounding = group["state_dtype"], group["param_rounding"]
         if state == "int8" and p.numel() < group["min_int8_size"]:
             state = "float32"
@@ -141,7 +144,10 @@ class Storage(NamedTuple):
     def fit(
         self, card: Card, spec: StateSpec, p: Tensor, state: State, step_device: torch.device | str
     ) -> None:
-        """Allocates a parameter's state, or reallocates it if its dtype or layout changed."""
+        """Allocate the states of a parameter of any shape, or convert those whose dtype or layout changed.
+
+        Full states get the parameter's shape, their scales [blocks], small states those of `spec`.
+        """
         step = state.get("step", 0.0)
         if not isinstance(step, Tensor):
             step = torch.tensor(float(step), dtype=torch.float32, device="cpu")
@@ -169,7 +175,7 @@ class Storage(NamedTuple):
                 self._fit_one(name, p, state, slot)
 
     def copy(self, card: Card, spec: StateSpec, p: Tensor, saved: State) -> State:
-        """A saved state as this storage keeps it, in memory of its own."""
+        """Return a copy of a saved state of p, any shape, as this storage keeps it."""
         state = dict(saved)
         self.fit(card, spec, p, state, "cpu")
         slots = {name: slot for slot, name in enumerate([*card.states, "compensation"])} | {"pre_grad": 0}
@@ -179,7 +185,7 @@ class Storage(NamedTuple):
         }
 
     def load_params(self, params: list[Tensor], states: list[State]) -> list[Tensor]:
-        """Parameters of one dtype in the dtype of the arithmetic, with their Kahan compensation."""
+        """Return parameters of one dtype, any shapes, in the arithmetic's dtype, plus their compensation."""
         work = torch.promote_types(params[0].dtype, torch.float32)
         values = [p.to(work) for p in params]
         if self.rounding == "kahan":
@@ -187,10 +193,10 @@ class Storage(NamedTuple):
         return values
 
     def store_param(self, p: Tensor, value: Tensor, state: State, words: Tensor | None) -> None:
-        """Stores the new value of a parameter; `words` is the noise for stochastic rounding."""
+        """Store the new value of a parameter, of its shape; `words` [elements] is noise for the rounding."""
         if self.rounding == "stochastic":
             assert words is not None
-            rounded = torch.empty_like(value, dtype=p.dtype)  # dense, which p need not be
+            rounded = torch.empty_like(value, dtype=p.dtype)  # dense; p may not be
             flat(rounded).copy_(to_bfloat16(flat(value), noise_of_parameter(words)))
             p.copy_(rounded)
         elif p is not value:
@@ -220,7 +226,7 @@ class Storage(NamedTuple):
         if wanted == torch.uint8:
             state[scale] = torch.zeros(-(-p.numel() // BLOCK), dtype=torch.float32, device=p.device)
         if value is not None:
-            value = zeros_like(p, slot, value.dtype).copy_(value)  # laid out as the new one
+            value = zeros_like(p, slot, value.dtype).copy_(value)  # the layout of the new state
             store(state, name, slot, value, signed, None)
 
     def _fit_taken(self, name: str, p: Tensor, state: State, slot: int) -> None:
@@ -231,7 +237,7 @@ class Storage(NamedTuple):
             state.pop(f"{name}_scale", None)
         elif "pre_grad" not in state:
             assert p.grad is not None
-            state["pre_grad"] = p.grad  # stands in at the first step, which has no difference
+            state["pre_grad"] = p.grad  # a stand-in for the first step, which has no difference
         pre_grad = state["pre_grad"]
         if (
             pre_grad.dtype != p.dtype
@@ -247,7 +253,7 @@ class Storage(NamedTuple):
 
 
 def load(state: State, name: str, signed: bool) -> Tensor:
-    """A state as it is stored, or decoded where that is in 8 bits."""
+    """Return a state of any shape, decoded if it is stored in 8 bits."""
     codes, maxima = state[name], state.get(f"{name}_scale")
     if maxima is None:
         return codes
@@ -255,14 +261,16 @@ def load(state: State, name: str, signed: bool) -> Tensor:
 
 
 def store(state: State, name: str, slot: int, x: Tensor, signed: bool, words: Tensor | None) -> None:
-    """Keeps a new value; `words` is the noise for stochastic rounding, or None for rounding to nearest."""
+    """Store a new value of a state, of its shape.
+
+    `words` [elements] is the noise for stochastic rounding, or None for rounding to nearest.
+    """
     stored, maxima = state[name], state.get(f"{name}_scale")
     if maxima is not None:
-        bits = (
-            noise_bits(words, slot, 19)
-            if words is not None
-            else x.new_full((x.numel(),), 1 << 18, dtype=torch.int64)
-        )
+        if words is None:
+            bits = x.new_full((x.numel(),), 1 << 18, dtype=torch.int64)
+        else:
+            bits = noise_bits(words, slot, 19)
         codes, new_maxima = encode(flat(x.float()), signed, bits)
         flat(stored).copy_(codes)
         maxima.copy_(new_maxima)

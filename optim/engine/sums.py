@@ -1,32 +1,37 @@
-"""Sums of squares over rows, columns and tensors: what norms, block means and factored moments are made of.
+"""Sums of squares over rows, columns and tensors, for norms, block means and factored moments.
 
-On the CPU they are kernels of ours (csrc/sums.h), which read each number once; elsewhere, and where there are
-no kernels, they are torch's.
+On the CPU our own kernels (csrc/sums.h) compute them, reading each number once. Elsewhere, and without the
+kernels, torch does.
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import native
 from .layout import is_dense
+from .storage import flat
 
 
 def row_sums(
     x: Sequence[Tensor], lengths: Sequence[int], weights: Sequence[Tensor | None] | None = None
 ) -> list[Tensor]:
-    """The sums of the squares of each run of `length` elements, in the order of memory.
+    """Return the sums of squares of each run of `length` elements, in memory order.
 
     Args:
-        x: dense tensors of one dtype and device.
-        lengths: for each a divisor of its number of elements; 0 for all of it.
-        weights: for each [length] factors on the squares, in the dtype of the arithmetic, or None.
+        x: dense tensors of any shape, of one dtype and device.
+        lengths: for each tensor, a divisor of its number of elements; 0 means all of them.
+        weights: for each tensor, [length] factors on the squares in the dtype of the arithmetic, or None.
 
     Returns:
-        For each tensor [elements / length] numbers, in float32, or float64 for float64. One where length is
-        0, also for a tensor without elements.
+        For each tensor [elements / length] sums, in float32, or in float64 for float64; [1] where length is
+        0, even for a tensor without elements.
+
+    Raises:
+        ValueError: for a tensor that is not dense, on the CPU.
     """
     work = torch.promote_types(x[0].dtype, torch.float32)
     spans = [length or max(t.numel(), 1) for t, length in zip(x, lengths, strict=True)]
@@ -38,7 +43,7 @@ def row_sums(
         return sums
     for i, t in enumerate(x):
         if t.numel():
-            rows = _flat(t).view(-1, spans[i])
+            rows = flat(t).view(-1, spans[i])
             weight = weights[i] if weights else None
             if weight is None:
                 sums[i].copy_(torch.linalg.vector_norm(rows, dim=1, dtype=work).square_())
@@ -48,7 +53,10 @@ def row_sums(
 
 
 def column_sums(x: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
-    """The sums of the squares of the elements with the same place in their runs: [length] for each tensor."""
+    """Return the sums of squares over all runs of `length` elements: [length] for each tensor.
+
+    Arguments and errors are those of `row_sums`, but no length is 0.
+    """
     work = torch.promote_types(x[0].dtype, torch.float32)
     sums = _zeros(lengths, work, x[0].device)
     library, _ = native.load()
@@ -57,7 +65,7 @@ def column_sums(x: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
         return sums
     for t, length, to in zip(x, lengths, sums, strict=True):
         if t.numel():
-            rows = _flat(t).view(-1, length)
+            rows = flat(t).view(-1, length)
             to.copy_(torch.linalg.vector_norm(rows, dim=0, dtype=work).square_())
     return sums
 
@@ -66,27 +74,18 @@ def _zeros(counts: Sequence[int], dtype: torch.dtype, device: torch.device) -> l
     return list(torch.split(torch.zeros(sum(counts), dtype=dtype, device=device), list(counts)))
 
 
-def _flat(x: Tensor) -> Tensor:
-    return x.as_strided((x.numel(),), (1,), x.storage_offset())
-
-
 def _call(
-    function: object,
+    function: Callable[..., Any],
     x: Sequence[Tensor],
     lengths: Sequence[int],
     sums: Sequence[Tensor],
     weights: Sequence[Tensor | None] | None = None,
 ) -> None:
     if not all(map(is_dense, x)):
-        raise ValueError("sums of squares are of dense tensors only")
-    count = len(x)
-
-    def addresses(tensors: Sequence[Tensor | None]) -> object:
-        return (ctypes.c_void_p * count)(*(None if t is None else t.data_ptr() for t in tensors))
-
-    def numbers(values: Sequence[int]) -> object:
-        return (ctypes.c_int64 * count)(*values)
-
-    tables = [addresses(x), numbers([t.numel() for t in x]), numbers(lengths)]
-    tables += [addresses(weights)] if weights is not None else []
-    function(native.PARAMETER[x[0].dtype], count, *tables, addresses(sums), torch.get_num_threads())  # type: ignore[operator]
+        raise ValueError("sums of squares need dense tensors")
+    addresses, numbers = ctypes.c_void_p * len(x), ctypes.c_int64 * len(x)
+    tables = [addresses(*(t.data_ptr() for t in x)), numbers(*(t.numel() for t in x)), numbers(*lengths)]
+    if weights is not None:
+        tables.append(addresses(*(None if t is None else t.data_ptr() for t in weights)))
+    to = addresses(*(t.data_ptr() for t in sums))
+    function(native.PARAMETER[x[0].dtype], len(x), *tables, to, torch.get_num_threads())

@@ -8,7 +8,11 @@ from .rule import Batch
 
 
 def takeable(p: Tensor, g: Tensor) -> Tensor:
-    """A gradient that can be kept: of the parameter's dtype, and not in memory that others write to."""
+    """Return a gradient to keep, of p's shape and dtype: g, or a copy if its memory holds anything else.
+
+    Raises:
+        RuntimeError: for a view of memory that will be overwritten, such as DDP's buckets.
+    """
     if not is_dtensor(g) and g._is_view():
         raise RuntimeError(
             f"take_gradients=True: the gradient of a parameter of shape {tuple(p.shape)} is a view of "
@@ -20,10 +24,10 @@ def takeable(p: Tensor, g: Tensor) -> Tensor:
 
 
 def take(batch: Batch) -> None:
-    """After a step, takes the gradients away from their parameters."""
+    """Take the gradients, of any shapes, away from their parameters after a step."""
     for p, state in batch.owners:
         assert p.grad is not None
-        # detached, so that a graph of create_graph=True is not kept until the next step
+        # detached, so that a graph from create_graph=True does not live until the next step
         state["pre_grad"] = p.grad.detach() if p.grad.requires_grad else p.grad
         p.grad = None
     if batch.table is not None:

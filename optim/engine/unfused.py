@@ -1,4 +1,4 @@
-"""The reference and the foreach path: a batch of tensors by the Python forms of the rule.
+"""The reference and the foreach path: a batch of tensors updated by the Python versions of the rule.
 
 A rule works on float32 or float64 tensors; parameters and states of other dtypes are converted before and
 after.
@@ -16,8 +16,8 @@ from .rule import Batch, UpdateRule
 
 @torch.no_grad()
 def step(optimizer: UpdateRule, batch: Batch, factor: float, scale: Tensor | None) -> None:
-    """Makes a step on a batch; factor times scale is the factor on the gradients."""
-    states = batch.states
+    """Make a step on a batch; the gradients are multiplied by factor and scale, which has one element."""
+    card, states = optimizer.card, batch.states
     for state in states:
         state["step"] += 1
     t = [state["step"].item() for state in states]
@@ -36,13 +36,17 @@ def step(optimizer: UpdateRule, batch: Batch, factor: float, scale: Tensor | Non
     noisy = small or batch.storage.rounding == "stochastic"
     for i, (x, state) in enumerate(zip(batch.params, states, strict=True)):
         words = storage.noise(int(t[i]), x.numel(), x.device) if noisy else None
-        new = {name: value[i] for name, value in values.items()}
-        _store_states(optimizer, batch, state, new, by, words if small else None)
+        for slot, name in enumerate(card.states):
+            if batch.storage.taken and name == card.previous:
+                state["pre_grad_scale"].fill_(by)
+            elif name in batch.spec.full:
+                signed = name not in card.nonnegative
+                storage.store(state, name, slot, values[name][i], signed, words if small else None)
         batch.storage.store_param(x, p[i], state, words)
 
 
 def _load_states(optimizer: UpdateRule, batch: Batch, work: torch.dtype) -> dict[str, list[Tensor]]:
-    """The states of all parameters by name, those of the parameters' shapes in the arithmetic's dtype."""
+    """The states by name, one for each parameter; those of the parameter's shape in the dtype `work`."""
     card, states = optimizer.card, batch.states
     values = {}
     for name in batch.spec.full:
@@ -63,7 +67,7 @@ def _update_one_by_one(
     values: dict[str, list[Tensor]],
     t: list[float],
 ) -> None:
-    """The reference path; a rule that looks at whole tensors is given DTensors where the parameter is one."""
+    """The reference path; of a parameter that is a DTensor, a rule for whole tensors gets the DTensor."""
     for i, (owner, _) in enumerate(batch.owners):
         x, y, state = p[i], g[i], {name: value[i] for name, value in values.items()}
         if is_dtensor(owner) and not optimizer.card.elementwise:
@@ -72,22 +76,3 @@ def _update_one_by_one(
                 wrap = as_part_of if name in batch.spec.full else as_copy_for
                 state[name] = wrap(owner, value)
         optimizer.single_tensor(x, y, state, t[i], batch.group)
-
-
-def _store_states(
-    optimizer: UpdateRule,
-    batch: Batch,
-    state: storage.State,
-    new: dict[str, Tensor],
-    by: Any,
-    noise: Tensor | None,
-) -> None:
-    """Stores the new states of a parameter; `by` was the factor on its gradient."""
-    card = optimizer.card
-    for slot, name in enumerate(card.states):
-        if name not in batch.spec.full:
-            continue
-        if batch.storage.taken and name == card.previous:
-            state["pre_grad_scale"].fill_(by)
-        else:
-            storage.store(state, name, slot, new[name], name not in card.nonnegative, noise)

@@ -1,4 +1,4 @@
-"""What training looks like from inside, cheap enough to leave on: norms, update ratios, states, memory."""
+"""Monitor training, cheaply enough to leave it on: norms, update ratios, states, memory."""
 
 import json
 from collections import defaultdict, deque
@@ -15,41 +15,41 @@ from . import report as monitor_report
 from .readings import Sample, StepReadings
 from .statistics import Summary
 
-NESTED = ("groups", "parameters", "memory")  # what in a sample is not a number of the whole
+NESTED = ("groups", "parameters", "memory")  # entries of a sample that are dicts
 
 
 class Monitor:
-    """Samples what happens in an optimizer's steps, through its hooks; the loop stays as it is.
+    """Sample an optimizer's steps through its hooks; the training loop does not change.
 
-    The first step and every `every`-th are sampled, with one transfer from the device, and training is not
-    changed in any bit. With DTensor parameters norms are those of the whole model: every process must then
-    have a monitor (and one of them the path).
+    The first step and every `every`-th are sampled, with one transfer from the device. Training stays
+    bit-identical. With DTensor parameters, norms are those of the whole model: every process then needs a
+    monitor (and only one of them a path).
 
     Args:
-        optimizer: any torch.optim.Optimizer that was constructed as one (not a wrapper around another).
-        model: gives the parameters their names; without it they are those that the optimizer was given, or
+        optimizer: any torch.optim.Optimizer with its own hooks (not a wrapper around another).
+        model: gives the parameters their names; otherwise they are the names given to the optimizer, or
             "group.index".
-        every: steps from sample to sample.
-        path: a file to append one JSON object for each sample to. What is in it already is taken over, so
-            that a report covers the whole run.
+        every: steps from one sample to the next.
+        path: a file to append the samples to, one JSON object per line. Samples that it already has are read,
+            so that a report covers the whole run.
         step: optimizer steps done before; samples in the file after that step are dropped. None continues
             after the file's last sample.
-        history: samples to keep in memory, of the whole and of groups.
-        max_grad_norm: the threshold, where the loop clips before the step; optimizers that clip themselves
-            say it themselves.
-        update_ratio: whether to compare parameters before and after the step, for which a sampled step holds
-            a copy of them.
-        per_parameter: whether samples tell parameters apart.
-        run: a wandb run, or anything with its `log(numbers, step=)`.
+        history: number of samples to keep in memory, for the model and its groups.
+        max_grad_norm: the threshold, if the loop clips before the step; an optimizer that clips by itself has
+            its own.
+        update_ratio: whether to compare parameters before and after the step; a sampled step then holds a
+            copy of them.
+        per_parameter: whether samples include each parameter.
+        run: a wandb run, or any object with its `log(numbers, step=)`.
 
     Attributes:
-        step: steps seen, and those done before.
-        last: the newest sample, or None. See docs/monitor.md for what is in it.
-        samples: the newest `history` samples, without their parameters.
-        events: (step, what) of the first samples with numbers that are not finite.
+        step: steps so far, including those done before.
+        last: the newest sample, or None. docs/monitor.md describes its entries.
+        samples: the newest `history` samples, without the parameters.
+        events: (step, description) of the first samples with numbers that are not finite.
 
     Raises:
-        TypeError, ValueError, OSError: for an argument that cannot work, a path that cannot be written.
+        TypeError, ValueError, OSError: for an invalid argument, or a path that cannot be written.
     """
 
     def __init__(
@@ -100,11 +100,14 @@ class Monitor:
         ]
 
     def record(self, **metrics: Any) -> None:
-        """Adds numbers to the next sample: `monitor.record(loss=loss)`, before the step.
+        """Add numbers to the next sample: `monitor.record(loss=loss)`, before the step.
 
-        Costs nothing to call for every step: of tensors (of one element, on any device) a reference is kept
-        until the next call. A `grad_norm` from here, e.g. what clip_grad_norm_ returned, stands in for the
-        norm that the optimizer is given.
+        Calling it every step costs nothing: of a one-element tensor, on any device, only a reference is kept.
+        A `grad_norm` given here, such as the result of clip_grad_norm_, replaces the norm of the gradients
+        that the optimizer gets.
+
+        Raises:
+            ValueError, TypeError: for a name with another meaning, or a value that is not one number.
         """
         for name, value in metrics.items():
             if name in ("step", "time", *NESTED):
@@ -118,10 +121,10 @@ class Monitor:
             self._metrics[name] = value
 
     def summary(self, quantity: str, *, group: str | None = None, parameter: str | None = None) -> Summary:
-        """All samples of a quantity: of the whole ("loss", "grad_norm"), of a group, or of a parameter.
+        """Return statistics of a quantity ("loss", "grad_norm") of the model, a group or a parameter.
 
         Raises:
-            KeyError: if there has been none.
+            KeyError: if there is no sample of it.
         """
         kind, name = ("parameters", parameter) if parameter is not None else ("groups", group)
         key = ("", "", quantity) if name is None else (kind, name, quantity)
@@ -130,7 +133,7 @@ class Monitor:
         return self.summaries[key]
 
     def close(self) -> None:
-        """Lets go of the optimizer; samples and report stay."""
+        """Remove the hooks from the optimizer; samples and report stay available."""
         for hook in self._hooks:
             hook.remove()
 
@@ -157,7 +160,7 @@ class Monitor:
         def evaluate() -> Any:
             loss = closure()
             if self._seen is None:
-                self._look()  # only now are the gradients those of this step
+                self._look()  # only now do the gradients belong to this step
             return loss
 
         return (args[0], evaluate, *args[2:]), {k: v for k, v in kwargs.items() if k != "closure"}
@@ -177,14 +180,14 @@ class Monitor:
         sample = seen.finish(self.step, self._metrics, self._names)
         if (threshold := self.threshold) and (norm := sample.get("grad_norm")) is not None:
             outside = self.max_grad_norm is not None and "grad_norm" not in self._metrics
-            # clipped by the loop, its norm is the threshold, or a little less by clip_grad_norm_'s eps
+            # If the loop clipped, the norm is the threshold, or a little less due to clip_grad_norm_'s eps.
             sample["clipped"] = int(norm > threshold * (0.999 if outside else 1.0))
         if not self.per_parameter:
             del sample["parameters"]
         self._seen, self._metrics = None, {}
         self._take(sample)
         if self._path is not None:
-            with self._path.open("ab", buffering=0) as file:  # one write, so that a kill loses this line only
+            with self._path.open("ab", buffering=0) as file:  # one write, so that a kill loses only this line
                 file.write(json.dumps(sample, allow_nan=False).encode() + b"\n")
         if self.run is not None:
             numbers = {
@@ -196,13 +199,13 @@ class Monitor:
 
     @property
     def threshold(self) -> float | None:
-        """The gradient norm above which steps are clipped, if that is known."""
+        """The gradient norm above which steps are clipped, if known."""
         optimizer: Any = self.optimizer
         own = getattr(optimizer, "max_grad_norm", None) or optimizer.defaults.get("max_grad_norm")
         return self.max_grad_norm if self.max_grad_norm is not None else own or None
 
     def _take(self, sample: Sample) -> None:
-        """Adds a sample, new or from the file, to the statistics."""
+        """Add a sample, new or from the file, to the statistics."""
         self.last = sample
         self.samples.append({key: value for key, value in sample.items() if key != "parameters"})
         for where, quantity, value in _numbers(sample):
@@ -212,19 +215,19 @@ class Monitor:
             if len(self.events) < 20:
                 self.events.append((sample["step"], what))
 
-    # ---- what people see
+    # ---- output
 
     def report(self) -> str:
-        """All that was sampled, as a text of a page."""
+        """Return a page of text about all samples."""
         return monitor_report.text(self)
 
     def plot(self, path: str | Path) -> None:
-        """Draws the samples in memory as a PNG. Needs matplotlib."""
+        """Plot the samples in memory as a PNG. Needs matplotlib."""
         monitor_report.plot(self, path)
 
 
 def _numbers(sample: Sample) -> Iterator[tuple[tuple[str, str], str, Any]]:
-    """All numbers of a sample but its memory: (kind, name), quantity, value."""
+    """All numbers of a sample except its memory: (kind, name), quantity, value."""
     for key, value in sample.items():
         if key not in ("step", "time", *NESTED):
             yield ("", ""), key, value
@@ -235,9 +238,9 @@ def _numbers(sample: Sample) -> Iterator[tuple[tuple[str, str], str, Any]]:
 
 
 def _take_over(path: Path, step: int | None, take: Callable[[Sample], None]) -> None:
-    """Makes a file ready to append to: takes its samples up to a step, and cuts off the rest.
+    """Prepare a file for appending: take its samples up to a step, and truncate the rest.
 
-    The rest is what came after that step, and a last line that a kill left incomplete.
+    The rest is samples after that step, and a last line that a kill left incomplete.
     """
     begin, end = b'{"step": ', 0
     try:

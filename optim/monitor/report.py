@@ -1,4 +1,4 @@
-"""A monitor's samples for people: a page of text, and a plot."""
+"""Show a monitor's samples: a page of text, and a plot."""
 
 from collections import deque
 from pathlib import Path
@@ -15,7 +15,7 @@ COLUMNS = ("first", "last", "mean", "sd", "5 %", "50 %", "95 %", "min", "max")
 
 
 class Sampled(Protocol):
-    """What a report needs of an `optim.Monitor`."""
+    """The part of an `optim.Monitor` that a report needs."""
 
     optimizer: torch.optim.Optimizer
     step: int
@@ -28,11 +28,11 @@ class Sampled(Protocol):
 
     @property
     def threshold(self) -> float | None:
-        """The gradient norm above which steps are clipped, if that is known."""
+        """The gradient norm above which steps are clipped, if known."""
 
 
 def not_finite(sample: Sample) -> str:
-    """What is not finite in a sample, and in which parameters; empty if there is nothing."""
+    """Describe what is not finite in a sample, and in which parameters; "" if nothing."""
     words = []
     for kind, called in (("grad", "gradients"), ("weight", "weights")):
         if count := sample.get(f"{kind}_nonfinite"):
@@ -42,7 +42,7 @@ def not_finite(sample: Sample) -> str:
             words.append(
                 f"{count} elements of the {called}" + f" ({', '.join(names[:3])}{more})" * bool(names)
             )
-    follows = bool(words)  # what is not finite in norms and states; alone they have overflowed
+    follows = bool(words)  # explains norms and states that are not finite; otherwise they overflowed
     for key, x in sample.items():
         if x is None and not (
             follows and ("." in key or key in ("grad_norm", "weight_norm", "update_ratio"))
@@ -52,7 +52,7 @@ def not_finite(sample: Sample) -> str:
 
 
 def text(monitor: Sampled) -> str:
-    """The report."""
+    """Return the report."""
     steps = f"{monitor.step} steps of {path_in_use(monitor.optimizer)}"
     last = monitor.last
     if last is None:
@@ -61,7 +61,9 @@ def text(monitor: Sampled) -> str:
     count = whole["weight_norm"].count + whole["weight_norm"].nonfinite
     lines = [f"{steps}; {count} samples, one in {monitor.every}", ""]
     rows: list[tuple[str, ...]] = [("", *COLUMNS)]
-    order = sorted(whole, key=lambda key: (key != "loss", key not in last, "." in key))  # the rest as it came
+    order = sorted(
+        whole, key=lambda key: (key != "loss", key not in last, "." in key)
+    )  # else as sampled
     for key in order:
         if key.endswith("_nonfinite") or key == "clipped":
             continue
@@ -92,7 +94,7 @@ def text(monitor: Sampled) -> str:
     if not monitor.events:
         lines += ["", "not finite: nothing in any sample"]
     else:
-        lines += ["", f"not finite: something in {monitor.nonfinite_samples} samples, of which the first"]
+        lines += ["", f"not finite: something in {monitor.nonfinite_samples} samples; the first were"]
         lines += [f"  step {step}: {what}" for step, what in monitor.events[:5]]
     return "\n".join(lines)
 
@@ -107,7 +109,11 @@ def _memory(memory: dict[str, Any]) -> list[str]:
 
 
 def plot(monitor: Sampled, path: str | Path) -> None:
-    """Six panels over the steps: loss, gradient norm, update ratios, weights, states, memory."""
+    """Plot six panels over the steps: loss, gradient norm, update ratios, weights, states, memory.
+
+    Raises:
+        ValueError: if there is no sample.
+    """
     from matplotlib.figure import Figure  # type: ignore[import-not-found,unused-ignore]
 
     samples = list(monitor.samples)
@@ -127,7 +133,7 @@ def plot(monitor: Sampled, path: str | Path) -> None:
         axis.grid(alpha=0.3)
 
     def curve(key: str, *inside: str) -> dict[str, list[tuple[int, float]]]:
-        """The finite values of a key, if there are any."""
+        """A curve of the finite values of a key, if there are any."""
         points = []
         for sample in samples:
             numbers = sample

@@ -7,18 +7,18 @@ from collections import defaultdict
 class Summary:
     """A stream of numbers in bounded memory: extremes, mean and variance, quantiles.
 
-    Quantiles are read from counts in bins whose edges grow by 2 %, so each is within 1 % of a number that
-    stands at that rank, whatever came in which order. A number that is not finite is counted, no more.
+    Quantiles come from counts in bins with edges 2 % apart, so each is within 1 % of the number at that rank,
+    whatever the order of the numbers. Numbers that are not finite are only counted.
 
     Source: Welford 1962 for the variance; DDSketch, arXiv 1908.10693, for the bins.
 
     Attributes:
         count, nonfinite: numbers seen, finite and not.
-        first, last, min, max, mean: of the finite ones; NaN while there are none.
+        first, last, min, max, mean: those of the finite numbers; NaN while there are none.
     """
 
     _GROWTH = math.log(1.01 / 0.99)
-    _ZERO = 40000  # above the index of any float's bin, so that keys of either sign are in the order of size
+    _ZERO = 40000  # above the index of any float's bin, so that keys of either sign sort by size
 
     def __init__(self) -> None:
         self.count = self.nonfinite = 0
@@ -27,7 +27,7 @@ class Summary:
         self._bins: dict[int, int] = defaultdict(int)
 
     def add(self, x: float | None) -> None:
-        """Takes one number; None stands for one that is not finite."""
+        """Add one number; None stands for one that is not finite."""
         if x is None or not math.isfinite(x):
             self.nonfinite += 1
             return
@@ -48,7 +48,7 @@ class Summary:
         return math.sqrt(self._squares / self.count) if self.count else math.nan
 
     def quantile(self, q: float) -> float:
-        """A number within 1 % of the one at rank q (count - 1), rounded down; NaN while there are none."""
+        """Return a number within 1 % of that at rank q (count - 1), rounded down; NaN if there is none."""
         rank = math.floor(q * (self.count - 1)) if self.count else -1
         for place in sorted(self._bins):
             rank -= self._bins[place]

@@ -566,7 +566,7 @@ def test_fused_that_cannot_go_on_says_why(name):
     set_grads([p], np.random.default_rng(0))
     optimizer.step()
     p.data = torch.ones(4, 6)[:, ::2]
-    with pytest.raises(RuntimeError, match=r"\(fused=True\) cannot go on: a parameter of shape"):
+    with pytest.raises(RuntimeError, match=r"\(fused=True\) cannot continue: a parameter of shape"):
         optimizer.step()
 
 

@@ -212,7 +212,7 @@ def a_parameter_missing(saved, name):
     ("spoil", "message"),
     [
         (wrong_optimizer, r"not a checkpoint of \S+: the state of parameter 0 is .*expected \["),
-        (wrong_shape, r"a checkpoint of another model.*: \w+ of parameter 0 has shape \(3, 3\).*\(4, 3\)"),
+        (wrong_shape, r"another model.*: parameter 0 has .* state \w+ has shape \(3, 3\), not \(4, 3\)$"),
         (one_state_missing, r"not a checkpoint of \S+: the state of parameter 1 is"),
         (one_state_too_many, r"not a checkpoint of \S+: the state of parameter 1 is .*exp_avg_slow"),
         (a_group_missing, "different number of parameter groups"),
@@ -232,7 +232,7 @@ def test_a_checkpoint_that_does_not_fit(name, path, spoil, message):
 def test_parameters_in_another_order_whose_states_differ_in_kind(name):
     shapes = [(4, 3), (5,)]
     one, two = (build(name, make_params(s, np.random.default_rng(0))) for s in (shapes, shapes[::-1]))
-    with pytest.raises(ValueError, match=r"or of its parameters in another order: .* for shape \(5,\)"):
+    with pytest.raises(ValueError, match=r"or of its parameters in another order.*: .* for shape \(5,\)"):
         two.load_state_dict(train(one, 1, seed=1).state_dict())
 
 

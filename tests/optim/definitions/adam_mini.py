@@ -77,7 +77,7 @@ FAULTS = [
     ('fused: means of the unscaled gradient', 'optim/adam_mini.py', 'torch.cat(sums) * share * scale**2', 'torch.cat(sums) * share'),
     ('fused: sums instead of means', 'optim/adam_mini.py', 'torch.cat(sums) * share * scale**2', 'torch.cat(sums) * scale**2'),
     ('fused: step not counted in factors', 'optim/adam_mini.py', '.double() + 1', '.double()'),
-    ('fused: second moments are not kept', 'optim/adam_mini.py', '        torch._foreach_copy_(v, list(torch.split(x[0], counts)))\n', ''),
+    ('fused: second moments are not kept', 'optim/adam_mini.py', '        torch._foreach_copy_(states, list(torch.split(v, counts)))\n', ''),
     ('fused: bias correction of the first parameter', 'optim/adam_mini.py', 'root.to(v.dtype)[owner]', 'root.to(v.dtype)[0]'),
     ('fused: blocks in any memory', 'optim/engine/blocks.py', 'return first and p.shape[0] % blocks[0] == 0', 'return True'),
     ('fused: last row of factors', 'csrc/cpu.cpp', '++r, c = 0) {', 'c = 0) {'),

@@ -80,7 +80,7 @@ FAULTS = [
         '        if group["amsgrad"]:\n            return f',
         "        if False:\n            return f",
     ),
-    ("amsgrad's state for all", ADAMW, 'if name != "max_exp_avg_sq" or group["amsgrad"]', "if True"),
+    ("amsgrad's state for all", ADAMW, 'if group["amsgrad"] else self.card.fused_states', ""),
     (
         "amsgrad's state signed",
         ADAMW,
