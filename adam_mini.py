@@ -1,6 +1,7 @@
 """Drop-in for the official package: `from adam_mini import Adam_mini`.
 
-The rules by name of the official code; `optim.AdamMini` goes by the structure of the model, which is safer.
+Like the official code it chooses blocks by name; `optim.AdamMini` uses the structure of the model, which is
+safer.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from torch import Tensor
 from optim import AdamMini, Partition
 from optim.base import Options
 from optim.engine.blocks import Shape, default
+from optim.engine.checks import whole_number
 from optim.engine.rule import Group
 from optim.engine.storage import StateSpec
 from optim.partition import Entry
@@ -21,34 +23,34 @@ __all__ = ["Adam_mini"]
 class Adam_mini(AdamMini):
     """`optim.AdamMini` with the constructor and the rules by name of the official package, version 1.1.1.
 
-    The first that matches a part of the parameter's name in lower case:
+    A parameter has the blocks of the first set with a word in its name, in lower case:
 
     * `adam_block_names` (bias): every element, as in Adam.
-    * `wqk_names` (queries and keys): dim dim / n_heads elements, which are a head where its size is
+    * `wqk_names` (queries and keys): dim dim / n_heads elements, which are a head if its size is
       dim / n_heads.
     * `embd_names`, `output_names`, `wv_names`, `mlp_names`, `attn_proj_names`: a row.
     * all others: one block.
 
-    The sets may be changed until the first step; the authors advise `wv_names = {}` for runs of less than
-    about 10 thousand steps. "norm", "ln" or "bias" in a name means no weight decay.
+    The sets may be changed until the first step; the authors advise `wv_names = {}` for runs of fewer than
+    about 10 thousand steps. Names with "norm", "ln" or "bias" have no weight decay.
 
-    Where the official code stops with an error this one goes on: tensors of one dimension have one block,
-    those of more than two one for each row, queries and keys of other sizes n_heads blocks, or one for each
-    row where n_heads does not divide them.
+    Where the official code fails, this one continues: tensors of one dimension have one block, those of more
+    than two one for each row, queries and keys of other sizes n_heads blocks, or one for each row if n_heads
+    does not divide them.
 
     Args:
-        named_parameters: pairs of a name and a parameter; those that are trainable get a group each.
+        named_parameters: pairs of a name and a parameter of any shape; each trainable one gets a group.
         lr, betas, eps, weight_decay: see `optim.AdamMini`.
-        model_sharding: of no effect, as officially.
+        model_sharding: has no effect, as in the official code.
         dim: width of the model.
         n_heads: number of query heads.
-        n_kv_heads: number of key heads, for the names in `k_names`. None takes dim dim / n_heads elements for
+        n_kv_heads: number of key heads, for the names in `k_names`. None uses dim dim / n_heads elements for
             a head, as the official code does with any value.
         verbose: print the partition at the first step.
-        options: of `optim.AdamMini`.
+        options: see `optim.AdamMini`.
 
     Raises:
-        ValueError: for sizes that make no sense, besides what the base class raises.
+        ValueError: for invalid sizes, and for what the base class refuses.
     """
 
     def __init__(
@@ -67,8 +69,8 @@ class Adam_mini(AdamMini):
         **options: Unpack[Options],
     ) -> None:
         for key, value in dict(dim=dim, n_heads=n_heads, n_kv_heads=n_kv_heads).items():
-            if not (value is None and key == "n_kv_heads") and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{key}={value!r}: give a number >= 1")
+            if value is not None or key != "n_kv_heads":
+                whole_number(key, value)
         if n_heads > dim:
             raise ValueError(f"n_heads={n_heads}: more than dim={dim}")
         if n_kv_heads is not None and n_heads % n_kv_heads:
@@ -103,7 +105,7 @@ class Adam_mini(AdamMini):
         return super().state_spec(p, group)
 
     def step(self, closure: Any = None) -> Any:
-        """Makes a step; see `optim.base.Optimizer`."""
+        """Make a step; see `optim.base.Optimizer`."""
         if self.verbose:
             named = [(group["name"], p) for group in self.param_groups for p in group["params"]]
             print(Partition({name: Entry(p, *self._by_name(name, p)) for name, p in named}))

@@ -1,7 +1,7 @@
-"""Builds the fused CPU kernels, if there is a C++ compiler; the rest of a wheel is in pyproject.toml.
+"""Build the fused CPU kernels, if there is a C++ compiler; pyproject.toml describes the rest of a wheel.
 
-torch is not needed to build: the library takes raw addresses. It is not linked against an OpenMP runtime
-either, because it must share the one that torch has loaded (a second one would fight it for the cores).
+The build does not need torch: the library takes raw addresses. Nor is the library linked against an OpenMP
+runtime, because it must share the one that torch has loaded (two would compete for the cores).
 """
 
 import platform
@@ -9,7 +9,7 @@ import platform
 from setuptools import Extension, setup
 from setuptools.command.editable_wheel import editable_wheel
 
-# -fschedule-insns helps where states are small and a step waits for arithmetic: the loops are long.
+# -fschedule-insns helps with small states, where a step is bound by arithmetic: the loop bodies are long.
 FLAGS = "-std=c++17 -O3 -g0 -fopenmp -fschedule-insns -fno-math-errno -fno-trapping-math -ffp-contract=off"
 
 cpu = Extension(
@@ -24,7 +24,7 @@ cpu = Extension(
 
 
 class Checkout(editable_wheel):
-    """`pip install -e .`, for work in a checkout: what is no part of a wheel is found there, too."""
+    """`pip install -e .`, for work in a checkout: it also finds the packages that a wheel leaves out."""
 
     def finalize_options(self) -> None:
         self.distribution.packages += ["repro", "vision", "nlp", "llm", "benchmarks", "scripts"]

@@ -1,4 +1,4 @@
-"""torch.compile: the model is compiled; the step, which is one kernel already, runs as it is."""
+"""torch.compile: the model is compiled; the step is one kernel already and stays uncompiled."""
 
 import torch
 from task import ARGS, OPTIONS, batch, loss, network, report
@@ -7,7 +7,7 @@ import optim
 
 model = network()
 optimizer = optim.build_optimizer(model, ARGS.optimizer, **OPTIONS)
-compiled = torch.compile(model, backend="aot_eager")  # without the backend it also generates code
+compiled = torch.compile(model, backend="aot_eager")  # the default backend also generates code
 for step in range(ARGS.steps):
     optimizer.zero_grad()
     loss(compiled, *batch(step)).backward()

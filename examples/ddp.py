@@ -1,4 +1,4 @@
-"""DistributedDataParallel: every process holds everything, gradients are averaged.
+"""DistributedDataParallel: every process holds everything; gradients are averaged.
 
 torchrun --nproc-per-node 2 examples/ddp.py
 """

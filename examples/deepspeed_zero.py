@@ -1,4 +1,4 @@
-"""DeepSpeed, ZeRO stage 1 or 2: it is given the optimizer, and shards its states.
+"""DeepSpeed, ZeRO stage 1 or 2: DeepSpeed gets the optimizer, and shards its states.
 
 DS_ACCELERATOR=cpu torchrun --nproc-per-node 2 examples/deepspeed_zero.py    # without a GPU
 """
@@ -11,7 +11,7 @@ import optim
 config = {
     "train_batch_size": 8,
     "train_micro_batch_size_per_gpu": 8 // WORLD,
-    "gradient_clipping": ARGS.max_grad_norm,  # DeepSpeed's: the optimizer sees a part of the gradients only
+    "gradient_clipping": ARGS.max_grad_norm,  # DeepSpeed clips: the optimizer sees only some of the gradients
     "zero_allow_untested_optimizer": True,
 }
 for stage in (1, 2):

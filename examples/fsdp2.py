@@ -1,7 +1,7 @@
 """FSDP2: parameters, gradients and states are sharded; a checkpoint fits any number of processes.
 
 torchrun --nproc-per-node 2 examples/fsdp2.py --steps 4
-torchrun --nproc-per-node 1 examples/fsdp2.py --steps 8    # goes on from the fourth step
+torchrun --nproc-per-node 1 examples/fsdp2.py --steps 8    # continues from the fourth step
 """
 
 import torch.distributed as dist

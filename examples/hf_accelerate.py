@@ -1,4 +1,4 @@
-"""Hugging Face accelerate: gradients accumulated over two halves of a batch, and its checkpoints."""
+"""Hugging Face accelerate: gradients accumulated over two halves of a batch, and accelerate's checkpoints."""
 
 from accelerate import Accelerator
 from task import ARGS, OPTIONS, batch, checkpoint, last_checkpoint, loss, network, report

@@ -1,4 +1,4 @@
-"""Hugging Face Trainer: the class and its arguments; groups, schedule and checkpoints are the Trainer's."""
+"""Hugging Face Trainer: it gets our class and arguments; groups, schedule and checkpoints are its own."""
 
 import torch
 from task import ARGS, OPTIONS, batch, checkpoint, last_checkpoint, network, report
@@ -8,7 +8,7 @@ import optim
 
 
 class Model(torch.nn.Module):
-    """The network as the Trainer wants a model: called with the columns of the data, it returns the loss."""
+    """The network as the Trainer expects it: called with the columns of the data, it returns the loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ settings = TrainingArguments(
     output_dir=str(checkpoint(0).parent),
     per_device_train_batch_size=8,
     max_steps=ARGS.steps,
-    weight_decay=OPTIONS["weight_decay"],  # of the groups that the Trainer makes: not on biases and norms
+    weight_decay=OPTIONS["weight_decay"],  # for the groups that the Trainer makes: not biases and norms
     max_grad_norm=0,  # the Trainer's own clipping; the optimizer's is part of its step
     lr_scheduler_type="constant",
     train_sampling_strategy="sequential",

@@ -1,4 +1,4 @@
-"""Stepping in the backward pass: one gradient is alive at a time, instead of all."""
+"""Step in the backward pass: only one gradient exists at a time."""
 
 from task import ARGS, OPTIONS, batch, loss, network, report
 

@@ -16,7 +16,7 @@ class Module(lightning.LightningModule):
     def training_step(self, rows: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return loss(self.network, *rows)
 
-    def train_dataloader(self) -> DataLoader:  # an epoch is four batches: Lightning goes on between epochs
+    def train_dataloader(self) -> DataLoader:  # an epoch is four batches: Lightning resumes between epochs
         first = self.trainer.global_step
         return DataLoader([batch(step) for step in range(first, first + 4)], batch_size=None)
 

@@ -1,6 +1,6 @@
-"""LLaMA-Factory: what its trainers ask Hugging Face's Trainer for, class and arguments, is answered here.
+"""LLaMA-Factory: its trainers ask Hugging Face's Trainer for class and arguments; we replace the answer.
 
-The rest is a tiny model, and what `llamafactory-cli train` does.
+The rest is a tiny model, and the work of `llamafactory-cli train`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""PyTorch alone. Run again with more steps, it goes on from its checkpoint."""
+"""PyTorch alone. Another run with more steps continues from the checkpoint."""
 
 import torch
 from task import ARGS, OPTIONS, batch, checkpoint, last_checkpoint, loss, network, report

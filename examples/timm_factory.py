@@ -1,4 +1,4 @@
-"""timm: its factory builds the optimizer, with its parameter groups and its options."""
+"""timm: its factory builds the optimizer, with its own parameter groups and options."""
 
 from task import ARGS, OPTIONS, batch, loss, network, report
 from timm.optim import create_optimizer_v2

@@ -1,4 +1,4 @@
-"""torchtitan: a subclass of its container knows the optimizers by name; groups stay torchtitan's patterns.
+"""torchtitan: a subclass of its container knows our optimizers; groups stay torchtitan's patterns.
 
 torchrun --nproc-per-node 2 examples/torchtitan_container.py
 """

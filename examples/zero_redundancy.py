@@ -19,6 +19,6 @@ for step in range(ARGS.steps):
     optimizer.zero_grad()
     loss(parallel, *batch(step)).backward()
     optimizer.step()
-optimizer.consolidate_state_dict(to=0)  # before optimizer.state_dict() on process 0: the states of all
+optimizer.consolidate_state_dict(to=0)  # before optimizer.state_dict() on process 0: gathers all states
 report(model)
 dist.destroy_process_group()

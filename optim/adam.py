@@ -14,7 +14,7 @@ from .base import Options
 class Adam(AdamW):
     """Adam, as `torch.optim.Adam` computes it; it loads that optimizer's checkpoints.
 
-    With g the gradient at step t = 1, 2, ...::
+    With g the gradient at step t = 1, 2, ... and all tensors of the parameter's shape::
 
         g = g + weight_decay p
         m = b1 m + (1 - b1) g                                       exp_avg

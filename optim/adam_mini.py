@@ -22,7 +22,7 @@ from .partition import Partition, partition
 class AdamMini(Optimizer):
     """Adam-mini, with half of Adam's state.
 
-    With g the gradient at step t = 1, 2, ... and b a block of the parameter::
+    With g the gradient at step t = 1, 2, ..., g and m of the parameter's shape, and b one of its blocks::
 
         m = b1 m + (1 - b1) g                                          exp_avg
         v_b = b2 v_b + (1 - b2) mean of g^2 over block b               exp_avg_sq

@@ -17,7 +17,7 @@ from .engine.storage import State, StateSpec
 class AdamW(Optimizer):
     """AdamW, as `torch.optim.AdamW` computes it; it loads that optimizer's checkpoints.
 
-    With g the gradient at step t = 1, 2, ...::
+    With g the gradient at step t = 1, 2, ... and all tensors of the parameter's shape::
 
         m = b1 m + (1 - b1) g                                       exp_avg
         v = b2 v + (1 - b2) g^2                                     exp_avg_sq

@@ -18,7 +18,7 @@ from .engine.storage import State
 class Lamb(Optimizer):
     """LAMB, for large batches.
 
-    With g the gradient at step t = 1, 2, ... and norms over one tensor::
+    With g the gradient at step t = 1, 2, ..., tensors of the parameter's shape and norms over one tensor::
 
         m = b1 m + (1 - b1) g                                           exp_avg
         v = b2 v + (1 - b2) g^2                                         exp_avg_sq

@@ -17,7 +17,7 @@ from .engine.sums import row_sums
 class Lars(Optimizer):
     """LARS, for large batches.
 
-    With g the gradient and norms over one tensor::
+    With g the gradient, all tensors of the parameter's shape and norms over one tensor::
 
         rate = trust_coefficient ||p|| / (||g|| + weight_decay ||p|| + eps)      1 where a norm is 0
         v = momentum v + rate (g + weight_decay p)                               momentum_buffer

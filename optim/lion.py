@@ -16,7 +16,7 @@ from .engine.storage import State
 class Lion(Optimizer):
     """Lion, with one state instead of AdamW's two.
 
-    With g the gradient::
+    With g the gradient and all tensors of the parameter's shape::
 
         u = sign(b1 m + (1 - b1) g)
         p = (1 - lr weight_decay) p - lr u

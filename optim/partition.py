@@ -1,7 +1,7 @@
-"""Which elements of a model's parameters share a second moment in Adam-mini, from the model's structure.
+"""Blocks of elements that share a second moment in Adam-mini, from the structure of a model.
 
-The paper (arXiv 2406.16793) wants a block where the Hessian has one: a head of the query and key projections,
-an output row of the other matrices, a token of an embedding.
+The paper (arXiv 2406.16793) uses the blocks of the Hessian: a head of the query and key projections, an
+output row of other matrices, a token of an embedding.
 """
 
 import math
@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .engine.blocks import Shape, canonical, default, fits
+from .engine.checks import whole_number
 from .text import aligned
 
-# What the projections of an attention module are called there, and the sizes that such a module, or the
-# configuration of its model, knows. Modules of torch, transformers, timm, Llama, nanoGPT.
+# Names of the projections in attention modules, and of the sizes in such a module or its model's
+# configuration, in torch, transformers, timm, Llama and nanoGPT.
 QUERY = ("q_proj", "q_proj_weight", "q", "wq", "query", "q_lin", "q_attn", "q_b_proj", "to_q")
 KEY = ("k_proj", "k_proj_weight", "k", "wk", "key", "k_lin", "to_k")
 FUSED = ("in_proj_weight", "qkv", "qkv_proj", "c_attn", "query_key_value", "Wqkv", "wqkv", "to_qkv")
@@ -32,7 +33,7 @@ Rule = str | int | Sequence[int]
 
 
 class Entry(NamedTuple):
-    """The blocks of one parameter, in the form of `optim.engine.blocks`, and why."""
+    """The blocks of one parameter, in the form of `optim.engine.blocks`, and the reason for them."""
 
     param: Tensor
     blocks: Shape
@@ -40,13 +41,13 @@ class Entry(NamedTuple):
 
 
 class Partition(dict[str, Entry]):
-    """The entries of a model's trainable parameters by name; `str` of it is a table to read."""
+    """The entries of a model's trainable parameters by name; `str` makes a readable table of it."""
 
     def blocks_of(self, params: Sequence[Tensor], names: Sequence[str]) -> dict[Tensor, Shape]:
-        """The blocks of parameters, which are looked for by identity, and then by name, if names are given.
+        """Return the blocks of parameters of any shape, found by identity, or by name if there are names.
 
         Raises:
-            ValueError: for a parameter that is not there, or with another shape.
+            ValueError: for a parameter that is missing or has another shape.
         """
         known = {entry.param: entry for entry in self.values()}
         found = {}
@@ -56,7 +57,7 @@ class Partition(dict[str, Entry]):
             if entry is None or entry.param.shape != p.shape:
                 raise ValueError(
                     f"{name} of shape {tuple(p.shape)} is not in the partition: make it from this model, and "
-                    "give named parameters if they were replaced since"
+                    "give named parameters if they have been replaced since"
                 )
             found[p] = entry.blocks
         return found
@@ -79,20 +80,20 @@ def partition(
     head_dim: int | None = None,
     rules: Mapping[type | str | Tensor, Rule] | None = None,
 ) -> Partition:
-    """The blocks of a model's trainable parameters.
+    """Return the blocks of a model's trainable parameters.
 
-    The first that applies: a rule of `rules`; a head for query, key and fused projections of attention
-    modules, whose heads are known from these arguments, the module itself or a `config`; the type of the
-    module that owns the parameter; the shape, see `optim.engine.blocks.default`.
+    The first of these that applies determines them: a rule in `rules`; a head, for query, key and fused
+    projections of attention modules, if the number of heads is known from these arguments, the module or a
+    `config`; the type of the module that owns the parameter; the shape (`optim.engine.blocks.default`).
 
     Args:
         model: any module.
         n_heads: query heads of all attention modules; None asks the modules.
-        n_kv_heads: key heads; None takes as many rows for a head as the queries have.
+        n_kv_heads: key heads; None gives a key head as many rows as a query head.
         head_dim: rows of a head.
-        rules: from a module type (its parameters but biases), a regular expression (searched in the name of
-            the parameter) or a parameter to "row", "column", "tensor", "element", a number of blocks that
-            follow each other, or parts of every dimension (see `optim.engine.blocks`). The first match
+        rules: maps a module type (all its parameters except biases), a regular expression (searched in the
+            name of the parameter) or a parameter to "row", "column", "tensor", "element", a number of
+            consecutive blocks, or parts of every dimension (see `optim.engine.blocks`). The first match
             counts.
 
     Raises:
@@ -106,8 +107,8 @@ def partition(
     """
     asked = dict(n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim)
     for key, value in asked.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{key}={value!r}: give a number >= 1, or None")
+        if value is not None:
+            whole_number(key, value)
     proposed, owners = _proposals(model, asked)
     given = dict(rules or {})
     entries, used = Partition(), set()
@@ -131,7 +132,7 @@ def partition(
 def _proposals(
     model: nn.Module, asked: Mapping[str, int | None]
 ) -> tuple[dict[Tensor, tuple[Shape, str]], dict[Tensor, list[tuple[nn.Module, str]]]]:
-    """The blocks of each parameter by the modules alone with the reason, and the modules that own it."""
+    """The blocks of each parameter with the reason, without `rules`, and the modules that own it."""
     proposed: dict[Tensor, tuple[Shape, str]] = {}
     owners: dict[Tensor, list[tuple[nn.Module, str]]] = {}
     for path, module in model.named_modules():  # attention modules come before their projections
@@ -153,7 +154,7 @@ def _is_bias(attribute: str) -> bool:
 
 
 def _number(source: Any, names: Sequence[str]) -> int | None:
-    """The first of the attributes that is a number."""
+    """The first of these attributes that is a positive integer."""
     values = (getattr(source, name, None) for name in names)
     return next((x for x in values if isinstance(x, int) and not isinstance(x, bool) and x > 0), None)
 
@@ -164,8 +165,8 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 
 def _projections(module: nn.Module) -> Iterator[tuple[str, tuple[str, ...], Tensor, int]]:
-    """Name, role, weight and output dimension of the projections of an attention module."""
-    for role in (QUERY, KEY, FUSED):  # sizes are known from queries first
+    """The name, role, weight [out, in] ([in, out] of a Conv1D) and output dimension of each projection."""
+    for role in (QUERY, KEY, FUSED):  # queries first: they determine the sizes
         for name in role:
             part = getattr(module, name, None)
             part = getattr(part, "base_layer", part)  # of LoRA
@@ -180,7 +181,7 @@ def _projections(module: nn.Module) -> Iterator[tuple[str, tuple[str, ...], Tens
 def _heads(
     path: str, module: nn.Module, sources: Sequence[Any], asked: Mapping[str, int | None]
 ) -> Iterator[tuple[Tensor, Shape, str]]:
-    """Weights whose blocks are heads: as many output rows (columns of a Conv1D) as a head has."""
+    """The weights in blocks by heads: a head's output rows (columns of a Conv1D)."""
     size = asked["head_dim"]
     for name, role, weight, dim in _projections(module):
         rows = weight.shape[dim]
@@ -197,8 +198,8 @@ def _heads(
         divides = count and rows % count == 0
         if not divides and any(asked.values()):
             raise ValueError(
-                f"{path}.{name} of shape {tuple(weight.shape)} has {rows} output rows, which do not make "
-                "heads with " + ", ".join(f"{key}={value}" for key, value in asked.items() if value)
+                f"{path}.{name} of shape {tuple(weight.shape)} has {rows} output rows, which do not divide "
+                "into heads with " + ", ".join(f"{key}={value}" for key, value in asked.items() if value)
             )
         if divides:
             what = {QUERY: "query head", KEY: "key head", FUSED: "head of query, key or value"}[role]

@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Optimizer, Options
 from .card import Card
+from .engine.checks import whole_number
 from .engine.dtensor import local, share_of, whole
 from .engine.matrices import alike, cut, sides, sides_shape
 from .engine.rule import Group
@@ -114,9 +115,7 @@ class Shampoo(Optimizer):
         if group["matrix_eps"] == 0:
             raise ValueError("matrix_eps=0.0: must be above 0, as an eigenvalue of 0 has no inverse root")
         for name in ("block_size", "precondition_frequency", "start_preconditioning_step"):
-            value = group[name]
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r}: give a whole number >= 1")
+            whole_number(name, group[name])
 
     def check_state(self, where: str, p: Tensor, state: State, group: Group) -> None:
         if "factors" in state and state["exp_avg"].shape == p.shape:  # a clearer error than the general one

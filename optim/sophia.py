@@ -20,7 +20,7 @@ from .engine.storage import State, Storage
 class Sophia(Optimizer):
     """Sophia; the estimator that it is given makes it Sophia-G or Sophia-H.
 
-    With g the gradient at step t = 1, 2, ...::
+    With g the gradient at step t = 1, 2, ... and all tensors of the parameter's shape::
 
         m = b1 m + (1 - b1) g                                       exp_avg
         u = clip(m / max(rho h, eps), -1, 1)

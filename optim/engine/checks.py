@@ -51,6 +51,12 @@ def plain_number(name: str, value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
 
 
+def whole_number(name: str, value: Any, least: int = 1) -> None:
+    """Raise ValueError for a value that is not an integer >= least."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}={value!r}: give a whole number >= {least}")
+
+
 def one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
     """Raise ValueError for a value that is not among the allowed ones."""
     if value not in allowed:
@@ -196,8 +202,7 @@ def check_hyper(optimizer: UpdateRule, group: Group, names: Iterable[str]) -> No
         elif name == "param_rounding":
             one_of(name, value, ROUNDINGS)
         elif name == "min_int8_size":
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name}={value!r}: give a number of elements >= 0")
+            whole_number(name, value, 0)
         elif kinds.get(name) is bool and not isinstance(value, bool):
             raise TypeError(f"{name}={value!r}: use True or False")
 

@@ -42,7 +42,7 @@ def why_not_plain(x: Tensor) -> str:
 
 
 def why_not_written(x: Tensor) -> str:
-    """Return the same for a tensor that the kernel writes."""
+    """Return the same for a tensor of any shape that the kernel writes."""
     if x.is_inference() and not torch.is_inference_mode_enabled():
         return "it was made in inference mode and cannot be changed outside it"
     return why_not_plain(x)

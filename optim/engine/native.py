@@ -87,10 +87,8 @@ class Torch(ctypes.Structure):
     @classmethod
     def find(cls) -> "Torch | None":
         """Return the functions of the loaded torch; None if one is missing or a tensor is not found."""
-        folder = Path(torch.__file__).parent / "lib"
-        files = (folder / name for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"))
-        library = next((file for file in files if file.exists()), None)
-        if library is None:
+        library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"  # kernels are built only on Linux
+        if not library.exists():
             return None
         exported = ctypes.CDLL(str(library))
         functions = [getattr(exported, symbol, None) for symbol in _SYMBOLS.values()]
@@ -255,20 +253,16 @@ class Table:
         """Record what `refresh` compares with; foreign values in the state dicts may change freely."""
         entries = [(name, x) for state in states for name, x in state.items()]
         self._objects = [x for name, x in entries if name in column]
+        prints = iter(self._fingerprints_of(self._objects))
         self._held = (_Held * len(entries))(
             *(
-                _Held(id(x), column[name], 0, x._cdata) if name in column else _Held(None, -1, 0, None)
-                for name, x in entries
+                _Held(id(x), column[n], next(prints), x._cdata) if n in column else _Held(None, -1, 0, None)
+                for n, x in entries
             )
         )
-        self._pre_grad = [
-            i for i, (name, _) in enumerate(entries) if name == "pre_grad" and self._kinds.taken
-        ]
+        taken = "pre_grad" if self._kinds.taken else None
+        self._pre_grad = [i for i, (name, _) in enumerate(entries) if name == taken]
         self._fingerprints = self._fingerprints_of(params)
-        for held, fingerprint in zip(
-            (held for held in self._held if held.object), self._fingerprints_of(self._objects), strict=True
-        ):
-            held.fingerprint = fingerprint
         per_row = (ctypes.c_int64 * self.rows)(*itertools.accumulate(map(len, states)))
         ids = [(ctypes.c_void_p * len(some))(*map(id, some)) for some in (params, states)]
         arrays = (*ids, self._fingerprints, per_row, self._held)
@@ -343,7 +337,15 @@ class CpuTable(Table):
         self._step = self._library.step(rule.name)
         self._codes = (ctypes.c_int * 4)(*kinds)
 
-    def step(self, hyper: Sequence[float], factor: float, scale: Tensor | None, **on_gpu: Any) -> None:
+    def step(
+        self,
+        hyper: Sequence[float],
+        factor: float,
+        scale: Tensor | None,
+        *,
+        lr: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> None:
         values = (ctypes.c_double * len(hyper))(*hyper)
         factor *= 1.0 if scale is None else float(scale)
         threads = torch.get_num_threads()

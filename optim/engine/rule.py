@@ -66,7 +66,7 @@ class UpdateRule(torch.optim.Optimizer):
     def multi_tensor(
         self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
     ) -> None:
-        """Do the same for lists with one tensor per parameter; g must not be changed."""
+        """Do the same for lists with one tensor per parameter, of any shapes; g must not be changed."""
         raise NotImplementedError
 
     def state_spec(self, p: Tensor, group: Group) -> StateSpec:

@@ -164,15 +164,13 @@ class Storage(NamedTuple):
         for slot, name in enumerate(card.states):
             if name not in spec.full:
                 continue
-            if name != card.previous:
-                self._fit_one(name, p, state, slot, signed=name not in card.nonnegative)
-            elif self.taken:
+            if name == card.previous and self.taken:
                 self._fit_taken(name, p, state, slot)
-            else:
-                if "pre_grad" in state:
-                    pre_grad, scale = state.pop("pre_grad"), state.pop("pre_grad_scale", 1.0)
-                    state[name] = -torch.as_tensor(scale, device=local(p).device) * pre_grad
-                self._fit_one(name, p, state, slot)
+                continue
+            if name == card.previous and "pre_grad" in state:
+                pre_grad, scale = state.pop("pre_grad"), state.pop("pre_grad_scale", 1.0)
+                state[name] = -torch.as_tensor(scale, device=local(p).device) * pre_grad
+            self._fit_one(name, p, state, slot, signed=name not in card.nonnegative)
 
     def copy(self, card: Card, spec: StateSpec, p: Tensor, saved: State) -> State:
         """Return a copy of a saved state of p, any shape, as this storage keeps it."""

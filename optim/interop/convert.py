@@ -135,7 +135,12 @@ def convert_state(
         with located(f"parameter group {number}"):
             refuse_options(group)
             old = read.group(group, source is not None)
-            new = _adan_options(old, regime) if (read.optimizer, target) == ("adamw", "adan") else old
+            new, kept = old, {key: group[key] for key in group.keys() & BOOKKEEPING}
+            if (read.optimizer, target) == ("adamw", "adan"):
+                advised = adan_from_adamw(lr=old["lr"], weight_decay=old["weight_decay"], regime=regime)
+                new = {**old, **advised.options}
+                for key in kept.keys() & LEARNING_RATES:  # a scheduler's, scaled like the group's
+                    kept[key] = adan_from_adamw(lr=kept[key], regime=regime).options["lr"]
         names = group.get("param_names") or [group.get("name")] * len(group["params"])
         for index, called in zip(group["params"], names, strict=True):
             if index in states:
@@ -145,8 +150,7 @@ def convert_state(
                     count = _lookup(blocks, index, position, called)
                     new_states[index] = {**route(state, old, new, count), **rest}
             position += 1
-        kept = {key: group[key] for key in group.keys() & BOOKKEEPING}
-        new_groups.append({**kept, **new} | (_adan_schedule(kept, regime) if new is not old else {}))
+        new_groups.append({**kept, **new})
     return {"state": new_states, "param_groups": new_groups}
 
 
@@ -159,14 +163,3 @@ def _lookup(values: Any, index: Any, position: int, name: str | None) -> Any:
     if position >= len(values):
         raise ValueError(f"only {len(values)} values were given, for more parameters")
     return values[position]
-
-
-def _adan_options(adamw: Saved, regime: str) -> Saved:
-    settings = adan_from_adamw(lr=adamw["lr"], weight_decay=adamw["weight_decay"], regime=regime)
-    return {**adamw, **settings.options}
-
-
-def _adan_schedule(kept: Saved, regime: str) -> Saved:
-    """The learning rates that a scheduler keeps in the group, scaled like the group's own."""
-    rates = kept.keys() & LEARNING_RATES
-    return {key: adan_from_adamw(lr=kept[key], regime=regime).options["lr"] for key in rates}

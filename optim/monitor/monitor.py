@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
+from ..engine.checks import whole_number
 from . import report as monitor_report
 from .readings import Sample, StepReadings
 from .statistics import Summary
@@ -72,8 +73,8 @@ class Monitor:
         if not getattr(type(optimizer).step, "hooked", False):
             raise TypeError(f"the step of {name} runs no hooks: give the optimizer inside it")
         for key, value, low in (("every", every, 1), ("history", history, 1), ("step", step, 0)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
-                raise ValueError(f"{key}={value!r}: give a whole number >= {low}")
+            if value is not None or key != "step":
+                whole_number(key, value, low)
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm={max_grad_norm}: give a number above 0, or None")
         if run is not None and not callable(getattr(run, "log", None)):

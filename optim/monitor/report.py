@@ -61,9 +61,7 @@ def text(monitor: Sampled) -> str:
     count = whole["weight_norm"].count + whole["weight_norm"].nonfinite
     lines = [f"{steps}; {count} samples, one in {monitor.every}", ""]
     rows: list[tuple[str, ...]] = [("", *COLUMNS)]
-    order = sorted(
-        whole, key=lambda key: (key != "loss", key not in last, "." in key)
-    )  # else as sampled
+    order = sorted(whole, key=lambda key: (key != "loss", key not in last, "." in key))  # else as sampled
     for key in order:
         if key.endswith("_nonfinite") or key == "clipped":
             continue

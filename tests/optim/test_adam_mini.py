@@ -189,7 +189,7 @@ def test_heads_that_are_told():
     with pytest.raises(ValueError, match="n_kv_heads=5"):
         blocks(n_heads=4, n_kv_heads=5)
     for value in (0, 1.5, True):
-        with pytest.raises(ValueError, match=f"n_heads={value}: give a number"):
+        with pytest.raises(ValueError, match=f"n_heads={value}: give a whole number"):
             blocks(n_heads=value)
 
 
@@ -522,7 +522,7 @@ def test_the_drop_in_is_copied_and_loaded():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(dim=0), "dim=0: give a number >= 1"),
+        (dict(dim=0), "dim=0: give a whole number >= 1"),
         (dict(n_heads=2.5), "n_heads=2.5"),
         (dict(n_kv_heads=0), "n_kv_heads=0"),
         (dict(n_heads=6, n_kv_heads=4), "n_kv_heads=4: must divide n_heads=6"),
