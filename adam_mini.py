@@ -94,8 +94,7 @@ class Adam_mini(AdamMini):
                 )
             name, p = pair
             if p.requires_grad:
-                exempt = any(word in name.lower() for word in ("norm", "ln", "bias"))
-                decay = 0.0 if exempt else weight_decay
+                decay = 0.0 if _has(("norm", "ln", "bias"), name.lower()) else weight_decay
                 groups.append({"name": name.lower(), "params": [p], "weight_decay": decay})
         super().__init__(groups, lr, betas, eps, weight_decay, **options)
 

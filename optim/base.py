@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
 
 
 def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a step like torch does, for hooks and profiles, but skip the wrapper when it has nothing to do.
+    """Wrap a step as torch does, for hooks and profiles, but skip the wrapper when it has nothing to do.
 
     The wrapper spends most of its time on a name that only a running profiler reads. An execution trace
     without torch.profiler does not see the name.

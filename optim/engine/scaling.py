@@ -46,9 +46,7 @@ def gradient_scale(optimizer: UpdateRule, on_device: bool) -> tuple[bool, Tensor
     norm = global_norm(grads)
     if optimizer.nonfinite != "propagate" and not math.isfinite(norm.item()):
         if optimizer.nonfinite == "raise":
-            raise FloatingPointError(
-                f"the norm of the gradients is {norm.item()}; nothing was changed by this step"
-            )
+            raise FloatingPointError(f"the norm of the gradients is {norm.item()}; nothing was changed")
         return False, None
     if optimizer.max_grad_norm > 0:
         norm = norm if scale is None else norm * scale.to(norm.device)
