@@ -13,7 +13,7 @@ from .engine.dtensor import placed_like
 from .engine.fused import exact_params
 from .engine.native import Factors
 from .engine.rule import Batch, Group
-from .engine.storage import State, StateSpec, Storage
+from .engine.storage import State, States, StateSpec, Storage, Tensors
 from .engine.sums import column_sums, row_sums
 
 
@@ -139,9 +139,7 @@ class Adafactor(Optimizer):
             u = state["exp_avg"].mul_(beta1).add_(u, alpha=1 - beta1)
         p.sub_(u + a * group["weight_decay"] * p)
 
-    def multi_tensor(
-        self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
-    ) -> None:
+    def multi_tensor(self, p: Tensors, g: Tensors, state: States, t: list[float], group: Group) -> None:
         """All tensors have the same states' names: either all are factored, or none is.
 
         With u_ij = g_ij a_i b_j, everything except g and u is small.
@@ -205,7 +203,7 @@ class Adafactor(Optimizer):
         return Factors(a, b, columns, decay)
 
     @torch.no_grad()
-    def fill_factors(self, batch: Batch, grads: list[Tensor], scale: float | Tensor) -> None:
+    def fill_factors(self, batch: Batch, grads: Tensors, scale: float | Tensor) -> None:
         """With u_ij = g_ij a_i b_j, the mean of u^2 is a weighted sum of the squares of g."""
         group, lengths, params = batch.group, [f.length for f in batch.factors], exact_params(batch)
         if not batch.constants:
@@ -231,8 +229,8 @@ class Adafactor(Optimizer):
         torch._foreach_copy_(decays, list((sizes * group["weight_decay"]).unsqueeze(1).unbind()))
 
     def _rows_and_columns(
-        self, batch: Batch, grads: list[Tensor], scale: float | Tensor, new: Tensor
-    ) -> tuple[list[Tensor], list[Tensor]]:
+        self, batch: Batch, grads: Tensors, scale: float | Tensor, new: Tensor
+    ) -> tuple[Tensors, Tensors]:
         """Update the second moments; return each tensor's a [rows] and b [columns], [1] and [n] for a vector.
 
         `new` is 1 - b2, [tensors].
@@ -275,7 +273,7 @@ def _rms(x: Tensor) -> Tensor:
     return norm / math.sqrt(max(x.numel(), 1))
 
 
-def _rms_many(x: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+def _rms_many(x: Tensors | tuple[Tensor, ...]) -> Tensor:
     """The RMS of each tensor: [tensors]."""
     counts = torch.tensor([max(y.numel(), 1) for y in x], dtype=x[0].dtype, device=x[0].device)
     return torch.stack(torch._foreach_norm(x)) / counts.sqrt()

@@ -14,7 +14,7 @@ from .engine import blocks
 from .engine.dtensor import local
 from .engine.native import Factors
 from .engine.rule import Batch, Group
-from .engine.storage import State, StateSpec
+from .engine.storage import State, States, StateSpec, Tensors
 from .engine.sums import row_sums
 from .partition import Partition, partition
 
@@ -104,9 +104,7 @@ class AdamMini(Optimizer):
         m.mul_(beta1).add_(g, alpha=1 - beta1)
         local(p).mul_(1 - lr * group["weight_decay"]).sub_(local(m) * blocks.spread(x, p))
 
-    def multi_tensor(
-        self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
-    ) -> None:
+    def multi_tensor(self, p: Tensors, g: Tensors, state: States, t: list[float], group: Group) -> None:
         m, v = state["exp_avg"], state["exp_avg_sq"]
         x = block_steps(g, v, t, group)
         torch._foreach_lerp_(m, g, 1 - group["betas"][0])
@@ -131,7 +129,7 @@ class AdamMini(Optimizer):
         return Factors(None, x, count) if each else Factors(x, None, p.numel() // count)
 
     @torch.no_grad()
-    def fill_factors(self, batch: Batch, grads: list[Tensor], scale: float | Tensor) -> None:
+    def fill_factors(self, batch: Batch, grads: Tensors, scale: float | Tensor) -> None:
         """As `block_steps`, for the blocks of all parameters at once: `owner` and `share` are [blocks]."""
         states, (beta1, beta2) = [state["exp_avg_sq"] for state in batch.states], batch.group["betas"]
         counts, constants = [len(state) for state in states], batch.constants
@@ -164,7 +162,7 @@ class AdamMini(Optimizer):
         return {**super().__getstate__(), "partition": self.partition, "_blocks": self._blocks}
 
 
-def block_steps(g: list[Tensor], v: list[Tensor], t: list[float], group: Group) -> list[Tensor]:
+def block_steps(g: Tensors, v: Tensors, t: list[float], group: Group) -> Tensors:
     """Update the second moments, and return the factor x_b on m of every block.
 
     Args:

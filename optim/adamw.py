@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 from .base import Optimizer, Options
 from .card import Card
 from .engine.rule import Group
-from .engine.storage import State, StateSpec
+from .engine.storage import State, States, StateSpec, Tensors
 
 
 class AdamW(Optimizer):
@@ -101,9 +101,7 @@ class AdamW(Optimizer):
         u = m / (1 - b1**t) / (v.sqrt() / math.sqrt(1 - b2**t) + group["eps"])
         p.sub_(u, alpha=lr)
 
-    def multi_tensor(
-        self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
-    ) -> None:
+    def multi_tensor(self, p: Tensors, g: Tensors, state: States, t: list[float], group: Group) -> None:
         b1, b2 = group["betas"]
         lr, decay = float(group["lr"]), float(group["weight_decay"])
         m, v = state["exp_avg"], state["exp_avg_sq"]

@@ -12,7 +12,7 @@ from .base import Optimizer, Options
 from .card import Card, FusedRule
 from .engine.fused import set_factors
 from .engine.rule import Batch, Group
-from .engine.storage import State
+from .engine.storage import State, States, Tensors
 
 
 class Lamb(Optimizer):
@@ -92,9 +92,7 @@ class Lamb(Optimizer):
             u *= _ratio(p.norm(), u.norm(), group)
         p.sub_(u, alpha=float(group["lr"]))
 
-    def multi_tensor(
-        self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
-    ) -> None:
+    def multi_tensor(self, p: Tensors, g: Tensors, state: States, t: list[float], group: Group) -> None:
         b1, b2 = group["betas"]
         lr = float(group["lr"])
         m, v = (state[name] for name in self.card.states)
@@ -119,7 +117,7 @@ class Lamb(Optimizer):
         return *numbers, group["bias_correction"]
 
     @torch.no_grad()
-    def fill_factors(self, batch: Batch, grads: list[Tensor], scale: float | Tensor) -> None:
+    def fill_factors(self, batch: Batch, grads: Tensors, scale: float | Tensor) -> None:
         """Compute lr times the trust ratios, from the first pass's sums of u^2 and p^2."""
         if _adapts(batch.group):
             sums = torch.stack([x.sum(0, dtype=torch.float64) for x in batch.block_sums])

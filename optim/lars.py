@@ -10,7 +10,7 @@ from .base import Optimizer, Options
 from .card import Card, FusedRule
 from .engine.fused import exact_params, set_factors
 from .engine.rule import Batch, Group
-from .engine.storage import State, StateSpec
+from .engine.storage import State, States, StateSpec, Tensors
 from .engine.sums import row_sums
 
 
@@ -101,9 +101,7 @@ class Lars(Optimizer):
             u = u + momentum * v if group["nesterov"] else v
         p.sub_(u, alpha=float(group["lr"]))
 
-    def multi_tensor(
-        self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
-    ) -> None:
+    def multi_tensor(self, p: Tensors, g: Tensors, state: States, t: list[float], group: Group) -> None:
         momentum = group["momentum"]
         u = torch._foreach_add(g, p, alpha=group["weight_decay"]) if group["weight_decay"] else tuple(g)
         if _adapts(group):
@@ -123,7 +121,7 @@ class Lars(Optimizer):
         return float(group["lr"]), group["momentum"], group["weight_decay"], group["nesterov"]
 
     @torch.no_grad()
-    def fill_factors(self, batch: Batch, grads: list[Tensor], scale: float | Tensor) -> None:
+    def fill_factors(self, batch: Batch, grads: Tensors, scale: float | Tensor) -> None:
         if _adapts(batch.group):
             whole, params = [0] * len(grads), exact_params(batch)
             p_norm, g_norm = (torch.cat(row_sums(x, whole)).sqrt() for x in (params, grads))

@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 from .base import Optimizer, Options
 from .card import Card
 from .engine.rule import Group
-from .engine.storage import State
+from .engine.storage import State, States, Tensors
 
 
 class Lion(Optimizer):
@@ -68,9 +68,7 @@ class Lion(Optimizer):
         p.mul_(1 - lr * group["weight_decay"]).sub_(u, alpha=lr)
         m.mul_(b2).add_(g, alpha=1 - b2)
 
-    def multi_tensor(
-        self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
-    ) -> None:
+    def multi_tensor(self, p: Tensors, g: Tensors, state: States, t: list[float], group: Group) -> None:
         b1, b2 = group["betas"]
         lr, m = float(group["lr"]), state["exp_avg"]
         u = [_sign(x) for x in torch._foreach_lerp(m, g, 1 - b1)]

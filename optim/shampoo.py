@@ -14,7 +14,7 @@ from .engine.checks import whole_number
 from .engine.dtensor import local, share_of, whole
 from .engine.matrices import alike, cut, sides, sides_shape
 from .engine.rule import Group
-from .engine.storage import State, StateSpec
+from .engine.storage import State, States, StateSpec, Tensors
 
 
 class Shampoo(Optimizer):
@@ -147,9 +147,7 @@ class Shampoo(Optimizer):
             u = share_of(p, step)
         p.mul_(1 - lr * group["weight_decay"]).sub_(u, alpha=lr)
 
-    def multi_tensor(
-        self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
-    ) -> None:
+    def multi_tensor(self, p: Tensors, g: Tensors, state: States, t: list[float], group: Group) -> None:
         b1, b2 = group["betas"]
         lr = float(group["lr"])
         m, v = (state[name] for name in self.card.states)
@@ -167,14 +165,8 @@ class Shampoo(Optimizer):
         torch._foreach_add_(p, u, alpha=-lr)
 
     def _steps(
-        self,
-        g: list[Tensor],
-        m: list[Tensor],
-        a: list[Tensor],
-        state: dict[str, list[Tensor]],
-        t: list[float],
-        group: Group,
-    ) -> list[Tensor]:
+        self, g: Tensors, m: Tensors, a: Tensors, state: States, t: list[float], group: Group
+    ) -> Tensors:
         """Update the factors and roots of matrices, with blocks of the same shape stacked.
 
         Args:

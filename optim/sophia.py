@@ -14,7 +14,7 @@ from .engine import storage
 from .engine.dtensor import is_dtensor, local
 from .engine.plan import path_of
 from .engine.rule import Group
-from .engine.storage import State, Storage
+from .engine.storage import State, States, Storage, Tensors
 
 
 class Sophia(Optimizer):
@@ -128,9 +128,7 @@ class Sophia(Optimizer):
         u = (m / (group["rho"] * h).clamp(min=group["eps"])).clamp(-1, 1)
         p.mul_(1 - lr * group["weight_decay"]).sub_(u, alpha=lr)
 
-    def multi_tensor(
-        self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
-    ) -> None:
+    def multi_tensor(self, p: Tensors, g: Tensors, state: States, t: list[float], group: Group) -> None:
         b1, _ = group["betas"]
         lr = float(group["lr"])
         m, h = state["exp_avg"], state["hessian"]

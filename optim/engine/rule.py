@@ -16,7 +16,7 @@ from torch import Tensor
 from ..card import Card, FusedRule
 from . import available, native
 from .contract import check_state
-from .storage import State, StateSpec, Storage
+from .storage import State, States, StateSpec, Storage, Tensors
 
 Group = dict[str, Any]
 
@@ -34,13 +34,13 @@ class Batch:
     storage: Storage
     spec: StateSpec
     owners: list[tuple[Tensor, State]] = field(default_factory=list)
-    params: list[Tensor] = field(default_factory=list)
-    grads: list[Tensor] = field(default_factory=list)
+    params: Tensors = field(default_factory=list)
+    grads: Tensors = field(default_factory=list)
     states: list[State] = field(default_factory=list)
     table: native.Table | None = None
     factors: list[native.Factors] = field(default_factory=list)
     first: native.Table | None = None  # the first of two passes
-    block_sums: list[Tensor] = field(default_factory=list)  # each [blocks, sums], from the first pass
+    block_sums: Tensors = field(default_factory=list)  # each [blocks, sums], from the first pass
     constants: dict[str, Tensor] = field(default_factory=dict)  # what `fill_factors` computes only once
 
 
@@ -63,9 +63,7 @@ class UpdateRule(torch.optim.Optimizer):
         """
         raise NotImplementedError
 
-    def multi_tensor(
-        self, p: list[Tensor], g: list[Tensor], state: dict[str, list[Tensor]], t: list[float], group: Group
-    ) -> None:
+    def multi_tensor(self, p: Tensors, g: Tensors, state: States, t: list[float], group: Group) -> None:
         """Do the same for lists with one tensor per parameter, of any shapes; g must not be changed."""
         raise NotImplementedError
 
@@ -112,7 +110,7 @@ class UpdateRule(torch.optim.Optimizer):
         work = torch.promote_types(p.dtype, torch.float32)
         return native.Factors(torch.empty(1, dtype=work, device=p.device), None, p.numel())
 
-    def fill_factors(self, batch: Batch, grads: list[Tensor], scale: float | Tensor) -> None:
+    def fill_factors(self, batch: Batch, grads: Tensors, scale: float | Tensor) -> None:
         """Compute `batch.factors` for the next step, without waiting for a GPU.
 
         A rule in two passes computes them from `batch.block_sums`, between the passes. Step counts are those

@@ -13,7 +13,9 @@ from ..card import Card
 from .dtensor import local
 from .layout import same_layout, zeros_like
 
-State = dict[str, Tensor]
+State = dict[str, Tensor]  # one parameter's
+Tensors = list[Tensor]  # one for each of some parameters
+States = dict[str, Tensors]
 
 BLOCK = 256
 STATE_DTYPES = {
@@ -182,7 +184,7 @@ class Storage(NamedTuple):
             for name, x in state.items()
         }
 
-    def load_params(self, params: list[Tensor], states: list[State]) -> list[Tensor]:
+    def load_params(self, params: Tensors, states: list[State]) -> Tensors:
         """Return parameters of one dtype, any shapes, in the arithmetic's dtype, plus their compensation."""
         work = torch.promote_types(params[0].dtype, torch.float32)
         values = [p.to(work) for p in params]

@@ -12,6 +12,7 @@ from torch import Tensor
 from . import storage
 from .dtensor import as_copy_for, as_part_of, is_dtensor
 from .rule import Batch, UpdateRule
+from .storage import States, Tensors
 
 
 @torch.no_grad()
@@ -45,7 +46,7 @@ def step(optimizer: UpdateRule, batch: Batch, factor: float, scale: Tensor | Non
         batch.storage.store_param(x, p[i], state, words)
 
 
-def _load_states(optimizer: UpdateRule, batch: Batch, work: torch.dtype) -> dict[str, list[Tensor]]:
+def _load_states(optimizer: UpdateRule, batch: Batch, work: torch.dtype) -> States:
     """The states by name, one for each parameter; those of the parameter's shape in the dtype `work`."""
     card, states = optimizer.card, batch.states
     values = {}
@@ -60,12 +61,7 @@ def _load_states(optimizer: UpdateRule, batch: Batch, work: torch.dtype) -> dict
 
 
 def _update_one_by_one(
-    optimizer: UpdateRule,
-    batch: Batch,
-    p: list[Tensor],
-    g: list[Tensor],
-    values: dict[str, list[Tensor]],
-    t: list[float],
+    optimizer: UpdateRule, batch: Batch, p: Tensors, g: Tensors, values: States, t: list[float]
 ) -> None:
     """The reference path; of a parameter that is a DTensor, a rule for whole tensors gets the DTensor."""
     for i, (owner, _) in enumerate(batch.owners):
