@@ -97,7 +97,7 @@ def bytes_moved(rule: FusedRule, kinds: native.Kinds, dtype: torch.dtype, state:
     return moved
 
 
-def kernels() -> dict[tuple[str, str, str], tuple[FusedRule, native.Kinds, str]]:
+def kernels() -> dict[tuple[str, str, str], tuple[FusedRule, native.Kinds, str | None]]:
     """The kernels of the table: rule, parameter and state, then what compiles them."""
     found = {}
     for card in (card for card in optim.CARDS.values() if "cuda" in card.fused_devices):
@@ -139,7 +139,7 @@ def predict() -> list[dict[str, Any]]:
                         "instructions": len(code) * LANES / TILE,
                         "limit": busiest,
                         "of_copy": seconds["memory"] / seconds[busiest],
-                        "second": sorted(seconds, key=seconds.get)[-2],
+                        "second": sorted(seconds, key=lambda unit: seconds[unit])[-2],
                     }
                 )
     return rows
@@ -169,9 +169,9 @@ def show(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
     )
     return page(
         "Predicted speed of the CUDA kernels",
-        f"`{about['command']}` at commit {about['commit']}, NVRTC {about['nvrtc']}.",
-        "No kernel was run. For each GPU: the share of a copy's bandwidth that the kernel should reach, and what "
-        "limits it.",
+        f"`{about['command']}` at commit {about['commit']}; {about['nvrtc']}.",
+        "No kernel was run. For each GPU: the share of a copy's bandwidth that the kernel should reach, and "
+        "what limits it.",
         table(head, body),
         bullets(assumed),
         "See the script's docstring for the model and for what is not in it.",
@@ -182,9 +182,7 @@ def show(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the page; return the exit status."""
     options = parser(__doc__).parse_args(arguments)
-    from cuda.bindings import nvrtc
-
-    about = machine("cpu", arguments) | {"nvrtc": ".".join(map(str, nvrtc.nvrtcVersion()[1:]))}
+    about = machine("cpu", arguments) | {"nvrtc": cuda.nvrtc_build()}
     rows = predict()
     result = {"about": about, "gpus": {name: asdict(gpu) for name, gpu in GPUS.items()}, "rows": rows}
     publish(result, show(rows, about), options.out)

@@ -147,7 +147,7 @@ class Function:
         for i in range(tail, head - 1, -1):  # loops within are not on the way
             start, end = blocks[i]
             moved = sum(x.width for x in self.code[start:end] if x.is_global and not x.guard)
-            ways = [(0, 0, [])] if head in following[i] else []
+            ways: list[tuple[int, int, list[int]]] = [(0, 0, [])] if head in following[i] else []
             ways += [best[j] for j in following[i] if j > i and j in best]
             if ways:
                 more, length, way = max(ways, key=lambda way: way[:2])

@@ -3,7 +3,8 @@
 PATH is a checkout with built kernels (`python setup.py build_ext --inplace` in it). Both versions work on the
 same parameters and gradients in one process, one step each in turn, with torch's fused AdamW: how does a
 change affect the speed? The last lists are 400 tensors of 16 elements, where the time is overhead: in turn,
-which evicts each one's data from the caches, and repeated, the fastest tenth of the steps.
+which evicts each one's data from the caches, and repeated, the fastest tenth of the steps. "DTensors" are 300
+sharded parameters of one process, as FSDP2 makes them.
 """
 
 import importlib.util
@@ -11,11 +12,13 @@ import json
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 import optim
 from benchmarks.common import check, fresh, interleave, machine, made, parser, seconds
@@ -25,7 +28,8 @@ from repro.errors import UserError
 from repro.results import page, publish, table
 from repro.train.cli import exit_status
 
-IN_TURN, AGAIN = "400 x 16, in turn", "400 x 16, again"
+IN_TURN, AGAIN, SHARDED = "400 x 16, in turn", "400 x 16, again", "300 x 16, DTensors"
+LISTS = ["ViT-S", "ResNet-50", IN_TURN, AGAIN, SHARDED]
 NAMES = ("adan", "adamw")
 
 
@@ -43,11 +47,31 @@ def load(checkout: Path) -> ModuleType:
     return module
 
 
+def shard(params: Sequence[torch.Tensor]) -> list[torch.nn.Parameter]:
+    """Return parameters, and their gradients, of any shapes as DTensors of this process alone."""
+    from torch._C._distributed_c10d import HashStore
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+    sharded = []
+    for p in params:
+        assert p.grad is not None
+        q = torch.nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)]))
+        q.grad = distribute_tensor(p.grad, mesh, [Shard(0)])
+        sharded.append(q)
+    return sharded
+
+
 def measure(checkout: Path, name: str, rounds: int) -> dict[str, float]:
     """Return the seconds of a step, medians over rounds; for AGAIN the fastest tenth."""
-    sizes = [torch.Size((16,))] * 400 if name in (IN_TURN, AGAIN) else shapes(name)
+    counts = {IN_TURN: 400, AGAIN: 400, SHARDED: 300}
+    sizes = [torch.Size((16,))] * counts[name] if name in counts else shapes(name)
     params = make(sizes, "cpu")
-    steps = {BASELINE: torch.optim.AdamW(params, fused=True).step}
+    if name == SHARDED:
+        params = shard(params)
+    steps = {BASELINE: torch.optim.AdamW(params, fused=name != SHARDED).step}
     for label, package in {"before": load(checkout), "now": optim}.items():
         for key in NAMES:
             steps[f"{key} {label}"] = package.OPTIMIZERS[key](params, fused=True, weight_decay=0.02).step
@@ -56,7 +80,7 @@ def measure(checkout: Path, name: str, rounds: int) -> dict[str, float]:
         for key, step in [*steps.items()] * rounds:
             times[key] += [seconds(step, "cpu") for _ in range(60)]
         return {key: statistics.quantiles(values, n=10)[0] for key, values in times.items()}
-    series = interleave(steps, rounds * (40 if name == IN_TURN else 1), name, "cpu")
+    series = interleave(steps, rounds * {IN_TURN: 40, SHARDED: 4}.get(name, 1), name, "cpu")
     return {key: statistics.median(values) for key, values in series.items()}
 
 
@@ -82,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
     found = parser(__doc__)
     found.add_argument("checkout", type=Path, metavar="PATH", help="the other checkout")
-    found.add_argument("--lists", nargs="+", metavar="LIST", default=["ViT-S", "ResNet-50", IN_TURN, AGAIN])
+    found.add_argument("--lists", nargs="+", metavar="LIST", default=LISTS)
     found.add_argument("--rounds", type=int, default=15)
     found.add_argument("--processes", type=int, default=5)
     found.add_argument("--worker", action="store_true", help="measure in this process and print JSON")

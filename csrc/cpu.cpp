@@ -348,9 +348,10 @@ intptr_t cpu_fingerprints(const tensors::Torch* torch, PyObject* const* objects,
   return count;
 }
 
-intptr_t cpu_refresh(const tensors::Torch* torch, const tensors::Record* record, void** table) {
+intptr_t cpu_refresh(const tensors::Torch* torch, const tensors::Record* record, void** table,
+                     PyObject* const* grads) {
   try {
-    return tensors::refresh(*torch, *record, table);
+    return tensors::refresh(*torch, *record, table, grads);
   } catch (...) {  // of torch; no exception may pass through ctypes
     return -1;
   }

@@ -123,10 +123,8 @@ inline bool device_of(const Torch& torch, const void* x, Device* to) {
   return !torch.device_type(x, &to->type) && !torch.device_index(x, &to->index);
 }
 
-// The gradient of a parameter if it is strided, no wrapper, and on the device; else null. A missing one is on no device.
-// It is read from the C++ tensor: Python's attribute would make an object for each new gradient.
-inline const void* gradient(const Torch& torch, const void* p, const Device& device) {
-  const void* g = torch.grad(*static_cast<const void* const*>(p));
+// A gradient if it is strided, no wrapper, and on the device; else null. A missing one is on no device.
+inline const void* checked(const Torch& torch, const void* g, const Device& device) {
   int32_t layout;
   Device found;
   const bool fits = !torch.has_dispatch(g) && !torch.layout(g, &layout) && !layout && device_of(torch, g, &found) &&
@@ -150,15 +148,18 @@ __attribute__((always_inline)) inline void prefetch(const Record& r, intptr_t ro
 
 // Checks that the rows of a table, `width` pointers {parameter, gradient, ...} each, still describe the tensors they
 // were made from, takes over the parameters' present gradients, and tells autograd that a step changes the rest. Returns
-// the number of rows in order; what is wrong with the next one is for the caller to find out.
-inline intptr_t refresh(const Torch& torch, const Record& r, void** row) {
+// the number of rows in order; what is wrong with the next one is for the caller to find out. Gradients are `grads`, or
+// else the parameters' own, read from the C++ tensors: Python's attribute would make an object for each new one.
+inline intptr_t refresh(const Torch& torch, const Record& r, void** row, PyObject* const* grads) {
   Device device;
   if (!r.rows || !device_of(torch, handle(torch, r.params[0]), &device)) return 0;
   const Held* held = r.held;
   constexpr intptr_t ahead = 2;
   for (intptr_t i = 0; i < r.rows; ++i, row += r.width) {
     if (i + ahead < r.rows) prefetch(r, i + ahead);
-    const void *param = handle(torch, r.params[i]), *grad = gradient(torch, param, device);
+    const void* param = handle(torch, r.params[i]);
+    const void* given = grads ? handle(torch, grads[i]) : torch.grad(*static_cast<const void* const*>(param));
+    const void* grad = checked(torch, given, device);
     const Held* end = r.held + r.ends[i];
     Tensor p, g;
     if (!grad || !describe(torch, grad, &g) || !describe(torch, param, &p) || p.data != row[0] ||

@@ -3,7 +3,7 @@
 Tensors may have any shape. An `owner` is a parameter, DTensor or not, and x has its shape unless noted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -15,8 +15,41 @@ def is_dtensor(x: Tensor) -> bool:
 
 
 def local(x: Tensor) -> Tensor:
-    """Return the part of x that this process holds; x itself unless it is a DTensor."""
-    return x.to_local() if is_dtensor(x) else x  # type: ignore[attr-defined]
+    """Return the part of x that this process holds; x itself, of any shape, unless it is a DTensor."""
+    # to_local() of a parameter makes a new view at every call, and a plan knows its tensors by identity
+    return x._local_tensor if is_dtensor(x) else x  # type: ignore[attr-defined]
+
+
+class Sharded:
+    """A parameter that is a DTensor and its states, for a fast check that their local tensors stay."""
+
+    def __init__(self, p: Tensor, state: Mapping[str, Any]) -> None:
+        self._p, self._state = p, state
+        self._local, self._held = local(p), list(state.items())
+        self._parts = [local(x) if isinstance(x, Tensor) else x for x in state.values()]
+
+    def unchanged(self) -> bool:
+        """Return whether the plan that was made of them still holds."""
+        return (
+            local(self._p) is self._local
+            and len(self._state) == len(self._held)
+            and all(
+                (part is x or local(x) is part) and self._state.get(name) is x
+                for (name, x), part in zip(self._held, self._parts, strict=True)
+            )
+        )
+
+    def gradient(self) -> Tensor | None:
+        """Return the local tensor of the gradient, of p's local shape; None unless it is sharded like p."""
+        g: Any = self._p.grad
+        if g is None or not is_dtensor(g) or not alike(self._p, g):
+            return None
+        return local(g)
+
+
+def alike(x: Any, y: Any) -> bool:
+    """Return whether two DTensors, of any shapes, are sharded alike."""
+    return x._spec is y._spec or (x.placements == y.placements and x.device_mesh == y.device_mesh)
 
 
 def as_part_of(owner: Tensor, x: Tensor) -> Tensor:

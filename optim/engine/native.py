@@ -60,7 +60,7 @@ class Library:
         self.fingerprints, self.refresh = with_gil.cpu_fingerprints, with_gil.cpu_refresh
         self.fingerprints.restype = self.refresh.restype = size
         self.fingerprints.argtypes = [address, address, size, address]
-        self.refresh.argtypes = [address] * 3
+        self.refresh.argtypes = [address] * 4
         self.bump_versions = with_gil.cpu_bump_versions
         self.bump_versions.argtypes = [address] * 2
         for name, arrays in {"cpu_square_sums": 5, "cpu_column_square_sums": 4}.items():
@@ -279,16 +279,20 @@ class Table:
             assert done == count, "a tensor of a table cannot be read"
         return prints
 
-    def refresh(self) -> bool:
-        """Read the parameters' current gradients; return False if a new table has to be made.
+    def refresh(self, grads: Sequence[Tensor] = ()) -> bool:
+        """Read the current gradients; return False if a new table has to be made.
 
         It also raises the versions of parameters and states, as torch's in-place operations do.
+
+        Args:
+            grads: per parameter one of its shape; none if they are the parameters' own.
         """
         library = self._library
         if library is None or library.torch is None:
             return False
+        given = (ctypes.c_void_p * self.rows)(*map(id, grads)) if grads else None
         record = ctypes.byref(self._record)
-        return bool(self.rows == library.refresh(ctypes.byref(library.torch), record, self._table))
+        return bool(self.rows == library.refresh(ctypes.byref(library.torch), record, self._table, given))
 
     def hold_gradients(self) -> None:
         """Record the tensors that are now the states `pre_grad`: the gradients of this step."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import fused, native
 from .contract import overlapping, why_not_plain
-from .dtensor import is_dtensor, local
+from .dtensor import Sharded, alike, is_dtensor, local
 from .layout import is_plain, same_layout
 from .rule import Batch, Group, UpdateRule
 from .storage import STORAGE_OPTIONS, State, Storage
@@ -52,12 +52,17 @@ class Plan:
             )
             and all(p.grad is None for p in self.idle)
             and self.states.unchanged(optimizer.state)
-            and all(
-                table is not None and table.refresh()
-                for batch in self.batches
-                for table in ([batch.table, batch.first] if batch.first else [batch.table])
-            )
+            and all(map(_holds, self.batches))
         )
+
+
+def _holds(batch: Batch) -> bool:
+    """Read the new gradients of a fused batch; return False if one of its tensors changed."""
+    grads = [sharded.gradient() for sharded in batch.sharded if sharded.unchanged()]
+    given = [g for g in grads if g is not None]
+    return len(given) == len(batch.sharded) and all(
+        table.refresh(given) for table in (batch.table, batch.first) if table is not None
+    )
 
 
 def _options(optimizer: UpdateRule, group: Group) -> list[Any]:
@@ -105,6 +110,8 @@ def collect(optimizer: UpdateRule) -> Plan:
         batch.params.append(row.p)
         batch.grads.append(row.g)
         batch.states.append(row.state)
+        if is_dtensor(row.owner[0]):
+            batch.sharded.append(Sharded(*row.owner))
     batches = list(by_key.values())
     for batch in batches:
         if batch.path == "fused":
@@ -128,16 +135,17 @@ def _row(optimizer: UpdateRule, index: int, place: int, p: Tensor, g: Tensor) ->
     _check_gradient(where, optimizer.card.title, p, g)
     path, g = _path_and_gradient(optimizer, p, g, group)
     storage = Storage.of(p, group, optimizer.take_gradients)
-    is_lasting = g is p.grad and not is_dtensor(p)
+    is_lasting = g is p.grad
     if storage.taken:
         own = takeable(p, g)
-        is_lasting = is_lasting and own is p.grad
+        is_lasting = is_lasting and own is p.grad and not is_dtensor(p)
         p.grad = g = own
     spec, state = optimizer.state_spec(p, group), optimizer.state[p]
     optimizer.check_state(where, p, state, group)
     storage.fit(optimizer.card, spec, p, state, p.device if path == "fused" else "cpu")
     batch = Batch(group, path, storage, spec)
-    key = (index, path, p.device, p.dtype, storage, spec.full, *(name for name, _ in spec.small))
+    kind = (p.device, p.dtype, is_dtensor(p), storage, spec.full)
+    key = (index, path, *kind, *(name for name, _ in spec.small))
     owner = (p, state)
     if is_dtensor(p):
         p, g, state = local(p), local(g), {name: local(x) for name, x in state.items()}
@@ -165,7 +173,7 @@ def _path_and_gradient(optimizer: UpdateRule, p: Tensor, g: Tensor, group: Group
         if optimizer.fused:
             raise RuntimeError(f"fused=True: a gradient is {g.dtype}, its parameter {p.dtype}")
         path = "foreach"
-    if is_dtensor(g):
+    if is_dtensor(g) and not alike(p, g):
         g = g.redistribute(p.device_mesh, p.placements)  # type: ignore[attr-defined]
     if path == "fused":
         if not is_plain(local(g)):

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..card import Card, FusedRule
 from . import available, native
 from .contract import check_state
+from .dtensor import Sharded
 from .storage import State, States, StateSpec, Storage, Tensors
 
 Group = dict[str, Any]
@@ -37,6 +38,7 @@ class Batch:
     params: Tensors = field(default_factory=list)
     grads: Tensors = field(default_factory=list)
     states: list[State] = field(default_factory=list)
+    sharded: list[Sharded] = field(default_factory=list)  # of DTensors: the owners, for the next steps
     table: native.Table | None = None
     factors: list[native.Factors] = field(default_factory=list)
     first: native.Table | None = None  # the first of two passes

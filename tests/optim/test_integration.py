@@ -175,7 +175,11 @@ def worker(rank, port, folder, cases):
                     fully_shard(layer, mesh=mesh)
             fully_shard(model, mesh=mesh)
             optimizer = build(name, model.parameters(), path, max_grad_norm=0.3, eps=0.05, **options)
-            train(model, optimizer, range(4), dtype)
+            train(model, optimizer, range(3), dtype)
+            plan = optimizer._plan
+            train(model, optimizer, range(3, 4), dtype)
+            is_kept = path == "fused" and "take_gradients" not in options
+            assert (plan is not None and optimizer._plan is plan) == is_kept
             # a step that is left out, by both, although only one of them holds the NaN
             optimizer.nonfinite = "skip"
             optimizer.zero_grad()
@@ -196,6 +200,71 @@ def worker(rank, port, folder, cases):
                     assert all(held[key].shape == p.shape for key in keys)
         if rank == 0:
             torch.save(results, folder / "results.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def _replace_state(p, state, g):
+    state["exp_avg"] = state["exp_avg"] * 2
+
+
+def _replace_local_state(p, state, g):
+    state["exp_avg"]._local_tensor = state["exp_avg"].to_local() * 2
+
+
+def _replace_local_parameter(p, state, g):
+    p._local_tensor = p._local_tensor * 2
+
+
+def _add_a_state(p, state, g):
+    state["foreign"] = torch.ones(1)
+
+
+def _gradient_on_all(p, state, g):
+    from torch.distributed.tensor import Replicate
+
+    p.grad = g.redistribute(placements=[Replicate()])
+
+
+def _gradient_in_another_order(p, state, g):
+    p.grad._local_tensor = g.to_local().t().contiguous().t()
+
+
+CHANGES = [
+    *(_replace_state, _replace_local_state, _replace_local_parameter, _add_a_state, _gradient_on_all),
+    _gradient_in_another_order,
+]
+
+
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+def test_a_plan_of_dtensors_is_kept_while_it_holds(tmp_path):
+    """What changes between two steps counts in the next, as on the reference path."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+
+        def sharded(seed):
+            x = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
+            return distribute_tensor(x, mesh, [Shard(0)])
+
+        def steps(path, change):
+            p = nn.Parameter(sharded(0))
+            optimizer, plans = build("adan", [p], path), []
+            for seed in range(1, 6):
+                p.grad = g = sharded(seed)
+                if seed == 4:
+                    change(p, optimizer.state[p], g)
+                optimizer.step()
+                plans.append(optimizer._plan)
+            return p.to_local().detach(), plans
+
+        for change in (lambda p, state, g: None, *CHANGES):
+            ours, plans = steps("fused", change)
+            torch.testing.assert_close(ours, steps("reference", change)[0])
+            assert plans[0] is plans[1] is plans[2] is not None
+            assert (plans[3] is plans[2]) == (change not in CHANGES), change
     finally:
         dist.destroy_process_group()
 
