@@ -12,7 +12,7 @@ START := $(shell date +%s)
 # With it, each of the hundred processes that the tests start would compile all of torch's Python that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo help test test-recipes test-optim test-floor test-slow test-sanitize test-all test-times test-gpu \
+.PHONY: demo help test test-recipes test-optim test-floor test-slow test-cuda-static test-sanitize test-all test-times test-gpu \
 	test-mutants test-docker constraints lint docs docs-check report-pictures bench bench-gpu quality conformance clean
 
 demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
@@ -25,17 +25,17 @@ help:  ## this list
 # The test tiers; tests/tiers.py runs them one after the other. ADAN_TEST_LUCK=1 runs them with other seeds
 # and other rounding (tests/luck.py), OMP_NUM_THREADS=2 with two threads.
 test: lint  ## what a contributor runs, in minutes
-	$(PYTEST) -m "not slow and not exhaustive and not recipe"
+	$(PYTEST) -m "not slow and not exhaustive and not recipe and not static"
 	@echo "make test: $$(($$(date +%s) - $(START))) s, with lint, and with the installation if there was none"
 
 test-recipes: $(INSTALLED)  ## whole runs of the recipes
-	$(PYTEST) -m "recipe and not exhaustive and not slow"
+	$(PYTEST) -m "recipe and not exhaustive and not slow and not static"
 
 test-optim: $(INSTALLED)  ## the rest of the products of parameters: optimizers, paths, options, storage
-	$(PYTEST) -m "exhaustive and not slow"
+	$(PYTEST) -m "exhaustive and not slow and not static"
 
 test-floor: $(FLOOR)/.installed  ## the optimizer tests with the oldest supported torch
-	$(FLOOR)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not exhaustive" \
+	$(FLOOR)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not exhaustive and not static" \
 		-W "ignore:Sparse invariant checks" -W "ignore:Warning" tests/optim  # from torch's own code
 
 test-slow: $(INSTALLED)  ## slow tests: several processes, kills, compilers
@@ -44,6 +44,9 @@ test-slow: $(INSTALLED)  ## slow tests: several processes, kills, compilers
 test-gpu: $(INSTALLED)  ## on a GPU; the CUDA toolkit's compute-sanitizer, if found, also catches invalid accesses
 	$(shell command -v compute-sanitizer && echo --error-exitcode=1 --target-processes=all) \
 		$(RUN) -m pytest tests/optim/test_gpu.py
+
+test-cuda-static: $(INSTALLED)  ## every CUDA kernel for every card, without one: what NVRTC makes is executed and judged
+	$(PYTEST) -m static
 
 test-mutants: $(INSTALLED)  ## plants faults one at a time; the tests must notice each. SAMPLE=N tries N of them
 	$(RUN) tests/mutants.py $(if $(SAMPLE),--sample $(SAMPLE) --shard $(or $(SHARD),0))

@@ -85,9 +85,9 @@ def clocks(code: Iterable[sass.Instruction], gpu: Gpu) -> dict[str, float]:
     return {name: LANES * count / units[name] for name, count in work.items()}
 
 
-def bytes_moved(rule: FusedRule, kinds: native.Kinds, dtype: torch.dtype, state: str | None) -> float:
+def bytes_moved(rule: FusedRule, dtype: torch.dtype, state: str | None) -> float:
     """Bytes of an element that a step reads and writes, by the byte model of docs/optim.md."""
-    each = {None: dtype.itemsize, "bfloat16": 2, "int8": 1 + 4 / TILE}[state]
+    each = {None: dtype.itemsize, "float32": 4, "bfloat16": 2, "int8": 1 + 4 / TILE}[state]
     states = len(rule.states)
     moved = 3 * dtype.itemsize + 2 * states * each  # the parameter twice, the gradient
     if rule.name == "lamb":  # of the second pass, without the gradient
@@ -118,10 +118,10 @@ def predict() -> list[dict[str, Any]]:
     for arch in sorted({gpu.arch for gpu in GPUS.values()}):
         names = {key: cuda.instance(rule, kinds) for key, (rule, kinds, _) in wanted.items()}
         functions = sass.functions(cuda.compile_kernels("".join(line for _, line in names.values()), arch))
-        for key, (rule, kinds, state) in wanted.items():
+        for key, (rule, _, state) in wanted.items():
             code = functions[f"{names[key][0]}_step"].tile()
             dtype = PARAMETERS[key[1]]
-            moved = bytes_moved(rule, kinds, dtype, state)
+            moved = bytes_moved(rule, dtype, state)
             for name, gpu in GPUS.items():
                 if gpu.arch != arch:
                     continue

@@ -31,7 +31,7 @@ from faults import FAULTS
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("optim", "csrc", "adan.py", "adam_mini.py", "setup.py", "pyproject.toml", "tests/optim")
 LIBRARY = "optim/_cpu.abi3.so"
-DAILY = "not slow and not exhaustive"  # tests of `make test`
+DAILY = "not slow and not exhaustive and not static"  # tests of `make test`
 # Imported once; the tests run in forks.
 PRELOAD = (
     "torch",

@@ -14,6 +14,7 @@ TIMES = {
     "test-recipes": 300,
     "test-optim": 500,
     "test-sanitize": 10,
+    "test-cuda-static": 10,
     "test-slow": 9000,
     "fault": 10,
 }
@@ -34,7 +35,7 @@ def test_what_make_is_asked_for() -> None:
     [
         (1, "test-slow"),
         (3, "test-optim, test-slow"),
-        (9, "test-recipes, test-optim, test-sanitize, test-slow"),
+        (9, "test-recipes, test-optim, test-sanitize, test-cuda-static, test-slow"),
     ],
 )
 def test_a_slow_machine(

@@ -18,7 +18,10 @@ import time
 from pathlib import Path
 
 TIMES = Path(__file__).with_name("times.json")
-TIERS = ("test", "test-recipes", "test-optim", "test-sanitize", "test-slow", "test-mutants")
+TIERS = (
+    *("test", "test-recipes", "test-optim", "test-sanitize", "test-cuda-static", "test-slow"),
+    "test-mutants",
+)
 FEWEST = 20  # faults: the kernels are compiled first, which fewer are not worth
 
 

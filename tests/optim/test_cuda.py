@@ -63,13 +63,6 @@ def test_every_kernel_compiles(name):
             assert_compiles(wanted, arch)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", CARDS)
-@each_rule
-def test_every_kernel_compiles_for_every_card(name, arch):
-    assert_compiles(instances(name), arch)
-
-
 def test_a_source_that_does_not_compile_says_why():
     pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the CUDA builds of torch")
     with pytest.raises(RuntimeError, match=r"sm_90:\n.*no member \"Nonsense\""):

@@ -14,12 +14,14 @@ from standin import StandIn
 from tables import FIRST, OPTIMIZER, RULES, SIZES, all_kinds, assert_same, hyper_of, make, snapshot, step
 
 import optim
+from benchmarks import cuda_model
 from optim.engine import cuda, native
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the CUDA builds of torch")
 
 OPTIONS = dict(lr=0.07, eps=0.01, weight_decay=0.4)
 BETAS = (0.5, 0.25, 0.125)
+STATE = {number: name for name, number in native.STATE.items()}
 FEW = [0, 3, 257, 8192 + 256, 0]  # an empty one, a part of a tile, one aligned and one not, two chunks
 
 
@@ -123,7 +125,12 @@ def test_every_array_is_read_and_written_once_in_wide_accesses(name, kernel, dev
     vector = 16 // max(itemsize.values())
     expected = {("ld", key, vector * itemsize[key]): size // vector for key in read}
     expected |= {("st", key, vector * itemsize[key]): size // vector for key in written}
-    assert {access: n for access, n in launch.moved.items() if access[1] in read} == expected
+    moved = {access: n for access, n in launch.moved.items() if access[1] in read}
+    assert moved == expected
+    plain = kinds._replace(rounding=native.ROUNDING["nearest"], taken=False)
+    if kinds == plain and kinds.parameter != native.PARAMETER[torch.float64]:
+        model = cuda_model.bytes_moved(rule, tensors.params[0].dtype, STATE[kinds.state])
+        assert sum(n * width for (_, _, width), n in moved.items()) / size == int(model)
 
 
 @pytest.mark.parametrize("name", ["adan", "lamb_moments", "adafactor"])
