@@ -42,7 +42,7 @@ PRELOAD = (
     "torch.distributed.checkpoint",
     "torch._dynamo",
 )
-# Not here: tests of the CUDA backend, and against other implementations.
+# Not here: tests against other implementations.
 TESTS = (
     "oracle",
     "semantics",
@@ -61,6 +61,9 @@ TESTS = (
     "monitor",
     "blocks",
 )
+
+
+CUDA = ("ptx", "cuda_budgets", "cuda")  # of faults in the CUDA backend, these alone
 
 
 def compile_kernels(tree: Path) -> None:
@@ -108,8 +111,9 @@ def misplaced(faults: Iterable[tuple[str, str, str, str]], tree: Path) -> list[s
 
 def stages(first: str) -> list[list[str]]:
     """What pytest is given, one run after the other; first is a test file, or an optimizer's name."""
-    files = [f"tests/optim/test_{name}.py" for name in TESTS if name != first]
-    if first in TESTS:
+    names = CUDA if first in CUDA else TESTS
+    files = [f"tests/optim/test_{name}.py" for name in names if name != first]
+    if first in names:
         return [[f"tests/optim/test_{first}.py"], files]
     own = [[file]] if (file := f"tests/optim/test_{first}.py") and Path(file).exists() else []
     return [["tests/optim/test_oracle.py", "-k", first], *own, [*files, "-k", first], files]
@@ -123,7 +127,7 @@ def run(tree: Path, file: str, old: str, new: str, first: str) -> None:
     os.chdir(tree)
     if file:
         (tree / file).write_text((tree / file).read_text().replace(old, new))
-    if file.startswith("csrc/"):
+    if file.startswith("csrc/") and not file.endswith(".cu"):  # which NVRTC compiles at run time
         compile_kernels(tree)
     os.environ.update(PYTHONPATH=str(tree))
     sys.path.insert(0, str(tree))
