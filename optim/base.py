@@ -208,8 +208,8 @@ class Optimizer(UpdateRule):
     @_disable_dynamo
     def _update(self) -> None:
         on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        if on_cuda and not self.capturable and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("a CUDA graph is being captured: construct the optimizer with capturable=True")
+        if on_cuda and torch.cuda.is_current_stream_capturing():
+            checks.check_capture(self)
         self._checked = checks.check_changes(self, self._checked)
         plan = self._plan
         is_new = plan is None or not plan.holds(self)

@@ -227,6 +227,23 @@ def _betas(card: Card, betas: Any) -> tuple[float, ...]:
     return values
 
 
+def check_capture(optimizer: UpdateRule) -> None:
+    """Check that a CUDA graph can capture a step.
+
+    Raises:
+        RuntimeError: the optimizer is not capturable, or a parameter has no states yet: those that a capture
+            allocates are zeros again at every replay.
+    """
+    if not optimizer.capturable:
+        raise RuntimeError("a CUDA graph is being captured: construct the optimizer with capturable=True")
+    groups = optimizer.param_groups
+    if any(p.grad is not None and p not in optimizer.state for group in groups for p in group["params"]):
+        raise RuntimeError(
+            "a CUDA graph is being captured, and a parameter has not made a step yet: make one step before "
+            "the capture"
+        )
+
+
 def check_changes(optimizer: UpdateRule, checked: list[list[Any]]) -> list[list[Any]]:
     """Check the hyper-parameters that changed since the previous step, as schedulers change them.
 

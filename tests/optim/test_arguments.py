@@ -414,6 +414,26 @@ def test_every_option_matters(name, option):
         assert not same, path
 
 
+def test_a_capture_needs_capturable_and_states(monkeypatch):
+    """States that a capture allocates are zeros again at every replay."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    capturing = [True]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    p = torch.ones(3, requires_grad=True)
+    p.grad = torch.ones(3)
+    optimizer = optim.Adan([p])
+    with pytest.raises(RuntimeError, match="construct the optimizer with capturable=True"):
+        optimizer.step()
+    optimizer.capturable = True
+    with pytest.raises(RuntimeError, match="make one step before the capture"):
+        optimizer.step()
+    assert p.tolist() == [1, 1, 1]
+    assert not optimizer.state
+    for capturing[0] in (False, True):
+        optimizer.step()
+    assert optimizer.state[p]["step"] == 2
+
+
 @each_name
 def test_capturable_needs_the_fused_cuda_path(name):
     refused(
