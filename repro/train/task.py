@@ -3,18 +3,22 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, cast
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import default_collate
+from typing_extensions import TypeVar
 
 from repro.errors import UserError
 from repro.train.config import TrainConfig
 from repro.train.data import Plan, Sized, dealt, shuffled
 
+Batch = TypeVar("Batch", default=Any)  # a list, tuple or NamedTuple of tensors, each [samples, ...]
 
-class Task(ABC):
+
+class Task(ABC, Generic[Batch]):
     """A model, its data, its loss and its metrics. The loop knows nothing else of a recipe.
 
     A recipe's task takes its configuration, and with `synthetic` needs no data: see `synthetic_batch`.
@@ -61,13 +65,13 @@ class Task(ABC):
         """Return the evaluation batches of one process: indices of samples, at most `batch_size` in each."""
         return dealt(len(data), batch_size, processes, rank)
 
-    def collate(self, samples: list[Any]) -> Any:
-        """Return a batch, a list of tensors of which each has the samples first."""
-        return default_collate(samples)
+    def collate(self, samples: list[Any]) -> Batch:
+        """Return a batch. Samples that are tuples give a list, NamedTuples their own type."""
+        return cast(Batch, default_collate(samples))
 
-    def move(self, batch: Any, device: torch.device) -> Any:
-        """Return the batch on the device."""
-        return [tensor.to(device, non_blocking=True) for tensor in batch]
+    def move(self, batch: Batch, device: torch.device) -> Batch:
+        """Return the batch on the device, in the same container."""
+        return cast(Batch, send_to_device(batch, device, non_blocking=True))
 
     # ---- training
 
@@ -80,10 +84,10 @@ class Task(ABC):
         return self.build_model()
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean loss over a micro-batch, to be minimised."""
 
-    def num_items(self, batch: Any) -> float | None:
+    def num_items(self, batch: Batch) -> float | None:
         """Return the number of items (tokens, examples) that the loss of a batch, on the CPU, averages over.
 
         A step's loss is then the mean over the items of all its micro-batches; with None each micro-batch
@@ -91,11 +95,11 @@ class Task(ABC):
         """
         return None
 
-    def logits(self, model: nn.Module, batch: Any) -> Tensor:
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the class scores [..., classes] for a micro-batch, for estimates of the Hessian (Sophia)."""
         raise UserError(f"optimizer=sophia: the recipe {self.name} has no class scores to estimate from")
 
-    def flops(self, batch: Any) -> float | None:
+    def flops(self, batch: Batch) -> float | None:
         """Return the operations of a micro-batch's forward pass; None to count them (throughput.py)."""
         return None
 
@@ -106,7 +110,7 @@ class Task(ABC):
         """
         return set(getattr(module, "_no_split_modules", None) or ())
 
-    def synthetic_batch(self, n: int) -> Any:
+    def synthetic_batch(self, n: int) -> Batch:
         """Return a micro-batch of n random samples as `move` gives it to `loss`, of the configured shapes.
 
         Its tensors are on the CPU, or fake or on another device in a context that makes them so. A task that
@@ -122,7 +126,7 @@ class Task(ABC):
         return {"train_loss": loss}
 
     @abstractmethod
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int | Tensor]:
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int | Tensor]:
         """Return the sum of each metric over a batch, and the number of items summed.
 
         They are added up over batches and processes, and may have any shape: a vector with each sample's
@@ -136,10 +140,10 @@ class Task(ABC):
         """
         return {key: float(value) / count for key, value in sums.items()}
 
-    def begin(self, folder: Path) -> None:  # noqa: B027 (most recipes have nothing to put there)
+    def begin(self, folder: Path) -> None:
         """Put what belongs to a run into its folder, before the first step."""
 
-    def finish(self, folder: Path) -> None:  # noqa: B027 (as `begin`)
+    def finish(self, folder: Path) -> None:
         """Put what the best weights make into a finished run's folder, also when it is asked for again."""
 
     def examples(self, model: nn.Module) -> list[str]:

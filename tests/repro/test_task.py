@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_loop import StopError, result, stop_after
+from torch import Tensor, nn
+from toy import ToyTask
 from toy_streams import SEGMENTS, STREAMS, StreamTask
 
 from repro.errors import UserError
@@ -74,6 +76,41 @@ def test_micro_batches_are_weighed_and_keep_their_streams(streams: TrainConfig) 
             records(folder(streams, "whole")), records(folder(streams, str(parts))), strict=True
         ):
             assert one == pytest.approx(other, rel=2e-5)
+
+
+class Pair(NamedTuple):
+    """A batch whose parts have names."""
+
+    points: Tensor
+    labels: Tensor
+
+
+class PairTask(ToyTask):
+    """Notes the kinds of batches that it sees, also where operations are counted on the meta device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: set[tuple[type, bool]] = set()
+
+    def collate(self, samples: list[Any]) -> Pair:
+        return Pair(*super().collate(samples))
+
+    def loss(self, model: nn.Module, batch: Pair) -> Tensor:
+        self.kinds.add((type(batch), batch.points.is_meta))
+        return super().loss(model, batch)
+
+    def evaluate(self, model: nn.Module, batch: Pair) -> tuple[dict[str, Tensor], int]:
+        self.kinds.add((type(batch), batch.points.is_meta))
+        return super().evaluate(model, batch)
+
+
+def test_a_batch_keeps_its_type(streams: TrainConfig) -> None:
+    task = PairTask()
+    train(task, streams, "run")
+    assert task.kinds == {(Pair, False), (Pair, True)}
+    pair = Pair(torch.zeros(2), torch.ones(2))
+    assert type(task.move(pair, torch.device("meta"))) is Pair
+    assert type(task.move([*pair], torch.device("cpu"))) is list
 
 
 def test_weights_matter(streams: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
