@@ -1,14 +1,14 @@
-"""Deterministic replay: what released files fix of a row must come out of our configuration exactly.
+"""Deterministic replay: our configuration must give exactly what the released files of a row determine.
 
-Nothing is trained. Each row of the ledger gets the same checks, as far as files were released for it:
+Nothing is trained. Every row of the ledger gets the same checks, as far as files were released for it:
 
-    files       they are those of the row, and their logs have as many records as the row says
-    settings    the configuration says what the released settings say, key by key
+    files       their hashes are those in the row, and their logs have the number of records in the row
+    settings    the configuration agrees with the released settings, key by key
     lr          it gives every learning rate in the log
     epochs      it gives the log's epochs and steps, and the iterations of an epoch
-    validation  and the positions of the log's measurements on held-out data
-    parameters  log and model have the row's number of parameters
-    figure      best and final value of the log are the row's; it says which of them was published
+    validation  it gives the positions of the log's evaluations
+    parameters  the log and the model have the row's number of parameters
+    figure      the log's best and final values are the row's; says which of them was published
 """
 
 from collections.abc import Callable
@@ -41,12 +41,12 @@ READERS: dict[str, tuple[Callable[[Source], dict[str, Any]], Callable[[Settings]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The checks of a row, by name, and what they amount to."""
+    """The checks of a row, by name, and their overall result."""
 
     name: str
     checks: dict[str, Check]
-    missing: list[str]  # released, but not on this machine
-    released: bool  # a log or settings, wherever
+    missing: list[str]  # released files that are not on this machine
+    released: bool  # whether a log or settings were released, here or elsewhere
 
     @property
     def failed(self) -> list[str]:
@@ -64,7 +64,7 @@ class Verdict:
 
 
 def verify(name: str) -> Verdict:
-    """Check a row of the ledger against what was released with it.
+    """Check a row of the ledger against its released files.
 
     Raises:
         UserError: there is no such row, or it does not fit the schema.
@@ -91,14 +91,14 @@ def read_settings(file: File) -> dict[str, Any]:
     """Return the settings in a released file, flat.
 
     Raises:
-        LogError: it is not here, or holds no settings.
+        LogError: the file is not here, or has no settings.
     """
     read, _ = _reader(file.path)
     return flatten(read(Source(locate(file))))
 
 
 def settings(evidence: Evidence, recipe: Recipe) -> Check:
-    """Compare the configuration with every file of settings, and with those that a log begins with."""
+    """Compare the configuration with every file of settings, and with the settings at the head of a log."""
     found = {path: (values, _reader(path)[1](values)) for path, values in evidence.settings.items()}
     if evidence.log is not None and evidence.log.format == "transformer_xl":
         found[str(evidence.log.paths[0].name)] = evidence.log.config, transformer_xl.TABLE
@@ -107,9 +107,7 @@ def settings(evidence: Evidence, recipe: Recipe) -> Check:
     compared = [compare(values, recipe, table) for values, table in found.values()]
     differences = [difference for comparison in compared for difference in comparison.differences]
     fields = sum(comparison.fields for comparison in compared)
-    ours, must, free = (
-        sum(counts) for counts in zip(*(comparison.kinds for comparison in compared), strict=True)
-    )
+    ours, must, free = map(sum, zip(*(comparison.kinds for comparison in compared), strict=True))
     kinds = f"{ours} keys are ours, {must} must have one value, {free} have no bearing"
     says = f"{fields - len(differences)} of {fields} fields"
     return Check(not differences, says, fields, (*shown(differences), kinds))
@@ -118,10 +116,10 @@ def settings(evidence: Evidence, recipe: Recipe) -> Check:
 def _or_departed(
     source: str, check: Callable[[Evidence, Recipe], Check], evidence: Evidence, recipe: Recipe
 ) -> Check:
-    """Check the row's configuration, or else what it becomes with overrides that lead back to `source`.
+    """Check the row's configuration, and if that fails, the configuration that follows `source`.
 
-    A row that follows another source than this one, and says so, passes with the overrides that it names
-    for following this one: of one discrepancy, or else of two.
+    A row may follow another source and state the overrides for this one, in one or more discrepancies. It
+    passes if those of one discrepancy, or of two together, do.
     """
     result = _run(check, evidence, recipe)
     if result.passed is not False:
@@ -131,7 +129,7 @@ def _or_departed(
         overrides = [override for instead in some for override in instead]
         try:
             again = _run(check, evidence, load(recipe.row.name, overrides))
-        except UserError:  # two that exclude each other
+        except UserError:  # the two exclude each other
             continue
         if again.passed:
             note = f"with {' '.join(overrides)}, from which the row departs"
@@ -140,7 +138,7 @@ def _or_departed(
 
 
 def _run(check: Callable[[Evidence, Recipe], Check], evidence: Evidence, recipe: Recipe) -> Check:
-    """Check; what lacks a value that it takes, or has a schedule that cannot be, does not pass."""
+    """Run a check. It fails if a value is missing or the schedule is impossible."""
     try:
         return check(evidence, recipe)
     except KeyError as error:

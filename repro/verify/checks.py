@@ -1,4 +1,4 @@
-"""What the checks of a row have in common: their result, what they look at, and ways of comparing."""
+"""What the checks of a row share: their result, the released files, and ways to compare."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -12,33 +12,33 @@ from repro.logs.log import Log, LogError, merge
 from repro.train.config import ScheduleConfig
 from repro.train.schedules import build_schedule
 
-SHOWN = 3  # differences that a check tells of
-ROUNDED = 5e-4  # rows have the figures of logs to three decimals
+SHOWN = 3  # differences that a check lists
+ROUNDED = 5e-4  # rows state the figures of logs to three decimals
 
 
 @dataclass(frozen=True)
 class Check:
     """The result of one check of a row."""
 
-    passed: bool | None  # None: there is nothing to check it against
+    passed: bool | None  # None: nothing to compare with
     says: str
     compared: int = 0  # files, keys of settings, lines of a log, numbers
-    notes: tuple[str, ...] = ()  # differences, and what else is worth knowing
+    notes: tuple[str, ...] = ()  # differences and remarks
 
 
 @dataclass
 class Evidence:
-    """What was released with a row, as far as it is on this machine."""
+    """The released files of a row that are on this machine."""
 
     row: Row
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the file's path, flat
-    logs: list[Log] = field(default_factory=list)  # a file each, in order
-    log: Log | None = None  # the run's: all of them merged
+    logs: list[Log] = field(default_factory=list)  # one per file, in order
+    log: Log | None = None  # all of them merged; None unless all are here
     missing: list[str] = field(default_factory=list)  # paths
 
 
 def gather(row: Row, read_settings: Callable[[File], dict[str, Any]]) -> tuple[Evidence, Check]:
-    """Read a row's released files, and check that they are those whose hashes and records the row has."""
+    """Read the released files of a row, and check their hashes and numbers of records."""
     evidence, here, notes = Evidence(row), 0, []
     for file in row.files:
         try:
@@ -68,7 +68,7 @@ def gather(row: Row, read_settings: Callable[[File], dict[str, Any]]) -> tuple[E
 
 
 def rates(recipe: Recipe, steps_per_epoch: int = 1) -> Callable[[int], float]:
-    """Return the learning rate by step (from 0) that a configuration gives.
+    """Return the function from step (from 0) to learning rate of a configuration.
 
     With steps_per_epoch=1, steps are epochs.
     """
@@ -80,7 +80,7 @@ def rates(recipe: Recipe, steps_per_epoch: int = 1) -> Callable[[int], float]:
 
 
 def closeness(pairs: Iterable[tuple[int, float, float]], of: str, tolerance: float) -> Check:
-    """Check that (position, ours, theirs) are equal except for rounding; `of` says what was compared."""
+    """Check that the rates in (position, ours, theirs) agree to a relative `tolerance`; `of` names them."""
     errors = {position: abs(ours - theirs) / abs(theirs) for position, ours, theirs in pairs}
     worst = max(errors, key=errors.__getitem__)
     says = f"{of}, {errors[worst]:.0e}"
@@ -89,20 +89,20 @@ def closeness(pairs: Iterable[tuple[int, float, float]], of: str, tolerance: flo
 
 
 def digits(logs: Iterable[Log], ours: Callable[[int], float], form: str) -> Check:
-    """Check that every learning rate in the logs is ours, printed in the log's way (a format of Python)."""
+    """Check that every learning rate in the logs is ours, printed in the log's format `form`."""
     count, differences = 0, []
     for log in logs:
         for record in log.of("train").itertuples():
             count += 1
             printed = format(ours(record.step), form)
-            if float(printed) != record.lr:  # the log's digits and no others give this number
+            if float(printed) != record.lr:  # so the log's digits differ
                 differences.append(f"lr: {record.lr:{form}} at step {record.step}, ours {printed}")
     says = f"{count:,} lines, {'every digit' if not differences else f'{len(differences):,} differ'}"
     return Check(not differences, says, count, shown(differences))
 
 
 def positions(name: str, ours: Iterable[int], theirs: Iterable[int], says: str) -> Check:
-    """Check that two lists of positions are the same."""
+    """Check that two lists of positions are equal."""
     ours, theirs = list(ours), list(theirs)
     if ours == theirs:
         return Check(True, says, len(theirs))
@@ -114,7 +114,7 @@ def positions(name: str, ours: Iterable[int], theirs: Iterable[int], says: str) 
 
 
 def all_of(first: Check, *others: Check) -> Check:
-    """Return one check of several: the first with the others' counts and notes."""
+    """Return the first failed check, or else `first`, with the counts and notes of all."""
     checks = (first, *others)
     failed = next((check for check in checks if check.passed is False), first)
     notes = tuple(note for check in checks for note in check.notes)
@@ -122,7 +122,7 @@ def all_of(first: Check, *others: Check) -> Check:
 
 
 def figures(evidence: Evidence) -> Check:
-    """Check that the log's best and final values are those in the row, and say which was published."""
+    """Check that the log's best and final values are the row's, and say which was published."""
     log, figures = evidence.log, [figure for figure in evidence.row.published if figure.column is not None]
     if not figures:
         return Check(None, "no log has it" if evidence.row.published else "none published")
@@ -140,6 +140,6 @@ def figures(evidence: Evidence) -> Check:
 
 
 def shown(differences: list[str]) -> tuple[str, ...]:
-    """Return the first of many differences."""
+    """Return the first SHOWN differences, and the number of the others."""
     more = len(differences) - SHOWN
     return (*differences[:SHOWN], *([f"and {more} more"] if more > 0 else []))

@@ -1,24 +1,27 @@
-"""What fairseq's configurations and logs fix of a row."""
+"""What fairseq's configurations and logs determine about a row."""
 
 import math
 
 from repro.ledger.rows import Recipe
 from repro.verify.checks import Check, Evidence, all_of, digits, positions, rates, shown
-from repro.verify.settings import Must, Ours, Rule, Settings, Table, rules
+from repro.verify.settings import Ours, Rule, Settings, Table, rules
 
 GPUS = 8  # "training on 8 devices", as BERT's logs say
 
 
 def _total_batch(config: Settings) -> int:
+    return _micro_batches(config) * int(config["dataset.batch_size"])
+
+
+def _micro_batches(config: Settings) -> int:
+    """Return the micro-batches of a step, over all processes."""
     processes: int = config["distributed_training.distributed_world_size"]
-    return processes * int(config["dataset.batch_size"]) * int(config["optimization.update_freq"][0])
+    return processes * int(config["optimization.update_freq"][0])
 
 
 def _loss_scale_window(config: Settings) -> int:
-    """Steps without overflow until the scale doubles; fairseq's default shrinks with the batch."""
-    processes: int = config["distributed_training.distributed_world_size"]
-    default = 2**14 // (processes * int(config["optimization.update_freq"][0]))
-    return int(config["common.fp16_scale_window"] or default)
+    """Return the steps without overflow after which the scale doubles; the default shrinks with the batch."""
+    return int(config["common.fp16_scale_window"] or 2**14 // _micro_batches(config))
 
 
 def _selected(config: Settings) -> str:
@@ -38,12 +41,8 @@ def _loss(config: Settings) -> str:
 
 
 BATCH = Ours("batch_size", _total_batch)
-NAMES = {
-    "adam": "adamw",
-    "adan": "adan",
-    "polynomial_decay": "polynomial",
-    "cosine": "cosine",
-}  # theirs, ours
+# of optimizers and schedules: theirs, ours
+NAMES = {"adam": "adamw", "adan": "adan", "polynomial_decay": "polynomial", "cosine": "cosine"}
 
 COMMON: dict[str, Rule] = {
     **rules(
@@ -57,36 +56,20 @@ COMMON: dict[str, Rule] = {
             "min_loss_scale": "loss_scale.minimum",
             "threshold_loss_scale": "loss_scale.threshold",
         },
-        must={
-            "amp": False,
-            "bf16": False,
-            "cpu": False,
-            "fp16_scale_tolerance": 0.0,
-            "memory_efficient_bf16": False,
-            "memory_efficient_fp16": False,
-            "model_parallel_size": 1,
-            "on_cpu_convert_precision": False,
-            "quantization_config_path": None,
-            "tpu": False,
-            "user_dir": None,
-        },
+        must={"fp16_scale_tolerance": 0.0, "model_parallel_size": 1},
+        off="amp bf16 cpu memory_efficient_bf16 memory_efficient_fp16 on_cpu_convert_precision tpu",
+        unset="quantization_config_path user_dir",
         free="aim_repo aim_run_hash all_gather_list_size amp_batch_retries amp_init_scale amp_scale_window "
         "azureml_logging empty_cache_freq fp16_no_flatten_grads log_file log_format no_progress_bar "
         "plasma_path profile reset_logging suppress_crashes tensorboard_logdir use_plasma_view "
         "wandb_project",
     ),
-    **rules(  # how processes find each other and share the work, mostly
+    **rules(  # mostly how processes find each other and share the work
         "distributed_training.",
         ours={"distributed_world_size": BATCH},
-        must={
-            "cpu_offload": False,
-            "ddp_comm_hook": "none",
-            "fix_batches_to_gpus": False,
-            "fp32_reduce_scatter": False,
-            "pipeline_model_parallel": False,
-            "slowmo_momentum": None,
-            "zero_sharding": "none",
-        },
+        must={"ddp_comm_hook": "none", "zero_sharding": "none"},
+        off="cpu_offload fix_batches_to_gpus fp32_reduce_scatter pipeline_model_parallel",
+        unset="slowmo_momentum",
         free="broadcast_buffers bucket_cap_mb ddp_backend device_id distributed_backend "
         "distributed_init_method distributed_no_spawn distributed_num_procs distributed_port "
         "distributed_rank fast_stat_sync find_unused_parameters fp16 gradient_as_bucket_view "
@@ -98,21 +81,16 @@ COMMON: dict[str, Rule] = {
         "dataset.",
         ours={"batch_size": BATCH, "max_tokens": "data.max_tokens"},
         must={
-            "combine_valid_subsets": None,
             "curriculum": 0,
-            "disable_validation": False,
-            "fixed_validation_seed": None,
-            "grouped_shuffling": False,
-            "max_valid_steps": None,
             "num_shards": 1,
             "required_seq_len_multiple": 1,
             "shard_id": 0,
             "train_subset": "train",
-            "update_epoch_batch_itr": False,
-            "update_ordered_indices_seed": False,
             "valid_subset": "valid",
             "validate_after_updates": 0,
         },
+        off="disable_validation grouped_shuffling update_epoch_batch_itr update_ordered_indices_seed",
+        unset="combine_valid_subsets fixed_validation_seed max_valid_steps",
         free="batch_size_valid data_buffer_size dataset_impl gen_subset ignore_unused_valid_subsets "
         "max_tokens_valid num_workers",
     ),
@@ -126,26 +104,18 @@ COMMON: dict[str, Rule] = {
                 "gradient_accumulation_steps", lambda config: config["optimization.update_freq"][0]
             ),
         },
-        must={
-            "sentence_avg": False,
-            "skip_remainder_batch": False,
-            "stop_min_lr": -1.0,
-            "stop_time_hours": 0.0,
-            "use_bmuf": False,
-        },
+        must={"stop_min_lr": -1.0, "stop_time_hours": 0.0},
+        off="sentence_avg skip_remainder_batch use_bmuf",
     ),
-    **rules(  # where and how often they are kept, mostly
+    **rules(  # mostly where and how often checkpoints are kept
         "checkpoint.",
         ours={
             "best_checkpoint_metric": Ours("select.metric", _selected),
             "maximize_best_checkpoint_metric": "select.higher_is_better",
         },
-        must={
-            "finetune_from_model": None,
-            "optimizer_overrides": "{}",
-            "patience": -1,
-            "reset_lr_scheduler": False,
-        },
+        must={"optimizer_overrides": "{}", "patience": -1},
+        off="reset_lr_scheduler",
+        unset="finetune_from_model",
         free="checkpoint_shard_count checkpoint_suffix continue_once keep_best_checkpoints "
         "keep_interval_updates keep_interval_updates_pattern keep_last_epochs "
         "load_checkpoint_on_all_dp_ranks model_parallel_size no_epoch_checkpoints no_last_checkpoints "
@@ -162,10 +132,8 @@ COMMON: dict[str, Rule] = {
     ),
     **rules(
         "optimizer.",
-        ours={
-            "_name": Ours("optimizer.name", lambda config: NAMES[config["optimizer._name"]]),
-            "weight_decay": "optimizer.weight_decay",
-        },
+        ours={"_name": Ours("optimizer.name", lambda config: NAMES[config["optimizer._name"]])},
+        same={"optimizer.": "weight_decay"},
     ),
     **rules(
         "lr_scheduler.",
@@ -174,10 +142,12 @@ COMMON: dict[str, Rule] = {
             "warmup_updates": "schedule.warmup_steps",
         },
     ),
-    "ema.store_ema": Must(False),
-    # parts that are not used in training, and names of fairseq's classes for those that are
-    **rules(free="*._name _name bmuf.* bpe common_eval.* ema.* eval_lm.* generation.* interactive.* scoring"),
-    **rules(free="task.data tokenizer"),
+    # parts that training does not use, and the names of fairseq's classes for those that it does
+    **rules(
+        off="ema.store_ema",
+        free="*._name _name bmuf.* bpe common_eval.* ema.* eval_lm.* generation.* interactive.* scoring "
+        "task.data tokenizer",
+    ),
 }
 PRETRAINING: dict[str, Rule] = {
     **rules(
@@ -186,7 +156,7 @@ PRETRAINING: dict[str, Rule] = {
         must={"required_batch_size_multiple": 8, "skip_invalid_size_inputs_valid_test": True},
     ),
     **rules("optimization.", must={"max_epoch": 0}),
-    **rules("checkpoint.", must={"reset_dataloader": False, "reset_meters": False, "reset_optimizer": False}),
+    **rules("checkpoint.", off="reset_dataloader reset_meters reset_optimizer"),
     **rules("model.", ours={"max_positions": "data.block_size"}),
     **rules(
         "task.",
@@ -198,7 +168,7 @@ PRETRAINING: dict[str, Rule] = {
 FINETUNING: dict[str, Rule] = {
     **rules("dataset.", must={"required_batch_size_multiple": 1}),
     **rules("optimization.", ours={"max_epoch": "max_epochs"}),
-    # weights are all that it starts from
+    # it starts from the weights alone
     **rules("checkpoint.", must={"reset_dataloader": True, "reset_meters": True, "reset_optimizer": True}),
     **rules(
         "task.",
@@ -206,12 +176,10 @@ FINETUNING: dict[str, Rule] = {
         must={"_name": "sentence_prediction", "init_token": 0, "separator_token": 2},
     ),
     **rules(
-        "criterion.",
-        ours={"regression_target": Ours("loss", _loss)},
-        must={"_name": "sentence_prediction"},
+        "criterion.", ours={"regression_target": Ours("loss", _loss)}, must={"_name": "sentence_prediction"}
     ),
 }
-# What fairseq takes where a file says nothing of a key of ours; the full configurations have them all.
+# fairseq's defaults for keys that a file may leave out; full configurations have them all
 DEFAULTS = {
     "common.seed": 1,
     "common.fp16_init_scale": 128,
@@ -228,7 +196,7 @@ DEFAULTS = {
 
 
 def table(settings: Settings) -> Table:
-    """Return the table for a configuration: a full one, or one that names what differs from the defaults."""
+    """Return the table for a configuration, be it full or only what differs from the defaults."""
     optimizer = settings.get("optimizer._name")
     known = {
         **COMMON,
@@ -242,14 +210,14 @@ def table(settings: Settings) -> Table:
 
 
 def lr(evidence: Evidence, recipe: Recipe) -> Check:
-    """Compare every learning rate in the files, to its last digit, with ours after as many updates."""
+    """Compare every learning rate in the files with ours at that update, to the last digit."""
     return digits(evidence.logs, rates(recipe), ".6g")
 
 
 def epochs(evidence: Evidence, recipe: Recipe) -> Check:
-    """Check that the log has records of all updates, and epochs of as many iterations as ours.
+    """Check that the log has records of all updates, and that its epochs have as many iterations as ours.
 
-    An update whose gradients overflowed is an iteration, too, but is not counted.
+    An iteration whose gradients overflowed makes no update.
     """
     assert evidence.log is not None
     steps, every = recipe.get("steps"), recipe.get("run.log_every")
@@ -257,9 +225,9 @@ def epochs(evidence: Evidence, recipe: Recipe) -> Check:
     records = positions("record at update", range(every, steps + 1, every), logged, f"{steps:,} updates")
     iterations = math.ceil(recipe.get("data.train_sequences") / recipe.get("batch_size"))
     stated = evidence.log.config.get("iterations_per_epoch", iterations)
-    notes = (
-        [] if stated == iterations else [f"iterations an epoch: {stated:,} in the log, ours {iterations:,}"]
-    )
+    notes = []
+    if stated != iterations:
+        notes.append(f"iterations an epoch: {stated:,} in the log, ours {iterations:,}")
     ends = 0
     for end in evidence.log.of("epoch").itertuples():
         if end.step < steps:  # the last epoch is cut off by the last update
@@ -272,7 +240,7 @@ def epochs(evidence: Evidence, recipe: Recipe) -> Check:
 
 
 def _overflows(evidence: Evidence, file: int, line: int) -> int:
-    """Return how many updates had been left out before a line of the run, without those done again later."""
+    """Return the number of updates skipped before a line, except those that a later file repeats."""
     resumed = [[event["step"] for event in log.events if event["what"] == "loaded"] for log in evidence.logs]
     places = [
         (index, event["line"])
@@ -285,7 +253,7 @@ def _overflows(evidence: Evidence, file: int, line: int) -> int:
 
 
 def validation(evidence: Evidence, recipe: Recipe) -> Check:
-    """Check that validations are every so many updates, and at the end of every so many epochs."""
+    """Check that validations come every `eval_every` updates and after every `eval_epochs` epochs."""
     assert evidence.log is not None
     steps, every, epochs = recipe.get("steps"), recipe.get("eval_every"), recipe.get("eval_epochs")
     ends = evidence.log.of("epoch").itertuples()

@@ -1,25 +1,29 @@
-"""What the logs of masked autoencoders fix of a row; no settings were released with them."""
+"""What the logs of masked autoencoders determine about a row; no settings were released with them."""
 
 from repro.ledger.rows import Recipe
 from repro.verify import timm
-from repro.verify.checks import Check, Evidence, closeness, positions, rates
+from repro.verify.checks import Check, Evidence, closeness, rates
+from repro.verify.timm import epochs
+
+__all__ = ["epochs", "lr", "validation"]
 
 TRAINING_IMAGES = 1_281_167  # of ImageNet-1k
 
 
 def iterations(recipe: Recipe) -> int:
-    """Return the micro-batches of an epoch; the rest of the images is left out."""
-    return int(TRAINING_IMAGES // (recipe.get("batch_size") // _accumulated(recipe)))
+    """Return the micro-batches of an epoch; the images that do not fill the last one are left out."""
+    micro_batch = recipe.get("batch_size") // recipe.get("gradient_accumulation_steps")
+    return int(TRAINING_IMAGES // micro_batch)
 
 
 def lr(evidence: Evidence, recipe: Recipe) -> Check:
-    """Compare the learning rates in the log, each the mean over an epoch's iterations, with ours.
+    """Compare the learning rates in the log, each the mean over the iterations of an epoch, with ours.
 
-    The rate is set by the position in the epoch where a step begins to collect gradients, and holds until
-    the next does. An epoch may end within a step, which then has fewer micro-batches.
+    A step keeps the rate of its first micro-batch. An epoch may end within a step, which then has fewer
+    micro-batches.
     """
     assert evidence.log is not None
-    count, accumulated = iterations(recipe), _accumulated(recipe)
+    count, accumulated = iterations(recipe), recipe.get("gradient_accumulation_steps")
     ours = rates(recipe, count)
     pairs = []
     for epoch, logged in evidence.log.series("lr").items():
@@ -32,20 +36,9 @@ def lr(evidence: Evidence, recipe: Recipe) -> Check:
     return closeness(pairs, f"{len(pairs)} epochs of {count} batches", 1e-12)
 
 
-def epochs(evidence: Evidence, recipe: Recipe) -> Check:
-    """Check that the log has the configuration's epochs, from 0 on and without a gap."""
-    assert evidence.log is not None
-    count = recipe.get("epochs")
-    return positions("epoch", range(count), evidence.log.table["epoch"], f"{count}")
-
-
 def validation(evidence: Evidence, recipe: Recipe) -> Check:
-    """Check that every epoch was measured, in fine-tuning."""
+    """Check that fine-tuning was evaluated after every epoch."""
     assert evidence.log is not None
     if not evidence.row.published:
         return Check(None, "pre-training has none")
     return timm.validation(evidence, recipe)
-
-
-def _accumulated(recipe: Recipe) -> int:
-    return int(recipe.config.get("gradient_accumulation_steps", 1))

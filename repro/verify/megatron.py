@@ -1,4 +1,4 @@
-"""What Megatron-LM's arguments fix of a row; its logs are no part of the official repository."""
+"""What Megatron-LM's arguments determine about a row; the official repository has no logs of it."""
 
 from repro.verify.settings import Ours, Settings, Table, rules
 
@@ -11,19 +11,17 @@ def _betas(args: Settings) -> list[float]:
     return [*BETAS[:2], args["adan_beta3"]]
 
 
-GPUS = 8  # of the launch script
-BETAS = (0.98, 0.92, 0.99)  # the optimizer's defaults, for those that no argument names
+GPUS = 8  # as in the launch script
+BETAS = (0.98, 0.92, 0.99)  # the optimizer's defaults, for those without an argument
 
 TABLE = Table(
     rules(
         ours={
-            "clip_grad": "clip_grad",
             "eval_interval": "eval_every",
             "eval_iters": "eval_batches",
             "global_batch_size": "batch_size",
             "hidden_size": "model.n_embd",
             "log_interval": "run.log_every",
-            "lr": "optimizer.lr",
             "lr_decay_iters": "steps",
             "lr_decay_style": "schedule.name",
             "lr_warmup_iters": "schedule.warmup_steps",
@@ -33,11 +31,11 @@ TABLE = Table(
             "optimizer": "optimizer.name",
             "seq_length": "data.sequence_length",
             "train_iters": "steps",
-            "weight_decay": "optimizer.weight_decay",
             "adan_beta3": Ours("optimizer.betas", _betas),
             "fp16": Ours("amp", lambda args: "fp16" if args["fp16"] else "no"),
             "micro_batch_size": Ours("gradient_accumulation_steps", _accumulate),
         },
+        same={"": "clip_grad", "optimizer.": "lr weight_decay"},
         free="save_interval",
     )
 )

@@ -1,4 +1,4 @@
-"""The number of a model's parameters: what the log says, and what the model of our configuration has."""
+"""Compare the number of parameters of a row with those of its log and of our model."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from repro.verify.checks import Check, Evidence
 
 
 def parameters(evidence: Evidence, recipe: Recipe) -> Check:
-    """Check that the row has the log's and the model's number of trained parameters, where these have one."""
+    """Check that the row has as many trained parameters as its log states and our model has."""
     stated = recipe.row.parameters
     found: dict[str, int] = {}
     logged = None if evidence.log is None else _logged(evidence.log.format, evidence.log.config)
@@ -32,18 +32,18 @@ def parameters(evidence: Evidence, recipe: Recipe) -> Check:
 
 
 def count(model: nn.Module) -> int:
-    """Return the number of trained parameters, those in two places once."""
+    """Return the number of trained parameters; shared ones count once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def build(recipe: Recipe) -> nn.Module | None:
-    """Return the model of a row, without memory; None where no recipe of ours builds it."""
+    """Return the model of a row on the meta device, or None if no recipe of ours builds it."""
     with torch.device("meta"):
         task = recipes.synthetic_task(recipe)
         return None if task is None else task.initial()
 
 
 def _logged(format: str, config: dict[str, Any]) -> int | None:
-    # fairseq's count has a second copy of the layers in it, which is not trained
+    # fairseq's number includes a second copy of the layers, which is not trained
     key = {"mae": "parameters", "transformer_xl": "n_all_param"}.get(format)
     return None if key is None else config.get(key)

@@ -1,8 +1,8 @@
-"""Whether a configuration of ours says what a released file of settings says, key by key.
+"""Compare one of our configurations with a released file of settings, key by key.
 
-Every key of the file is accounted for by a rule of its table: it is one of ours (`Ours`), or it must have a
-stated value because we do nothing else (`Must`), or it has no bearing on the result (`FREE`). A key that the
-table does not know, and one that it expects and the file lacks, are differences like a wrong value.
+A table has a rule for every key of the file: our configuration has it too (`Ours`), it must have one value
+because we support nothing else (`Must`), or it has no bearing on the result (`FREE`). An unknown key and a
+missing key are differences, like a wrong value.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ Settings = Mapping[str, Any]  # of a file, flat: "optimizer.lr", whatever the fi
 
 @dataclass(frozen=True)
 class Ours:
-    """The configuration has it at `key`: as the file has it, or as `of` makes it from the whole file."""
+    """Our configuration has the value at `key`: that of the file, or what `of` makes of the whole file."""
 
     key: str
     of: Callable[[Settings], Any] | None = None
@@ -25,14 +25,14 @@ class Ours:
 
 @dataclass(frozen=True)
 class Must:
-    """It switches something on or off, or sets it, that is one way here."""
+    """The key must have this value: we support no other."""
 
     value: Any
 
 
 @dataclass(frozen=True)
 class Free:
-    """It changes no result: where files are, what is printed, how fast it goes, or what is switched off."""
+    """The key changes no result: paths, printing, speed, options of what is switched off."""
 
 
 FREE = Free()
@@ -43,9 +43,9 @@ Rule = Ours | Must | Free
 class Table:
     """The rules of one kind of file.
 
-    A rule whose key has a `*` is for all keys that fit and have no rule of their own. Keys with `Ours` or
-    `Must` have to be in the file, unless `absent` has what it means when they are not; of a `partial` file,
-    which names what differs from defaults, this is asked of `Ours` alone.
+    A key with a `*` is a pattern for the keys that have no rule of their own. Keys with `Ours` or `Must` have
+    to be in the file, unless `absent` gives their value. A `partial` file states only what differs from
+    defaults: there this holds for `Ours` alone.
     """
 
     rules: Mapping[str, Rule]
@@ -69,11 +69,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What became of the keys of a file."""
+    """The result of comparing a file with a configuration."""
 
-    fields: int  # keys, of the file or expected in it
-    differences: tuple[str, ...] = ()  # a line for each that is not as it should be
-    kinds: tuple[int, int, int] = (0, 0, 0)  # keys that are ours, that must have a value, that are free
+    fields: int  # keys in the file or expected there
+    differences: tuple[str, ...] = ()  # one line each
+    kinds: tuple[int, int, int] = (0, 0, 0)  # number of keys with Ours, Must and FREE
 
 
 def compare(settings: Settings, recipe: Recipe, table: Table) -> Comparison:
@@ -99,7 +99,7 @@ def compare(settings: Settings, recipe: Recipe, table: Table) -> Comparison:
 
 
 def _difference(key: str, rule: Ours, settings: Settings, recipe: Recipe) -> list[str]:
-    """Return what is different about a key of ours, if something is."""
+    """Return the difference at a key, as a list of at most one line."""
     try:
         theirs = settings[key] if rule.of is None else rule.of(settings)
     except (LookupError, TypeError, ValueError) as error:
@@ -113,7 +113,7 @@ def _difference(key: str, rule: Ours, settings: Settings, recipe: Recipe) -> lis
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Tell whether two values are equal; a truth value is no number, a list may be a tuple."""
+    """Return whether two values are equal: True is not 1, but a list may equal a tuple."""
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(map(_same, a, b))
     return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
@@ -122,16 +122,28 @@ def _same(a: Any, b: Any) -> bool:
 def rules(
     under: str = "",
     ours: Mapping[str, str | Ours] | None = None,
+    same: Mapping[str, str] | None = None,
     must: Mapping[str, Any] | None = None,
+    off: str = "",
+    unset: str = "",
     free: str = "",
 ) -> dict[str, Rule]:
-    """Return the rules of a part of a file, whose keys all begin with `under`.
+    """Return the rules of one part of a file, all of whose keys begin with `under`.
 
-    ours: for a key, where our configuration has the same value, or `Ours` where it is not the same.
-    must: for a key, the one value that it may have.
-    free: keys of no bearing, as words.
+    Args:
+        ours: by key, the place of the same value in our configuration, or `Ours` if the value differs.
+        same: by the prefix in our configuration, the keys (as words) that have the same name there.
+        must: by key, the only value allowed.
+        off: keys (as words) that must be False.
+        unset: keys that must be None.
+        free: keys without a bearing on the result.
     """
-    named = {key: Ours(where) if isinstance(where, str) else where for key, where in (ours or {}).items()}
-    fixed = {key: Must(value) for key, value in (must or {}).items()}
-    every: dict[str, Rule] = {**named, **fixed, **dict.fromkeys(free.split(), FREE)}
+    every: dict[str, Rule] = {
+        **{key: Ours(where) if isinstance(where, str) else where for key, where in (ours or {}).items()},
+        **{key: Ours(prefix + key) for prefix, keys in (same or {}).items() for key in keys.split()},
+        **{key: Must(value) for key, value in (must or {}).items()},
+        **dict.fromkeys(off.split(), Must(False)),
+        **dict.fromkeys(unset.split(), Must(None)),
+        **dict.fromkeys(free.split(), FREE),
+    }
     return {under + key: rule for key, rule in every.items()}

@@ -1,6 +1,6 @@
-"""What timm's `args.yaml` and `summary.csv` fix of a row.
+"""What timm's `args.yaml` and `summary.csv` determine about a row.
 
-The summary has no learning rate, so the schedule is compared with timm's own, given the settings.
+The summary has no learning rate, so our schedule is compared with timm's own for the same settings.
 """
 
 import re
@@ -15,11 +15,11 @@ from repro.ledger.rows import Recipe
 from repro.verify.checks import Check, Evidence, closeness, positions, rates
 from repro.verify.settings import Ours, Settings, Table, rules
 
-GPUS = 8  # of the launch commands in CV/timm; no file of settings says how many there were
+GPUS = 8  # as in the launch commands in CV/timm; no file of settings has the number
 
 
 def _or_default(key: str, attribute: str) -> Callable[[Settings], Any]:
-    """What timm does with an argument that is not given: it asks the model."""
+    """Return a function that gives an argument, or the model's default as timm does."""
 
     def value(args: Settings) -> Any:
         if args[key] not in (None, ""):
@@ -38,7 +38,7 @@ def _ema(args: Settings) -> float | None:
 
 
 def _batch(args: Settings) -> int:
-    """batch_size is a GPU's; the total is in no file, unless the experiment is named after it (bs4096)."""
+    """Return the total batch: `batch_size` is that of one GPU, unless the experiment is named bs4096."""
     named = re.fullmatch(r"bs(\d+)", args["experiment"] or "")
     return int(named[1]) if named else args["batch_size"] * GPUS
 
@@ -48,41 +48,17 @@ TABLE = Table(
         ours={
             "aa": "augment.auto_augment",
             "bias_decay": "optimizer.decay_bias_and_norm",
-            "channels_last": "channels_last",
-            "clip_grad": "clip_grad",
-            "color_jitter": "augment.color_jitter",
-            "cooldown_epochs": "schedule.cooldown_epochs",
-            "cutmix": "augment.cutmix",
-            "drop_path": "model.drop_path",
-            "epochs": "epochs",
-            "hflip": "augment.hflip",
-            "lr": "optimizer.lr",
-            "max_grad_norm": "optimizer.max_grad_norm",
-            "min_lr": "schedule.min_lr",
-            "mixup": "augment.mixup",
-            "mixup_mode": "augment.mixup_mode",
-            "mixup_prob": "augment.mixup_prob",
-            "mixup_switch_prob": "augment.mixup_switch_prob",
             "model": "model.name",
-            "no_prox": "optimizer.no_prox",
             "num_classes": "data.classes",
             "opt": "optimizer.name",
             "opt_betas": "optimizer.betas",
             "opt_eps": "optimizer.eps",
-            "pretrained": "model.pretrained",
-            "ratio": "augment.ratio",
             "recount": "augment.erase_count",
             "remode": "augment.erase_mode",
             "reprob": "augment.erase",
-            "scale": "augment.scale",
             "sched": "schedule.name",
-            "seed": "seed",
             "smoothing": "augment.label_smoothing",
             "train_interpolation": "augment.interpolation",
-            "warmup_epochs": "schedule.warmup_epochs",
-            "warmup_lr": "schedule.warmup_lr",
-            "weight_decay": "optimizer.weight_decay",
-            "workers": "workers",
             "amp": Ours("amp", lambda args: "fp16" if args["amp"] or args["native_amp"] else "no"),
             "aug_repeats": Ours("repeats", lambda args: args["aug_repeats"] or 1),
             "batch_size": Ours("batch_size", _batch),
@@ -98,50 +74,44 @@ TABLE = Table(
             "model_ema_decay": Ours("ema_decay", _ema),
             "std": Ours("data.std", _or_default("std", "std")),
         },
+        same={
+            "": "channels_last clip_grad epochs seed workers",
+            "augment.": "color_jitter cutmix hflip mixup mixup_mode mixup_prob mixup_switch_prob ratio scale",
+            "model.": "drop_path pretrained",
+            "optimizer.": "lr max_grad_norm no_prox weight_decay",
+            "schedule.": "cooldown_epochs min_lr warmup_epochs warmup_lr",
+        },
         must={
-            "apex_amp": False,
             "aug_splits": 0,
-            "bn_eps": None,
-            "bn_momentum": None,
-            "bn_tf": False,
-            "cutmix_minmax": None,
-            "dist_bn": "reduce",  # see docs/ledger.md: the loop does not average the statistics of BatchNorm
+            "dist_bn": "reduce",
             "drop": 0.0,
-            "drop_block": None,
-            "drop_connect": None,
             "epoch_repeats": 0.0,
             "eval_metric": "top1",
-            "gp": None,
-            "jsd_loss": False,
             "lr_cycle_limit": 1,
             "lr_cycle_mul": 1.0,
             "lr_k_decay": 1.0,
-            "lr_noise": None,
             "mixup_off_epoch": 0,
-            "no_aug": False,
-            "resplit": False,
-            "split_bn": False,
-            "start_epoch": None,
-            "sync_bn": False,
             "train_split": "train",
             "tta": 0,
             "val_split": "validation",
-            "validation_batch_size": None,
             "vflip": 0.0,
         },
-        # of other optimizers and schedules, of what is off, of logs, files and speed; native_amp is set after
-        # the file was written
+        off="apex_amp bn_tf jsd_loss no_aug resplit split_bn sync_bn",
+        unset="bn_eps bn_momentum cutmix_minmax drop_block drop_connect gp lr_noise start_epoch "
+        "validation_batch_size",
+        # options of other optimizers and schedules, of what is off, of logs, files and speed; native_amp is
+        # set after the file was written
         free="checkpoint_hist clip_mode configure data_dir decay_epochs decay_rate experiment local_rank "
         "log_interval log_wandb lr_cycle_decay lr_noise_pct lr_noise_std model_ema_force_cpu momentum "
         "native_amp no_prefetcher no_resume_opt opt_debug output patience_epochs pin_mem "
         "recovery_interval resume save_images torchscript use_multi_epochs_loader",
     ),
-    absent={"bn_tf": False, "no_prox": False},  # of other versions of the script
+    absent={"bn_tf": False, "no_prox": False},  # which other versions of the script lack
 )
 
 
 def lr(evidence: Evidence, recipe: Recipe) -> Check:
-    """Compare the learning rate of every epoch with that of timm's scheduler, given the released settings."""
+    """Compare our learning rate of every epoch with that of timm's scheduler for the released settings."""
     args = next(iter(evidence.settings.values()), None)
     if args is None:
         return Check(None, "settings not here")
@@ -166,14 +136,14 @@ def lr(evidence: Evidence, recipe: Recipe) -> Check:
 
 
 def epochs(evidence: Evidence, recipe: Recipe) -> Check:
-    """Check that the log has the configuration's epochs, from 0 on and without a gap."""
+    """Check that the log has the epochs of the configuration, from 0 and without a gap."""
     assert evidence.log is not None
     count = recipe.get("epochs") + recipe.get("schedule.cooldown_epochs")
     return positions("epoch", range(count), evidence.log.table["epoch"], f"{count}")
 
 
 def validation(evidence: Evidence, recipe: Recipe) -> Check:
-    """Check that every epoch was measured, as the loop does."""
+    """Check that the log has an evaluation for every epoch, as our loop does."""
     assert evidence.log is not None
     table = evidence.log.table
     measured = table["epoch"][table["eval_loss"].notna()]

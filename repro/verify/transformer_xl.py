@@ -1,4 +1,4 @@
-"""What the logs of Transformer-XL, which begin with the settings, fix of a row."""
+"""What the logs of Transformer-XL, which begin with the settings, determine about a row."""
 
 import math
 
@@ -6,11 +6,11 @@ from repro.ledger.rows import Recipe
 from repro.verify.checks import Check, Evidence, all_of, digits, positions, rates, shown
 from repro.verify.settings import Ours, Settings, Table, rules
 
-CUTOFFS = {"wt103": [20000, 40000, 200000]}  # of the adaptive softmax: train.py has them by data set
+CUTOFFS = {"wt103": [20000, 40000, 200000]}  # of the adaptive softmax, by data set, as in its train.py
 
 
 def _betas(settings: Settings) -> list[float]:
-    return settings["opt_betas"] or [0.9, 0.999]  # Adam is left its own
+    return settings["opt_betas"] or [0.9, 0.999]  # of Adam, which train.py leaves at its defaults
 
 
 def _cutoffs(settings: Settings) -> list[int]:
@@ -20,38 +20,17 @@ def _cutoffs(settings: Settings) -> list[int]:
 TABLE = Table(
     rules(
         ours={
-            "attn_type": "model.attn_type",
             "batch_chunk": "gradient_accumulation_steps",
-            "batch_size": "batch_size",
-            "clamp_len": "model.clamp_len",
             "clip": "clip_grad",
-            "d_embed": "model.d_embed",
-            "d_head": "model.d_head",
-            "d_inner": "model.d_inner",
-            "d_model": "model.d_model",
-            "div_val": "model.div_val",
-            "dropatt": "model.dropatt",
-            "dropout": "model.dropout",
             "eta_min": "schedule.min_lr",
             "eval_interval": "eval_every",
             "eval_tgt_len": "evaluation.tgt_len",
-            "ext_len": "model.ext_len",
-            "init": "model.init",
-            "init_std": "model.init_std",
             "log_interval": "run.log_every",
             "lr": "optimizer.lr",
             "max_step": "steps",
-            "mem_len": "model.mem_len",
-            "n_head": "model.n_head",
-            "n_layer": "model.n_layer",
             "n_token": "tokenizer.vocab_size",
             "optim": "optimizer.name",
-            "pre_lnorm": "model.pre_lnorm",
-            "proj_init_std": "model.proj_init_std",
-            "same_length": "model.same_length",
             "scheduler": "schedule.name",
-            "seed": "seed",
-            "tgt_len": "tgt_len",
             "tied": "model.tie_word_embeddings",
             "warmup_step": "schedule.warmup_steps",
             "wd": "optimizer.weight_decay",
@@ -61,19 +40,15 @@ TABLE = Table(
             "not_tied": Ours("model.tie_word_embeddings", lambda settings: not settings["not_tied"]),
             "opt_betas": Ours("optimizer.betas", _betas),
         },
-        must={
-            "clip_nonemb": False,
-            "debug": False,
-            "finetune_v2": False,
-            "finetune_v3": False,
-            "max_eval_steps": -1,
-            "restart": False,
-            "restart_dir": "",
-            "sample_softmax": -1,
-            "varlen": False,
+        same={
+            "": "batch_size seed tgt_len",
+            "model.": "attn_type clamp_len d_embed d_head d_inner d_model div_val dropatt dropout ext_len "
+            "init init_std mem_len n_head n_layer pre_lnorm proj_init_std same_length",
         },
-        # of other optimizers, schedules (lr_min: the cosine ends at eta_min) and ways to draw weights; of
-        # hardware and files; and the number of parameters, for which there is another check
+        must={"max_eval_steps": -1, "restart_dir": "", "sample_softmax": -1},
+        off="clip_nonemb debug finetune_v2 finetune_v3 restart varlen",
+        # options of other optimizers, schedules (lr_min: the cosine ends at eta_min) and initialisations;
+        # hardware and files; the number of parameters, which has a check of its own
         free="cuda data decay_rate dynamic_loss_scale emb_init emb_init_range gpu0_bsz init_range lr_min "
         "mom multi_gpu n_all_param n_nonemb_param patience static_loss_scale work_dir",
     )
@@ -81,14 +56,14 @@ TABLE = Table(
 
 
 def lr(evidence: Evidence, recipe: Recipe) -> Check:
-    """Compare every learning rate in the log, to its last digit, with ours after as many steps."""
+    """Compare every learning rate in the log with ours at that step, to the last digit."""
     return digits(evidence.logs, rates(recipe), ".3g")
 
 
 def epochs(evidence: Evidence, recipe: Recipe) -> Check:
-    """Check that the log has records of all steps, and that each is where in its epoch ours is.
+    """Check that the log has records of all steps, each at our position in the epoch.
 
-    An epoch takes each of `batch_size` streams to its end, tgt_len tokens at a time.
+    An epoch reads each of `batch_size` streams to its end, `tgt_len` tokens at a time.
     """
     assert evidence.log is not None
     steps, every = recipe.get("steps"), recipe.get("run.log_every")
@@ -106,7 +81,7 @@ def epochs(evidence: Evidence, recipe: Recipe) -> Check:
 
 
 def validation(evidence: Evidence, recipe: Recipe) -> Check:
-    """Check that validations are every so many steps."""
+    """Check that the log has a validation every `eval_every` steps."""
     assert evidence.log is not None
     steps, every = recipe.get("steps"), recipe.get("eval_every")
     logged = evidence.log.of("eval")["step"]

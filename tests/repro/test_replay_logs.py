@@ -161,7 +161,7 @@ MAE = recipe(
     batch_size=4096,
     gradient_accumulation_steps=2,
     optimizer={"lr": 2e-3},
-    schedule=dict(name="cosine", join="shift", per="step", warmup_epochs=2, min_lr=1e-8),
+    schedule=dict(name="cosine", join="shift", per="step", warmup_epochs=2, cooldown_epochs=0, min_lr=1e-8),
 )
 
 
