@@ -1,9 +1,9 @@
-"""What a row takes to compute, in GPU-hours: an estimate from a count of operations, not a measurement.
+"""The GPU-hours of a row: an estimate from a count of operations, not a measurement.
 
     hours = forward FLOP of a sample * samples * passes / (peak of the GPU * UTILISATION) / 3600
 
-It has the training alone: no measurement on the test set, no waiting for data. It is there to tell a day from
-a month: expect a factor of two either way. scripts/plan.py goes further: memory, several GPUs, days, dollars.
+It covers training alone, without evaluation and waiting for data. It tells a day from a month: expect a
+factor of two either way. scripts/plan.py adds memory, several GPUs, days and dollars.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from repro.ledger.rows import Cost
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU by its data sheet (NVIDIA's, SXM modules), and what it costs."""
+    """A GPU: its data sheet (NVIDIA's, SXM modules) and its price."""
 
-    memory: float  # bytes: the sheet's GB are 1e9, what a card has beyond is CUDA's and the allocator's
+    memory: float  # bytes; the sheet's GB are 1e9, the card's surplus is for CUDA and the allocator
     peak: float  # dense tensor-core FLOP/s in bf16 and fp16
     peak_float32: float  # FLOP/s outside tensor cores
-    dollars: float  # for an hour of one: our assumption, a round number; see --price of scripts/plan.py
+    dollars: float  # per hour: our assumption, a round number; see --price of scripts/plan.py
 
 
 GPUS = {
@@ -28,15 +28,15 @@ GPUS = {
     "H200": Gpu(141e9, 989e12, 67e12, 3.5),
 }
 
-# of those whose hours the ledger shows: memory makes no difference there
+# of the GPUs for which the ledger shows hours; their memory makes no difference there
 PEAK = {"A100": GPUS["A100-80"].peak, "H100": GPUS["H100"].peak}
 
 # Share of the peak that training reaches, for all rows and GPUs: our assumption, a round number. Large
-# language models usually reach more, small vision models less, because their norms and activations wait for
-# memory, and an H100 less of its peak than an A100. A run's own speed is in its summary.json.
+# language models usually reach more. Small vision models reach less, because their norms and activations are
+# bound by memory, and an H100 reaches less than an A100. A run's own speed is in its summary.json.
 UTILISATION = 0.25
 
-# The same by family, for plans: our assumptions, too. What is computed again counts as use, not as progress.
+# The same by family, for plans: also our assumptions. Recomputed activations count as use, not as progress.
 FAMILIES = {"language model": 0.35, "mixture of experts": 0.2, "other": UTILISATION}
 
 ASSUMPTIONS = f"{UTILISATION:.0%} of the peak in bf16 or fp16: " + ", ".join(
@@ -45,17 +45,17 @@ ASSUMPTIONS = f"{UTILISATION:.0%} of the peak in bf16 or fp16: " + ", ".join(
 
 
 def gpu_hours(cost: Cost, gpu: str) -> float:
-    """Return the estimate for one of PEAK's GPUs; with n of them it takes an n-th of it, if all goes well."""
+    """Return the estimated hours on one GPU of PEAK; n of them take an n-th of it at best."""
     return cost.flops / (PEAK[gpu] * UTILISATION) / 3600
 
 
 def show_hours(hours: float) -> str:
-    """Return hours with three digits: 1,230 | 45.6 | 0.0123."""
+    """Return hours with three significant digits: 1,230 | 45.6 | 0.0123."""
     return f"{hours:,.0f}" if hours >= 99.95 else f"{hours:#.3g}".rstrip(".")
 
 
 def describe(cost: Cost) -> list[str]:
-    """Return the estimate and what it rests on, as lines for people."""
+    """Return the estimate and its assumptions, as lines of text."""
     each = ", ".join(f"{show_hours(gpu_hours(cost, gpu))} hours on an {gpu}" for gpu in PEAK)
     return [
         f"about {each} (one GPU): estimated, at {ASSUMPTIONS}",

@@ -1,4 +1,4 @@
-"""Plans as text for people."""
+"""Show plans as text."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from repro.errors import UserError
-from repro.hardware import GPUS
+from repro.hardware import FAMILIES, GPUS
 from repro.ledger import rows
 from repro.planner import footprint, plan
 from repro.planner.plan import Job, Machine
@@ -21,27 +21,28 @@ def describe(
     """Return the plan of a row, as lines.
 
     Args:
-        mfu: share of the GPU's peak, instead of what is assumed for its family.
-        price: dollars for an hour of a GPU, instead of what is assumed.
+        mfu: share of the GPU's peak; None: the assumption for the family of models.
+        price: dollars for an hour of a GPU; None: our assumption.
 
     Raises:
-        UserError: there is no plan for it, or its batch does not divide.
+        UserError: the row has no plan, or its batch does not divide.
     """
     recipe = rows.load(name, overrides)
     task = plan.job(recipe)
     gpu = GPUS[str(machine.gpu)]
-    need = plan.memory(task, machine)
-    share = plan.utilisation(task) if mfu is None else mfu
+    kinds = plan.memory(task, machine)
+    family = str(task.task.family)
+    share = FAMILIES[family] if mfu is None else mfu
     if not 0 < share <= 1:
-        raise UserError(f"--mfu {share}: must lie above 0, and at 1 at most")
+        raise UserError(f"--mfu {share}: must be above 0 and at most 1")
     dollars = gpu.dollars if price is None else price
-    config = task.config
-    fits = need.total <= gpu.memory
+    config, need = task.config, kinds.total()
+    fits = need <= gpu.memory
     lines = [
         f"{name} on {machine}: {plan.micro_batch(config, machine.count)} {_samples(task)} in a micro-batch, "
         f"{config['gradient_accumulation_steps']} of them a step on each GPU, amp={config['amp']}",
-        "memory of a GPU, GB: " + parts(need.kinds),
-        f"  {need.total / 1e9:.1f} of {gpu.memory / 1e9:.0f} GB: {'it fits' if fits else 'it does not fit'}",
+        "memory of a GPU, GB: " + parts(kinds),
+        f"  {need / 1e9:.1f} of {gpu.memory / 1e9:.0f} GB: {'it fits' if fits else 'it does not fit'}",
     ]
     if not fits:
         for changes, total in plan.remedies(name, overrides, machine):
@@ -50,8 +51,8 @@ def describe(
     speed = plan.speed(task, machine, share, dollars)
     assumed = "assumed" if mfu is None else "given"
     lines.append(
-        f"speed: {speed.per_second:,.0f} {task.unit} per second, at {share:.0%} of the peak ({assumed} for a "
-        f"{task.family}; MFU {speed.mfu:.0%})"
+        f"speed: {speed.per_second:,.0f} {task.task.samples} per second, at {share:.0%} of the peak "
+        f"({assumed} for a {family}; MFU {speed.mfu:.0%})"
     )
     if speed.days is not None and speed.dollars is not None:
         assumed = "assumed" if price is None else "given"
@@ -67,13 +68,14 @@ def parts(kinds: Counter[str]) -> str:
 
 
 def _samples(task: Job) -> str:
-    return "images" if task.per_sample == 1 else f"sequences of {task.per_sample:,} tokens"
+    tokens = task.task.per_sample
+    return "images" if tokens == 1 else f"sequences of {tokens:,} tokens"
 
 
 def by_optimizer(
     names: Sequence[str], overrides: Sequence[str], optimizers: Sequence[str], machine: Machine
 ) -> tuple[str, list[dict[str, Any]]]:
-    """Return a Markdown table of the memory of rows under optimizers, and the numbers in it."""
+    """Return a Markdown table of the memory of each row with each optimizer, and its numbers."""
     configs = {name: plan.optimizer(name) for name in optimizers}
     head = ["row", "optimizer", "states, GB", "share of AdamW's", "in all on a GPU, GB", "fits"]
     lines, found = [], []
@@ -94,8 +96,8 @@ def by_optimizer(
         except UserError as error:
             fits = why = str(error)
         else:
-            total, kinds = f"{need.total / 1e9:.1f}", dict(need.kinds)
-            fits = "yes" if need.total <= GPUS[str(machine.gpu)].memory else "no"
+            total, kinds = f"{need.total() / 1e9:.1f}", dict(need)
+            fits = "yes" if need.total() <= GPUS[str(machine.gpu)].memory else "no"
         lines.append([row, name, f"{size / 1e9:.3f}", f"{size / of:.1%}", total, fits])
         found.append({"row": row, "optimizer": name, "states": states.by_name, "bytes": kinds, "why": why})
     return table(head, lines), found

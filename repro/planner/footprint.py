@@ -1,8 +1,8 @@
-"""What a training step keeps in memory, counted by running it: on tensors without values, or for real.
+"""Count the memory of a training step by running it, on fake tensors or for real.
 
-The step runs as the loop runs it, and a dispatch mode sees every tensor that it makes and every one that is
-freed. On fake tensors (torch's FakeTensorMode: shapes, dtypes and lifetimes, no memory) that is a prediction,
-exact to the byte of a tensor for any model; on real ones it is a measurement of the same.
+The step runs as in the loop, and a dispatch mode sees every tensor that is created or freed. On fake tensors
+(torch's FakeTensorMode: shapes, dtypes and lifetimes, but no memory) this is a prediction, exact to the byte
+of a tensor for any model. On real tensors it is a measurement of the same.
 """
 
 import weakref
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import convert_outputs_to_fp32
+from accelerate.utils import convert_outputs_to_fp32, send_to_device
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -27,8 +27,8 @@ from repro.train.accelerator import build_optimizer
 KINDS = ("parameters", "gradients", "states", "activations", "logits", "workspace")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of amp
 
-# What CUDA's autocast computes in float32 and the CPU's does not, as far as models call it: torch's header
-# ATen/autocast_mode.h, AT_FORALL_FP32 and AT_FORALL_FP32_SET_OPT_DTYPE.
+# Functions that autocast computes in float32 on CUDA but not on the CPU, as far as models call them: see
+# AT_FORALL_FP32 and AT_FORALL_FP32_SET_OPT_DTYPE in ATen/autocast_mode.h.
 FLOAT32 = {
     *(torch.pow, Tensor.pow, Tensor.__pow__, torch.rsqrt, Tensor.rsqrt, torch.reciprocal, Tensor.reciprocal),
     *(torch.exp, Tensor.exp, torch.log, Tensor.log, torch.softmax, Tensor.softmax, nn.functional.softmax),
@@ -45,18 +45,18 @@ class Step:
     """A training step of one process.
 
     Attributes:
-        model: the module that is passed to `loss`; on the CPU, real or fake.
-        loss: of the model and a batch.
+        model: on the CPU, real or fake.
+        loss: function of the model and a batch that returns a scalar.
         batch: the tensors of a micro-batch.
-        micro_batches: of the step; more than two need no more memory than two.
+        micro_batches: number in the step; more than two need no more memory than two.
         amp: no | bf16 | fp16.
         clip: whether the norm of the gradients is clipped.
-        classes: last dimension of logits, by which they are known.
+        classes: last dimension of the logits, by which they are recognised.
     """
 
     model: nn.Module
-    loss: Callable[[nn.Module, list[Tensor]], Tensor]
-    batch: list[Tensor]
+    loss: Callable[[nn.Module, Any], Tensor]
+    batch: Any
     micro_batches: int = 1
     amp: str = "no"
     clip: bool = False
@@ -64,25 +64,25 @@ class Step:
 
 
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of the tensors that exist, by kind, and what they were when most did.
+    """Count the bytes of live tensors by kind: `now`, and at the `peak` of their sum.
 
     Args:
-        classes: tensors made with this last dimension are logits.
-        shares: of a kind, the part that one process has; all of it where none is given.
+        classes: new tensors with this last dimension are logits.
+        shares: by kind, the share of the bytes that one process holds (default: 1).
     """
 
     def __init__(self, classes: int | None = None, shares: dict[str, float] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.classes, self.shares = classes, shares or {}
-        self.phase = "workspace"  # kind of what is made: activations in a forward pass
+        self.phase = "workspace"  # kind of new tensors: activations in a forward pass
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
-        self.held: dict[int, tuple[str, int]] = {}  # kind and bytes of a storage
+        self.held: dict[int, tuple[str, int]] = {}  # by storage: kind and bytes
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operation and count what it made."""
+        """Run an operation and count the tensors that it creates."""
         result = func(*args, **(kwargs or {}))
         for x in tree_leaves(result):
             if isinstance(x, Tensor) and x.untyped_storage()._cdata not in self.held:
@@ -91,7 +91,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def mark(self, x: Tensor, kind: str) -> None:
-        """Count a tensor's storage under a kind, from now on."""
+        """Count the storage of a tensor (any shape) under a kind from now on."""
         storage = x.untyped_storage()
         key = storage._cdata
         if key not in self.held:
@@ -114,11 +114,11 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Pretence(TorchFunctionMode):
-    """Lets a step on fake CPU tensors make the tensors that it would make for real.
+    """Make a step on fake CPU tensors create the same tensors as a real one.
 
-    Products of experts get an operation that keeps the same and that fake tensors of all dtypes have. As on a
-    GPU, autocast computes more in float32, attention keeps nothing for its dropout, and other dropout a byte
-    an element.
+    Grouped matrix products get a substitute that fake tensors of all dtypes support and that saves the same
+    tensors. With `gpu`, autocast computes more functions in float32, attention saves nothing for its dropout,
+    and other dropout saves one byte per element.
     """
 
     def __init__(self, gpu: bool) -> None:
@@ -128,7 +128,7 @@ class Pretence(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the operation, or what stands in for it."""
+        """Run the function or its substitute."""
         kwargs = kwargs or {}
         if func is torch._grouped_mm:
             return torch.ops.transformers.grouped_mm_fallback(*args[:2], kwargs["offs"])
@@ -154,9 +154,9 @@ def _float(x: Any) -> Any:
 
 
 def run(step: Step, live: Live) -> None:
-    """Make a training step as the loop does, up to the optimizer's."""
+    """Run a training step as the loop does, up to the optimizer's step."""
     forward, dtype = step.model.forward, DTYPES.get(step.amp)
-    if dtype is not None:  # as accelerate wraps a model
+    if dtype is not None:  # accelerate wraps a model like this
         cast = torch.autocast(step.batch[0].device.type, dtype)
         step.model.forward = convert_outputs_to_fp32(cast(forward))
     try:
@@ -174,7 +174,7 @@ def run(step: Step, live: Live) -> None:
 
 @contextmanager
 def counting(step: Step, live: Live) -> Iterator[None]:
-    """Count the parameters, buffers and batch, and, while it lasts, all that is made, gradients as such."""
+    """Count parameters, buffers and the batch, and every tensor that is created in this block."""
     for x in [*step.model.parameters(), *step.model.buffers()]:
         live.mark(x, "parameters")
     for x in step.batch:
@@ -194,22 +194,22 @@ def counting(step: Step, live: Live) -> Iterator[None]:
 
 @dataclass
 class States:
-    """Bytes of an optimizer's states: those that are sharded with their parameters, and the others."""
+    """Bytes of the states of an optimizer."""
 
-    sharded: int = 0
-    whole: int = 0
+    sharded: int = 0  # those that FSDP shards with their parameters
+    whole: int = 0  # the others
     by_name: dict[str, int] = field(default_factory=dict)
 
 
 def states(model: nn.Module, config: dict[str, Any]) -> States:
-    """Return the bytes of the states of the optimizer that `config` asks for, after a step.
+    """Return the bytes of the states of an optimizer after a step.
 
     Args:
-        model: on the meta device; its gradients are used up.
+        model: on the meta device; its gradients are cleared.
         config: see `optim.build_optimizer`.
 
     Raises:
-        UserError: it names no optimizer, or one of its options makes no sense.
+        UserError: the optimizer is unknown, or an option is invalid.
     """
     optimizer = build_optimizer(model, config)
     for p in model.parameters():
@@ -224,18 +224,18 @@ def states(model: nn.Module, config: dict[str, Any]) -> States:
 
 
 def predict(build: Callable[[], Step], shares: dict[str, float], gpu: bool) -> Counter[str]:
-    """Return the bytes of a step at their peak, by kind; states are not among them.
+    """Return the bytes of a step at their peak, by kind, without the optimizer's states.
 
     Args:
-        build: makes the step; called where tensors are fake.
+        build: makes the step; called while tensors are fake.
         shares: see `Live`.
-        gpu: as it would be on a GPU; else on a CPU.
+        gpu: predict for a GPU instead of a CPU.
     """
     with FakeTensorMode():
         step = build()
         live = Live(step.classes, shares)
         pretence = Pretence(gpu)
-        if getattr(step.model, "is_activation_checkpointing", False):  # backward passes leave the mode
+        if getattr(step.model, "is_activation_checkpointing", False):  # which re-enters no mode by itself
             again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), pretence)}
             step.model.activation_checkpointing_enable(again)  # type: ignore[operator]
         with pretence, counting(step, live):
@@ -244,9 +244,10 @@ def predict(build: Callable[[], Step], shares: dict[str, float], gpu: bool) -> C
 
 
 def materialise(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """Move a model of the meta device to the CPU: without values, and tied weights stay tied.
+    """Move a model from the meta device to the CPU, uninitialised; tied weights stay tied.
 
-    With a dtype its parameters get it.
+    Args:
+        dtype: of the parameters; None: unchanged.
     """
     made: dict[Tensor, Tensor] = {}
     for module in model.modules():
@@ -263,11 +264,11 @@ def materialise(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module
 
 @dataclass
 class Measured:
-    """Bytes of a process at the peak of its training steps, before which it had none of them.
+    """Bytes at the peak of some training steps.
 
     Attributes:
         kinds: of tensors, as `predict` counts them.
-        memory: of the process in the CPU's memory (resident set), or of torch's allocator on a GPU.
+        memory: growth of the process (resident set), or the bytes in torch's allocator on a GPU.
     """
 
     kinds: Counter[str]
@@ -275,19 +276,19 @@ class Measured:
 
 
 def measure(build: Callable[[], Step], optimizer: dict[str, Any], steps: int = 2) -> Measured:
-    """Return the memory of some training steps, which are made for real, in a process that does nothing else.
+    """Measure the memory of some real training steps, in a process that does nothing else.
 
     Args:
-        build: makes the step, on the CPU; it is taken to a GPU where there is one.
+        build: makes the step on the CPU; it is moved to a GPU if there is one.
         optimizer: see `optim.build_optimizer`.
-        steps: how many; two at least, as states are made by the first.
+        steps: at least two, as the first one creates the states.
     """
     on_gpu = torch.cuda.is_available()
     begin = resident(reset_peak=True)
     step = build()
     if on_gpu:
         step.model.cuda()
-        step.batch = [x.cuda() for x in step.batch]
+        step.batch = send_to_device(step.batch, torch.device("cuda"))
     made = build_optimizer(step.model, optimizer)
     live = Live(step.classes)
     with counting(step, live):
@@ -304,7 +305,7 @@ def measure(build: Callable[[], Step], optimizer: dict[str, Any], steps: int = 2
 
 
 def resident(peak: bool = False, reset_peak: bool = False) -> int:
-    """Return the bytes of this process in memory, or the most that they were since the peak was reset."""
+    """Return the resident bytes of this process, now or at their peak since it was last reset."""
     if reset_peak:
         Path("/proc/self/clear_refs").write_text("5")  # man 5 proc
     name = "VmHWM" if peak else "VmRSS"

@@ -1,4 +1,4 @@
-"""Predicted memory, compared with what training really takes here."""
+"""Compare predicted memory with that of real training on this machine."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ from repro.planner.footprint import Measured
 from repro.planner.plan import Job, Machine
 from repro.results import table
 
-# What --measure trains where no row is named: small models, but larger than all else in a process.
+# --measure without a row trains these models: small, but larger than everything else in the process.
 _SMALL = ["amp=no", "batch_size=4", "gradient_accumulation_steps=2", "data.sequence_length=256"]
 _SMALL += ["tokenizer.vocab_size=16384", "model.vocab_size=16384"]
 _GPT2 = [*_SMALL, "model.n_layer=6", "model.n_embd=512", "model.n_head=8"]
@@ -26,7 +26,7 @@ _LLAMA += ["model.num_attention_heads=8", "model.num_key_value_heads=8", "fsdp=f
 _MOE = [*_SMALL, "model.num_hidden_layers=4", "model.hidden_size=256", "model.intermediate_size=1024"]
 _MOE += ["model.num_attention_heads=4", "model.num_key_value_heads=4"]
 AGAIN = ["gradient_checkpointing=true"]
-Case = tuple[str, Sequence[str], str]  # row, overrides, optimizer or the row's own
+Case = tuple[str, Sequence[str], str]  # row, overrides, optimizer ("": the row's own)
 CASES: list[Case] = [
     *(
         ("adam_mini/gpt2_small", _GPT2, name)
@@ -39,20 +39,20 @@ CASES: list[Case] = [
     ("moe/8x0.1b_10b_adan", _MOE, "adan"),
     ("moe/8x0.1b_10b_adan", [*_MOE, *AGAIN], "adan"),
 ]
-TOLERANCE = 0.1
+TOLERANCE = 0.1  # relative
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Predictions and measurements: two tables and a line in Markdown, the numbers, how many are off."""
+    """Predictions next to measurements."""
 
-    parts: list[str]
-    found: list[dict[str, Any]]
-    off: int
+    parts: list[str]  # of a page: two tables and a closing line
+    found: list[dict[str, Any]]  # the numbers
+    off: int  # number of cases whose prediction is off
 
 
 def compare(cases: Sequence[Case]) -> Compared:
-    """Train every case for some steps; a prediction is off if it is by more than TOLERANCE."""
+    """Train every case for a few steps. A prediction is off if its relative error exceeds TOLERANCE."""
     device = "CUDA allocator" if torch.cuda.is_available() else "resident set"
     head = ["row", "what differs", "optimizer", "predicted, MB", "tensors, MB", f"{device}, MB", "off by"]
     lines, found, off = [], [], 0
@@ -77,9 +77,9 @@ def compare(cases: Sequence[Case]) -> Compared:
 
 
 def one(row: str, overrides: Sequence[str], name: str) -> tuple[Counter[str], Measured]:
-    """Return the predicted bytes of a case by kind, and the measured ones."""
+    """Return the predicted bytes of a case, by kind, and the measured ones."""
     task = job(row, overrides, name)
-    predicted = plan.memory(task, Machine("H100" if torch.cuda.is_available() else None)).kinds
+    predicted = plan.memory(task, Machine("H100" if torch.cuda.is_available() else None))
     with _exact_allocation():
         pool = multiprocessing.get_context("spawn").Pool(1)
     with pool:
@@ -95,15 +95,15 @@ def job(row: str, overrides: Sequence[str], name: str) -> Job:
 def _measure(row: str, overrides: Sequence[str], name: str) -> Measured:
     task = job(row, overrides, name)
     size = plan.micro_batch(task.config, 1)
-    task.model()  # imports what a model needs
+    task.model()  # import its modules before memory is measured
     return footprint.measure(lambda: task.step(task.model(real=True), size), task.config["optimizer"])
 
 
 @contextmanager
 def _exact_allocation() -> Iterator[None]:
-    """Let processes that begin in it give memory back at once, so that what they have is what they use."""
+    """Make processes started in this block return freed memory to the system at once."""
     key, before = "MALLOC_MMAP_THRESHOLD_", os.environ.get("MALLOC_MMAP_THRESHOLD_")
-    os.environ[key] = str(1 << 16)  # of glibc; larger blocks are mapped each by itself
+    os.environ[key] = str(1 << 16)  # bytes; glibc maps each larger block by itself
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
-"""What a row needs on some GPUs: memory, time and money, before anything is started; see docs/plan.md."""
+"""Predict the memory, time and cost of a row on given GPUs; see docs/plan.md."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -10,11 +10,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from repro.errors import UserError
-from repro.hardware import FAMILIES, GPUS
+from repro.hardware import GPUS
 from repro.ledger import recipes, rows
 from repro.ledger.rows import ROOT, Recipe
 from repro.planner import footprint
-from repro.planner.footprint import States, Step, materialise
+from repro.planner.footprint import Step, materialise
 from repro.train.task import Task
 
 Config = dict[str, Any]
@@ -22,17 +22,17 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Machine:
-    """GPUs on which a row is to run, or the CPU of this machine."""
+    """The GPUs on which a row is to run, or the CPU of this machine."""
 
-    gpu: str | None  # one of hardware.GPUS; None: a process on the CPU
+    gpu: str | None  # one of hardware.GPUS; None: one process on the CPU
     count: int = 1
 
     @classmethod
     def read(cls, text: str) -> "Machine":
-        """Read 8xH100, or H100 for one.
+        """Parse 8xH100, or H100 for one.
 
         Raises:
-            UserError: it is written otherwise, or no such GPU is known.
+            UserError: the format is another one, or the GPU is unknown.
         """
         count, _, gpu = text.rpartition("x")
         if gpu not in GPUS or not (count or "1").isdigit() or int(count or 1) < 1:
@@ -45,12 +45,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Job:
-    """A recipe as far as it matters here.
+    """The parts of a recipe that a plan needs.
 
     Attributes:
-        task: without data.
-        forward_flops: of a sample.
-        samples: seen in training; None where that is not known.
+        task: made without data.
+        forward_flops: of one sample.
+        samples: seen in training; None if unknown.
     """
 
     config: Config
@@ -58,28 +58,13 @@ class Job:
     forward_flops: float
     samples: float | None
 
-    @property
-    def unit(self) -> str:
-        """What speed is counted in."""
-        return self.task.samples
-
-    @property
-    def per_sample(self) -> int:
-        """How many of the unit a sample is."""
-        return self.task.per_sample
-
-    @property
-    def family(self) -> str:
-        """The kind of model, in repro.hardware.FAMILIES."""
-        return str(self.task.family)
-
     def model(self, real: bool = False) -> nn.Module:
-        """Return the model in training mode, on the CPU or, without memory, on the meta device."""
+        """Return the model in training mode, on the CPU (`real`) or, without memory, on the meta device."""
         with torch.device("cpu" if real else "meta"):
             return self.task.build_model().train()
 
     def step(self, model: nn.Module, samples: int) -> Step:
-        """Return a training step of the model on micro-batches of so many samples."""
+        """Return a training step of the model on micro-batches of `samples` samples."""
         config, self.task.state = self.config, {}
         return Step(
             model,
@@ -92,24 +77,11 @@ class Job:
         )
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of one process at the peak of a step, by kind, and what is not tensors of the step itself."""
-
-    kinds: Counter[str]
-    states: States
-
-    @property
-    def total(self) -> float:
-        """All of it."""
-        return sum(self.kinds.values())
-
-
 def job(recipe: Recipe) -> Job:
-    """Return what a row computes.
+    """Return the job of a row.
 
     Raises:
-        UserError: its recipe does not say what a plan needs.
+        UserError: its recipe does not state what a plan needs.
     """
     config, row = recipe.config, recipe.row
     task = recipes.synthetic_task(recipe)
@@ -127,10 +99,10 @@ def job(recipe: Recipe) -> Job:
 
 
 def micro_batch(config: Config, processes: int) -> int:
-    """Return the samples of a process's micro-batch.
+    """Return the samples in the micro-batch of one process.
 
     Raises:
-        UserError: they do not come out even.
+        UserError: the batch does not divide evenly.
     """
     size, accumulated = config["batch_size"], config["gradient_accumulation_steps"]
     parts = accumulated * processes
@@ -145,13 +117,13 @@ def micro_batch(config: Config, processes: int) -> int:
     return int(size // parts)
 
 
-def memory(task: Job, machine: Machine, others: Counter[str] | None = None) -> Memory:
-    """Return the bytes of a process at the peak of a step.
+def memory(task: Job, machine: Machine, others: Counter[str] | None = None) -> Counter[str]:
+    """Return the bytes of one process at the peak of a step, by kind.
 
     Args:
-        task: what is to run.
-        machine: where.
-        others: what `all_but_states` gives, if it is known: it is the same for every optimizer.
+        task: the job.
+        machine: where it runs.
+        others: the result of `all_but_states`, if known; it is the same for every optimizer.
 
     Raises:
         UserError: the batch does not divide, or the optimizer cannot be built.
@@ -163,21 +135,21 @@ def memory(task: Job, machine: Machine, others: Counter[str] | None = None) -> M
     kinds = all_but_states(task, machine) if others is None else others.copy()
     states = footprint.states(task.model(), config["optimizer"])
     kinds["states"] = states.sharded // (n if sharded else 1) + states.whole
-    return Memory(kinds, states)
+    return kinds
 
 
 def all_but_states(task: Job, machine: Machine) -> Counter[str]:
-    """Return the bytes of a process at the peak of a step, by kind, except for the optimizer's states.
+    """Return the bytes of one process at the peak of a step, by kind, without the optimizer's states.
 
     Raises:
         UserError: the batch does not divide.
     """
     config, n = task.config, machine.count
     size = micro_batch(config, n)
-    model = task.model()  # out here, as some models look at values while they are built
+    model = task.model()  # not among fake tensors, as some models read values while they are built
     sharded = bool(config.get("fsdp")) and n > 1
     share = 1 / n if sharded else 1.0
-    # FSDP2 computes with parameters in bf16, and has its part of them and of their gradients in float32
+    # FSDP2 computes with parameters in bf16, but keeps its shard of them and of their gradients in float32
     sent = torch.bfloat16 if sharded and config["amp"] == "bf16" else None
     each = share if sent is None else share * torch.float32.itemsize / sent.itemsize
     shares = {"parameters": each, "gradients": each}
@@ -185,7 +157,7 @@ def all_but_states(task: Job, machine: Machine) -> Counter[str]:
     more: Counter[str] = Counter()
     if sharded:
         more["gathered"] = _gathered(model, sent)
-    elif n > 1:  # DDP's buckets have a copy of all gradients
+    elif n > 1:  # DDP's buckets hold a copy of all gradients
         more["buckets"] = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     if config.get("ema_decay"):
         more["average"] = sum(p.nbytes for p in model.parameters())
@@ -199,10 +171,10 @@ def all_but_states(task: Job, machine: Machine) -> Counter[str]:
 
 
 def _gathered(model: nn.Module, dtype: torch.dtype | None) -> int:
-    """Return the bytes of what FSDP2 has unsharded in addition to a process's part.
+    """Return the bytes that FSDP2 holds unsharded, in addition to the shard of a process.
 
-    That is: parameters of the outermost unit and of two others, of which one is on its way; gradients of the
-    outermost and of one other; and the largest of these in float32, while they are added up.
+    These are the parameters of the outermost unit and of two others (one is being prefetched), the gradients
+    of the outermost and of one other, and the largest of these gradients in float32 for the reduction.
     """
     names = set(getattr(model, "_no_split_modules", None) or [])
     units = [module for module in model.modules() if type(module).__name__ in names]
@@ -214,21 +186,21 @@ def _gathered(model: nn.Module, dtype: torch.dtype | None) -> int:
 
 @dataclass(frozen=True)
 class Speed:
-    """How long a row takes, from its operations and the share of the peak that they reach."""
+    """The estimated speed, time and cost of a row."""
 
     per_second: float  # tokens or images, on all GPUs
-    days: float | None
-    dollars: float | None
-    mfu: float  # without what is computed again
+    mfu: float  # recomputed activations do not count
+    days: float | None = None  # None: the number of samples is unknown
+    dollars: float | None = None
 
 
 def speed(task: Job, machine: Machine, utilisation: float, price: float) -> Speed:
-    """Return the estimate for some GPUs.
+    """Estimate the speed from the number of operations and the share of the peak.
 
     Args:
-        task: the job; its `samples` may be None.
-        machine: GPUs.
-        utilisation: share of the peak.
+        task: the job.
+        machine: the GPUs.
+        utilisation: the share of their peak that training reaches.
         price: dollars for an hour of one GPU.
     """
     assert machine.gpu is not None
@@ -237,25 +209,18 @@ def speed(task: Job, machine: Machine, utilisation: float, price: float) -> Spee
     again = bool(config.get("gradient_checkpointing") or config["model"].get("grad_checkpointing"))
     passes = 4 if again else 3
     rate = machine.count * peak * utilisation / (task.forward_flops * passes)
-    hours = None if task.samples is None else task.samples / rate / 3600
-    return Speed(
-        rate * task.per_sample,
-        None if hours is None else hours / 24,
-        None if hours is None else hours * machine.count * price,
-        utilisation * 3 / passes,
-    )
-
-
-def utilisation(task: Job) -> float:
-    """Return the share of the peak that is assumed."""
-    return FAMILIES[task.family]
+    estimate = Speed(rate * task.task.per_sample, utilisation * 3 / passes)
+    if task.samples is None:
+        return estimate
+    hours = task.samples / rate / 3600
+    return replace(estimate, days=hours / 24, dollars=hours * machine.count * price)
 
 
 def optimizer(name: str) -> Config:
-    """Return the settings of an optimizer of configs/optimizer, with -bfloat16 or -int8 for its states.
+    """Return the settings of an optimizer in configs/optimizer; -bfloat16 or -int8 sets its state_dtype.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such optimizer.
     """
     base, _, kept = name.partition("-")
     path = ROOT / "configs" / "optimizer" / f"{base}.yaml"
@@ -266,11 +231,11 @@ def optimizer(name: str) -> Config:
     return config | ({"state_dtype": kept} if kept else {})
 
 
-def remedies(name: str, overrides: Sequence[str], machine: Machine) -> list[tuple[list[str], float]]:
-    """Return what makes a row need less memory, one after the other, and the bytes that it then needs."""
+def remedies(name: str, overrides: Sequence[str], machine: Machine) -> list[tuple[list[str], int]]:
+    """Return overrides that reduce the memory of a row, step by step, each with the bytes then needed."""
     config = rows.load(name, overrides).config
     added: list[str] = []
-    found: list[tuple[list[str], float]] = []
+    found: list[tuple[list[str], int]] = []
     steps = [*_accumulations(config, machine.count), "gradient_checkpointing=true"]
     if machine.count > 1 and not config.get("fsdp"):
         steps.append("fsdp=true")
@@ -279,7 +244,7 @@ def remedies(name: str, overrides: Sequence[str], machine: Machine) -> list[tupl
         key = change.partition("=")[0]
         trial = [*(word for word in added if not word.startswith(key)), change]
         try:
-            need = memory(job(rows.load(name, [*overrides, *trial])), machine).total
+            need = memory(job(rows.load(name, [*overrides, *trial])), machine).total()
         except UserError:
             continue  # a key that this recipe lacks
         if found and need >= found[-1][1]:
