@@ -1,10 +1,10 @@
-"""Line and bar charts as inline SVG that takes its ink from the page: it reads in light and in dark."""
+"""Line and bar charts as inline SVG in the text colour of the page, for light and dark mode."""
 
 import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -14,8 +14,8 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 INK = "#010203"  # stands for the page's text colour
 COLOURS = ("#0b84c6", "#e07b00", "#1a9e6b", "#c4549a", "#8f7ae0", "#b8860b", "#d1495b", "#5f8a8b")
-SIZE = (4.6, 3.0)  # inches, of a chart; the page scales it to its column
-MOST_POINTS = 400  # of a line; more cannot be seen
+SIZE = (4.6, 3.0)  # inches; the page scales charts to its columns
+MOST_POINTS = 400  # per line; more would not be visible
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -40,7 +40,7 @@ _salts = count()
 
 @dataclass
 class Line:
-    """One curve: values by position. Our own are drawn heavier than released ones."""
+    """One curve: values by position. Our own curves are drawn thicker."""
 
     label: str
     values: pd.Series
@@ -56,13 +56,13 @@ class Chart:
     y: str
     lines: list[Line] = field(default_factory=list)
     higher_is_better: bool = True
-    missing: list[str] = field(default_factory=list)  # what would be here, and is not on this machine
+    missing: list[str] = field(default_factory=list)  # lines whose log is not on this machine
 
     def svg(self) -> str:
-        """Draw it, leaving out the steep beginning from the range of the y axis."""
+        """Return the chart as SVG; the steep first fifth does not count for the range of the y axis."""
         with mpl.rc_context(STYLE):
             figure, axes = _figure()
-            for line, colour in zip(self.lines, _cycle(len(self.lines)), strict=True):
+            for line, colour in zip(self.lines, cycle(COLOURS), strict=False):
                 shown = line.values.iloc[:: max(1, len(line.values) // MOST_POINTS)]
                 axes.plot(shown.index, shown, color=colour, lw=2.2 if line.own else 1.2, label=line.label)
             axes.set(xlabel=self.x, ylabel="\n".join(textwrap.wrap(self.y, 40)))
@@ -77,7 +77,7 @@ class Chart:
 
 
 def bars(title: str, x: str, values: Sequence[tuple[str, float, bool]]) -> str:
-    """Draw ratios (label, ratio, ours?) as bars from 1 on a log axis, ours in colour."""
+    """Return a chart of (label, ratio, ours) as bars from 1 on a log axis, ours in colour."""
     with mpl.rc_context({**STYLE, "axes.grid.axis": "x"}):
         figure, axes = _figure(0.25 * len(values) + 0.8)
         axes.set_xscale("log")
@@ -105,12 +105,8 @@ def _figure(height: float = SIZE[1]) -> tuple[Figure, mpl.axes.Axes]:
     return figure, figure.subplots()
 
 
-def _cycle(number: int) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(number)]
-
-
 def svg(figure: Figure, title: str) -> str:
-    """The figure as an <svg> element that fills its column and has no ids in common with another."""
+    """Return the figure as an <svg> element that fills its column and shares no ids with other charts."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": f"chart {next(_salts)}"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""What there is to know about a row and a run of it, as text for people."""
+"""Describe a row of the ledger and a run of it, as text."""
 
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -16,14 +16,17 @@ WIDTH, INDENT = 110, 12
 
 
 def describe(recipe: Recipe, command: str) -> str:
-    """Return all about a row and about a run with this configuration, which `command` would start."""
+    """Return everything known about a row, and about the run that `command` would start.
+
+    Args:
+        recipe: the row, with the configuration of that run.
+    """
     row = recipe.row
-    runnable = row.status == "runnable"
     paragraphs = {
         "published": [f"{row.title} ({row.table})", *_figures(row)],
         "status": [row.status],
         "scale": ["proxy: its numbers are never the paper's" if row.scale == "proxy" else row.scale],
-        "command": [command if runnable else "none, see the status"],
+        "command": [command if row.status == "runnable" else "none, see the status"],
         "starts from": [f"the result of {row.after}"] if row.after else [],
         "data": list(_data(recipe)),
         "cost": _cost(row),
@@ -36,14 +39,16 @@ def describe(recipe: Recipe, command: str) -> str:
     for title, texts in paragraphs.items():
         for text in texts:
             lines += _wrapped(title, text)
-            title = ""  # before the first one alone
-    return "\n".join([*lines, "", "configuration:", _yaml(recipe.config)])
+            title = ""  # only before the first paragraph
+    config = OmegaConf.to_yaml(OmegaConf.create(recipe.config)).rstrip()
+    lines += ["", "configuration:", config if recipe.config else "none: it has no Hydra recipe"]
+    return "\n".join(lines)
 
 
 def published(row: Row) -> str:
-    """Summarise the published metrics that share the last one's unit, and count the rest.
+    """Return the published metrics in the unit of the last one, and the number of the others.
 
-    Where a row has several units, sizes come first and what was measured last.
+    Rows with several units list sizes first and results last.
     """
     figures = [figure for figure in row.published if figure.value is not None]
     if not figures:
@@ -64,7 +69,7 @@ def _figures(row: Row) -> Iterator[str]:
 
 
 def _data(recipe: Recipe) -> Iterator[str]:
-    """What the recipe reads, and how to get it: the head of the data set's own configuration says so."""
+    """Yield lines on the data of a recipe and how to get it, from the data set's own configuration."""
     data = recipe.config.get("data")
     if not data:
         yield "none"
@@ -84,13 +89,13 @@ def _data(recipe: Recipe) -> Iterator[str]:
 
 
 def needs_root(data: Mapping[str, Any]) -> bool:
-    """Tell whether a configuration's `data` is of a set that data.root has to lead to, and does not."""
+    """Return whether a configuration's `data` needs a data.root and has none."""
     config = CONFIGS / "data" / f"{data.get('name')}.yaml"
     return data.get("root") is None and config.is_file() and "data.root" in _head(config)
 
 
 def _head(config: Path) -> str:
-    """What the configuration of a data set says about it, in the comments that it begins with."""
+    """Return the comments of a data set's configuration, which describe it."""
     head = [line[1:].strip() for line in config.read_text().splitlines() if line.startswith("#")]
     return " ".join(line for line in head if line != "@package _global_")
 
@@ -98,12 +103,8 @@ def _head(config: Path) -> str:
 def _cost(row: Row) -> list[str]:
     if row.cost is None:
         return ["not counted"]
-    lines = hardware.describe(row.cost)
-    return (
-        [*lines, "That is of the row at the paper's scale, not of this run."]
-        if row.scale == "proxy"
-        else lines
-    )
+    proxy = ["That is of the row at the paper's scale, not of this run."] if row.scale == "proxy" else []
+    return hardware.describe(row.cost) + proxy
 
 
 def _released(row: Row) -> Iterator[str]:
@@ -132,7 +133,7 @@ def _disputed(discrepancy: Discrepancy) -> str:
 
 
 def _value(recipe: Recipe, key: str) -> str:
-    """`=value` of a key that has one value."""
+    """Return `=value` for a key with a single value, else an empty text."""
     try:
         value = recipe.get(key)
     except (KeyError, TypeError):
@@ -151,7 +152,3 @@ def _wrapped(title: str, text: str) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
-
-
-def _yaml(config: dict[str, Any]) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create(config)).rstrip() if config else "none: it has no Hydra recipe"

@@ -1,10 +1,10 @@
-"""The report: one HTML page with the ledger, released and own curves, and times of a step; no script."""
+"""The report: one HTML page, without scripts, with the ledger, curves and times of a step."""
 
 import json
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from repro.environment import environment
 from repro.errors import UserError
 from repro.ledger import rows
 from repro.ledger.charts import Chart, Line, bars
-from repro.ledger.rows import ROOT, Recipe, Row
+from repro.ledger.rows import ROOT, Row
 from repro.ledger.runs import describe, finished, last
 from repro.logs import read
 from repro.logs.files import read_log
@@ -32,68 +32,55 @@ class Shown:
 
     row: Row
     verdict: str
-    own: str
+    own: str  # our own result
 
     @property
     def hours(self) -> str:
-        """The estimate for one H100."""
+        """The estimated hours on one H100."""
         return "" if self.row.cost is None else hardware.show_hours(hardware.gpu_hours(self.row.cost, "H100"))
 
     @property
-    def name(self) -> str:
-        return self.row.name
-
-    @property
-    def title(self) -> str:
-        return self.row.title
-
-    @property
-    def status(self) -> str:
-        return self.row.status
-
-    @property
     def mood(self) -> str:
-        """The class that colours the verdict."""
+        """The CSS class of the verdict."""
         return {"verified": "good", "differs": "bad"}.get(self.verdict.partition(":")[0], "wait")
 
     @property
     def published(self) -> list[str]:
+        """The published figures, with the name of the metric if there are several."""
         several = len(self.row.published) > 1
         return [(f"{figure.metric}: " if several else "") + figure.printed for figure in self.row.published]
 
     @property
     def logged(self) -> list[str]:
-        figures = [figure for figure in self.row.published if figure.best is not None]
-        return [f"{figure.best}, {figure.final}" for figure in figures]
+        """The best and final value of each figure in the released log."""
+        return [f"{each.best}, {each.final}" for each in self.row.published if each.best is not None]
 
     @property
     def shows(self) -> str:
-        """Which of the log's values the table shows, where there is a log."""
-        return ", ".join(
-            dict.fromkeys(figure.shows for figure in self.row.published if figure.best is not None)
-        )
+        """Which of the log's values the table shows, if there is a log."""
+        return ", ".join(dict.fromkeys(each.shows for each in self.row.published if each.best is not None))
 
     @property
     def notes(self) -> list[str]:
-        """All that is known to be uncertain about the row."""
+        """Everything known to be uncertain about the row."""
         unknown = [f"Not published: {key}: {what}" for key, what in self.row.unpublished.items()]
         chosen = [f"Chosen by us: {key}: {why}" for key, why in self.row.chosen.items()]
         return [*(discrepancy.what for discrepancy in self.row.discrepancies), *unknown, *chosen]
 
 
 def write(out: Path, runs: Sequence[Path], comparison: dict[str, Any] | None = None) -> str:
-    """Write the page to `out` and return a line that says what is in it, and one for each run that is not.
+    """Write the page to `out`; return a line on its contents and one for each run that was left out.
 
     Args:
-        runs: folders in and below which our own run folders are looked for.
+        runs: folders that are searched for our own runs.
         comparison: of optimizers, see `benchmarks.comparison.page.section`.
     """
     recipes = [rows.load(name) for name in rows.names()]
     found, left_out = finished(runs)
-    shown = [
-        Shown(recipe.row, verdict, _own(recipe, found))
-        for recipe, verdict in zip(recipes, rows.verdicts().values(), strict=True)
-    ]
+    shown = []
+    for recipe, verdict in zip(recipes, rows.verdicts().values(), strict=True):
+        newest = last(found, recipe.row.name)
+        shown.append(Shown(recipe.row, verdict, "" if newest is None else describe(newest, recipe)))
     shown_runs, lines = [], []
     for run in found:
         try:
@@ -106,8 +93,12 @@ def write(out: Path, runs: Sequence[Path], comparison: dict[str, Any] | None = N
             shown_runs.append(about)
             lines.append(line)
     curves = released_curves([recipe.row for recipe in recipes])
-    text = _template().render(
-        made=_made(),
+    now = environment()
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    text = page.get_template("page.html").render(
+        made=f"Made on {now['time'][:10]} at commit {(now['commit'] or 'unknown')[:10]}: "
+        + " ".join(now["command"]),
         counts=[*counts(), ("released curves read", sum(len(chart.lines) for chart in curves))],
         tables=_tables(shown),
         curves=curves,
@@ -123,7 +114,7 @@ def write(out: Path, runs: Sequence[Path], comparison: dict[str, Any] | None = N
 
 
 def released_curves(published: Sequence[Row]) -> list[Chart]:
-    """One chart for each table and model: the published metric, or the loss where none was published."""
+    """Return a chart for each table and model: the published metric, or the loss if none was published."""
     charts: dict[tuple[str, str], Chart] = {}
     for row in published:
         if not row.logs:
@@ -143,14 +134,14 @@ def released_curves(published: Sequence[Row]) -> list[Chart]:
 
 
 def _column(row: Row, log: Log) -> str:
-    """The column of the log that the row is judged by."""
+    """Return the column of the log by which the row is judged."""
     named = [figure.column for figure in row.published if figure.column is not None]
     likely = [*named, "eval_ppl", "eval_loss", "train_loss"]
     return next(column for column in likely if column in log.table and len(log.series(column)) > 1)
 
 
 def run_curves(lines: Sequence[tuple[str, str, Line]]) -> list[Chart]:
-    """One chart for each data set and metric: that of our own runs over epochs, averaged weights or not."""
+    """Return a chart of our own runs for each data set and metric, with averaged weights or without."""
     charts: dict[tuple[str, str], Chart] = {}
     for data, kind, line in lines:
         chart = charts.setdefault((data, kind), Chart(data, "epoch", kind))
@@ -160,18 +151,15 @@ def run_curves(lines: Sequence[tuple[str, str, Line]]) -> list[Chart]:
 
 
 def _line(run: Run) -> tuple[str, str, Line]:
-    """Data set, metric and curve of a run."""
+    """Return the data set, metric and curve of a run."""
     assert run.summary is not None
     log, metric = read(run.path / METRICS), run.summary["metric"]
     if log.faults:
         raise UserError(log.faults[0])
     measured = log.table.dropna(subset=[metric])
     values = pd.Series(measured[metric].to_numpy(), measured["epoch"].to_numpy())
-    return (
-        str(run.config.get("data.name")),
-        metric.removeprefix("ema_"),
-        Line(run.path.name, values, own=True),
-    )
+    line = Line(run.path.name, values, own=True)
+    return str(run.config.get("data.name")), metric.removeprefix("ema_"), line
 
 
 def _run(run: Run) -> dict[str, str]:
@@ -189,7 +177,7 @@ def _run(run: Run) -> dict[str, str]:
 
 
 def _benches() -> Iterator[dict[str, Any]]:
-    """Bar charts of every benchmark of steps: time relative to torch's fused AdamW, shortest first."""
+    """Yield bar charts of every benchmark of steps: time relative to torch's fused AdamW, shortest first."""
     for path in sorted((ROOT / "results").glob("*/optimizers.json")):
         content = json.loads(path.read_text())
         machine = content["machine"]
@@ -211,39 +199,18 @@ def _is_ours(label: str) -> bool:
 
 
 def _tables(shown: Sequence[Shown]) -> list[dict[str, Any]]:
-    tables: dict[str, list[Shown]] = defaultdict(list)
-    for row in shown:
-        tables[row.name.partition("/")[0]].append(row)
-    return [
-        {"title": " / ".join(dict.fromkeys(each.row.table for each in group)), "rows": group}
-        for group in tables.values()
-    ]
+    """Return the rows by table; they come table by table."""
+    groups = [list(group) for _, group in groupby(shown, lambda each: each.row.name.partition("/")[0])]
+    titles = [" / ".join(dict.fromkeys(each.row.table for each in group)) for group in groups]
+    return [{"title": title, "rows": group} for title, group in zip(titles, groups, strict=True)]
 
 
 def counts() -> list[tuple[str, int]]:
-    """Return the numbers at the top of the page but that of released curves, each after what it counts."""
+    """Return the numbers at the top of the page, with their labels, except that of released curves."""
     shown = [Shown(rows.load(name).row, verdict, "") for name, verdict in rows.verdicts().items()]
     return [
         ("published rows", len(shown)),
-        ("verified against what was released", sum(row.mood == "good" for row in shown)),
-        ("differ from it", sum(row.mood == "bad" for row in shown)),
-        ("runnable today", sum(row.status == "runnable" for row in shown)),
+        ("verified against what was released", sum(each.mood == "good" for each in shown)),
+        ("differ from it", sum(each.mood == "bad" for each in shown)),
+        ("runnable today", sum(each.row.status == "runnable" for each in shown)),
     ]
-
-
-def _own(recipe: Recipe, found: Sequence[Run]) -> str:
-    newest = last(found, recipe.row.name)
-    return "" if newest is None else describe(newest, recipe)
-
-
-def _made() -> str:
-    now = environment()
-    commit = (now["commit"] or "unknown")[:10]
-    return f"Made on {now['time'][:10]} at commit {commit}: {' '.join(now['command'])}"
-
-
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
-        "page.html"
-    )

@@ -1,4 +1,4 @@
-"""Pictures of the report for docs/, taken by a headless browser."""
+"""Screenshots of the report for docs/, taken with a headless browser."""
 
 import json
 import shutil
@@ -14,9 +14,9 @@ from repro.errors import UserError
 from repro.ledger.html import counts
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-COUNTS = "counts"  # key of the text in report.png: the numbers at the top of the page, as JSON
+COUNTS = "counts"  # metadata key of a picture: the numbers at the top of the page, as JSON
 LIGHT, DARK = "preferredColorScheme=1", "preferredColorScheme=0"
-# name: width and height, the part of the page, colours
+# name: (width, height), section of the page ("": all), colours
 PICTURES = {
     "report.png": ((1280, 1420), "", LIGHT),
     "report-curves.png": ((1280, 1640), "curves", LIGHT),
@@ -28,7 +28,7 @@ def take(report: Path, folder: Path) -> list[str]:
     """Write PICTURES of a report to `folder` and return their names.
 
     Raises:
-        UserError: there is no browser, or it takes no picture.
+        UserError: there is no browser, or it fails.
     """
     program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if program is None:
@@ -46,7 +46,7 @@ def take(report: Path, folder: Path) -> list[str]:
                 text = text.replace(
                     "</head>", f"<style>body > :not(#{part}) {{ display: none }}</style></head>"
                 )
-            # a frame, because a window cannot be as narrow as a phone
+            # in a frame, because a window cannot be as narrow as a phone
             frame.write_text(
                 f'<body style="margin: 0"><iframe width={width} height={height} scrolling=no '
                 f'style="border: 0" srcdoc="{escape(text)}"></iframe>'

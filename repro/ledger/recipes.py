@@ -1,6 +1,6 @@
-"""What the shared parts know of a recipe: the task `RECIPE` of the module that a row's `script` names.
+"""Find the task of a row: `RECIPE` in the module of its `script`.
 
-The module is found by the row alone, so that nothing here names a recipe, and a new one needs no change.
+Nothing here names a recipe, so a new one needs no change.
 """
 
 import importlib
@@ -12,12 +12,11 @@ from repro.train.task import Task
 
 
 def synthetic_task(recipe: Recipe) -> Task | None:
-    """Return the task of a row without data; None where it has no configuration or the script is to come.
+    """Return the task of a row without data, or None if the row has no configuration or no script yet.
 
-    It builds its model (under torch.device("meta") without memory), makes synthetic batches and has their
-    loss. It reads neither data nor checkpoints: sizes that data would decide are the published ones, or those
-    of the configuration (`tokenizer.vocab_size`). A recipe's other imports come with it, transformers or timm
-    among them, which take seconds.
+    The task can build its model (without memory under torch.device("meta")), make synthetic batches and
+    compute their loss. It reads neither data nor checkpoints: sizes that depend on data are the published
+    ones, or those in the configuration (`tokenizer.vocab_size`). Importing a recipe takes seconds.
     """
     row = recipe.row
     if row.config is None or not (ROOT / row.script).exists():

@@ -1,11 +1,12 @@
 """The ledger: what was published, row by row, and how to run it again.
 
-configs/paper/<table>/<row>.yaml is the row's Hydra configuration (`+paper=<table>/<row>`), and its node `row`
-says what was published, what was released with it, what is not known, and where the sources disagree.
-Files whose name begins with `_` hold what the rows of a table share.
+configs/paper/<table>/<row>.yaml is the Hydra configuration of a row (`+paper=<table>/<row>`). Its node `row`
+states what was published and released, what is unknown, and where the sources disagree. Files whose name
+begins with `_` hold what the rows of a table share.
 """
 
 import copy
+import difflib
 import functools
 import importlib
 import json
@@ -27,15 +28,16 @@ from repro.errors import UserError
 from repro.explain import explain
 from repro.train import resolvers
 
-resolvers.register()  # what configurations may have in them, before one is read
+resolvers.register()  # before any configuration is read
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 VERIFIED = ROOT / "results" / "ledger" / "verify.json"  # of scripts/verify_ledger.py
 REPOSITORY = "sail-sg/Adan"
-COMMIT = "2c65beaf400775753b155da4082c3819fea689b9"  # of the repository, to which all paths and hashes belong
+COMMIT = "2c65beaf400775753b155da4082c3819fea689b9"  # all paths and hashes are those of this commit
 
 _WORD = re.compile(r"[\w.]+")
+_LENGTH = re.compile(r"([\d,]+) (epochs|steps)\b")  # in a title
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Figure:
     """One published number."""
 
     metric: str = MISSING  # as our recipe's records name it
-    value: int | float | None = None  # with the digits that were printed; None where only the log tells it
+    value: int | float | None = None  # with the printed digits; None: only the log has it
     unit: str = MISSING
     higher_is_better: bool = True
     column: str | None = None  # the released log's name for it
@@ -52,7 +54,7 @@ class Figure:
 
     @property
     def goal(self) -> float:
-        """What a run is measured by: the published value, or else the log's final one."""
+        """The value to reach: the published one, or else the log's final one."""
         goal = self.final if self.value is None else self.value
         assert goal is not None, f"{self.metric} has neither a published value nor a log's"
         return goal
@@ -71,7 +73,7 @@ class Figure:
         return {0: "neither", 1: "".join(same), 2: "both"}[len(same)]
 
     def agrees(self, logged: float) -> bool:
-        """Tell whether a logged value rounds (half up) to the published one, at its number of decimals."""
+        """Return whether a logged value rounds (half up) to the published one, at its number of decimals."""
         if not math.isfinite(logged):
             return False
         published = Decimal(str(self.value))
@@ -85,42 +87,42 @@ class File:
     path: str = MISSING
     sha256: str = MISSING
     kind: str = "log"  # log (several are parts of one run, in order) | settings | other
-    records: int | None = None  # of a log: how many the file has
+    records: int | None = None  # number of records in a log
 
 
 @dataclass
 class Discrepancy:
-    """Two sources that say different things, in our words."""
+    """A contradiction between two sources, in our words."""
 
     what: str = MISSING
-    follow: str | None = None  # which of them this row follows: table | readme | settings | log
+    follow: str | None = None  # the source that this row follows: table | readme | settings | log
     because: str | None = None
     instead: list[str] = field(default_factory=list)  # overrides that follow the other
 
 
 @dataclass
 class Sibling:
-    """A row with the same settings for a while: what the two logs differ by until then is chance.
+    """A row with the same settings up to a point: until then, the two logs differ by chance alone.
 
-    As far as they are equal to the last digit one run lies under both, which tells nothing about chance.
+    Records that are equal to the last digit come from one and the same run, and say nothing about chance.
     """
 
     row: str = MISSING
-    until: int = MISSING  # position (epoch or step, as the logs count) up to which the settings agree
-    but: str | None = None  # settings that differ nevertheless, too little to matter compared with chance
+    until: int = MISSING  # epoch or step, as the logs count, up to which the settings agree
+    but: str | None = None  # settings that differ, but too little to matter compared with chance
 
 
 @dataclass
 class Cost:
-    """What the row takes to compute."""
+    """The compute of a row."""
 
-    forward_flops: float = MISSING  # multiplications and additions of one sample's forward pass
-    samples: float = MISSING  # seen in training, batch_size times optimizer steps: images, sequences, ...
-    passes: float = 3.0  # forward passes' worth of a training step; 4 where activations are recomputed
+    forward_flops: float = MISSING  # multiplications and additions in the forward pass of one sample
+    samples: float = MISSING  # images, sequences, ... seen in training: batch_size times optimizer steps
+    passes: float = 3.0  # cost of a training step in forward passes; 4 if activations are recomputed
 
     @property
     def flops(self) -> float:
-        """Of the whole training."""
+        """The operations of the whole training."""
         return self.forward_flops * self.samples * self.passes
 
 
@@ -133,31 +135,31 @@ class Row:
     title: str = MISSING
     model: str = MISSING
     data: str = MISSING
-    script: str = MISSING  # the recipe, from the repository's root; "" where there will be none
-    config: str | None = None  # the recipe's primary config; None where the script is no Hydra recipe
-    arguments: list[str] = field(default_factory=list)  # of a script that is no Hydra recipe
-    after: str | None = None  # the row whose result this one starts from
-    parameters: int | None = None  # of the model, exactly
+    script: str = MISSING  # of the recipe, relative to the repository; "": there will be none
+    config: str | None = None  # the primary config of the recipe; None: not a Hydra recipe
+    arguments: list[str] = field(default_factory=list)  # of a script that is not a Hydra recipe
+    after: str | None = None  # the row from whose result this one starts
+    parameters: int | None = None  # exact number, of the model
     published: list[Figure] = field(default_factory=list)
-    cells: list[dict[str, Any]] = field(default_factory=list)  # numbers of a table that is one row here
+    cells: list[dict[str, Any]] = field(default_factory=list)  # the numbers, if a whole table is one row here
     files: list[File] = field(default_factory=list)
-    elsewhere: dict[str, str] = field(default_factory=dict)  # released outside of the repository: what, where
-    track: dict[str, str] = field(default_factory=dict)  # our recipe's record key: the released log's column
+    elsewhere: dict[str, str] = field(default_factory=dict)  # released outside the repository: what, where
+    track: dict[str, str] = field(default_factory=dict)  # key of our records: column of the released log
     siblings: list[Sibling] = field(default_factory=list)
-    unpublished: dict[str, str] = field(default_factory=dict)  # what is not known, and what follows
-    chosen: dict[str, str] = field(default_factory=dict)  # key of the config: why this value, which is ours
+    unpublished: dict[str, str] = field(default_factory=dict)  # what is unknown, and the consequence
+    chosen: dict[str, str] = field(default_factory=dict)  # config key whose value we chose: why this value
     discrepancies: list[Discrepancy] = field(default_factory=list)
     cost: Cost | None = None
     proxy: str | None = None  # name in configs/proxy
     scale: str = "paper"  # paper | proxy: a proxy's numbers are never the paper's
-    # of a proxy: its batch stands for one that many times as large, see repro.train.scaling
+    # of a proxy: its batch stands for one this many times as large, see repro.train.scaling
     batch_scale: int = 1
-    waits_for: str | None = None  # what the script, which exists, still lacks for this row
-    not_runnable: str | None = None  # why this row cannot be run here at all
+    waits_for: str | None = None  # what the existing script still lacks for this row
+    not_runnable: str | None = None  # why this row can never be run here
 
     @property
     def logs(self) -> list[File]:
-        """The released log's files, in the order they were written in."""
+        """The files of the released log, in the order in which they were written."""
         return [file for file in self.files if file.kind == "log"]
 
     @property
@@ -174,7 +176,7 @@ class Row:
 
 @dataclass
 class Recipe:
-    """A row with the whole configuration that runs it."""
+    """A row and its complete configuration."""
 
     row: Row
     config: dict[str, Any]
@@ -183,7 +185,7 @@ class Recipe:
         """Return the value at a dotted key.
 
         Raises:
-            KeyError: there is none.
+            KeyError: there is no such key.
         """
         value: Any = self.config
         for part in key.split("."):
@@ -198,7 +200,7 @@ def names() -> list[str]:
 
 
 def verdicts() -> dict[str, str]:
-    """Return what scripts/verify_ledger.py last found of each row (`Verdict.says`), by the row's name."""
+    """Return the verdicts of the last scripts/verify_ledger.py (`Verdict.says`), by the name of the row."""
     rows = json.loads(VERIFIED.read_text())["rows"] if VERIFIED.exists() else {}
     return {name: rows[name]["verdict"] if name in rows else "not verified yet" for name in names()}
 
@@ -210,26 +212,35 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
         UserError: there is no such row, or it or an override does not fit the schema.
     """
     if name not in names():
-        raise UserError(f"{name}: no such row; python scripts/reproduce.py --list shows all{_hint(name)}")
+        close = difflib.get_close_matches(name, names(), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"{name}: no such row; python scripts/reproduce.py --list shows all{hint}")
     return copy.deepcopy(_load(name, tuple(overrides), CONFIGS))
 
 
 @functools.cache  # Hydra takes a fifth of a second
 def _load(name: str, overrides: tuple[str, ...], configs: Path) -> Recipe:
-    where = " with ".join([f"configs/paper/{name}.yaml", *([" ".join(overrides)] if overrides else [])])
+    where = f"configs/paper/{name}.yaml"
     try:
         composed = _compose(name, overrides)
-        row = _typed(composed.row)
+        row = cast(Row, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Row), composed.row)))
         values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
-    except Exception as error:  # of Hydra, of OmegaConf, or of the YAML reader
-        raise UserError(f"{where}: {_reason(error)}") from error
+    except Exception as error:  # of Hydra, OmegaConf or the YAML parser
+        given = f" with {' '.join(overrides)}" if overrides else ""
+        raise UserError(f"{where}{given}: {_reason(error)}") from error
     if row.name != name:
-        raise UserError(f"configs/paper/{name}.yaml: row.name is {row.name}: write {name}, where the file is")
+        raise UserError(f"{where}: row.name is {row.name}: write {name}, where the file is")
     title = _words(row.title)
     if not title.isdisjoint(_families(configs)) and not _words(row.model) <= title:
         raise UserError(
-            f"configs/paper/{name}.yaml: row.title is '{row.title}' but row.model is '{row.model}': "
+            f"{where}: row.title is '{row.title}' but row.model is '{row.model}': "
             "a title that names a model must have all words of row.model"
+        )
+    length = _LENGTH.search(row.title)
+    if length and not overrides and int(length[1].replace(",", "")) != values.get(length[2]):
+        raise UserError(
+            f"{where}: row.title is '{row.title}' but {length[2]}={values.get(length[2])}: "
+            "a title that names a length must have the configuration's"
         )
     del values["row"]
     return Recipe(row, values)
@@ -237,14 +248,14 @@ def _load(name: str, overrides: tuple[str, ...], configs: Path) -> Recipe:
 
 @functools.cache
 def _families(configs: Path) -> set[str]:
-    """The first words of all rows' models: ViT, ResNet, GPT, ... in lower case."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C takes a tenth of the time
+    """Return the first word of the model of every row, in lower case: vit, resnet, gpt, ..."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
     families: set[str] = set()
     for path in (configs / "paper").rglob("*.yaml"):
         try:
             families.update(_WORD.findall(yaml.load(path.read_text(), loader)["row"]["model"].lower())[:1])
         except (yaml.YAMLError, KeyError, TypeError, AttributeError):
-            continue  # a file without a model, or one that is reported when its row is loaded
+            continue  # no model, or a damaged file, which is reported when its row is loaded
     return families
 
 
@@ -256,7 +267,7 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
     config, script = _primary(name)
     arguments = list(overrides)
     if config is not None and script is not None and (ROOT / script).exists():
-        # a recipe registers the schema of its primary config where it defines it: <folder>/config.py
+        # <folder>/config.py registers the schema of the primary config
         importlib.import_module(f"{Path(script).parent.name}.config")
         arguments = [f"+paper={name}", *arguments]
     else:
@@ -265,9 +276,9 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Return the configuration that Hydra composes of configs/<name>.yaml and overrides."""
+    """Return the configuration that Hydra composes from configs/<name>.yaml and overrides."""
     running = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()  # a run has one of its own, and Hydra refuses a second
+    GlobalHydra.instance().clear()  # within a run, Hydra would refuse a second instance
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             return compose(name, list(overrides))
@@ -275,12 +286,8 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
         GlobalHydra.instance().hydra = running
 
 
-def _typed(node: DictConfig) -> Row:
-    return cast(Row, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Row), node)))
-
-
 def _primary(name: str) -> tuple[str | None, str | None]:
-    """The primary config and the script of a row, which may stand in a file that it builds on."""
+    """Return the primary config and the script of a row; a file that it builds on may state them."""
     path = CONFIGS / "paper" / f"{name}.yaml"
     content = yaml.safe_load(path.read_text())
     node = content.get("row", {})
@@ -293,18 +300,8 @@ def _primary(name: str) -> tuple[str | None, str | None]:
 
 
 def _reason(error: Exception) -> str:
-    below = error.__context__
-    if not isinstance(below, OmegaConfBaseException) or (below.full_key is None and _has_key(error)):
+    below: BaseException | None = error.__context__
+    known = getattr(error, "full_key", None) is not None
+    if not isinstance(below, OmegaConfBaseException) or (below.full_key is None and known):
         below = error
     return explain(below) or " ".join(str(error).split())
-
-
-def _has_key(error: Exception) -> bool:
-    return isinstance(error, OmegaConfBaseException) and error.full_key is not None
-
-
-def _hint(name: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, names(), n=1)
-    return f"; did you mean {close[0]}?" if close else ""

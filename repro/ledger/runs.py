@@ -1,4 +1,4 @@
-"""Our own finished runs, those of ledger rows among them."""
+"""Find and describe our own finished runs, including those of ledger rows."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,13 +7,13 @@ from repro.errors import UserError
 from repro.ledger.rows import Figure, Recipe
 from repro.runs import CONFIG, SUMMARY, Run, flatten, is_free, read
 
-SHOWN_CHANGES = 3  # settings that a result names; its folder's config.yaml has them all
+SHOWN_CHANGES = 3  # changed settings that are listed; config.yaml has them all
 
 
 def finished(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """Return the finished runs in and below folders, and a line for each that cannot be read.
+    """Return the finished runs in and below some folders, and a line for each that cannot be read.
 
-    Summaries without a config.yaml next to them are not of training, and are passed over.
+    A summary without a config.yaml next to it is not of a training run, and is skipped.
     """
     found, problems = [], []
     for folder in sorted({path.resolve().parent for root in roots for path in root.rglob(SUMMARY)}):
@@ -27,25 +27,25 @@ def finished(roots: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 
 def of_rows(roots: Iterable[Path]) -> list[Run]:
-    """Return the finished runs of rows in and below folders; other folders are passed over."""
+    """Return the finished runs of ledger rows in and below some folders, without those that are damaged."""
     return [run for run in finished(roots)[0] if run.row is not None]
 
 
 def last(found: Iterable[Run], row: str) -> Run | None:
-    """Return a row's newest run; a proxy's only where there is no other."""
+    """Return the newest run of a row; a proxy's only if there is no other."""
     of_row = [run for run in found if run.row == row]
     return max(of_row, key=lambda run: (run.scale == "paper", run.date), default=None)
 
 
 def changed(run: Run, recipe: Recipe) -> list[str]:
-    """Return the settings, as flat keys, that are not the row's; without those that change no result."""
+    """Return the flat keys of settings that differ from the row's and can change the result."""
     paper = flatten(recipe.config)
-    both = run.config.keys() & paper.keys()  # a newer version may have settings that the run had not
+    both = run.config.keys() & paper.keys()  # the version of the run may not have had all settings
     return sorted(key for key in both if not is_free(key) and run.config[key] != paper[key])
 
 
 def value(run: Run, figure: Figure | None) -> tuple[str, float] | None:
-    """Return a metric and its value: the published one, best or final as that was, or the run's own."""
+    """Return a metric and its value, best or final as published: of `figure`, or else the run's own."""
     assert run.summary is not None
     record = run.summary["best" if figure is not None and figure.shows == "best" else "final"] or {}
     metric = figure.metric if figure is not None and figure.metric in record else run.summary["metric"]
@@ -53,7 +53,7 @@ def value(run: Run, figure: Figure | None) -> tuple[str, float] | None:
 
 
 def describe(run: Run, recipe: Recipe) -> str:
-    """Return the result in a few words, with what keeps it from being the paper's."""
+    """Return the result in a few words, with its differences from the row."""
     figure = recipe.row.published[0] if recipe.row.published else None
     found = value(run, figure)
     result = "no result"

@@ -1,4 +1,4 @@
-"""A run, or any log, compared with the released curve of a row; the rule is in repro/ledger/verdict.py."""
+"""Compare a run, or any log, with the released curve of a row, by the rule in repro/ledger/verdict.py."""
 
 import math
 from collections.abc import Iterator
@@ -15,19 +15,19 @@ from repro.logs import epochs_from
 from repro.logs.files import read_log
 from repro.logs.log import UNKNOWN, Log, LogError
 
-ENOUGH = 10  # records of siblings that tell a tolerance
+ENOUGH = 10  # records of siblings from which a tolerance can be taken
 
 
 class Tracker:
-    """A run's records compared with the released curves of its row.
+    """Compares the records of a run with the released curves of its row.
 
-    `memory` is what the verdict depends on, JSON-able; the loop keeps it in its checkpoints.
+    `memory` holds everything that later verdicts depend on, JSON-able; the loop keeps it in its checkpoints.
     """
 
     def __init__(self, row: Row | None, memory: dict[str, Any]) -> None:
         self.row, self.memory = row, memory
         self.curves: dict[str, Curve] = {}
-        self.untracked: str | None = None  # why the run is not compared with a curve
+        self.untracked: str | None = None  # why there is no comparison with a curve
         self.position = "epoch"
         if row is None:
             return
@@ -43,8 +43,8 @@ class Tracker:
     def compare(self, record: dict[str, Any], measured: bool) -> dict[str, Any]:
         """Return what to add to a record: the released values at its position, and the verdict on the run.
 
-        A log's values over some steps (`train`) are compared with our training records, all others with our
-        records of a measurement (`measured`), as they are averaged alike.
+        Means over some steps of the log (`train`) are compared with our training records, all others with our
+        records of an evaluation (`measured`), because these are averaged in the same way.
         """
         added: dict[str, Any] = {}
         for key, curve in self.curves.items():
@@ -62,20 +62,20 @@ class Tracker:
 
     @property
     def verdict(self) -> str | None:
-        """The verdict on the run as it is now; None before anything was compared."""
+        """The current verdict on the run; None before the first comparison."""
         if not self.curves or not self.memory:
             return None
         return VERDICTS[worst(VerdictState(**state).verdict for state in self.memory.values())]
 
     def __str__(self) -> str:
-        """The verdict, and the keys that it comes from where it is not `on track`."""
+        """Return the verdict, and unless it is `on track`, the keys that it comes from."""
         if self.verdict is None or self.verdict == VERDICTS[0]:
             return self.verdict or ""
         verdicts = {key: VERDICTS[VerdictState(**state).verdict] for key, state in self.memory.items()}
         return f"{self.verdict} in {', '.join(key for key, each in verdicts.items() if each == self.verdict)}"
 
     def summarise(self, final: dict[str, Any] | None, best: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Return how the run's final and best record compare with what was published; None without a row."""
+        """Return how the final and best record compare with the published figures; None without a row."""
         if self.row is None:
             return None
         about = {"row": self.row.name, "table": self.row.table, "scale": self.row.scale}
@@ -90,7 +90,7 @@ class Tracker:
 
 
 def describe(summary: dict[str, Any]) -> list[str]:
-    """Return what Tracker.summarise found, as lines for people."""
+    """Return the result of Tracker.summarise as lines of text."""
     if summary["scale"] == "proxy":
         return [f"{summary['row']} as a proxy: its numbers are not the paper's, and nothing is compared"]
     lines = []
@@ -117,13 +117,16 @@ def describe(summary: dict[str, Any]) -> list[str]:
 def compare_log(row: Row, log: Log) -> pd.DataFrame:
     """Compare a log with the released one of a row.
 
-    A column is found under the released log's name for it or under our records' (row.track). One that is
-    known to be another quantity, as a cross entropy is not a binary one, is left out; `attrs["left_out"]` of
-    the table says so. It has a line per record and column: position (finished epochs or steps), column, ours,
-    released, low, high, verdict (so far, on this column); values in the released log's unit.
+    A column is found under its name in the released log or in our records (row.track). A column known to be
+    another quantity (a binary cross entropy instead of a cross entropy) is left out, and listed in
+    `attrs["left_out"]` of the table.
+
+    Returns:
+        A line per record and column: position (finished epochs or steps), column, ours, released, low, high,
+        verdict (so far, on this column). Values are in the unit of the released log.
 
     Raises:
-        LogError: the released log is not there, or the two have nothing in common.
+        LogError: the released log is missing, or the two have nothing in common.
     """
     released = read_log(row)
     if released.position not in log.table:
@@ -131,7 +134,8 @@ def compare_log(row: Row, log: Log) -> pd.DataFrame:
     lines: list[tuple[Any, ...]] = []
     left_out: list[str] = []
     for key, curve in curves(row, released).items():
-        name = next((name for name in (curve.column, key) if _numeric(log, name)), None)
+        names = (name for name in (curve.column, key) if name in log.table)
+        name = next((name for name in names if pd.api.types.is_numeric_dtype(log.table[name])), None)
         if name is None:
             continue
         unit = log.units.get(name, UNKNOWN)
@@ -149,22 +153,18 @@ def compare_log(row: Row, log: Log) -> pd.DataFrame:
     return frame
 
 
-def _numeric(log: Log, name: str) -> bool:
-    return name in log.table and pd.api.types.is_numeric_dtype(log.table[name])
-
-
 def verdict(frame: pd.DataFrame) -> str:
-    """Return the verdict at the end of what compare_log returned."""
+    """Return the verdict at the end of a table of compare_log."""
     numbers = {name: number for number, name in VERDICTS.items()}
     last = frame.groupby("column")["verdict"].last()
     return VERDICTS[worst(numbers[name] for name in last)]
 
 
 def curves(row: Row, log: Log) -> dict[str, Curve]:
-    """Return the curves of a row's released log by our record's key, with the tolerance that siblings tell.
+    """Return the curves of a row's released log by the key in our records, with the tolerance of siblings.
 
     Raises:
-        LogError: row.track names no column, or one that the log does not have.
+        LogError: row.track names no column, or one that the log lacks.
     """
     found = {key: curve(log, column, row) for key, column in row.track.items()}
     if not found:
@@ -184,10 +184,11 @@ def curves(row: Row, log: Log) -> dict[str, Curve]:
 def curve(log: Log, column: str, row: Row, record: str | None = None) -> Curve:
     """Return a column of a log as errors over finished epochs or steps.
 
-    Of a column that several kinds of record have, `record` is taken; by default the most frequent kind.
+    Args:
+        record: the kind of record to take if several have the column; default: the most frequent one.
 
     Raises:
-        LogError: the log has no such column, or no number in it.
+        LogError: the log has no such column, or the column has no number.
     """
     if column not in log.table:
         raise LogError(f"{log.paths[0]}: no column {column}; it has {', '.join(log.units)}")
@@ -206,12 +207,12 @@ def curve(log: Log, column: str, row: Row, record: str | None = None) -> Curve:
 
 
 def nats(unit: str) -> float:
-    """Return what to multiply values of a unit with to get nats: fairseq's losses are in bits."""
+    """Return the factor that converts a unit to nats; fairseq's losses are in bits."""
     return math.log(2) if unit.startswith("bit") else 1.0
 
 
 def comparable(unit: str, other: str) -> bool:
-    """Tell whether two units are of one quantity, as far as they say: bits are nats, and 2^bits exp(nats)."""
+    """Return whether two units can be of one quantity: bits and nats are, and so are 2^loss and exp(loss)."""
     same = {"bits": "nats", "2^loss": "exp(loss)"}
     return same.get(unit, unit) == same.get(other, other) or any(
         each in ("", "1", UNKNOWN) or each.endswith("own") for each in (unit, other)
@@ -225,7 +226,7 @@ def _compared(curve: Curve, log: Log, name: str, position: str) -> Iterator[tupl
     having = rows["record"][rows[name].notna()].value_counts()
     kind = curve.record if curve.record in kinds else str((having if len(having) else kinds).index[0])
     rows = rows[rows["record"] == kind]
-    ours = log.format == "run"  # whose records are in the units of their row
+    ours = log.format == "run"  # its records are in the units of the row
     factor = 1.0 if ours else nats(log.units.get(name, "")) / nats(curve.unit)
     memory = VerdictState()
     for place, value in zip(
@@ -240,8 +241,10 @@ def _compared(curve: Curve, log: Log, name: str, position: str) -> Iterator[tupl
 
 
 def _excess(curve: Curve, sibling: Curve, until: float) -> Iterator[float]:
-    """How far, relatively, a sibling's errors lie outside of the curve's range; records that are equal tell
-    nothing, as runs of one seed go together until they are first interrupted."""
+    """Yield how far the errors of a sibling are outside the curve's range, relative to the range.
+
+    Equal records do not count: runs with one seed are identical until they are first interrupted.
+    """
     bare = replace(curve, tolerance=0.0)
     for position, error in zip(sibling.positions, sibling.errors, strict=True):
         expected = bare.at(position)
@@ -250,7 +253,7 @@ def _excess(curve: Curve, sibling: Curve, until: float) -> Iterator[float]:
 
 
 def _log_of(name: str) -> Log | None:
-    """The released log of a row, None where it is not on this machine."""
+    """Return the released log of a row, or None if it is not on this machine."""
     try:
         return read_log(load(name).row)
     except LogError:
@@ -258,21 +261,21 @@ def _log_of(name: str) -> Log | None:
 
 
 def shift(log: Log, position: str | None = None) -> int:
-    """Return what to add to a log's epochs to get finished epochs; 0 for steps."""
+    """Return the number to add to a log's epochs to get finished epochs; 0 for steps."""
     return 1 - epochs_from(log) if (position or log.position) == "epoch" else 0
 
 
 def _perfect(column: str, unit: str, row: Row) -> float | None:
-    """The best value that a column can have where higher is better, else None."""
+    """Return the best possible value of a column if higher is better, else None."""
     stated = [figure.higher_is_better for figure in row.published if figure.column == column]
     higher = stated[0] if stated else higher_is_better(column)
     return (100.0 if unit == "%" else 1.0) if higher else None
 
 
 def _figure(figure: Figure, final: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
-    """Compare a published number with ours: with the best where that was published, else with the final.
+    """Compare a published number with our best one if the best was published, else with our final one.
 
-    All numbers are in the published one's unit.
+    All numbers are in the published unit.
     """
     ours = {name: record.get(figure.metric) for name, record in (("best", best), ("final", final))}
     counted = ours["best" if figure.shows == "best" else "final"]

@@ -1,15 +1,15 @@
 """The rule by which a run is called on track, behind, ahead or diverged.
 
-It works on an error that falls: a loss as it is, an accuracy as what it lacks to 100 %.
+It compares errors, which fall: a loss as it is, an accuracy as its distance from 100 %.
 
-1. A record is on track if its error lies in the range that the released run went through nearby (within
-   10 % of the position and 2 % of the whole log, at least one record on each side), widened by a tolerance:
-   what siblings show, or 1.5 % of the error where a row has none.
-2. Worse than that is behind, better is ahead, and diverged is an error that rose by half of what the
-   released run has gained so far. A run is called so when three records in a row agree.
-3. A value that is not finite is called diverged at once. Of several columns the worst counts.
+1. A record is on track if its error is in the range of the released run nearby (within 10 % of the position
+   and 2 % of the whole log, at least one record on each side), widened by a tolerance: that of the siblings,
+   or 1.5 % of the error for a row without any.
+2. A worse record is behind, a better one ahead. It is diverged if its error has risen by half of what the
+   released run has gained so far. A run gets one of these verdicts when three records in a row agree.
+3. A value that is not finite is diverged at once. The worst of several columns counts.
 
-The constants come from benchmarks/tracking_study.py; results/tracking says how well the rule does.
+The constants come from benchmarks/tracking_study.py; results/tracking reports how well the rule works.
 """
 
 import math
@@ -19,20 +19,20 @@ from typing import Any
 
 import numpy as np
 
-WINDOW = 0.1  # of the position: how far the range reaches to each side,
-REACH = 0.02  # of the last position: but no further than this
-RECORDS = 3  # in a row that must agree
-TOLERANCE = 0.015  # of the error, where there are no siblings to measure it by,
-LEAST_TOLERANCE = 0.01  # and at least, where there are
-LOST = 0.5  # of what the released run has gained since its first record
+WINDOW = 0.1  # reach of the range to each side, relative to the position,
+REACH = 0.02  # and at most this, relative to the last position
+RECORDS = 3  # number of records in a row that must agree
+TOLERANCE = 0.015  # relative to the error, for rows without siblings
+LEAST_TOLERANCE = 0.01  # for rows with siblings
+LOST = 0.5  # relative to what the released run has gained since its first record
 
 VERDICTS = {-1: "ahead", 0: "on track", 1: "behind", 2: "diverged"}
-NOT_FINITE = 3  # diverged, whatever came before
+NOT_FINITE = 3  # a finding: diverged, whatever came before
 
 
 @dataclass(frozen=True)
 class Range:
-    """Where the error of a run on track lies at one position."""
+    """The errors at one position that count as on track."""
 
     released: float
     low: float
@@ -46,18 +46,18 @@ class Curve:
 
     column: str
     unit: str
-    record: str  # kind of record that it is from: train, epoch, eval or test
-    positions: "np.ndarray[Any, np.dtype[np.float64]]"  # ascending
-    errors: "np.ndarray[Any, np.dtype[np.float64]]"
-    perfect: float | None  # error = perfect - value; None where the value itself is the error
+    record: str  # kind of record: train, epoch, eval or test
+    positions: "np.ndarray[Any, np.dtype[np.float64]]"  # [records], ascending
+    errors: "np.ndarray[Any, np.dtype[np.float64]]"  # [records]
+    perfect: float | None  # error = perfect - value; None: the value is the error
     tolerance: float = TOLERANCE
 
     def error(self, value: float) -> float:
-        """Return the error that a value of this column means, or the value that an error means."""
+        """Convert a value of this column to an error, or an error to a value."""
         return value if self.perfect is None else self.perfect - value
 
     def at(self, position: float) -> Range | None:
-        """Return what is expected at a position; None outside of the log."""
+        """Return the expected range at a position, or None outside the log."""
         if not self.positions[0] <= position <= self.positions[-1]:
             return None
         half = min(WINDOW * position, REACH * self.positions[-1])
@@ -76,13 +76,13 @@ class Curve:
 
 @dataclass
 class VerdictState:
-    """What the verdict on a column needs of its earlier records. JSON-able."""
+    """The earlier records of a column as far as its verdict depends on them; JSON-able."""
 
     recent: list[int] = field(default_factory=list)  # keys of VERDICTS, newest last
     best: float | None = None  # error
 
     def judge(self, expected: Range, error: float) -> int:
-        """Take in a record's error, and return the verdict as it is now: a key of VERDICTS."""
+        """Add the error of a record and return the current verdict, a key of VERDICTS."""
         best = error if self.best is None else self.best
         if not math.isfinite(error):
             finding = NOT_FINITE
@@ -99,7 +99,7 @@ class VerdictState:
 
     @property
     def verdict(self) -> int:
-        """The mildest of the last records, if all of them are off to the same side."""
+        """The mildest finding of the last records if all are off to the same side, else on track."""
         if NOT_FINITE in self.recent[-1:]:
             return 2
         if len(self.recent) < RECORDS:
@@ -109,6 +109,6 @@ class VerdictState:
 
 
 def worst(verdicts: Iterable[int]) -> int:
-    """Return the verdict on several columns: the worst; `ahead` if one is and none is worse than on track."""
+    """Return the worst verdict of several columns; `ahead` if one is and none is worse than on track."""
     found = list(verdicts)
     return max(found, default=0) or min(found, default=0)

@@ -210,6 +210,12 @@ def test_unknown_row() -> None:
             "row.title is 'ViT-H, 150 .* but row.model is 'ViT-S': .* all words",
         ),
         ("title: ViT-S", "title: ResNet-50", "row.title is 'ResNet-50, .* but row.model is 'ViT-S'"),
+        (
+            "title: ViT-S, 150 epochs",
+            "title: ViT-S, 300 epochs",
+            "row.title is 'ViT-S, 300 epochs, .* but epochs=150",
+        ),
+        ("title: ViT-S, 150 epochs", "title: ViT-S, 1,500 steps", "row.title is .* but steps=None"),
     ],
 )
 def test_bad_row(good: str, bad: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
