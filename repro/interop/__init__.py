@@ -1,4 +1,4 @@
-"""Checkpoints of any writer: what is in them, and their weights under the names of timm and transformers."""
+"""Read checkpoints of any writer, and rename their weights for timm and transformers."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def read(path: Path) -> Checkpoint:
     """Read a checkpoint file or folder.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: there is no such file or folder, or it cannot be read.
     """
     if not path.exists():
         raise UserError(f"cannot read {path}: no such file or folder")
@@ -27,15 +27,13 @@ def read(path: Path) -> Checkpoint:
 
 
 def read_weights(path: Path, kind: str | None = None) -> tuple[Weights, Checkpoint]:
-    """Return the weights in a checkpoint that are to be used, and the checkpoint.
-
-    Of a run of ours it is the best one.
+    """Return the weights to use from a checkpoint, and the checkpoint: the best one if `path` is our run.
 
     Args:
-        kind: "model" or "ema" (averaged); None: averaged where there are any.
+        kind: "model" or "ema" (averaged); None: averaged weights if there are any.
 
     Raises:
-        UserError: it cannot be read, or there are none of that kind.
+        UserError: the checkpoint cannot be read, or has no weights of that kind.
     """
     found = read(best(path))
     weights = found.weights if kind == "model" or (kind is None and not found.ema) else found.ema

@@ -1,43 +1,43 @@
-"""What a model is, as far as the names and shapes of its tensors tell."""
+"""Recognise a model by the names and shapes of its tensors."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from math import isqrt
 from typing import Any
 
 Shapes = Mapping[str, tuple[int, ...]]
 Sizes = dict[str, Any]
+Family = tuple[str, tuple[str, ...], Callable[[Shapes], Sizes]]  # name, required tensors, sizes
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A family of models, and the sizes of this one: elements, layers, or pixels."""
+    """A family of models, and the sizes of this one in elements, layers or pixels."""
 
     family: str
     sizes: Sizes
 
     def __str__(self) -> str:
-        """Return the family and the sizes in a line."""
+        """Return the family and the sizes as one line."""
         return f"{self.family} ({', '.join(f'{k} {v}' for k, v in self.sizes.items() if v is not None)})"
 
 
 def infer(shapes: Shapes) -> Architecture | None:
-    """Return the architecture of a model with tensors of these names and shapes, None for an unknown one."""
+    """Return the architecture of a model with tensors of these names and shapes, or None if unknown."""
     for family, required, measure in FAMILIES:
         only = ONLY.get(family)
         alike = only is None or all(only.fullmatch(name) for name in shapes)
         if alike and all(name in shapes for name in required):
             try:
                 return Architecture(family, measure(shapes))
-            except (KeyError, ValueError, IndexError):  # known names, but tensors of other shapes
+            except (KeyError, ValueError, IndexError):  # known names, other shapes
                 continue
     return None
 
 
 def depth(shapes: Iterable[str], prefix: str) -> int:
-    """The number of layers whose tensors are `<prefix><number>.<...>`."""
+    """Return the number of layers, whose tensors are named `<prefix><number>.<...>`."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     return len({found[1] for name in shapes if (found := pattern.match(name))})
 
@@ -97,47 +97,6 @@ def _swin(shapes: Shapes) -> Sizes:
     }
 
 
-def _fairseq_roberta(shapes: Shapes) -> Sizes:
-    base = f"{ROBERTA}."
-    vocabulary, width = shapes[f"{base}embed_tokens.weight"]
-    return {
-        "width": width,
-        "layers": depth(shapes, f"{base}layers."),
-        "MLP": shapes[f"{base}layers.0.fc1.weight"][0],
-        "vocabulary": vocabulary,
-        "positions": shapes[f"{base}embed_positions.weight"][0],
-    }
-
-
-def _bert(model: str, shapes: Shapes) -> Sizes:
-    """BERT's and RoBERTa's sizes under the names of transformers."""
-    vocabulary, width = shapes[f"{model}.embeddings.word_embeddings.weight"]
-    return {
-        "width": width,
-        "layers": depth(shapes, f"{model}.encoder.layer."),
-        "MLP": shapes[f"{model}.encoder.layer.0.intermediate.dense.weight"][0],
-        "vocabulary": vocabulary,
-        "positions": shapes[f"{model}.embeddings.position_embeddings.weight"][0],
-    }
-
-
-def _gpt2(prefix: str, shapes: Shapes) -> Sizes:
-    vocabulary, width = shapes[f"{prefix}wte.weight"]
-    layers, positions = depth(shapes, f"{prefix}h."), shapes[f"{prefix}wpe.weight"][0]
-    return {"width": width, "layers": layers, "vocabulary": vocabulary, "positions": positions}
-
-
-def _megatron(stack: str, shapes: Shapes) -> Sizes:
-    vocabulary, width = shapes[f"{EMBEDDING}.word_embeddings.weight"]
-    return {
-        "width": width,
-        "layers": depth(shapes, f"language_model.{stack}.layers."),
-        "MLP": shapes[f"language_model.{stack}.layers.0.mlp.dense_h_to_4h.weight"][0],
-        "vocabulary": vocabulary,
-        "positions": shapes[f"{EMBEDDING}.position_embeddings.weight"][0],
-    }
-
-
 def _transformer_xl(shapes: Shapes) -> Sizes:
     tables = [name for name in shapes if name.startswith("word_emb.emb_layers.")]
     heads, head = shapes["r_w_bias"][-2:]
@@ -151,32 +110,44 @@ def _transformer_xl(shapes: Shapes) -> Sizes:
     }
 
 
-def _llama(shapes: Shapes) -> Sizes:
-    vocabulary, width = shapes["model.embed_tokens.weight"]
-    return {
-        "width": width,
-        "layers": depth(shapes, "model.layers."),
-        "MLP": shapes["model.layers.0.mlp.gate_proj.weight"][0],
-        "vocabulary": vocabulary,
-    }
-
-
 def _weights(prefix: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{prefix}{name}.weight" for name in names)
 
 
+def _language(
+    family: str, embedding: str, positions: str | None, layers: str, inner: str, mlp: bool = True
+) -> Family:
+    """Return the entry of FAMILIES for a language model that has matrices of these names.
+
+    Args:
+        embedding: of the tokens, [vocabulary, width].
+        positions: their embedding, [positions, width]; None if it has none.
+        layers: how the names of all layers begin.
+        inner: a matrix in each layer; with `mlp` the input of the MLP, [MLP, width].
+    """
+    required = _weights("", *filter(None, (embedding, positions, f"{layers}0.{inner}")))
+
+    def measure(shapes: Shapes) -> Sizes:
+        vocabulary, width = shapes[required[0]]
+        return {
+            "width": width,
+            "layers": depth(shapes, layers),
+            "MLP": shapes[required[-1]][0] if mlp else None,
+            "vocabulary": vocabulary,
+            "positions": shapes[required[1]][0] if positions else None,
+        }
+
+    return family, required, measure
+
+
 ROBERTA = "encoder.sentence_encoder"
-EMBEDDING = "language_model.embedding"
 _VIT = ("pos_embed", *_weights("", "patch_embed.proj", "blocks.0.attn.qkv", "blocks.0.mlp.fc1"))
 _MAE = ("mask_token", *_weights("", "decoder_embed", "decoder_blocks.0.attn.qkv"))
 _SWIN = ("patch_embed.proj.weight", "layers.0.blocks.0.attn.relative_position_bias_table")
-_BERT = ("embeddings.word_embeddings", "embeddings.position_embeddings", "encoder.layer.0.intermediate.dense")
-_GPT2 = ("wte", "wpe", "h.0.attn.c_attn")
 _TXL = ("word_emb.emb_layers.0", "layers.0.dec_attn.layer_norm", "layers.0.pos_ff.CoreNet.0")
-_EMBEDDINGS = _weights(EMBEDDING, ".word_embeddings", ".position_embeddings")
 
-# Names that models of these families have, and no others: hiera, EVA, SAM, BEiT, SE-ResNet and ConvNeXt V2
-# have all those of FAMILIES, and some more.
+# All names that models of these families may have: hiera, EVA, SAM, BEiT, SE-ResNet and ConvNeXt V2 have the
+# required ones, but also others.
 _VIT_ONLY = (
     r"(cls|reg|dist)_token|pos_embed|patch_embed\.(proj|norm)\.\w+|(norm|norm_pre|fc_norm|head|head_dist)\.\w+"
     r"|pre_logits\.fc\.\w+|attn_pool\..*"
@@ -197,31 +168,44 @@ ONLY = {
     ),
 }
 
-# Family, names that its models have, and a function of the shapes. The first that fits counts.
-FAMILIES: tuple[tuple[str, tuple[str, ...], Callable[[Shapes], Sizes]], ...] = (
+# The first family that fits counts.
+FAMILIES: tuple[Family, ...] = (
     ("MAE", (*_VIT, *_MAE), _mae),
     ("ViT", _VIT, _vit),
     ("ResNet", _weights("", "conv1", "layer1.0.conv1", "layer4.0.conv1"), _resnet),
     ("ConvNeXt", _weights("", "stem.0", "stages.0.blocks.0.conv_dw"), _convnext),
     ("Swin", _SWIN, _swin),
-    (
+    _language(
         "fairseq RoBERTa",
-        _weights(f"{ROBERTA}.", "embed_tokens", "embed_positions", "layers.0.fc1"),
-        _fairseq_roberta,
+        f"{ROBERTA}.embed_tokens",
+        f"{ROBERTA}.embed_positions",
+        f"{ROBERTA}.layers.",
+        "fc1",
     ),
     *(
-        (t, _weights(f"{m}.", *_BERT), partial(_bert, m))
-        for t, m in (("RoBERTa", "roberta"), ("BERT", "bert"))
+        _language(
+            family,
+            f"{model}.embeddings.word_embeddings",
+            f"{model}.embeddings.position_embeddings",
+            f"{model}.encoder.layer.",
+            "intermediate.dense",
+        )
+        for family, model in (("RoBERTa", "roberta"), ("BERT", "bert"))
     ),
-    *(("GPT-2", _weights(prefix, *_GPT2), partial(_gpt2, prefix)) for prefix in ("transformer.", "")),
     *(
-        (
+        _language("GPT-2", f"{prefix}wte", f"{prefix}wpe", f"{prefix}h.", "attn.c_attn", mlp=False)
+        for prefix in ("transformer.", "")
+    ),
+    *(
+        _language(
             "Megatron GPT-2",
-            (*_EMBEDDINGS, f"language_model.{stack}.layers.0.mlp.dense_h_to_4h.weight"),
-            partial(_megatron, stack),
+            "language_model.embedding.word_embeddings",
+            "language_model.embedding.position_embeddings",
+            f"language_model.{stack}.layers.",
+            "mlp.dense_h_to_4h",
         )
         for stack in ("encoder", "transformer")
     ),
     ("Transformer-XL", ("r_w_bias", *_weights("", *_TXL)), _transformer_xl),
-    ("LLaMA-like", _weights("model.", "embed_tokens", "layers.0.mlp.gate_proj"), _llama),
+    _language("LLaMA-like", "model.embed_tokens", None, "model.layers.", "mlp.gate_proj"),
 )

@@ -1,4 +1,4 @@
-"""A checkpoint as this package sees it, and what its readers share."""
+"""The common form of a checkpoint, and what its readers share."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +12,8 @@ from torch import Tensor
 from repro.errors import UserError
 from repro.interop import unpickle
 from repro.interop.tensors import detached, identity, number
-from repro.reading import open_file, parse_json, read_bytes
+from repro.loading import parse_json, read_text
+from repro.reading import UNPACKED, open_file
 from repro.runs import flatten
 
 Weights = dict[str, Tensor]
@@ -20,21 +21,21 @@ Weights = dict[str, Tensor]
 
 @dataclass
 class Checkpoint:
-    """A checkpoint as its writer left it, without what only that writer's program could use.
+    """The contents of a checkpoint, without what only its writer's program can use.
 
     Attributes:
-        title: what wrote it.
+        title: kind of checkpoint and its writer.
         weights: tensors of the model by name, without the prefixes of wrappers (`module.`, `_orig_mod.`).
-        ema: averaged weights in the same way; empty if there are none.
-        buffers: names of tensors in `weights` that are no parameters.
+        ema: averaged weights in the same form; empty if there are none.
+        buffers: names of tensors in `weights` that are not parameters.
         optimizers: state dicts of optimizers by place, `file: key.key`.
         position: epoch and step, as the writer counts.
-        metric: what it kept of the quality: the name, and the value.
+        metric: recorded quality, by name.
         settings: hyper-parameters, flat.
-        model: the model's name, where the file has one.
-        config: of a model of transformers, as its config.json has it.
+        model: name of the model, if the file has one.
+        config: config.json of a model of transformers.
         foreign: names of classes and functions in it that were not loaded.
-        notes: what a reader should know, a line each.
+        notes: remarks, a line each.
     """
 
     path: Path
@@ -52,7 +53,7 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)
 
     def parameters(self) -> Weights:
-        """Return the tensors that are parameters, those under several names once."""
+        """Return the tensors that are parameters; one under several names counts once."""
         found: dict[Any, tuple[str, Tensor]] = {}
         for name, x in self.weights.items():
             if name not in self.buffers:
@@ -61,13 +62,13 @@ class Checkpoint:
 
 
 def load_safetensors(path: Path) -> tuple[Weights, dict[str, str]]:
-    """Return the tensors and the metadata; a tensor that was stored once for two names has both again.
+    """Return the tensors and the metadata; a tensor stored once for two names gets both back.
 
     Raises:
-        UserError: it cannot be read, or is damaged.
+        UserError: the file cannot be read, or is damaged.
     """
     try:
-        open_file(path).close()  # a pipe would be waited for
+        open_file(path).close()  # refuses a pipe, which load_file would wait for
         weights = load_file(path)
         with safe_open(path, "pt") as stored:
             metadata = dict(stored.metadata() or {})
@@ -78,11 +79,11 @@ def load_safetensors(path: Path) -> tuple[Weights, dict[str, str]]:
 
 
 def named(tree: Any) -> Weights:
-    """The tensors in a state dict, nested or not, with dotted names and without the prefixes of wrappers."""
+    """Return the tensors in a state dict, nested or not, by dotted name without the prefixes of wrappers."""
     if not isinstance(tree, dict):
         return {}
     weights = {name.replace("_orig_mod.", ""): x for name, x in _dotted(tree, 8)}
-    weights.pop("n_averaged", None)  # of torch's AveragedModel, whose names begin with module, too
+    weights.pop("n_averaged", None)  # of torch's AveragedModel, whose other names begin with `module.`
     while weights and all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): x for name, x in weights.items()}
     return weights
@@ -97,7 +98,7 @@ def _dotted(tree: dict[Any, Any], depth: int) -> Iterator[tuple[str, Tensor]]:
 
 
 def is_buffer(name: str, x: Tensor) -> bool:
-    """Whether a tensor of a state dict, which does not say, is no parameter: by its type and name."""
+    """Return whether a tensor of a state dict is a buffer, judged by its dtype and name."""
     last = name.rpartition(".")[2]
     return not (x.is_floating_point() or x.is_complex() or x.is_quantized) or last in (
         "running_mean", "running_var", "num_batches_tracked", "version", "_float_tensor", "inv_freq",
@@ -106,14 +107,14 @@ def is_buffer(name: str, x: Tensor) -> bool:
 
 
 def settings_of(value: Any) -> dict[str, Any]:
-    """Hyper-parameters as a flat dict, from whatever holds them; empty if it holds none."""
+    """Return hyper-parameters as a flat dict, whatever holds them; empty if there are none."""
     settings = unpickle.plain(value)
     flat = flatten(_with_text_keys(settings)) if isinstance(settings, dict) else {}
     return {name: number(x) if isinstance(x, Tensor) else x for name, x in flat.items()}
 
 
 def _with_text_keys(tree: dict[Any, Any], depth: int = 20) -> dict[str, Any]:
-    """The same with names for all keys; what is deeper than `depth` is cut (it may contain itself)."""
+    """Return a copy with text keys, cut below `depth` levels, as it may contain itself."""
     return {
         str(k): (_with_text_keys(v, depth - 1) if depth else "...") if isinstance(v, dict) else v
         for k, v in tree.items()
@@ -121,28 +122,29 @@ def _with_text_keys(tree: dict[Any, Any], depth: int = 20) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = parse_json(read_bytes(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return content
+    """Return the object in a JSON file, empty if there is no such file.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    return parse_json(read_text(path, largest=UNPACKED), dict, path) if path.is_file() else {}
 
 
 def mapping(value: Any) -> dict[Any, Any]:
+    """Return `value` if it is a dict, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def some(content: dict[Any, Any], **keys: str) -> dict[str, Any]:
+    """Return the values at these keys of `content`, under new names, as plain data; None is left out."""
     return known({name: content.get(key) for name, key in keys.items()})
 
 
 def known(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values other than None as plain data."""
     return {name: unpickle.plain(value) for name, value in values.items() if value is not None}
 
 
 def text(value: Any) -> str | None:
+    """Return `value` if it is a text."""
     return value if isinstance(value, str) else None

@@ -1,4 +1,4 @@
-"""A checkpoint in words."""
+"""Describe a checkpoint as text."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from repro.interop.states import MALFORMED
 from repro.interop.tensors import identity, nbytes, number, oddities
 from repro.runs import flatten
 
-# What of the settings is shown first, by the last part of the name.
+# Settings that are shown first, by the last part of their names.
 FIRST = (
     "arch", "model", "_name", "name", "task", "dataset", "data", "data_path", "opt", "optimizer", "optim",
     "lr", "blr", "max_lr", "learning_rate", "betas", "opt_betas", "adan_betas", "adam_betas", "eps",
@@ -31,7 +31,7 @@ SHOWN_NAMES = 6
 
 
 def describe(found: Checkpoint, everything: bool = False) -> list[str]:
-    """Return lines that say what a checkpoint holds; with `everything`, all settings and groups."""
+    """Return the contents of a checkpoint as lines; with `everything`, all settings and groups."""
     lines = [f"{found.path}: {found.title}"]
 
     def add(label: str, *texts: str) -> None:
@@ -99,7 +99,7 @@ LISTS = ("params", "param_names")
 
 
 def _settings(settings: Mapping[str, Any], everything: bool) -> list[str]:
-    """Those that matter, in a few lines; or all, in the order of their names."""
+    """Return the settings in FIRST on a few lines; with `everything`, all by name."""
     if everything:
         return [f"{name} = {_value(settings[name])}" for name in sorted(settings)]
     rank = {name: i for i, name in enumerate(FIRST)}
@@ -117,7 +117,7 @@ def _settings(settings: Mapping[str, Any], everything: bool) -> list[str]:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> str:
-    """Size and type of tensors, those under several names once."""
+    """Return the size and dtypes of tensors; one under several names counts once."""
     once = list({identity(x) if x.numel() else id(x): x for x in tensors}.values())
     types = Counter(str(x.dtype).removeprefix("torch.") for x in once)
     shown = next(iter(types)) if len(types) == 1 else ", ".join(f"{t} in {n}" for t, n in types.most_common())
@@ -125,7 +125,7 @@ def _bytes(tensors: Iterable[Tensor]) -> str:
 
 
 def _value(value: Any) -> str:
-    """A value short enough for a line."""
+    """Return a value as a text that fits on a line."""
     if isinstance(value, Tensor):
         value = number(value)
         return value if isinstance(value, str) else f"{value:.10g}"

@@ -1,6 +1,6 @@
-"""Weights of a checkpoint under the names of timm or transformers, proven by loading them there.
+"""Export weights under the names of timm or transformers, checked by loading them there.
 
-How each family's names are translated is in `timm_names` and `transformers_names`.
+`timm_names` and `transformers_names` translate the names of each family.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from repro.interop.target import Target, Unfit
 from repro.interop.tensors import identity, require_values, shape
 
 LIBRARIES = {"timm": timm_names.FAMILIES, "transformers": transformers_names.FAMILIES}
-SAME = "same"  # the names as they are
+SAME = "same"  # keep the names
 
 
 @dataclass
@@ -31,8 +31,8 @@ class Export:
     """Weights to be written.
 
     Attributes:
-        target: the model that they load into, None where the names are as they were.
-        notes: what to know about them, a line each.
+        target: the model that they load into; None if the names are unchanged.
+        notes: remarks, a line each.
     """
 
     weights: Weights
@@ -41,7 +41,7 @@ class Export:
 
 
 def architecture(found: Checkpoint) -> Architecture | None:
-    """Return what the model of a checkpoint is, None if its names and shapes are not known."""
+    """Return the architecture of a checkpoint's model, or None if its names and shapes are unknown."""
     return infer({name: shape(x) for name, x in found.weights.items()})
 
 
@@ -51,13 +51,13 @@ def translate(
     """Return the weights under the names of a library.
 
     Args:
-        library: "timm", "transformers", "same" for the names as they are, or None for the one of the first
-            two that has the architecture, else the names as they are.
+        library: "timm", "transformers", or "same" to keep the names; None: the first of the two libraries
+            that has the architecture, else "same".
         ema: take the averaged weights.
-        heads: attention heads of a layer, where the checkpoint does not say.
+        heads: attention heads of a layer, if the checkpoint does not state them.
 
     Raises:
-        UserError: there are no such weights, or the library has no such model, or they do not load into it.
+        UserError: there are no such weights, the library has no such model, or the weights do not load.
     """
     weights = found.ema if ema else found.weights
     if not weights:
@@ -93,13 +93,13 @@ def translate(
 
 
 def write(export: Export, found: Checkpoint, path: Path) -> int:
-    """Write a safetensors file and return its size in bytes. It appears complete or not at all.
+    """Write a safetensors file, atomically, and return its size in bytes.
 
-    A tensor under several names is stored once; the metadata says under which (as safetensors' save_model
-    does). They also say where the weights are from, and what model they are of.
+    A tensor under several names is stored once, and the metadata map the others to it (as safetensors'
+    save_model does). They also name the source and the model.
 
     Raises:
-        UserError: the disk refused.
+        UserError: the file cannot be written.
     """
     kept: dict[Any, str] = {}
     weights: Weights = {}
@@ -107,7 +107,7 @@ def write(export: Export, found: Checkpoint, path: Path) -> int:
     for name, x in export.weights.items():
         first = kept.setdefault(identity(x) if x.numel() else name, name)
         if first == name:
-            weights[name] = x.detach().contiguous().clone()  # no two of them within one storage
+            weights[name] = x.detach().contiguous().clone()  # with a storage of its own
         else:
             metadata[name] = first
     known = architecture(found)
@@ -127,17 +127,13 @@ def write(export: Export, found: Checkpoint, path: Path) -> int:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a file to write next to `path`, which takes its place when all went well.
+    """Yield a file next to `path` that replaces it at the end of the block, unless the block fails.
 
     Raises:
-        UserError: the disk refused.
+        UserError: the file cannot be written.
     """
     try:
         with publish.replacing(path) as temporary:
             yield temporary
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # torch.save reports a full disk as RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is a RuntimeError of torch.save
         raise UserError(f"cannot write {path}: {str(error).splitlines()[0]}") from None

@@ -1,4 +1,4 @@
-"""Checkpoints that are one file. Their keys tell them apart; names of files say nothing."""
+"""Read checkpoints that are one file. They are recognised by their keys, not by their names."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +24,11 @@ from repro.interop.tensors import detached, nbytes
 
 
 def read_file(path: Path) -> Checkpoint:
+    """Read a file.
+
+    Raises:
+        UserError: it cannot be read, or has neither weights nor an optimizer's state.
+    """
     if path.suffix == ".safetensors":
         weights, metadata = load_safetensors(path)
         return Checkpoint(path, "safetensors file", weights, model=metadata.get("model"))
@@ -197,7 +202,7 @@ KINDS: tuple[tuple[Callable[[dict[Any, Any]], Any], Callable[[dict[Any, Any], Pa
 
 
 def _module(root: unpickle.Foreign, path: Path) -> Checkpoint | None:
-    """A module that was saved whole, as Transformer-XL's script does."""
+    """Return the checkpoint of a module that was pickled whole, as by Transformer-XL's script."""
     weights: Weights = {}
     buffers: set[str] = set()
     for name, x, parameter in _walk(root, "", ()):
@@ -221,7 +226,7 @@ def _module(root: unpickle.Foreign, path: Path) -> Checkpoint | None:
 
 
 def _walk(module: Any, prefix: str, above: tuple[int, ...]) -> Iterator[tuple[str, Tensor, bool]]:
-    """Name, tensor and whether it is a parameter, of all tensors in a pickled module."""
+    """Yield the name of every tensor in a pickled module, the tensor, and whether it is a parameter."""
     if not isinstance(module, unpickle.Foreign) or not isinstance(module.state, dict) or id(module) in above:
         return
     for kind in ("_parameters", "_buffers"):

@@ -1,4 +1,4 @@
-"""Checkpoints that are folders. The files in them tell them apart."""
+"""Read checkpoints that are folders. They are recognised by their files."""
 
 import re
 from pathlib import Path
@@ -22,6 +22,11 @@ from repro.train import checkpoint, fsdp
 
 
 def read_folder(path: Path) -> Checkpoint:
+    """Read a folder.
+
+    Raises:
+        UserError: it is no checkpoint of a known kind, or cannot be read.
+    """
     names = {file.name for file in path.iterdir()}
     if (path / "checkpoints").is_dir():
         return _run(path)

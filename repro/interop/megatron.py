@@ -1,4 +1,4 @@
-"""Megatron-LM's checkpoints, of which each process writes a part."""
+"""Read checkpoints of Megatron-LM, in which each rank writes its own part."""
 
 import re
 from collections.abc import Mapping
@@ -14,7 +14,11 @@ from repro.interop.tensors import require_values
 
 
 def read_ranks(path: Path) -> Checkpoint:
-    """Megatron's folder of all iterations, or of one."""
+    """Read the folder of all iterations (its latest one) or of one iteration, and join the ranks.
+
+    Raises:
+        UserError: ranks are missing, do not fit each other, or cannot be read.
+    """
     latest = path / "latest_checkpointed_iteration.txt"
     if latest.is_file():
         said = latest.read_text(errors="replace").strip()
@@ -48,7 +52,7 @@ def read_ranks(path: Path) -> Checkpoint:
 
 
 RANK_FILES = ("model_optim_rng.pt", "model_rng.pt")
-# How the ranks of a layer share a tensor: by output, by input; all others are the same on all ranks.
+# Tensors that are split over the ranks by output or by input; all others are equal on all ranks.
 BY_OUTPUT = re.compile(
     r"(word_embeddings|query_key_value|dense_h_to_4h|output_layer)\.(weight|bias)$|lm_head\.bias$"
 )
@@ -56,7 +60,7 @@ BY_INPUT = re.compile(r"(attention\.dense|dense_4h_to_h)\.weight$")
 
 
 def _joined(shards: Mapping[tuple[int, int], Weights], found: Checkpoint, path: Path) -> Weights:
-    """One model from the ranks (stage of the pipeline, part of each tensor)."""
+    """Join the weights by (stage of the pipeline, part of each tensor) to one model."""
     stages = sorted({stage for stage, _ in shards})
     parts = sorted({part for _, part in shards})
     for kind, count in (("pipeline", len(stages)), ("tensor", len(parts))):
@@ -80,18 +84,19 @@ def _joined(shards: Mapping[tuple[int, int], Weights], found: Checkpoint, path: 
                 shifted = f"{name[: layer.start(1)]}{int(layer[1]) + layers}{name[layer.end(1) :]}"
             else:
                 shifted = name
-            if not shifted.startswith("word_embeddings_for_head"):  # the last stage's copy of the first's
+            if not shifted.startswith("word_embeddings_for_head"):  # the last stage's copy
                 weights[shifted] = _join(name, pieces, float(found.settings["checkpoint_version"]))
         layers += highest + 1
     return weights
 
 
 def _join(name: str, pieces: list[Tensor], version: float) -> Tensor:
+    """Join the parts of a tensor, [out / ranks, ...] or [out, in / ranks]."""
     if len(pieces) == 1 or not (BY_OUTPUT.search(name) or BY_INPUT.search(name)):
         return pieces[0]
     if BY_INPUT.search(name):
         return torch.cat(pieces, dim=1)
-    if "query_key_value" in name and version < 1:  # all heads' queries, then all keys, then all values
+    if "query_key_value" in name and version < 1:  # [queries; keys; values] of all heads
         thirds = [x.reshape(3, -1, *x.shape[1:]) for x in pieces]
         return torch.cat(thirds, dim=1).flatten(0, 1)
     return torch.cat(pieces)

@@ -1,4 +1,4 @@
-"""Optimizer states within checkpoints: where they are, how large, and how to put another in the place."""
+"""Find, measure and replace optimizer states in checkpoints."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +9,13 @@ from torch import Tensor
 from repro.errors import UserError
 from repro.interop.tensors import nbytes, oddity
 
-Place = list[Any]  # keys from the outside in
-MALFORMED = (TypeError, LookupError, AttributeError, RuntimeError)  # what odd values in a state dict raise
-DEPTH = 3  # of the deepest known place: Megatron's optimizer.optimizer, with one to spare
+Place = list[Any]  # keys, outermost first
+MALFORMED = (TypeError, LookupError, AttributeError, RuntimeError)  # raised by odd values in a state dict
+DEPTH = 3  # one more than the deepest known place, Megatron's optimizer.optimizer
 
 
 def candidates(content: Any, depth: int = DEPTH) -> Iterator[tuple[str, tuple[Place, dict[str, Any]]]]:
-    """All state dicts of optimizers at most `depth` levels down, with the path to them."""
+    """Yield the state dicts of optimizers at most `depth` levels down: dotted place, (keys, state dict)."""
     if is_state_dict(content):
         yield "", ([], content)
     elif depth and isinstance(content, (dict, list)):
@@ -25,7 +25,7 @@ def candidates(content: Any, depth: int = DEPTH) -> Iterator[tuple[str, tuple[Pl
 
 
 def is_state_dict(content: Any) -> bool:
-    """Tell whether this is what an optimizer's state_dict() returns."""
+    """Return whether `content` has the form of an optimizer's state_dict()."""
     if not isinstance(content, dict) or not {"state", "param_groups"} <= content.keys():
         return False
     state, groups = content["state"], content["param_groups"]
@@ -38,10 +38,10 @@ def is_state_dict(content: Any) -> bool:
 
 
 def find(content: Any, key: str | None, path: Path) -> tuple[Place, dict[str, Any]]:
-    """The place of the optimizer's state dict, and the state dict.
+    """Return the place of the optimizer's state dict, and the state dict.
 
     Raises:
-        UserError: there is none, or there are several and `key` does not say which.
+        UserError: there is none, or there are several and no `key` selects one.
     """
     places = dict(candidates(content))
     if key is not None:
@@ -59,7 +59,7 @@ def _listed(places: dict[str, Any]) -> str:
 
 
 def replaced(content: Any, keys: Place, value: dict[str, Any]) -> Any:
-    """The same content with another value at a place; nothing is changed in the original."""
+    """Return a copy of `content` with another value at a place; the original stays as it is."""
     if not keys:
         return value
     copied = list(content) if isinstance(content, list) else dict(content)
@@ -68,30 +68,28 @@ def replaced(content: Any, keys: Place, value: dict[str, Any]) -> Any:
 
 
 def size(state_dict: dict[str, Any]) -> int:
-    """Bytes of the states."""
+    """Return the bytes of the states."""
     return nbytes(x for state in state_dict["state"].values() for x in _tensors(state))
 
 
 def elements(state_dict: dict[str, Any]) -> int:
-    """Elements of the parameters that have a state, as the largest tensor of each state has them."""
+    """Return the elements of the parameters with a state, taken from the largest tensor of each state."""
     states = state_dict["state"].values()
     return sum(max((x.numel() for x in _tensors(state)), default=0) for state in states)
 
 
 def summary(state_dict: dict[str, Any]) -> str:
-    """Numbers of a state dict in a line."""
+    """Return the counts and sizes of a state dict as one line."""
     states = [state for state in state_dict["state"].values() if state]
     tensors = [x for state in states for x in _tensors(state)]
     steps = {int(step) for step in _steps(states, state_dict["param_groups"])}
-    shown = (
-        "no steps" if not steps else f"step {min(steps)}" + (f" to {max(steps)}" if len(steps) > 1 else "")
-    )
-    total = size(state_dict)
-    return f"{len(states)} parameters with a state, {len(tensors)} tensors, {total:,} bytes, {shown}"
+    shown = f"step {' to '.join(map(str, sorted({min(steps), max(steps)})))}" if steps else "no steps"
+    counts = f"{len(states)} parameters with a state, {len(tensors)} tensors"
+    return f"{counts}, {size(state_dict):,} bytes, {shown}"
 
 
 def _tensors(state: dict[str, Any]) -> Iterator[Tensor]:
-    """The tensors of a state, without step counts; bitsandbytes keeps some one level down."""
+    """Yield the tensors of a state without step counts; bitsandbytes nests some one level down."""
     for name, value in state.items():
         if isinstance(value, dict):
             yield from _tensors(value)

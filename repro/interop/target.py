@@ -1,4 +1,4 @@
-"""A model of timm or transformers that weights are meant for."""
+"""A model of timm or transformers that exported weights load into."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Translation = Callable[[Checkpoint, Weights, Any, int | None], Made]
 
 
 class Unfit(Exception):
-    """Weights that do not load into a model; the message says which."""
+    """Weights that do not load into a model."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Target:
         return f"transformers.{self.model} with {words}"
 
     def check(self, weights: Weights) -> None:
-        """Load the weights into the model; each must have its place, and each place its weight.
+        """Load the weights into the model; names must match one to one, and shapes too.
 
         Raises:
-            Unfit: there is no such model, or they do not.
+            Unfit: there is no such model, or the weights do not fit.
             ImportError: the library is not installed.
         """
         (_check_timm if self.library == "timm" else _check_transformers)(self, weights)
@@ -63,14 +63,14 @@ def _check_transformers(target: Target, weights: Weights) -> None:
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(50)  # critical: what it would report is in the report
+    logging.set_verbosity(50)  # critical: `report` has everything
     logging.disable_progress_bar()
     try:
         kind: Any = getattr(transformers, target.model, None)
         if getattr(kind, "config_class", None) is None:
             raise ValueError(f"transformers has no model {target.model}")
         config = kind.config_class(**target.config)
-        # from_pretrained, because it knows which weights are tied, and older names
+        # from_pretrained knows tied weights and older names
         _, report = kind.from_pretrained(None, config=config, state_dict=weights, output_loading_info=True)
     except Exception as error:  # as above
         raise Unfit(_short(str(error))) from None
@@ -84,6 +84,6 @@ def _check_transformers(target: Target, weights: Weights) -> None:
 
 
 def _short(message: str) -> str:
-    """Torch's report of keys in a line."""
+    """Return torch's report of keys as one line."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return " ".join(lines[1:] if len(lines) > 1 else lines)[:300]

@@ -1,6 +1,6 @@
-"""Tensors as files have them: also those that are not dense, not whole, or have no values.
+"""Tensors in files, including those that are not dense, not whole, or without values.
 
-Such tensors are described by their shapes and types. Where their values are needed, they are refused.
+These are described by their shapes and dtypes, but refused where values are needed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,8 +27,8 @@ CURES = {  # by how `oddity` begins
 
 
 def detached(x: Tensor) -> Tensor:
-    """Return a tensor without its history; of a DTensor that one process has all of the plain tensor."""
-    if x.is_nested:  # to detach it warns that the class is a prototype
+    """Return a tensor (any shape) without its history; a DTensor that is whole here becomes a plain one."""
+    if x.is_nested:  # detaching it warns that the class is a prototype
         return x
     x = x.detach()
     if isinstance(x, DTensor) and not any(placement.is_partial() for placement in x.placements):
@@ -38,7 +38,7 @@ def detached(x: Tensor) -> Tensor:
 
 
 def oddity(x: Tensor) -> str | None:
-    """Return what kind of tensor this is if its values cannot be used as they are, else None."""
+    """Return the kind of a tensor (any shape) if its values cannot be used directly, else None."""
     if isinstance(x, DTensor):
         return f"DTensor, of which one of {x.device_mesh.size()} processes has its part here"
     if x.is_nested:
@@ -51,7 +51,7 @@ def oddity(x: Tensor) -> str | None:
 
 
 def oddities(weights: Mapping[str, Tensor]) -> list[str]:
-    """Return a line for each kind of tensors among these whose values cannot be used, with the cure."""
+    """Return a line for each kind of tensor whose values cannot be used, with the cure."""
     kinds: dict[str, list[str]] = {}
     for name, x in weights.items():
         if (kind := oddity(x)) is not None:
@@ -65,33 +65,33 @@ def oddities(weights: Mapping[str, Tensor]) -> list[str]:
 
 
 def require_values(weights: Mapping[str, Tensor], path: Path) -> None:
-    """Raise UserError if the values of one of these cannot be used."""
+    """Raise UserError if the values of a tensor cannot be used."""
     for line in oddities(weights):
         raise UserError(f"{path} cannot be used: {line}")
 
 
 def identity(x: Tensor) -> tuple[Any, ...]:
-    """What two tensors have in common if and only if they are one."""
+    """Return a key that two tensors share if and only if they are the same tensor."""
     if isinstance(x, DTensor):
         return identity(x.to_local())
     if x.is_nested or x.layout != torch.strided:
         return (id(x),)
     storage = x.untyped_storage()
-    address = storage.data_ptr() or storage._cdata  # that of meta tensors is 0
+    address = storage.data_ptr() or storage._cdata  # 0 for meta tensors
     return address, x.storage_offset(), x.shape, x.stride(), x.dtype
 
 
 def shape(x: Tensor) -> tuple[int, ...]:
-    """Return the shape; of a nested tensor, which has none, the number of its elements."""
+    """Return the shape, or [elements] for a nested tensor, which has none."""
     return (x.numel(),) if x.is_nested else tuple(x.shape)
 
 
 def nbytes(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of the tensors, of all their elements."""
+    """Return the bytes of all elements of some tensors (any shapes)."""
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def number(x: Tensor) -> Any:
-    """Return the value of a tensor that is one number, of another its shape in words."""
+    """Return the value of a tensor with one element; for others a text with the shape."""
     single = x.numel() == 1 and oddity(x) is None
     return x.item() if single else f"tensor of shape {shape(x)}"

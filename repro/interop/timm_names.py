@@ -1,4 +1,4 @@
-"""Weights for timm. Its models are known by a name; the rest of their shape is in keywords."""
+"""Translate weights for timm, whose models have a name and keywords for the rest of their shape."""
 
 from repro.interop.architectures import Architecture
 from repro.interop.checkpoint import Checkpoint, Weights
@@ -17,19 +17,17 @@ SWINS = {
     ((2, 2, 18, 2), 128): "swin_base_patch4_window7_224",
     ((2, 2, 18, 2), 192): "swin_large_patch4_window7_224",
 }
-ASSUMED_HEAD = 64  # elements, of all ViTs but the largest, which have 16 heads of 80
-
-
+ASSUMED_HEAD = 64  # elements; true for all ViTs but the largest, which have 16 heads of 80
 HEADS = ("model.kwargs.num_heads", "model_kwargs.num_heads")  # in our settings and in timm's
 
 
 def vit_heads(width: int) -> int:
-    """The number of heads that ViTs of this width have."""
+    """Return the usual number of heads of a ViT of this width."""
     return 16 if width == 1280 else max(width // ASSUMED_HEAD, 1)
 
 
 def _vit(found: Checkpoint, weights: Weights, known: Architecture, heads: int | None) -> Made:
-    """ViT, and MAE's fine-tuned ones, whose names are timm's; all that shapes tell is said in keywords."""
+    """Translate ViTs, also MAE's fine-tuned ones; the names are timm's, and shapes become keywords."""
     sizes = known.sizes
     notes: list[str] = []
     name = _stated(found)
@@ -53,7 +51,7 @@ def _vit(found: Checkpoint, weights: Weights, known: Architecture, heads: int | 
             config["num_heads"] = vit_heads(sizes["width"])
             notes.append(f"{config['num_heads']} heads are assumed: the file does not say; --heads does")
         else:
-            del config["num_heads"]  # the model's own
+            del config["num_heads"]  # keep the model's own
     usual = {"in_chans": 3, "mlp_ratio": 4.0, "class_token": True, "qkv_bias": True, "init_values": None}
     usual["fc_norm"] = config["global_pool"] == "avg"
     config = {key: value for key, value in config.items() if key not in usual or value != usual[key]}
@@ -61,11 +59,10 @@ def _vit(found: Checkpoint, weights: Weights, known: Architecture, heads: int | 
 
 
 def _mae(found: Checkpoint, weights: Weights, known: Architecture, heads: int | None) -> Made:
-    """The encoder alone: a ViT without a head, that ends in the norm."""
+    """Translate MAE's encoder alone: a ViT without a head that ends in the norm."""
     encoder = {k: x for k, x in weights.items() if not k.startswith("decoder_") and k != "mask_token"}
     target, encoder, notes = _vit(found, encoder, known, heads)
-    notes.insert(0, "the encoder only, for timm: --for transformers has the decoder, too")
-    return Target(target.library, target.model, target.config), encoder, notes
+    return target, encoder, ["the encoder only, for timm: --for transformers has the decoder, too", *notes]
 
 
 def _resnet(found: Checkpoint, weights: Weights, known: Architecture, heads: int | None) -> Made:
@@ -83,13 +80,13 @@ def _swin(found: Checkpoint, weights: Weights, known: Architecture, heads: int |
 
 
 def _named(found: Checkpoint, weights: Weights, known: Architecture, usual: str | None) -> Made:
-    """A model that timm knows by the name in the file, or else by its sizes."""
+    """Return a model that timm has under the name in the file, or else by its sizes."""
     name = _stated(found) or usual or known.family
     return Target("timm", name, {"num_classes": known.sizes["classes"]}), weights, []
 
 
 def _stated(found: Checkpoint) -> str | None:
-    """The model's name in the file, if timm has such a model."""
+    """Return the model's name in the file if timm has such a model."""
     try:
         import timm
     except ImportError:

@@ -1,11 +1,11 @@
-"""Weights for transformers: fairseq's RoBERTa, Megatron's GPT-2, MAE, and its own models.
+"""Translate weights for transformers: fairseq's RoBERTa, Megatron's GPT-2, MAE, and its own models.
 
-Each translation is a list of patterns for names, and what tensors need beyond that: parted, transposed,
-reordered, or left out because transformers ties them to another.
+A translation is a list of patterns for names; beyond that, some tensors are split, transposed, reordered, or
+left out because transformers ties them to others.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,14 @@ from repro.interop.target import Made, Target, Translation
 from repro.interop.timm_names import ASSUMED_HEAD, vit_heads
 
 Patterns = Sequence[tuple[str, str]]
+QKV = ("query", "key", "value")
 
 
 def renamed(weights: Weights, patterns: Patterns, found: Checkpoint) -> Weights:
-    """The weights under the names that the first pattern makes of them that fits the whole name.
+    """Return the weights renamed by the first pattern that matches the whole name.
 
     Raises:
-        UserError: none fits, so that a weight would be lost.
+        UserError: no pattern matches a name.
     """
     new: Weights = {}
     for name, x in weights.items():
@@ -38,8 +39,8 @@ def renamed(weights: Weights, patterns: Patterns, found: Checkpoint) -> Weights:
     return new
 
 
-def split(weights: Weights, pattern: str, names: Iterable[str] = ("q", "k", "v")) -> Weights:
-    """The same with a third of each tensor that matches, under the name with each of `names` for `{}`."""
+def split(weights: Weights, pattern: str, names: Sequence[str]) -> Weights:
+    """Split every tensor whose name matches, [3 * n, ...], into three; `names` replace the match."""
     new: Weights = {}
     for name, x in weights.items():
         if re.search(pattern, name):
@@ -50,7 +51,7 @@ def split(weights: Weights, pattern: str, names: Iterable[str] = ("q", "k", "v")
 
 
 def _heads(found: Checkpoint, width: int, said: int | None, notes: list[str], *keys: str) -> int:
-    """The number of attention heads: as the user or the file says, else of the usual size."""
+    """Return the number of attention heads: the user's, the file's, or else heads of the usual size."""
     stated = said or next((found.settings[key] for key in keys if found.settings.get(key)), None)
     if stated is None:
         stated = vit_heads(width)
@@ -67,9 +68,10 @@ FAIRSEQ: Patterns = [
     (r"encoder\.embed_tokens\.(\w+)", r"roberta.embeddings.word_embeddings.\1"),
     (r"encoder\.embed_positions\.(\w+)", r"roberta.embeddings.position_embeddings.\1"),
     (r"encoder\.(?:layernorm_embedding|emb_layer_norm)\.(\w+)", r"roberta.embeddings.LayerNorm.\1"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.q_proj\.(\w+)", rf"{_LAYER}.attention.self.query.\2"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.k_proj\.(\w+)", rf"{_LAYER}.attention.self.key.\2"),
-    (r"encoder\.layers\.(\d+)\.self_attn\.v_proj\.(\w+)", rf"{_LAYER}.attention.self.value.\2"),
+    *(
+        (rf"encoder\.layers\.(\d+)\.self_attn\.{name[0]}_proj\.(\w+)", rf"{_LAYER}.attention.self.{name}.\2")
+        for name in QKV
+    ),
     (r"encoder\.layers\.(\d+)\.self_attn\.out_proj\.(\w+)", rf"{_LAYER}.attention.output.dense.\2"),
     (r"encoder\.layers\.(\d+)\.self_attn_layer_norm\.(\w+)", rf"{_LAYER}.attention.output.LayerNorm.\2"),
     (r"encoder\.layers\.(\d+)\.fc1\.(\w+)", rf"{_LAYER}.intermediate.dense.\2"),
@@ -81,7 +83,7 @@ FAIRSEQ: Patterns = [
 
 
 def _roberta(found: Checkpoint, weights: Weights, known: Architecture, heads: int | None) -> Made:
-    """fairseq shares the embedding with the output and has no segments; transformers wants one of zeros."""
+    """Translate fairseq's RoBERTa: drop the tied output, add the zero segment that transformers wants."""
     sizes = known.sizes
     notes: list[str] = []
     weights = {name.replace(f"{ROBERTA}.", "encoder."): x for name, x in weights.items()}
@@ -140,7 +142,7 @@ MEGATRON: Patterns = [
 
 
 def _megatron(found: Checkpoint, weights: Weights, known: Architecture, heads: int | None) -> Made:
-    """Its linear layers are transposed in transformers; padded rows of the vocabulary stay."""
+    """Translate Megatron's GPT-2: transpose linear layers, keep padded rows of the vocabulary."""
     sizes = known.sizes
     notes: list[str] = []
     settings = found.settings
@@ -178,10 +180,10 @@ def _megatron(found: Checkpoint, weights: Weights, known: Architecture, heads: i
 
 
 def ordered(x: torch.Tensor, heads: int, version: float) -> torch.Tensor:
-    """Rows of query, key and value as all queries, all keys, all values, heads within.
+    """Return the rows of query, key and value ([3 * width, ...]) as queries, keys, values, each by head.
 
-    They are in that order in checkpoint_version 0; as (head, element, of the three) in 1; as (head, of the
-    three, element) from 2 on (fix_query_key_value_ordering in Megatron-LM's checkpointing.py).
+    checkpoint_version 0 has this order, 1 has (head, element, of the three), 2 and later (head, of the three,
+    element); see fix_query_key_value_ordering in Megatron-LM's checkpointing.py.
     """
     rest = x.shape[1:]
     if version >= 2:
@@ -216,14 +218,14 @@ MAE: Patterns = [
         for old, new in _BLOCK
     ),
 ]
-DECODER_HEADS = 16  # in all three of MAE's models
+DECODER_HEADS = 16  # in all three models of MAE
 
 
 def _mae(found: Checkpoint, weights: Weights, known: Architecture, heads: int | None) -> Made:
-    """q, k and v are apart in transformers."""
+    """Translate MAE: split q, k and v."""
     sizes = known.sizes
     notes: list[str] = []
-    weights = split(weights, r"qkv", ("query", "key", "value"))
+    weights = split(weights, r"qkv", QKV)
     config = {
         "hidden_size": sizes["width"],
         "num_hidden_layers": sizes["depth"],
@@ -243,7 +245,7 @@ def _mae(found: Checkpoint, weights: Weights, known: Architecture, heads: int | 
 
 
 def own(found: Checkpoint, weights: Weights) -> Made:
-    """A model of transformers itself, as its config.json says, except for what would load code or kernels."""
+    """Return a model of transformers itself by its config.json, without keys that load code or kernels."""
     config = {
         key: value
         for key, value in found.config.items()

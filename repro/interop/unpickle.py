@@ -1,10 +1,10 @@
-"""Files of torch.save, read without running anything that they bring along.
+"""Read files of torch.save without running anything in them.
 
-A checkpoint is a pickle, and a pickle may name any function and have it called. torch.load(weights_only=True)
-refuses every name but those of tensors and plain containers. Training scripts also save their settings
-(enumerations, OmegaConf), meters, or a whole module: for each name that torch refuses, it is told of a
-stand-in, a class made here that keeps what it is given and does nothing. Nothing foreign is imported or
-called, and what is inside can still be read. Names that only an attack has are refused.
+A checkpoint is a pickle, and a pickle can name any function and have it called. torch.load(weights_only=True)
+refuses every name except those of tensors and plain containers. But training scripts also save settings
+(enumerations, OmegaConf), meters or whole modules. For each name that torch refuses we register a stand-in: a
+class that keeps its arguments and does nothing. So nothing foreign is imported or called, and the contents
+can still be read. Names that only an attacker would use are refused.
 """
 
 import argparse
@@ -28,21 +28,21 @@ import torch
 from repro.errors import UserError
 from repro.reading import open_file
 
-MAX_NAMES = 1000  # of stand-ins in one file; a fairseq checkpoint has a few dozen
-# What runs programs or code. It would stay inert like all else, but whoever wrote it meant harm.
+MAX_NAMES = 1000  # stand-ins in one file; a fairseq checkpoint needs a few dozen
+# Names that run programs or code. They would stay inert like all others, but their author meant harm.
 HARMFUL = re.compile(
     r"builtins\.(__import__|breakpoint|compile|eval|exec|input|open)$|_?io\.(open|FileIO)|"
     r"(commands|ctypes|importlib|marshal|nt|os|pickle|posix|pty|runpy|shutil|socket|subprocess|sys|webbrowser)\."
-)  # commands is what subprocess is called in pickles of protocol 2
+)  # commands is the name of subprocess in pickles of protocol 2
 
 
 class Foreign:
-    """An object of a class that is not loaded: what it was made from, and the state it was given.
+    """An object of a class that is not loaded.
 
     Attributes:
-        name: `module.Class` as the file says.
-        arguments: those of the call or of `__new__`.
-        state: what the file would set afterwards (mostly a dict of attributes), None if nothing.
+        name: `module.Class` as in the file.
+        arguments: of the call or of `__new__`.
+        state: its state in the file (mostly a dict of attributes); None if it has none.
     """
 
     name = ""
@@ -68,12 +68,12 @@ class Foreign:
 
 
 class _Array(Foreign):
-    """NumPy's array, as its state says."""
+    """An array of NumPy."""
 
     name = "numpy.ndarray"
 
     def value(self) -> Any:
-        """Return the array; the object itself where its state is not that of an array of numbers."""
+        """Return the array of any shape, or the object itself if its state is not that of numbers."""
         match self.state:
             case (_, tuple() as shape, Foreign() as dtype, bool() as fortran, bytes() as data):
                 flat = _numbers(dtype, data)
@@ -84,7 +84,7 @@ class _Array(Foreign):
 
 
 def _numbers(dtype: Foreign, data: bytes) -> "np.ndarray[Any, Any] | None":
-    """Numbers from bytes; None unless the dtype is one of booleans or plain numbers."""
+    """Return the numbers in some bytes, [n], or None unless the dtype is boolean or a plain number."""
     code = dtype.arguments[0] if dtype.arguments else None
     if not isinstance(code, str) or not re.fullmatch(r"b1|[iu][1248]|f[248]|c(8|16)", code):
         return None
@@ -93,33 +93,33 @@ def _numbers(dtype: Foreign, data: bytes) -> "np.ndarray[Any, Any] | None":
 
 
 def _scalar(dtype: Any, data: Any = b"") -> Any:
-    """What numpy.core.multiarray.scalar returns, for numbers."""
+    """Stand in for numpy.core.multiarray.scalar, for numbers."""
     numbers = _numbers(dtype, data) if isinstance(dtype, Foreign) and isinstance(data, bytes) else None
     return numbers[0] if numbers is not None and len(numbers) == 1 else repr(data)
 
 
 def _contained(kind: str, container: type, file: str, source: str) -> type:
-    """The class of a module from torch's note on it, which has its source with it."""
+    """Return the class in torch's record of a module, which also holds the module's source."""
     return container
 
 
-# Known data: the command line's settings, which are a bare holder of attributes, and NumPy's numbers.
+# Known data: settings of the command line, which are bare attributes, and numbers of NumPy.
 _NUMPY: dict[str, Callable[..., Any]] = {"scalar": _scalar, "_reconstruct": _Array}
 KNOWN: dict[str, Callable[..., Any]] = {
     "argparse.Namespace": argparse.Namespace,
     f"{__name__}._contained": _contained,
     **{f"numpy.{core}.multiarray.{name}": _NUMPY[name] for core in ("core", "_core") for name in _NUMPY},
 }
-UNREPORTED = ("numpy.dtype", "numpy.ndarray")  # parts of the above
+UNREPORTED = ("numpy.dtype", "numpy.ndarray")  # parts of NumPy's numbers
 
 
 def read(path: Path) -> tuple[Any, list[str]]:
-    """Return what torch.save wrote, and the names of foreign classes and functions that became stand-ins.
+    """Return the contents of a file of torch.save, and the names of foreign classes and functions in it.
 
-    Tensors are on the CPU, and are read from the disk only when they are used where the format allows.
+    Tensors are on the CPU, mapped from the file if its format allows that.
 
     Raises:
-        UserError: not a file of torch.save, damaged, or one that only an attacker would write.
+        UserError: the file was not written by torch.save, is damaged, or is an attack.
     """
     try:
         with open_file(path) as file:
@@ -163,7 +163,7 @@ def read(path: Path) -> tuple[Any, list[str]]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch from remarks on what it reads, such as that there are no processes for a DTensor."""
+    """Silence torch's remarks on the contents, such as that a DTensor has no process group here."""
     logger = logging.getLogger("torch.distributed.device_mesh")
     before, logger.disabled = logger.disabled, True
     try:
@@ -174,7 +174,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _compressed(file: BinaryIO) -> bool:
-    """Tell whether anything in a zip file is compressed: a few bytes of it could fill the memory."""
+    """Return whether a zip file has compressed members: a few bytes could fill the memory."""
     try:
         with zipfile.ZipFile(file) as archive:
             return any(
@@ -182,14 +182,14 @@ def _compressed(file: BinaryIO) -> bool:
                 and "/code/" not in member.filename  # TorchScript's
                 for member in archive.infolist()
             )
-    except Exception:  # damaged: torch says how
+    except Exception:  # damaged: torch reports how
         return False
 
 
 def _check_extent(content: Any, path: Path) -> None:
-    """Raise UserError for plain data so shared or nested that whatever copies or prints it would not end.
+    """Raise UserError for data shared or nested so much that copying or printing it would not end.
 
-    A pickle may name an object many times: nine lists of which each has the next one nine times are a
+    A pickle can refer to an object many times: nine lists, each with nine references to the next, are a
     kilobyte in the file and gigabytes as text.
     """
     known: dict[int, float] = {}
@@ -208,7 +208,7 @@ def _check_extent(content: Any, path: Path) -> None:
         else:
             return 1
         if id(value) not in known:
-            known[id(value)] = 0 if isinstance(value, Foreign) else math.inf  # if it contains itself
+            known[id(value)] = 0 if isinstance(value, Foreign) else math.inf  # in case it contains itself
             elements += len(inside)
             known[id(value)] = 1 + sum(map(extent, inside))
         return known[id(value)]
@@ -216,15 +216,13 @@ def _check_extent(content: Any, path: Path) -> None:
     try:
         size = extent(content)
     except RecursionError:
-        raise UserError(f"{path}: what is in it is nested deeper than in any checkpoint") from None
+        raise UserError(f"{path}: its content is nested deeper than in any checkpoint") from None
     if size > 10**6 + 10 * elements:
-        raise UserError(
-            f"{path}: its content repeats or contains itself without end, as no checkpoint's does"
-        )
+        raise UserError(f"{path}: its content repeats or contains itself without end, unlike a checkpoint's")
 
 
 def _lacking(message: str) -> tuple[str, type | None]:
-    """The name that torch.load lacked, and a base for a stand-in; None if that was not the trouble."""
+    """Return the name that torch.load refused and the base of its stand-in; None for any other error."""
     for pattern, base in (
         (r"GLOBAL (\S+) (?:was not an allowed global|whose module \S+ is blocked)", Foreign),
         (r"Can only SETITEMS? for .* but got <class '(\S+)'>", _Mapping),
@@ -232,12 +230,12 @@ def _lacking(message: str) -> tuple[str, type | None]:
     ):
         if found := re.search(pattern, message):
             name = found[1]
-            return name if "." in name else f"builtins.{name}", base  # which torch leaves out
+            return name if "." in name else f"builtins.{name}", base  # torch omits this module
     return "", None
 
 
 class _Mapping(Foreign):
-    """A foreign dict: a plain one, which torch fills, takes its entries."""
+    """A foreign dict, replaced by a plain one that torch fills."""
 
     def __new__(cls, *arguments: Any) -> Any:
         """Return an OrderedDict."""
@@ -248,7 +246,7 @@ class _List(list[Any]):
     """A foreign list."""
 
     def __new__(cls, *arguments: Any) -> "_List":
-        """Return an empty one, whatever the arguments."""
+        """Return an empty list, whatever the arguments."""
         return super().__new__(cls)
 
     def __init__(self, *arguments: Any) -> None:
@@ -256,11 +254,11 @@ class _List(list[Any]):
 
 
 def _unreadable(path: Path, message: str) -> UserError:
-    """The error for a file, with the part of torch's long message that says what is wrong."""
+    """Return the error for a file, with the relevant part of torch's long message."""
     if "Unsupported operand" in message:
         return UserError(
-            f"{path} was not written by torch.save, or is damaged, or its pickle is of another protocol "
-            "than 2, which torch's safe reader does not know"
+            f"{path} was not written by torch.save, or is damaged, or its pickle has another protocol "
+            "than 2, which torch's safe reader does not support"
         )
     if "TorchScript" in message:
         return UserError(f"{path} is a TorchScript archive, a program: it was not run, and is not read")
@@ -270,10 +268,10 @@ def _unreadable(path: Path, message: str) -> UserError:
 
 
 def _without_sources(path: Path) -> io.BytesIO:
-    """A file of torch 0.x and 1.x with a module in it, as one that torch's safe reader takes.
+    """Return a file of torch 0.x or 1.x with a module in it, rewritten for torch's safe reader.
 
-    Its pickle has, for the class of each module, a persistent id ("module", class, file, source). The same
-    bytes with a call of `_contained` in place of the lookup leave the class there.
+    Its pickle has a persistent id ("module", class, file, source) for the class of each module. A call of
+    `_contained` in place of the lookup gives the class.
     """
     raw = path.read_bytes()
     file = io.BytesIO(raw)
@@ -286,7 +284,7 @@ def _without_sources(path: Path) -> io.BytesIO:
         raise _unreadable(path, repr(error)) from None
     marks: list[int] = []
     strings: dict[Any, Any] = {}  # by number in the memo
-    edits: list[tuple[int, int, bytes]] = []  # position, bytes to leave out, bytes to put there
+    edits: list[tuple[int, int, bytes]] = []  # position, number of bytes to drop, bytes to insert
     closed = 0
     for i, (operation, argument, position) in enumerate(operations):
         name = operation.name
@@ -310,9 +308,9 @@ def _without_sources(path: Path) -> io.BytesIO:
 
 
 def plain(value: Any, namespaces: bool = False, _memo: dict[int, Any] | None = None) -> Any:
-    """Return the same with plain data in place of stand-ins: values of enumerations, dicts of attributes.
+    """Return a copy with plain data in place of stand-ins: values of enumerations, dicts of attributes.
 
-    Settings of the command line become dicts, too, unless `namespaces` are to stay. Tensors are not copied.
+    Settings of the command line also become dicts, unless `namespaces` is set. Tensors are not copied.
     """
     memo: dict[int, Any] = {} if _memo is None else _memo
     if id(value) in memo:
@@ -336,7 +334,7 @@ def plain(value: Any, namespaces: bool = False, _memo: dict[int, Any] | None = N
         made = value.value()
         made = repr(made) if made is value else made
     elif isinstance(value, Foreign):
-        memo[id(value)] = value.name  # where it contains itself
+        memo[id(value)] = value.name  # in case it contains itself
         made = _data(value, namespaces, memo)
     elif isinstance(value, type) and issubclass(value, Foreign):
         made = value.name
@@ -345,7 +343,7 @@ def plain(value: Any, namespaces: bool = False, _memo: dict[int, Any] | None = N
 
 
 def _hashable(key: Any, memo: dict[int, Any]) -> Any:
-    """A key as plain data; as text, where a stand-in becomes a dict."""
+    """Return a key as plain data, or as text if that is not hashable."""
     made = plain(key, _memo=memo)
     try:
         hash(made)

@@ -235,7 +235,7 @@ def predict(build: Callable[[], Step], shares: dict[str, float], gpu: bool) -> C
         step = build()
         live = Live(step.classes, shares)
         pretence = Pretence(gpu)
-        if getattr(step.model, "is_activation_checkpointing", False):  # which re-enters no mode by itself
+        if getattr(step.model, "is_activation_checkpointing", False):  # as the recomputation leaves the mode
             again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), pretence)}
             step.model.activation_checkpointing_enable(again)  # type: ignore[operator]
         with pretence, counting(step, live):

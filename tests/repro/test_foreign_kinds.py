@@ -411,7 +411,7 @@ def deep(path: Path) -> None:
         ),
         (
             lambda p: (p.mkdir(), (p / "trainer_state.json").write_text("{")),
-            "cannot read .*trainer_state.json",
+            "trainer_state.json: not JSON",
         ),
     ],
 )
