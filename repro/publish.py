@@ -51,7 +51,7 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def is_leftover(name: str, final: str) -> bool:
-    """Tell whether `name` is what a kill while writing left of the file `final`."""
+    """Return whether `name` is what a kill while writing left of the file `final`."""
     return re.fullmatch(rf"\.tmp-([0-9a-f]+-)?{re.escape(final)}", name) is not None
 
 

@@ -1,11 +1,12 @@
-"""Files and texts that others wrote, read and shown such that they cannot hang, exhaust or deceive us.
+"""Read and show foreign files and texts such that they cannot hang, exhaust or deceive us.
 
-A pipe is refused instead of waited for; compressed, nested and aliased content is bounded; what would act on
-a terminal is shown as text.
+Pipes are refused instead of waited for; compressed, nested and aliased content is bounded; control characters
+are shown as text.
 """
 
 import errno
 import gzip
+import hashlib
 import json
 import math
 import os
@@ -15,9 +16,9 @@ from typing import Any, BinaryIO
 
 import yaml
 
-UNPACKED = 256 << 20  # bytes that a compressed file may have unpacked
-DEEPEST = 100  # levels of JSON or YAML
-YAML_NODES = 100_000  # values of a YAML document, those behind an alias counted each time
+UNPACKED = 256 << 20  # maximum bytes of a decompressed file
+DEEPEST = 100  # maximum levels of JSON or YAML
+YAML_NODES = 100_000  # maximum values of a YAML document; those behind an alias count each time
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -26,7 +27,7 @@ def open_file(path: Path) -> BinaryIO:
     Raises:
         OSError: it cannot be opened, or is a folder, a pipe, a socket or a device.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # without it, a pipe would be waited for
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not wait for a pipe
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return os.fdopen(descriptor, "rb")
@@ -50,11 +51,11 @@ def unpack(path: Path, most: int | None = None) -> bytes:
     """Return the content of a gzip file.
 
     Args:
-        most: bytes that it may have; default: UNPACKED.
+        most: maximum bytes; default: UNPACKED.
 
     Raises:
-        OSError: it cannot be read, is no gzip file, or has more.
-        EOFError, zlib.error: it is damaged.
+        OSError: the file cannot be read, is not gzip, or is larger.
+        EOFError, zlib.error: the file is damaged.
     """
     most = UNPACKED if most is None else most
     with open_file(path) as packed, gzip.open(packed) as file:
@@ -66,11 +67,17 @@ def unpack(path: Path, most: int | None = None) -> bytes:
     return bytes(content)
 
 
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: it is no JSON, or is nested deeper than DEEPEST.
+        ValueError: the text is not JSON, or is nested deeper than DEEPEST.
     """
     try:
         value = json.loads(text)
@@ -90,10 +97,10 @@ def _parts(value: Any) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the value of a YAML text, which is plain data.
+    """Return the value of a YAML text as plain data.
 
     Raises:
-        ValueError: it is no YAML, is nested deeper than DEEPEST, or has more than YAML_NODES values.
+        ValueError: the text is not YAML, is nested deeper than DEEPEST, or has more than YAML_NODES values.
     """
     node = check_yaml(text)
     try:
@@ -103,9 +110,9 @@ def parse_yaml(text: str) -> Any:
 
 
 def check_yaml(text: str) -> yaml.Node | None:
-    """Return the nodes of a YAML text; see `parse_yaml`, also for the errors.
+    """Return the nodes of a YAML text; errors are those of `parse_yaml`.
 
-    Aliases make a document of a kilobyte as large as one of gigabytes, in whatever copies or prints it.
+    With aliases, a kilobyte of text can grow to gigabytes when it is copied or printed.
     """
     try:
         node = yaml.compose(text, yaml.SafeLoader)
@@ -122,9 +129,9 @@ def check_yaml(text: str) -> yaml.Node | None:
 
 
 def _extent(node: yaml.Node, known: dict[int, tuple[float, float]]) -> tuple[float, float]:
-    """The number of values in a node, and how deep they are nested."""
+    """Return the number of values in a node and the depth of their nesting."""
     if id(node) not in known:
-        known[id(node)] = (math.inf, math.inf)  # while it is counted: it may contain itself
+        known[id(node)] = (math.inf, math.inf)  # in case it contains itself
         inner = node.value if isinstance(node, yaml.CollectionNode) else []
         parts = [each for part in inner for each in (part if isinstance(part, tuple) else (part,))]
         extents = [_extent(part, known) for part in parts]
@@ -133,13 +140,13 @@ def _extent(node: yaml.Node, known: dict[int, tuple[float, float]]) -> tuple[flo
 
 
 def printable(text: object) -> str:
-    r"""Return a text for one line of a terminal: what is not printable stands as its escape, as in `\x1b`.
+    r"""Return a text for one line of a terminal, with unprintable characters as escapes such as `\x1b`.
 
-    That holds for control characters, line ends among them, and for those that hide or reorder others.
+    These are control characters, including line ends, and characters that hide or reorder others.
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def printable_lines(text: str) -> str:
-    """Return a text of several lines of which each is `printable`."""
+    """Apply `printable` to each line of a text."""
     return "\n".join(map(printable, text.split("\n")))

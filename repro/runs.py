@@ -21,7 +21,7 @@ FREE_KEYS = ("run", "tracking", "workers", "data.root", "row")
 
 
 def is_free(key: str) -> bool:
-    """Tell whether a continued run may change `key` (dotted)."""
+    """Return whether a continued run may change `key` (dotted)."""
     return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
 
 

@@ -1,4 +1,4 @@
-"""Readers of training logs: those released with Adan, and those that people's own runs leave."""
+"""Readers of training logs: those released with Adan, and those of other frameworks."""
 
 import math
 from collections.abc import Sequence
@@ -20,32 +20,20 @@ from repro.logs import (
 )
 from repro.logs.log import SHOWN_FAULTS, Format, Log, LogError, Source, merge
 
-_READERS = (
-    timm,
-    mae,
-    fairseq,
-    transformer_xl,
-    megatron,
-    nanogpt,
-    mmengine,
-    runs,
-    huggingface,
-    wandb,
-    tensorboard,
-)
-GENERIC = (tables.CSV, tables.JSON_LINES)  # of what no other format claims
-FORMATS: dict[str, Format] = {
-    format.name: format for format in (*(module.FORMAT for module in _READERS), *GENERIC)
-}
+_SCRIPTS = (timm, mae, fairseq, transformer_xl, megatron, nanogpt, mmengine)
+_FOLDERS = (runs, huggingface, wandb, tensorboard)
+GENERIC = (tables.CSV, tables.JSON_LINES)  # for logs that no other format claims
+_ALL = (*(module.FORMAT for module in (*_SCRIPTS, *_FOLDERS)), *GENERIC)
+FORMATS: dict[str, Format] = {format.name: format for format in _ALL}
 
 __all__ = ["FORMATS", "Format", "Log", "LogError", "epochs_from", "read", "recognise"]
 
 
 def recognise(source: Source) -> Format:
-    """Return the format of a file or folder, by its content; of two, the one whose records come first.
+    """Return the format of a file or folder, by its content; if two match, the one of the first record.
 
     Raises:
-        LogError: none of FORMATS.
+        LogError: no format matches.
     """
     found = [format for format in FORMATS.values() if format not in GENERIC and format.matches(source)]
     if len(found) > 1 and source.head:
@@ -67,24 +55,24 @@ def recognise(source: Source) -> Format:
 
 
 def _first_record(source: Source, format: Format) -> float:
-    """Return the index of the first line that is a record of a format, which is infinite if none is."""
+    """Return the index of the first line that is a record of a format, infinity if there is none."""
     record = format.line
     return next((n for n, line in enumerate(source.lines) if record and record.match(line)), math.inf)
 
 
 def read(paths: Path | Sequence[Path], strict: bool = False) -> Log:
-    """Read a log, or one run's several logs in the order they were written in.
+    """Read a log, or several logs of one run in the order in which they were written.
 
     Lines that cannot be read are left out and listed in `faults`.
 
     Raises:
-        LogError: nothing of it can be read; with `strict`, also when a line cannot.
+        LogError: nothing can be read; with `strict`, also if a single line cannot.
     """
     logs = []
     for path in [paths] if isinstance(paths, Path) else paths:
         source = Source(path)
         format = recognise(source)
-        if format not in GENERIC:  # whose records may look like others'
+        if format not in GENERIC:  # its records may look like those of others
             source.strangers = {f.title: f.line for f in FORMATS.values() if f is not format and f.line}
         logs.append(format.read(source))
     log = logs[0] if len(logs) == 1 else merge(logs)
@@ -96,7 +84,7 @@ def read(paths: Path | Sequence[Path], strict: bool = False) -> Log:
 
 
 def epochs_from(log: Log) -> int:
-    """Return the number that a log gives to its first epoch: its format's, else 0 if it has an epoch 0."""
+    """Return the number of the first epoch of a log: its format's, or else 0 if it has an epoch 0."""
     known = FORMATS[log.format].epochs_from
     if known is not None:
         return known

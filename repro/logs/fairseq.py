@@ -1,11 +1,11 @@
-"""fairseq's logs with `log_format` json or simple, hydra's or fairseq-train's, and its configurations.
+"""Logs of fairseq with `log_format` json or simple, from hydra or fairseq-train, and its configurations.
 
-Each line is `[time][logger][LEVEL] - message` in `hydra_train.log`, `time | LEVEL | logger | message` of
-fairseq-train. The loggers train_inner (every so many updates), train (each epoch) and valid (or the name of
-another validation set) write a JSON object whose values are text, or `loss=10.5, ...`, `| loss 10.5 | ...`.
-Losses are in bits where there is a perplexity, which is 2^loss. `num_updates` has 6 significant digits.
-`clip` is there only where gradients are clipped, and the wall clock starts again with each process. A message
-may go on over lines without a time: the model, a traceback.
+Lines have the form `[time][logger][LEVEL] - message` in `hydra_train.log`, and `time | LEVEL | logger |
+message` from fairseq-train. The loggers train_inner (at intervals), train (each epoch) and valid (or the name
+of another validation set) write a JSON object whose values are texts, or `loss=10.5, ...`, or `| loss 10.5 |
+...`. Losses are in bits if there is a perplexity, which is 2^loss. `num_updates` has 6 significant digits.
+`clip` exists only if gradients are clipped, and the wall clock restarts with each process. A message may
+continue over lines without a time: the model, a traceback.
 """
 
 import ast
@@ -21,17 +21,17 @@ from repro.reading import check_yaml, parse_json
 
 _TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 _HEAD = rf"(?:\[{_TIME},\d{{3}}\]\[([\w.]+)\]\[[A-Z]+\] - |{_TIME} \| [A-Z]+ \| ([\w.]+) \| )"
-LINE = re.compile(_HEAD + "(.*)")  # Hydra's and logging's own, so that others have it, too
+LINE = re.compile(_HEAD + "(.*)")  # the format of Hydra and logging, so other programs have it, too
 RECORD = re.compile(_HEAD + r'(?:\{"epoch": |epoch \d+(?::| \|) )')
-BEGIN = re.compile(rf"\[|{_TIME}")  # of what is no rest of a message
+BEGIN = re.compile(rf"\[|{_TIME}")  # of a line that does not continue a message
 INNER = re.compile(r"epoch (\d+): +\d+ / \d+ (.*)")  # log_format: simple
 SUMMARY = re.compile(r"epoch (\d+) \| (?:valid on '[^']*' subset \| )?(.*)")
-RECORDS = {  # logger: what its records are, the prefix of its keys, and of our columns
+RECORDS = {  # logger: kind of its records, prefix of its keys, prefix of our columns
     "train_inner": ("train", "", "train_"),
     "train": ("epoch", "train_", "train_"),
     "valid": ("eval", "valid_", "eval_"),
 }
-COLUMNS = {  # of training, the rest being losses and metrics of the training or the validation data
+COLUMNS = {  # of training; all others are losses and metrics of training or validation data
     "lr": "lr",
     "gnorm": "grad_norm",
     "clip": "clip",
@@ -65,7 +65,7 @@ EVENTS = {
     "done": re.compile(r"done training in (?P<seconds>\S+) seconds"),
 }
 VALUES: dict[str, Callable[[str], Any]] = {"path": str, "epoch": whole, "step": whole}  # of events
-FACTS = {  # what the log says of model and data, in addition to the configuration
+FACTS = {  # on model and data, in addition to the configuration
     "parameters": re.compile(r"num\. shared model params: (\d[\d,]{,20})"),
     "devices": re.compile(r"training on (\d{1,15}) devices"),
     "dictionary": re.compile(r"dictionary: (\d{1,15}) types"),
@@ -75,7 +75,7 @@ LOADED = re.compile(r"loaded (\d[\d,]{,20}) (examples|blocks) from: .*?([^/\s]+)
 
 
 def matches(source: Source) -> bool:
-    """Tell whether one of the first lines is of fairseq's own loggers, or a record."""
+    """Return whether one of the first lines is from a logger of fairseq, or a record."""
     found = [match for line in source.head if (match := LINE.fullmatch(line))]
     return any((match[1] or match[2]).startswith("fairseq") or RECORD.match(match[0]) for match in found)
 
@@ -83,10 +83,10 @@ def matches(source: Source) -> bool:
 def read(source: Source) -> Log:
     """Read a log.
 
-    The records are `train` (train_inner), `epoch` (train) and `eval` (valid), each with the number of updates
-    as `step`. `events` has overflow, checkpoint, loaded and done. `config` is the run's configuration, as far
-    as line 1 can be read, with what the log says of the data: parameters, devices, dictionary,
-    iterations_per_epoch, examples and blocks (by subset).
+    The records are `train` (train_inner), `epoch` (train) and `eval` (valid), with the number of updates as
+    `step`. `events` has overflow, checkpoint, loaded and done. `config` is the configuration of the run, as
+    far as line 1 can be read, with facts on the data: parameters, devices, dictionary, iterations_per_epoch,
+    examples and blocks (by subset).
 
     Raises:
         LogError: there is no record.
@@ -115,7 +115,7 @@ def read(source: Source) -> Log:
 
 
 def _bits(reading: Reading) -> dict[str, str]:
-    """Return the units of the losses that come with a perplexity: others are the criterion's own."""
+    """Return the units of losses that come with a perplexity; others have the criterion's own unit."""
     columns = {name for row in reading.rows for name in row}
     sides = [name.removesuffix("ppl") for name in columns if name.endswith("_ppl")]
     losses = {f"{side}{loss}": "bits" for side in sides for loss in ("loss", "nll_loss", "best_loss")}
@@ -123,10 +123,10 @@ def _bits(reading: Reading) -> dict[str, str]:
 
 
 def _pairs(line: re.Match[str]) -> dict[str, Any]:
-    """Return what a line in the simple format says, by key: `loss=10.5, ppl=...` or `loss 10.5 | ppl ...`.
+    """Return the values in a line of the simple format: `loss=10.5, ppl=...` or `loss 10.5 | ppl ...`.
 
     Raises:
-        ValueError: something there is no pair.
+        ValueError: a part is not a pair.
     """
     between, within = (",", "=") if line.re is INNER else ("|", " ")
     pairs = [part.strip().split(within, 1) for part in line[2].split(between)]
@@ -161,7 +161,7 @@ def _record(reading: Reading, number: int, logger: str, message: str, simple: re
 
 
 def _message(reading: Reading, number: int, message: str, config: dict[str, Any]) -> None:
-    """Keep what a message says of the run."""
+    """Keep the facts and events in a message."""
     if message.startswith(("{'_name'", "Namespace(")):
         if reading.rows:
             reading.resumed(number, "a second start")
@@ -174,7 +174,7 @@ def _message(reading: Reading, number: int, message: str, config: dict[str, Any]
             event = {"line": number, "what": what, "step": step}
             event |= {key: VALUES.get(key, literal)(value) for key, value in match.groupdict().items()}
             reading.events.append(event)
-            if what == "loaded" and event["step"]:  # weights to begin with are of update 0
+            if what == "loaded" and event["step"]:  # initial weights have update 0
                 reading.resumed(number, f"from update {event['step']}")
     for name, pattern in FACTS.items():
         if match := pattern.match(message):
@@ -185,10 +185,7 @@ def _message(reading: Reading, number: int, message: str, config: dict[str, Any]
 
 
 def _settings(reading: Reading, number: int, message: str) -> dict[str, Any]:
-    """Return the configuration, printed as a Python dict except for enumerations, which are bare words.
-
-    That of fairseq-train is a call of Namespace.
-    """
+    """Return a configuration printed as Namespace(...), or as a dict with enumerations as bare words."""
     if message.startswith("Namespace("):
         try:
             call = ast.parse(message, mode="eval").body
@@ -205,12 +202,12 @@ def _settings(reading: Reading, number: int, message: str) -> dict[str, Any]:
 
 
 def read_config(source: Source) -> dict[str, Any]:
-    """Return a configuration of fairseq (full_config-*.yaml, config/**/*.yaml), its references resolved.
+    """Return a configuration of fairseq (full_config-*.yaml, config/**/*.yaml) with references resolved.
 
-    Values that are to be given (`???`) stay so. The part `hydra`, which is of no run, is left out.
+    Missing values (`???`) stay. The part `hydra`, which no run uses, is left out.
 
     Raises:
-        LogError: it is none.
+        LogError: the file is not a configuration of fairseq.
     """
     text = "\n".join(source.lines)
     try:

@@ -1,4 +1,4 @@
-"""Where the released files are on this machine, and how to get them; they are no part of this project."""
+"""Find and fetch the released files, which are not part of this project."""
 
 import hashlib
 import os
@@ -21,27 +21,28 @@ from repro.ledger.rows import COMMIT, REPOSITORY, File, Row, load, names
 from repro.logs import read
 from repro.logs.log import Log, LogError
 from repro.publish import replacing
+from repro.reading import sha256
 
-VARIABLE = "ADAN_RELEASED"  # environment: a folder with the files at the official repository's own paths
+VARIABLE = "ADAN_RELEASED"  # environment variable: a folder with the paths of the official repository
 URL = f"https://raw.githubusercontent.com/{REPOSITORY}/{COMMIT}"
 ATTEMPTS = 3
-PAUSE = 1.0  # s after the first of them, twice that after the second
+PAUSE = 1.0  # s after the first attempt, twice that after the second
 TIMEOUT = 30  # s without an answer
 CURE = "take a local copy with `python scripts/logs.py get --from DIR`"
 PRESENT, MISSING, WRONG = "present", "missing", "wrong hash"
 
 
 def folder() -> Path:
-    """Return the folder of released files: what the environment names, or the cache of `logs.py get`."""
+    """Return the folder of released files: that of the environment, or else the cache of `logs.py get`."""
     named = os.environ.get(VARIABLE)
     return Path(named) if named else Path.home() / ".cache" / "adan-optim" / "released" / COMMIT[:12]
 
 
 def locate(file: File) -> Path:
-    """Return where a released file is.
+    """Return the path of a released file.
 
     Raises:
-        LogError: it is not there.
+        LogError: there is no such file.
     """
     path = folder() / file.path
     if not path.is_file():
@@ -56,7 +57,7 @@ def read_log(row: Row) -> Log:
     """Return the released log of a row, its parts merged.
 
     Raises:
-        LogError: no log was released with it, or it is not on this machine as it was released.
+        LogError: no log was released with the row, or it is not here, or differs from the released one.
     """
     if not row.logs:
         raise LogError(f"{row.name}: no log was released with this row")
@@ -71,14 +72,13 @@ def read_log(row: Row) -> Log:
 
 
 def of_rows(rows: Sequence[str] = ()) -> dict[str, list[File]]:
-    """Return the files that each of these rows of the ledger names; those of all rows by default.
+    """Return the files of some rows of the ledger (default: all), by row.
 
     Raises:
-        UserError: there is no such row, or two rows give one file different hashes.
+        UserError: a row does not exist, or two rows give one file different hashes.
     """
-    files = {
-        name: load(name).row.files for name in tqdm(rows or names(), "ledger", leave=False, disable=None)
-    }
+    bar = tqdm(rows or names(), "ledger", leave=False, disable=None)
+    files = {name: load(name).row.files for name in bar}
     unique([file for of_row in files.values() for file in of_row])
     return files
 
@@ -87,7 +87,7 @@ def unique(files: Sequence[File]) -> list[File]:
     """Return each file once.
 
     Raises:
-        UserError: it is named with different hashes.
+        UserError: a file has different hashes.
     """
     by_path: dict[str, File] = {}
     for file in files:
@@ -102,15 +102,15 @@ def state(file: File, path: Path) -> str:
     """Return PRESENT, MISSING or WRONG for the copy of a file at `path`."""
     if not path.is_file():
         return MISSING
-    return PRESENT if _hash(path) == file.sha256 else WRONG
+    return PRESENT if sha256(path) == file.sha256 else WRONG
 
 
 @dataclass
 class Fetched:
-    """What became of the files that were asked for."""
+    """The result of fetching files."""
 
     counts: Counter[str] = field(default_factory=Counter)  # fetched, already there, missing, wrong hash
-    bytes: int = 0  # of the fetched ones
+    bytes: int = 0  # fetched
     problems: list[str] = field(default_factory=list)  # a line each
 
     @property
@@ -122,14 +122,13 @@ class Fetched:
 
 
 def fetch(files: Sequence[File], to: Path, source: Path | None = None, url: str = URL) -> Fetched:
-    """Bring files to the folder `to`, from the folder `source` or else from below `url`.
+    """Copy files to the folder `to`, from the folder `source` or else from below `url`.
 
-    A file appears under its name whole and when its checksum is right, not before, also where several
-    processes get it at once; one that is there and right is left alone. They are small: after a lost
-    connection a file is downloaded from its beginning.
+    A file appears only when it is whole and its checksum is right, also if several processes fetch it. One
+    that is already right is left alone. The files are small: a lost connection starts a file over.
 
     Raises:
-        UserError: the server cannot be reached, the connection is lost in every attempt, or the disk refuses.
+        UserError: the server cannot be reached, every attempt fails, or a file cannot be written.
     """
     if source is not None and not source.is_dir():
         raise UserError(f"--from={source}: no such folder; it should have the official repository's files")
@@ -173,10 +172,10 @@ def _fetch(file: File, path: Path, copy: Path | None, url: str, fetched: Fetched
 
 
 def _download(url: str) -> bytes | None:
-    """Return what is at `url`, None if there is nothing.
+    """Return the content at `url`, or None for status 404.
 
     Raises:
-        UserError: the server refuses or cannot be reached, or no attempt brings the whole file.
+        UserError: the server refuses or cannot be reached, or every attempt fails.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -195,8 +194,3 @@ def _download(url: str) -> bytes | None:
             lost = error
         time.sleep(PAUSE * attempt)
     raise UserError(f"{url}: failed {ATTEMPTS} times ({lost}); try again later, or {CURE}") from lost
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What readers share where everybody names the values as they like: columns, kinds of record, rows."""
+"""Shared by readers of logs with free names: columns, kinds of record, rows."""
 
 import itertools
 import re
@@ -22,7 +22,7 @@ UNITS = {
     "eval_samples_per_second": "samples/s",
     "eval_steps_per_second": "batches/s",
 }
-SHARED = ("epoch", "seconds")  # columns that belong to every kind of record
+SHARED = ("epoch", "seconds")  # columns of every kind of record
 
 STAGES = {
     "train": "train",
@@ -47,12 +47,12 @@ _NAMES = {
 _STAGE = "|".join(STAGES)
 _BEFORE = re.compile(rf"(?P<stage>{_STAGE})[/_.](?P<name>.+)", re.IGNORECASE)  # train/loss, val_loss
 _AFTER = re.compile(rf"(?P<name>.+)/(?P<stage>{_STAGE})", re.IGNORECASE)  # Loss/train
-_OF_TRAINING = ("lr", "grad_norm", "loss_scale", "epoch")  # named without `train_`
-_STAGED = ("loss", "ppl")  # named with it
+_OF_TRAINING = ("lr", "grad_norm", "loss_scale", "epoch")  # columns without the prefix `train_`
+_STAGED = ("loss", "ppl")  # columns with it
 
 
 def column(tag: str) -> str:
-    """Return the common table's name for a value that was logged as `tag`; the tag itself if it has none.
+    """Return the column of the common table for a value logged as `tag`, or the tag itself if it has none.
 
     `loss`, `train/loss` and `Loss/train` are train_loss; `val_loss` and `eval/loss` eval_loss;
     `learning_rate` and `train/lr` lr; `eval/accuracy` eval_accuracy.
@@ -69,9 +69,10 @@ def column(tag: str) -> str:
 
 
 class Columns:
-    """The columns of one log: no two tags share one, and none takes a name the table needs itself.
+    """The columns of one log by tag; no two tags share one.
 
-    `taken` are further names that no tag gets.
+    Args:
+        taken: further names that no tag gets, in addition to those of the table itself.
     """
 
     def __init__(self, taken: Iterable[str] = ()) -> None:
@@ -79,7 +80,7 @@ class Columns:
         self._taken = ({*POSITION} - {"epoch"}) | {*taken}
 
     def __getitem__(self, tag: str) -> str:
-        """Return the column of `tag`: its common name unless another tag has that, else its own."""
+        """Return the column of `tag`: its common name, or its own if another tag has that."""
         if tag not in self._of:
             candidates = itertools.chain(
                 (column(tag), tag), (f"{tag} ({count})" for count in itertools.count(2))
@@ -91,17 +92,17 @@ class Columns:
 
 
 class Gathering:
-    """Puts together what was logged piece by piece: one row of the table for each kind of record and step."""
+    """Combines values that were logged separately: one row of the table per kind of record and step."""
 
     def __init__(self, reading: Reading) -> None:
         self.reading = reading
-        self.repeated = 0  # pieces that were there already
+        self.repeated = 0  # pieces with a value that was already there
         self._rows: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}  # (segment, step): kind: values
         self._shared: dict[tuple[int, int], dict[str, Any]] = {}
-        self._lone: Counter[tuple[int, int]] = Counter()  # lines with nothing but shared values
+        self._lone: Counter[tuple[int, int]] = Counter()  # lines with shared values only
 
     def add(self, number: int, step: int, values: dict[str, float], file: int = 0) -> None:
-        """Take in the piece (column: value) that stands at line or event `number`, and account for it."""
+        """Add the values by column of line or event `number`, and count the line."""
         at = (self.reading.segment, step)
         pieces = split(values)
         shared = {name: value for name, value in values.items() if name in SHARED}
@@ -116,10 +117,10 @@ class Gathering:
             row.update(piece)
 
     def log(self, format: str, config: dict[str, Any] | None = None) -> Log:
-        """Return the log, with the units of those columns that have a known one.
+        """Return the log, with the known units of its columns.
 
         Raises:
-            LogError: not one record was found.
+            LogError: there is no record.
         """
         reading = self.reading
         for at, count in self._lone.items():
@@ -135,14 +136,13 @@ class Gathering:
                 f"{reading.source.path}: {self.repeated} values were logged again for their step: "
                 "the last one is kept"
             )
-        used = {name for row in reading.rows for name in row}
-        log = reading.log(format, {name: UNITS[name] for name in UNITS if name in used}, config)
+        log = reading.log(format, UNITS, config)
         log.repeated += self.repeated
         return log
 
 
 def split(values: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Return the values, without SHARED, by kind of record: those with `eval_` and `test_` apart."""
+    """Return the values other than SHARED by kind of record: eval, test (by prefix) or train."""
     pieces: dict[str, dict[str, float]] = {}
     for name, value in values.items():
         if name not in SHARED:
@@ -152,7 +152,7 @@ def split(values: dict[str, float]) -> dict[str, dict[str, float]]:
 
 
 def number(value: object) -> float | None:
-    """Return a number as a float, None for anything else: text, true and false, integers beyond a float."""
+    """Return a number as a float, or None for texts, booleans and integers too large for a float."""
     try:
         return None if isinstance(value, str) else source.numeric(value)
     except ValueError:
@@ -160,7 +160,7 @@ def number(value: object) -> float | None:
 
 
 def whole(value: object) -> int | None:
-    """Return a step as an int, None for what cannot be one."""
+    """Return a step as an int, or None for anything else."""
     try:
         return None if isinstance(value, str) else source.whole(value)
     except ValueError:
@@ -168,7 +168,7 @@ def whole(value: object) -> int | None:
 
 
 def flat(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield (key, value), those of a dict as `a.b` unless it is a medium of wandb, which has a `_type`."""
+    """Yield (key, value), nested ones as `a.b`; media of wandb, which have a `_type`, stay whole."""
     for key, value in values.items():
         if isinstance(value, dict) and "_type" not in value:
             yield from ((f"{key}.{name}", inner) for name, inner in flat(value))
@@ -177,7 +177,7 @@ def flat(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def find(folder: Path, pattern: str) -> list[Path]:
-    """Return the files that fit `pattern` in a folder, else those of the folders up to two levels below."""
+    """Return the files in a folder that match `pattern`, or else those one, or else two levels below."""
     for below in ("", "*/", "*/*/"):
         files = sorted({path.resolve(): path for path in sorted(folder.glob(below + pattern))}.values())
         if files:
@@ -186,7 +186,7 @@ def find(folder: Path, pattern: str) -> list[Path]:
 
 
 def several(folder: Path, runs: list[str]) -> LogError:
-    """Return the error that it is not clear which run in a folder is meant."""
+    """Return the error for a folder with several runs."""
     shown = ", ".join(runs[:3]) + (", ..." if len(runs) > 3 else "")
     return LogError(
         f"{folder}: {len(runs)} runs are in it ({shown}); name one of them, or the parts of one in order"

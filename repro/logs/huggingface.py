@@ -1,9 +1,9 @@
-"""`trainer_state.json` of Hugging Face's Trainer, alone, in a checkpoint's folder or in a run's.
+"""`trainer_state.json` of Hugging Face's Trainer, alone or in the folder of a checkpoint or run.
 
 Its `log_history` has an entry for every log (loss: the mean since the previous one), for every evaluation
-(`eval_...`), and one at the end (`train_runtime` and what goes with it; its `train_loss` is the mean over the
-whole training, so that it becomes an event and no record). `epoch` is the number of epochs done, a fraction.
-An entry's line is the one it begins in.
+(`eval_...`), and one at the end (`train_runtime` etc.; its `train_loss` is the mean over the whole training,
+so it becomes an event instead of a record). `epoch` is the number of finished epochs, a fraction. The line of
+an entry is the one where it begins.
 """
 
 import json
@@ -25,7 +25,7 @@ _BEST = ("best_metric", "best_global_step", "best_model_checkpoint")
 
 
 def matches(source: Source) -> bool:
-    """Tell whether it is a trainer_state.json or a folder that has one, or checkpoints with one."""
+    """Return whether this is a trainer_state.json or a folder that has one, or checkpoints with one."""
     if source.path.is_dir():
         return bool(_states(source.path))
     head = source.head
@@ -85,14 +85,16 @@ def _take(gathering: Gathering, columns: Columns, line: int, entry: Any) -> None
 
 
 def _entries(source: Source, text: str) -> Iterator[tuple[int, Any]]:
-    """Yield each entry of log_history with its line, the exception for one that cannot be parsed."""
+    """Yield the line and value of each entry of log_history, with an exception for a damaged one."""
     start = _HISTORY.search(text)
     if start is None:
         raise LogError(f"{source.path}: no log_history in it")
     decoder = json.JSONDecoder()
     position, line = start.end(), 1 + text.count("\n", 0, start.end())
     while True:
-        begin = _skip(_BETWEEN, text, position)
+        between = _BETWEEN.match(text, position)
+        assert between is not None, "it may be empty"
+        begin = between.end()
         line += text.count("\n", position, begin)
         if text[begin : begin + 1] in ("", "]"):
             return
@@ -105,17 +107,12 @@ def _entries(source: Source, text: str) -> Iterator[tuple[int, Any]]:
         line += text.count("\n", begin, position)
 
 
-def _skip(pattern: re.Pattern[str], text: str, position: int) -> int:
-    match = pattern.match(text, position)
-    return match.end() if match else position
-
-
 def _states(folder: Path) -> list[Path]:
     return [*folder.glob(FILE), *sorted(folder.glob(f"checkpoint-*/{FILE}"))]
 
 
 def _progress(path: Path) -> int:
-    """The step that a state was saved at, -1 if it does not say."""
+    """Return the step at which a state was saved, -1 if unknown."""
     found = _STEP.search(path.read_text(errors="replace")) if path.is_file() else None
     return int(found[1]) if found else -1
 

@@ -1,12 +1,12 @@
-"""What every reader returns, and what it needs to account for each line of a file.
+"""The result of every reader, and the means to account for each line of a file.
 
-One table serves all formats. Each row of it is one record of the log; columns a format lacks are absent:
+One table serves all formats. Each row is one record of the log; columns that a format lacks are absent:
 
-    record      what the line reports: `train` (some steps), `epoch`, `eval` or `test`
-    epoch, step position as the log writes it, which may count from 0 or from 1 (see `Format.epochs_from`)
-    lr, train_loss, eval_loss, eval_top1, ...    numbers, seldom text; `Log.units` has the unit of each
+    record      `train` (some steps), `epoch`, `eval` or `test`
+    epoch, step position as in the log, which may count from 0 or from 1 (see `Format.epochs_from`)
+    lr, train_loss, eval_loss, eval_top1, ...    numbers, seldom text; `Log.units` has their units
     segment     0, and 1 more after each resume
-    file, line  where the record stands: index into `Log.paths`, and line number from 1
+    file, line  place of the record: index into `Log.paths`, and line number from 1
 """
 
 import math
@@ -21,63 +21,63 @@ import pandas as pd
 
 from repro.logs.source import LogError, Source
 
-UNKNOWN = "as logged"  # the unit of a column of which the log does not say it
+UNKNOWN = "as logged"  # unit of a column whose unit the log does not state
 
 __all__ = ["POSITION", "SHOWN_FAULTS", "UNKNOWN", "Format", "Log", "LogError", "Reading", "Source", "merge"]
 
 POSITION = ("record", "epoch", "step", "segment", "file", "line")
-SHOWN_FAULTS = 3  # in an error; a log has them all
+SHOWN_FAULTS = 3  # in an error; `Log.faults` has them all
 
 
 @dataclass
 class Log:
-    """A training log: its records as a table, and what became of every line that is not in it."""
+    """A training log: its records as a table, and an account of all other lines."""
 
     format: str  # key of repro.logs.FORMATS
     paths: list[Path]
     table: pd.DataFrame
     units: dict[str, str]
-    config: dict[str, Any] = field(default_factory=dict)  # settings, where the log states them
-    lines: Counter[str] = field(default_factory=Counter)  # record, other, fault: of these each line is one
+    config: dict[str, Any] = field(default_factory=dict)  # settings, if the log states them
+    lines: Counter[str] = field(default_factory=Counter)  # number of lines by kind: record, other, fault
     repeated: int = 0  # records that a later one of the same position replaced
-    faults: list[str] = field(default_factory=list)  # "FILE:LINE: why": what could not be read
-    oddities: list[str] = field(default_factory=list)  # what was read, but is worth knowing
+    faults: list[str] = field(default_factory=list)  # "FILE:LINE: why" for lines that could not be read
+    oddities: list[str] = field(default_factory=list)  # remarks on lines that were read
     events: list[dict[str, Any]] = field(default_factory=list)  # {"line", "what", "step", ...}, not records
 
     @property
     def position(self) -> str:
-        """The column that orders the records: `step` where there is one, else `epoch`."""
+        """The column that orders the records: `step` if there is one, else `epoch`."""
         return "step" if "step" in self.table else "epoch"
 
     @property
     def resumes(self) -> int:
-        """How often the run was resumed, as far as the log shows."""
+        """How many times the run was resumed, as far as the log shows."""
         return int(self.table["segment"].max())
 
     def of(self, *records: str) -> pd.DataFrame:
-        """The rows of the table of these kinds of record, without the columns that are empty there."""
+        """Return the rows of these kinds of record, without columns that are empty in them."""
         return self.table[self.table["record"].isin(records)].dropna(axis="columns", how="all")
 
     def series(self, column: str) -> pd.Series:
-        """The values of a column by position, over the records that have one."""
+        """Return the values of a column by position, from the records that have one."""
         rows = self.table.dropna(subset=[column])
         return pd.Series(rows[column].to_numpy(), rows[self.position].to_numpy(), name=column)
 
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of log: how to recognise it and how to read it."""
+    """A format of logs: how to recognise and read it."""
 
     name: str
     title: str
     matches: Callable[[Source], bool]
     read: Callable[[Source], Log]
-    epochs_from: int | None = 1  # the number the log gives to its first epoch; None: as its program likes
-    line: re.Pattern[str] | None = None  # how its records begin, to know them in a log of another format
+    epochs_from: int | None = 1  # number of the first epoch; None: depends on the program
+    line: re.Pattern[str] | None = None  # beginning of its records, to recognise them in other logs
 
 
 class Reading:
-    """Collects what a reader finds. Every line must be accounted for, once: `record`, `other` or `fault`."""
+    """Collects what a reader finds. Every line counts once, as `record`, `other` or `fault`."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -87,18 +87,18 @@ class Reading:
         self.oddities: list[str] = []
         self.events: list[dict[str, Any]] = []
         self.segment = 0
-        self.resumed_at = -1  # number of records there were
+        self.resumed_at = -1  # number of records at the last resume
 
     def at(self, number: int) -> str:
-        """Name a place."""
+        """Return FILE:LINE."""
         return f"{self.source.path}:{number}"
 
     def sound(self, closed: bool = False) -> Iterator[tuple[int, str]]:
-        """Yield the lines to be read, with their numbers; blank and damaged ones are accounted for here.
+        """Yield the lines to be read, with their numbers; blank and damaged ones are counted here.
 
-        Damaged are lines with bytes that are not text, records of another format, and a last line without a
-        line end, as its last number may have lost digits. Lines of a `closed` format (JSON) show by
-        themselves whether they are whole.
+        A line is damaged if it has bytes that are not text, is a record of another format, or is the last and
+        has no line end, as its last number may have lost digits. Lines of a `closed` format (JSON) show by
+        themselves whether they are complete.
         """
         lines = self.source.lines
         for number, line in enumerate(lines, 1):
@@ -115,16 +115,16 @@ class Reading:
                 yield number, line
 
     def record(self, number: int, record: str, values: dict[str, Any], same_line: bool = False) -> None:
-        """Keep the record of line `number`; `same_line` if the line has given one already."""
+        """Keep a record of line `number`; with `same_line` the line is already counted."""
         if not same_line:
             self.lines["record"] += 1
         place = {"segment": self.segment, "file": 0, "line": number}
         self.rows.append({"record": record, **values, **place})
 
     def part(self, number: int, record: str, values: dict[str, Any]) -> bool:
-        """Keep line `number` as a record, or as more of the last one of its kind if that has its position.
+        """Keep line `number` as a record, or add it to the last one of its kind and position.
 
-        Return whether it is a record of its own. Values that are there already make it one.
+        A value that is already there makes it a record of its own. Return whether it is one.
         """
         last = next((row for row in reversed(self.rows) if row["record"] == record), None)
         shared = {name for name in ("epoch", "step") if name in values}
@@ -141,11 +141,11 @@ class Reading:
         return False
 
     def other(self, count: int = 1) -> None:
-        """Pass over lines that are sound and hold no record: headers, rules, settings, blank lines."""
+        """Count sound lines without a record: headers, rules, settings, blank lines."""
         self.lines["other"] += count
 
     def fault(self, number: int, why: str) -> None:
-        """Leave out line `number`."""
+        """Leave out line `number`, for the reason `why`."""
         self.lines["fault"] += 1
         self.faults.append(f"{self.at(number)}: {why}")
 
@@ -154,17 +154,17 @@ class Reading:
         self.oddities.append(f"{self.at(number)}: {what}")
 
     def resumed(self, number: int, how: str) -> None:
-        """Begin a new segment at line `number`, unless no record has come since the last one began."""
+        """Begin a new segment at line `number`, unless there was no record since the last one began."""
         if self.resumed_at != len(self.rows):
             self.segment += 1
             self.resumed_at = len(self.rows)
             self.odd(number, f"the run was resumed here ({how})")
 
     def log(self, format: str, units: dict[str, str], config: dict[str, Any] | None = None) -> Log:
-        """Return the log, in order, later records replacing earlier ones of the same position.
+        """Return the log in order; later records replace earlier ones of the same position.
 
         Raises:
-            LogError: not one record was found.
+            LogError: there is no record.
         """
         if self.source.truncated:
             self.faults.append(f"{self.source.path}: the compressed file ends early or is damaged")
@@ -180,7 +180,7 @@ class Reading:
         return _resolve(log)
 
     def _remark_on_numbers(self) -> None:
-        """Say which columns have values that are not finite."""
+        """Remark on columns with values that are not finite."""
         places = defaultdict(list)
         for row in self.rows:
             for column, value in row.items():
@@ -191,7 +191,7 @@ class Reading:
             self.odd(lines[0], f"{column} is {value}{more}")
 
     def _find_resumes(self, position: str) -> None:
-        """Begin a segment where the records of a kind go back, unless they do so all the time."""
+        """Begin a segment wherever the records of a kind go back, unless they often do."""
         last: dict[tuple[str, int], float] = {}
         segments: list[int] = []
         backs: list[tuple[int, float]] = []
@@ -214,12 +214,12 @@ class Reading:
 
 
 def merge(logs: Sequence[Log]) -> Log:
-    """Return one log of a run that was written to several files, given in the order they were written in.
+    """Return one log of a run that was written to several files, given in the order of writing.
 
-    Where two have a record of one position, the later file's is kept, as the run went on from there.
+    If two files have a record of the same position, the later one is kept, as the run continued from there.
 
     Raises:
-        LogError: they are of different formats.
+        LogError: the files have different formats.
     """
     first = logs[0]
     tables, lines, segment = [], Counter[str](), 0
@@ -232,7 +232,7 @@ def merge(logs: Sequence[Log]) -> Log:
         lines += log.lines
     units: dict[str, str] = {}
     for column, unit in (pair for log in logs for pair in log.units.items()):
-        if units.get(column, UNKNOWN) == UNKNOWN:  # one part may say what another does not
+        if units.get(column, UNKNOWN) == UNKNOWN:  # one part may state what another does not
             units[column] = unit
     merged = Log(
         first.format,
@@ -250,7 +250,7 @@ def merge(logs: Sequence[Log]) -> Log:
 
 
 def _resolve(log: Log) -> Log:
-    """Put the records in order, drop those that a later one replaces, and remark on what is odd."""
+    """Sort the records, and drop those that a later one replaces."""
     table, position = log.table, log.position
     key = ["record", position]
     later = table.duplicated(key, keep="last")

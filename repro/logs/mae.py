@@ -1,16 +1,15 @@
-"""The `log.txt` of MAE's scripts, and of those of DeiT and others for classification: a JSON object an epoch.
+"""The `log.txt` of MAE's scripts, and of DeiT's and others' for classification: one JSON object per epoch.
 
-Epochs count from 0. lr is the mean over the epoch's iterations, of the largest group's rate where layers have
-different ones. Pre-training logs hold the training loss alone. The settings are not in the file. Scripts that
-log other losses in this way (DINO, DETR) are no part of it: see tables.
+Epochs count from 0. lr is the mean over the iterations of the epoch, of the highest rate if layers differ.
+Pre-training logs only have the training loss. The settings are not in the file. Scripts that log other losses
+in this way (DINO, DETR) are read as tables.
 """
 
 import re
 from typing import Any
 
 from repro.logs.log import POSITION, Format, Log, Reading
-from repro.logs.source import Source, numeric, whole
-from repro.reading import parse_json
+from repro.logs.source import Source, json_object, numeric, whole
 
 KEYS = ("epoch", "train_lr", "train_loss")  # in every record
 ORDER = ("train_lr", "train_loss", "epoch")  # all of pre-training
@@ -29,13 +28,13 @@ FINETUNING = "nats, against mixed and smoothed labels"
 
 
 def matches(source: Source) -> bool:
-    """Tell whether one of the first lines has just the keys of pre-training, or a loss and an accuracy."""
-    records = [record for line in source.head if isinstance(record := _parse(line), dict)]
-    return any((*record,) == ORDER or {"test_loss", "test_acc1"} <= record.keys() for record in records)
+    """Return whether one of the first lines has just the keys of pre-training, or a loss and an accuracy."""
+    finetuning = {*KEYS, "test_loss", "test_acc1"}
+    return any((*record,) == ORDER or finetuning <= record.keys() for record in source.objects)
 
 
 def read(source: Source) -> Log:
-    """Read a log of pre-training or fine-tuning; `config` gets the number of `parameters` where it is logged.
+    """Read a log of pre-training or fine-tuning; `config` gets the number of `parameters` if it is logged.
 
     Raises:
         LogError: there is no record.
@@ -43,11 +42,8 @@ def read(source: Source) -> Log:
     reading = Reading(source)
     config: dict[str, Any] = {}
     for number, line in reading.sound(closed=True):
-        record = _parse(line)
-        if isinstance(record, str):
-            reading.fault(number, record)
-            continue
         try:
+            record = json_object(line, KEYS)
             if "n_parameters" in record:
                 config["parameters"] = whole(record.pop("n_parameters"))
             values: dict[str, Any] = {"epoch": whole(record.pop("epoch"))}
@@ -66,17 +62,6 @@ def read(source: Source) -> Log:
     elif all(row.keys() <= PLAIN for row in reading.rows):
         units["train_loss"] = PRETRAINING
     return reading.log("mae", units, config)
-
-
-def _parse(line: str) -> dict[str, Any] | str:
-    """Return the record of a line, or why it is none."""
-    try:
-        record = parse_json(line)
-    except (ValueError, RecursionError) as error:
-        return f"not JSON ({error})"
-    if not isinstance(record, dict) or any(key not in record for key in KEYS):
-        return f"not a JSON object with {', '.join(KEYS)}"
-    return record
 
 
 FORMAT = Format("mae", "MAE JSON lines", matches, read, epochs_from=0, line=LINE)

@@ -1,10 +1,10 @@
-"""What Megatron-LM prints while it trains, and the `gpt_args` that a run was started with.
+"""Output of Megatron-LM during training, and the `gpt_args` with which a run was started.
 
-A line every so many iterations has `key: value` between `|`, in an order and a choice that differ between
-versions; there is no loss while iterations are skipped. Launchers put a rank or a time before it. Of several
-validation sets each has columns of its own (`eval_0_loss`). The evaluation after training is on other batches
-than the last one in it: it is a record `final` if both are of one iteration. All else that Megatron prints is
-passed over except for its arguments and checkpoints.
+A line at regular intervals has `key: value` between `|`; keys and their order depend on the version, and
+there is no loss while iterations are skipped. Launchers prefix a rank or a time. Each of several validation
+sets has its own columns (`eval_0_loss`). The evaluation after training uses other batches than the last one
+during training: it is a record `final` if both are of one iteration. All other output is skipped, except
+arguments and checkpoints.
 """
 
 import re
@@ -14,12 +14,12 @@ from typing import Any
 from repro.logs.log import POSITION, Format, Log, Reading
 from repro.logs.source import LogError, Source, literal, numeric, whole
 
-TAG = r"(?:\[[^\]|]*\]:?|\d+:|\s)*"  # of the process, and the time
-LOSS_AT = r"(validation|test)(?:-(\w+))? loss at "  # with the name of a set where there are several
+TAG = r"(?:\[[^\]|]*\]:?|\d+:|\s)*"  # rank and time
+LOSS_AT = r"(validation|test)(?:-(\w+))? loss at "  # with the name of a set if there are several
 LINE = re.compile(TAG + rf"(?:iteration +\d+ */ *\d+ *\||{LOSS_AT}[^|]*\|)")
 TRAIN = re.compile(TAG + r"iteration +(\d+) */ *(\d+) *\|(.*)")
 EVAL = re.compile(TAG + LOSS_AT + r"([^|]*)\|(.*)")
-FINAL = re.compile(r"on (?:validation|test) set")  # since core_v0.4; before, no iteration was named
+FINAL = re.compile(r"on (?:validation|test) set")  # since core_v0.4; older versions state no iteration
 ARGUMENT = re.compile(TAG + r"(\w+) \.{3,} (.*)")
 PARAMETERS = re.compile(TAG + r">? *number of parameters on .*rank (\(.*\)): (\d{1,15})")
 EVENTS = {
@@ -53,12 +53,12 @@ UNITS = {
 
 
 def matches(source: Source) -> bool:
-    """Tell whether there is a line of training anywhere: hundreds of others may come first."""
+    """Return whether there is a record anywhere: hundreds of other lines may come first."""
     return bool(source.head) and any(LINE.match(line) for line in source.lines)
 
 
 def read(source: Source) -> Log:
-    """Read a log; `config` gets the arguments that are printed, and `parameters`, the sum over ranks.
+    """Read a log; `config` gets the printed arguments and `parameters`, the sum over ranks.
 
     Raises:
         LogError: there is no record.
@@ -66,7 +66,7 @@ def read(source: Source) -> Log:
     reading = Reading(source)
     config: dict[str, Any] = {}
     ranks: dict[str, int] = {}
-    loaded: tuple[int, str] | None = None  # a checkpoint, to go on from or to evaluate
+    loaded: tuple[int, str] | None = None  # a checkpoint, to continue or to evaluate
     for number, line in reading.sound():
         text = line.strip()
         if match := TRAIN.fullmatch(text):
@@ -95,10 +95,10 @@ def read(source: Source) -> Log:
 
 
 def _pairs(text: str, columns: dict[str, str]) -> dict[str, float]:
-    """Return the numbers between the bars, by the columns that their names have.
+    """Return the numbers between the bars by column.
 
     Raises:
-        ValueError: something there is not a name with a number, or has another's column.
+        ValueError: a part is not a name with a number, or its column is taken.
     """
     pairs: dict[str, float] = {}
     for cell in filter(None, (cell.strip() for cell in text.split("|"))):
@@ -124,7 +124,7 @@ def _train(reading: Reading, number: int, iteration: str, _: str, text: str) -> 
 
 
 def _evaluation(reading: Reading, number: int, data: str, name: str | None, where: str, text: str) -> None:
-    """Keep an evaluation; one after training has the step of the last record, or of the checkpoint."""
+    """Keep an evaluation; one after training gets the step of the last record or checkpoint."""
     record = "test" if data == "test" or "test" in where else "eval"
     at = re.search(r"iteration +(\d+)", where)
     prefix = f"{record}_" if name is None else f"{record}_{name}_"
@@ -140,24 +140,20 @@ def _evaluation(reading: Reading, number: int, data: str, name: str | None, wher
     if at is None or FINAL.search(where):
         same = (row for row in reversed(reading.rows) if row["record"] == record and row["step"] == step)
         if not values.keys().isdisjoint(next(same, {})):
-            reading.odd(
-                number, "evaluated once more at the end of training, on other batches: kept as `final`"
-            )
+            reading.odd(number, "evaluated again at the end of training, on other batches: kept as `final`")
             record, values = "final", {f"final_{column}": value for column, value in values.items()}
-    if name is None:
-        reading.record(number, record, {"step": step, **values})
-    else:
-        reading.part(number, record, {"step": step, **values})
+    keep = reading.record if name is None else reading.part
+    keep(number, record, {"step": step, **values})
 
 
 def _last(reading: Reading) -> int | None:
-    """Return the step of the last record, or else of the checkpoint that was loaded."""
+    """Return the step of the last record, or else of the loaded checkpoint."""
     loaded = (event["step"] for event in reversed(reading.events) if event["what"] == "loaded")
     return int(reading.rows[-1]["step"]) if reading.rows else next(loaded, None)
 
 
 def _event(reading: Reading, number: int, text: str) -> tuple[int, str] | None:
-    """Keep what a line says of checkpoints and the end; return where and how training may go on from here."""
+    """Keep an event; if a checkpoint was loaded, return where and from which iteration training continues."""
     for what, pattern in EVENTS.items():
         if match := pattern.match(text):
             step = int(match[1]) if match[1] else _last(reading) or 0
@@ -168,9 +164,9 @@ def _event(reading: Reading, number: int, text: str) -> tuple[int, str] | None:
 
 
 def read_args(source: Source) -> dict[str, Any]:
-    """Return the arguments in a file of `--flag value` lines, named as Megatron names them: `train_iters`.
+    """Return the arguments in a file of `--flag value` lines under Megatron's names, such as `train_iters`.
 
-    Numbers are numbers, several values are a list, and a flag without a value is True.
+    Several values become a list, and a flag without a value True.
 
     Raises:
         LogError: a line is something else.

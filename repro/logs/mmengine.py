@@ -1,30 +1,25 @@
-"""mmengine's `scalars.json` (also `<time>.json`): a JSON object for every so many iterations and evaluation.
+"""mmengine's `scalars.json` (or `<time>.json`): a JSON object per logged iteration and evaluation.
 
-Iterations count over the whole run, from 1. An evaluation has no `iter`, and its `step` is the number of
-finished epochs where training goes by epochs: its record then has that epoch, and the step of the last record
-of training before it.
+Iterations count over the whole run, from 1. An evaluation has no `iter`. If training goes by epochs, its
+`step` is the number of finished epochs: its record then gets that epoch, and the step of the last training
+record.
 """
 
-import json
 import re
 from typing import Any
 
 from repro.logs.gather import Columns
 from repro.logs.log import Format, Log, Reading
-from repro.logs.source import Source, numeric, whole
+from repro.logs.source import Source, json_object, numeric, whole
 
 UNITS = {"lr": "1", "time": "s", "data_time": "s", "memory": "MiB", "eval_time": "s", "eval_data_time": "s"}
 _STAGE = re.compile(r"^(train|val|test)/")  # with log_with_hierarchy
 
 
 def matches(source: Source) -> bool:
-    """Tell whether one of the first lines is a record of training: `iter` and `step` are the same."""
-    return any(
-        isinstance(record := _parse(line), dict)
-        and {"step", "data_time"} <= record.keys()
-        and record.get("iter") == record["step"]
-        for line in source.head
-    )
+    """Return whether one of the first lines is a training record: `iter` and `step` are equal."""
+    records = map(_plain, source.objects)
+    return any({"step", "data_time"} <= r.keys() and r.get("iter") == r["step"] for r in records)
 
 
 def read(source: Source) -> Log:
@@ -35,25 +30,15 @@ def read(source: Source) -> Log:
     """
     reading, columns = Reading(source), Columns()
     for number, line in reading.sound(closed=True):
-        record = _parse(line)
-        if isinstance(record, str):
-            reading.fault(number, record)
-            continue
         try:
-            _record(reading, columns, number, record)
+            _record(reading, columns, number, _plain(json_object(line, ["step"])))
         except ValueError as error:
             reading.fault(number, str(error))
     return reading.log("mmengine", UNITS)
 
 
-def _parse(line: str) -> dict[str, Any] | str:
-    """Return the record of a line without the stages in its names, or why it is none."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return f"not JSON ({error})"
-    if not isinstance(record, dict) or "step" not in record:
-        return "not a JSON object with a step"
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record without the stages in its names."""
     return {_STAGE.sub("", key): value for key, value in record.items()}
 
 

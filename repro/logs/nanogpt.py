@@ -1,8 +1,8 @@
-"""What nanoGPT's train.py prints, and that of scripts that come from it (Adam-mini's GPT-2).
+"""Output of nanoGPT's train.py and of scripts derived from it (Adam-mini's GPT-2).
 
-`iter N:` has the loss of one batch, every so many iterations, and `step N:` the estimates of an evaluation on
-the training and the validation data. Iterations count from 0; an evaluation comes before the iteration with
-its number. The utilisation (mfu) is -100 % as long as it is not measured, and is then left out.
+`iter N:` has the loss of one batch, at regular intervals, and `step N:` the losses of an evaluation on
+training and validation data. Iterations count from 0; an evaluation comes before the iteration with its
+number. The utilisation (mfu) is -100 % until it is measured, and is then left out.
 """
 
 import re
@@ -33,7 +33,7 @@ RESUME = re.compile(r"Resuming training from ")
 
 
 def matches(source: Source) -> bool:
-    """Tell whether there is a record anywhere: the settings and compiler's messages may come first."""
+    """Return whether there is a record anywhere: settings and messages of the compiler may come first."""
     return bool(source.head) and any(LINE.match(line) for line in source.lines)
 
 
@@ -60,7 +60,7 @@ def read(source: Source) -> Log:
 
 def _record(reading: Reading, number: int, text: str) -> None:
     match = RECORD.fullmatch(text)
-    assert match is not None, "LINE says so"
+    assert match is not None, "LINE has matched"
     what, count, rest = match.groups()
     try:
         values: dict[str, Any] = {"step": whole(count)}

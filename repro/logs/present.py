@@ -1,4 +1,4 @@
-"""Logs as text, as a figure and as a file of the common table."""
+"""Show logs as text, as a figure, or as a file of the common table."""
 
 import json
 import math
@@ -17,19 +17,19 @@ from repro.publish import replacing
 from repro.reading import printable
 from repro.results import save_figure
 
-SHOWN = 5  # faults and oddities
-LOG_FROM = 20  # a loss that falls by more than this factor is drawn on a logarithmic axis
+SHOWN = 5  # faults or oddities
+LOG_FROM = 20  # a loss that falls by more than this factor gets a logarithmic axis
 
 
 def columns(log: Log) -> list[str]:
-    """Return the columns that hold what was measured, in the table's order."""
+    """Return the columns with measured numbers, in the order of the table."""
     return [
         name for name in log.table if name not in POSITION and pd.api.types.is_numeric_dtype(log.table[name])
     ]
 
 
 def describe(log: Log, everything: bool = False) -> str:
-    """Return what `logs.py show` prints; faults and oddities in full with `everything`."""
+    """Return the text of `logs.py show`; with `everything`, all faults and oddities."""
     format, table, position = FORMATS[log.format], log.table, log.position
     kinds = ", ".join(f"{count} {kind}" for kind, count in table["record"].value_counts(sort=False).items())
     first, last = table[position].min(), table[position].max()
@@ -57,18 +57,15 @@ def describe(log: Log, everything: bool = False) -> str:
 
 
 def _values(log: Log) -> str:
-    """A line for each column: first, last and best with their positions, unit."""
+    """Return a table with a line for each column: first, last and best value with their positions, unit."""
     table = [["column", "values", "first", "last", "best", "unit"]]
     for name in columns(log):
         rows = _curve(log, name, log.position)
         series = pd.Series(rows[name].to_numpy(), rows[log.position].to_numpy())
         higher = higher_is_better(name)
         sign = 1 if higher else -1
-        best = (
-            _at(series, int((sign * series).to_numpy().argmax()))
-            if higher is not None and len(series)
-            else "-"
-        )
+        known = higher is not None and len(series)
+        best = _at(series, int((sign * series).to_numpy().argmax())) if known else "-"
         shown = [_at(series, 0), _at(series, -1), best]
         table.append([printable(name), str(len(series)), *shown, log.units.get(name, "-")])
     return "\n".join(aligned(table))
@@ -79,10 +76,13 @@ def _at(series: pd.Series, index: int) -> str:
 
 
 def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]:
-    """Write a figure with a panel for each column and a line for each log, and return the columns.
+    """Write a figure with a panel per column and a line per log, and return the columns.
 
-    Without `only`: losses, perplexities, metrics and the learning rate, where a log has two values or more.
-    The x axis is the step if all logs have it, else epochs done, whether a log counts from 0 or from 1.
+    The x axis is the step if all logs have it, else the number of finished epochs.
+
+    Args:
+        only: the columns; default: losses, perplexities, metrics and the learning rate, if they have at least
+            two values.
 
     Raises:
         UserError: no log has such a column, the logs have no position in common, or OUT cannot be written.
@@ -97,7 +97,7 @@ def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]
     over = "step" if all(log.position == "step" for log in logs.values()) else "epoch"
     for label, log in logs.items():
         if over not in log.table:
-            raise UserError(f"{label} has no {over}, which another of these logs goes by; plot them apart")
+            raise UserError(f"{label} has no {over}, the position of another of these logs; plot them apart")
     width = 2 if len(names) in (2, 4) else min(3, len(names))
     height = -(-len(names) // width)
     figure, axes = plt.subplots(
@@ -130,7 +130,11 @@ def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]
 
 
 def _drawn(logs: dict[str, Log], only: Sequence[str]) -> list[str]:
-    """The columns that `plot` draws."""
+    """Return the columns that `plot` draws.
+
+    Raises:
+        UserError: there are none.
+    """
     counts = Counter[str]()
     for log in logs.values():
         for name in columns(log):
@@ -138,20 +142,17 @@ def _drawn(logs: dict[str, Log], only: Sequence[str]) -> list[str]:
     known = ", ".join(counts)
     if missing := [name for name in only if name not in counts]:
         raise UserError(f"--column={missing[0]}: no log has it; there are {known}")
-    names = list(only) or [
-        name
-        for name, count in counts.items()
-        if count > 1 and (higher_is_better(name) is not None or name == "lr")
-    ]
+    several = [name for name, count in counts.items() if count > 1]
+    names = list(only) or [n for n in several if higher_is_better(n) is not None or n == "lr"]
     if not names:
         raise UserError(f"no loss or metric with two values or more; choose with --column among {known}")
     return names
 
 
 def _curve(log: Log, name: str, over: str) -> pd.DataFrame:
-    """The rows that make a column's curve: records of training, or the others if those have more of it.
+    """Return the rows of a column's curve: training records, or the others if more of those have it.
 
-    A log may have a loss twice, as a mean over some steps and over an epoch; a curve is one of them.
+    A log may have a loss twice, as a mean over some steps and over an epoch; a curve shows one of them.
     """
     if name not in log.table:
         return pd.DataFrame({over: [], name: []})
@@ -161,10 +162,10 @@ def _curve(log: Log, name: str, over: str) -> pd.DataFrame:
 
 
 def export(log: Log, out: Path) -> None:
-    """Write the common table as .csv or .parquet; Parquet keeps units, format and paths in its schema.
+    """Write the common table as .csv or .parquet, with units, format and paths in the schema of Parquet.
 
     Raises:
-        UserError: another suffix, or the file cannot be written.
+        UserError: the suffix is another one, or the file cannot be written.
     """
     if out.suffix not in (".csv", ".parquet"):
         raise UserError(f"--out={out}: the table can be written as .csv or .parquet")

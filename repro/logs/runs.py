@@ -1,10 +1,9 @@
-"""Our own runs: a run's folder, or its metrics.jsonl (see repro.train.run_folder).
+"""Our own runs: the folder of a run, or its metrics.jsonl (see repro.train.run_folder).
 
-A record with measures is a measurement: `epoch` where an epoch ends, `eval` where it does not
-(`eval_every`); its train_loss is the mean since the epoch began. `test` is what the best weights gave at
-the end. The others are `train`, with the mean over `run.log_every` steps. Columns are named as in the file;
-`epoch` counts epochs done. Continuing a run drops what the file has beyond the checkpoint, so that no record
-is there twice.
+A record of an evaluation is `epoch` at the end of an epoch and `eval` elsewhere (`eval_every`); its
+train_loss is the mean since the epoch began. `test` is the evaluation of the best weights at the end. All
+others are `train`, with the mean over `run.log_every` steps. Columns are named as in the file; `epoch` counts
+finished epochs. Continuing a run drops the records after the checkpoint, so that none is repeated.
 """
 
 import json
@@ -13,21 +12,22 @@ from typing import Any
 
 from repro.errors import UserError
 from repro.logs.gather import UNITS, number, whole
-from repro.logs.log import Format, Log, Reading, Source
+from repro.logs.log import Format, Log, Reading
+from repro.logs.source import Source, json_object
 from repro.logs.timm import BCE, CE
 from repro.runs import CONFIG, ENVIRONMENT, METRICS, SUMMARY, read_config, read_starts, read_summary
 
-REQUIRED = ("step", "lr", "epoch")  # and in this order, by which a record is known
-TRAINING = (*REQUIRED, "train_")  # how all begins that a record has without a measurement
+REQUIRED = ("step", "lr", "epoch")  # the first keys of every record, in this order
+TRAINING = (*REQUIRED, "train_")  # prefixes of all keys of a training record
 
 
 def matches(source: Source) -> bool:
-    """Tell whether it is a run's folder or its metrics: lines of JSON that begin with step, lr and epoch."""
+    """Return whether this is a run's folder or its metrics: JSON lines that begin with step, lr and epoch."""
     if source.path.is_dir():
         path = source.path / METRICS
         return path.is_file() and (path.stat().st_size == 0 or matches(Source(path)))
     return any(
-        isinstance(record := _parse(line), dict) and (*record,)[:3] == REQUIRED for line in source.head
+        (*record,)[:3] == REQUIRED and None not in map(number, record.values()) for record in source.objects
     )
 
 
@@ -41,17 +41,18 @@ def read(source: Source) -> Log:
         source = Source(source.path / METRICS)
     reading = Reading(source)
     complete = source.data.endswith(b"\n")
-    for number_, line in enumerate(source.lines, 1):
-        record = _parse(line)
+    for count, line in enumerate(source.lines, 1):
         if not line.strip():
             reading.other()
-        elif isinstance(record, dict):
-            kind = _kind(record)
-            reading.record(number_, kind, record)
-        elif number_ == len(source.lines) and not complete:
-            reading.fault(number_, "the last line is incomplete: it was being written (continuing drops it)")
+            continue
+        try:
+            record = _parse(line)
+        except ValueError as error:
+            cut = count == len(source.lines) and not complete
+            incomplete = "the last line is incomplete: it was being written (continuing drops it)"
+            reading.fault(count, incomplete if cut else str(error))
         else:
-            reading.fault(number_, record)
+            reading.record(count, _kind(record), record)
     config = _other_files(reading, source.path.parent)
     columns = {column for row in reading.rows for column in row}
     units = {column: unit for column in sorted(columns) if (unit := _unit(column))}
@@ -60,18 +61,19 @@ def read(source: Source) -> Log:
     return reading.log("run", units, config)
 
 
-def _parse(line: str) -> dict[str, Any] | str:
-    """The record of a line, or why it is none."""
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return f"not JSON ({error})"
-    if not isinstance(values, dict) or any(key not in values for key in REQUIRED):
-        return f"not a record: it must have {', '.join(REQUIRED)}"
+def _parse(line: str) -> dict[str, Any]:
+    """Return the record in a line.
+
+    Raises:
+        ValueError: there is none.
+    """
+    values = json_object(line, REQUIRED)
     record: dict[str, Any] = {key: number(value) for key, value in values.items()}
     record["step"] = whole(values["step"])
-    wrong = [key for key, value in record.items() if value is None]
-    return f"{wrong[0]} is no number ({json.dumps(values[wrong[0]])[:40]})" if wrong else record
+    for key, value in record.items():
+        if value is None:
+            raise ValueError(f"{key} is no number ({json.dumps(values[key])[:40]})")
+    return record
 
 
 def _kind(record: dict[str, Any]) -> str:
@@ -89,16 +91,16 @@ def _unit(column: str) -> str | None:
 
 
 def _loss(config: dict[str, Any]) -> str:
-    """The unit of the training loss: image classification's configuration says it."""
+    """Return the unit of the training loss, which the configuration of image classification determines."""
     mixed = any(config.get(f"augment.{key}") for key in ("mixup", "cutmix", "label_smoothing"))
     known = {"bce": BCE, "ce": CE if mixed else "nats"}
     return known.get(str(config.get("loss")), UNITS["train_loss"])
 
 
 def _other_files(reading: Reading, folder: Path) -> dict[str, Any]:
-    """The configuration; the run's starts, and that it is finished, become events.
+    """Return the configuration; starts and the end of the run become events.
 
-    What is damaged is remarked upon, as the records do not need it.
+    A damaged file is only remarked upon, as the records do not need it.
     """
     found: dict[str, Any] = {}
     for name, load in ((CONFIG, read_config), (ENVIRONMENT, read_starts), (SUMMARY, read_summary)):

@@ -1,43 +1,34 @@
-"""Tables of values that no other format claims: CSV with any separator under a header, and JSON lines.
+"""Tables that no other format claims: CSV with a header and any separator, and JSON lines.
 
-So Lightning, Keras and fastai write their logs, and many scripts. What a column means is their own: common
-names become the table's (see gather.column), every column is kept, and no unit is known. A column that has no
-number at all is kept as text. The position is a column of steps (see STEPS), else `epoch`. With steps, a line
-is a record of training, evaluation or test by the names of its values, and lines of one kind and step are one
-record; else it is one of an epoch.
+Lightning, Keras, fastai and many scripts write such logs. Common names become those of our table (see
+gather.column), every column is kept, and no unit is known. A column without any number is kept as text. The
+position is a column of steps (see STEPS), else `epoch`. With steps, the names of the values tell whether a
+line is a record of training, evaluation or test, and lines of one kind and step are one record. Without, each
+line is an epoch.
 """
 
 import csv
-import json
 import re
 from collections import Counter
 from typing import Any
 
 from repro.logs.gather import STAGES, Columns, flat
 from repro.logs.log import Format, Log, LogError, Reading
-from repro.logs.source import Source, numeric, whole
+from repro.logs.source import Source, json_object, numeric, whole
 
-STEPS = (
-    "global_step",
-    "trainer/global_step",
-    "num_updates",
-    "step",
-    "steps",
-    "iteration",
-    "iter",
-)  # best first
+# columns of steps, best first
+STEPS = ("global_step", "trainer/global_step", "num_updates", "step", "steps", "iteration", "iter")
 EPOCHS = ("epoch", "epochs")
-KINDS = ("mode", "split", "phase", "stage", "type")  # JSON: which of STAGES the others are of
+KINDS = ("mode", "split", "phase", "stage", "type")  # JSON keys whose value is the stage of a record
 SEPARATORS = (",", ";", "\t", "|", None)  # None: blanks
-Entries = list[
-    tuple[int, dict[str, Any] | None]
-]  # line and values by name; None where the header comes again
+# line number and values by name; None: the header is repeated here
+Entries = list[tuple[int, dict[str, Any] | None]]
 _DECIMAL = re.compile(r"-?\d+,\d+([eE][+-]?\d+)?")
 _WORD = re.compile(r"[A-Za-z_][\w/.@%()-]*")
 
 
 def _position(names: Any, wanted: tuple[str, ...]) -> str | None:
-    """Return which of these names is a position."""
+    """Return the name of the position: the first of `wanted` that is there, in any case."""
     lower = {str(name).lower(): name for name in reversed(list(names))}
     return next((lower[name] for name in wanted if name in lower), None)
 
@@ -46,23 +37,20 @@ def _split(line: str, separator: str | None) -> list[str]:
     """Return the cells of a line, stripped.
 
     Raises:
-        csv.Error: it is none.
+        csv.Error: the line is malformed.
     """
     if separator is None:
         return line.split()
     cells = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
-    if separator == ";":  # as the comma is the decimal sign
+    if separator == ";":  # then the comma is the decimal point
         cells = [cell.replace(",", ".") if _DECIMAL.fullmatch(cell.strip()) else cell for cell in cells]
     return [cell.strip() for cell in cells]
 
 
 def _header(line: str) -> tuple[str | None, list[str]] | None:
-    """Return the separator and the names in a line that heads a table, None for any other line."""
+    """Return the separator and the names in a header, or None if the line is not a header."""
     for separator in SEPARATORS:
-        try:
-            names = _split(line.lstrip("# "), separator)
-        except csv.Error:
-            continue
+        names = _cells(line.lstrip("# "), separator)
         if separator is None and not (len(set(names)) == len(names) and all(map(_WORD.fullmatch, names))):
             continue  # a sentence
         several = len(list(filter(None, names))) > 1
@@ -72,7 +60,7 @@ def _header(line: str) -> tuple[str | None, list[str]] | None:
 
 
 def _told_apart(names: list[str]) -> list[str]:
-    """Return names of which none is empty (as that of pandas' index is) or there twice."""
+    """Return unique names; an empty one (as of pandas' index) or a repeated one gets its number."""
     seen = Counter[str]()
     for place, name in enumerate(names, 1):
         seen[name] += 1
@@ -90,7 +78,7 @@ def _is_number(cell: Any) -> bool:
 
 
 def matches_csv(source: Source) -> bool:
-    """Tell whether the file begins with names, one of which is a position, and has a number below that."""
+    """Return whether the file begins with a header that has a position with a number below."""
     head = source.head
     header = _header(head[0]) if head else None
     if header is None:
@@ -102,6 +90,7 @@ def matches_csv(source: Source) -> bool:
 
 
 def _cells(line: str, separator: str | None) -> list[str]:
+    """Return the cells of a line, none if it is malformed."""
     try:
         return _split(line, separator)
     except csv.Error:
@@ -109,10 +98,10 @@ def _cells(line: str, separator: str | None) -> list[str]:
 
 
 def read_csv(source: Source) -> Log:
-    """Read a table with a header, which may come again where the run was resumed.
+    """Read a table with a header, which may be repeated where the run was resumed.
 
     Raises:
-        LogError: there is no record, or the epochs have several lines each.
+        LogError: there is no record, or epochs have several lines each.
     """
     reading = Reading(source)
     separator, names = _header(source.head[0] if source.head else "") or (",", [])
@@ -134,44 +123,32 @@ def read_csv(source: Source) -> Log:
     return _log(reading, "csv", entries)
 
 
-def _record(line: str) -> dict[str, Any] | str:
-    """The values of a JSON object by name, those of nested ones as `a.b`; why a line is none."""
-    try:
-        record = json.loads(line)
-        return dict(flat(record)) if isinstance(record, dict) else "not a JSON object"
-    except (ValueError, RecursionError) as error:
-        return f"not JSON ({error})"
-
-
 def matches_json(source: Source) -> bool:
-    """Tell whether one of the first lines is a JSON object with a position."""
-    records = (_record(line) for line in source.head if line.startswith("{"))
+    """Return whether one of the first lines is a JSON object with a position."""
+    records = (dict(flat(record)) for record in source.objects)
     return any(
-        _is_number(record[place])
-        for record in records
-        if isinstance(record, dict) and (place := _position(record, STEPS + EPOCHS))
+        _is_number(record[place]) for record in records if (place := _position(record, STEPS + EPOCHS))
     )
 
 
 def read_json(source: Source) -> Log:
-    """Read a file with a JSON object a line.
+    """Read a file with one JSON object per line; nested keys become `a.b`.
 
     Raises:
-        LogError: there is no record, or the epochs have several lines each.
+        LogError: there is no record, or epochs have several lines each.
     """
     reading = Reading(source)
     entries: Entries = []
     for number, line in reading.sound(closed=True):
-        record = _record(line)
-        if isinstance(record, str):
-            reading.fault(number, record)
-        else:
-            entries.append((number, _staged(record)))
+        try:
+            entries.append((number, _staged(dict(flat(json_object(line))))))
+        except ValueError as error:
+            reading.fault(number, str(error))
     return _log(reading, "jsonl", entries)
 
 
 def _staged(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the values that there are, under names with the stage if a value of its own tells it."""
+    """Return the values other than None; a value that is a stage becomes the prefix of the other names."""
     told = next((name for name in KINDS if str(record.get(name)).lower() in STAGES), None)
     places = {_position(record, STEPS), _position(record, EPOCHS)}
     return {
@@ -182,7 +159,11 @@ def _staged(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _log(reading: Reading, format: str, entries: Entries) -> Log:
-    """Return the log of what stands in the lines."""
+    """Return the log of these entries.
+
+    Raises:
+        LogError: as `read_csv`.
+    """
     values = [(name, value) for _, entry in entries if entry for name, value in entry.items()]
     names = dict.fromkeys(name for name, _ in values)
     step, epoch = _position(names, STEPS), _position(names, EPOCHS)
@@ -232,7 +213,7 @@ def _place(entry: dict[str, Any], step: str | None, epoch: str | None) -> dict[s
     """Return the position of a line as columns of the table.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the line has no position.
     """
     position: dict[str, Any] = {}
     if step is not None:
@@ -252,12 +233,12 @@ def _place(entry: dict[str, Any], step: str | None, epoch: str | None) -> dict[s
 
 
 def _kind(columns: dict[str, Any]) -> str:
-    """The kind of record that has these columns, where a step has one of each kind."""
+    """Return the kind of a record with these columns."""
     return next((k for k in ("eval", "test") if any(name.startswith(f"{k}_") for name in columns)), "train")
 
 
 def _refuse_steps_of_an_epoch(reading: Reading, entries: Entries, step: str, epoch: str) -> None:
-    """Raise LogError if steps begin again with every epoch, as they are then no position in the run."""
+    """Raise LogError if steps restart with every epoch, so that they are no position in the run."""
     last: tuple[float, float] | None = None
     for number, entry in entries:
         try:

@@ -1,10 +1,9 @@
-"""TensorBoard's event files: one, or the folder of a run, whose further files are restarts of it.
+"""TensorBoard's event files: one, or the folder of a run, in which further files are restarts.
 
 A file is a sequence of framed events (TFRecord: length, checksum, content, checksum). The frames are read
-here and not by tensorboard's EventAccumulator, which ends without a word where a file is damaged. Scalars of
-one step make one record; an event's number in its file stands for the line. Scalars are float32 and are
-given as the shortest decimal number that is the same float32. Other events (text, images, histograms) are
-counted only.
+here because tensorboard's EventAccumulator silently stops at damage. The scalars of one step make one record;
+the number of an event in its file stands for the line. Scalars are float32, given as the shortest decimal
+number of the same float32. Other events (text, images, histograms) are only counted.
 """
 
 import re
@@ -25,7 +24,7 @@ _TIME = re.compile(r"tfevents\.(\d{1,18})")
 
 
 def matches(source: Source) -> bool:
-    """Tell whether it is an event file (its first frame is sound) or a folder that has some."""
+    """Return whether this is an event file (its first frame is sound) or a folder that has some."""
     if source.path.is_dir():
         return bool(find(source.path, PATTERN))
     start = source.data[:_HEADER]
@@ -112,7 +111,7 @@ def _read_file(path: Path) -> _File:
 
 
 def _frames(data: bytes) -> Iterator[bytes | str]:
-    """Yield the content of each frame; what is wrong with it instead, for one that is damaged."""
+    """Yield the content of each frame, or the fault of a damaged one."""
     position = 0
     while position < len(data):
         rest = len(data) - position
@@ -134,15 +133,13 @@ def _frames(data: bytes) -> Iterator[bytes | str]:
 
 
 def _sound(content: bytes, checksum: bytes) -> bool:
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import (
-        masked_crc32c,
-    )
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
     return bool(masked_crc32c(content) == struct.unpack("<I", checksum)[0])
 
 
 def _number(value: Any) -> float | None:
-    """The number of a scalar summary, old style or new, None for any other."""
+    """Return the number of a scalar summary, in the old or new form, or None for other summaries."""
     if value.HasField("simple_value"):
         return float(str(np.float32(value.simple_value)))
     if value.metadata.plugin_data.plugin_name != "scalars":
@@ -161,7 +158,7 @@ def _kind(value: Any) -> str:
 
 
 def _begin(path: Path) -> tuple[int, str]:
-    """When a file was begun, which its name says, to the second."""
+    """Return the time in a file's name, in seconds, and the name."""
     found = _TIME.search(path.name)
     return int(found[1]) if found else 0, path.name
 

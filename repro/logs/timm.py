@@ -1,8 +1,8 @@
-"""timm's `summary.csv`, a line an epoch, and the `args.yaml` next to it.
+"""timm's `summary.csv`, with a line per epoch, and the `args.yaml` next to it.
 
 train_loss is the mean over the logged batches (every 50th and the last), eval_loss the plain cross entropy.
-timm counts epochs from 0. It writes the header again when a run is resumed into the same file, and has no
-column for the learning rate unless it is a recent version.
+timm counts epochs from 0 and repeats the header when a run is resumed into the same file. Only recent
+versions have a column for the learning rate.
 """
 
 import csv
@@ -15,29 +15,24 @@ from repro.logs.source import LogError, Source, numeric, whole
 from repro.reading import parse_yaml
 
 REQUIRED = ("epoch", "train_loss")
-HEADER = re.compile(r"epoch,train_loss(,eval_\w+)+(,lr)?")  # of a file, which no other program writes
-RENAMED = {"eval_prec1": "eval_top1", "eval_prec5": "eval_top5"}  # as versions before 0.1.20 had it
+HEADER = re.compile(r"epoch,train_loss(,eval_\w+)+(,lr)?")  # no other program writes this one
+RENAMED = {"eval_prec1": "eval_top1", "eval_prec5": "eval_top5"}  # names before version 0.1.20
 LINE = re.compile(r"epoch,train_loss|\d+(,-?\d+\.\d+(e[+-]?\d+)?){2,}\s*$")
 UNITS = {"lr": "1", "train_loss": "the training loss's own", "eval_top1": "%", "eval_top5": "%"}
 BCE = "nats per class, mean over classes"
 BCE_SUM = "nats, sum over classes"
 CE = "nats, against mixed and smoothed labels"
-CYCLIC = ("cosine", "tanh", "poly")  # schedules after which the cool-down comes
-MIXES = ("mixup", "cutmix", "cutmix_minmax", "smoothing")  # arguments by which labels are not the plain ones
+CYCLIC = ("cosine", "tanh", "poly")  # schedules that are followed by the cool-down
+MIXES = ("mixup", "cutmix", "cutmix_minmax", "smoothing")  # arguments that change the labels
 
 
 def matches(source: Source) -> bool:
-    """Tell whether the file begins with timm's header."""
+    """Return whether the file begins with timm's header."""
     return bool(source.head) and HEADER.fullmatch(source.head[0]) is not None
 
 
-def is_header(cells: list[str]) -> bool:
-    """Tell whether these are names of columns: they are in every file where a run began or was resumed."""
-    return all(name in [cell.strip() for cell in cells] for name in REQUIRED)
-
-
 def read(source: Source) -> Log:
-    """Read a summary, with the arguments next to it, if there are any.
+    """Read a summary, and the arguments next to it if there are any.
 
     Raises:
         LogError: there is no header, or no record.
@@ -50,7 +45,7 @@ def read(source: Source) -> Log:
         except csv.Error as error:
             reading.fault(number, f"not comma-separated values ({error})")
             continue
-        if is_header(cells):
+        if all(name in cells for name in REQUIRED):  # a header
             columns = _header(reading, number, columns, cells)
         elif columns:
             _record(reading, number, columns, cells)
@@ -67,18 +62,18 @@ def read(source: Source) -> Log:
 
 
 def _loss(args: dict[str, Any]) -> str:
-    """Return the unit of the training loss that timm's script takes with these arguments."""
+    """Return the unit of the training loss of timm's script with these arguments."""
     if args.get("jsd_loss") or args.get("bce_pos_weight"):
         return UNITS["train_loss"]
     if not any({"smoothing": 0.1, **args}.get(name) for name in MIXES):
-        return "nats"  # of BCE, too
+        return "nats"  # also for BCE
     if args.get("bce_loss"):
         return BCE_SUM if args.get("bce_sum") else BCE
     return CE
 
 
 def _header(reading: Reading, number: int, before: list[str], cells: list[str]) -> list[str]:
-    """Account for a line of names, and return those that hold from here on."""
+    """Count a header, and return the columns that are valid from here."""
     columns = [RENAMED.get(cell, cell) for cell in cells]
     bad = {c for c in columns if (c in POSITION and c != "epoch") or columns.count(c) > 1 or not c}
     if bad:
@@ -107,7 +102,7 @@ def _record(reading: Reading, number: int, columns: list[str], cells: list[str])
         return
     for column in ("eval_top1", "eval_top5"):
         if column in values:
-            values[column] = round(values[column], 3)  # of 50,000 images; the rest is float noise
+            values[column] = round(values[column], 3)  # exact for 50,000 images; the rest is rounding
     reading.record(number, "epoch", {"epoch": epoch, **values})
 
 
@@ -130,12 +125,12 @@ def _args_beside(reading: Reading) -> dict[str, Any]:
 
 
 def _compare(reading: Reading, args: dict[str, Any]) -> None:
-    """Say where the log and the arguments do not fit, or where these change what a column means."""
+    """Remark on contradictions between log and arguments, and on arguments that change a column's meaning."""
     path = reading.source.path
     if args.get("model_ema") and not args.get("model_ema_force_cpu"):
         reading.oddities.append(f"{path}: the eval columns are those of the averaged (EMA) model")
     if args.get("sched", "cosine") not in CYCLIC or (args.get("lr_cycle_limit") or 1) != 1:
-        return  # other schedules have other numbers of epochs
+        return  # other schedules count epochs differently
     if (args.get("val_interval") or 1) != 1:
         return  # epochs without an evaluation are not in the summary
     prefix = args.get("warmup_epochs", 0) if args.get("warmup_prefix") else 0
@@ -148,10 +143,10 @@ def _compare(reading: Reading, args: dict[str, Any]) -> None:
 
 
 def read_args(source: Source) -> dict[str, Any]:
-    """Return the settings in an `args.yaml`, unknown keys too; `no_prox`, newer than some files, is False.
+    """Return the settings in an `args.yaml`, including unknown keys; `no_prox` is False in older files.
 
     Raises:
-        LogError: it is no flat mapping.
+        LogError: the file is not a flat mapping with a model.
     """
     text = "\n".join(source.lines)
     try:

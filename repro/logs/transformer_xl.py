@@ -1,8 +1,8 @@
-"""The `log.txt` of Transformer-XL's train.py: settings, a line every 200 steps, and one an evaluation.
+"""The `log.txt` of Transformer-XL's train.py: settings, a line every 200 steps, and one per evaluation.
 
-Losses are in nats with 2 decimals, perplexity (exp of the loss) has 3; lr has 3 significant digits. `loss` is
-the mean since the line before, `ms/batch` too, an evaluation in between included. Epochs count from 1; a step
-belongs to the epoch it is in. The test result is that of the checkpoint with the best validation loss.
+Losses are in nats with 2 decimals, perplexity (exp of the loss) has 3; lr has 3 significant digits. `loss`
+and `ms/batch` are means since the previous line, which may include an evaluation. Epochs count from 1. The
+test result is that of the checkpoint with the best validation loss.
 """
 
 import math
@@ -43,18 +43,17 @@ UNITS = {
 
 
 def matches(source: Source) -> bool:
-    """Tell whether the first lines are the settings between rules, or records."""
+    """Return whether the first lines are settings between rules, or records."""
     head = source.head
     settings = any(RULE.fullmatch(a) and SETTING.fullmatch(b) for a, b in pairwise(head))
     return settings or any(LINE.match(line) for line in head)
 
 
 def read(source: Source) -> Log:
-    """Read a log; `config` are its settings, as Python values.
+    """Read a log; `config` gets its settings as Python values.
 
-    The record `test` has the step of the best evaluation before it, as it is this model that was tested.
-    `seconds`, at evaluations, adds up what the lines say since the evaluation before, as long as none of
-    them is missing.
+    The record `test` has the step of the best evaluation before it, whose model was tested. `seconds`, at
+    evaluations, is the sum of the times between evaluations, as long as none is missing.
 
     Raises:
         LogError: there is no record.
@@ -66,7 +65,7 @@ def read(source: Source) -> Log:
         text = line.strip()
         if setting := SETTING.fullmatch(text):
             clock = _Clock(None)
-            if reading.rows:  # the file goes on with another process's settings
+            if reading.rows:  # another process has continued the file
                 reading.resumed(number, "settings again")
             else:
                 config[setting[1]] = literal(setting[2] or "")
@@ -81,17 +80,17 @@ def read(source: Source) -> Log:
 
 
 class _Clock:
-    """Time since the process started, from the time between evaluations.
+    """Time since the process started, as the sum of the times between evaluations.
 
-    `last` is the evaluation before, counted from 1 over the whole run; None where a process just started.
+    `last` is the index of the previous evaluation, from 1 over the whole run; None: the process just started.
     """
 
     def __init__(self, last: int | None) -> None:
         self.last, self.seconds = last, 0.0
 
     def evaluation(self, index: int, seconds: float) -> dict[str, float]:
-        """Return the time at evaluation `index`, if it is known."""
-        if index != self.last:  # else another process wrote it, too
+        """Return the time at evaluation `index`, if known."""
+        if index != self.last:  # else another process has written it before
             follows = self.last is None or index == self.last + 1
             self.seconds = self.seconds + seconds if follows else math.nan
             self.last = index
@@ -130,7 +129,7 @@ def _best(reading: Reading, metric: str) -> int:
     """Return the step of the best evaluation so far, or else of the last record.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no record.
     """
     results = [(row.get(f"eval_{metric}", math.nan), row["step"]) for row in reading.rows]
     finite = [result for result in results if math.isfinite(result[0])]

@@ -1,9 +1,9 @@
-"""wandb's offline runs: `run-ID.wandb`, its folder `offline-run-...`, or a folder with those of one run.
+"""Offline runs of wandb: `run-ID.wandb`, its folder `offline-run-...`, or a folder with those of one run.
 
-The file is a log of protobuf records in LevelDB's format (blocks of 32 KiB with checksums). wandb brings
-the records' schema but no longer a reader in Python, so the blocks are read here, without a network. The
-number of a record stands for its line. A row of the history gives a record for each of train, eval and test
-that it has values of. Steps are those logged as `global_step` (Hugging Face and Lightning do), else wandb's.
+The file is a log of protobuf records in LevelDB's format (blocks of 32 KiB with checksums). wandb has the
+schema of the records but no longer a reader in Python, so the blocks are read here. The number of a record
+stands for its line. A row of the history gives a record for each of train, eval and test of which it has
+values. Steps are those logged as `global_step` (by Hugging Face and Lightning), or else wandb's.
 """
 
 import struct
@@ -17,7 +17,7 @@ from repro.reading import parse_json
 
 PATTERN = "*.wandb"
 _MAGIC = b":W&B"
-_START = 7  # bytes before the first record: magic, another number and the version
+_START = 7  # bytes before the first record: two magic numbers and the version
 _BLOCK = 32768
 _HEADER = struct.Struct("<IHB")  # checksum, length, kind
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
@@ -25,7 +25,7 @@ _STEPS = ("global_step", "train/global_step", "trainer/global_step")
 
 
 def matches(source: Source) -> bool:
-    """Tell whether it is a wandb file or a folder that has one."""
+    """Return whether this is a wandb file or a folder that has one."""
     if source.path.is_dir():
         return bool(find(source.path, PATTERN))
     return source.data.startswith(_MAGIC)
@@ -40,7 +40,7 @@ def read(source: Source) -> Log:
     if not source.path.is_dir():
         return _read(source)
     paths = find(source.path, PATTERN)
-    if len({path.name for path in paths}) > 1:  # the ID is the run's, and stays when it is resumed
+    if len({path.name for path in paths}) > 1:  # a resumed run keeps its ID
         raise several(source.path, [str(path) for path in paths])
     logs = [_read(Source(path)) for path in paths]
     return merge(logs) if len(logs) > 1 else logs[0]
@@ -62,7 +62,7 @@ def _read(source: Source) -> Log:
             kind = record.WhichOneof("record_type")
             if kind == "history":
                 rows.append((count, record.history.step.num, _items(record.history.item)))
-                continue  # is accounted for below
+                continue  # counted below
             if kind == "run":
                 config |= _items(record.run.config.update)
             elif kind == "config":
@@ -107,13 +107,13 @@ def _log(reading: Reading, rows: list[tuple[int, int | None, dict[str, Any]]], c
 
 
 def _contents(data: bytes) -> Iterator[bytes | str]:
-    """Yield the content of each record; where one is damaged, what is wrong, and go on a block later."""
+    """Yield the content of each record, or the fault of a damaged one, after which the next block is read."""
     position = _START
     parts: list[bytes] | None = None
     while position < len(data):
         rest = _BLOCK - position % _BLOCK
         header = data[position : position + _HEADER.size]
-        if rest < _HEADER.size:  # no header fits: filled with zeros
+        if rest < _HEADER.size:  # padding, as no header fits
             position += rest
             continue
         if len(header) < _HEADER.size:
@@ -132,7 +132,7 @@ def _contents(data: bytes) -> Iterator[bytes | str]:
             if parts is not None:
                 yield f"ends early, before byte {position}"
             parts = [content]
-        elif parts is not None:  # None: the rest of a record whose beginning was damaged
+        elif parts is not None:  # None: its first part was damaged
             parts.append(content)
         if parts is not None and kind in (_FULL, _LAST):
             yield b"".join(parts)
@@ -144,7 +144,7 @@ def _contents(data: bytes) -> Iterator[bytes | str]:
 
 
 def _items(items: Iterable[Any]) -> dict[str, Any]:
-    """The values of a row by key, those of nested ones as `a.b`."""
+    """Return the values of a row by key, nested ones as `a.b`."""
     return {".".join(item.nested_key) or item.key: parse_json(item.value_json) for item in items}
 
 

@@ -87,7 +87,7 @@ class RowsPiece:
 
 
 def held_out(text: str, share: float) -> bool:
-    """Tell whether a row, or a file of this name, is for validation: so equal ones stay together."""
+    """Return whether a row, or a file of this name, is for validation: so equal ones stay together."""
     return zlib.crc32(text.encode()) < share * 2**32
 
 

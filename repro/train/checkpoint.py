@@ -1,8 +1,8 @@
 """Checkpoints that survive a kill, a full disk and a damaged file.
 
-A checkpoint is a folder `step-<step>` with the model's weights as safetensors, whatever else the writer puts
-there, and `manifest.json` with the size and SHA-256 of every file, and its own. It appears complete or not at
-all. Nothing is ever removed except checkpoints and what a kill left of them, known by their names.
+A checkpoint is a folder `step-<step>` with the model's weights as safetensors, the writer's other files, and
+`manifest.json` with the size and SHA-256 of every file and a SHA-256 of its own. It appears complete or not
+at all. Nothing is ever removed except checkpoints and their remains after a kill, which have known names.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from repro.errors import UserError
 from repro.loading import Unreadable, parse_json, read_text
+from repro.reading import sha256
 
 MANIFEST = "manifest.json"
 MODEL = "model.safetensors"
@@ -26,7 +27,7 @@ EMA = "ema.safetensors"
 
 _NAME = re.compile(r"step-\d{9,}")
 _LEFTOVER = re.compile(r"\.(tmp|old)-step-\d{9,}")
-_UNSIGNED = {"step", "model", "parameters", "best", "files"}  # all keys of a manifest without a digest
+_UNSIGNED = {"step", "model", "parameters", "best", "files"}  # keys of an older manifest, without a digest
 
 
 def save(
@@ -40,13 +41,13 @@ def save(
     """Create the checkpoint of `step` under `root`.
 
     Args:
-        write: puts the files into the folder it is given.
+        write: writes the files into the folder that it is given.
         about: JSON-able facts for the manifest: `model` (name), `parameters` (count), ...
-        main: of several processes that each write a part, whether this is the first.
-        wait: then returns when all of them have called it.
+        main: whether this is the first of several processes that each write a part.
+        wait: a barrier of these processes.
 
     Raises:
-        UserError: the disk refused. Nothing is left of the attempt; older checkpoints are as they were.
+        UserError: the files cannot be written. Nothing is left of the attempt; older checkpoints are intact.
     """
     final = root / f"step-{step:09d}"
     temporary = root / f".tmp-{final.name}"
@@ -65,14 +66,10 @@ def save(
         for path in temporary.iterdir():
             _flush(path)
         _flush(temporary)
-        remove(final)  # only ever a damaged one, passed over when the run was resumed
+        remove(final)  # if it exists, it is damaged and was skipped when the run was resumed
         temporary.rename(final)
         _flush(root)
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # torch.save reports a full disk as RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is a RuntimeError of torch.save
         with contextlib.suppress(OSError):
             remove(temporary)
         reason = str(error).splitlines()[0]
@@ -85,10 +82,10 @@ def save(
 
 
 def newest(root: Path, warn: Callable[[str], None] = print) -> Path | None:
-    """Return the newest undamaged checkpoint under `root`, or None where there is none at all.
+    """Return the newest undamaged checkpoint under `root`, or None if there is no checkpoint.
 
     Raises:
-        UserError: there are checkpoints, all of them damaged.
+        UserError: all checkpoints are damaged.
     """
     folders = _all(root)
     for folder in reversed(folders):
@@ -102,7 +99,7 @@ def newest(root: Path, warn: Callable[[str], None] = print) -> Path | None:
 
 
 def damage(folder: Path) -> str | None:
-    """Say what is wrong with a checkpoint, or None if every file is as the manifest says."""
+    """Return what is wrong with a checkpoint, or None if every file matches the manifest."""
     try:
         files = read_manifest(folder)["files"]
     except Unreadable as error:
@@ -126,7 +123,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a checkpoint, without its digest.
 
     Raises:
-        Unreadable: it is missing, or not as it was written, be it by a bit.
+        Unreadable: it is missing or damaged.
     """
     path = folder / MANIFEST
     text = read_text(path)
@@ -151,14 +148,14 @@ def prune(root: Path, keep: int, also: Iterable[str]) -> None:
 
 
 def clean(root: Path) -> None:
-    """Remove what a killed process may have left half-written or half-deleted under `root`."""
+    """Remove what a killed process left half-written or half-deleted under `root`."""
     for path in list(root.iterdir()) if root.is_dir() else []:
         if _LEFTOVER.fullmatch(path.name):
             remove(path)
 
 
 def discard(root: Path) -> None:
-    """Remove every checkpoint under `root`, and `root` if nothing else is in it and it is no link."""
+    """Remove every checkpoint under `root`, and `root` itself if it is then empty and not a link."""
     clean(root)
     for folder in _all(root):
         _drop(folder)
@@ -167,17 +164,17 @@ def discard(root: Path) -> None:
 
 
 def best(path: Path) -> Path:
-    """Return the best checkpoint of a run's folder, or its newest; any other path as it is.
+    """Return the best checkpoint of a run's folder, or else its newest; any other path unchanged.
 
     Raises:
-        UserError: it is a run's folder, all of whose checkpoints are damaged.
+        UserError: all checkpoints of the run are damaged.
     """
     last = newest(path / "checkpoints")
     return path if last is None else last.with_name(read_manifest(last).get("best") or last.name)
 
 
 def first_difference(ours: Mapping[str, Sequence[int]], theirs: Mapping[str, Sequence[int]]) -> str | None:
-    """Say what is different about the tensors of a checkpoint, by name and shape; None if nothing is."""
+    """Return the first difference between two checkpoints, given as shapes by name, or None."""
     for key in [*ours, *theirs]:
         if key not in theirs:
             return f"it has no {key}"
@@ -189,20 +186,20 @@ def first_difference(ours: Mapping[str, Sequence[int]], theirs: Mapping[str, Seq
 
 
 def _all(root: Path) -> list[Path]:
-    """The checkpoints under `root`, be they damaged, the oldest first; what has another name is none."""
+    """Return the checkpoints under `root`, damaged or not, oldest first."""
     found = [path for path in (root.iterdir() if root.is_dir() else ()) if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _drop(folder: Path) -> None:
-    """Delete a checkpoint, out of the way in one move first: a kill in the middle leaves no half of one."""
+    """Delete a checkpoint; it is renamed first, so that a kill leaves no partial one."""
     doomed = folder.with_name(f".old-{folder.name}")
     remove(doomed)
     remove(folder.rename(doomed))
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, if it is there; of a link the link alone."""
+    """Remove a file or folder if it exists; of a link, only the link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -210,21 +207,17 @@ def remove(path: Path) -> None:
 
 
 def _signed(manifest: dict[str, Any]) -> str:
-    """The text of a manifest, which begins with the SHA-256 of what it would be without that."""
+    """Return the text of a manifest, with the SHA-256 of the rest as its first entry."""
     digest = hashlib.sha256(json.dumps(manifest, indent=1).encode()).hexdigest()
     return json.dumps({"sha256": digest, **manifest}, indent=1) + "\n"
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _flush(path: Path) -> None:
-    """Have the disk confirm a file's contents or a folder's entries."""
+    """Flush a file's contents or a folder's entries to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -151,7 +151,7 @@ def flushed() -> Iterator[None]:
 
 
 def reader_left(error: Exception) -> bool:
-    """Tell whether this error came from printing to a program that has ended; if so discard the output."""
+    """Return whether this error came from printing to a program that has ended; if so discard the output."""
     if not isinstance(error, BrokenPipeError):
         return False
     try:

@@ -48,7 +48,7 @@ def prepare(name: str) -> list[str]:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Tell whether `error` is what SLURM says about a job that it does not take."""
+    """Return whether `error` is what SLURM says about a job that it does not take."""
     return type(error).__name__ == "FailedJobError" and str(error).lstrip().startswith("sbatch: error")
 
 

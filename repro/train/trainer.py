@@ -273,7 +273,7 @@ class Trainer:
             self._save()
 
     def _is_due(self, epoch: int, done: int) -> bool:
-        """Tell whether to evaluate after the `done`-th step of `epoch`."""
+        """Return whether to evaluate after the `done`-th step of `epoch`."""
         config, step = self.config, self.progress.step
         if done == self.sampler.steps and config.eval_epochs is not None:
             return (epoch + 1) % config.eval_epochs == 0 or step == self.total

@@ -1,6 +1,5 @@
 """What the checks of a row share: their result, the released files, and ways to compare."""
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +8,7 @@ from repro.ledger.rows import File, Recipe, Row
 from repro.logs import read
 from repro.logs.files import locate
 from repro.logs.log import Log, LogError, merge
+from repro.reading import sha256
 from repro.train.config import ScheduleConfig
 from repro.train.schedules import build_schedule
 
@@ -47,8 +47,7 @@ def gather(row: Row, read_settings: Callable[[File], dict[str, Any]]) -> tuple[E
             evidence.missing.append(file.path)
             continue
         here += 1
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest != file.sha256:
+        if (digest := sha256(path)) != file.sha256:
             notes.append(f"{file.path} has SHA-256 {digest}, the row {file.sha256}")
         try:
             if file.kind == "settings":

@@ -62,7 +62,7 @@ def test_evaluations_at_the_end(tmp_path: Path) -> None:
     twice = end.splitlines(keepends=True)[1] * 2
     log = read(Folder(tmp_path).write(MEGATRON + twice))
     assert log.series("eval_loss").to_dict() == {20: 9.75, 30: 9}
-    assert "evaluated once more" in log.oddities[0]
+    assert "evaluated again" in log.oddities[0]
 
 
 FINAL = """\

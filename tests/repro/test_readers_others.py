@@ -172,9 +172,9 @@ def test_own_records_that_are_none(own_run: Path, tmp_path: Path) -> None:
     log = read(tmp_path)
     assert log.lines == {"record": 13, "fault": 3, "other": 1}
     assert [fault.split(": ", 1)[1][:24] for fault in log.faults] == [
-        "not a record: it must ha",
+        "not a JSON object with s",
         'step is no number ("eigh',
-        "not JSON (maximum recurs",
+        "not JSON (nested too dee",
     ]
     assert [oddity.split(": ")[0] for oddity in log.oddities] == [
         str(tmp_path / "config.yaml"),

@@ -76,7 +76,7 @@ def test_unpacked_content_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(OSError, match="has more than 9,999 bytes unpacked"):
         unpack(path, 9_999)
     monkeypatch.setattr(source, "UNPACKED", 9_999)
-    with pytest.raises(UserError, match=r"log\.txt: has more than 9,999 bytes unpacked; is it a log\?"):
+    with pytest.raises(UserError, match=r"log\.txt: more than 9,999 bytes unpacked; is it a log\?"):
         logs.read(path)
 
 
