@@ -1,4 +1,4 @@
-"""Configuration of where text comes from and how it becomes tokens."""
+"""Configuration of texts and tokenizers."""
 
 from dataclasses import dataclass, field
 
@@ -8,13 +8,7 @@ from repro.errors import UserError
 from repro.train.config import one_of
 
 HUB = ("hf", "the_stack_python", "redpajama_v2", "openwebtext", "c4")  # read by Hugging Face `datasets`
-LARGE = (
-    "books_wikipedia",
-    "the_stack_python",
-    "redpajama_v2",
-    "openwebtext",
-    "c4",
-)  # trained on from shards only
+LARGE = ("books_wikipedia", "the_stack_python", "redpajama_v2", "openwebtext", "c4")  # only as shards
 IN_LINES = ("python_docs", "wikitext2", "wikitext103", "ptb", "books_wikipedia")
 TEXTS = (*IN_LINES, "python_source", "text", *HUB, "shards")
 TOKENIZERS = ("words", "bytes", "bpe", "wordpiece", "gpt2", "file")
@@ -22,23 +16,23 @@ TOKENIZERS = ("words", "bytes", "bpe", "wordpiece", "gpt2", "file")
 
 @dataclass
 class TextConfig:
-    """Text in lines or in whole documents, in splits train, valid and (not from every source) test."""
+    """Text in lines or whole documents, with the splits train, valid and (not in every source) test."""
 
     name: str = "python_docs"  # one of TEXTS, which docs/text.md describes
-    root: str | None = None  # folder or file; for hf and its like also a name on the Hugging Face hub
-    unit: str = "lines"  # what is tokenised by itself: lines | documents, which are kept verbatim
+    root: str | None = None  # folder or file; for HUB also a name on the Hugging Face hub
+    unit: str = "lines"  # unit of tokenisation: lines | documents, which are kept verbatim
     end_of_document: bool = False  # put the tokenizer's eos after every document; with unit documents
-    strip: bool = True  # cut blanks off both ends of every line
-    valid_share: float = 0.01  # held out for validation where the source has no split for it
-    # hf and its like only, as all below: the data set's configuration, if it has several
+    strip: bool = True  # remove blanks at both ends of every line
+    valid_share: float = 0.01  # held out for validation if the source has no split for it
+    # For HUB only, like all keys below: the configuration of the data set, if it has several
     dataset_config: str | None = None
-    files: str | None = None  # pattern of its files below root, such as data/*.parquet, to read just these
+    files: str | None = None  # pattern of the files to read below root, such as data/*.parquet
     column: str = "text"
-    rows: str = "documents"  # what a row is: documents | lines
+    rows: str = "documents"  # content of a row: documents | lines
     train_split: str = "train"
-    valid_split: str = "validation"  # where there is none, valid_share of the training rows
+    valid_split: str = "validation"  # if there is none, valid_share of the training rows
     test_split: str = "test"
-    # read the rows as they come, instead of first storing the data set as Arrow files
+    # read rows as they arrive, instead of first storing the data set as Arrow files
     streaming: bool = False
 
     def check(self) -> None:
@@ -57,7 +51,7 @@ class TextConfig:
         if self.unit == "lines":
             if self.name == "python_source":
                 raise UserError(f"{unit}: data={self.name} has documents; set data.unit=documents")
-            if self.end_of_document and self.name != "shards":  # whose unit is known when they are there
+            if self.end_of_document and self.name != "shards":  # their manifest has the unit
                 raise UserError(f"data.end_of_document=true: needs data.unit=documents, not {unit}")
         elif self.name in IN_LINES:
             raise UserError(f"{unit}: data={self.name} has lines; data=text reads files as documents")
@@ -67,11 +61,11 @@ class TextConfig:
 
 @dataclass
 class TokenizerConfig:
-    """What cuts lines into tokens. Without a path it is made from the training text."""
+    """The tokenizer. Without a path it is made from the training text."""
 
     name: str = "bpe"  # one of TOKENIZERS, which docs/text.md describes
-    path: str | None = None  # folder or file of a tokenizer that exists
-    # of one made here: at most; of one that exists: what it must have; null: any
+    path: str | None = None  # folder or file of an existing tokenizer
+    # exact size of an existing tokenizer; maximum size of one made here; null: any
     vocab_size: int | None = None
 
     def check(self) -> None:
@@ -94,7 +88,7 @@ class TokenizerConfig:
 
 @dataclass
 class PrepareConfig:
-    """What scripts/prepare_text.py reads and makes."""
+    """The configuration of scripts/prepare_text.py."""
 
     data: TextConfig = field(default_factory=TextConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

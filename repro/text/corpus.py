@@ -1,4 +1,4 @@
-"""A text as tokens: what models are trained on."""
+"""A text as tokens."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class Tokens:
     """The tokens of a split.
 
     Attributes:
-        ids: 1-D, uint16 or uint32; in memory, or mapped from a file.
-        lines: int64, one more than there are lines: line i is ids[lines[i]:lines[i + 1]]. An empty line
-            ends a document; it has no ids, with `words` only <eos>. With data.unit=documents a line is a
-            whole document, and its last id with data.end_of_document the tokenizer's eos.
+        ids: [tokens], uint16 or uint32; in memory or mapped from a file.
+        lines: [lines + 1], int64: line i is ids[lines[i]:lines[i + 1]]. An empty line ends a document; it has
+            no ids, or with `words` only <eos>. With data.unit=documents a line is a whole document, which
+            ends with the tokenizer's eos if data.end_of_document is set.
     """
 
     ids: NDArray[Any]
@@ -33,11 +33,11 @@ class Tokens:
 
 
 class Corpus:
-    """The splits of a text; each is made when it is first asked for.
+    """The splits of a text, each made on first use.
 
     Attributes:
-        tokenizer: what made the tokens.
-        splits: names of the splits that there are: train, valid and mostly test.
+        tokenizer: the tokenizer of the text.
+        splits: names of its splits: train, valid and mostly test.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class Corpus:
         self._made: dict[tuple[str, int | None], Tokens] = {}
 
     def split(self, name: str, tokens: int | None = None) -> Tokens:
-        """Return a split; with `tokens` only as many of its first lines as make that many, or all.
+        """Return a split; with `tokens`, only its first lines up to that number of tokens.
 
         Raises:
-            UserError: the text has no such split, or nothing in it.
+            UserError: the text has no such split, or the split is empty.
         """
         if name not in self._makers:
             raise UserError(f"data={self._name}: has no {name} split, only {', '.join(self.splits)}")
@@ -63,10 +63,10 @@ class Corpus:
 
 
 def load(text: TextConfig, tokenizer: TokenizerConfig) -> Corpus:
-    """Return the corpus of a configuration; a data.root of shards is mapped, not read.
+    """Return the corpus of a configuration; shards at data.root are mapped into memory.
 
     Raises:
-        UserError: text or tokenizer are not there, or not what the configuration says.
+        UserError: the text or tokenizer is missing, or contradicts the configuration.
     """
     text.check()
     tokenizer.check()
@@ -75,9 +75,8 @@ def load(text: TextConfig, tokenizer: TokenizerConfig) -> Corpus:
         folder = sources.find_root(text, "a folder that `python scripts/prepare_text.py shards` made")
         made, manifest = shards.open_folder(folder, tokenizer)
         shards.check_unit(folder, manifest, text)
-        return Corpus(
-            text.name, made, {split: partial(_map, folder, manifest, split) for split in manifest["splits"]}
-        )
+        mapped = {split: partial(_map, folder, manifest, split) for split in manifest["splits"]}
+        return Corpus(text.name, made, mapped)
     if text.name in LARGE:
         raise UserError(
             f"data.root={text.root}: is no folder of shards, and this text is too large to be tokenised at "
@@ -87,9 +86,8 @@ def load(text: TextConfig, tokenizer: TokenizerConfig) -> Corpus:
     train = splits["train"]
     made = tokenizers.build(tokenizer, lambda: (lines for piece in train for lines in piece.batches()))
     end = tokenizers.end_of_document(text, made)
-    return Corpus(
-        text.name, made, {split: partial(_tokenise, split, splits[split], made, end) for split in splits}
-    )
+    makers = {split: partial(_tokenise, split, pieces, made, end) for split, pieces in splits.items()}
+    return Corpus(text.name, made, makers)
 
 
 def _tokenise(
@@ -98,12 +96,8 @@ def _tokenise(
     ids, counts = [np.zeros(0, tokenizer.dtype)], [np.zeros(1, np.int64)]
     made, unit = 0, pieces[0].unit if pieces else "B"
     total = sum(piece.size for piece in pieces)
-    with (
-        tqdm(
-            total=total, unit=unit, unit_scale=True, desc=f"tokenising {split}", leave=False, disable=None
-        ) as bar,
-        tokenizers.all_cores(),
-    ):
+    bar = tqdm(None, f"tokenising {split}", total, leave=False, disable=None, unit=unit, unit_scale=True)
+    with bar, tokenizers.all_cores():
         for lines in _read(pieces, bar):
             flat, lengths = tokenizer.encode_flat(lines, end)
             ids.append(flat)
@@ -125,7 +119,7 @@ def _map(folder: Path, manifest: shards.Manifest, split: str, tokens: int | None
 
 
 def _first(text: Tokens, tokens: int | None) -> Tokens:
-    """Return as many lines of a text as make `tokens`, or all."""
+    """Return the first lines of a text up to `tokens` tokens, or all."""
     if tokens is None or tokens >= len(text.ids):
         return text
     last = int(np.searchsorted(text.lines, tokens))

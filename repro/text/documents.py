@@ -1,12 +1,12 @@
-"""Text in whole files, each of which is a document: source code above all, also Python's own.
+"""Text in files that are one document each, above all source code.
 
-The code that comes with every interpreter is its standard library, about 8 MB: the text to learn from when
-nothing can be fetched. It is the same for one version of Python.
+Python's standard library, about 8 MB, comes with every interpreter: a text that needs no download. It is the
+same for one version of Python.
 """
 
 import os
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from repro.text import python_docs
 from repro.text.encoding import refuse_wide
 from repro.text.files import CHUNK, LONGEST
 
-NOT_READ = python_docs.NOT_READ | {"distutils", "encodings", "pydoc_data"}  # old; tables; prose
-OF_THE_MACHINE = ("_sysconfigdata", "config-")  # how names begin of what differs between installations
+NOT_READ = python_docs.NOT_READ | {"distutils", "encodings", "pydoc_data"}  # outdated; tables; prose
+OF_THE_MACHINE = ("_sysconfigdata", "config-")  # prefixes of files that differ between installations
 
 
 @dataclass(frozen=True)
 class FilesPiece:
-    """Files of `root`, `size` bytes in all. With `lenient` those that are not UTF-8 are left out."""
+    """Files of `root` with a total of `size` bytes; with `lenient`, files that are not UTF-8 are left out."""
 
     root: Path
     paths: tuple[Path, ...]
@@ -32,12 +32,12 @@ class FilesPiece:
 
     @property
     def name(self) -> str:
-        """What the piece is called in a manifest."""
+        """The name of the piece in a manifest."""
         first, last = (self.paths[end].relative_to(self.root).as_posix() for end in (0, -1))
         return f"{first}..{last}:{len(self.paths)}"
 
     def batches(self) -> Iterator[list[str]]:
-        """Give the files' texts, to the last byte as they are, in lists of about CHUNK bytes; no empty ones.
+        """Yield the texts of the files, unchanged, in lists of about CHUNK bytes; empty files are left out.
 
         Raises:
             UserError: a file is not UTF-8 or has more than LONGEST bytes.
@@ -76,16 +76,28 @@ def pieces(root: Path, paths: Sequence[Path], size: int, lenient: bool = False) 
     total = 0
     for path in paths:
         taken.append(path)
-        total += path.stat().st_size if path.exists() else 0  # reading it says what is wrong
+        total += path.stat().st_size if path.exists() else 0  # reading it will report the problem
         if total >= size:
             found.append(FilesPiece(root, tuple(taken), total, lenient))
             taken, total = [], 0
     return [*found, *([FilesPiece(root, tuple(taken), total, lenient)] if taken else [])]
 
 
-def python_files(root: Path) -> list[Path]:
-    """Return every .py file below a folder, of each folder its own before those of its folders, by name."""
-    return _python_files(root, set(), ())
+def python_files(
+    root: Path, no_folders: Set[str] = frozenset(), no_prefix: tuple[str, ...] = ()
+) -> list[Path]:
+    """Return the .py files below a folder by name, those of each folder before those of its subfolders.
+
+    Args:
+        no_folders: names of folders to leave out.
+        no_prefix: prefixes of files and folders to leave out.
+    """
+    paths: list[Path] = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in set(folders) - no_folders if not name.startswith(no_prefix))
+        kept = sorted(name for name in names if name.endswith(".py") and not name.startswith(no_prefix))
+        paths += [Path(folder, name) for name in kept]
+    return paths
 
 
 def library() -> tuple[Path, list[Path]]:
@@ -100,16 +112,4 @@ def library() -> tuple[Path, list[Path]]:
             f"{root}: this Python has no source of its library (no os.py), which data=python_source reads; "
             "give it a folder with Python files, data.root=PATH"
         )
-    return root, _python_files(root, NOT_READ, OF_THE_MACHINE)
-
-
-def _python_files(root: Path, folders_left_out: set[str], left_out: tuple[str, ...]) -> list[Path]:
-    paths: list[Path] = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in set(folders) - folders_left_out if not name.startswith(left_out))
-        paths += [
-            Path(folder, name)
-            for name in sorted(names)
-            if name.endswith(".py") and not name.startswith(left_out)
-        ]
-    return paths
+    return root, python_files(root, NOT_READ, OF_THE_MACHINE)

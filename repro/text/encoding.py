@@ -1,23 +1,23 @@
-"""Text that is not UTF-8: what it is, and what makes it UTF-8."""
+"""Recognise text that is not UTF-8."""
 
 import codecs
 from pathlib import Path
 
 from repro.errors import UserError
 
-MARKS = {  # the longer ones first: that of UTF-32 begins as that of UTF-16 does
+MARKS = {  # longer ones first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-HEAD = 64  # bytes that tell
+HEAD = 64  # bytes that are examined
 
 
 def refuse_wide(path: Path, content: bytes) -> None:
     """Raise UserError if a file that begins with `content` is UTF-16 or UTF-32, with a mark or without.
 
-    Without a mark such text can be valid UTF-8, full of zero bytes.
+    Without a mark, such text can be valid UTF-8, full of zero bytes.
     """
     head = content[:HEAD]
     kind = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)

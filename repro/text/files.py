@@ -1,4 +1,4 @@
-"""Text in files, read in pieces of whole lines that several processes can take."""
+"""Text in files, read in pieces of whole lines, so that several processes can share the work."""
 
 import math
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from repro.errors import UserError
 from repro.text.encoding import refuse_wide
 
 CHUNK = 2**20  # bytes that are read and tokenised at once
-LONGEST = 64 * 2**20  # bytes of a line
-STRETCH = 2**16  # bytes, of a held-out stretch at most
+LONGEST = 64 * 2**20  # maximum bytes of a line
+STRETCH = 2**16  # maximum bytes of a held-out stretch
 Range = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class FilePiece:
-    """Ranges of bytes of a text file, each of which begins and ends with whole lines."""
+    """Byte ranges of a text file, each of whole lines."""
 
     path: Path
     ranges: tuple[Range, ...]
@@ -26,19 +26,19 @@ class FilePiece:
 
     @property
     def name(self) -> str:
-        """What the piece is called in a manifest."""
+        """The name of the piece in a manifest."""
         return f"{self.path.name}:{self.ranges[0][0]}-{self.ranges[-1][1]}"
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """The bytes."""
         return sum(end - begin for begin, end in self.ranges)
 
     def batches(self) -> Iterator[list[str]]:
-        """Give the lines, without their ends, in lists of about CHUNK bytes; a line of blanks is empty.
+        """Yield the lines, without their ends, in lists of about CHUNK bytes; blank lines are empty.
 
         Raises:
-            UserError: the file is not UTF-8, which names the line, or has a line of more than LONGEST bytes.
+            UserError: a line is not UTF-8, or has more than LONGEST bytes.
         """
         with self.path.open("rb") as file:
             for begin, end in self.ranges:
@@ -80,12 +80,12 @@ class FilePiece:
                 "convert the file, as with iconv -f latin1 -t UTF-8"
             ) from error
         if offset == 0:
-            text = text.removeprefix("\ufeff")  # the mark of some editors
+            text = text.removeprefix("\ufeff")  # byte order mark
         return clean(text.split("\n"), self.strip)
 
 
 def clean(lines: list[str], strip: bool) -> list[str]:
-    """Return lines without blanks at their ends, or without a carriage return; blank ones become empty."""
+    """Return lines without surrounding blanks, or else without a carriage return; blank ones become empty."""
     if strip:
         return [line.strip() for line in lines]
     return [line.removesuffix("\r") if line and not line.isspace() else "" for line in lines]
@@ -110,11 +110,11 @@ def pieces(path: Path, size: int, strip: bool, ranges: list[Range] | None = None
 
 
 def hold_out(path: Path, share: float) -> tuple[list[Range], list[Range]]:
-    """Split a file's bytes into ranges of lines for training and others, `share` of it, for validation.
+    """Split a file into byte ranges for training and for validation (`share` of the file).
 
-    The file is seen as stretches of equal length, at most STRETCH and at most a thousandth of it; evenly
-    spaced ones are held out, from the first end of a document (or, where no empty line is near, of a line)
-    in them to the first in the next one.
+    The file is divided into stretches of equal length, at most STRETCH and a thousandth of the file, and
+    evenly spaced ones are held out. A held-out range goes from the first end of a document (or, without an
+    empty line nearby, of a line) in its stretch to that in the next one.
     """
     total = path.stat().st_size
     stretch = max(1, min(STRETCH, total // 1000))
@@ -134,7 +134,7 @@ def hold_out(path: Path, share: float) -> tuple[list[Range], list[Range]]:
 
 
 def _line_end(file: BinaryIO, place: int) -> int:
-    """Return where the line that has the byte before `place` ends; a place after a line's end stays."""
+    """Return the end of the line with the byte before `place`, which may be `place` itself."""
     if place <= 0:
         return 0
     file.seek(place - 1)
@@ -143,7 +143,7 @@ def _line_end(file: BinaryIO, place: int) -> int:
 
 
 def _document_end(file: BinaryIO, place: int, reach: int) -> int:
-    """Return where the first empty line after `place` ends, or the first line if none is within `reach`."""
+    """Return the end of the first empty line after `place`, or of the first line if none is in `reach`."""
     first = end = _line_end(file, place)
     while 0 < end < place + reach and (line := file.readline()):
         end += len(line)

@@ -1,8 +1,8 @@
-"""Python's own documentation: the text that comes with every interpreter, so that nothing need be fetched.
+"""Python's own documentation: a text that comes with every interpreter and needs no download.
 
-It is the reference's topics (pydoc_data.topics: what `help()` shows) and the docstrings of the standard
-library, read from the source without importing it. A document is a topic, or all docstrings of a module;
-a line is one of its paragraphs. The text is the same for one version of Python, about 2 MB.
+It consists of the topics of the reference (pydoc_data.topics, shown by `help()`) and the docstrings of the
+standard library, read from the source without importing it. A document is a topic, or all docstrings of a
+module; a line is one of its paragraphs. The text, about 2 MB, is the same for one version of Python.
 """
 
 import ast
@@ -22,28 +22,20 @@ from repro.errors import UserError
 from repro.publish import store, stored
 
 SHARES = {"valid": 5, "test": 5}  # percent of the documents
-NOT_READ = {
-    "test",
-    "tests",
-    "idle_test",
-    "idlelib",
-    "lib2to3",
-    "site-packages",
-    "dist-packages",
-    "__pycache__",
-}
-RULE = re.compile(r"\s*([*=~^#+-])\1{2,}\s*")  # a line that only underlines
+NOT_READ = {"test", "tests", "idle_test", "idlelib", "lib2to3", "__pycache__"}
+NOT_READ |= {"site-packages", "dist-packages"}
+RULE = re.compile(r"\s*([*=~^#+-])\1{2,}\s*")  # a line that underlines a heading
 Splits = dict[str, list[str]]
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @functools.cache
 def python_docs() -> Splits:
-    """Return what read_library does, from a file in the user's cache folder ($XDG_CACHE_HOME) if it is there.
+    """Return the result of read_library, cached in the user's cache folder ($XDG_CACHE_HOME).
 
     Parsing the whole library takes some seconds.
     """
-    about = f"{sys.version} {_library()} {Path(__file__).read_text()}"  # what the text depends on
+    about = f"{sys.version} {_library()} {Path(__file__).read_text()}"  # the text depends on these
     caches = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "adan-text"
     cache = caches / f"python_docs-{hashlib.sha256(about.encode()).hexdigest()[:16]}.cache"
     content = stored(cache)
@@ -56,9 +48,9 @@ def python_docs() -> Splits:
 
 
 def read_library() -> Splits:
-    """Return the lines of each split: train, valid, test. An empty line follows every document.
+    """Return the lines of the splits train, valid and test, with an empty line after every document.
 
-    A document's split depends on its name alone. No docstring is there twice.
+    The split of a document depends on its name alone. No docstring is repeated.
 
     Raises:
         UserError: this interpreter came without the source of its library.
@@ -80,7 +72,7 @@ def split_of(name: str) -> str:
 
 
 def documents() -> Iterator[tuple[str, list[str]]]:
-    """Give name and lines of every document in the order of the names of topics, folders and files."""
+    """Yield the name and lines of every document, ordered by topics, folders and files."""
     library = _library()
     topics = library / "pydoc_data" / "topics.py"
     if not topics.exists():
@@ -100,7 +92,7 @@ def documents() -> Iterator[tuple[str, list[str]]]:
 
 
 def paragraphs(text: str) -> list[str]:
-    """Return the paragraphs of a text, each as one line with single blanks, without lines that underline."""
+    """Return the paragraphs of a text, each as one line with single blanks, without underlines."""
     lines = ["" if RULE.fullmatch(line) else line for line in text.splitlines()]
     blocks = re.split(r"\n\s*\n", "\n".join(lines))
     return [" ".join(block.split()) for block in blocks if block.strip()]
@@ -119,7 +111,7 @@ def _topics(path: Path) -> dict[str, str]:
 
 
 def _docstrings(path: Path, seen: set[str]) -> Iterator[str]:
-    """Give the docstrings of a module that were not `seen` before, in the order of the source."""
+    """Yield the docstrings of a module that are not in `seen`, in the order of the source."""
     waiting: list[ast.stmt | ast.Module] = [ast.parse(path.read_bytes())]
     while waiting:
         node = waiting.pop()

@@ -1,4 +1,4 @@
-"""Text from a data set that Hugging Face `datasets` reads: from the hub, or from local files."""
+"""Text from a data set of Hugging Face `datasets`, on the hub or in local files."""
 
 import functools
 import zlib
@@ -11,15 +11,15 @@ from repro.errors import UserError
 from repro.text.config import TextConfig
 from repro.text.files import CHUNK, clean
 
-ROWS = 256  # read at once
+ROWS = 256  # rows that are read at once
 READERS = {"parquet": "parquet", "json": "json", "jsonl": "json", "arrow": "arrow", "txt": "text"}
 
 
 @dataclass(frozen=True)
 class RowsPiece:
-    """Rows begin..end of a split; with `streaming` file number `begin` of the `end` that it consists of.
+    """Rows begin..end of a split; with `streaming`, file number `begin` of its `end` files.
 
-    `part` says which rows those are: all of them, or, where validation text is held out, "train" or "valid".
+    `part` selects all of these rows, or if validation text is held out, those of "train" or "valid".
     """
 
     config: TextConfig
@@ -31,22 +31,22 @@ class RowsPiece:
 
     @property
     def name(self) -> str:
-        """What the piece is called in a manifest."""
+        """The name of the piece in a manifest."""
         return f"{self.config.root}:{self.split}:{self.begin}-{self.end}:{self.part}"
 
     @property
     def size(self) -> int:
-        """In rows, or one file."""
+        """The number of rows, or one file."""
         return 1 if self.config.streaming else self.end - self.begin
 
     def batches(self) -> Iterator[list[str]]:
-        """Give lines or documents in lists of about CHUNK characters.
+        """Yield lines or documents in lists of about CHUNK characters.
 
-        With unit=documents each row is one, as it is, if it is not empty; with unit=lines it is cut into
-        lines, and with rows=documents an empty one ends it.
+        With unit=documents each row is an unchanged document, unless it is empty. With unit=lines rows are
+        cut into lines, and with rows=documents an empty line ends each row.
 
         Raises:
-            UserError: a row holds no text, or cannot be read.
+            UserError: a row is not text, or cannot be read.
         """
         units: list[str] = []
         size = 0
@@ -79,7 +79,7 @@ class RowsPiece:
             try:
                 for row in rows.shard(num_shards=self.end, index=self.begin):
                     yield row[column]
-            except Exception as error:  # this is when files are fetched
+            except Exception as error:  # files are fetched here
                 raise _unreadable(str(self.config.root), error) from error
         else:
             for begin in range(self.begin, self.end, ROWS):
@@ -87,15 +87,15 @@ class RowsPiece:
 
 
 def held_out(text: str, share: float) -> bool:
-    """Return whether a row, or a file of this name, is for validation: so equal ones stay together."""
+    """Return whether a row, or a file of this name, is for validation; equal texts stay together."""
     return zlib.crc32(text.encode()) < share * 2**32
 
 
 def pieces(config: TextConfig, size: int) -> dict[str, list[RowsPiece]]:
-    """Return the pieces of a data set's splits, of about `size` bytes; with `streaming` one for every file.
+    """Return the splits of a data set in pieces of about `size` bytes, or with `streaming` one per file.
 
     Raises:
-        UserError: `datasets` cannot read it, or it has no such split or column.
+        UserError: `datasets` cannot read it, or a split or column is missing.
     """
     if config.root is None:
         raise UserError(
@@ -132,12 +132,12 @@ def _splits(config: TextConfig) -> Any:
 
 @functools.cache
 def _load(root: str, name: str | None, streaming: bool, files: str | None = None) -> Any:
-    """Return all splits; a process that is forked later has them too."""
+    """Return all splits; processes that are forked later share them."""
     import datasets
 
     folder = Path(root).expanduser()
     try:
-        if files is not None:  # by their reader: data sets that bring a script of their own are refused
+        if files is not None:  # data sets with a script of their own are refused without this
             place = f"{folder}/{files}" if folder.exists() else f"hf://datasets/{root}/{files}"
             return datasets.load_dataset(_reader(files), data_files=place, streaming=streaming)
         if (folder / "dataset_dict.json").exists():  # of DatasetDict.save_to_disk
@@ -145,12 +145,16 @@ def _load(root: str, name: str | None, streaming: bool, files: str | None = None
         return datasets.load_dataset(str(folder) if folder.exists() else root, name, streaming=streaming)
     except UserError:
         raise
-    except Exception as error:  # datasets raises whatever its builders, the hub and the network do
+    except Exception as error:  # anything that builders, the hub and the network raise
         raise _unreadable(root, error) from error
 
 
 def _reader(files: str) -> str:
-    """Return the name of the reader in `datasets` that files of this pattern need."""
+    """Return the name of the reader in `datasets` for files of this pattern.
+
+    Raises:
+        UserError: there is none.
+    """
     for end in reversed(files.split(".")[1:]):  # .json.gz is .json
         if end in READERS:
             return READERS[end]
@@ -160,7 +164,7 @@ def _reader(files: str) -> str:
 
 
 def _unreadable(root: str, error: BaseException) -> UserError:
-    """Return what is said of an error, with the cure for data sets that are not open to everyone."""
+    """Return the error for a data set, with the cure if access to it is restricted."""
     reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
     cause: BaseException | None = error
     while cause is not None:

@@ -1,12 +1,12 @@
-"""Text that was tokenised once, in files that are mapped into memory.
+"""Tokenised text in files that are mapped into memory.
 
 A folder has tokenizer/, manifest.json, and for every split
 
-    train.tokens    the ids of all lines, uint16 or uint32, little-endian
-    train.lines     int64: where each line begins in them, and at last where the last one ends
+    train.tokens    [tokens]: the ids of all lines, uint16 or uint32, little-endian
+    train.lines     [lines + 1], int64: the begin of each line in them, and the end of the last one
 
-A shard is a stretch of these files, as the manifest lists them: what one piece of the text became. Its
-SHA-256 is that of its tokens and of where its lines end, counted from the shard's beginning.
+A shard is the stretch of these files made from one piece of the text; the manifest lists the shards. Its
+SHA-256 covers its tokens and the ends of its lines, counted from the beginning of the shard.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from repro.text.tokenizers import Tokenizer
 MANIFEST = "manifest.json"
 FORMAT = 1
 LINES = np.dtype("<i8")
-BLOCK = 2**24  # tokens or lines that are checked at once
+BLOCK = 2**24  # tokens or lines checked at once
 Manifest = dict[str, Any]
 
 
@@ -34,7 +34,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a folder of shards.
 
     Raises:
-        UserError: there is none, or it is not ours.
+        UserError: there is none, or it is damaged or of something else.
     """
     path = folder / MANIFEST
     try:
@@ -51,7 +51,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def total(manifest: Manifest, split: str, key: str) -> int:
-    """Return how many "tokens" or "lines" the shards of a split have."""
+    """Return the number of "tokens" or "lines" in the shards of a split."""
     return sum(entry[key] for entry in manifest["shards"] if entry["split"] == split)
 
 
@@ -63,11 +63,10 @@ def file_sizes(out: Path, manifest: Manifest, split: str) -> list[tuple[Path, in
 
 
 def open_folder(folder: Path, asked: TokenizerConfig) -> tuple[Tokenizer, Manifest]:
-    """Return the tokenizer and the manifest of a folder of shards that is complete.
+    """Return the tokenizer and the manifest of a complete folder of shards.
 
     Raises:
-        UserError: the folder is not complete, a file has another size than it should, or the tokenizer is
-            not the one that is `asked` for.
+        UserError: the folder is incomplete, a file has the wrong size, or the tokenizer is not as `asked`.
     """
     manifest = read_manifest(folder)
     if not manifest["complete"]:
@@ -101,35 +100,28 @@ def open_folder(folder: Path, asked: TokenizerConfig) -> tuple[Tokenizer, Manife
 
 
 def unit_of(thing: Manifest | TextConfig) -> Manifest:
-    """Return what a manifest, or a configuration, says of the unit of its text.
-
-    Manifests of shards that were made before there were documents say nothing.
-    """
+    """Return the settings on the unit of text in a manifest or a configuration; older manifests have none."""
     made = thing if isinstance(thing, dict) else vars(thing)
     return {key: made.get(key, getattr(TextConfig, key)) for key in ("unit", "end_of_document")}
 
 
 def check_unit(folder: Path, manifest: Manifest, asked: TextConfig) -> None:
-    """Raise UserError if shards are not of the unit that is asked for; data=shards takes either."""
+    """Raise UserError if shards do not have the unit that is asked for; data=shards takes any."""
     for key, made in unit_of(manifest).items():
         wanted = getattr(asked, key)
         anything = asked.name == "shards" and wanted == getattr(TextConfig, key)
         if wanted != made and not anything:
+            wanted, made = (str(value).lower() for value in (wanted, made))
             raise UserError(
-                f"data.{key}={_word(wanted)}: {folder} was made with data.{key}={_word(made)}; say so, or "
-                "write it again"
+                f"data.{key}={wanted}: {folder} was made with data.{key}={made}; say so, or write it again"
             )
 
 
-def _word(value: str | bool) -> str:
-    return str(value).lower()
-
-
 def mapped(folder: Path, manifest: Manifest, split: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return ids and line offsets of a split, mapped from their files.
+    """Return the ids [tokens] and line offsets [lines + 1] of a split, mapped from their files.
 
     Raises:
-        UserError: the offsets do not end where the ids do.
+        UserError: the offsets do not cover the ids.
     """
     ids = np.memmap(folder / f"{split}.tokens", np.dtype(manifest["dtype"]).newbyteorder("<"), "r")
     lines = np.memmap(folder / f"{split}.lines", LINES, "r")
@@ -141,7 +133,7 @@ def mapped(folder: Path, manifest: Manifest, split: str) -> tuple[NDArray[Any], 
 
 
 def damaged(folder: Path) -> list[str]:
-    """Return what is wrong with a complete folder, a line each: every shard is read and compared."""
+    """Read every shard of a complete folder, and return a line for each one that is damaged."""
     _, manifest = open_folder(folder, TokenizerConfig(name="file"))
     problems = []
     splits = {split: mapped(folder, manifest, split) for split in manifest["splits"]}

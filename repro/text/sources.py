@@ -1,9 +1,10 @@
-"""Where text comes from: a configuration to the pieces of its splits."""
+"""Find the text of a configuration: the pieces of its splits."""
 
 import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -12,14 +13,14 @@ from repro.text import documents, files, rows
 from repro.text.config import HUB, TextConfig
 from repro.text.python_docs import python_docs
 
-WHOLE = 2**62  # a size that no text has: one piece a file
+WHOLE = 2**62  # larger than any text: one piece per file
 SPLITS = {"train": "train", "valid": "valid|validation|val|dev|held_?out", "test": "test"}
 WIKITEXT = {
     "train": ["wiki.train.tokens", "train.txt"],
     "valid": ["wiki.valid.tokens", "valid.txt"],
     "test": ["wiki.test.tokens", "test.txt"],
 }
-BOOKS_WIKIPEDIA = (  # data set on the hub, its configuration, what a row is
+BOOKS_WIKIPEDIA = (  # data set on the hub, its configuration, the unit of a row
     ("bookcorpus/bookcorpus", None, "lines"),
     ("legacy-datasets/wikipedia", "20220301.en", "documents"),
 )
@@ -31,18 +32,18 @@ class Piece(Protocol):
 
     @property
     def unit(self) -> str:
-        """Of size: B, row or file."""
+        """The unit of `size`: B, row or file."""
 
     @property
     def name(self) -> str:
-        """What tells it from others, and from itself after the text has changed."""
+        """A unique name, which changes with the text."""
 
     @property
     def size(self) -> int:
-        """Of the text, in bytes or rows."""
+        """The size of the text, in bytes or rows."""
 
     def batches(self) -> Iterator[list[str]]:
-        """Give the lines, or documents, in lists, from the beginning at every call."""
+        """Yield the lines or documents in lists, from the beginning at every call."""
 
 
 Splits = dict[str, list[Piece]]
@@ -50,7 +51,7 @@ Splits = dict[str, list[Piece]]
 
 @dataclass(frozen=True)
 class LinesPiece:
-    """Lines that are in memory."""
+    """Lines in memory."""
 
     split: str
     lines: list[str]
@@ -63,27 +64,29 @@ class LinesPiece:
 
     @property
     def size(self) -> int:
-        """In bytes, with a line end each."""
+        """The bytes, with a line end per line."""
         return sum(len(line.encode()) + 1 for line in self.lines)
 
     def batches(self) -> Iterator[list[str]]:
-        """Give the lines in lists of a thousand."""
+        """Yield the lines in lists of a thousand."""
         for begin in range(0, len(self.lines), 1000):
             yield self.lines[begin : begin + 1000]
 
 
 def find(config: TextConfig, size: int = WHOLE) -> Splits:
-    """Return the pieces, of about `size` bytes of text each, of the splits that the source has.
+    """Return the splits of a source in pieces of about `size` bytes of text.
 
     Raises:
-        UserError: the data is not there, or not what the source needs.
+        UserError: the data is missing, or not what the source needs.
     """
     config.check()
+    wikitext = partial(_named, WIKITEXT, "the unpacked word-level WikiText (wiki.train.tokens, ...)")
+    ptb = partial(_named, PTB, "Mikolov's word-level Penn Treebank (of simple-examples.tgz, data/)")
     readers: dict[str, Callable[[TextConfig, int], Splits]] = {
         "python_docs": _python_docs,
-        "wikitext2": _wikitext,
-        "wikitext103": _wikitext,
-        "ptb": _ptb,
+        "wikitext2": wikitext,
+        "wikitext103": wikitext,
+        "ptb": ptb,
         "python_source": _python_source,
         "text": _text,
         **dict.fromkeys(HUB, _rows),
@@ -97,7 +100,11 @@ def find(config: TextConfig, size: int = WHOLE) -> Splits:
 
 
 def find_root(config: TextConfig, content: str) -> Path:
-    """Return data.root as a path that exists, or raise UserError, which says what `content` is wanted."""
+    """Return data.root as an existing path.
+
+    Raises:
+        UserError: there is none; the message says that it should have `content`.
+    """
     if config.root is None:
         raise UserError(f"data.root is not set: data={config.name} needs {content}")
     root = Path(config.root).expanduser()
@@ -112,16 +119,8 @@ def _python_docs(config: TextConfig, size: int) -> Splits:
     return {split: [LinesPiece(split, lines)] for split, lines in python_docs().items()}
 
 
-def _wikitext(config: TextConfig, size: int) -> Splits:
-    return _named(config, size, WIKITEXT, "the unpacked word-level WikiText (wiki.train.tokens, ...)")
-
-
-def _ptb(config: TextConfig, size: int) -> Splits:
-    return _named(config, size, PTB, "Mikolov's word-level Penn Treebank (of simple-examples.tgz, data/)")
-
-
-def _named(config: TextConfig, size: int, names: dict[str, list[str]], what: str) -> Splits:
-    """Read one file a split, by one of its names."""
+def _named(names: dict[str, list[str]], what: str, config: TextConfig, size: int) -> Splits:
+    """Read one file per split, under one of its names."""
     wanted = ", ".join(" or ".join(options) for options in names.values())
     root = find_root(config, f"the folder of {what}: {wanted}")
     found: Splits = {}
@@ -136,10 +135,10 @@ def _named(config: TextConfig, size: int, names: dict[str, list[str]], what: str
 
 
 def _text(config: TextConfig, size: int) -> Splits:
-    """A file, or a folder of .txt files: train*, valid* and test* are its splits.
+    """Read a file, or a folder of .txt files whose splits are train*, valid* and test*.
 
-    Where none is for validation, stretches of every training file are held out; or some of the files, where
-    each is a document.
+    Without a file for validation, stretches of every training file are held out, or with data.unit=documents
+    some of the files.
     """
     root = find_root(config, "a text file, or a folder of them: train*.txt, valid*.txt, test*.txt")
     paths = sorted(path for path in root.rglob("*.txt") if path.is_file()) if root.is_dir() else [root]
@@ -160,17 +159,16 @@ def _text(config: TextConfig, size: int) -> Splits:
     if not groups["valid"]:
         found["train"], found["valid"] = [], []
         for path in groups["train"]:
-            for split, ranges in zip(
-                ("train", "valid"), files.hold_out(path, config.valid_share), strict=True
-            ):
-                found[split] += _pieces(path, size, config, ranges)
+            train, valid = files.hold_out(path, config.valid_share)
+            found["train"] += _pieces(path, size, config, train)
+            found["valid"] += _pieces(path, size, config, valid)
         if not found["valid"]:
             raise _nothing_held_out(config, root)
     return found
 
 
 def _python_source(config: TextConfig, size: int) -> Splits:
-    """The .py files of a folder; without data.root those of Python's own library."""
+    """Read the .py files of a folder; without data.root those of Python's own library."""
     if config.root is None:
         root, paths = documents.library()
     else:
@@ -184,23 +182,16 @@ def _python_source(config: TextConfig, size: int) -> Splits:
 def _documents(
     config: TextConfig, size: int, root: Path, groups: dict[str, list[Path]], lenient: bool = False
 ) -> Splits:
-    """Files as documents; where none is for validation, those that their names below `root` choose."""
+    """Read files as documents; without files for validation, a hash of their names holds some out."""
     if not groups.get("valid"):
-        chosen = [
-            rows.held_out(path.relative_to(root).as_posix(), config.valid_share) for path in groups["train"]
-        ]
-        if all(chosen) or not any(chosen):
+        chosen: dict[bool, list[Path]] = {False: [], True: []}
+        for path in groups["train"]:
+            chosen[rows.held_out(path.relative_to(root).as_posix(), config.valid_share)].append(path)
+        if not all(chosen.values()):
             raise _nothing_held_out(config, root)
-        both = list(zip(groups["train"], chosen, strict=True))
-        groups = groups | {
-            "train": [path for path, held_out in both if not held_out],
-            "valid": [path for path, held_out in both if held_out],
-        }
-    return {
-        split: [*documents.pieces(root, groups[split], size, lenient)]
-        for split in SPLITS
-        if groups.get(split)
-    }
+        groups = groups | {"train": chosen[False], "valid": chosen[True]}
+    wanted = {split: groups[split] for split in SPLITS if groups.get(split)}
+    return {split: [*documents.pieces(root, paths, size, lenient)] for split, paths in wanted.items()}
 
 
 def _nothing_held_out(config: TextConfig, root: Path) -> UserError:
@@ -214,7 +205,7 @@ def _rows(config: TextConfig, size: int) -> Splits:
 
 
 def _books_wikipedia(config: TextConfig, size: int) -> Splits:
-    """Text files in a local folder, as data=text reads them; without data.root what the hub has."""
+    """Read text files of a local folder as data=text does; without data.root the data sets on the hub."""
     if config.root is not None:
         return _text(config, size)
     found: Splits = {"train": [], "valid": []}

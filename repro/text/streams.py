@@ -1,8 +1,8 @@
-"""A long text as parallel streams, for models that carry something from one segment to the next.
+"""A long text as parallel streams, for models that carry a state from one segment to the next.
 
-The ids are cut into `streams` equal parts that are read side by side, `tgt_len` tokens at a time: row `s` of
-batch `n + 1` goes on where row `s` of batch `n` ended. This is the batching of Transformer-XL (Dai et al.,
-arXiv 1901.02860) and of word-level LSTMs.
+The ids are cut into `streams` equal parts that are read in parallel, `tgt_len` tokens at a time: row `s` of
+batch `n + 1` continues row `s` of batch `n`. This is the batching of Transformer-XL (Dai et al., arXiv
+1901.02860) and of word-level LSTMs.
 """
 
 from collections.abc import Sequence
@@ -24,30 +24,28 @@ from repro.train.task import Task
 
 
 class Streams(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs of inputs and targets, both int64 [tgt_len], the targets one token ahead.
+    """Pairs of inputs and targets, both int64 [tgt_len]; targets are one token ahead.
 
-    Item `segment * streams + stream` is that segment of that stream, so that
-    `repro.train.data.in_order(len(data), streams)` is the plan to train with: one step takes the next segment
-    of every stream. The last segment is what is left, hence shorter. Tokens that do not fill a row of streams
-    are left out, at most `streams - 1`.
+    Item `segment * streams + stream` is that segment of that stream, so the plan for training is
+    `repro.train.data.in_order(len(data), streams)`: a step takes the next segment of every stream. The last
+    segment may be shorter. At most `streams - 1` tokens, which do not fill a row, are left out.
 
     Args:
         ids: the text, [tokens] of any integer type; a memory map is read as needed.
-        streams: how many parts.
+        streams: number of parts.
         tgt_len: tokens of a segment.
-        what: the text's name, for the error.
-        key: the setting that `streams` comes from, for the error.
+        what: name of the text, for the error.
+        key: the setting of `streams`, for the error.
 
     Raises:
-        UserError: the text has not even two tokens for each stream.
+        UserError: there are fewer than two tokens per stream.
     """
 
     def __init__(
         self, ids: np.ndarray, streams: int, tgt_len: int, what: str = "text", key: str = "batch_size"
     ) -> None:
-        self.ids, self.streams, self.tgt_len = ids, streams, tgt_len
-        self.key = key
-        self.length = len(ids) // streams  # tokens of a stream, of which the last is a target only
+        self.ids, self.streams, self.tgt_len, self.key = ids, streams, tgt_len, key
+        self.length = len(ids) // streams  # tokens of a stream; the last one is only a target
         self.segments = -(-(self.length - 1) // tgt_len)
         if self.length < 2:
             raise UserError(
@@ -70,7 +68,7 @@ class Streams(Dataset[tuple[Tensor, Tensor]]):
         """Return the batches of one process, in order: the segments of its own streams.
 
         Raises:
-            UserError: there are fewer streams than processes, so that one would have none.
+            UserError: there are fewer streams than processes.
         """
         if self.streams < processes:
             raise UserError(
@@ -81,9 +79,9 @@ class Streams(Dataset[tuple[Tensor, Tensor]]):
 
 
 class StreamTask(Task):
-    """The next token of a text that is read in streams, measured by perplexity. Losses are in nats.
+    """Next-token prediction on a text in streams, evaluated by perplexity. Losses are in nats.
 
-    A batch is [ids, targets], both [streams, tgt_len].
+    A batch has ids and targets, both int64 [streams, tgt_len].
     """
 
     samples = "tokens"
@@ -99,24 +97,24 @@ class StreamTask(Task):
             self.vocab_size = self.corpus.tokenizer.vocab_size
 
     def plan(self, data: Sized, config: TrainConfig) -> Plan:
-        """Return steps that take the next segment of every stream, the same every epoch."""
+        """Return the plan whose steps take the next segment of every stream, equal in every epoch."""
         return in_order(len(data), config.batch_size)
 
     def eval_plan(self, data: Sized, batch_size: int, processes: int, rank: int) -> Sequence[Sequence[int]]:
-        """Return the segments of the streams that are a process's own, in order."""
+        """Return the segments of a process's own streams, in order."""
         assert isinstance(data, Streams)
         return data.eval_plan(processes, rank)
 
     def synthetic_batch(self, n: int) -> list[Tensor]:
-        """Return tokens and those after them, both [n, tgt_len]."""
+        """Return ids and targets, both int64 [n, tgt_len]."""
         return [torch.randint(self.vocab_size, (n, self.per_sample)) for _ in range(2)]
 
     def num_items(self, batch: Any) -> float:
-        """Return the number of targets."""
+        """Return the number of targets in a batch of two [streams, tgt_len]."""
         return float(batch[1].numel())
 
     def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
-        """Return the loss and the perplexity."""
+        """Return the loss (nats per token) and the perplexity from the sum of losses, a scalar."""
         loss = float(sums["valid_loss"]) / count
         return {"valid_loss": loss, "valid_perplexity": perplexity(loss)}
 

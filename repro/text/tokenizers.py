@@ -1,15 +1,15 @@
-"""Tokenizers: all of them are one of the `tokenizers` library, with the ids of their special tokens.
+"""Tokenizers of the `tokenizers` library, with the ids of their special tokens.
 
-    words      cut at blanks, every line ends in <eos>. Vocabulary in Transformer-XL's order: <eos>, then by
-               falling frequency in the training text
+    words      split at blanks; every line ends in <eos>. Vocabulary in Transformer-XL's order: <eos>, then by
+               frequency in the training text
     bytes      the 256 bytes
-    bpe        byte pairs, trained; no text is unknown to it
-    wordpiece  BERT's: of a vocab.txt, or trained
-    gpt2       byte pairs of a vocab.json and a merges.txt
+    bpe        byte pairs, trained; no text is unknown
+    wordpiece  BERT's: from a vocab.txt, or trained
+    gpt2       byte pairs from a vocab.json and a merges.txt
     file       any tokenizer.json, with the special tokens of a tokenizer_config.json next to it
 
 Those made here have RoBERTa's special tokens <s> <pad> </s> <unk> <mask> as ids 0 to 4; wordpiece has BERT's.
-A special token's name that occurs in text is ordinary text to all of them.
+The name of a special token in a text is ordinary text.
 """
 
 import contextlib
@@ -39,21 +39,21 @@ ROLES = {
     "eos": ("</s>", "[SEP]", EOS, "<|endoftext|>"),
     "mask": ("<mask>", "[MASK]"),
 }
-LOSSY = ("words", "wordpiece")  # cut at blanks, which are gone then
-DEFAULT_SIZE = 30_000  # of a vocabulary that is trained
-ABOUT = "tokenizer_config.json"  # next to tokenizer.json: our name, and what transformers wants to know
+LOSSY = ("words", "wordpiece")  # these lose blanks
+DEFAULT_SIZE = 30_000  # of a trained vocabulary
+ABOUT = "tokenizer_config.json"  # next to tokenizer.json: our name, and settings for transformers
 
-# Off by default: a process that forks, for a DataLoader, after it has used the library's threads would hang.
+# Off by default: a process that forks (for a DataLoader) after using the library's threads would hang.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 class Tokenizer:
-    """Lines to ids and back.
+    """Converts lines to ids and back.
 
     Attributes:
         name: words, bytes, bpe, wordpiece, gpt2, or file for any other.
         vocab_size: number of ids.
-        pad, unk, bos, eos, mask: id of the special token, or None where there is none.
+        pad, unk, bos, eos, mask: id of the special token, or None.
     """
 
     def __init__(
@@ -85,7 +85,11 @@ class Tokenizer:
     def encode_flat(
         self, lines: Sequence[str], end: int | None = None
     ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Return the ids of all lines one after the other, each with `end` if given, and their numbers."""
+        """Return the concatenated ids of all lines, [tokens], and the length of each, [lines].
+
+        Args:
+            end: id to append to each line.
+        """
         ids = self.encode(lines)
         if end is not None:
             for line in ids:
@@ -95,23 +99,23 @@ class Tokenizer:
         return flat, counts
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids. Special tokens are shown, except that the <eos> of `words` ends a line."""
+        """Return the text of ids, with special tokens; the <eos> of `words` becomes a line end."""
         text: str = self.backend.decode([int(token) for token in ids], skip_special_tokens=False)
         if self.name == "words":
             text = "\n".join(part.strip(" ") for part in text.split(EOS))
         return text
 
     def token(self, token: int) -> str:
-        """Return the entry of the vocabulary that an id stands for."""
+        """Return the entry of the vocabulary for an id."""
         return str(self.backend.id_to_token(int(token)))
 
     @property
     def fingerprint(self) -> str:
-        """A digest of all that decides how text is tokenised."""
+        """The SHA-256 of everything that determines the tokens of a text."""
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
 
     def save(self, folder: Path | str) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers reads too."""
+        """Write tokenizer.json and tokenizer_config.json, which transformers can read."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / "tokenizer.json") as file:
@@ -125,10 +129,10 @@ class Tokenizer:
 
 
 def build(config: TokenizerConfig, text: Text) -> Tokenizer:
-    """Return the tokenizer of a configuration; `text` is what one without a path is made from.
+    """Return the tokenizer of a configuration; without a path, it is made from `text`.
 
     Raises:
-        UserError: there is no such tokenizer, or it is not what the configuration says.
+        UserError: there is no such tokenizer, or it contradicts the configuration.
     """
     config.check()
     if config.path is not None:
@@ -144,11 +148,8 @@ def build(config: TokenizerConfig, text: Text) -> Tokenizer:
         with all_cores():
             made = vocabularies.trained(config.name, config.vocab_size or DEFAULT_SIZE, text)
         return Tokenizer(config.name, made)
-    what = (
-        "a tokenizer.json"
-        if config.name == "file"
-        else "vocab.json and merges.txt, as openai-community/gpt2 has"
-    )
+    gpt2 = "vocab.json and merges.txt, as openai-community/gpt2 has"
+    what = "a tokenizer.json" if config.name == "file" else gpt2
     raise UserError(f"tokenizer.path is not set: tokenizer={config.name} needs a folder with {what}")
 
 
@@ -156,12 +157,12 @@ def load(path: Path | str, vocab_size: int | None = None) -> Tokenizer:
     """Read a tokenizer: a folder of Tokenizer.save, a tokenizer.json, or a folder with one of
 
     * tokenizer.json, for example of a model of transformers;
-    * vocab.json and merges.txt: GPT-2's byte pairs, or others of that kind. A `vocab_size` that is 8 larger
-      than vocab.json (50,265 for GPT-2) asks for fairseq's dictionary of them, see vocabularies.fairseq;
-    * vocab.txt: BERT's WordPiece. It is lower-cased where no entry has a capital letter.
+    * vocab.json and merges.txt: byte pairs like GPT-2's. A `vocab_size` 8 larger than vocab.json (50,265 for
+      GPT-2) selects fairseq's dictionary of them, see vocabularies.fairseq;
+    * vocab.txt: BERT's WordPiece, lower-cased if no entry has a capital letter.
 
     Raises:
-        UserError: nothing of that is there or can be read, or its size is not `vocab_size`.
+        UserError: there is none of these, it cannot be read, or its size is not `vocab_size`.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -171,9 +172,8 @@ def load(path: Path | str, vocab_size: int | None = None) -> Tokenizer:
         if path.suffix == ".json" or (path / "tokenizer.json").exists():
             file = path if path.is_file() else path / "tokenizer.json"
             about = json.loads((folder / ABOUT).read_text()) if (folder / ABOUT).exists() else {}
-            tokenizer = Tokenizer(
-                about.get("name", "file"), library.Tokenizer.from_file(str(file)), _special(about)
-            )
+            backend = library.Tokenizer.from_file(str(file))
+            tokenizer = Tokenizer(about.get("name", "file"), backend, _special(about))
         elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
             vocab, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
             if vocab_size is not None and vocab_size == len(vocab) + FAIRSEQ_EXTRA:
@@ -196,10 +196,10 @@ def load(path: Path | str, vocab_size: int | None = None) -> Tokenizer:
 
 
 def end_of_document(text: TextConfig, tokenizer: Tokenizer) -> int | None:
-    """Return the id that a text asks for after every document; None for none.
+    """Return the id to put after every document, or None.
 
     Raises:
-        UserError: the tokenizer has none, or cannot keep documents as they are.
+        UserError: the tokenizer has no such token, or cannot keep documents unchanged.
     """
     if text.unit == "documents" and tokenizer.name in LOSSY:
         raise UserError(
@@ -215,7 +215,7 @@ def end_of_document(text: TextConfig, tokenizer: Tokenizer) -> int | None:
 
 
 def _special(about: dict[str, Any]) -> dict[str, str]:
-    """Return the special tokens that a tokenizer_config.json names, as text or as {"content": text}."""
+    """Return the special tokens in a tokenizer_config.json, given as text or as {"content": text}."""
     named = {role: about.get(f"{role}_token") for role in ROLES}
     texts = {role: token["content"] if isinstance(token, dict) else token for role, token in named.items()}
     return {role: text for role, text in texts.items() if text is not None}
@@ -223,7 +223,7 @@ def _special(about: dict[str, Any]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def all_cores() -> Iterator[None]:
-    """Let the library use its threads in this block, in which no process may be forked."""
+    """Let the library use its threads in this block, which must not fork."""
     before = os.environ["TOKENIZERS_PARALLELISM"]
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     try:

@@ -1,5 +1,6 @@
-"""Makes the tokenizers of the library: from training text, or from the vocabularies that others released."""
+"""Make tokenizers of the library `tokenizers`, from training text or released vocabularies."""
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,20 +15,19 @@ ROBERTA = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 FILLERS = ["madeupword0000", "madeupword0001", "madeupword0002"]  # of fairseq's dictionary
 FAIRSEQ_EXTRA = len(ROBERTA) + len(FILLERS)
-LETTERS = 1000  # of a WordPiece that is trained: characters that are rarer are [UNK]
+LETTERS = 1000  # in a trained WordPiece; rarer characters become [UNK]
 Vocabulary = dict[str, int]
-Text = Callable[[], Iterable[list[str]]]  # gives lists of lines, again at every call
+Text = Callable[[], Iterable[list[str]]]  # returns lists of lines, from the beginning at every call
 
 
 def words(vocab_size: int | None, text: Text) -> Tokenizer:
-    """Words between blanks, in Transformer-XL's order: <eos>, then by falling frequency in the text.
+    """Return a tokenizer of words between blanks, in Transformer-XL's order: <eos>, then by frequency.
 
-    Equally frequent ones come in the order in which they first appear. All words that have no place within
-    `vocab_size` become <unk>. A text without <unk>, all of whose words would have a place, gives its model
-    nothing to learn of unknown ones: its words that come once are <unk> then.
+    Equally frequent words keep the order of their first appearance. Words beyond `vocab_size` become <unk>.
+    If the text itself has no <unk>, words that occur once become <unk>, so that a model can learn it.
 
     Raises:
-        UserError: <eos> is a word of the text.
+        UserError: the text has the word <eos>.
     """
     counts: Counter[str] = Counter()
     for lines in text():
@@ -38,7 +38,8 @@ def words(vocab_size: int | None, text: Text) -> Tokenizer:
             f"the training text has the word {EOS}, which tokenizer=words puts at the ends of lines"
         )
     if UNK not in counts:
-        counts = Counter({word: count for word, count in counts.items() if count > 1} | {UNK: _once(counts)})
+        several = {word: count for word, count in counts.items() if count > 1}
+        counts = Counter(several | {UNK: len(counts) - len(several)})
     kept = counts.most_common()
     if vocab_size is not None and len(kept) + 1 > vocab_size:
         kept = [(word, count) for word, count in kept if word != UNK]
@@ -52,28 +53,16 @@ def words(vocab_size: int | None, text: Text) -> Tokenizer:
     return made
 
 
-def _once(counts: Counter[str]) -> int:
-    return sum(1 for count in counts.values() if count == 1)
-
-
 def single_bytes() -> Tokenizer:
-    """RoBERTa's special tokens, then byte b as id 5 + b."""
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    order = sorted(letters, key=lambda letter: _byte(letter))
-    return byte_pairs({token: number for number, token in enumerate([*ROBERTA, *order])}, [], regex=False)
-
-
-def _byte(letter: str) -> int:
-    """Return the byte that stands as `letter` in a byte-level vocabulary; printable ones are themselves."""
-    code = ord(letter)
-    if code < 256:
-        return code
-    others = [byte for byte in range(256) if not (33 <= byte <= 126 or 161 <= byte <= 172 or byte >= 174)]
-    return others[code - 256]
+    """Return a tokenizer of RoBERTa's special tokens, then byte b as id 5 + b."""
+    others = itertools.count(256)  # in a byte-level vocabulary, printable bytes stand for themselves
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    letters = [chr(byte if byte in printable else next(others)) for byte in range(256)]
+    return byte_pairs({token: number for number, token in enumerate([*ROBERTA, *letters])}, [], regex=False)
 
 
 def trained(name: str, vocab_size: int, text: Text) -> Tokenizer:
-    """Byte-level byte pairs ("bpe") or WordPiece, trained on the text; the same text gives the same one."""
+    """Train byte-level byte pairs ("bpe") or WordPiece; the result depends on the text alone."""
     lines = (line for batch in text() for line in batch if line)
     common: dict[str, Any] = dict(vocab_size=vocab_size, min_frequency=2, show_progress=False)
     if name == "bpe":
@@ -88,7 +77,7 @@ def trained(name: str, vocab_size: int, text: Text) -> Tokenizer:
     )
     often = sorted(counts, key=lambda char: (-counts[char], char))[:LETTERS]
     letters = sorted(char for char in often if not char.isspace())
-    # The library would number "##a", "##b", ... in the order of a hash table, which differs from run to run.
+    # The library would number "##a", "##b", ... in the order of a hash table, which changes between runs.
     first = [*BERT, *letters, *(f"##{letter}" for letter in letters)]
     pieces = trainers.WordPieceTrainer(
         special_tokens=first, initial_alphabet=letters, limit_alphabet=len(letters), **common
@@ -98,7 +87,7 @@ def trained(name: str, vocab_size: int, text: Text) -> Tokenizer:
 
 
 def byte_pairs(vocabulary: Vocabulary, merges: list[tuple[str, str]], regex: bool = True) -> Tokenizer:
-    """GPT-2's: `regex` cuts text into words first, and what comes before a word, a blank, is part of it."""
+    """Return a tokenizer of byte pairs, as GPT-2's; with `regex`, text is split into words first."""
     made = Tokenizer(models.BPE(vocabulary, merges))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex)
     made.decoder = decoders.ByteLevel()
@@ -108,11 +97,14 @@ def byte_pairs(vocabulary: Vocabulary, merges: list[tuple[str, str]], regex: boo
 
 
 def fairseq(vocabulary: Vocabulary, dictionary: Path) -> Vocabulary:
-    """Lay a vocabulary of byte pairs out as fairseq's dictionary does: for GPT-2's 50,257 entries 50,265.
+    """Return the vocabulary of fairseq's dictionary for a vocabulary of byte pairs (GPT-2's 50,257: 50,265).
 
-    <s> <pad> </s> <unk> come first, then the byte pairs, three fillers and <mask>. fairseq has the byte pairs
-    by their frequency in its authors' text, which its dict.txt tells; where there is no such file they come
-    in GPT-2's order. For a model that starts from nothing it is the same; released weights need dict.txt.
+    It has <s> <pad> </s> <unk>, the byte pairs, three fillers and <mask>. fairseq orders the byte pairs by
+    their frequency in its authors' text, as stated in dict.txt; without that file they keep GPT-2's order.
+    Released weights need dict.txt; for training from scratch the order does not matter.
+
+    Raises:
+        UserError: dict.txt is not of this vocabulary.
     """
     order = sorted(vocabulary, key=lambda token: vocabulary[token])
     if dictionary.exists():
@@ -127,7 +119,7 @@ def fairseq(vocabulary: Vocabulary, dictionary: Path) -> Vocabulary:
 
 
 def wordpiece(vocabulary: Vocabulary) -> Tokenizer:
-    """BERT's; lower-cased, and without accents, where no entry other than the special ones has a capital."""
+    """Return BERT's tokenizer; it removes case and accents if no entry but the special ones has a capital."""
     cased = any(token != token.lower() for token in vocabulary if not token.startswith("["))
     made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     made.normalizer = normalizers.BertNormalizer(lowercase=not cased)
@@ -138,6 +130,6 @@ def wordpiece(vocabulary: Vocabulary) -> Tokenizer:
 
 
 def first_id(tokenizer: Tokenizer, names: Sequence[str]) -> int | None:
-    """Return the id of the first of these tokens that there is."""
+    """Return the id of the first of these tokens that exists."""
     found = (tokenizer.token_to_id(name) for name in names)
     return next((token for token in found if token is not None), None)

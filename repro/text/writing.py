@@ -1,9 +1,8 @@
-"""Tokenises text into shards, with several processes; repro/text/shards.py says what they are.
+"""Tokenise text into shards (see repro/text/shards.py) with several processes.
 
-Every process makes parts, one appends them in the order of the text. The manifest is the truth: it is written
-again, atomically, after every shard, and what the files have beyond it is cut off before the work goes on. So
-the files depend on the text and the tokenizer alone, not on the number of processes, nor on how often it was
-stopped.
+Every process makes parts, and one appends them in the order of the text. The manifest is the truth: it is
+rewritten atomically after every shard, and anything in the files beyond it is cut off when the work resumes.
+So the files depend on the text and the tokenizer alone, not on the number of processes or interruptions.
 """
 
 import hashlib
@@ -29,13 +28,13 @@ from repro.text.shards import FORMAT, LINES, MANIFEST, Manifest, file_sizes, rea
 from repro.text.sources import Piece
 from repro.text.tokenizers import Tokenizer
 
-_tokenizer: Tokenizer  # of a process that makes shards
+_tokenizer: Tokenizer  # of this process
 
 
 def write(text: TextConfig, tokenizer: TokenizerConfig, out: Path, size: int, workers: int) -> Manifest:
     """Tokenise a text into `out`, in shards of about `size` bytes of text; return the manifest.
 
-    The same call continues after it was stopped. With `workers` 0 this process does all.
+    The same call resumes an interrupted one. With `workers` 0 this process does everything.
 
     Raises:
         UserError: the text cannot be read, or `out` holds something else.
@@ -43,7 +42,7 @@ def write(text: TextConfig, tokenizer: TokenizerConfig, out: Path, size: int, wo
     splits = sources.find(text, size)
     plan = [(split, number, piece) for split, found in splits.items() for number, piece in enumerate(found)]
     out.mkdir(parents=True, exist_ok=True)
-    if not (out / ".lock").exists() and not (out / MANIFEST).exists():  # one of them is there from the first
+    if not (out / ".lock").exists() and not (out / MANIFEST).exists():  # not ours, unless it is empty
         for path in out.iterdir():
             raise UserError(f"{out}: has {path.name} in it, and is no folder of shards; take an empty folder")
     with alone(out):
@@ -68,12 +67,8 @@ def write(text: TextConfig, tokenizer: TokenizerConfig, out: Path, size: int, wo
         everything = sum(piece.size for _, _, piece in plan)
         ready = sum(piece.size for _, _, piece in plan[: len(manifest["shards"])])
         unit = plan[0][2].unit
-        with (
-            tqdm(
-                total=everything, initial=ready, unit=unit, unit_scale=True, desc="tokenising", disable=None
-            ) as bar,
-            _pool(out, min(workers, len(rest))) as run,
-        ):
+        bar = tqdm(None, "tokenising", everything, initial=ready, disable=None, unit=unit, unit_scale=True)
+        with bar, _pool(out, min(workers, len(rest))) as run:
             work = [(piece, parts / f"{split}-{number:06d}", end) for split, number, piece in rest]
             for (split, number, piece), entry in zip(rest, run(_tokenise, work), strict=True):
                 _append(out, split, parts / f"{split}-{number:06d}", manifest, entry)
@@ -88,7 +83,11 @@ def write(text: TextConfig, tokenizer: TokenizerConfig, out: Path, size: int, wo
 
 
 def _make_tokenizer(config: TokenizerConfig, train: list[Piece], out: Path, source: str) -> Tokenizer:
-    """Return the tokenizer; one that is made from the text is made once, and then that of the folder."""
+    """Return the tokenizer; if it is made from the text, it is made once and then read from the folder.
+
+    Raises:
+        UserError: the folder was begun with another one.
+    """
     place = out / "tokenizer"
     asked = {"name": config.name, "vocab_size": config.vocab_size, "source": source}
     if config.path is None and (place / "asked.json").exists():
@@ -97,16 +96,20 @@ def _make_tokenizer(config: TokenizerConfig, train: list[Piece], out: Path, sour
         return tokenizers.load(place)
     made = tokenizers.build(config, lambda: (lines for piece in train for lines in piece.batches()))
     if (out / MANIFEST).exists():
-        return made  # and if it is another one, the manifest tells
+        return made  # the manifest tells if it is another one
     made.save(place)
     if config.path is None:
-        with replacing(place / "asked.json") as file:  # last: then the tokenizer is there as a whole
+        with replacing(place / "asked.json") as file:  # last, so the tokenizer is complete
             file.write_text(json.dumps(asked))
     return made
 
 
 def _begin(out: Path, wanted: Manifest, splits: list[str]) -> Manifest:
-    """Return the manifest that is there, after cutting the files to it, or a new one next to empty files."""
+    """Return the existing manifest, after cutting the files to it, or a new one with empty files.
+
+    Raises:
+        UserError: it is of another text or tokenizer, or a file is too short.
+    """
     if not (out / MANIFEST).exists():
         manifest = {**wanted, "complete": False, "splits": {}, "shards": []}
         for split in splits:
@@ -115,13 +118,9 @@ def _begin(out: Path, wanted: Manifest, splits: list[str]) -> Manifest:
         _save(out, manifest)
         return manifest
     manifest = read_manifest(out)
-    for key, what in (
-        ("tokenizer", "another tokenizer"),
-        ("source", "another text"),
-        ("text", "another text"),
-    ):
+    for key, what in {"tokenizer": "tokenizer", "source": "text", "text": "text"}.items():
         if manifest[key] != wanted[key]:
-            raise UserError(f"{out}: holds shards of {what}; take an empty folder")
+            raise UserError(f"{out}: holds shards of another {what}; take an empty folder")
     for split in splits:
         for path, length in file_sizes(out, manifest, split):
             if not path.exists() or path.stat().st_size < length:
@@ -131,7 +130,7 @@ def _begin(out: Path, wanted: Manifest, splits: list[str]) -> Manifest:
 
 
 def _tokenise(work: tuple[Piece, Path, int | None]) -> dict[str, Any]:
-    """Write the tokens of a piece and where its lines end among them; return what a manifest says."""
+    """Write the tokens of a piece and the ends of its lines; return its entry in the manifest."""
     piece, place, end = work
     digest, tokens = hashlib.sha256(), 0
     ends = []
@@ -149,7 +148,7 @@ def _tokenise(work: tuple[Piece, Path, int | None]) -> dict[str, Any]:
 
 
 def _append(out: Path, split: str, part: Path, manifest: Manifest, entry: dict[str, Any]) -> None:
-    """Move a part to the ends of the split's files, and make it one of the manifest's shards."""
+    """Append a part to the files of its split and to the manifest, then delete it."""
     before = total(manifest, split, "tokens")
     with part.with_suffix(".tokens").open("rb") as made, (out / f"{split}.tokens").open("ab") as file:
         shutil.copyfileobj(made, file, 2**20)
@@ -160,8 +159,7 @@ def _append(out: Path, split: str, part: Path, manifest: Manifest, entry: dict[s
         file.flush()
         os.fsync(file.fileno())
     manifest["shards"].append({"split": split, **entry})
-    totals = {key: total(manifest, split, key) for key in ("tokens", "lines")}
-    manifest["splits"][split] = totals
+    manifest["splits"][split] = {key: total(manifest, split, key) for key in ("tokens", "lines")}
     _save(out, manifest)
     for suffix in (".tokens", ".lines"):
         part.with_suffix(suffix).unlink()
@@ -178,7 +176,7 @@ def _digest(things: Any) -> str:
 
 @contextmanager
 def _pool(out: Path, workers: int) -> Iterator[Any]:
-    """Give a map function over processes that have the folder's tokenizer."""
+    """Yield a map function over processes that have loaded the folder's tokenizer."""
     if workers == 0:
         _start(out / "tokenizer")
         yield map
@@ -187,7 +185,7 @@ def _pool(out: Path, workers: int) -> Iterator[Any]:
         try:
             yield pool.map
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # what is being written is of no use any more
+            pool.shutdown(cancel_futures=True)  # unfinished parts are useless
             raise
 
 
@@ -195,7 +193,7 @@ def _start(tokenizer: Path) -> None:
     global _tokenizer
     _tokenizer = tokenizers.load(tokenizer)
     parent = parent_process()
-    if parent is not None:  # then it is one of several: one thread each, and none outlives the first
+    if parent is not None:  # a worker: it uses one thread, and ends with its parent
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
         def watch() -> None:
