@@ -1,6 +1,7 @@
-"""Configuration shared by all recipes, as dataclasses that type-check what the command line says."""
+"""The configuration shared by all recipes, as dataclasses that type-check the command line."""
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -13,22 +14,22 @@ from repro.ledger.rows import Row
 
 @dataclass
 class RunConfig:
-    """Where a run is kept and how often it is saved. Nothing here changes its result."""
+    """Where a run is stored and how often it is saved. Nothing here changes its result."""
 
     root: str = "runs"
     name: str | None = None  # default: made from the command line, so that the same command finds its folder
-    overwrite: bool = False  # start afresh instead of continuing
-    # steps between checkpoints inside an epoch; every epoch's end has one
+    overwrite: bool = False  # start over instead of continuing
+    # steps between checkpoints within an epoch; there is one at the end of every epoch
     checkpoint_every: int | None = None
-    keep: int = 2  # newest checkpoints to keep, besides the best
+    keep: int = 2  # newest checkpoints to keep, in addition to the best
     log_every: int = 50  # steps between training records
-    timeout: int = 1800  # seconds that one of several processes waits for the others
+    timeout: int = 1800  # seconds that a process waits for the others
     monitor: int | None = None  # steps between samples of optim.Monitor, in monitor.jsonl
 
 
 @dataclass
 class TrackingConfig:
-    """Live tracker, one of accelerate's; `metrics.jsonl` is written in any case."""
+    """A live tracker of accelerate; `metrics.jsonl` is always written."""
 
     name: str | None = None  # wandb | tensorboard
     project: str = "adan"
@@ -39,14 +40,14 @@ class TrackingConfig:
 class SelectConfig:
     """Which checkpoint is the best."""
 
-    metric: str | None = None  # a figure of the records; null: the recipe's own
-    higher_is_better: bool | None = None  # of `metric`; needed only where its name does not tell
+    metric: str | None = None  # a key of the records; null: the recipe's own
+    higher_is_better: bool | None = None  # for `metric`; only needed if its name does not tell
 
     def higher(self, default: str) -> bool:
         """Return whether a higher value of `metric`, or else of the recipe's `default`, is better.
 
         Raises:
-            UserError: the name does not tell and nothing is stated, or what is stated contradicts the name.
+            UserError: neither the name nor the setting tells, or they contradict each other.
         """
         metric = self.metric or default
         known = higher_is_better(metric)
@@ -67,72 +68,68 @@ class SelectConfig:
 
 @dataclass
 class LossScaleConfig:
-    """What losses are multiplied with for amp=fp16, by torch.amp.GradScaler, as fairseq has it."""
+    """The loss scale for amp=fp16, of torch.amp.GradScaler, with fairseq's options."""
 
     initial: float = 65536.0
     growth_interval: int = 2000  # steps without overflow after which it doubles; an overflow halves it
-    threshold: float | None = None  # it is not lowered below this
-    minimum: float = 0.0  # the run ends where it would be lowered to this
+    threshold: float | None = None  # lower limit
+    minimum: float = 0.0  # the run ends when the scale falls to this
 
 
 @dataclass
 class ScheduleConfig:
-    """Learning rate over time; see `repro.train.schedules`."""
+    """The learning rate over time; see `repro.train.schedules`."""
 
     name: str = "cosine"  # cosine | polynomial | constant | step
     per: str = "epoch"  # epoch | step: when the learning rate changes
     join: str = "cut"  # cosine only: cut | shift | scale, how it meets the warm-up
     warmup_epochs: float = 0.0
     warmup_steps: int | None = None  # instead of warmup_epochs
-    warmup_lr: float = 0.0  # learning rate at step 0 when there is a warm-up
+    warmup_lr: float = 0.0  # learning rate at step 0 of a warm-up
     min_lr: float = 0.0  # learning rate at the end
     cooldown_epochs: int = 0  # epochs at min_lr after the last of `epochs`
     power: float = 1.0  # polynomial only; 1 is linear
-    milestones: list[int] = field(default_factory=list)  # step only: epochs; of a run in steps, steps
-    factor: float = 0.1  # step only: what the learning rate is multiplied by at each of the milestones
+    milestones: list[int] = field(default_factory=list)  # step only: in epochs, or steps for a run in steps
+    factor: float = 0.1  # step only: factor on the learning rate at each milestone
 
 
-# The smallest value of a key that is not null.
-MINIMUM = {
-    **dict.fromkeys(("epochs", "batch_size", "gradient_accumulation_steps", "repeats", "hessian_every"), 1),
-    **dict.fromkeys(("run.keep", "run.log_every", "run.timeout"), 1),
-    **dict.fromkeys(("seed", "workers", "schedule.warmup_epochs", "schedule.cooldown_epochs"), 0),
-    **dict.fromkeys(("schedule.warmup_lr", "schedule.min_lr"), 0),
-    **dict.fromkeys(("run.checkpoint_every", "run.monitor"), 1),
-    **dict.fromkeys(("steps", "max_epochs", "stop_after"), 1),
-    **dict.fromkeys(("eval_every", "eval_epochs", "restart_every"), 1),
-    "schedule.warmup_steps": 0,
-    "loss_scale.growth_interval": 1,
+# The smallest values of keys that are not null.
+MINIMA = {
+    0: "seed workers schedule.warmup_epochs schedule.warmup_steps schedule.cooldown_epochs "
+    "schedule.warmup_lr schedule.min_lr",
+    1: "epochs steps max_epochs stop_after batch_size gradient_accumulation_steps repeats eval_every "
+    "eval_epochs hessian_every restart_every run.keep run.log_every run.timeout run.checkpoint_every "
+    "run.monitor loss_scale.growth_interval",
 }
 
 
 @dataclass
 class TrainConfig:
-    """What the training loop needs to know, whatever the task."""
+    """The settings of the training loop, which every task shares."""
 
     seed: int = 0
     epochs: int = 10
-    steps: int | None = None  # optimizer steps in all, instead of epochs
-    # with `steps`: stop after this many epochs if reached first; the schedule ignores it
+    steps: int | None = None  # total number of optimizer steps, instead of epochs
+    # with `steps`: stop after this many epochs if they come first; the schedule ignores this
     max_epochs: int | None = None
-    stop_after: int | None = None  # stop after this many steps; the schedule ignores it
+    stop_after: int | None = None  # stop after this many steps; the schedule ignores this
     eval_every: int | None = None  # steps between evaluations
     eval_epochs: int | None = 1  # also evaluate every N epochs; null: only after the last
     batch_size: int = 64  # samples per optimizer step, over all processes and micro-batches
     gradient_accumulation_steps: int = 1  # micro-batches per optimizer step
-    repeats: int = 1  # copies of a sample in an epoch, augmented apart; the epoch is as long as without
+    repeats: int = 1  # copies of a sample per epoch, each augmented anew; the epoch keeps its length
     amp: str = "no"  # no | bf16 | fp16
     loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
-    # Global norm to which the loop clips before the step, for any optimizer. `optimizer.max_grad_norm` does
-    # the same inside the step of this package's optimizers; set one of the two.
+    # Global norm to which the loop clips gradients, for any optimizer. `optimizer.max_grad_norm` does the
+    # same within the step of our optimizers; set one of the two.
     clip_grad: float | None = None
     select: SelectConfig = field(default_factory=SelectConfig)
     hessian_every: int = 10  # steps between estimates of the Hessian, for optimizer=sophia
-    restart_every: int | None = None  # steps after which optimizer=adan starts again with moments of zero
+    restart_every: int | None = None  # steps after which optimizer=adan resets its moments to zero
     ema_decay: float | None = None
     compile: bool = False
-    fsdp: bool = False  # spread parameters, gradients and states over the processes; see repro.train.fsdp
-    workers: int = 0  # data loading processes per training process; 0 loads in the training process
+    fsdp: bool = False  # shard parameters, gradients and states over the processes; see repro.train.fsdp
+    workers: int = 0  # data loading processes per training process; 0: none
     optimizer: dict[str, Any] = field(default_factory=dict)  # see optim.build_optimizer
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -140,7 +137,7 @@ class TrainConfig:
     row: Row | None = None  # of the ledger, from +paper=<table>/<row>
 
     def check(self) -> None:
-        """Raise UserError for a value that cannot work, naming it."""
+        """Raise UserError for a value that cannot work; the message names it."""
         self._check_numbers()
         self._check_length()
         name = self.run.name
@@ -162,9 +159,10 @@ class TrainConfig:
             one_of("tracking.name", self.tracking.name, ("wandb", "tensorboard"))
 
     def _check_numbers(self) -> None:
-        for key, minimum in MINIMUM.items():
-            if (value := _lookup(self, key)) is not None:
-                _at_least(minimum, key, value)
+        for minimum, keys in MINIMA.items():
+            for key in keys.split():
+                if (value := attrgetter(key)(self)) is not None and value < minimum:
+                    raise UserError(f"{key}={value}: must be at least {minimum}")
         for key in ("initial", "threshold"):
             value = getattr(self.loss_scale, key)
             if value is not None and not value > 0:
@@ -183,17 +181,21 @@ class TrainConfig:
             raise UserError(f"max_epochs={self.max_epochs}: is for a run in steps; set epochs instead")
 
     def total_steps(self, per_epoch: int) -> int:
-        """Return the number of optimizer steps of a run whose epochs have `per_epoch` of them."""
+        """Return the number of optimizer steps of a run with `per_epoch` steps per epoch."""
         total = per_epoch * (self.epochs + self.schedule.cooldown_epochs)
         if self.steps is not None:
             total = min(self.steps, per_epoch * (self.max_epochs or self.steps))
         return min(total, self.stop_after or total)
 
     def micro_batch_size(self, size: int, samples: str, processes: int) -> int:
-        """Return the micro-batch size of one process, of `size` training samples, called `samples`.
+        """Return the micro-batch size of one process.
+
+        Args:
+            size: of the training set.
+            samples: what samples are called, for the error.
 
         Raises:
-            UserError: the sizes do not work out.
+            UserError: the batch is larger than the training set, or does not divide evenly.
         """
         if size < self.batch_size:
             raise UserError(f"batch_size={self.batch_size}: the training set has only {size} {samples}")
@@ -231,10 +233,10 @@ Schema = TypeVar("Schema")
 
 
 def typed(values: dict[str, Any], schema: type[Schema]) -> Schema:
-    """Return a composed configuration as `schema`.
+    """Return a composed configuration as an instance of `schema`.
 
     Raises:
-        OmegaConfBaseException: it has a key that the schema lacks, or a value of another type.
+        OmegaConfBaseException: a key is not in the schema, or a value has another type.
     """
     return cast(Schema, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
 
@@ -243,14 +245,3 @@ def one_of(key: str, value: str, options: tuple[str, ...]) -> None:
     """Raise UserError unless `value` is one of `options`."""
     if value not in options:
         raise UserError(f"{key}={value}: must be one of {', '.join(options)}")
-
-
-def _at_least(minimum: int, key: str, value: float) -> None:
-    if value < minimum:
-        raise UserError(f"{key}={value}: must be at least {minimum}")
-
-
-def _lookup(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        config = getattr(config, part)
-    return config

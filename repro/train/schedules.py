@@ -1,7 +1,7 @@
 """Learning-rate schedules as pure functions of time: `t -> multiplier of the base learning rate`.
 
-`t` counts whatever unit the caller chooses (epochs or steps) from 0; `total` and `warmup` are in the same
-unit. `start` is the multiplier at t = 0 when there is a warm-up, `end` the one the decay arrives at.
+`t` counts epochs or steps from 0; `total` and `warmup` are in the same unit. `start` is the multiplier at the
+beginning of the warm-up, `end` the one at the end of the decay.
 """
 
 import math
@@ -14,14 +14,13 @@ from repro.train.config import ScheduleConfig
 def cosine(
     t: float, total: float, warmup: float = 0, start: float = 0.0, end: float = 0.0, join: str = "cut"
 ) -> float:
-    """Half a cosine from 1 to `end`, after a linear warm-up that it meets in one of three ways.
+    """Return half a cosine from 1 to `end` after a linear warm-up, joined in one of three ways.
 
-    cut     the cosine's clock starts at t = 0 too, so that the multiplier just after the warm-up already lies
-            on the curve, below 1: timm.scheduler.CosineLRScheduler with one cycle
-    shift   the clock starts when the warm-up ends: MAE, fairseq, Megatron
-    scale   the clock starts at t = 0, and the curve is scaled to go on from the last step of the warm-up:
-            Transformer-XL, whose logs follow lr *= (1 + cos(pi t / T)) / (1 + cos(pi (t - 1) / T)), where `t`
-            counts steps and `end` is 0
+    cut     the cosine also starts at t = 0, so the multiplier after the warm-up is already below 1:
+            timm.scheduler.CosineLRScheduler with one cycle
+    shift   the cosine starts at the end of the warm-up: MAE, fairseq, Megatron
+    scale   the cosine starts at t = 0, scaled to continue the last step of the warm-up: Transformer-XL, whose
+            logs follow lr *= (1 + cos(pi t / T)) / (1 + cos(pi (t - 1) / T)), with `t` in steps and `end` 0
     """
     if t < warmup:
         return start + t * (1 - start) / warmup
@@ -39,7 +38,7 @@ def cosine(
 def polynomial(
     t: float, total: float, warmup: float = 0, start: float = 0.0, end: float = 0.0, power: float = 1.0
 ) -> float:
-    """(1 - progress) ** power from 1 to `end`, where progress runs from the end of the warm-up to `total`.
+    """Return (1 - progress) ** power, from 1 to `end`; progress runs from the end of the warm-up to `total`.
 
     With `power=1` this is the linear decay of BERT and GLUE (transformers' get_linear_schedule_with_warmup).
     """
@@ -51,14 +50,14 @@ def polynomial(
 
 
 def constant(t: float, warmup: float = 0, start: float = 0.0) -> float:
-    """1 after the warm-up."""
+    """Return 1 after the warm-up."""
     return start + t * (1 - start) / warmup if t < warmup else 1.0
 
 
 def multistep(
     t: float, milestones: Sequence[float], factor: float = 0.1, warmup: float = 0, start: float = 0.0
 ) -> float:
-    """`factor` for each of `milestones` that t has reached, after the warm-up: torch's MultiStepLR."""
+    """Return `factor` to the power of the milestones passed, after the warm-up: torch's MultiStepLR."""
     if t < warmup:
         return start + t * (1 - start) / warmup
     return math.pow(factor, sum(t >= milestone for milestone in milestones))
@@ -69,11 +68,11 @@ def build_schedule(
 ) -> Callable[[int], float]:
     """Return the function `step -> multiplier` for a run.
 
-    `lr` is the base learning rate that turns `warmup_lr` and `min_lr` into multipliers. The decay ends after
-    `epochs`, or after `steps` where that is given; the cool-down comes on top.
+    `lr` is the base learning rate, relative to which `warmup_lr` and `min_lr` become multipliers. The decay
+    ends after `epochs`, or after `steps` if given; the cool-down follows.
 
     Raises:
-        UserError: a warm-up as long as the run or longer, or settings that exclude each other.
+        UserError: the warm-up is at least as long as the run, or settings exclude each other.
     """
     warmup_key = "warmup_epochs" if config.warmup_steps is None else "warmup_steps"
     by_step = config.per == "step"
@@ -92,15 +91,11 @@ def build_schedule(
         )
     milestones = [milestone * (scale if steps is None else 1) for milestone in config.milestones]
     start, end = (config.warmup_lr / lr, config.min_lr / lr) if lr else (1.0, 1.0)
-
-    def multiplier(step: int) -> float:
-        t = step if by_step else step // steps_per_epoch
-        if config.name == "cosine":
-            return cosine(t, total, warmup, start, end, config.join)
-        if config.name == "polynomial":
-            return polynomial(t, total, warmup, start, end, config.power)
-        if config.name == "step":
-            return multistep(t, milestones, config.factor, warmup, start)
-        return constant(t, warmup, start)
-
-    return multiplier
+    curves: dict[str, Callable[[float], float]] = {
+        "cosine": lambda t: cosine(t, total, warmup, start, end, config.join),
+        "polynomial": lambda t: polynomial(t, total, warmup, start, end, config.power),
+        "constant": lambda t: constant(t, warmup, start),
+        "step": lambda t: multistep(t, milestones, config.factor, warmup, start),
+    }
+    curve = curves[config.name]
+    return lambda step: curve(step if by_step else step // steps_per_epoch)

@@ -1,4 +1,4 @@
-"""What a recipe is to the training loop."""
+"""The interface between a recipe and the training loop."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -19,28 +19,28 @@ Batch = TypeVar("Batch", default=Any)  # a list, tuple or NamedTuple of tensors,
 
 
 class Task(ABC, Generic[Batch]):
-    """A model, its data, its loss and its metrics. The loop knows nothing else of a recipe.
+    """A model, its data, its loss and its metrics: all that the loop knows of a recipe.
 
-    A recipe's task takes its configuration, and with `synthetic` needs no data: see `synthetic_batch`.
+    Generic over the type of its batches. A recipe's task is made from its configuration; with `synthetic` it
+    needs no data, see `synthetic_batch`.
     """
 
     name: str  # the entry point's, e.g. "vision"
     schema: type[TrainConfig]  # of the recipe's configuration
     samples = "images"  # the unit of speed, in the plural
-    per_sample = 1  # of that unit in a sample, e.g. the tokens of a sequence
-    metric: str  # decides which checkpoint is best; see repro.direction
+    per_sample = 1  # number of that unit in a sample, e.g. the tokens of a sequence
+    metric: str  # selects the best checkpoint; see repro.direction
     model_name: str
-    # For plans, see repro.planner: the kind of models in repro.hardware.FAMILIES, None where no plan is made,
-    # and the last dimension of the scores, by which their memory is told from other activations'.
+    # For plans, see repro.planner: the family of models in repro.hardware.FAMILIES (None: no plans), and the
+    # last dimension of the logits, which tells their memory from that of other activations.
     family: str | None = None
     classes: int | None = None
-    # Names of what the recipe puts into a run's folder, in `begin` or `finish`; a run that starts afresh
-    # there removes them.
+    # Names of the files that `begin` and `finish` write into a run's folder; run.overwrite removes them.
     products: tuple[str, ...] = ()
 
-    # What the next micro-batch needs of this one, detached: a memory, hidden states. The loop hands each
-    # micro-batch of a step its own, empties them when an epoch begins, keeps them in checkpoints, and has an
-    # empty one for evaluation.
+    # Detached tensors that a micro-batch hands to that of the next step: a memory, hidden states. The loop
+    # keeps one dict per micro-batch of a step, also in checkpoints, and empties them when an epoch begins.
+    # Evaluation starts with an empty one.
     state: dict[str, Tensor]
 
     # ---- data
@@ -51,18 +51,18 @@ class Task(ABC, Generic[Batch]):
 
     @abstractmethod
     def valid_data(self) -> Sized:
-        """Return the set that is evaluated while training. Its items must not be random."""
+        """Return the set that is evaluated during training. Its items must not be random."""
 
     def test_data(self) -> Sized | None:
-        """Return the set that is evaluated once, at the end, with the best weights; None if there is none."""
+        """Return the set that is evaluated once, at the end, with the best weights, or None."""
         return None
 
     def plan(self, data: Sized, config: TrainConfig) -> Plan:
-        """Return which samples of the training set are in which step."""
+        """Return the plan: the samples of the training set in each step."""
         return shuffled(len(data), config.batch_size, config.seed, config.repeats)
 
     def eval_plan(self, data: Sized, batch_size: int, processes: int, rank: int) -> Sequence[Sequence[int]]:
-        """Return the evaluation batches of one process: indices of samples, at most `batch_size` in each."""
+        """Return the evaluation batches of one process: indices of at most `batch_size` samples each."""
         return dealt(len(data), batch_size, processes, rank)
 
     def collate(self, samples: list[Any]) -> Batch:
@@ -80,42 +80,49 @@ class Task(ABC, Generic[Batch]):
         """Return the model with its initial weights, on the CPU."""
 
     def initial(self) -> nn.Module:
-        """Return the model whose parameters a row of the ledger counts: without adapters of a fine-tuning."""
+        """Return the model whose parameters a row of the ledger counts, without adapters of fine-tuning."""
         return self.build_model()
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean loss over a micro-batch, to be minimised."""
+        """Return the mean loss over a micro-batch, a scalar."""
 
     def num_items(self, batch: Batch) -> float | None:
-        """Return the number of items (tokens, examples) that the loss of a batch, on the CPU, averages over.
+        """Return the number of items (tokens, examples) in the mean loss of a batch, which is on the CPU.
 
-        A step's loss is then the mean over the items of all its micro-batches; with None each micro-batch
-        counts the same.
+        The loss of a step is then the mean over the items of all its micro-batches. With None each
+        micro-batch has the same weight.
         """
         return None
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the class scores [..., classes] for a micro-batch, for estimates of the Hessian (Sophia)."""
+        """Return the logits [..., classes] of a micro-batch, for estimates of the Hessian (Sophia).
+
+        Raises:
+            UserError: the recipe has none.
+        """
         raise UserError(f"optimizer=sophia: the recipe {self.name} has no class scores to estimate from")
 
     def flops(self, batch: Batch) -> float | None:
-        """Return the operations of a micro-batch's forward pass; None to count them (throughput.py)."""
+        """Return the operations of the forward pass of a micro-batch; None: count them (throughput.py)."""
         return None
 
     def sharded(self, module: nn.Module) -> set[str]:
-        """Return the classes of the modules that fsdp=true puts together one at a time.
+        """Return the class names of the modules that fsdp=true gathers one at a time.
 
-        Models of transformers say which those are.
+        Models of transformers state them.
         """
         return set(getattr(module, "_no_split_modules", None) or ())
 
     def synthetic_batch(self, n: int) -> Batch:
-        """Return a micro-batch of n random samples as `move` gives it to `loss`, of the configured shapes.
+        """Return a micro-batch of n random samples, as `loss` gets it from `move`, in the configured shapes.
 
-        Its tensors are on the CPU, or fake or on another device in a context that makes them so. A task that
-        was made with `synthetic` can build its model, then do this, `loss`, `logits` and `flops`, and no
-        more. Sizes that data would decide are the published ones, or those of the configuration.
+        Its tensors are on the CPU, or fake or on another device in a context for that. A task made with
+        `synthetic` can only build its model and call this, `loss`, `logits` and `flops`. Sizes that depend on
+        data are the published ones, or those in the configuration.
+
+        Raises:
+            UserError: the recipe has no synthetic batches.
         """
         raise UserError(f"the recipe {self.name} makes no synthetic batches")
 
@@ -127,25 +134,25 @@ class Task(ABC, Generic[Batch]):
 
     @abstractmethod
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int | Tensor]:
-        """Return the sum of each metric over a batch, and the number of items summed.
+        """Return the sum of each metric over a batch, and the number of items in it.
 
-        They are added up over batches and processes, and may have any shape: a vector with each sample's
-        prediction in its place and 0 elsewhere becomes that of all predictions.
+        Sums are added over batches and processes. They may have any shape: a vector [samples] with the
+        batch's predictions in their places and 0 elsewhere becomes the vector of all predictions.
         """
 
     def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
-        """Return the metrics to record for the sums, in float64 on the CPU: here their means over all items.
+        """Return the metrics to record: by default the means of the sums (float64, on the CPU).
 
-        Names that begin with `valid_` begin with `test_` when the test set was evaluated.
+        For the test set, `valid_` at the beginning of a name becomes `test_`.
         """
         return {key: float(value) / count for key, value in sums.items()}
 
     def begin(self, folder: Path) -> None:
-        """Put what belongs to a run into its folder, before the first step."""
+        """Write the recipe's files into the folder of a run, before the first step."""
 
     def finish(self, folder: Path) -> None:
-        """Put what the best weights make into a finished run's folder, also when it is asked for again."""
+        """Write the products of the best weights into the folder of a finished run, again if it is rerun."""
 
     def examples(self, model: nn.Module) -> list[str]:
-        """Return lines for the summary that show a person what the model, with its best weights, learned."""
+        """Return lines for the summary that show what the model has learned, with its best weights."""
         return []
