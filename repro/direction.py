@@ -1,4 +1,4 @@
-"""Whether more or less of a metric is better, by its name; all that ranks or draws metrics asks here."""
+"""Tell from the name of a metric whether higher is better; used wherever metrics are ranked or drawn."""
 
 import re
 
@@ -10,7 +10,7 @@ NEITHER = {"scale"}  # loss_scale
 
 
 def higher_is_better(metric: str) -> bool | None:
-    """Return whether a higher value is better, None where the name does not tell (`valid_length`).
+    """Return whether a higher value is better, or None if the name does not tell (`valid_length`).
 
     Args:
         metric: a key of a record or a column of a log, such as ema_valid_loss, valid_f1 or eval_top1.

@@ -1,4 +1,4 @@
-"""The software and the machine that a number comes from."""
+"""Describe the software and the machine that produced a result."""
 
 import os
 import platform
@@ -41,10 +41,9 @@ def environment() -> dict[str, Any]:
 
 
 def commit(checkout: Path | None = None) -> str | None:
-    """Return a checkout's commit, with `-dirty` if tracked files differ; without git what an image says.
+    """Return the commit of a checkout (default: this one), with `-dirty` if tracked files differ.
 
-    Args:
-        checkout: default: this one.
+    Without git, it is that of the Docker image.
     """
     folder = Path(__file__).parent if checkout is None else checkout
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
@@ -57,7 +56,7 @@ def commit(checkout: Path | None = None) -> str | None:
 
 
 def _processor() -> str:
-    """The CPU's name as Linux has it, or what Python knows of it."""
+    """Return the CPU's name from Linux, or else from Python."""
     try:
         found = re.search(rb"model name\s*: (.*)", read_bytes(Path("/proc/cpuinfo")))
     except OSError:

@@ -1,4 +1,4 @@
-"""What is wrong with the input, in one line: for errors of ours, Hydra, OmegaConf, torch and the system."""
+"""Explain errors of the input in one line: ours and those of Hydra, OmegaConf, torch and the system."""
 
 import difflib
 import errno
@@ -17,9 +17,9 @@ from repro.train.renamed import RENAMED
 
 
 def explain(error: BaseException) -> str | None:
-    """Return the one line that tells a user what is wrong with the input, or None for an error of ours.
+    """Return one line that tells a user what is wrong with the input, or None for a bug in our code.
 
-    What it quotes of names and files stands as text, whatever it would do to a terminal.
+    Control characters in quoted names and files are escaped.
     """
     line = _explanation(error)
     return None if line is None else printable(line)
@@ -30,13 +30,13 @@ def _explanation(error: BaseException) -> str | None:
         text = str(error)
         if not text.startswith("Caught "):
             return text
-        # a DataLoader worker puts its traceback before the message and the class's name before the last line
+        # a DataLoader worker puts its traceback before the message, and the class before the last line
         return text.splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         if group == "hydra/launcher" and name in slurm.LAUNCHERS:
             return f"{group}={name}: is not installed; run pip install '.[slurm]'"
-        options = [option for option in error.options if not option.startswith("_")]  # not what files share
+        options = [option for option in error.options if not option.startswith("_")]  # without shared files
         return f"{group}={name}: no such option; {_nearest(name, options)}"
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}' on the command line: overrides are written key=value"
@@ -47,7 +47,8 @@ def _explanation(error: BaseException) -> str | None:
         return " ".join(str(error).split())
     if isinstance(error, OmegaConfBaseException):
         first = str(error.msg or error).splitlines()[0]
-        first = first.partition(" raised while resolving interpolation: ")[2] or first  # what a resolver says
+        # prefer the message of a resolver
+        first = first.partition(" raised while resolving interpolation: ")[2] or first
         if "not in struct" in first or "not in '" in first:
             if new := RENAMED.get(str(error.full_key)):
                 return f"{error.full_key}: was renamed; use {new}"
@@ -64,7 +65,7 @@ def _explanation(error: BaseException) -> str | None:
 
 
 def _lost_process(error: BaseException) -> str | None:
-    """Say which other process was lost, for the errors of those that wait for one."""
+    """Return which other process was lost, for errors of processes that waited for it."""
     text = " ".join(str(error).split())
     if isinstance(error, BrokenProcessPool):
         return "one of the processes that share the work was killed, often for lack of memory; start fewer"

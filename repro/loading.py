@@ -1,6 +1,6 @@
-"""Small files that a kill, a disk or a person may have damaged, read in bounded memory.
+"""Read small, possibly damaged files in bounded memory.
 
-Whatever is wrong with one becomes an Unreadable: one line that names the file, and never its content.
+Every problem becomes an Unreadable: one line that names the file, but never its content.
 """
 
 import json
@@ -15,10 +15,10 @@ from repro import reading
 from repro.errors import UserError
 from repro.reading import DEEPEST
 
-# bytes of a file that is read as a whole; an environment.json grows by 1 KB with each start
+# maximum bytes of a file; environment.json grows by 1 KB with each start
 LARGEST = 16 << 20
 LARGEST_YAML = 256 << 10  # bytes
-MOST_YAML = 10_000  # events of the parser, which is slow; a configuration has some hundreds
+MOST_YAML = 10_000  # events of the parser, which is slow; a configuration has a few hundred
 LONGEST = 1 << 20  # bytes of a line
 
 Kind = TypeVar("Kind", dict[str, Any], list[Any])
@@ -26,21 +26,21 @@ Line = TypeVar("Line")
 
 
 class Unreadable(UserError):
-    """A file that is not there, or is not what it should be."""
+    """A file that is missing or damaged."""
 
     def __init__(self, path: Path, reason: object, cure: str = "") -> None:
         super().__init__(f"{path}: {' '.join(str(reason).split())}" + (f"; {cure}" if cure else ""))
 
 
 def read_text(path: Path, cure: str = "", largest: int = LARGEST) -> str:
-    """Return the text of a UTF-8 file as it is, line ends included.
+    """Return the text of a UTF-8 file, with its line ends.
 
     Args:
-        cure: what to do about a file that cannot be read, for the message.
-        largest: bytes; a longer file is refused before it is read.
+        cure: advice for the error message.
+        largest: maximum bytes.
 
     Raises:
-        Unreadable: it is none; nothing waits for a pipe or a device.
+        Unreadable: the file is missing, larger or not UTF-8, or a pipe or device, which is not waited for.
     """
     try:
         with _open(path, cure) as file:
@@ -55,16 +55,16 @@ def read_text(path: Path, cure: str = "", largest: int = LARGEST) -> str:
 
 
 def read_json(path: Path, kind: type[Kind], cure: str = "") -> Kind:
-    """Return the object (`dict`) or list that a JSON file holds; see read_text.
+    """Return the object (`dict`) or list in a JSON file; see read_text.
 
     Raises:
-        Unreadable: it holds none.
+        Unreadable: the file holds something else.
     """
     return parse_json(read_text(path, cure), kind, path, cure)
 
 
 def parse_json(text: str, kind: type[Kind], path: Path, cure: str = "") -> Kind:
-    """Return the object or list that the text of a file is."""
+    """Return the object or list in the JSON text of a file; see read_json."""
     try:
         value = reading.parse_json(text)
     except ValueError as error:  # a number of too many digits, too
@@ -75,15 +75,15 @@ def parse_json(text: str, kind: type[Kind], path: Path, cure: str = "") -> Kind:
 
 
 def read_lines(path: Path, make: Callable[[Any], Line]) -> Iterator[tuple[str, Line]]:
-    """Give the lines of a file and what `make` makes of the JSON value of each.
+    """Yield the lines of a file, each with the result of `make` for its JSON value.
 
-    A last line that a kill left incomplete is passed over, and a file that is not there has no lines.
+    An incomplete last line is skipped, and a missing file has no lines.
 
     Args:
-        make: raises ValueError, TypeError or KeyError for a value that is no record of this file.
+        make: raises ValueError, TypeError or KeyError for an invalid value.
 
     Raises:
-        Unreadable: a line is something else; it is named.
+        Unreadable: a line is invalid; the message has its number.
     """
     if not path.exists():
         return
@@ -104,7 +104,7 @@ def read_lines(path: Path, make: Callable[[Any], Line]) -> Iterator[tuple[str, L
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give the lines of a log and what each holds, an object with a whole number `step`; see read_lines."""
+    """Yield the lines and records of a log; each record has an integer `step`. See read_lines."""
 
     def make(record: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(record["step"], int):
@@ -115,11 +115,12 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_yaml(path: Path, cure: str = "") -> dict[str, Any]:
-    """Return the mapping that a YAML file holds, without resolving interpolations; see read_text.
+    """Return the mapping in a YAML file, without resolving interpolations; see read_text.
 
     Raises:
-        Unreadable: it holds none, or has aliases, with which a small file can stand for a huge one. No file
-            of ours has any.
+        Unreadable: the file holds something else, or has aliases, with which a small file can expand to a
+        huge
+            value. None of our files has any.
     """
     text = read_text(path, cure, LARGEST_YAML)
     try:

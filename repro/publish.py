@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, however many processes write them, and caches that notice damage."""
+"""Write files atomically, also from several processes, and caches that detect damage."""
 
 import fcntl
 import hashlib
@@ -19,13 +19,13 @@ _DIGEST = hashlib.sha256().digest_size
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield an unused name `.tmp-HEX-NAME` next to `path`; what is written there replaces `path`.
+    """Yield an unused name `.tmp-HEX-NAME` next to `path`; the file written there replaces `path`.
 
-    If anything fails, `path` stays as it was and nothing is left next to it. Of several processes that write
-    one path at once, each publishes a whole file; the last one stays.
+    If the block fails, `path` is unchanged and nothing is left next to it. Several processes may write one
+    path at once: each publishes a whole file, and the last one stays.
 
     Raises:
-        OSError: the disk refused.
+        OSError: the file cannot be written.
     """
     temporary = path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name}")
     try:
@@ -38,9 +38,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Add a line of JSON to a file, for `repro.loading.read_lines`; several processes may do so at once.
+    """Append a line of JSON to a file, for `repro.loading.read_lines`; several processes may do so at once.
 
-    A line that a kill left incomplete is cut off first.
+    An incomplete last line is cut off first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
@@ -51,12 +51,12 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def is_leftover(name: str, final: str) -> bool:
-    """Return whether `name` is what a kill while writing left of the file `final`."""
+    """Return whether `name` is a remnant of the file `final` after a kill."""
     return re.fullmatch(rf"\.tmp-([0-9a-f]+-)?{re.escape(final)}", name) is not None
 
 
 def clear(folder: Path, *names: str) -> None:
-    """Remove what kills left of the files `names` in a folder that this process holds (see `alone`)."""
+    """Remove the remnants of the files `names` in a folder that this process holds (see `alone`)."""
     for path in list(folder.glob(".tmp-*")):
         if any(is_leftover(path.name, name) for name in names):
             path.unlink()
@@ -64,7 +64,7 @@ def clear(folder: Path, *names: str) -> None:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder, by its file `.lock`; the system releases it when the process dies.
+    """Hold a folder through its file `.lock`; the system releases it when the process dies.
 
     Raises:
         UserError: another process holds it.
@@ -78,10 +78,10 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def store(path: Path, content: bytes) -> None:
-    """Write a cache file, for `stored` to read: the SHA-256 of the content, then the content.
+    """Write a cache file for `stored`: the SHA-256 of the content, then the content.
 
     Raises:
-        OSError: the disk refused.
+        OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
@@ -89,7 +89,7 @@ def store(path: Path, content: bytes) -> None:
 
 
 def stored(path: Path) -> bytes | None:
-    """Return the content of a cache file, None where there is none or it is damaged."""
+    """Return the content of a cache file, or None if it is missing or damaged."""
     try:
         file = read_bytes(path)
     except OSError:

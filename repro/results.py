@@ -1,4 +1,4 @@
-"""Pages of results in Markdown, each with a JSON file of what it was made from."""
+"""Write pages of results in Markdown, each with its data in a JSON file."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ def table(head: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def page(title: str, *parts: str) -> str:
-    """Return a page in Markdown: a heading and paragraphs, of which empty ones are left out."""
+    """Return a page in Markdown: a heading and paragraphs, without empty ones."""
     return "\n\n".join([f"# {title}", *filter(None, parts)])
 
 
@@ -27,7 +27,7 @@ def bullets(lines: Iterable[str]) -> str:
 
 
 def write(result: Any, text: str, out: Path, name: str | None = None) -> None:
-    """Write OUT.json with the result, and OUT.md, or the file `name` in its folder, with the page.
+    """Write the result to OUT.json and the page to OUT.md, or to the file `name` in the same folder.
 
     Raises:
         UserError: they cannot be written.
@@ -59,7 +59,7 @@ def save_figure(figure: Any, out: Path) -> None:
 
 
 def publish(result: Any, text: str, out: Path | None, name: str | None = None) -> None:
-    """Print a page; write it and the result where there is an OUT, see `write`."""
+    """Print a page; with `out`, also write it and the result, see `write`."""
     print(text)
     if out is not None:
         write(result, text, out, name)

@@ -1,6 +1,6 @@
-"""A run's folder, read; repro.train.run_folder writes it and says what is in each file.
+"""Read the folder of a run; repro.train.run_folder writes it and documents its files.
 
-What is wrong with a file becomes an Unreadable (see repro.loading), which names it.
+A problem with a file raises Unreadable (see repro.loading), which names the file.
 """
 
 import json
@@ -16,7 +16,7 @@ from repro.train.renamed import RENAMED
 CONFIG, ENVIRONMENT, SUMMARY, DIVERGED = "config.yaml", "environment.json", "summary.json", "diverged.json"
 METRICS, SPEED = LOGS = ("metrics.jsonl", "speed.jsonl")
 
-# A continued run may differ from its beginning in these keys (and those below them), and in no other.
+# The only keys (with those below them) that may change when a run is continued.
 FREE_KEYS = ("run", "tracking", "workers", "data.root", "row")
 
 
@@ -38,28 +38,28 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Run:
-    """What a folder says of its run, finished or not."""
+    """The contents of a run's folder, finished or not."""
 
     path: Path
     config: dict[str, Any]  # flat
     summary: dict[str, Any] | None  # None: the run has not finished
-    starts: list[dict[str, Any]]  # of environment.json
+    starts: list[dict[str, Any]]  # from environment.json
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl; a last line that is being written is left out."""
+        """The records of metrics.jsonl, without an incomplete last line."""
         return [record for _, record in read_records(self.path / METRICS)]
 
     @property
     def state(self) -> str:
-        """Return finished, unfinished or diverged."""
+        """finished, unfinished or diverged."""
         if self.summary is not None:
             return "finished"
         return "diverged" if (self.path / DIVERGED).exists() else "unfinished"
 
     @property
     def row(self) -> str | None:
-        """The row of the ledger that it is of, None where it is of none."""
+        """The row of the ledger that the run reproduces, or None."""
         name = self.config.get("row.name")
         return name if isinstance(name, str) else None
 
@@ -70,13 +70,13 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """The same text for runs that differ in the seed, and in what changes no result, at most."""
+        """A text that is equal for runs that differ only in the seed and in keys that change no result."""
         counted = {key: value for key, value in self.config.items() if key != "seed" and not is_free(key)}
         return json.dumps(counted, sort_keys=True)
 
     @property
     def date(self) -> datetime:
-        """When it was last started, or, where that is not recorded, when its newest file was written."""
+        """The time of its last start, or if that is not recorded, of its summary or configuration."""
         try:
             return datetime.fromisoformat(self.starts[-1]["time"]).astimezone(UTC)
         except (ValueError, KeyError, IndexError, TypeError, OverflowError):
@@ -88,7 +88,7 @@ def read(folder: Path) -> Run:
     """Return a run.
 
     Raises:
-        Unreadable: a file is damaged, or is not of a run; or there is no config.yaml.
+        Unreadable: a file is damaged or not of a run, or there is no config.yaml.
     """
     return Run(folder, read_config(folder), read_summary(folder), read_starts(folder))
 
@@ -99,10 +99,10 @@ def read_config(folder: Path, cure: str = "") -> dict[str, Any]:
 
 
 def read_tree(folder: Path, cure: str = "") -> dict[str, Any]:
-    """Return the configuration as it is nested; keys that were renamed since have their new names.
+    """Return the nested configuration; renamed keys get their new names.
 
     Args:
-        cure: what to do about a file that cannot be read, for the message.
+        cure: advice for the error message.
     """
     tree = read_yaml(folder / CONFIG, cure)
     for old, new in RENAMED.items():
@@ -114,7 +114,7 @@ def read_tree(folder: Path, cure: str = "") -> dict[str, Any]:
 
 
 def read_summary(folder: Path, cure: str = "") -> dict[str, Any] | None:
-    """Return the summary of a finished run, None for one that has not finished."""
+    """Return the summary of a finished run, or None."""
     path = folder / SUMMARY
     if not path.exists():
         return None
@@ -127,7 +127,7 @@ def read_summary(folder: Path, cure: str = "") -> dict[str, Any] | None:
 
 
 def read_starts(folder: Path, cure: str = "") -> list[dict[str, Any]]:
-    """Return what environment.json has of each start; nothing where there is no such file."""
+    """Return the entries of environment.json, one per start; empty without that file."""
     path = folder / ENVIRONMENT
     starts = read_json(path, list, cure) if path.exists() else []
     if not all(isinstance(start, dict) for start in starts):

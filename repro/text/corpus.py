@@ -1,6 +1,6 @@
 """A text as tokens."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ class Corpus:
     """
 
     def __init__(
-        self, name: str, tokenizer: Tokenizer, makers: dict[str, Callable[[int | None], Tokens]]
+        self, name: str, tokenizer: Tokenizer, makers: Mapping[str, Callable[[int | None], Tokens]]
     ) -> None:
         self.tokenizer, self.splits = tokenizer, list(makers)
         self._name, self._makers = name, makers

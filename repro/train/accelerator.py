@@ -1,4 +1,4 @@
-"""Set-up of what comes from libraries: accelerate's devices, precision and trackers, and the optimizer."""
+"""Set up accelerate (devices, precision, trackers) and the optimizer."""
 
 import atexit
 import warnings
@@ -23,7 +23,7 @@ from repro.train.state import TrainState
 
 
 def build(config: TrainConfig) -> Accelerator:
-    """Return the accelerator that `config` asks for, on the devices that are there.
+    """Return the accelerator of a configuration, on the available devices.
 
     Raises:
         UserError: the mixed precision does not work on them.
@@ -32,7 +32,7 @@ def build(config: TrainConfig) -> Accelerator:
     if config.amp == "fp16":
         scale = config.loss_scale
         handlers.append(GradScalerKwargs(init_scale=scale.initial, growth_interval=scale.growth_interval))
-    if config.compile:  # torch's compiler asks each tensor that it is given for its gradient
+    if config.compile:  # torch's compiler reads the gradient of each input
         warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf", UserWarning)
     try:
         return Accelerator(
@@ -49,10 +49,10 @@ def build(config: TrainConfig) -> Accelerator:
 
 
 def build_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Optimizer:
-    """Return the optimizer that `config` asks for.
+    """Return the optimizer of a configuration.
 
     Raises:
-        UserError: it names no optimizer, or one of its options makes no sense.
+        UserError: the optimizer is unknown or not installed, or an option is invalid.
     """
     try:
         return optim.build_optimizer(model, config)
@@ -67,7 +67,7 @@ def build_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Opt
 def build_monitor(
     state: TrainState, config: TrainConfig, path: Path, accelerator: Accelerator
 ) -> optim.Monitor | None:
-    """Return a monitor of the optimizer that writes to the run folder `path`, if `config` asks for one.
+    """Return a monitor that writes to the run folder `path`, or None if the configuration has none.
 
     Raises:
         UserError: the file of samples is damaged.
@@ -91,7 +91,7 @@ def keep_loss_scale(accelerator: Accelerator, config: LossScaleConfig, step: int
     """Keep the loss scale of fp16 above its threshold, and end the run at its minimum.
 
     Raises:
-        UserError: the minimum is reached, because gradients overflow step after step.
+        UserError: the scale has fallen to its minimum, because gradients keep overflowing.
     """
     scaler = accelerator.scaler
     if scaler is None or not (config.threshold or config.minimum):
@@ -112,11 +112,11 @@ def weighed(
     micro_batches: int,
     accelerator: Accelerator,
 ) -> Iterator[tuple[Any, Tensor | float]]:
-    """Yield micro-batches, each with its weight in the loss of its step: 1 where `num_items` returns None.
+    """Yield micro-batches with their weights in the loss of a step (scalars): 1 if `num_items` returns None.
 
     Args:
         num_items: see Task.num_items.
-        micro_batches: in a step.
+        micro_batches: number in a step.
     """
     iterator = iter(batches)
     for first in iterator:
@@ -130,7 +130,7 @@ def weighed(
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig, path: Path) -> None:
-    """Start the tracker that `config` asks for, if any, for the run in folder `path`."""
+    """Start the tracker of the configuration, if any, for the run in folder `path`."""
     tracking = config.tracking
     if tracking.name == "wandb":
         options = {"wandb": {"name": path.name, "mode": tracking.mode, "dir": str(path)}}
@@ -141,9 +141,9 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig, path: Path) ->
 
 
 def shut_down(accelerator: Accelerator) -> None:
-    """Finish the trackers and leave nothing that a next accelerator of this process would inherit.
+    """Finish the trackers and reset the state that the next accelerator of this process would inherit.
 
-    The process group stays: torchrun lets its processes form one once, and multiruns go on with it.
+    The process group stays, as processes of torchrun can form only one, which multiruns reuse.
     """
     for tracker in accelerator.trackers:
         tracker.finish()

@@ -94,7 +94,7 @@ def newest(root: Path, warn: Callable[[str], None] = print) -> Path | None:
             return folder
         warn(f"warning: checkpoint {folder} is damaged ({problem}); falling back to the one before it")
     if folders:
-        raise UserError(f"every checkpoint in {root} is damaged; run.overwrite=true starts afresh")
+        raise UserError(f"every checkpoint in {root} is damaged; run.overwrite=true starts over")
     return None
 
 

@@ -1,4 +1,4 @@
-"""The command line of every entry point: Hydra with typed configurations and errors of one line."""
+"""The command line of every entry point: Hydra with typed configurations and one-line errors."""
 
 import argparse
 import contextlib
@@ -27,7 +27,7 @@ from repro.train.preemption import Stopped
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
-READER_LEFT = 128 + signal.SIGPIPE  # exit status of a command whose output nobody reads, as a shell has it
+READER_LEFT = 128 + signal.SIGPIPE  # exit status if the reader of the output is gone, as in a shell
 
 Arguments = ParamSpec("Arguments")
 Config = TypeVar("Config", bound=TrainConfig)
@@ -102,26 +102,26 @@ def _call(main: Main[Config], schema: type[Config], config: DictConfig) -> None:
 
 
 def _submitted(module: str, schema: type[Config], command_line: list[str], config: DictConfig) -> None:
-    """Do what a job of submitit's is for, in a process of it, where this function comes by pickle.
+    """Run an entry point in a process of a submitit job, which gets this function by pickle.
 
-    The entry point is imported here, as scripts do not pickle. Errors of the input are raised, which brings
-    them back to the command that submitted the job.
+    The entry point is imported here, as scripts cannot be pickled. Errors of the input are raised, so that
+    they reach the command that submitted the job.
     """
     slurm.form_group()
-    sys.argv = command_line  # which the run folder remembers
+    sys.argv = command_line  # recorded in the run folder
     try:
         _call(inspect.unwrap(importlib.import_module(module).main), schema, config)
     except Exception as error:
         if explain(error) is not None:
             raise
         traceback.print_exc()
-        sys.exit(1)  # raised, Hydra would keep it to itself until the other processes end, too
+        sys.exit(1)  # if raised, Hydra would hold it until all processes end
 
 
 def exit_status(command: Callable[Arguments, int]) -> Callable[Arguments, int]:
-    """Turn what is wrong with a command's input into exit status 2, after `error: ...` on stderr.
+    """Turn errors of a command's input into `error: ...` on stderr and exit status 2.
 
-    Errors of ours are raised. A reader of its output that ends first (`| head`) ends it without a word.
+    Bugs in our code are raised. If the reader of the output ends first (`| head`), the command ends silently.
     """
 
     @functools.wraps(command)
@@ -143,7 +143,7 @@ def exit_status(command: Callable[Arguments, int]) -> Callable[Arguments, int]:
 
 @contextlib.contextmanager
 def flushed() -> Iterator[None]:
-    """Write out what was printed, while a failure can still be reported."""
+    """Flush the output at the end of the block, while a failure can still be reported."""
     try:
         yield
     finally:
@@ -151,7 +151,7 @@ def flushed() -> Iterator[None]:
 
 
 def reader_left(error: Exception) -> bool:
-    """Return whether this error came from printing to a program that has ended; if so discard the output."""
+    """Return whether an error came from printing to a program that has ended; then discard further output."""
     if not isinstance(error, BrokenPipeError):
         return False
     try:
@@ -159,9 +159,9 @@ def reader_left(error: Exception) -> bool:
         poll = select.poll()
         poll.register(stdout, 0)
         left = any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
-    except (OSError, ValueError):  # it is no file
+    except (OSError, ValueError):  # stdout is not a file
         return False
-    if left:  # else the pipe was another one
+    if left:  # otherwise the error came from another pipe
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stdout)
         os.close(null)
@@ -169,17 +169,17 @@ def reader_left(error: Exception) -> bool:
 
 
 def command_line(doc: str | None, **options: Any) -> argparse.ArgumentParser:
-    """Return the parser of a command that is no recipe; its help begins with the module's docstring as it is.
+    """Return the parser of a command that is not a recipe; its help begins with the module's docstring.
 
     Args:
-        options: further ones of argparse.ArgumentParser.
+        options: further options of argparse.ArgumentParser.
     """
     form = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(description=doc, formatter_class=form, **options)
 
 
 def file_size(text: str) -> int:
-    """Read a number of bytes, such as 500KB, 16MB or 1GB, from a command line (a type of argparse)."""
+    """Parse a number of bytes, such as 500KB, 16MB or 1GB (a type for argparse)."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(KB|MB|GB)", text.strip())
     if match is None or float(match[1]) == 0:
         raise argparse.ArgumentTypeError(f"{text}: must be written as 500KB, 16MB or 1GB")
@@ -187,7 +187,7 @@ def file_size(text: str) -> int:
 
 
 def processes(text: str) -> int:
-    """Read a number of processes, 0 or more, from a command line (a type of argparse)."""
+    """Parse a number of processes, 0 or more (a type for argparse)."""
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text}: must be a non-negative integer (0: no extra processes)")
     return int(text)
@@ -196,7 +196,7 @@ def processes(text: str) -> int:
 def _run_hydra(
     job: Callable[[DictConfig], None], config_name: str, arguments: list[str], overrides: list[str]
 ) -> None:
-    """Run Hydra so that it raises its errors to us and leaves no folders of its own behind."""
+    """Run Hydra such that it raises its errors and leaves no folders of its own."""
     decorated: Any = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)
     saved_argv, saved_flag = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     with tempfile.TemporaryDirectory() as scratch:
@@ -222,7 +222,7 @@ def _run_hydra(
 
 
 def _insert(overrides: list[str], arguments: list[str]) -> list[str]:
-    """Put overrides before the user's, and -m before all: argparse wants all overrides in one place."""
+    """Insert overrides before the user's, and -m first: argparse wants all overrides in one place."""
     multirun = [argument for argument in arguments if argument in ("-m", "--multirun")]
     rest = [argument for argument in arguments if argument not in multirun]
     first = next(

@@ -1,7 +1,7 @@
-"""Data loading whose every batch is a function of (seed, epoch, index), hence resumable anywhere.
+"""Data loading in which every batch is a function of (seed, epoch, index), so that it can resume anywhere.
 
-The order of an epoch depends on (seed, epoch) alone, and the randomness of one sample's augmentation on
-(seed, epoch, index, copy) alone: not on the number of workers, nor on which samples were loaded before.
+The order of an epoch depends only on (seed, epoch), and the augmentation of a sample only on (seed, epoch,
+index, copy): not on the number of workers, nor on the samples loaded before.
 """
 
 import os
@@ -19,7 +19,7 @@ from repro.train.seeding import hashed, left_alone, seed_generators
 
 Key = tuple[int, int]  # (epoch, index)
 
-# epoch -> the indices of the samples of each of its optimizer steps; all epochs have as many steps
+# epoch -> the indices of the samples of each optimizer step; all epochs have the same number of steps
 Plan = Callable[[int], Sequence[Sequence[int]]]
 
 
@@ -31,12 +31,11 @@ class Sized(Protocol):
 
 
 def shuffled(size: int, batch_size: int, seed: int, repeats: int = 1, drop_last: bool = True) -> Plan:
-    """Return the plan that takes `batch_size` samples a step, in a new order each epoch.
+    """Return the plan that takes `batch_size` samples per step, in a new order each epoch.
 
-    What does not fill the last step is left out with `drop_last`, and is a smaller step without. With
-    `repeats` above 1 each sample comes that often in a row, as index * repeats + copy (see SeededDataset),
-    and the epoch is as long as without: it sees `size / repeats` samples (repeated augmentation, Hoffer et
-    al., arXiv 1901.09335).
+    An incomplete last step is left out with `drop_last`, and kept otherwise. With `repeats` above 1 each
+    sample comes that many times in a row, as index * repeats + copy (see SeededDataset). The epoch keeps its
+    length, so it has `size / repeats` samples (repeated augmentation, Hoffer et al., arXiv 1901.09335).
     """
 
     def plan(epoch: int) -> Sequence[Sequence[int]]:
@@ -52,12 +51,12 @@ def shuffled(size: int, batch_size: int, seed: int, repeats: int = 1, drop_last:
 
 
 def in_order(size: int, batch_size: int) -> Plan:
-    """Return the plan that takes the next `batch_size` samples each step, in every epoch alike."""
+    """Return the plan that takes the next `batch_size` samples each step, in the same order every epoch."""
     return lambda epoch: [range(begin, min(begin + batch_size, size)) for begin in range(0, size, batch_size)]
 
 
 def regrouped(batches: Sequence[Sequence[int]], seed: int) -> Plan:
-    """Return the plan whose steps are the same batches in every epoch, in a new order each."""
+    """Return the plan whose steps are the given batches, in a new order each epoch."""
 
     def plan(epoch: int) -> Sequence[Sequence[int]]:
         generator = torch.Generator().manual_seed(hashed(f"order {seed} {epoch}"))
@@ -67,24 +66,24 @@ def regrouped(batches: Sequence[Sequence[int]], seed: int) -> Plan:
 
 
 def dealt(size: int, batch_size: int, processes: int = 1, rank: int = 0) -> Sequence[Sequence[int]]:
-    """Return the evaluation batches of a process: each sample exactly once over all processes, in order.
+    """Return the evaluation batches of a process; over all processes, each sample comes exactly once.
 
-    Nothing is padded, so that counts are exact.
+    There is no padding, so counts are exact.
     """
     indices = range(rank, size, processes)
     return [indices[begin : begin + batch_size] for begin in range(0, len(indices), batch_size)]
 
 
 def keyed(batches: Sequence[Sequence[int]]) -> list[list[Key]]:
-    """Return batches of samples that are always the same as batches of keys."""
+    """Return batches of indices as batches of keys, for data without randomness."""
     return [[(0, index) for index in batch] for batch in batches]
 
 
 class TrainingSampler(Sampler[list[Key]]):
-    """Micro-batches of keys of one epoch of a plan, from a given step on.
+    """The micro-batches of one epoch of a plan, as keys, from a given step.
 
-    Each process gets a contiguous share of each micro-batch. They are equal, or where a step's samples are
-    too few for that, differ by one; where they are too few for one each, the first ones serve again.
+    Each process gets a contiguous share of every micro-batch. Shares differ by at most one sample. A step
+    with fewer samples than shares repeats its first samples.
     """
 
     def __init__(self, plan: Plan, micro_batches: int = 1, processes: int = 1, rank: int = 0) -> None:
@@ -94,7 +93,7 @@ class TrainingSampler(Sampler[list[Key]]):
         self.epoch, self.first_step = 0, 0
 
     def start_at(self, epoch: int, step: int = 0) -> None:
-        """Make the next iteration go through `epoch` from its optimizer step `step` on."""
+        """Start the next iteration at optimizer step `step` of `epoch`."""
         self.epoch, self.first_step = epoch, step
 
     def __len__(self) -> int:
@@ -110,9 +109,9 @@ class TrainingSampler(Sampler[list[Key]]):
 
 
 class SeededDataset(Dataset[Any]):
-    """`data` addressed by (epoch, index * repeats + copy), the global generators seeded at each access.
+    """Data addressed by (epoch, index * repeats + copy), with the global generators seeded at each access.
 
-    With `seed=None` (nothing random in `data`) the generators are left alone.
+    With `seed=None`, for data without randomness, the generators are not touched.
     """
 
     def __init__(self, data: Sized, seed: int | None, repeats: int = 1) -> None:
@@ -122,7 +121,7 @@ class SeededDataset(Dataset[Any]):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[Key]) -> list[Any]:
-        """Return the samples of a batch; to put the generators back takes longer than to seed them."""
+        """Return the samples of a batch; the generators are restored once, which is slower than seeding."""
         if self.seed is None:
             return [self.data[place // self.repeats] for _, place in keys]
         with left_alone():
@@ -136,22 +135,20 @@ class SeededDataset(Dataset[Any]):
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader that reports a worker's death as such, wherever in a transfer it comes."""
+    """A DataLoader that reports the death of a worker as such, at any point of a transfer."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator around torch's own
-        """Give the batches.
+        """Yield the batches.
 
         Raises:
-            UserError, RuntimeError: a worker died; repro.explain has words for the latter, which is torch's.
+            UserError, RuntimeError: a worker died; the latter is torch's, see repro.explain.
         """
         try:
             yield from super().__iter__()
         except (EOFError, ConnectionError, FileNotFoundError) as error:
-            if self.num_workers == 0 or str(error).startswith(
-                "Caught "
-            ):  # of the data set, passed on by torch
+            if self.num_workers == 0 or str(error).startswith("Caught "):  # an error of the data set
                 raise
-            time.sleep(10)  # ended by torch's RuntimeError, as soon as the system reports the death
+            time.sleep(10)  # torch raises its RuntimeError as soon as the system reports the death
             raise UserError(
                 f"a process that loads data has ended ({error!r}): set a lower workers=N; the same command "
                 "continues"
@@ -166,9 +163,9 @@ def make_loader(
     repeats: int = 1,
     collate: Callable[[list[Any]], Any] = default_collate,
 ) -> DataLoader[Any]:
-    """Return the DataLoader of `batches` of `data`, made by `collate`; see SeededDataset for the others.
+    """Return the DataLoader of `batches` of `data`, combined by `collate`; see SeededDataset for `seed`.
 
-    It has `workers`, but no more than there are cores: the others would only wait.
+    It has at most as many workers as there are cores.
     """
     workers = min(workers, os.cpu_count() or 1)
     return Loader(
@@ -178,5 +175,5 @@ def make_loader(
         collate_fn=collate,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # or it would draw from the global one, once per pass
+        generator=torch.Generator(),  # else each pass would draw from the global one
     )

@@ -1,4 +1,4 @@
-"""Evaluating a model on a set: each sample counts once, however many processes share the work."""
+"""Evaluate a model on a set; each sample counts once, for any number of processes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -18,18 +18,18 @@ from repro.train.task import Task
 
 @dataclass
 class Batches:
-    """The batches that a process evaluates; those past the first `counted` are padding and are not scored."""
+    """The batches of a process; those after the first `counted` are padding and not scored."""
 
     loader: Iterable[Any]
     counted: int
 
 
 class Evaluator:
-    """Evaluates a task's sets.
+    """Evaluates the sets of a task.
 
     Args:
-        micro_batch_size: largest number of samples in a batch.
-        autocast: gives the context in which the model computes.
+        micro_batch_size: maximum number of samples in a batch.
+        autocast: returns the context in which the model computes.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Evaluator:
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         mine = list(self._plan(data, rank))
         counted = len(mine)
-        if self.config.fsdp:  # all processes compute together, so each has as many batches as any other
+        if self.config.fsdp:  # processes compute in step, so all have the same number of batches
             plans = [self._plan(data, other) for other in range(processes)]
             mine += [plans[0][0]] * (max(map(len, plans)) - counted)
         loader = make_loader(data, keyed(mine), None, self.config.workers, collate=self.task.collate)
@@ -80,9 +80,9 @@ class Evaluator:
 
 @torch.no_grad()
 def average_statistics(state: TrainState, accelerator: Accelerator) -> None:
-    """Average BatchNorm's statistics over the processes, as timm does (--dist-bn reduce).
+    """Average the statistics of BatchNorm over the processes, as timm does (--dist-bn reduce).
 
-    The averaged model gets those of the first process, so that a continued run has them, too.
+    The averaged model gets those of the first process, which are also in its checkpoint.
     """
     if accelerator.num_processes == 1:
         return

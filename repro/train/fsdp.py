@@ -1,7 +1,8 @@
-"""FSDP2: parameters, gradients and optimizer states are spread over the processes, by torch's fully_shard.
+"""FSDP2: shard parameters, gradients and optimizer states over the processes with torch's fully_shard.
 
-A unit (a block of a transformer) is put together for its own forward and backward pass alone. Checkpoints are
-torch.distributed.checkpoint's: each process writes its part, and any number of processes reads them.
+A unit (a block of a transformer) is gathered only for its own forward and backward pass. Checkpoints are
+those of torch.distributed.checkpoint: each process writes its shard, and any number of processes can read
+them.
 """
 
 import contextlib
@@ -35,15 +36,15 @@ METADATA = ".metadata"  # torch.distributed.checkpoint's table of contents
 def shard(module: nn.Module, units: set[str], device: torch.device, amp: str, compile: bool) -> None:
     """Shard `module` in place over all processes; a single one keeps it whole.
 
-    Gradients are averaged over the processes in float32 after each micro-batch, so that none is kept whole.
+    Gradients are reduced in float32 after each micro-batch, so no process keeps whole ones.
 
     Args:
-        units: names of the classes of the modules that are put together one at a time.
-        amp: no | bf16; in bf16 the parameters are also sent as such.
+        units: class names of the modules that are gathered one at a time.
+        amp: no | bf16; with bf16, parameters are also sent in bf16.
         compile: compile each unit.
 
     Raises:
-        UserError: the module has no such units.
+        UserError: the module has no such unit.
     """
     found = [child for child in module.modules() if type(child).__name__ in units]
     if not found:
@@ -60,43 +61,43 @@ def shard(module: nn.Module, units: set[str], device: torch.device, amp: str, co
     policy = MixedPrecisionPolicy()
     if amp == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    for part in [*reversed(found), module]:  # units inside of units first
+    for part in [*reversed(found), module]:  # inner units first
         fully_shard(part, mesh=mesh, mp_policy=policy)
-    # transformers' generate asks for this: processes whose texts have ended wait for the others'
+    # with this, generate of transformers lets processes with finished texts wait for the others
     module._is_fsdp_managed_module = True  # type: ignore[assignment]
 
 
 def save(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write weights and state; every process calls it.
+    """Write weights and optimizer state; every process calls this.
 
     Raises:
-        RuntimeError: a process could not write its part.
+        RuntimeError: a process could not write its shard.
     """
     weights, states = get_state_dict(module, optimizer)
     content = {"model": weights, "optimizer": states}
     try:
         with _quiet():
             write_shards(content, checkpoint_id=folder, no_dist=not dist.is_initialized())
-    except CheckpointException as error:  # which is no Exception
+    except CheckpointException as error:  # not a subclass of Exception
         raise RuntimeError(str(next(iter(error.failures.values()))[0])) from error
 
 
 def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Read weights and state back, in place; every process calls it."""
+    """Read weights and optimizer state, in place; every process calls this."""
     weights, states = get_state_dict(module, optimizer)
     _read({"model": weights, "optimizer": states}, folder)
     set_state_dict(module, optimizer, model_state_dict=weights, optim_state_dict=states)
 
 
 def load_weights(folder: Path, module: nn.Module) -> None:
-    """Read the weights alone back, in place; every process calls it."""
+    """Read the weights alone, in place; every process calls this."""
     weights = get_model_state_dict(module)
     _read({"model": weights}, folder)
     set_model_state_dict(module, weights)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return all weights of a sharded checkpoint, whole and on the CPU."""
+    """Return all weights of a sharded checkpoint, gathered on the CPU."""
     listed = FileSystemReader(folder).read_metadata().state_dict_metadata
     weights = {
         name.removeprefix("model."): torch.empty(about.size, dtype=about.properties.dtype)
@@ -115,7 +116,7 @@ def _read(state: dict[str, Any], folder: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Pass over the warning that a process is alone."""
+    """Silence the warning that there is a single process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         yield

@@ -1,4 +1,4 @@
-"""Estimates of the Hessian's diagonal, for optimizers that want them."""
+"""Estimates of the diagonal of the Hessian, for Sophia."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from repro.train.task import Task
 
 
 def estimate_hessian(task: Task, state: TrainState, accelerator: Accelerator, batch: Any) -> None:
-    """Give Sophia an estimate of the Hessian's diagonal from a micro-batch; others want none.
+    """Give Sophia an estimate of the Hessian's diagonal from a micro-batch; do nothing for other optimizers.
 
-    Every process calls it: it is the mean over all of them.
+    Every process calls this: the estimate is the mean over all of them.
     """
     if not isinstance(state.optimizer, optim.Sophia):
         return

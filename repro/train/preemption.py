@@ -1,13 +1,13 @@
-"""Ending a run on a stop signal without losing anything.
+"""End a run on a stop signal without losing anything.
 
-Before they take a machine away, schedulers and `docker stop` send SIGTERM, and some seconds later SIGKILL.
-SLURM also sends SIGUSR1, where a job asks for it (--signal=USR1@120). A run then finishes its step, writes a
-checkpoint, and its process ends with the status of one that the signal ended: 128 and the signal's number,
-143 for SIGTERM. The same command continues it, to the same bits.
+Schedulers and `docker stop` send SIGTERM, and some seconds later SIGKILL. SLURM also sends SIGUSR1 if a job
+asks for it (--signal=USR1@120). The run then finishes its step, writes a checkpoint, and exits with the
+status of a process ended by the signal: 128 plus its number, 143 for SIGTERM. The same command continues it,
+to the same bits.
 
 Several processes have to end after the same step, although the signal reaches them during different ones, or
-only one of them. So each says after each step whether it was told, and looks a step later at what all have
-said: an all-reduce of one number on the CPU, by gloo, which had that step's time. No device waits for it.
+only one of them. So after each step, every process starts an all-reduce of one number (on the CPU, by gloo)
+and reads the result one step later. No device waits for it.
 """
 
 import os
@@ -25,8 +25,8 @@ from torch import Tensor, distributed
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
-class Stopped(BaseException):  # no error, so that what handles errors lets it pass
-    """Ends a run that was told to stop; `status` is the exit status of the process."""
+class Stopped(BaseException):  # not an Exception, so that error handlers let it pass
+    """Ends a run on a stop signal; `status` is the exit status of the process."""
 
     def __init__(self, number: int, step: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
@@ -36,11 +36,11 @@ class Stopped(BaseException):  # no error, so that what handles errors lets it p
 class Listener:
     """Detects a stop signal sent to any process of the run, while it is entered as a context.
 
-    A signal that others handle (as submitit does in its jobs) is left to them. Only the main thread listens.
+    A signal with another handler (submitit's, in its jobs) is left alone. Only the main thread listens.
     """
 
     def __init__(self, processes: int, timeout: float = 1800) -> None:
-        """`timeout`: the seconds that a process waits for what the others say."""
+        """`timeout`: the seconds that a process waits for the others."""
         self._heard = 0  # number of the signal
         self._step: int | None = None  # within `interruptible`
         self._process = os.getpid()
@@ -65,15 +65,15 @@ class Listener:
     ) -> None:
         for number in self._taken:
             signal.signal(number, signal.SIG_DFL)
-        if self._processes > 1 and kind is None:  # or else others may not come, and the process ends
+        if self._processes > 1 and kind is None:  # after an error, others may never come
             if self._said is not None:
                 self._said[1].wait()
             distributed.destroy_process_group(self._group)
 
     def should_stop(self) -> int:
-        """Return the number of the signal that ends the run after this step, 0 for none.
+        """Return the number of the signal that ends the run after this step, or 0.
 
-        All processes call it after each step, and get the same answer.
+        All processes call this after each step, and get the same answer.
         """
         if self._processes == 1:
             return self._heard
@@ -89,9 +89,9 @@ class Listener:
 
     @contextmanager
     def interruptible(self, step: int) -> Iterator[None]:
-        """Let a signal raise Stopped at once, where nothing changes what `step` steps have made.
+        """Let a signal raise Stopped at once in this block, which must not change the state of `step` steps.
 
-        Not in one of several processes, for which the others would wait.
+        With several processes it is not raised here, as the others would wait for this one.
         """
         if self._processes > 1:
             yield
@@ -106,7 +106,7 @@ class Listener:
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a forked process that loads data: it ends with this one
+            return  # a forked data loading process, which ends with its parent
         self._heard = number
         if self._step is not None:
             raise Stopped(number, self._step)

@@ -1,6 +1,6 @@
-"""Keys of the configuration that were renamed.
+"""Renamed keys of the configuration.
 
-The command line must use the new name, and is told so; a run folder with the old one is still read.
+The command line refuses the old names; run folders with them can still be read.
 """
 
 RENAMED = {

@@ -1,4 +1,4 @@
-"""What the configurations of all recipes compute, as `${name:arguments}`; `lr` is repro.train.scaling's."""
+"""Resolvers `${name:arguments}` for the configurations of all recipes; `lr` is in repro.train.scaling."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ def proxy_run(recipe: str, row: str, proxy: str) -> str:
 
 
 def register() -> None:
-    """Make them known to OmegaConf."""
+    """Register the resolvers with OmegaConf."""
     made: dict[str, Callable[..., Any]] = {"lr": scaled_lr, "by_data": by_data, "proxy_run": proxy_run}
     for name, resolver in made.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)

@@ -1,25 +1,23 @@
-"""The folder a run keeps everything in.
+"""The folder of a run.
 
 runs/<entry point>/<name>/
     config.yaml        the resolved configuration
     environment.json   a list with one entry per start: versions, commit, devices, threads, command
-    metrics.jsonl      one JSON object per record; `epoch` is a whole number where an epoch ends, a fraction
-                       in between; records of an evaluation have its metrics. With a row of the ledger,
-                       released_<key> is what the released log has there, and verdict how the run stands.
-                       The last record may have what the best weights, those of `weights_of_step`, give on a
-                       set that is evaluated once.
-                       Nothing but what the configuration determines is in it, so that two runs of one
-                       configuration on one machine agree in every byte; times are in speed.jsonl.
-    speed.jsonl        since the record before: samples a second, share of the time that was waiting for data,
-                       10^12 operations a second, and their share of the device's peak (see
-                       repro.train.throughput)
-    monitor.jsonl      with run.monitor: samples of optim.Monitor, which have times and memory in them
+    metrics.jsonl      one JSON object per record; `epoch` is a whole number at the end of an epoch, and a
+                       fraction elsewhere; records of an evaluation have its metrics. With a row of the
+                       ledger, released_<key> is the value of the released log, and verdict that on the run.
+                       The last record may be the evaluation of the best weights, those of `weights_of_step`,
+                       on the test set. The configuration determines everything in this file, so that two runs
+                       of it on one machine agree in every byte; times are in speed.jsonl.
+    speed.jsonl        since the previous record: samples per second, share of time spent waiting for data,
+                       10^12 operations per second, and MFU (see repro.train.throughput)
+    monitor.jsonl      with run.monitor: samples of optim.Monitor, including times and memory
     checkpoints/       see repro.train.checkpoint
     summary.json       written at the end; its presence marks the run as finished
-    diverged.json      written where the loss is not finite, instead of a summary: the `step` and a message
-    wandb/, tensorboard/  of trackers; and what the recipe adds, see Task.products
+    diverged.json      written instead of a summary if the loss is not finite: the `step` and a message
+    wandb/, tensorboard/  of trackers; and the recipe's own files, see Task.products
 
-What else is in it belongs to somebody else, and stays; so does every folder that has no config.yaml of a run.
+Other files belong to somebody else and are kept, and so are folders without the config.yaml of a run.
 """
 
 import contextlib
@@ -53,19 +51,18 @@ from repro.runs import (
 )
 from repro.train import checkpoint
 
-# A continued run may also differ in this key, which repro.train.saving lets change with the
-# number of processes.
+# A continued run may also differ in this key: repro.train.saving lets it change with the number of processes.
 DIVISION = "gradient_accumulation_steps"
 
-# What a run that starts over removes, and its checkpoints; first what says that the old one is finished.
+# Removed when a run starts over, with the checkpoints; the mark of the finished run comes first.
 PRODUCTS = (SUMMARY, DIVERGED, *LOGS, "monitor.jsonl", ENVIRONMENT, "wandb", "tensorboard")
 
 
 def run_name(overrides: Sequence[str]) -> str:
-    """Derive a run's name from the command line's overrides, so that the same command finds the same folder.
+    """Return a run's name from the overrides of its command line, so that a command finds its folder again.
 
-    Overrides of FREE_KEYS do not count, nor does their order. Characters unfit for a file name are replaced,
-    long names cut; a hash then keeps different command lines apart.
+    Overrides of FREE_KEYS and the order do not count. Characters unfit for file names are replaced, and long
+    names are cut; then a hash is added to keep names unique.
     """
     counted = sorted(text for text in overrides if not is_free(text.split("=")[0].lstrip("+~")))
     full = ",".join(counted) or "default"
@@ -76,17 +73,17 @@ def run_name(overrides: Sequence[str]) -> str:
 class RunFolder:
     """One run's folder, held exclusively while it is open; a second run on it is refused.
 
-    Of several processes of one run only the `active` one holds the folder and writes; the others read.
+    Only the `active` process of a run holds the folder and writes; the others read.
     """
 
     def __init__(self, path: Path, active: bool = True, overwrite: bool = False) -> None:
-        """Make the folder, or take one that is empty or a run's.
+        """Create the folder, or open one that is empty or of a run.
 
         Args:
-            overwrite: take what is there for nothing; `begin` removes it.
+            overwrite: ignore an existing run, which `begin` then removes.
 
         Raises:
-            UserError: it is held by another process, or belongs to something else, and is as it was.
+            UserError: another process holds the folder, or it is not of a run; it stays unchanged.
         """
         self.path, self.active, self.overwrite = path, active, overwrite
         self.checkpoints = path / "checkpoints"
@@ -104,9 +101,9 @@ class RunFolder:
                 f"cannot create run folder {path}: {error.strerror}; set run.root=PATH"
             ) from error
         try:
-            # let go by the system when the process dies
+            # the system releases it when the process dies
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.fstat(self._lock.fileno()).st_nlink:  # whoever held it has removed it since
+            if not os.fstat(self._lock.fileno()).st_nlink:  # its holder has removed it since
                 raise BlockingIOError
         except OSError as error:
             self._lock.close()
@@ -120,7 +117,7 @@ class RunFolder:
             raise
 
     def _refuse_foreign(self) -> None:
-        """Raise UserError if something else than a run is here."""
+        """Raise UserError if the folder is not of a run."""
         another = "set run.name=NAME or run.root=PATH for another folder"
         config = self.path / CONFIG
         if config.exists():
@@ -135,7 +132,7 @@ class RunFolder:
             raise UserError(f"{self.checkpoints} is not a folder, nor a link to one; repair or remove it")
 
     def close(self) -> None:
-        """Let go of the folder; where no run began, leave it as it was found."""
+        """Release the folder; if no run began, restore its original state."""
         if self.active and (self.path / CONFIG).exists():
             self._lock.close()
         elif self.active:
@@ -146,7 +143,7 @@ class RunFolder:
         if self._added_lock:
             (self.path / ".lock").unlink(missing_ok=True)
         if self._made:
-            with contextlib.suppress(OSError):  # not empty: what is in it is not ours
+            with contextlib.suppress(OSError):  # not empty: the contents are not ours
                 self.path.rmdir()
         self._lock.close()
 
@@ -156,7 +153,7 @@ class RunFolder:
             _refuse_changes(self.path, read_config(self.path), config)
 
     def begin(self, config: dict[str, Any], products: Sequence[str] = ()) -> None:
-        """Record the configuration and the environment of this start; remove an older run first, if told to.
+        """Record the configuration and the environment of this start; with `overwrite`, remove an older run.
 
         Args:
             products: see Task.products.
@@ -175,7 +172,7 @@ class RunFolder:
         write_atomically(self.path / ENVIRONMENT, json.dumps([*starts, environment()], indent=1))
 
     def summary(self) -> dict[str, Any] | None:
-        """Return the summary of a finished run, None for one that is not."""
+        """Return the summary of a finished run, or None."""
         cure = "delete it, and the same command finishes the run again"
         return None if self.overwrite else read_summary(self.path, cure)
 
@@ -185,7 +182,7 @@ class RunFolder:
             write_atomically(self.path / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
     def diverge(self, error: Diverged) -> None:
-        """Write down that the run ended because of its loss."""
+        """Record that the loss became non-finite."""
         if self.active:
             text = json.dumps({"step": error.step, "message": str(error)}, indent=1)
             write_atomically(self.path / DIVERGED, text + "\n")
@@ -197,7 +194,7 @@ class RunFolder:
                 log.write(json.dumps(record) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Drop the records after `step`, the closing one, and a last line that a kill left incomplete."""
+        """Drop the records after `step`, that of the test set, and an incomplete last line."""
         if not self.active:
             return
         for path in (self.path / name for name in LOGS):
@@ -207,10 +204,10 @@ class RunFolder:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content such that a kill leaves the old content or the new, never a part.
+    """Replace the content of a file; a kill leaves the old content or the new, never a part.
 
     Raises:
-        UserError: the disk refused.
+        UserError: the file cannot be written.
     """
     try:
         with replacing(path) as temporary:
@@ -220,7 +217,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def refuse_foreign_page(path: Path, script: str) -> None:
-    """Raise UserError if a page that a script would replace does not name it: then somebody else wrote it."""
+    """Raise UserError if a page that a script would replace does not name the script, so is not its own."""
     if path.exists() and script not in read_text(path):
         raise UserError(f"{path}: was not made by {script}; give another --out")
 
@@ -231,5 +228,5 @@ def _refuse_changes(path: Path, before: dict[str, Any], new: dict[str, Any]) -> 
         if not is_free(key) and key != DIVISION and before.get(key) != now.get(key):
             raise UserError(
                 f"{path} was begun with {key}={before.get(key)}, now it is {now.get(key)}; "
-                "set it back, start another run with run.name=NAME, or begin afresh with run.overwrite=true"
+                "set it back, start another run with run.name=NAME, or start over with run.overwrite=true"
             )

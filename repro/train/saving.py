@@ -1,12 +1,11 @@
-"""What a checkpoint holds in addition to its manifest, written and read.
+"""Write and read the contents of a checkpoint, in addition to its manifest.
 
     model.safetensors   the weights, and ema.safetensors the averaged ones
-    training.pt         the optimizer's state, the loss scale, the last steps' losses, what tasks carry
-    progress.json       where the run stands
+    training.pt         the optimizer's state, the loss scale, the last losses, the state of the task
+    progress.json       the progress of the run
 
-With fsdp weights and optimizer are in files of torch.distributed.checkpoint instead, each process's part in
-its own. A run goes on with another number of processes if the micro-batches of a step stay as many, and so
-the same.
+With fsdp, weights and optimizer are in files of torch.distributed.checkpoint instead, one per process. A run
+can continue with another number of processes if a step keeps its number of micro-batches.
 """
 
 import json
@@ -27,11 +26,11 @@ from repro.train.state import Progress, TrainState
 
 
 def save(state: TrainState, config: TrainConfig, accelerator: Accelerator, folder: Path, name: str) -> None:
-    """Write a checkpoint and delete those no longer needed; every process calls it.
+    """Write a checkpoint and delete those no longer needed; every process calls this.
 
     Args:
-        folder: of the run's checkpoints.
-        name: of the model.
+        folder: the folder of the run's checkpoints.
+        name: the name of the model.
     """
     held = [{key: tensor.cpu() for key, tensor in each.items()} for each in state.carried]
     last = {key: numbers.cpu() for key, numbers in state.history.items()}
@@ -69,10 +68,10 @@ def save(state: TrainState, config: TrainConfig, accelerator: Accelerator, folde
 
 
 def load(state: TrainState, config: TrainConfig, accelerator: Accelerator, path: Path) -> None:
-    """Continue from a checkpoint: read it into a state that was just made.
+    """Read a checkpoint into a new state.
 
     Raises:
-        UserError: it was written in steps of another number of micro-batches.
+        UserError: its steps have another number of micro-batches.
     """
     device = accelerator.device
     rest = torch.load(path / "training.pt", map_location="cpu", weights_only=True)
@@ -83,7 +82,7 @@ def load(state: TrainState, config: TrainConfig, accelerator: Accelerator, path:
             f"{path.parents[1]} was begun with {len(rest['rings'])} process(es) and "
             f"gradient_accumulation_steps={rest['accumulate']}, now there are {processes} and "
             f"{config.gradient_accumulation_steps}; their product must stay {before}: "
-            "set gradient_accumulation_steps, or begin afresh with run.overwrite=true"
+            "set gradient_accumulation_steps, or start over with run.overwrite=true"
         )
     if config.fsdp:
         fsdp.load(path, state.module, state.optimizer)
@@ -94,7 +93,7 @@ def load(state: TrainState, config: TrainConfig, accelerator: Accelerator, path:
         accelerator.scaler.load_state_dict(rest["scaler"])
     for key, numbers in state.history.items():
         every = [one[key] for one in rest["rings"]]
-        same = len(every) == processes  # or else what matters: their mean
+        same = len(every) == processes  # else use the mean, which is all that counts
         numbers.copy_(every[rank] if same else torch.stack(every).mean(0))
     # micro-batches are numbered over all processes, see Trainer._seed
     by_number = [slots[slot] for slot in range(rest["accumulate"]) for slots in rest["states"]]
@@ -108,7 +107,7 @@ def load(state: TrainState, config: TrainConfig, accelerator: Accelerator, path:
 
 
 def load_best(state: TrainState, config: TrainConfig, path: Path, device: torch.device) -> nn.Module:
-    """Read the weights that count, averaged ones if there are any; return the module that has them.
+    """Read the best weights, averaged ones if there are any, and return the module with them.
 
     Raises:
         UserError: the checkpoint `path` is damaged.
@@ -116,7 +115,7 @@ def load_best(state: TrainState, config: TrainConfig, path: Path, device: torch.
     if (problem := checkpoint.damage(path)) is not None:
         raise UserError(
             f"the best checkpoint {path} is damaged ({problem}), which the run's end needs: "
-            "restore it from a copy, or begin afresh with run.overwrite=true"
+            "restore it from a copy, or start over with run.overwrite=true"
         )
     if config.fsdp:
         fsdp.load_weights(path, state.module)
@@ -128,5 +127,5 @@ def load_best(state: TrainState, config: TrainConfig, path: Path, device: torch.
 
 def load_weights(module: nn.Module, path: Path, device: torch.device) -> None:
     """Read a safetensors file into a module."""
-    # accelerate numbers the CPU, too, which safetensors does not know
+    # accelerate gives the CPU an index, which safetensors does not accept
     load_model(module, path, device="cpu" if device.type == "cpu" else str(device))

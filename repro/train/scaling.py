@@ -1,8 +1,8 @@
 """The learning rate that follows the batch, in configurations: `optimizer.lr: ${lr:BASE,BASE_BATCH,RULE}`.
 
-It is BASE where batch_size is BASE_BATCH, and elsewhere BASE times the ratio of the two (RULE `linear`) or
-its square root (`sqrt`). In a proxy, whose batch stands for a larger one, that one counts (row.batch_scale).
-A run's config.yaml and the ledger have the number that comes out.
+It is BASE for a batch_size of BASE_BATCH, and otherwise BASE times the ratio of the two (RULE `linear`) or
+its square root (`sqrt`). For a proxy, the larger batch that its batch stands for counts (row.batch_scale). A
+run's config.yaml and the ledger have the resulting number.
 """
 
 from typing import Any

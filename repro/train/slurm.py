@@ -1,8 +1,8 @@
 """Jobs of Hydra's submitit launcher: `-m hydra/launcher=submitit_slurm` on a cluster, submitit_local here.
 
-Each job of a multirun is a run. The tasks of a job are its processes and form a group, as torchrun's do. A
-job that SLURM stops, at the end of its time or to make room for another, goes back into the queue by itself
-and runs the same command again, which continues from the last checkpoint. See docs/scale.md.
+Each job of a multirun is a run. The tasks of a job are its processes and form a group, like those of
+torchrun. A job that SLURM stops (time limit or preemption) requeues itself and runs the same command again,
+which continues from the last checkpoint. See docs/scale.md.
 """
 
 import os
@@ -19,7 +19,7 @@ _ROOT = str(Path(__file__).resolve().parents[2])
 
 
 def launcher(arguments: Sequence[str]) -> str | None:
-    """Return which of submitit's launchers a command line names, None where it names none.
+    """Return the launcher of submitit in a command line, or None.
 
     Raises:
         UserError: it cannot work here.
@@ -36,24 +36,24 @@ def launcher(arguments: Sequence[str]) -> str | None:
 
 
 def prepare(name: str) -> list[str]:
-    """Prepare the environment of the jobs of launcher `name`, and return overrides, which the user's follow.
+    """Prepare the environment of the jobs of launcher `name`, and return overrides to put before the user's.
 
-    Its files (logs, pickled functions) go to <run.root>/.submitit/<job>, which all nodes have to see.
+    Its files (logs, pickled functions) go to <run.root>/.submitit/<job>, which all nodes must share.
     """
     ours = ["hydra.sweep.dir=${run.root}/.submitit", "hydra.launcher.submitit_folder=${hydra.sweep.dir}/%j"]
-    # what its jobs inherit: modules are found as from the entry point; a process that dies ends its job
+    # inherited by its jobs: modules are found as from the entry point; a dead process ends its job
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), _ROOT]))
     os.environ.setdefault("SLURM_KILL_BAD_EXIT", "1")
     return [*ours, "hydra.launcher.max_num_timeout=10"] if name == "submitit_slurm" else ours
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Return whether `error` is what SLURM says about a job that it does not take."""
+    """Return whether `error` is SLURM's refusal of a job."""
     return type(error).__name__ == "FailedJobError" and str(error).lstrip().startswith("sbatch: error")
 
 
 def module(main: Callable[..., object]) -> str:
-    """Return the name by which a job's processes import the module of an entry point that may be a script."""
+    """Return the module name of an entry point, which may be a script, for the processes of a job."""
     if main.__module__ != "__main__":
         return main.__module__
     file = Path(main.__code__.co_filename).resolve()
@@ -61,7 +61,7 @@ def module(main: Callable[..., object]) -> str:
 
 
 def form_group() -> None:
-    """Tell accelerate, through torchrun's variables, that the job's tasks are processes of one run."""
+    """Make the tasks of a job processes of one run, by torchrun's variables, which accelerate reads."""
     from submitit.helpers import TorchDistributedEnvironment
 
     group = TorchDistributedEnvironment()

@@ -1,4 +1,4 @@
-"""What training changes."""
+"""The state of a run, which training changes."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,24 +12,24 @@ from repro.train.throughput import Clock
 
 @dataclass
 class Progress(Clock):
-    """Where a run stands; stored in every checkpoint."""
+    """The progress of a run; stored in every checkpoint."""
 
     step: int = 0  # optimizer steps done
     last: dict[str, Any] | None = None  # the newest record of a finished epoch
     best: dict[str, Any] | None = None  # the one with the best metric
-    tracked: dict[str, Any] = field(default_factory=dict)  # what the tracker remembers
+    tracked: dict[str, Any] = field(default_factory=dict)  # memory of the tracker
 
 
 @dataclass
 class TrainState:
-    """Everything that shapes the rest of a run, and that a checkpoint therefore holds, with the loss scale.
+    """Everything, besides the loss scale, that determines the rest of a run; stored in checkpoints.
 
     Attributes:
-        module: the bare model; with fsdp its parameters are sharded.
-        optimizer: the bare one.
+        module: the unwrapped model; with fsdp its parameters are sharded.
+        optimizer: the unwrapped optimizer.
         ema: the averaged model, if there is one.
-        history: a number for each of the last steps, [steps of an epoch]: `loss`, and `grad_norm` if clipped.
-        carried: what each micro-batch of a step hands to that of the next; see Task.state.
+        history: `loss` of the last steps, [steps of an epoch], and `grad_norm` if gradients are clipped.
+        carried: by micro-batch of a step, the tensors for the next step; see Task.state.
     """
 
     module: nn.Module
@@ -40,7 +40,7 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
 
     def recent(self, name: str, steps: int) -> Tensor:
-        """Return the numbers of the last `steps` steps, [steps]."""
+        """Return the history `name` of the last `steps` steps, [steps]."""
         numbers = self.history[name]
         last = torch.arange(self.progress.step - steps, self.progress.step, device=numbers.device)
         return numbers[last % len(numbers)]

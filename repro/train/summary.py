@@ -1,4 +1,4 @@
-"""What a run says about itself: a line per epoch and the closing summary."""
+"""The output of a run: a line per epoch and the closing summary."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from repro.train.throughput import Throughput, sample_rate
 
 
 def epoch_line(progress: Progress, epochs: int, steps: int, verdict: str) -> str:
-    """Return one line on the epoch just finished, of a run of so many epochs and steps."""
+    """Return one line on the last finished epoch of a run with `epochs` epochs and `steps` steps."""
     record = progress.last or {}
     left = progress.seconds / progress.step * (steps - progress.step)
     parts = [
@@ -27,7 +27,7 @@ def epoch_line(progress: Progress, epochs: int, steps: int, verdict: str) -> str
 
 
 def metrics(record: dict[str, Any]) -> list[str]:
-    """Return the metrics of a record, each with that of the released run at that point."""
+    """Return the metrics of a record, each with that of the released run at the same position."""
     return [
         f"{key} {value:.4g}"
         + (f" (released {record[f'released_{key}']:.4g})" if f"released_{key}" in record else "")
@@ -50,12 +50,12 @@ def summarise(
     test: dict[str, Any] | None,
     examples: list[str],
 ) -> dict[str, Any]:
-    """Return the closing summary of a run, JSON-able. Keys carry their units.
+    """Return the closing summary of a run, JSON-able, with units in the keys.
 
     Args:
         run: its folder.
-        model: the model's name.
-        metric: the one that decides which checkpoint is best.
+        model: name of the model.
+        metric: the one that selects the best checkpoint.
         test: the record of the test set, if there is one.
         examples: see Task.examples.
     """
@@ -93,7 +93,7 @@ def summarise(
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """Return the closing summary for people."""
+    """Return the closing summary as text."""
     metric, final, best = summary["metric"], summary["final"], summary["best"]
     unit, rate = sample_rate(summary)
     reached = [_number(record[metric]) for record in (final, best)]

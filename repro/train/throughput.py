@@ -1,9 +1,9 @@
-"""How fast a run trains: samples and floating point operations a second, and how long it waited for data.
+"""The speed of a run: samples and operations per second, and the share of time spent waiting for data.
 
-An operation is a multiplication or an addition in a matrix product, a convolution or attention, as torch's
-FlopCounterMode counts them; a training step is three forward passes, and what activation checkpointing
-computes again does not count. MFU (model FLOPs utilisation, arXiv 2204.02311, appendix B) is their rate over
-the peak of the devices in bf16.
+Operations are multiplications and additions in matrix products, convolutions and attention, as counted by
+torch's FlopCounterMode. A training step counts as three forward passes; recomputed activations do not count.
+MFU (model FLOPs utilisation, arXiv 2204.02311, appendix B) is the rate of operations over the devices' peak
+in bf16.
 """
 
 import itertools
@@ -25,38 +25,38 @@ FORWARD_PASSES = 3  # a backward pass is two
 
 @dataclass
 class Clock:
-    """Where a run's time went so far, over all its starts; seconds."""
+    """The time of a run over all its starts, in seconds."""
 
-    seconds: float = 0.0  # all in all
-    train_seconds: float = 0.0  # of these, on training steps
-    wait_seconds: float = 0.0  # of these, until the next batch was there
+    seconds: float = 0.0  # total
+    train_seconds: float = 0.0  # part of the total spent on training steps
+    wait_seconds: float = 0.0  # part of these spent waiting for the next batch
 
 
 class Throughput:
     """Keeps the clock of a run and computes its speed.
 
     Args:
-        clock: what the run's earlier starts took; it is kept up to date.
-        unit: what a sample is called, in the plural.
-        samples: of a step, over all processes.
-        peak: operations a second that all devices together can do; None where it is not known.
+        clock: the time of earlier starts; it is kept up to date.
+        unit: the unit of speed, in the plural.
+        samples: units in a step, over all processes.
+        peak: operations per second of all devices together; None if unknown.
     """
 
     def __init__(self, clock: Clock, unit: str, samples: int, peak: float | None) -> None:
         self.clock, self.unit, self.samples, self.peak = clock, unit, samples, peak
-        self.forward_flops: float | None = None  # of a sample; 0 where they cannot be counted
+        self.forward_flops: float | None = None  # of one unit; 0 if they cannot be counted
         self.mark = perf_counter()
         self.window_start, self.window_steps = replace(clock), 0
 
     def tick(self, training: bool = False) -> None:
-        """Add the time since the last tick to the clock, as `training` or as time between it."""
+        """Add the time since the last tick to the clock; `training`: as training time, too."""
         now = perf_counter()
         self.clock.seconds += now - self.mark
         self.clock.train_seconds += (now - self.mark) * training
         self.mark = now
 
     def waiting(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Pass batches on and time how long each was waited for."""
+        """Yield the batches, and add the time spent waiting for each to the clock."""
         iterator = iter(batches)
         while True:
             begin = perf_counter()
@@ -76,7 +76,7 @@ class Throughput:
         return rates
 
     def rates(self, steps: int, seconds: float, waited: float) -> dict[str, float]:
-        """Return samples and 10^12 operations a second, MFU and the share of time spent waiting for data."""
+        """Return samples and 10^12 operations per second, MFU and the share of time waiting for data."""
         samples = steps * self.samples / seconds
         numbers = {f"{self.unit}_per_second": samples, "wait_share": waited / seconds}
         if self.forward_flops:
@@ -88,13 +88,13 @@ class Throughput:
 
 
 def sample_rate(record: Mapping[str, Any]) -> tuple[str, float]:
-    """Return what a sample is called, in the plural, and how many there were a second.
+    """Return the unit of speed, in the plural, and the number per second.
 
     Args:
         record: anything with the numbers of `Throughput.rates`: a line of speed.jsonl, a summary.
 
     Raises:
-        KeyError: the record has no such number.
+        KeyError: the record has no speed.
     """
     for key, value in record.items():
         unit = key.removesuffix("_per_second")
@@ -104,9 +104,9 @@ def sample_rate(record: Mapping[str, Any]) -> tuple[str, float]:
 
 
 def count_flops(task: Task, module: nn.Module, batch: Any) -> int:
-    """Return the operations of the forward pass of a micro-batch, without computing anything.
+    """Return the operations of the forward pass of a micro-batch, without computing it.
 
-    The loss is taken on the meta device: 0 for a task whose loss looks at values.
+    The loss runs on the meta device. The result is 0 for a task whose loss depends on values.
     """
     tensors = {
         name: tensor.to("meta")
@@ -121,14 +121,14 @@ def count_flops(task: Task, module: nn.Module, batch: Any) -> int:
     try:
         with counter, torch.no_grad():
             task.loss(cast(nn.Module, model), send_to_device(batch, torch.device("meta")))
-    except (NotImplementedError, RuntimeError):  # what torch says to a value asked of a meta tensor
+    except (NotImplementedError, RuntimeError):  # of a meta tensor whose value is read
         return 0
     return counter.get_total_flops()
 
 
 def device_peak(device: torch.device, devices: int) -> float | None:
-    """Return the operations a second of `devices` like this one, None where we have no data sheet."""
+    """Return the peak operations per second of `devices` such devices, or None without a data sheet."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device).replace("H200", "H100")  # which differ in memory alone
+    name = torch.cuda.get_device_name(device).replace("H200", "H100")  # they differ only in memory
     return next((peak * devices for gpu, peak in hardware.PEAK.items() if gpu in name), None)

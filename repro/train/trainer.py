@@ -1,12 +1,12 @@
 """The training loop, the same for every task.
 
-A run can be killed at any moment, or told to stop (repro.train.preemption): the same command continues from
-the newest checkpoint and ends with the same bits, because everything that shapes the result is either in it
-(weights, optimizer, average, scaler, position) or a pure function of the configuration (schedule, data).
+A run can be killed at any moment, or told to stop (repro.train.preemption). The same command continues from
+the newest checkpoint and ends with the same bits, because everything that determines the result is either in
+it (weights, optimizer, average, scaler, position) or a pure function of the configuration (schedule, data).
 
-Several processes do what one does with as many times the micro-batches: the same samples, the same random
-numbers. What is left are rounding and BatchNorm, whose statistics see one micro-batch after the other in one
-process and are averaged over several.
+Several processes do the same as one with as many times the micro-batches: the same samples and random
+numbers. Only rounding and BatchNorm differ: its statistics see the micro-batches in sequence in one process,
+and are averaged over several.
 """
 
 import math
@@ -51,29 +51,29 @@ from repro.train.throughput import Throughput, count_flops, device_peak
 
 
 def train(task: Task, config: TrainConfig, name: str) -> dict[str, Any]:
-    """Train `task` in the run folder `name`, or continue there, and return (and print) the summary.
+    """Train `task` in the run folder `name`, or continue there; print and return the summary.
 
     Raises:
-        UserError: input that cannot work; see repro.train.cli for how it is shown.
+        UserError: the input cannot work; repro.train.cli shows the message.
     """
     config.check()
     accelerator = build(config)
     main = accelerator.is_main_process
     folder = RunFolder(Path(config.run.root) / task.name / name, active=main, overwrite=config.run.overwrite)
     try:
-        accelerator.wait_for_everyone()  # the others look at the folder only once it is locked
+        accelerator.wait_for_everyone()  # the others read the folder only once it is locked
         folder.check(asdict(config))
         summary = folder.summary()
         if summary is None:
             trainer = Trainer(task, config, folder, accelerator)
-            folder.begin(asdict(config), task.products)  # only now, when the configuration is known to work
+            folder.begin(asdict(config), task.products)  # only once the configuration is known to work
             if main:
                 task.begin(folder.path)
             accelerator.wait_for_everyone()  # the others look for checkpoints only now
             summary = trainer.run()
             folder.finish(summary)
         elif main:
-            print(f"{folder.path} is finished; run.overwrite=true starts it afresh")
+            print(f"{folder.path} is finished; run.overwrite=true starts it over")
         if main:
             print(describe(summary))
     except Diverged as error:
@@ -154,7 +154,7 @@ class Trainer:
         peak = device_peak(self.device, self.accelerator.num_processes)
         units = self.config.batch_size * self.task.per_sample
         self.speed = Throughput(self.progress, self.task.samples, units, peak)
-        hide = None if self.accelerator.is_main_process else True  # None: where nobody looks
+        hide = None if self.accelerator.is_main_process else True  # None: hide it unless on a terminal
         bar = tqdm(total=self.total, initial=self.progress.step, unit="step", disable=hide)
         with Listener(self.accelerator.num_processes, self.config.run.timeout) as self.listener:
             with bar as self.bar:
@@ -179,7 +179,7 @@ class Trainer:
         )
 
     def _evaluate_again(self) -> None:
-        """Evaluate after the last step, if the run was stopped while it did."""
+        """Evaluate after the last step if the run was stopped during that evaluation."""
         epoch, done = divmod(self.progress.step - 1, self.sampler.steps)
         evaluated = self.progress.last["step"] if self.progress.last else 0
         if evaluated < self.progress.step and self._is_due(epoch, done + 1):
@@ -219,7 +219,7 @@ class Trainer:
                         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
                         numbers["grad_norm"] = self.state.history["grad_norm"][place] = norm
                     if self.monitor is not None:
-                        self.monitor.step = self.progress.step  # also where a scaler left steps out
+                        self.monitor.step = self.progress.step  # also if a scaler has skipped steps
                         self.monitor.record(**numbers)
                     if self.progress.step % self.config.hessian_every == 0:
                         estimate_hessian(self.task, self.state, self.accelerator, batch)
@@ -250,7 +250,7 @@ class Trainer:
             group["lr"] = base * multiplier
 
     def _end_step(self, epoch: int, done: int) -> None:
-        """Average, log and save after the optimizer step that is the `done`-th of its epoch."""
+        """Average, log and save after optimizer step `done` of the epoch."""
         if self.state.ema is not None:
             self.state.ema.update_parameters(self.state.module)
         self.progress.step += 1
@@ -273,7 +273,7 @@ class Trainer:
             self._save()
 
     def _is_due(self, epoch: int, done: int) -> bool:
-        """Return whether to evaluate after the `done`-th step of `epoch`."""
+        """Return whether to evaluate after step `done` of `epoch`."""
         config, step = self.config, self.progress.step
         if done == self.sampler.steps and config.eval_epochs is not None:
             return (epoch + 1) % config.eval_epochs == 0 or step == self.total
@@ -307,12 +307,12 @@ class Trainer:
         self._save(evaluated=True)
 
     def _epochs_at(self, epoch: int, done: int) -> float:
-        """Return the number of epochs after `done` steps of `epoch`, an int where it is whole."""
+        """Return the number of epochs after `done` steps of `epoch`, an int if whole."""
         return epoch + 1 if done == self.sampler.steps else round(epoch + done / self.sampler.steps, 6)
 
     @torch.no_grad()
     def _close(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """Return what the best weights give on the test set, if there is one, and examples of their work."""
+        """Return the record of the best weights on the test set, if there is one, and their examples."""
         best = self.progress.best
         assert best is not None, "a run ends with an evaluation"
         self.accelerator.wait_for_everyone()  # the first process may still be writing
@@ -328,13 +328,13 @@ class Trainer:
             )
         module.eval()
         self.task.state = {}
-        together = self.config.fsdp or self.accelerator.is_main_process  # all have a part of a sharded model
+        together = self.config.fsdp or self.accelerator.is_main_process  # every process has a shard
         return closing, self.task.examples(module) if together else []
 
     def _training_metrics(self, steps: int) -> dict[str, float]:
-        """Return the metrics of the last `steps`' mean loss, and the mean norm of gradients.
+        """Return the metrics of the mean loss over the last `steps` steps, and the mean norm of gradients.
 
-        Steps whose gradients overflowed, with a loss scale, are not in the norm.
+        Steps whose gradients overflowed (with a loss scale) do not count for the norm.
         """
         metrics = self.task.training_metrics(self._mean_loss(steps))
         if "grad_norm" in self.state.history:
@@ -376,11 +376,11 @@ class Trainer:
         self.accelerator.log(rates, step=self.progress.step)
 
     def _save(self, evaluated: bool = False) -> None:
-        """Write a checkpoint and delete those no longer needed; `evaluated` if an evaluation came before."""
+        """Write a checkpoint and delete those no longer needed; `evaluated`: right after an evaluation."""
         if evaluated:
             self.speed.tick()
         else:
-            # weights made from a loss that is not finite are not worth keeping
+            # raises for a loss that is not finite: such weights are not worth keeping
             self._mean_loss(self.progress.step % self.sampler.steps or self.sampler.steps)
             self.speed.tick(training=True)
         saving.save(self.state, self.config, self.accelerator, self.folder.checkpoints, self.task.model_name)
