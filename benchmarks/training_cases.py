@@ -44,7 +44,7 @@ SHARED = [  # nothing but steps, all alike
     "clip_grad=null",
 ]
 
-Batch = list[Tensor]
+Batch = Any  # as the task's `collate` makes it
 Loss = Callable[[nn.Module, Batch], Tensor]
 
 
@@ -205,5 +205,5 @@ def prepare(name: str, device: str, quick: bool, more: Sequence[str] = ()) -> Wo
     steps = task.plan(data, config)(0)[:BATCHES]
     batches = [task.collate([data[int(index)] for index in step]) for step in steps]
     if device == "cuda":
-        batches = [[tensor.pin_memory() for tensor in batch] for batch in batches]
+        batches = [type(batch)(*(tensor.pin_memory() for tensor in batch)) for batch in batches]
     return Work(name, device, task, config, model, batches, lambda: case.loss(config))

@@ -26,7 +26,7 @@ def predict(model: nn.Module, task: Classification, accelerator: Accelerator) ->
     config, data = task.config, task.test_data() or task.valid_data()
     ranks = accelerator.num_processes, accelerator.process_index
     batches = dealt(len(data), max(1, config.batch_size // ranks[0]), *ranks)
-    loader = make_loader(data, keyed(batches), None, config.workers)
+    loader = make_loader(data, keyed(batches), None, config.workers, collate=task.collate)
     layout = torch.channels_last if config.channels_last else torch.preserve_format
     model = model.to(accelerator.device).to(memory_format=layout).eval()
     frames = []

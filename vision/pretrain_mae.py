@@ -7,7 +7,7 @@ run's folder gets a picture of what was learned, and vision/train.py can start f
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,17 @@ from vision.models import check_size, create, load
 
 PICTURE = "reconstructions.png"
 SHOWN, LEAST_SIDE = 8, 96  # images in the picture, and pixels of a side of each
+
+
+class Batch(NamedTuple):
+    """Images and their numbers.
+
+    images: [batch, channels, size, size]; uint8 as collated, normalised float32 once moved.
+    indices: of the images in their set [batch], int64.
+    """
+
+    images: Tensor
+    indices: Tensor
 
 
 class Numbered(Dataset[tuple[Tensor, int]]):
@@ -61,8 +72,8 @@ class Pretraining(Task):
         self.normalize = Normalize(config.data)
 
     def train_data(self) -> Sized:
-        """Return the augmented training images."""
-        return self.sets.train
+        """Return the augmented training images, with their indices."""
+        return Numbered(self.sets.train)
 
     def valid_data(self) -> Sized:
         """Return the test images, or with data.valid_share those held out, with their indices."""
@@ -86,26 +97,29 @@ class Pretraining(Task):
         model.set_grad_checkpointing(config.grad_checkpointing)
         return model
 
-    def move(self, batch: Any, device: torch.device) -> Any:
-        """Return normalised images, and what came with them, on the device."""
-        images, rest = super().move(batch, device)
-        return self.normalize(images), rest
+    def collate(self, samples: list[tuple[Tensor, int]]) -> Batch:
+        """Return images as uint8, and indices."""
+        return Batch(*super().collate(samples))
 
-    def synthetic_batch(self, n: int) -> list[Tensor]:
-        """Return normalised images [n, channels, size, size] and their indices [n]."""
+    def move(self, batch: Batch, device: torch.device) -> Batch:
+        """Return the batch on the device, its images normalised."""
+        images, indices = super().move(batch, device)
+        return Batch(self.normalize(images), indices)
+
+    def synthetic_batch(self, n: int) -> Batch:
+        """Return n normalised random images."""
         data = self.config.data
-        return [torch.randn(n, data.channels, data.size, data.size), torch.arange(n)]
+        return Batch(torch.randn(n, data.channels, data.size, data.size), torch.arange(n))
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean squared error over the hidden patches, which are drawn again."""
-        images, _ = batch
-        return model(images).mean()
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean squared error (a scalar) over hidden patches; each call draws a new mask."""
+        return model(batch.images).mean()
 
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int]:
         """Return the sum of the images' errors, each with the mask of its index."""
-        images, indices = batch
         patches = cast(MaskedAutoencoder, model).num_patches
-        return {self.metric: model(images, noise(indices, patches)).sum()}, len(images)
+        errors = model(batch.images, noise(batch.indices, patches))
+        return {self.metric: errors.sum()}, len(errors)
 
     @torch.no_grad()
     def finish(self, folder: Path) -> None:

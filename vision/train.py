@@ -4,7 +4,7 @@ Without further words it trains a small ViT on scikit-learn's digits in about a 
 """
 
 import sys
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,17 @@ from vision.data import Normalize, build_erasing, open_sets
 from vision.models import build, build_random, check_size
 
 IMAGENET_CLASSES = 1000
+
+
+class Batch(NamedTuple):
+    """Images and their classes.
+
+    images: [batch, channels, size, size]; uint8 as collated, normalised float32 once moved.
+    labels: class indices [batch], int64.
+    """
+
+    images: Tensor
+    labels: Tensor
 
 
 class Classification(Task):
@@ -77,19 +88,23 @@ class Classification(Task):
             check_size(model, config.name, config.kwargs, self.config.data)
         return model.to(memory_format=torch.channels_last) if self.config.channels_last else model
 
-    def move(self, batch: Any, device: torch.device) -> Any:
-        """Return normalised images, in the model's memory format, and labels, on the device."""
+    def collate(self, samples: list[tuple[Tensor, int]]) -> Batch:
+        """Return images as uint8, and labels."""
+        return Batch(*super().collate(samples))
+
+    def move(self, batch: Batch, device: torch.device) -> Batch:
+        """Return the batch on the device, its images normalised and in the model's memory format."""
         images, labels = super().move(batch, device)
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
-        return self.normalize(images, layout), labels
+        return Batch(self.normalize(images, layout), labels)
 
-    def synthetic_batch(self, n: int) -> list[Tensor]:
-        """Return normalised images [n, channels, size, size] and labels [n]."""
+    def synthetic_batch(self, n: int) -> Batch:
+        """Return n normalised random images with random labels."""
         data = self.config.data
-        return [torch.randn(n, data.channels, data.size, data.size), torch.randint(self.classes, (n,))]
+        return Batch(torch.randn(n, data.channels, data.size, data.size), torch.randint(self.classes, (n,)))
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the cross entropy, over classes or per class, of erased and mixed images."""
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean cross entropy (a scalar), over classes or per class, of erased and mixed images."""
         images, labels = batch
         if self.erasing is not None:
             self.erasing.device = images.device
@@ -103,19 +118,17 @@ class Classification(Task):
             return F.binary_cross_entropy_with_logits(logits, targets)
         return F.cross_entropy(logits, targets)
 
-    def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the class scores of the images as they are, not mixed."""
-        images, _ = batch
-        scores: Tensor = model(images)
-        return scores
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the class scores [batch, classes] of the unmixed images."""
+        return model(batch.images)
 
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int]:
         """Return the sums of the cross entropy and of correct answers (in percent) over a batch.
 
-        With more than five classes also of those that are among the five likeliest.
+        With more than five classes, also return the sum of labels among the five highest scores.
         """
-        images, labels = batch
-        logits = model(images).float()
+        labels = batch.labels
+        logits = model(batch.images).float()
         sums = {
             f"{self.sets.measured}_loss": F.cross_entropy(logits, labels, reduction="sum"),
             self.metric: 100 * (logits.argmax(1) == labels).sum(),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import convert_outputs_to_fp32
+from accelerate.utils import convert_outputs_to_fp32, send_to_device
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -47,7 +47,7 @@ class Step:
     Attributes:
         model: the module that is passed to `loss`; on the CPU, real or fake.
         loss: of the model and a batch.
-        batch: the tensors of a micro-batch.
+        batch: the tensors of a micro-batch, in a list or a tuple.
         micro_batches: of the step; more than two need no more memory than two.
         amp: no | bf16 | fp16.
         clip: whether the norm of the gradients is clipped.
@@ -55,8 +55,8 @@ class Step:
     """
 
     model: nn.Module
-    loss: Callable[[nn.Module, list[Tensor]], Tensor]
-    batch: list[Tensor]
+    loss: Callable[[nn.Module, Any], Tensor]
+    batch: Any
     micro_batches: int = 1
     amp: str = "no"
     clip: bool = False
@@ -287,7 +287,7 @@ def measure(build: Callable[[], Step], optimizer: dict[str, Any], steps: int = 2
     step = build()
     if on_gpu:
         step.model.cuda()
-        step.batch = [x.cuda() for x in step.batch]
+        step.batch = send_to_device(step.batch, "cuda")
     made = build_optimizer(step.model, optimizer)
     live = Live(step.classes)
     with counting(step, live):

@@ -67,7 +67,8 @@ class Task(ABC):
 
     def move(self, batch: Any, device: torch.device) -> Any:
         """Return the batch on the device."""
-        return [tensor.to(device, non_blocking=True) for tensor in batch]
+        moved = [tensor.to(device, non_blocking=True) for tensor in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else moved  # a NamedTuple stays one
 
     # ---- training
 

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any, cast
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -119,7 +120,7 @@ def count_flops(task: Task, module: nn.Module, batch: Any) -> int:
     task.state = {}
     try:
         with counter, torch.no_grad():
-            task.loss(cast(nn.Module, model), [tensor.to("meta") for tensor in batch])
+            task.loss(cast(nn.Module, model), send_to_device(batch, "meta"))
     except (NotImplementedError, RuntimeError):  # what torch says to a value asked of a meta tensor
         return 0
     return counter.get_total_flops()

@@ -21,7 +21,7 @@ from repro.ledger import rows
 from repro.train.cli import CONFIGS
 from vision.config import PretrainConfig
 from vision.mae import MaskedAutoencoder
-from vision.pretrain_mae import PICTURE, Pretraining, main
+from vision.pretrain_mae import PICTURE, Batch, Pretraining, main
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -344,11 +344,11 @@ def test_the_measure_has_fixed_masks() -> None:
     data, model = task.valid_data(), task.build_model()
     images = task.normalize(torch.stack([data[index][0] for index in range(6)]))
     indices = torch.tensor([data[index][1] for index in range(6)])
-    whole, size = task.evaluate(model, [images, indices])
-    parts = [task.evaluate(model, [images[part], indices[part]])[0] for part in (slice(4), slice(4, 6))]
+    whole, size = task.evaluate(model, Batch(images, indices))
+    parts = [task.evaluate(model, Batch(images[part], indices[part]))[0] for part in (slice(4), slice(4, 6))]
     assert size == 6
     torch.testing.assert_close(whole["test_loss"], parts[0]["test_loss"] + parts[1]["test_loss"])
-    moved, _ = task.evaluate(model, [images, indices + 1])
+    moved, _ = task.evaluate(model, Batch(images, indices + 1))
     assert not torch.isclose(whole["test_loss"], moved["test_loss"])
 
 
