@@ -313,15 +313,23 @@ class Examples:
         return self.items[index]
 
 
-def collate(examples: Sequence[Example], pad: int) -> list[Tensor]:
-    """Return tokens [batch, longest], int64, padded on the right, and which are an answer's, bool.
+class Batch(NamedTuple):
+    """Conversations, padded on the right to the longest. Causal attention needs no mask for that.
 
-    Causal attention hides what is on the right, so that no mask is needed.
+    ids: [batch, length], int64.
+    answer: [batch, length], bool; True where the token is part of an answer.
     """
+
+    ids: Tensor
+    answer: Tensor
+
+
+def collate(examples: Sequence[Example], pad: int) -> Batch:
+    """Return a batch, padded with the token `pad`."""
     longest = max(len(example.ids) for example in examples)
     ids = np.full((len(examples), longest), pad, np.int64)
     answer = np.zeros((len(examples), longest), np.bool_)
     for row, example in enumerate(examples):
         ids[row, : len(example.ids)] = example.ids
         answer[row, : len(example.ids)] = example.answer
-    return [torch.from_numpy(ids), torch.from_numpy(answer)]
+    return Batch(torch.from_numpy(ids), torch.from_numpy(answer))

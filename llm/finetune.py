@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from llm import models, pretrained, python_functions
 from llm.config.finetune import FinetuneConfig
-from llm.conversations import Example, Examples, Row, collate, read
+from llm.conversations import Batch, Example, Examples, Row, collate, read
 from llm.generate import complete, end_of_text, pad_left
 from repro.errors import UserError
 from repro.text.perplexity import perplexity
@@ -35,10 +35,9 @@ from repro.train.trainer import train
 SHOWN, LONGEST = 4, 64  # examples in the summary, and tokens of their completions at most
 
 
-class Finetuning(Task):
-    """Answers to questions, measured by the loss on the tokens of the answers alone."""
+class ConversationTask(Task):
+    """A language model and conversations: what llm/finetune.py, llm/reward.py and llm/remax.py share."""
 
-    name = "finetune"
     schema = FinetuneConfig
     samples = "tokens"
     products = ("tokenizer", models.EXPORT, pretrained.ADAPTER)
@@ -80,19 +79,6 @@ class Finetuning(Task):
         """Go through the examples in a new order every epoch, with a last step of what is left."""
         return shuffled(len(data), config.batch_size, config.seed, config.repeats, drop_last=False)
 
-    def collate(self, samples: list[list[Example]]) -> list[Tensor]:
-        """Return tokens and which of them are answers, [columns x batch, longest]: column after column."""
-        return collate([item[i] for i in range(len(self.columns)) for item in samples], self.pad)
-
-    def num_items(self, batch: Any) -> float:
-        """Return the number of answers' tokens that are predicted."""
-        return float(batch[1][:, 1:].sum())
-
-    def flops(self, batch: Any) -> float:
-        """Return the operations of a forward pass over a batch."""
-        rows, length = batch[0].shape
-        return models.flops(self.shape, rows * length, length)
-
     def begin(self, folder: Path) -> None:
         """Keep the tokenizer with the run, and say what there is to learn from."""
         self.tokenizer.save_pretrained(folder / "tokenizer")
@@ -115,50 +101,6 @@ class Finetuning(Task):
         self.shape = model.config
         return pretrained.adapted(model, self.config.lora, self.kind)
 
-    def synthetic_batch(self, n: int) -> list[Tensor]:
-        """Return tokens, all of answers, as llm.conversations.collate does."""
-        shape = n * len(self.columns), self.config.data.sequence_length
-        ids = torch.randint(self.vocab_size or self.config.model["vocab_size"], shape)
-        return [ids, torch.ones(shape, dtype=torch.bool)]
-
-    def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the scores of the tokens of answers [tokens, vocabulary]."""
-        ids, answer = batch
-        scores: Tensor = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        return scores[answer[:, 1:]].float()
-
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean cross entropy over the tokens of answers, in nats."""
-        ids, answer = batch
-        return F.cross_entropy(self.logits(model, batch), ids[:, 1:][answer[:, 1:]])
-
-    def training_metrics(self, loss: float) -> dict[str, float]:
-        """Return the loss in nats and the perplexity."""
-        return {"train_loss": loss, "train_perplexity": perplexity(loss)}
-
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int | Tensor]:
-        """Return the sum of the cross entropy over the tokens of answers."""
-        ids, answer = batch
-        targets = ids[:, 1:][answer[:, 1:]]
-        return {"valid_loss": F.cross_entropy(self.logits(model, batch), targets, reduction="sum")}, len(
-            targets
-        )
-
-    def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
-        """Return the loss in nats and the perplexity, per token of an answer."""
-        loss = float(sums["valid_loss"]) / count
-        return {"valid_loss": loss, "valid_perplexity": perplexity(loss)}
-
-    def examples(self, model: nn.Module) -> list[str]:
-        """Return questions, the model's likeliest answers, and those of the data."""
-        rows = self.sets["valid"].items
-        few = [rows[i][0].last() for i in np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int)]
-        made = self.answers(pretrained.bare(model), [prompt for prompt, _ in few], LONGEST, temperature=0.0)
-        return [
-            f"{self.text(prompt)!r} -> {self.text(ids)!r} (data: {self.text(truth)!r})"
-            for (prompt, truth), ids in zip(few, made, strict=True)
-        ]
-
     def answers(self, model: Any, prompts: list[list[int]], longest: int, **options: Any) -> list[list[int]]:
         """Return the tokens, the end of text among them, that the model writes after each of some prompts."""
         ids, mask = (tensor.to(model.device) for tensor in pad_left(prompts, self.pad))
@@ -176,6 +118,65 @@ class Finetuning(Task):
     def finish(self, folder: Path) -> None:
         """Put the best weights into the run's folder as transformers has them, with the tokenizer."""
         pretrained.export(self.build_model(), self.tokenizer, folder)
+
+
+class Finetuning(ConversationTask):
+    """Answers to questions, measured by the loss on the tokens of the answers alone."""
+
+    name = "finetune"
+
+    def collate(self, samples: list[list[Example]]) -> Batch:
+        """Return a batch [columns x samples, length]: column after column."""
+        return collate([item[i] for i in range(len(self.columns)) for item in samples], self.pad)
+
+    def num_items(self, batch: Batch) -> float:
+        """Return the number of answer tokens that are predicted."""
+        return float(batch.answer[:, 1:].sum())
+
+    def flops(self, batch: Batch) -> float:
+        """Return the operations of a forward pass over a batch."""
+        rows, length = batch.ids.shape
+        return models.flops(self.shape, rows * length, length)
+
+    def synthetic_batch(self, n: int) -> Batch:
+        """Return random tokens of n samples, all of answers."""
+        shape = n * len(self.columns), self.config.data.sequence_length
+        ids = torch.randint(self.vocab_size or self.config.model["vocab_size"], shape)
+        return Batch(ids, torch.ones(shape, dtype=torch.bool))
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the scores of the tokens of answers [tokens, vocabulary], float32."""
+        scores: Tensor = model(input_ids=batch.ids, use_cache=False).logits[:, :-1]
+        return scores[batch.answer[:, 1:]].float()
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean cross entropy over the tokens of answers in nats, a scalar."""
+        return F.cross_entropy(self.logits(model, batch), batch.ids[:, 1:][batch.answer[:, 1:]])
+
+    def training_metrics(self, loss: float) -> dict[str, float]:
+        """Return the loss in nats and the perplexity."""
+        return {"train_loss": loss, "train_perplexity": perplexity(loss)}
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int | Tensor]:
+        """Return the summed cross entropy over the tokens of answers, and their number."""
+        targets = batch.ids[:, 1:][batch.answer[:, 1:]]
+        loss = F.cross_entropy(self.logits(model, batch), targets, reduction="sum")
+        return {"valid_loss": loss}, len(targets)
+
+    def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
+        """Return the loss in nats and the perplexity, per token of an answer."""
+        loss = float(sums["valid_loss"]) / count
+        return {"valid_loss": loss, "valid_perplexity": perplexity(loss)}
+
+    def examples(self, model: nn.Module) -> list[str]:
+        """Return questions, the model's likeliest answers, and those of the data."""
+        rows = self.sets["valid"].items
+        few = [rows[i][0].last() for i in np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int)]
+        made = self.answers(pretrained.bare(model), [prompt for prompt, _ in few], LONGEST, temperature=0.0)
+        return [
+            f"{self.text(prompt)!r} -> {self.text(ids)!r} (data: {self.text(truth)!r})"
+            for (prompt, truth), ids in zip(few, made, strict=True)
+        ]
 
 
 def texts(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:

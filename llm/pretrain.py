@@ -20,7 +20,7 @@ from transformers.utils import logging
 from llm import models, routing
 from llm.config.pretrain import LlmConfig
 from llm.generate import for_transformers, sample
-from llm.sequences import sequences
+from llm.sequences import Batch, sequences
 from repro.errors import UserError
 from repro.interop import read_weights
 from repro.text import corpus
@@ -85,45 +85,44 @@ class LanguageModelling(Task):
             data if batches is None else Subset(data, range(min(len(data), batches * self.config.batch_size)))
         )
 
-    def collate(self, samples: list[Tensor]) -> list[Tensor]:
-        """Return [ids], of shape [batch, length + 1]."""
-        return [torch.stack(samples)]
+    def collate(self, samples: list[Tensor]) -> Batch:
+        """Return a batch of sequences."""
+        return Batch(torch.stack(samples))
 
     def build_model(self) -> nn.Module:
         """Return the model with its initial weights, or those of model.checkpoint."""
         return models.build(self.model, self.vocab_size, self.config.gradient_checkpointing)
 
-    def synthetic_batch(self, n: int) -> list[Tensor]:
-        """Return [ids], of shape [n, length + 1]."""
-        return [torch.randint(self.settings.vocab_size, (n, self.per_sample + 1))]
+    def synthetic_batch(self, n: int) -> Batch:
+        """Return n random sequences."""
+        return Batch(torch.randint(self.settings.vocab_size, (n, self.per_sample + 1)))
 
-    def flops(self, batch: Any) -> float:
-        """Return the operations of a forward pass over a micro-batch, of the experts that are active."""
-        sequences, length = len(batch[0]), batch[0].shape[1] - 1
+    def flops(self, batch: Batch) -> float:
+        """Return the operations of a forward pass over a micro-batch, counting active experts only."""
+        sequences, length = len(batch.ids), batch.ids.shape[1] - 1
         return models.flops(self.settings, sequences * length, length)
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean cross entropy in nats, and the weighted losses of routers."""
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean cross entropy in nats plus the weighted losses of routers, a scalar."""
         output = self._output(model, batch)
-        loss = F.cross_entropy(output.logits.float().flatten(0, 1), batch[0][:, 1:].flatten())
+        loss = F.cross_entropy(output.logits.float().flatten(0, 1), batch.ids[:, 1:].flatten())
         if self.experts:
             balance = routing.balance(output.router_logits, self.settings.num_experts_per_tok)
             loss = loss + self.settings.router_aux_loss_coef * balance
             loss = loss + self.settings.router_z_loss_coef * routing.z_loss(output.router_logits)
         return loss
 
-    def logits(self, model: nn.Module, batch: Any) -> Tensor:
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the scores [batch, length, vocabulary] of the next tokens."""
-        scores: Tensor = self._output(model, batch).logits
-        return scores
+        return self._output(model, batch).logits
 
     def training_metrics(self, loss: float) -> dict[str, float]:
         """Return the loss, and the perplexity where it has nothing of routers in it."""
         return {"train_loss": loss} | ({} if self.experts else {"train_perplexity": perplexity(loss)})
 
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
-        """Return the sum of the cross entropy over a batch, and sums over its tokens in routers."""
-        output, targets = self._output(model, batch), batch[0][:, 1:].flatten()
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int]:
+        """Return the summed cross entropy and the sums of `routing.sums`, and the number of targets."""
+        output, targets = self._output(model, batch), batch.ids[:, 1:].flatten()
         sums = {"loss": F.cross_entropy(output.logits.float().flatten(0, 1), targets, reduction="sum")}
         if self.experts:
             sums |= routing.sums(output.router_logits, self.settings.num_experts_per_tok)
@@ -135,9 +134,9 @@ class LanguageModelling(Task):
         numbers = {"valid_loss": loss, "valid_perplexity": perplexity(loss)}
         return numbers | (routing.metrics(sums, count) if self.experts else {})
 
-    def _output(self, model: nn.Module, batch: Any) -> Any:
+    def _output(self, model: nn.Module, batch: Batch) -> Any:
         options = {"output_router_logits": True} if self.experts else {}
-        return model(input_ids=batch[0][:, :-1], use_cache=False, **options)
+        return model(input_ids=batch.ids[:, :-1], use_cache=False, **options)
 
     def begin(self, folder: Path) -> None:
         """Keep the tokenizer with the run."""

@@ -9,7 +9,7 @@ scratch is rewarded for words that are in the true bodies of functions of Python
 import copy
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,14 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from llm import models, pretrained
+from llm import conversations, models, pretrained
 from llm import rewards as rules
 from llm.config.remax import RULES, RemaxConfig
 from llm.conversations import Example, Examples, Row, collate, encode
-from llm.finetune import SHOWN, Finetuning
+from llm.finetune import SHOWN, ConversationTask
 from llm.generate import pad_left
 from repro.errors import UserError
 from repro.train.cli import entry_point
+from repro.train.data import in_order
 from repro.train.run_folder import run_name
 from repro.train.trainer import train
 
@@ -53,7 +54,22 @@ class Prompts(Examples):
         return (*self.prompts[index], index)
 
 
-class ReMax(Finetuning):
+class Batch(NamedTuple):
+    """Prompts with the answers that the data have for them, both padded on the left to the longest.
+
+    prompts, references: tokens [batch, length], each with a length of its own; int64.
+    prompt_mask, reference_mask: of the same shapes, 0 at padding, else 1; int64.
+    numbers: of the prompts in their set [batch], int64.
+    """
+
+    prompts: Tensor
+    prompt_mask: Tensor
+    references: Tensor
+    reference_mask: Tensor
+    numbers: Tensor
+
+
+class ReMax(ConversationTask):
     """A policy that is rewarded for whole completions. No network estimates their value.
 
     For every prompt x a completion y is drawn, and another, g, is the likeliest token at each place. With
@@ -100,87 +116,86 @@ class ReMax(Finetuning):
         return model
 
     def eval_plan(self, data: Any, batch_size: int, processes: int, rank: int) -> Sequence[Sequence[int]]:
-        """Return batches of prompts that follow each other: what is drawn for each depends on its number."""
-        numbers = range(len(data))
-        return [numbers[begin : begin + batch_size] for begin in range(0, len(data), batch_size)][
-            rank::processes
-        ]
+        """Return batches of consecutive prompts, as the completion drawn for each depends on its number."""
+        return in_order(len(data), batch_size)(0)[rank::processes]
 
-    def collate(self, samples: list[Any]) -> list[Tensor]:
-        """Return questions [batch, longest], padded on the left, and masks; the data's answers; numbers."""
+    def collate(self, samples: list[Any]) -> Batch:
+        """Return a batch of the items of Prompts."""
         questions, answers, numbers = zip(*samples, strict=True)
-        return [*pad_left(questions, self.pad), *pad_left(answers, self.pad), torch.tensor(numbers)]
+        return Batch(*pad_left(questions, self.pad), *pad_left(answers, self.pad), torch.tensor(numbers))
 
-    def synthetic_batch(self, n: int) -> list[Tensor]:
-        """Return questions and answers of full length, as `collate` does; `loss` needs a tokenizer, too."""
+    def synthetic_batch(self, n: int) -> Batch:
+        """Return n random prompts and answers of full length; `loss` also needs a tokenizer."""
         answer = self.options.completion_length
         shapes = (n, self.config.data.sequence_length - answer), (n, answer)
         words = self.vocab_size or self.config.model["vocab_size"]
         pairs = [(torch.randint(words, shape), torch.ones(shape).long()) for shape in shapes]
-        return [*pairs[0], *pairs[1], torch.arange(n)]
+        return Batch(*pairs[0], *pairs[1], torch.arange(n))
 
-    def num_items(self, batch: Any) -> float:
+    def num_items(self, batch: Batch) -> float:
         """Return the number of prompts."""
-        return float(len(batch[0]))
+        return float(len(batch.prompts))
 
-    def flops(self, batch: Any) -> float:
-        """Return the operations of the pass that has gradients; those of drawing are not in it."""
-        rows, length = batch[0].shape
+    def flops(self, batch: Batch) -> float:
+        """Return the operations of the forward pass that has gradients, without those of sampling."""
+        rows, length = batch.prompts.shape
         length += self.options.completion_length
         return models.flops(self.shape, rows * length, length)
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return what has ReMax's gradient, see the class; the number itself measures nothing."""
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return a scalar that has ReMax's gradient (see the class); its value measures nothing."""
         drawn = self.play(model, batch, self.options.temperature, int(torch.randint(2**31, ())))
         rewards = self.rewards(batch, drawn)
         if self.options.baseline:
             rewards = rewards - self.rewards(batch, self.play(model, batch))
-        ids, answer = self.joined(batch, drawn, self.pad)
+        ids, answer = self.joined(batch, drawn)
         chosen = likelihoods(self.scores(model, ids), ids)
         before = likelihoods(self.scores_before(model, ids), ids)
         return surrogate(chosen, before, answer[:, 1:], rewards, self.options.beta).mean()
 
-    def play(self, model: nn.Module, batch: Any, temperature: float = 0.0, seed: int = 0) -> list[list[int]]:
-        """Return a completion of each question, as tokens; the likeliest tokens at temperature 0."""
-        prompts = rows(*batch[:2])
-        first = int(batch[4][0])
-        longest = self.options.completion_length
-        return self.answers(
-            pretrained.bare(model), prompts, longest, temperature=temperature, seed=seed, first=first
-        )
+    def play(
+        self, model: nn.Module, batch: Batch, temperature: float = 0.0, seed: int = 0
+    ) -> list[list[int]]:
+        """Return the tokens of a completion of each prompt; the most likely tokens at temperature 0."""
+        prompts, first = rows(batch.prompts, batch.prompt_mask), int(batch.numbers[0])
+        options = dict(temperature=temperature, seed=seed, first=first)
+        return self.answers(pretrained.bare(model), prompts, self.options.completion_length, **options)
 
     @torch.no_grad()
-    def rewards(self, batch: Any, drawn: list[list[int]]) -> Tensor:
-        """Return what completions are worth [batch]."""
-        options, device = self.options.reward, batch[0].device
+    def rewards(self, batch: Batch, drawn: list[list[int]]) -> Tensor:
+        """Return the rewards [batch] of completions `drawn`, float32."""
+        options, device = self.options.reward, batch.prompts.device
         if self.judge is None:
-            asked, wanted = rows(*batch[:2]), rows(*batch[2:4])
+            asked = rows(batch.prompts, batch.prompt_mask)
+            wanted = rows(batch.references, batch.reference_mask)
             numbers = [
                 RULE[options.rule](self.text(prompt), self.text(made), self.text(truth))
                 for prompt, made, truth in zip(asked, drawn, wanted, strict=True)
             ]
             return torch.tensor(numbers, device=device)
-        ids, _ = self.joined(batch, drawn, self.pad)
+        ids, _ = self.joined(batch, drawn)
         scores: Tensor = self.judge.to(device)(input_ids=ids, use_cache=False).logits[:, 0].float()
         return scores if options.clip is None else scores.clamp(-options.clip, options.clip)
 
-    def joined(self, batch: Any, drawn: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
-        """Return questions with completions [batch, longest], and which tokens are the completions'."""
+    def joined(self, batch: Batch, drawn: list[list[int]]) -> conversations.Batch:
+        """Return the prompts with their completions as a batch of conversations, on the batch's device."""
         made = [
             Example(np.array(prompt + answer), np.arange(len(prompt + answer)) >= len(prompt))
-            for prompt, answer in zip(rows(*batch[:2]), drawn, strict=True)
+            for prompt, answer in zip(rows(batch.prompts, batch.prompt_mask), drawn, strict=True)
         ]
-        ids, answer = (tensor.to(batch[0].device) for tensor in collate(made, pad))
-        return ids, answer
+        return self.move(collate(made, self.pad), batch.prompts.device)
 
     def scores(self, model: nn.Module, ids: Tensor) -> Tensor:
-        """Return the scores of the tokens after the first [batch, length - 1, vocabulary]."""
+        """Return scores [batch, length - 1, vocabulary] for the tokens after the first of ids [batch, length].
+
+        They are float32, and divided by the temperature.
+        """
         scores: Tensor = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
         return scores / self.options.temperature
 
     @torch.no_grad()
     def scores_before(self, model: nn.Module, ids: Tensor) -> Tensor:
-        """Return the same of the policy that training began with."""
+        """Return `scores` of the policy that training began with."""
         if self.origin is not None:
             return self.scores(self.origin.to(ids.device), ids)
         inner = pretrained.bare(model)
@@ -191,14 +206,13 @@ class ReMax(Finetuning):
         inner.train(training)
         return scores
 
-    def training_metrics(self, loss: float) -> dict[str, float]:
-        """Return the number whose gradient is followed."""
-        return {"train_loss": loss}
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int | Tensor]:
+        """Return sums over prompts of rewards, sampled and greedy, of divergences and lengths, and their number.
 
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int | Tensor]:
-        """Return sums over prompts: of rewards, drawn and greedy, of divergences and lengths."""
+        Divergences are in nats per completion, lengths in tokens.
+        """
         drawn = self.play(model, batch, self.options.temperature, self.config.seed)
-        ids, answer = self.joined(batch, drawn, self.pad)
+        ids, answer = self.joined(batch, drawn)
         now, then = self.scores(model, ids).log_softmax(-1), self.scores_before(model, ids).log_softmax(-1)
         divergence = (now.exp() * (now - then)).sum(-1)[answer[:, 1:]].sum()
         sums = {
@@ -209,10 +223,6 @@ class ReMax(Finetuning):
         }
         return {f"valid_{key}": value for key, value in sums.items()}, len(drawn)
 
-    def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
-        """Return means over prompts; of the divergence in nats per completion, of the length in tokens."""
-        return {key: float(value) / count for key, value in sums.items()}
-
     def examples(self, model: nn.Module) -> list[str]:
         """Return questions, what the policy draws, and what that is worth."""
         chosen = np.linspace(0, len(self.sets["valid"]) - 1, min(SHOWN, len(self.sets["valid"]))).astype(int)
@@ -221,7 +231,8 @@ class ReMax(Finetuning):
             batch = self.move(self.collate([self.sets["valid"][index]]), device)
             drawn = self.play(model, batch, self.options.temperature, self.config.seed)
             worth = float(self.rewards(batch, drawn))
-            shown.append(f"{self.text(rows(*batch[:2])[0])!r} -> {self.text(drawn[0])!r}: {worth:.3g}")
+            prompt = self.text(rows(batch.prompts, batch.prompt_mask)[0])
+            shown.append(f"{prompt!r} -> {self.text(drawn[0])!r}: {worth:.3g}")
         return shown
 
 

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from llm import pretrained, python_functions
 from llm.config.reward import RewardConfig
-from llm.conversations import Examples, Row
+from llm.conversations import Batch, Examples, Row
 from llm.finetune import SHOWN, Finetuning
 from repro.errors import UserError
 from repro.train.cli import entry_point
 from repro.train.run_folder import run_name
+from repro.train.task import Task
 from repro.train.trainer import train
 
 
@@ -36,6 +37,7 @@ class RewardModelling(Finetuning):
     schema = RewardConfig
     columns = ("chosen", "rejected")
     kind = "SEQ_CLS"
+    training_metrics, metrics = Task.training_metrics, Task.metrics  # no perplexity: means over pairs
 
     def default(self) -> dict[str, Any]:
         """Return the rows that there are without a data.root."""
@@ -59,26 +61,21 @@ class RewardModelling(Finetuning):
         """Return the model that training begins with."""
         return pretrained.reward_model(self.config, self.vocab_size, self.pad)
 
-    def num_items(self, batch: Any) -> float:
+    def num_items(self, batch: Batch) -> float:
         """Return the number of pairs."""
-        return float(len(batch[0]) // 2)
+        return float(len(batch.ids) // 2)
 
-    def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return by how much the better answers' numbers are greater [pairs]."""
-        ids, _ = batch
-        better, worse = model(input_ids=ids, use_cache=False).logits[:, 0].float().chunk(2)
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the scores of the better answers minus those of the worse [pairs], float32."""
+        better, worse = model(input_ids=batch.ids, use_cache=False).logits[:, 0].float().chunk(2)
         return better - worse
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean loss over pairs, in nats."""
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean loss over pairs in nats, a scalar."""
         return -F.logsigmoid(self.logits(model, batch)).mean()
 
-    def training_metrics(self, loss: float) -> dict[str, float]:
-        """Return the loss in nats."""
-        return {"train_loss": loss}
-
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int | Tensor]:
-        """Return sums over pairs: of losses, of those told right, and of the difference."""
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int | Tensor]:
+        """Return the sums over pairs of losses, of correct ones (in percent) and of score differences."""
         margin = self.logits(model, batch)
         sums = {
             "loss": -F.logsigmoid(margin).sum(),
@@ -87,16 +84,12 @@ class RewardModelling(Finetuning):
         }
         return {f"valid_{key}": value for key, value in sums.items()}, len(margin)
 
-    def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
-        """Return the loss in nats, pairs told right in percent, and the mean difference."""
-        return {key: float(value) / count for key, value in sums.items()}
-
     def examples(self, model: nn.Module) -> list[str]:
         """Return questions with the better and the worse answer, and the numbers they got."""
         rows = self.sets["valid"].items
         few = [rows[i] for i in np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int)]
-        ids, _ = self.move(self.collate(few), next(model.parameters()).device)
-        numbers = model(input_ids=ids, use_cache=False).logits[:, 0].float().tolist()
+        batch = self.move(self.collate(few), next(model.parameters()).device)
+        numbers = model(input_ids=batch.ids, use_cache=False).logits[:, 0].float().tolist()
         return [
             f"{self.text(better.last()[0])!r} -> {numbers[i]:.3g} for {self.text(better.last()[1])!r}, "
             f"{numbers[i + len(few)]:.3g} for {self.text(worse.last()[1])!r}"

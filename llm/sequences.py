@@ -5,7 +5,7 @@ may begin and end anywhere in them. A token attends to all before it in its sequ
 document before its own: so did GPT-2, Megatron-LM (arXiv 1909.08053) and most others since.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,15 @@ from torch.utils.data import Dataset
 
 from repro.errors import UserError
 from repro.text.corpus import Corpus
+
+
+class Batch(NamedTuple):
+    """Sequences of tokens.
+
+    ids: [batch, length + 1], int64; all but the last are inputs, all but the first are targets.
+    """
+
+    ids: Tensor
 
 
 class Sequences(Dataset[Tensor]):

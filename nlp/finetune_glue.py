@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from nlp.bert import Untrained
 from nlp.config.glue import GlueConfig
 from nlp.glue import predictions, pretrained, seeds, tasks
 from nlp.glue.data import read
-from nlp.glue.encode import Encoded, Item, batches, by_length, collate
+from nlp.glue.encode import Batch, Encoded, Item, batches, by_length, collate
 from nlp.glue.metrics import compute
 from repro.errors import UserError
 from repro.interop import read_weights
@@ -125,50 +124,53 @@ class Finetuning(Task):
         assert isinstance(data, Subset)
         return by_length(self.evaluated.lengths[list(data.indices)], batch_size)[rank::processes]
 
-    def collate(self, samples: Sequence[Item]) -> list[Tensor]:
-        """Return a batch; see nlp.glue.encode.collate."""
+    def collate(self, samples: Sequence[Item]) -> Batch:
+        """Return a batch, padded to its longest example."""
         return collate(samples, self.start.pad)
 
-    def num_items(self, batch: Any) -> float:
+    def num_items(self, batch: Batch) -> float:
         """Return the number of examples."""
-        return float(len(batch[-1]))
+        return float(len(batch.labels))
 
     def build_model(self) -> nn.Module:
         """Return the encoder with a new head."""
         return self.start.build(self.outputs)
 
-    def synthetic_batch(self, n: int) -> list[Tensor]:
-        """Return examples of full length, as nlp.glue.encode.collate does."""
+    def synthetic_batch(self, n: int) -> Batch:
+        """Return n random examples of full length."""
         shape = n, self.config.data.max_length
-        tokens, attention_mask = (
+        return Batch(
             torch.randint(self.vocabulary.vocab_size, shape),
             torch.ones(n, 0, dtype=torch.bool),
+            torch.zeros(shape, dtype=torch.long),
+            torch.randint(self.outputs, (n,)).float(),
+            torch.arange(n),
         )
-        labels = torch.randint(self.outputs, (n,)).float()
-        return [tokens, attention_mask, torch.zeros(shape, dtype=torch.long), labels, torch.arange(n)]
 
-    def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the class scores [batch, classes], or regression outputs [batch, 1]."""
-        tokens, attention_mask, token_type_ids, _, _ = batch
-        return self.start.forward(model, tokens, attention_mask, token_type_ids).float()
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the class scores [batch, classes], or regression outputs [batch, 1], float32."""
+        return self.start.forward(model, batch.tokens, batch.attention_mask, batch.token_type_ids).float()
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of each example: cross entropy, or the squared error of a scaled score."""
+        """Return the loss of each example [batch]: cross entropy, or the squared error of a scaled score.
+
+        logits: [batch, outputs]; labels: [batch].
+        """
         if self.regression:
             return (logits[:, 0] - self.scale * labels) ** 2
         return F.cross_entropy(logits, labels.long(), reduction="none")
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean loss."""
-        return self.losses(self.logits(model, batch), batch[3]).mean()
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean loss, a scalar."""
+        return self.losses(self.logits(model, batch), batch.labels).mean()
 
     def predict(self, logits: Tensor) -> Tensor:
-        """Return the number of each example's likeliest class, or its score."""
+        """Return each example's most likely class number, or its score [batch]; logits: [batch, outputs]."""
         return logits[:, 0] / self.scale if self.regression else logits.argmax(1)
 
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
-        """Return losses, predictions and which they are, each in a vector over the whole set."""
-        labels, indices = batch[3], batch[4]
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int]:
+        """Return losses, predictions and a 1 at each example seen, each in a vector over the whole set."""
+        labels, indices = batch.labels, batch.indices
         logits = self.logits(model, batch)
 
         def vector(values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ that the mean is right. New ones are drawn every time a sequence is seen (RoBERT
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,36 @@ from torch.utils.data import Dataset
 from nlp.blocks import Blocks
 
 IGNORED = -100  # the target where there is none: cross_entropy's own
+
+
+class Batch(NamedTuple):
+    """Sequences with hidden tokens, padded to the longest.
+
+    ids: [batch, length], int64, with hidden tokens replaced.
+    attention_mask: [batch, length], bool, False at padding; [batch, 0] if nothing is padded.
+    places: of the hidden tokens [batch, n], int64; 0 at padding.
+    targets: the hidden tokens [batch, n], int64; IGNORED at padding.
+    """
+
+    ids: Tensor
+    attention_mask: Tensor
+    places: Tensor
+    targets: Tensor
+
+
+class PairBatch(NamedTuple):
+    """The same fields as `Batch`, of pairs of segments, and two more.
+
+    token_type_ids: the segment of each token [batch, length], int64.
+    others: [batch], int64; 1 if the second segment does not follow the first.
+    """
+
+    ids: Tensor
+    attention_mask: Tensor
+    places: Tensor
+    targets: Tensor
+    token_type_ids: Tensor
+    others: Tensor
 
 
 @dataclass
@@ -113,20 +144,16 @@ class MaskedPairs(MaskedBlocks):
         return text.ids[begin:middle], text.ids[middle:stop]
 
 
-def collate(samples: Sequence[tuple[Tensor, ...]], pad: int) -> list[Tensor]:
-    """Return a batch of samples, padded to the longest.
-
-    It is (tokens [batch, length], attention_mask [batch, length], or [batch, 0] if nothing is padded, places
-    [batch, n], targets [batch, n]), and for pairs (token_type_ids [batch, length], others [batch]).
-    """
+def collate(samples: Sequence[tuple[Tensor, ...]], pad: int) -> Batch | PairBatch:
+    """Return a batch of the samples of a MaskedBlocks, or of a MaskedPairs."""
     ids, places, targets, *pair = map(list, zip(*samples, strict=True))
     lengths = torch.tensor([len(x) for x in ids])
     longest = int(lengths.max())
     attention_mask = torch.arange(longest) < lengths[:, None]
-    batch = [
+    batch = Batch(
         pad_sequence(ids, True, pad),
         attention_mask[:, :0] if bool(attention_mask.all()) else attention_mask,
         pad_sequence(places, True, 0),
         pad_sequence(targets, True, IGNORED),
-    ]
-    return batch + ([pad_sequence(pair[0], True, 0), torch.stack(pair[1])] if pair else [])
+    )
+    return PairBatch(*batch, pad_sequence(pair[0], True, 0), torch.stack(pair[1])) if pair else batch

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from nlp.bert import Untrained, attention, build_masked_lm, in_transformers, longest
 from nlp.blocks import Blocks
 from nlp.config.bert import BertConfig
-from nlp.masking import IGNORED, MaskedBlocks, MaskedPairs, Masking, collate
+from nlp.masking import IGNORED, Batch, MaskedBlocks, MaskedPairs, Masking, PairBatch, collate
 from repro.errors import UserError
 from repro.interop import read_weights
 from repro.text import corpus
@@ -115,13 +115,13 @@ class Pretraining(Task):
         """Go through the sequences in a new order every epoch, with a last step of what is left."""
         return shuffled(len(data), config.batch_size, config.seed, config.repeats, drop_last=False)
 
-    def collate(self, samples: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-        """Return sequences as a batch; see nlp.masking."""
+    def collate(self, samples: Sequence[tuple[Tensor, ...]]) -> Batch | PairBatch:
+        """Return a batch, padded to its longest sequence."""
         return collate(samples, self.tokenizer.pad)
 
-    def num_items(self, batch: Any) -> float:
+    def num_items(self, batch: Batch | PairBatch) -> float:
         """Return the number of hidden tokens."""
-        return float((batch[3] != IGNORED).sum())
+        return float((batch.targets != IGNORED).sum())
 
     def begin(self, folder: Path) -> None:
         """Keep the tokenizer with the run, and say what the text was cut into."""
@@ -137,36 +137,37 @@ class Pretraining(Task):
         """Return the model with its initial weights."""
         return build_masked_lm(self.config.model, self.tokenizer)
 
-    def synthetic_batch(self, n: int) -> list[Tensor]:
-        """Return sequences of full length, as nlp.masking.collate does."""
+    def synthetic_batch(self, n: int) -> Batch | PairBatch:
+        """Return n random sequences of full length."""
         length, words = self.config.data.block_size, self.tokenizer.vocab_size
         shape = n, max(1, round(self.config.data.mask_prob * length))
-        batch = [torch.randint(words, (n, length)), torch.ones(n, 0, dtype=torch.bool)]
-        batch += [torch.randint(length, shape), torch.randint(words, shape)]
-        return batch + ([torch.randint(2, (n, length)), torch.randint(2, (n,))] if self.pairs else [])
+        ids, attention_mask = torch.randint(words, (n, length)), torch.ones(n, 0, dtype=torch.bool)
+        batch = Batch(ids, attention_mask, torch.randint(length, shape), torch.randint(words, shape))
+        return (
+            PairBatch(*batch, torch.randint(2, (n, length)), torch.randint(2, (n,))) if self.pairs else batch
+        )
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean cross entropy over the hidden tokens, in nats; with pairs plus theirs."""
+    def loss(self, model: nn.Module, batch: Batch | PairBatch) -> Tensor:
+        """Return the mean cross entropy over the hidden tokens in nats, with pairs plus theirs; a scalar."""
         (words, count), pairs = self._losses(*self._scores(model, batch), batch)
-        return words / count.clamp(min=1) + (pairs / len(batch[0]) if pairs is not None else 0)
+        return words / count.clamp(min=1) + (pairs / len(batch.ids) if pairs is not None else 0)
 
-    def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the scores of each token [n, vocabulary] at the hidden places."""
-        return self._scores(model, batch)[0][batch[3] != IGNORED]
+    def logits(self, model: nn.Module, batch: Batch | PairBatch) -> Tensor:
+        """Return the scores of each token [hidden, vocabulary] at the hidden places of the batch."""
+        return self._scores(model, batch)[0][batch.targets != IGNORED]
 
     def training_metrics(self, loss: float) -> dict[str, float]:
         """Return the loss in bits and the perplexity; with pairs both are of the sum of the two losses."""
         return bits("train", loss)
 
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
-        """Return sums over a batch: of losses, in nats, and of what was told right."""
+    def evaluate(self, model: nn.Module, batch: Batch | PairBatch) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the sums of losses, in nats, and of correct predictions, and the number of hidden tokens."""
         scores, answers = self._scores(model, batch)
         (words, count), pairs = self._losses(scores, answers, batch)
-        sums = {"words": words, "right": (scores.argmax(-1) == batch[3]).sum()}
-        if pairs is not None and answers is not None:
-            others = batch[5]
-            sums |= {"pairs": pairs, "pairs_right": (answers.argmax(-1) == others).sum()}
-            sums["pairs_count"] = torch.ones_like(others).sum()
+        sums = {"words": words, "right": (scores.argmax(-1) == batch.targets).sum()}
+        if isinstance(batch, PairBatch) and answers is not None:
+            sums |= {"pairs": pairs, "pairs_right": (answers.argmax(-1) == batch.others).sum()}
+            sums["pairs_count"] = torch.ones_like(batch.others).sum()
         return sums, count
 
     def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
@@ -179,20 +180,22 @@ class Pretraining(Task):
             numbers["valid_nsp_accuracy"] = 100 * float(sums["pairs_right"]) / number
         return numbers
 
-    def _scores(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
-        ids, attention_mask, places, _, *pair = batch
-        scores, answers = model(ids, attention(attention_mask), places, *pair[:1])
+    def _scores(self, model: nn.Module, batch: Batch | PairBatch) -> tuple[Tensor, Tensor | None]:
+        """Return the scores of tokens [batch, n, vocabulary] and those of pairs [batch, 2], if any."""
+        token_type_ids = batch.token_type_ids if isinstance(batch, PairBatch) else None
+        mask = attention(batch.attention_mask)
+        scores, answers = model(batch.ids, mask, batch.places, token_type_ids)
         return scores.float(), answers
 
     def _losses(
-        self, scores: Tensor, answers: Tensor | None, batch: Any
+        self, scores: Tensor, answers: Tensor | None, batch: Batch | PairBatch
     ) -> tuple[tuple[Tensor, Tensor], Any]:
-        """Return the sum of the losses of words with their number, and the sum of those of pairs, if any."""
-        targets = batch[3]
-        words = F.cross_entropy(
-            scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        pairs = None if answers is None else F.cross_entropy(answers.float(), batch[5], reduction="sum")
+        """Return the summed loss of words with their number, and the summed loss of pairs, if any."""
+        targets = batch.targets.flatten()
+        words = F.cross_entropy(scores.flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum")
+        pairs = None
+        if isinstance(batch, PairBatch) and answers is not None:
+            pairs = F.cross_entropy(answers.float(), batch.others, reduction="sum")
         return (words, (targets != IGNORED).sum()), pairs
 
     def finish(self, folder: Path) -> None:
@@ -212,12 +215,15 @@ class Pretraining(Task):
         for index in np.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).astype(int):
             batch = self.collate([data[index]])
             scores, _ = self._scores(model, self.move(batch, device))
-            lines += self._example([x[0].cpu() for x in batch[:4]], scores[0].softmax(-1).cpu())
+            lines += self._example(batch, scores[0].softmax(-1).cpu())
         return lines
 
-    def _example(self, sample: list[Tensor], chances: Tensor) -> list[str]:
-        """Return a line on the hidden word in the middle of a sequence."""
-        ids, _, places, targets = sample
+    def _example(self, batch: Batch | PairBatch, chances: Tensor) -> list[str]:
+        """Return a line on the middle hidden word of the batch's only sequence, none if no word is hidden.
+
+        `chances` are the model's probabilities [n, vocabulary] of the words at the hidden places.
+        """
+        ids, places, targets = batch.ids[0], batch.places[0], batch.targets[0]
         masked = (ids[places] == self.tokenizer.mask).nonzero().flatten().tolist()
         if not masked:
             return []

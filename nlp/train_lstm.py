@@ -5,7 +5,6 @@ Without further words it trains a small one on Python's documentation in a few m
 
 import math
 import sys
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from nlp.config.lstm import LSTMTrainConfig
 from nlp.lstm import Hidden, LSTMLanguageModel, activation_penalty
 from repro.text.perplexity import perplexity
-from repro.text.streams import Streams, StreamTask
+from repro.text.streams import Batch, Streams, StreamTask
 from repro.train.cli import entry_point
 from repro.train.run_folder import run_name
 from repro.train.trainer import train
@@ -58,24 +57,22 @@ class LanguageModelling(StreamTask):
         """Return the model with its initial weights."""
         return LSTMLanguageModel(self.config.model, self.vocab_size)
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean cross entropy in nats and the penalties on activations."""
-        ids, targets = batch
-        output = model(ids, self._hidden())
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean cross entropy in nats plus the penalties on activations, a scalar."""
+        output = model(batch.ids, self._hidden())
         self._keep(output.hidden)
-        loss = F.cross_entropy(output.logits.flatten(0, 1).float(), targets.flatten())
+        loss = F.cross_entropy(output.logits.flatten(0, 1).float(), batch.targets.flatten())
         return loss + activation_penalty(output, self.config.model.alpha, self.config.model.beta)
 
-    def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the scores [batch, time, words] of the next words, of segments taken by themselves."""
-        scores: Tensor = model(batch[0]).logits
-        return scores
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the scores [streams, tgt_len, words] of the next words, without earlier segments."""
+        return model(batch.ids).logits
 
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
-        """Return the sum of the cross entropy over a batch, which goes on where the one before ended."""
-        ids, targets = batch
-        output = model(ids, self._hidden())
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int]:
+        """Return the summed cross entropy of a batch, which continues where the one before ended."""
+        output = model(batch.ids, self._hidden())
         self._keep(output.hidden)
+        targets = batch.targets
         loss = F.cross_entropy(output.logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
         return {"valid_loss": loss}, targets.numel()
 

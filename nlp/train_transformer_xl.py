@@ -5,7 +5,6 @@ Without further words it trains a small one on Python's own documentation in a f
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from repro.errors import UserError
 from repro.interop import read_weights
 from repro.interop.checkpoint import Weights
 from repro.text.perplexity import perplexity
-from repro.text.streams import Streams, StreamTask
+from repro.text.streams import Batch, Streams, StreamTask
 from repro.train.checkpoint import first_difference
 from repro.train.cli import entry_point
 from repro.train.run_folder import run_name
@@ -73,8 +72,8 @@ class LanguageModelling(StreamTask):
             load(model, read_weights(Path(config.checkpoint).expanduser())[0], config.checkpoint)
         return model
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean negative log-likelihood of the targets, in nats."""
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean negative log-likelihood of the targets in nats, a scalar."""
         words, targets = batch
         losses, memory = model(words, targets, self._memory(words, self.config.model.mem_len))
         self.state |= memory._asdict()
@@ -84,8 +83,8 @@ class LanguageModelling(StreamTask):
         """Return the loss, in nats, and the perplexity that is its exponential."""
         return {"train_loss": loss, "train_perplexity": perplexity(loss)}
 
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
-        """Return the sum of the negative log-likelihoods of the targets, and how many these are."""
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int]:
+        """Return the summed negative log-likelihood of the targets, and their number."""
         words, targets = batch
         losses, memory = model(words, targets, self._memory(words, self.config.eval_mem_len), self.reach)
         self.state |= memory._asdict()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -129,11 +129,25 @@ class Encoded(Dataset[Item]):
         return Item(self.tokens[begin:end], self.token_type_ids[begin:end], float(self.labels[index]), index)
 
 
-def collate(items: Sequence[Item], pad: int) -> list[Tensor]:
-    """Return tokens, attention mask, token types [batch, longest], labels and indices [batch].
+class Batch(NamedTuple):
+    """Examples, padded to the longest.
 
-    If nothing is padded the mask has no columns, [batch, 0].
+    tokens: [batch, length], int64.
+    attention_mask: [batch, length], bool, False at padding; [batch, 0] if nothing is padded.
+    token_type_ids: the segment of each token [batch, length], int64.
+    labels: numbers of classes, or scores [batch], float32.
+    indices: of the examples in their set [batch], int64.
     """
+
+    tokens: Tensor
+    attention_mask: Tensor
+    token_type_ids: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+def collate(items: Sequence[Item], pad: int) -> Batch:
+    """Return a batch, padded with the token `pad`."""
     longest = max(len(item.tokens) for item in items)
     tokens = np.full((len(items), longest), pad, dtype=np.int64)
     token_type_ids = np.zeros((len(items), longest), dtype=np.int64)
@@ -142,13 +156,13 @@ def collate(items: Sequence[Item], pad: int) -> list[Tensor]:
         tokens[row, : len(item.tokens)] = item.tokens
         token_type_ids[row, : len(item.tokens)] = item.token_type_ids
     attention_mask = np.arange(longest) < lengths[:, None]
-    return [
+    return Batch(
         torch.from_numpy(tokens),
         torch.from_numpy(attention_mask[:, :0] if attention_mask.all() else attention_mask),
         torch.from_numpy(token_type_ids),
         torch.tensor([item.label for item in items], dtype=torch.float32),
         torch.tensor([item.index for item in items]),
-    ]
+    )
 
 
 def batches(lengths: np.ndarray, batch_size: int, max_tokens: int | None, seed: int) -> list[list[int]]:

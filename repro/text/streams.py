@@ -7,7 +7,7 @@ arXiv 1901.02860) and of word-level LSTMs.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -80,11 +80,19 @@ class Streams(Dataset[tuple[Tensor, Tensor]]):
         return [[segment * self.streams + stream for stream in own] for segment in range(self.segments)]
 
 
-class StreamTask(Task):
-    """The next token of a text that is read in streams, measured by perplexity. Losses are in nats.
+class Batch(NamedTuple):
+    """A segment of each stream.
 
-    A batch is [ids, targets], both [streams, tgt_len].
+    ids: [streams, tgt_len], int64; the last segment of a text is shorter.
+    targets: the tokens one ahead, [streams, tgt_len], int64.
     """
+
+    ids: Tensor
+    targets: Tensor
+
+
+class StreamTask(Task):
+    """The next token of a text that is read in streams, measured by perplexity. Losses are in nats."""
 
     samples = "tokens"
     products = ("tokenizer",)
@@ -107,13 +115,17 @@ class StreamTask(Task):
         assert isinstance(data, Streams)
         return data.eval_plan(processes, rank)
 
-    def synthetic_batch(self, n: int) -> list[Tensor]:
-        """Return tokens and those after them, both [n, tgt_len]."""
-        return [torch.randint(self.vocab_size, (n, self.per_sample)) for _ in range(2)]
+    def collate(self, samples: list[tuple[Tensor, Tensor]]) -> Batch:
+        """Return a segment of each stream."""
+        return Batch(*super().collate(samples))
 
-    def num_items(self, batch: Any) -> float:
+    def synthetic_batch(self, n: int) -> Batch:
+        """Return random segments of n streams."""
+        return Batch(*(torch.randint(self.vocab_size, (n, self.per_sample)) for _ in range(2)))
+
+    def num_items(self, batch: Batch) -> float:
         """Return the number of targets."""
-        return float(batch[1].numel())
+        return float(batch.targets.numel())
 
     def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
         """Return the loss and the perplexity."""

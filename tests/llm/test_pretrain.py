@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llm import routing
 from llm.models import load
 from llm.pretrain import LanguageModelling, main
+from llm.sequences import Batch
 from repro.interop import read_weights
 from repro.train.cli import CONFIGS
 from repro.train.trainer import Trainer
@@ -112,7 +113,7 @@ def test_a_mixture_of_experts(command: Run) -> None:
     ids = torch.stack([valid[index] for index in range(len(valid))])
     with torch.no_grad():
         output = model(ids[:, :-1], output_router_logits=True)
-        whole = task.loss(model, [ids])
+        whole = task.loss(model, Batch(ids))
     words = F.cross_entropy(output.logits.flatten(0, 1), ids[:, 1:].flatten())
     assert last["valid_loss"] == pytest.approx(float(words), rel=1e-5)
     balance = routing.balance(output.router_logits, 2)

@@ -85,7 +85,7 @@ def test_the_loss_puts_rewards_and_likelihoods_together(
     seed = int(torch.randint(2**31, ()))
     drawn, greedy = task.play(model, batch, 0.7, seed), task.play(model, batch)
     assert drawn != greedy
-    prompts, truths = rows(*batch[:2]), rows(*batch[2:4])
+    prompts, truths = rows(batch.prompts, batch.prompt_mask), rows(batch.references, batch.reference_mask)
     expected = []
     for i in range(4):
         worth = [worth_of("", task.text(y[i]), task.text(truths[i])) for y in (drawn, greedy)]
@@ -171,7 +171,7 @@ def test_a_reward_model_judges(command: Run, runner: Any, capfd: Any) -> None:
     judged = [*REMAX, "reward.name=model", "reward.checkpoint=runs/reward/x"]
     task = ReMax(configured("remax", *judged))
     batch = task.collate([task.sets["train"][i] for i in range(3)])
-    truths = rows(*batch[2:4])
+    truths = rows(batch.references, batch.reference_mask)
     chosen = reward.RewardModelling(configured("reward", *SMALL))
     ids, _ = chosen.collate([chosen.sets["train"][i] for i in range(3)])
     assert task.judge is not None

@@ -122,7 +122,7 @@ def test_hidden_states_go_from_step_to_step_without_gradients(command: Run) -> N
     torch.manual_seed(0)
     model = task.build_model()
     data = task.train_data()
-    segments = [[torch.stack(column) for column in zip(*map(data.__getitem__, samples), strict=True)]
+    segments = [task.collate([data[index] for index in samples])
                 for samples in task.plan(data, task.config)(0)[:3]]  # fmt: skip
     task.state = {}
     losses = [task.loss(model, batch) for batch in segments]
