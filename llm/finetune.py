@@ -25,12 +25,10 @@ from llm.conversations import Batch, Example, Examples, Row, collate, read
 from llm.generate import complete, end_of_text, pad_left
 from repro.errors import UserError
 from repro.text.perplexity import perplexity
-from repro.train.cli import entry_point
+from repro.train.command import command
 from repro.train.config import TrainConfig
 from repro.train.data import Plan, Sized, shuffled
-from repro.train.run_folder import run_name
 from repro.train.task import Task
-from repro.train.trainer import train
 
 SHOWN, LONGEST = 4, 64  # examples in the summary, and tokens of their completions at most
 
@@ -192,12 +190,7 @@ def texts(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
 
 
 RECIPE = Finetuning  # see repro.ledger.recipes
-
-
-@entry_point("finetune", FinetuneConfig)
-def main(config: FinetuneConfig, overrides: list[str]) -> None:
-    """Train as the command line says."""
-    train(Finetuning(config), config, config.run.name or run_name(overrides))
+main = command(RECIPE)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,9 @@ from repro.errors import UserError
 from repro.interop import read_weights
 from repro.text import corpus
 from repro.text.perplexity import entropy, perplexity
-from repro.train.cli import entry_point
+from repro.train.command import command
 from repro.train.data import Sized
-from repro.train.run_folder import run_name
 from repro.train.task import Task
-from repro.train.trainer import train
 
 # continuations in the summary, tokens that each starts from, and adds at most
 PROMPTS, PROMPT, ADDED = 3, 48, 96
@@ -172,12 +170,7 @@ class LanguageModelling(Task):
 
 
 RECIPE = LanguageModelling  # see repro.ledger.recipes
-
-
-@entry_point("llm", LlmConfig)
-def main(config: LlmConfig, overrides: list[str]) -> None:
-    """Train as the command line says, and write the best weights for transformers."""
-    train(LanguageModelling(config), config, config.run.name or run_name(overrides))
+main = command(RECIPE)
 
 
 if __name__ == "__main__":

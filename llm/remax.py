@@ -24,10 +24,8 @@ from llm.conversations import Example, Examples, Row, collate, encode
 from llm.finetune import SHOWN, ConversationTask
 from llm.generate import pad_left
 from repro.errors import UserError
-from repro.train.cli import entry_point
+from repro.train.command import command
 from repro.train.data import in_order
-from repro.train.run_folder import run_name
-from repro.train.trainer import train
 
 RULE = dict(zip(RULES, (rules.overlap, rules.parses), strict=True))
 
@@ -186,7 +184,7 @@ class ReMax(ConversationTask):
         return self.move(collate(made, self.pad), batch.prompts.device)
 
     def scores(self, model: nn.Module, ids: Tensor) -> Tensor:
-        """Return scores [batch, length - 1, vocabulary] for the tokens after the first of ids [batch, length].
+        """Return scores [batch, length - 1, vocabulary] of the tokens after the first of ids [batch, length].
 
         They are float32, and divided by the temperature.
         """
@@ -207,7 +205,7 @@ class ReMax(ConversationTask):
         return scores
 
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int | Tensor]:
-        """Return sums over prompts of rewards, sampled and greedy, of divergences and lengths, and their number.
+        """Return sums over prompts of rewards, sampled and greedy, of divergences and lengths, and the count.
 
         Divergences are in nats per completion, lengths in tokens.
         """
@@ -262,12 +260,7 @@ def surrogate(chosen: Tensor, before: Tensor, answer: Tensor, rewards: Tensor, b
 
 
 RECIPE = ReMax  # see repro.ledger.recipes
-
-
-@entry_point("remax", RemaxConfig)
-def main(config: RemaxConfig, overrides: list[str]) -> None:
-    """Train as the command line says."""
-    train(ReMax(config), config, config.run.name or run_name(overrides))
+main = command(RECIPE)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,8 @@ from llm.config.reward import RewardConfig
 from llm.conversations import Batch, Examples, Row
 from llm.finetune import SHOWN, Finetuning
 from repro.errors import UserError
-from repro.train.cli import entry_point
-from repro.train.run_folder import run_name
+from repro.train.command import command
 from repro.train.task import Task
-from repro.train.trainer import train
 
 
 class RewardModelling(Finetuning):
@@ -98,12 +96,7 @@ class RewardModelling(Finetuning):
 
 
 RECIPE = RewardModelling  # see repro.ledger.recipes
-
-
-@entry_point("reward", RewardConfig)
-def main(config: RewardConfig, overrides: list[str]) -> None:
-    """Train as the command line says."""
-    train(RewardModelling(config), config, config.run.name or run_name(overrides))
+main = command(RECIPE)
 
 
 if __name__ == "__main__":

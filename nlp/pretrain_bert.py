@@ -25,11 +25,9 @@ from repro.errors import UserError
 from repro.interop import read_weights
 from repro.text import corpus
 from repro.text.perplexity import entropy, perplexity
-from repro.train.cli import entry_point
+from repro.train.command import command
 from repro.train.data import Plan, Sized, shuffled
-from repro.train.run_folder import run_name
 from repro.train.task import Task
-from repro.train.trainer import train
 
 EXPORT = "transformers"
 EXAMPLES, FILLS, CONTEXT = 6, 3, 12  # hidden words shown, fills of each, and tokens around it on either side
@@ -246,12 +244,7 @@ def bits(split: str, nats: float) -> dict[str, float]:
 
 
 RECIPE = Pretraining  # see repro.ledger.recipes
-
-
-@entry_point("bert", BertConfig)
-def main(config: BertConfig, overrides: list[str]) -> None:
-    """Train as the command line says, and write the best weights for transformers."""
-    train(Pretraining(config), config, config.run.name or run_name(overrides))
+main = command(RECIPE)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ from nlp.config.lstm import LSTMTrainConfig
 from nlp.lstm import Hidden, LSTMLanguageModel, activation_penalty
 from repro.text.perplexity import perplexity
 from repro.text.streams import Batch, Streams, StreamTask
-from repro.train.cli import entry_point
-from repro.train.run_folder import run_name
-from repro.train.trainer import train
+from repro.train.command import command
 
 PROMPTS, PROMPT, LONGEST = 4, 6, 30  # continuations in the summary, words that each starts from, and adds
 TEMPERATURE = 0.7  # of the words that are drawn for them; likeliest ones would go round in circles
@@ -123,12 +121,7 @@ def continuation(
 
 
 RECIPE = LanguageModelling  # see repro.ledger.recipes
-
-
-@entry_point("lstm", LSTMTrainConfig)
-def main(config: LSTMTrainConfig, overrides: list[str]) -> None:
-    """Train as the command line says."""
-    train(LanguageModelling(config), config, config.run.name or run_name(overrides))
+main = command(RECIPE)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,7 @@ from repro.interop.checkpoint import Weights
 from repro.text.perplexity import perplexity
 from repro.text.streams import Batch, Streams, StreamTask
 from repro.train.checkpoint import first_difference
-from repro.train.cli import entry_point
-from repro.train.run_folder import run_name
-from repro.train.trainer import train
+from repro.train.command import command
 
 # of the examples: texts, tokens, and words to draw from
 PROMPTS, PROMPT, CONTINUED, LIKELIEST = 3, 24, 48, 40
@@ -134,12 +132,7 @@ def load(model: nn.Module, weights: Weights, source: str) -> None:
 
 
 RECIPE = LanguageModelling  # see repro.ledger.recipes
-
-
-@entry_point("transformer_xl", TransformerXLConfig)
-def main(config: TransformerXLConfig, overrides: list[str]) -> None:
-    """Train as the command line says."""
-    train(LanguageModelling(config), config, config.run.name or run_name(overrides))
+main = command(RECIPE)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,9 @@ from torch.utils.data import Dataset
 from torchvision.utils import save_image
 
 from repro.interop import read_weights
-from repro.train.cli import entry_point
+from repro.train.command import command
 from repro.train.data import Sized
-from repro.train.run_folder import run_name
 from repro.train.task import Task
-from repro.train.trainer import train
 from vision.config import PretrainConfig
 from vision.data import Normalize, open_sets
 from vision.data.sets import Pairs
@@ -143,12 +141,7 @@ def noise(indices: Tensor, size: int) -> Tensor:
 
 
 RECIPE = Pretraining  # see repro.ledger.recipes
-
-
-@entry_point("pretrain_mae", PretrainConfig)
-def main(config: PretrainConfig, overrides: list[str]) -> None:
-    """Train as the command line says, and draw what was learned."""
-    train(Pretraining(config), config, config.run.name or run_name(overrides))
+main = command(RECIPE)
 
 
 if __name__ == "__main__":

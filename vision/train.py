@@ -12,11 +12,9 @@ from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
-from repro.train.cli import entry_point
+from repro.train.command import command
 from repro.train.data import Sized
-from repro.train.run_folder import run_name
 from repro.train.task import Task
-from repro.train.trainer import train
 from vision.config import VisionConfig
 from vision.data import Normalize, build_erasing, open_sets
 from vision.models import build, build_random, check_size
@@ -139,12 +137,7 @@ class Classification(Task):
 
 
 RECIPE = Classification  # see repro.ledger.recipes
-
-
-@entry_point("vision", VisionConfig)
-def main(config: VisionConfig, overrides: list[str]) -> None:
-    """Train as the command line says."""
-    train(Classification(config), config, config.run.name or run_name(overrides))
+main = command(RECIPE)
 
 
 if __name__ == "__main__":
