@@ -1,7 +1,7 @@
 """Pre-train a masked autoencoder: `python vision/pretrain_mae.py optimizer=adan [data=... key=value ...]`.
 
-Without further words it trains a small one on scikit-learn's digits in about a minute on two CPU cores. The
-run's folder gets a picture of what was learned, and vision/train.py can start from it (model.checkpoint).
+Without arguments it trains a small one on scikit-learn's digits, in about a minute on two CPU cores. The run
+folder gets a picture of reconstructed images, and vision/train.py can start from it (model.checkpoint).
 """
 
 import sys
@@ -26,7 +26,7 @@ from vision.mae import MaskedAutoencoder
 from vision.models import check_size, create, load
 
 PICTURE = "reconstructions.png"
-SHOWN, LEAST_SIDE = 8, 96  # images in the picture, and pixels of a side of each
+SHOWN, LEAST_SIDE = 8, 96  # images in the picture, and the smallest side of each in pixels
 
 
 class Batch(NamedTuple):
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
 
 class Numbered(Dataset[tuple[Tensor, int]]):
-    """Pairs of an image and its index."""
+    """Pairs of an image, uint8 [channels, size, size], and its index."""
 
     def __init__(self, images: Pairs) -> None:
         self.images = images
@@ -54,11 +54,10 @@ class Numbered(Dataset[tuple[Tensor, int]]):
 
 
 class Pretraining(Task):
-    """Images from a part of their patches, measured by the loss on test images with fixed masks."""
+    """Reconstruction of images from some of their patches, measured on test images with fixed masks."""
 
     name = "pretrain_mae"
     schema = PretrainConfig
-    samples = "images"
     products = (PICTURE,)
 
     def __init__(self, config: PretrainConfig, synthetic: bool = False) -> None:
@@ -74,11 +73,11 @@ class Pretraining(Task):
         return Numbered(self.sets.train)
 
     def valid_data(self) -> Sized:
-        """Return the test images, or with data.valid_share those held out, with their indices."""
+        """Return the test images, or with data.valid_share the held-out ones, with their indices."""
         return Numbered(self.sets.valid)
 
     def test_data(self) -> Sized | None:
-        """Return the test images with their indices, with data.valid_share."""
+        """Return the test images and their indices with data.valid_share, None without."""
         return None if self.sets.test is None else Numbered(self.sets.test)
 
     def build_model(self) -> MaskedAutoencoder:
@@ -121,7 +120,7 @@ class Pretraining(Task):
 
     @torch.no_grad()
     def finish(self, folder: Path) -> None:
-        """Put a picture into the run's folder: test images, what is seen of them, and the reconstruction."""
+        """Save a picture in the run folder: test images, their visible patches, and the reconstructions."""
         model = self.build_model().eval()
         load(model, read_weights(folder)[0], str(folder))
         data, config = self.valid_data(), self.config.data

@@ -1,6 +1,6 @@
 """Train an image classifier: `python vision/train.py optimizer=adan [data=... model=... key=value ...]`.
 
-Without further words it trains a small ViT on scikit-learn's digits in about a minute on two CPU cores.
+Without arguments it trains a small ViT on scikit-learn's digits, in about a minute on two CPU cores.
 """
 
 import sys
@@ -34,11 +34,10 @@ class Batch(NamedTuple):
 
 
 class Classification(Task):
-    """Images to classes, measured by top-1 accuracy in percent."""
+    """Image classification, measured by top-1 accuracy in percent."""
 
     name = "vision"
     schema = VisionConfig
-    samples = "images"
     classes: int
     family = "other"
 
@@ -69,11 +68,11 @@ class Classification(Task):
         return self.sets.train
 
     def valid_data(self) -> Sized:
-        """Return the test images, or with data.valid_share the training images that are held out."""
+        """Return the test images, or with data.valid_share the held-out training images."""
         return self.sets.valid
 
     def test_data(self) -> Sized | None:
-        """Return the test images, with data.valid_share."""
+        """Return the test images with data.valid_share, None without."""
         return self.sets.test
 
     def build_model(self) -> nn.Module:
