@@ -1,11 +1,10 @@
-"""Fine-tune a language model on questions with answers, all its weights or low-rank adapters alone:
+"""Fine-tune all weights of a language model, or only low-rank adapters, on questions with answers:
 
     python llm/finetune.py model.checkpoint=RUN data.root=PATH [lora.rank=16 optimizer=... key=value ...]
 
-Without further words it trains a small model from scratch to write the bodies of functions of Python's
-library, in about a minute on two CPU cores. The run's folder gets the tokenizer, and at the end a folder
-`transformers` with the best weights, adapters merged, which llm/reward.py and llm/remax.py start from;
-adapters are in the folder `adapter`, too.
+Without arguments it trains a small model from scratch to write function bodies of Python's library, in about
+a minute on two CPU cores. The run folder gets the tokenizer, and at the end a folder `transformers` with the
+best weights, adapters merged, which llm/reward.py and llm/remax.py start from. `adapter` has the adapters.
 """
 
 import sys
@@ -30,7 +29,7 @@ from repro.train.config import TrainConfig
 from repro.train.data import Plan, Sized, shuffled
 from repro.train.task import Task
 
-SHOWN, LONGEST = 4, 64  # examples in the summary, and tokens of their completions at most
+SHOWN, LONGEST = 4, 64  # examples in the summary, and maximum tokens of their completions
 
 
 class ConversationTask(Task):
@@ -41,7 +40,7 @@ class ConversationTask(Task):
     products = ("tokenizer", models.EXPORT, pretrained.ADAPTER)
     metric = "valid_loss"
     columns: tuple[str, ...] = ("completion",)  # of the answers
-    kind = "CAUSAL_LM"
+    kind = "CAUSAL_LM"  # of the model, as peft names it
 
     def __init__(self, config: FinetuneConfig, synthetic: bool = False) -> None:
         if synthetic:
@@ -58,7 +57,7 @@ class ConversationTask(Task):
         self.model_name = f"{source}, LoRA {config.lora.rank}" if config.lora.rank else str(source)
 
     def default(self) -> dict[str, Any]:
-        """Return the rows that there are without a data.root."""
+        """Return the rows used without a data.root."""
         return python_functions.pairs()
 
     def encoded(self, rows: Sequence[Row], split: str) -> Examples:
@@ -74,18 +73,18 @@ class ConversationTask(Task):
         return self.sets["valid"]
 
     def plan(self, data: Sized, config: TrainConfig) -> Plan:
-        """Go through the examples in a new order every epoch, with a last step of what is left."""
+        """Return the examples in a new order every epoch; the last step may be smaller."""
         return shuffled(len(data), config.batch_size, config.seed, config.repeats, drop_last=False)
 
     def begin(self, folder: Path) -> None:
-        """Keep the tokenizer with the run, and say what there is to learn from."""
+        """Save the tokenizer in the run folder, and print the size of the data."""
         self.tokenizer.save_pretrained(folder / "tokenizer")
         for split, found in self.sets.items():
             out = f"; of {found.left_out:,} no answer fits" if found.left_out else ""
             print(f"{split}: {len(found):,} rows, {np.mean(found.lengths):.0f} tokens in the mean{out}")
 
     def initial(self) -> Any:
-        """Return the model that training begins with."""
+        """Return the initial model, without adapters."""
         model = pretrained.language_model(self.config, self.vocab_size)
         positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
         if self.config.data.sequence_length > positions:
@@ -94,13 +93,13 @@ class ConversationTask(Task):
         return model
 
     def build_model(self) -> nn.Module:
-        """Return the model with its initial weights, and adapters where there are to be some."""
+        """Return the model with its initial weights, and with adapters if lora.rank is set."""
         model = self.initial()
         self.shape = model.config
         return pretrained.adapted(model, self.config.lora, self.kind)
 
     def answers(self, model: Any, prompts: list[list[int]], longest: int, **options: Any) -> list[list[int]]:
-        """Return the tokens, the end of text among them, that the model writes after each of some prompts."""
+        """Return the tokens, including the end of text, that the model generates after each prompt."""
         ids, mask = (tensor.to(model.device) for tensor in pad_left(prompts, self.pad))
         left = (getattr(model.config, "max_position_embeddings", None) or sys.maxsize) - ids.shape[1]
         if left < 1:
@@ -110,11 +109,11 @@ class ConversationTask(Task):
         return [row[:keep] for row, keep in zip(made.tolist(), kept.sum(1).tolist(), strict=True)]
 
     def text(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens, without special ones."""
+        """Return the text of tokens, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def finish(self, folder: Path) -> None:
-        """Put the best weights into the run's folder as transformers has them, with the tokenizer."""
+        """Export the best weights and the tokenizer to the run folder, in the format of transformers."""
         pretrained.export(self.build_model(), self.tokenizer, folder)
 
 
@@ -167,7 +166,7 @@ class Finetuning(ConversationTask):
         return {"valid_loss": loss, "valid_perplexity": perplexity(loss)}
 
     def examples(self, model: nn.Module) -> list[str]:
-        """Return questions, the model's likeliest answers, and those of the data."""
+        """Return questions with the model's most likely answers, and with those of the data."""
         rows = self.sets["valid"].items
         few = [rows[i][0].last() for i in np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int)]
         made = self.answers(pretrained.bare(model), [prompt for prompt, _ in few], LONGEST, temperature=0.0)
@@ -178,7 +177,7 @@ class Finetuning(ConversationTask):
 
 
 def texts(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
-    """Return all text in rows, for a tokenizer that is made of it."""
+    """Return all text in rows, to make a tokenizer from."""
     values = [row.columns.get(name) for row in rows for name in ("prompt", *columns, "messages")]
     found = []
     for value in values:

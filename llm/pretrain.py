@@ -1,8 +1,8 @@
 """Pre-train a language model: `python llm/pretrain.py [model=... data=... optimizer=... key=value ...]`.
 
-Without further words it trains a small GPT-2 on the source of Python's own library, in a few minutes on two
-CPU cores, and shows code that it writes. The run's folder gets the tokenizer, and a folder `transformers`
-with the best weights, which AutoModelForCausalLM and AutoTokenizer load.
+Without arguments it trains a small GPT-2 on the source of Python's library, in a few minutes on two CPU
+cores, and shows code that it writes. The run folder gets the tokenizer, and a folder `transformers` with the
+best weights, which AutoModelForCausalLM and AutoTokenizer load.
 """
 
 import sys
@@ -29,14 +29,14 @@ from repro.train.command import command
 from repro.train.data import Sized
 from repro.train.task import Task
 
-# continuations in the summary, tokens that each starts from, and adds at most
+# continuations in the summary, tokens of each prompt, and maximum tokens of each continuation
 PROMPTS, PROMPT, ADDED = 3, 48, 96
 
 
 class LanguageModelling(Task):
-    """The next token of a text. Losses are in nats, the mean over all tokens but the first of a sequence.
+    """Prediction of the next token. Losses are in nats, averaged over all tokens but the first of a sequence.
 
-    Of a mixture of experts the training loss has the losses of routers in it, the validation loss has not.
+    The training loss of a mixture of experts includes the losses of routers; the validation loss does not.
     """
 
     name = "llm"
@@ -60,28 +60,20 @@ class LanguageModelling(Task):
         self.experts = models.is_mixture(self.settings)
         self.family = "mixture of experts" if self.experts else "language model"
         self.classes = self.settings.vocab_size
-        self._check_length()
-
-    def _check_length(self) -> None:
-        length, max_positions = (
-            self.per_sample,
-            getattr(self.settings, "max_position_embeddings", self.per_sample),
-        )
-        if length > max_positions:
-            raise UserError(
-                f"data.sequence_length={length}: the model has positions for {max_positions} tokens"
-            )
+        length = self.per_sample
+        if length > (positions := getattr(self.settings, "max_position_embeddings", length)):
+            raise UserError(f"data.sequence_length={length}: the model has positions for {positions} tokens")
 
     def train_data(self) -> Sized:
-        """Return the training text in sequences, each with a token more than it predicts."""
+        """Return the training text in sequences."""
         return sequences(self.text, "train", self.per_sample, self.config.data.tokens)
 
     def valid_data(self) -> Sized:
-        """Return the sequences of the validation text, or the first of them."""
+        """Return the sequences of the validation text, or the first eval_batches of them."""
         data, batches = sequences(self.text, "valid", self.per_sample), self.config.eval_batches
-        return (
-            data if batches is None else Subset(data, range(min(len(data), batches * self.config.batch_size)))
-        )
+        if batches is None:
+            return data
+        return Subset(data, range(min(len(data), batches * self.config.batch_size)))
 
     def collate(self, samples: list[Tensor]) -> Batch:
         """Return a batch of sequences."""
@@ -115,7 +107,7 @@ class LanguageModelling(Task):
         return self._output(model, batch).logits
 
     def training_metrics(self, loss: float) -> dict[str, float]:
-        """Return the loss, and the perplexity where it has nothing of routers in it."""
+        """Return the loss, and the perplexity if the loss does not include routers."""
         return {"train_loss": loss} | ({} if self.experts else {"train_perplexity": perplexity(loss)})
 
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int]:
@@ -127,7 +119,7 @@ class LanguageModelling(Task):
         return sums, targets.numel()
 
     def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
-        """Return loss (nats) and perplexity, and what `routing.figures` has of routers."""
+        """Return the loss in nats, the perplexity, and the metrics of routers."""
         loss = float(sums["loss"]) / count
         numbers = {"valid_loss": loss, "valid_perplexity": perplexity(loss)}
         return numbers | (routing.metrics(sums, count) if self.experts else {})
@@ -137,11 +129,11 @@ class LanguageModelling(Task):
         return model(input_ids=batch.ids[:, :-1], use_cache=False, **options)
 
     def begin(self, folder: Path) -> None:
-        """Keep the tokenizer with the run."""
+        """Save the tokenizer in the run folder."""
         self.tokenizer.save(folder / "tokenizer")
 
     def examples(self, model: nn.Module) -> list[str]:
-        """Return what is easy, and beginnings from the validation text with what the model adds after a |."""
+        """Return the entropy of the tokens' frequencies, and prompts with continuations after a |."""
         data = sequences(self.text, "valid", self.per_sample)
         counts = np.bincount(self.text.split("valid").ids)
         begins = [data[i][:PROMPT].tolist() for i in np.linspace(0, len(data) - 1, PROMPTS).astype(int)]
@@ -161,8 +153,8 @@ class LanguageModelling(Task):
         return lines
 
     def finish(self, folder: Path) -> None:
-        """Put the best weights into the run's folder as transformers has them, with the tokenizer."""
-        logging.disable_progress_bar()  # of a single file
+        """Export the best weights and the tokenizer to the run folder, in the format of transformers."""
+        logging.disable_progress_bar()
         model = models.build({**self.model, "checkpoint": None}, self.vocab_size)
         model.load_state_dict(read_weights(folder)[0])
         model.save_pretrained(folder / models.EXPORT)

@@ -2,8 +2,8 @@
 
     python llm/remax.py model.checkpoint=RUN reward.name=model reward.checkpoint=RUN data.root=PATH [...]
 
-The first run is one of llm/finetune.py, the second of llm/reward.py. Without further words a small model from
-scratch is rewarded for words that are in the true bodies of functions of Python's library.
+The first run is one of llm/finetune.py, the second of llm/reward.py. Without arguments, a small model learns
+from scratch, rewarded for words that occur in the true function bodies of Python's library.
 """
 
 import copy
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -31,7 +32,7 @@ RULE = dict(zip(RULES, (rules.overlap, rules.parses), strict=True))
 
 
 class Prompts(Examples):
-    """The questions of rows; those that leave no room for an answer are left out."""
+    """The prompts of rows, without those that leave no room for an answer."""
 
     def __init__(self, rows: Sequence[Row], tokenizer: Any, max_prompt_length: int, what: str) -> None:
         found = [encode(row, "completion", tokenizer, sys.maxsize, needs_answer=False).last() for row in rows]
@@ -48,7 +49,7 @@ class Prompts(Examples):
         return len(self.prompts)
 
     def __getitem__(self, index: int) -> Any:
-        """Return the tokens of a question and those of its answer in the data, and its number."""
+        """Return the tokens of a prompt, those of its answer in the data, and its number."""
         return (*self.prompts[index], index)
 
 
@@ -68,16 +69,16 @@ class Batch(NamedTuple):
 
 
 class ReMax(ConversationTask):
-    """A policy that is rewarded for whole completions. No network estimates their value.
+    """A policy rewarded for whole completions, without a value network.
 
-    For every prompt x a completion y is drawn, and another, g, is the likeliest token at each place. With
-    k_t = log pi(y_t) - log pi_0(y_t), pi_0 being the policy that training began with, the gradient is that of
+    For every prompt x, a completion y is sampled, and another, g, is decoded greedily. With
+    k_t = log pi(y_t) - log pi_0(y_t), where pi_0 is the initial policy, the gradient is that of
 
         - sum_t (r(x, y) - r(x, g) - beta sum_{s >= t} k_s) log pi(y_t | x, y_<t),
 
-    the factor in brackets held fixed, in the mean over prompts. Its expectation is the gradient of the
-    expected r - beta KL(pi || pi_0): g depends on x alone, and what came before t does not depend on y_t.
-    The penalty is thus one per token, added up from there to the end of the completion; g has none.
+    averaged over prompts, with the factor in brackets held fixed. Its expectation is the gradient of
+    -E[r] + beta KL(pi || pi_0): g depends only on x, and tokens before t do not depend on y_t. So each token
+    is penalised for the divergences from there to the end of the completion; g has no penalty.
     """
 
     name = "remax"
@@ -95,20 +96,20 @@ class ReMax(ConversationTask):
 
     def read_judge(self, checkpoint: str) -> PreTrainedModel:
         """Return the reward model."""
-        if pretrained.read_tokenizer(checkpoint).get_vocab() != self.tokenizer.get_vocab():
+        if models.read_tokenizer(checkpoint).get_vocab() != self.tokenizer.get_vocab():
             raise UserError(
-                f"reward.checkpoint={checkpoint}: has another tokenizer than "
+                f"reward.checkpoint={checkpoint}: has a different tokenizer from "
                 f"model.checkpoint={self.config.model.get('checkpoint')}; train both from one model"
             )
         return pretrained.read_scorer(checkpoint, self.pad).eval().requires_grad_(False)
 
     def encoded(self, rows: Sequence[Row], split: str) -> Any:
-        """Return the questions of a split as tokens."""
+        """Return the prompts of a split as tokens."""
         max_prompt_length = self.config.data.sequence_length - self.options.completion_length
         return Prompts(rows, self.tokenizer, max_prompt_length, split)
 
     def build_model(self) -> nn.Module:
-        """Return the policy, and keep a copy of it as it was; under adapters it stays what it was."""
+        """Return the policy, and keep a copy of the initial one, which adapters leave unchanged."""
         model = super().build_model()
         self.origin = None if self.config.lora.rank else copy.deepcopy(model).eval().requires_grad_(False)
         return model
@@ -199,7 +200,8 @@ class ReMax(ConversationTask):
         inner = pretrained.bare(model)
         training = inner.training
         inner.eval()
-        with pretrained.without_adapters(inner):
+        adapters = next(module for module in model.modules() if isinstance(module, PeftModel))
+        with adapters.disable_adapter():
             scores = self.scores(inner, ids)
         inner.train(training)
         return scores
@@ -222,7 +224,7 @@ class ReMax(ConversationTask):
         return {f"valid_{key}": value for key, value in sums.items()}, len(drawn)
 
     def examples(self, model: nn.Module) -> list[str]:
-        """Return questions, what the policy draws, and what that is worth."""
+        """Return prompts with the policy's completions and their rewards."""
         chosen = np.linspace(0, len(self.sets["valid"]) - 1, min(SHOWN, len(self.sets["valid"]))).astype(int)
         device, shown = next(model.parameters()).device, []
         for index in chosen.tolist():
@@ -235,23 +237,26 @@ class ReMax(ConversationTask):
 
 
 def rows(ids: Tensor, mask: Tensor) -> list[list[int]]:
-    """Return the tokens of each row that its mask has."""
+    """Return the unmasked tokens of each row; ids, mask: [batch, length]."""
     return [row[kept].tolist() for row, kept in zip(ids.cpu(), mask.bool().cpu(), strict=True)]
 
 
 def likelihoods(scores: Tensor, ids: Tensor) -> Tensor:
-    """Return the log-likelihood of each token after the first [batch, length - 1]."""
+    """Return the log-likelihood of each token after the first [batch, length - 1].
+
+    scores: [batch, length - 1, vocabulary]; ids: [batch, length].
+    """
     return -F.cross_entropy(scores.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view_as(ids[:, 1:])
 
 
 def surrogate(chosen: Tensor, before: Tensor, answer: Tensor, rewards: Tensor, beta: float) -> Tensor:
-    """Return for each completion what has ReMax's gradient [batch].
+    """Return a loss of each completion that has ReMax's gradient [batch].
 
     Args:
         chosen: log-likelihoods of tokens [batch, length], with gradients.
-        before: those by the policy that training began with.
-        answer: which tokens are the completion's [batch, length].
-        rewards: of the completions, less the baseline [batch].
+        before: those under the initial policy [batch, length].
+        answer: True at tokens of the completion [batch, length].
+        rewards: of the completions, minus the baseline [batch].
         beta: weight of the divergence.
     """
     gaps = (chosen - before).detach() * answer

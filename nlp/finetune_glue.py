@@ -2,8 +2,8 @@
 
     python nlp/finetune_glue.py task=sst2 data.root=PATH model.checkpoint=RUN [optimizer=... key=value ...]
 
-Without further words it trains a small encoder from scratch to tell from which package of Python's library a
-sentence of documentation is, in a few minutes on two CPU cores.
+Without arguments it trains a small encoder from scratch to tell which package of Python's library a sentence
+documents, in a few minutes on two CPU cores.
 """
 
 import os
@@ -35,11 +35,11 @@ from repro.train.task import Task
 from repro.train.trainer import train
 
 SHOWN = 8  # examples in the summary
-AT_A_TIME = 64  # examples of a batch for predictions
+AT_A_TIME = 64  # examples in a batch for predictions
 
 
 class Finetuning(Task):
-    """Sentences, or pairs, to classes or scores; measured by the task's own metrics in percent."""
+    """Classes or scores of sentences or pairs, measured by the task's own metrics in percent."""
 
     name = "glue"
     schema = GlueConfig
@@ -64,7 +64,7 @@ class Finetuning(Task):
         self.start = pretrained.begin(config, lambda: [text for pair in found.train.texts for text in pair])
         self.model_name = self.start.title
         self.train_set = Encoded([found.train], self.start.coder, "train")
-        # What is evaluated, as one set: the parts of the development set, and test files that have labels.
+        # One set of all that is evaluated: the parts of the development set, and test files with labels.
         labelled = [part for part in self.test.values() if part.labels is not None]
         self.parts: list[tuple[str, slice]] = []
         for suffix, part in [*self.dev.items(), *(("", part) for part in labelled)]:
@@ -74,7 +74,7 @@ class Finetuning(Task):
         self.dev_size = sum(map(len, self.dev.values()))
 
     def check(self) -> None:
-        """Hold the configuration against the task; raises UserError."""
+        """Take what training needs from the task, and raise UserError if the configuration contradicts it."""
         config, task = self.config, self.task
         self.regression = task.score is not None
         outputs = 1 if self.regression else len(task.labels)
@@ -88,10 +88,8 @@ class Finetuning(Task):
             raise UserError(f"data.skip_valid_examples={skip}: the development set has {shortest}")
         expected, there = config.data.train_examples, len(self.train_examples)
         if expected not in (None, there):
-            raise UserError(
-                f"data.train_examples={expected}: there are {there} for training; get the whole task, or "
-                "set it to null to train on these"
-            )
+            cure = "get the whole task, or set it to null to train on these"
+            raise UserError(f"data.train_examples={expected}: there are {there} for training; {cure}")
         self.outputs = outputs
         self.scale = 1.0
         if task.score is not None:
@@ -110,17 +108,17 @@ class Finetuning(Task):
         return Subset(self.evaluated, range(self.dev_size))
 
     def test_data(self) -> Sized | None:
-        """Return test examples whose labels are known; those of GLUE are not."""
+        """Return the test examples with known labels, or None; GLUE's are unknown."""
         rest = range(self.dev_size, len(self.evaluated))
         return Subset(self.evaluated, rest) if rest else None
 
     def plan(self, data: Sized, config: TrainConfig) -> Plan:
-        """Return the same batches every epoch, in another order."""
+        """Return the same batches in every epoch, in a new order each."""
         made = batches(self.train_set.lengths, config.batch_size, self.config.data.max_tokens, config.seed)
         return regrouped(made, config.seed)
 
     def eval_plan(self, data: Sized, batch_size: int, processes: int, rank: int) -> Sequence[Sequence[int]]:
-        """Return batches of examples of one length or nearly so."""
+        """Return batches of examples of about the same length."""
         assert isinstance(data, Subset)
         return by_length(self.evaluated.lengths[list(data.indices)], batch_size)[rank::processes]
 
@@ -181,7 +179,7 @@ class Finetuning(Task):
         return {key: vector(x) for key, x in (sums | {"seen": torch.ones_like(labels)}).items()}, len(indices)
 
     def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
-        """Return the mean loss and the task's metrics in percent, of each part that was evaluated."""
+        """Return the mean loss, and the task's metrics in percent, of each part that was evaluated."""
         made: dict[str, float] = {}
         for suffix, part in self.parts:
             if not sums["seen"][part].any():
@@ -193,13 +191,13 @@ class Finetuning(Task):
         return made
 
     def begin(self, folder: Path) -> None:
-        """Put the tokenizer into the run's folder, so that another run can start from this one."""
+        """Save the tokenizer in the run folder, so that another run can start from this one."""
         self.start.save_tokenizer(folder / "tokenizer")
         print(f"{self.task.name}: {len(self.train_set):,} training examples; starts from {self.start.where}")
 
     @torch.no_grad()
     def predictions(self, model: nn.Module, encoded: Encoded) -> np.ndarray:
-        """Return a model's predictions for examples, in their order."""
+        """Return a model's predictions [examples], in order."""
         device = next(model.parameters()).device
         made = np.zeros(len(encoded))
         for batch in by_length(encoded.lengths, AT_A_TIME):
@@ -208,22 +206,21 @@ class Finetuning(Task):
         return made
 
     def finish(self, folder: Path) -> None:
-        """Write the predictions of the best checkpoint into the run's folder."""
+        """Write the predictions of the best checkpoint into the run folder."""
         model = self.build_model().eval()
         model.load_state_dict(read_weights(folder)[0])
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        model.to(device or torch.device("cpu"))
+        if torch.accelerator.is_available():
+            model.to(torch.accelerator.current_accelerator())
         (folder / predictions.FOLDER).mkdir(exist_ok=True)
         files = [(f"dev{suffix}", part) for suffix, part in self.dev.items()] + list(self.test.items())
         for name, part in tqdm(files, desc="predictions", unit="file", leave=False, disable=None):
             given = self.predictions(model, Encoded([part], self.start.coder, name))
             shown = [predictions.shown(self.task, value) for value in given]
-            write_atomically(
-                folder / predictions.FOLDER / f"{name}.tsv", predictions.table(self.task, part, shown)
-            )
+            table = predictions.table(self.task, part, shown)
+            write_atomically(folder / predictions.FOLDER / f"{name}.tsv", table)
 
     def examples(self, model: nn.Module) -> list[str]:
-        """Return some examples of the development set with what the model takes them for."""
+        """Return some examples of the development set with the model's predictions."""
         part = next(iter(self.dev.values()))
         chosen = np.linspace(0, len(part) - 1, min(SHOWN, len(part))).astype(int).tolist()
         few = part.pick(chosen)

@@ -1,7 +1,7 @@
 """Pre-train BERT or RoBERTa: `python nlp/pretrain_bert.py optimizer=adan [data=... model=... key=value ...]`.
 
-Without further words it trains a small one on the documentation of Python's own library in a few minutes on
-two CPU cores. The run's folder gets the tokenizer, and a folder `transformers` with the best weights, which
+Without arguments it trains a small one on the documentation of Python's library, in a few minutes on two CPU
+cores. The run folder gets the tokenizer, and a folder `transformers` with the best weights, which
 AutoModelForMaskedLM.from_pretrained loads; nlp/finetune_glue.py can start from either.
 """
 
@@ -30,13 +30,13 @@ from repro.train.data import Plan, Sized, shuffled
 from repro.train.task import Task
 
 EXPORT = "transformers"
-EXAMPLES, FILLS, CONTEXT = 6, 3, 12  # hidden words shown, fills of each, and tokens around it on either side
+EXAMPLES, FILLS, CONTEXT = 6, 3, 12  # hidden words shown, predictions of each, and tokens on either side
 
 
 class Pretraining(Task):
-    """Hidden tokens from those around them, measured on the validation text with fixed masks.
+    """Prediction of hidden tokens, measured on the validation text with fixed masks.
 
-    Losses are in bits, the mean over the hidden tokens.
+    Losses are recorded in bits, as means over the hidden tokens.
     """
 
     name = "bert"
@@ -57,7 +57,7 @@ class Pretraining(Task):
         self.tokenizer = text.tokenizer
         self.masking = self._masking()
         self.train_blocks, self.valid_blocks = (self._blocks(text, split) for split in ("train", "valid"))
-        begun = len(self.train_blocks)  # sequences, each with a token before the block
+        begun = len(self.train_blocks)  # sequences, each with <s> before the block
         self.per_sample = round((self.train_blocks.tokens + begun) / begun)
 
     def _masking(self) -> Masking:
@@ -68,10 +68,8 @@ class Pretraining(Task):
                 raise UserError(f"tokenizer.name={self.config.tokenizer.name}: has no {name} token for BERT")
         max_positions = longest(self.config.model, tokenizer)
         if data.block_size > max_positions:
-            raise UserError(
-                f"data.block_size={data.block_size}: model.max_position_embeddings="
-                f"{self.config.model.max_position_embeddings} has positions for {max_positions} tokens"
-            )
+            room = f"{self.config.model.max_position_embeddings} has positions for {max_positions} tokens"
+            raise UserError(f"data.block_size={data.block_size}: model.max_position_embeddings={room}")
         specials = [*ids.values(), *([] if tokenizer.unk is None else [tokenizer.unk])]
         eligible = np.ones(tokenizer.vocab_size, bool)
         if not data.mask_specials:
@@ -87,30 +85,26 @@ class Pretraining(Task):
 
     def _blocks(self, text: Any, split: str) -> Blocks:
         data = self.config.data
-        size = data.block_size - (
-            2 if self.pairs else 1
-        )  # the rest is for <s>, and the </s> between two parts
+        size = data.block_size - (2 if self.pairs else 1)  # without <s>, and </s> between two parts
         blocks = Blocks(text.split(split), data.block, size, self.tokenizer.eos)
         if not len(blocks):
-            raise UserError(
-                f"data.block_size={data.block_size}: no line of the {split} text is as short; "
-                "data.block=none cuts lines"
-            )
+            long = f"no line of the {split} text is as short; data.block=none cuts lines"
+            raise UserError(f"data.block_size={data.block_size}: {long}")
         return blocks
 
     def train_data(self) -> Sized:
-        """Return the training sequences, with new masks every time."""
+        """Return the training sequences, with new masks in every epoch."""
         return self._masked(self.train_blocks)
 
     def valid_data(self) -> Sized:
-        """Return the validation sequences with their masks."""
+        """Return the validation sequences with fixed masks."""
         return self._masked(self.valid_blocks, fixed=True)
 
     def _masked(self, blocks: Blocks, fixed: bool = False) -> MaskedBlocks:
         return (MaskedPairs if self.pairs else MaskedBlocks)(blocks, self.masking, self.tokenizer.bos, fixed)
 
     def plan(self, data: Sized, config: Any) -> Plan:
-        """Go through the sequences in a new order every epoch, with a last step of what is left."""
+        """Return the sequences in a new order every epoch; the last step may be smaller."""
         return shuffled(len(data), config.batch_size, config.seed, config.repeats, drop_last=False)
 
     def collate(self, samples: Sequence[tuple[Tensor, ...]]) -> Batch | PairBatch:
@@ -122,7 +116,7 @@ class Pretraining(Task):
         return float((batch.targets != IGNORED).sum())
 
     def begin(self, folder: Path) -> None:
-        """Keep the tokenizer with the run, and say what the text was cut into."""
+        """Save the tokenizer in the run folder, and print the numbers of sequences."""
         self.tokenizer.save(folder / "tokenizer")
         for split, blocks in (("train", self.train_blocks), ("valid", self.valid_blocks)):
             published = getattr(self.config.data, f"{split}_sequences")
@@ -155,7 +149,7 @@ class Pretraining(Task):
         return self._scores(model, batch)[0][batch.targets != IGNORED]
 
     def training_metrics(self, loss: float) -> dict[str, float]:
-        """Return the loss in bits and the perplexity; with pairs both are of the sum of the two losses."""
+        """Return the loss in bits and the perplexity; with pairs, both of the sum of the two losses."""
         return bits("train", loss)
 
     def evaluate(self, model: nn.Module, batch: Batch | PairBatch) -> tuple[dict[str, Tensor], Tensor]:
@@ -197,15 +191,15 @@ class Pretraining(Task):
         return (words, (targets != IGNORED).sum()), pairs
 
     def finish(self, folder: Path) -> None:
-        """Put the best weights into the run's folder as transformers has them, with the tokenizer."""
+        """Export the best weights and the tokenizer to the run folder, in the format of transformers."""
         model = self.build_model()
         model.load_state_dict(read_weights(folder)[0])
-        logging.disable_progress_bar()  # of a single file
+        logging.disable_progress_bar()
         in_transformers(model).save_pretrained(folder / EXPORT)
         self.tokenizer.save(folder / EXPORT)
 
     def examples(self, model: nn.Module) -> list[str]:
-        """Return hidden words of the validation text with what the model would fill in, and what is easy."""
+        """Return the entropy of the tokens' frequencies, and hidden words with the model's predictions."""
         counts = np.bincount(self.valid_blocks.text.ids)
         alone = entropy(counts) / math.log(2)
         data, lines = self.valid_data(), [f"tokens have {alone:.3g} bits by their frequency alone"]

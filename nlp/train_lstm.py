@@ -1,6 +1,6 @@
 """Train an LSTM language model: `python nlp/train_lstm.py optimizer=adan [data=... model=... key=value ...]`.
 
-Without further words it trains a small one on Python's documentation in a few minutes on two CPU cores.
+Without arguments it trains a small one on Python's documentation, in a few minutes on two CPU cores.
 """
 
 import math
@@ -17,12 +17,12 @@ from repro.text.perplexity import perplexity
 from repro.text.streams import Batch, Streams, StreamTask
 from repro.train.command import command
 
-PROMPTS, PROMPT, LONGEST = 4, 6, 30  # continuations in the summary, words that each starts from, and adds
-TEMPERATURE = 0.7  # of the words that are drawn for them; likeliest ones would go round in circles
+PROMPTS, PROMPT, LONGEST = 4, 6, 30  # continuations in the summary, and words of each prompt and continuation
+TEMPERATURE = 0.7  # of the continuations; the most likely words would repeat themselves
 
 
 class LanguageModelling(StreamTask):
-    """The next word of a text, measured by perplexity per token."""
+    """Prediction of the next word of a text, measured by perplexity per token."""
 
     name = "lstm"
     schema = LSTMTrainConfig
@@ -42,7 +42,7 @@ class LanguageModelling(StreamTask):
         return self._streams("valid", "validation text", streams, "data.eval_batch_size")
 
     def test_data(self) -> Streams | None:
-        """Return streams of the test text, where the source has one."""
+        """Return streams of the test text, or None if the source has none."""
         if "test" not in self.corpus.splits:
             return None
         streams = self.config.data.test_batch_size
@@ -75,12 +75,12 @@ class LanguageModelling(StreamTask):
         return {"valid_loss": loss}, targets.numel()
 
     def training_metrics(self, loss: float) -> dict[str, float]:
-        """Return the loss, and the perplexity where there are no penalties in it."""
+        """Return the loss, and the perplexity if the loss has no penalties."""
         penalised = self.config.model.alpha or self.config.model.beta
         return {"train_loss": loss} | ({} if penalised else {"train_perplexity": perplexity(loss)})
 
     def examples(self, model: nn.Module) -> list[str]:
-        """Return the beginnings of lines of the validation text, and how the model goes on (after a |)."""
+        """Return beginnings of lines of the validation text, each with the model's continuation after a |."""
         text, tokenizer = self.corpus.split("valid"), self.corpus.tokenizer
         long = text.lines[:-1][np.diff(text.lines) > PROMPT]
         generator = torch.Generator().manual_seed(0)
@@ -105,7 +105,7 @@ class LanguageModelling(StreamTask):
 def continuation(
     model: nn.Module, prompt: list[int], end: int | None, unknown: int | None, generator: torch.Generator
 ) -> list[int]:
-    """Draw up to LONGEST tokens after `prompt`, to the `end` of the line; never the `unknown` token."""
+    """Sample up to LONGEST tokens after `prompt`, up to the token `end`, and never the token `unknown`."""
     device = next(model.parameters()).device
     ids, hidden, drawn = prompt, None, list[int]()
     while len(drawn) < LONGEST:

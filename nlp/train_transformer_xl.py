@@ -1,6 +1,6 @@
 """Train Transformer-XL: `python nlp/train_transformer_xl.py optimizer=adan [data=... key=value ...]`.
 
-Without further words it trains a small one on Python's own documentation in a few minutes on two CPU cores.
+Without arguments it trains a small one on Python's documentation, in a few minutes on two CPU cores.
 """
 
 import sys
@@ -19,12 +19,12 @@ from repro.text.streams import Batch, Streams, StreamTask
 from repro.train.checkpoint import first_difference
 from repro.train.command import command
 
-# of the examples: texts, tokens, and words to draw from
+# continuations in the summary, tokens of each prompt and continuation, and top-k of the sampling
 PROMPTS, PROMPT, CONTINUED, LIKELIEST = 3, 24, 48, 40
 
 
 class LanguageModelling(StreamTask):
-    """Words from those before them, measured by perplexity with a memory that runs through the text."""
+    """Prediction of the next word, measured by perplexity with a memory that runs through the text."""
 
     name = "transformer_xl"
     schema = TransformerXLConfig
@@ -40,21 +40,21 @@ class LanguageModelling(StreamTask):
         self.reach = Reach(config.eval_same_length, config.eval_clamp_len)
 
     def train_data(self) -> Streams:
-        """Return the training text, `batch_size` streams of it."""
+        """Return `batch_size` streams of the training text."""
         ids, expected = self.corpus.split("train").ids, self.config.train_tokens
         if expected is not None and len(ids) != expected:
             raise UserError(
-                f"train_tokens={expected}: the training text has {len(ids)}; it is not the text that the "
-                "setting is for, or its words are cut otherwise; train_tokens=null takes any"
+                f"train_tokens={expected}: the training text has {len(ids)}: it is another text, or "
+                "tokenised differently; train_tokens=null takes any"
             )
         return Streams(ids, self.config.batch_size, self.config.tgt_len, "training text")
 
     def valid_data(self) -> Streams:
-        """Return the validation text."""
+        """Return streams of the validation text."""
         return self._evaluation_streams("valid")
 
     def test_data(self) -> Streams | None:
-        """Return the test text, if there is one."""
+        """Return streams of the test text, or None if there is none."""
         return self._evaluation_streams("test") if "test" in self.corpus.splits else None
 
     def _evaluation_streams(self, split: str) -> Streams:
@@ -78,7 +78,7 @@ class LanguageModelling(StreamTask):
         return losses.mean()
 
     def training_metrics(self, loss: float) -> dict[str, float]:
-        """Return the loss, in nats, and the perplexity that is its exponential."""
+        """Return the loss in nats and the perplexity, its exponential."""
         return {"train_loss": loss, "train_perplexity": perplexity(loss)}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int]:
@@ -94,7 +94,7 @@ class LanguageModelling(StreamTask):
         return Memory(**self.state)
 
     def examples(self, model: nn.Module) -> list[str]:
-        """Return continuations of places in the validation text, word by word from the likeliest 40."""
+        """Return continuations of excerpts of the validation text, sampled from the 40 most likely words."""
         assert isinstance(model, TransformerXL)
         tokenizer, split = self.corpus.tokenizer, self.corpus.split("valid")
         device = next(model.parameters()).device
@@ -117,7 +117,7 @@ class LanguageModelling(StreamTask):
 
 
 def load(model: nn.Module, weights: Weights, source: str) -> None:
-    """Load weights, all of which must fit; of tensors that are one in the model one is enough.
+    """Load weights, all of which must fit; of tensors that the model ties, one is enough.
 
     Raises:
         UserError: they do not fit; it names the first difference.

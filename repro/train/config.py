@@ -245,7 +245,14 @@ def one_of(key: str, value: str, options: tuple[str, ...]) -> None:
         raise UserError(f"{key}={value}: must be one of {', '.join(options)}")
 
 
-def _at_least(minimum: int, key: str, value: float) -> None:
+def at_least(minimum: float, prefix: str, config: object, *keys: str) -> None:
+    """Raise UserError if one of these values of `config` is below `minimum`; `prefix` is of their keys."""
+    for key in keys:
+        if (value := getattr(config, key)) is not None:
+            _at_least(minimum, f"{prefix}{key}", value)
+
+
+def _at_least(minimum: float, key: str, value: float) -> None:
     if value < minimum:
         raise UserError(f"{key}={value}: must be at least {minimum}")
 

@@ -179,15 +179,15 @@ def test_the_first_tokens_alone(command: Run) -> None:
     [
         ("data.sequence_length=300", "data.sequence_length=300: the model has positions for 256 tokens"),
         ("data.sequence_length=0", "data.sequence_length=0: must be at least 1"),
-        ("data.tokens=3", "data.tokens=3: are less than data.sequence_length=16"),
+        ("data.tokens=3", "data.tokens=3: must be at least data.sequence_length=16"),
         ("data.tokens=99999999", "data.tokens=99999999: the train text has"),
         ("eval_batches=0", "eval_batches=0: must be at least 1"),
         ("sampling.temperature=-1", "sampling.temperature=-1.0: must be at least 0"),
-        ("sampling.top_p=0", "sampling.top_p=0.0: must lie above 0"),
+        ("sampling.top_p=0", "sampling.top_p=0.0: must lie in (0, 1]"),
         ("sampling.samples=0", "sampling.samples=0: must be at least 1"),
         ("+model.n_layers=3", "model.n_layers: gpt2 has no such key; did you mean n_layer?"),
         ("model.vocab_size=30", "model.vocab_size=30: the tokenizer has"),
-        ("+model.checkpoint=no/such/folder", "cannot load a language model from no/such/folder"),
+        ("+model.checkpoint=no/such/folder", "no/such/folder: no such folder"),
         ("model=gpt3", "model=gpt3: no such option"),
     ],
 )

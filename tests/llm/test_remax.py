@@ -183,7 +183,7 @@ def test_a_reward_model_judges(command: Run, runner: Any, capfd: Any) -> None:
     torch.testing.assert_close(clipped.rewards(batch, truths), expected.clamp(-bound, bound))
     status, _, err = command(*judged, "tokenizer=bpe", "tokenizer.vocab_size=300")
     assert status == 2
-    assert "reward.checkpoint=runs/reward/x: has another tokenizer than" in err
+    assert "reward.checkpoint=runs/reward/x: has a different tokenizer from" in err
 
 
 def test_likelihoods() -> None:
