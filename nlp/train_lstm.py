@@ -34,22 +34,21 @@ class LanguageModelling(StreamTask):
 
     def train_data(self) -> Streams:
         """Return batch_size streams of the training text."""
-        return self._streams("train", "training text", self.config.batch_size, "batch_size")
+        return self._streams("train", self.config.batch_size, "batch_size")
 
     def valid_data(self) -> Streams:
         """Return streams of the validation text."""
-        streams = self.config.data.eval_batch_size
-        return self._streams("valid", "validation text", streams, "data.eval_batch_size")
+        return self._streams("valid", self.config.data.eval_batch_size, "data.eval_batch_size")
 
     def test_data(self) -> Streams | None:
         """Return streams of the test text, or None if the source has none."""
         if "test" not in self.corpus.splits:
             return None
-        streams = self.config.data.test_batch_size
-        return self._streams("test", "test text", streams, "data.test_batch_size")
+        return self._streams("test", self.config.data.test_batch_size, "data.test_batch_size")
 
-    def _streams(self, split: str, what: str, streams: int, key: str) -> Streams:
-        return Streams(self.corpus.split(split).ids, streams, self.config.data.tgt_len, what, key)
+    def _streams(self, split: str, streams: int, key: str) -> Streams:
+        ids, tgt_len = self.corpus.split(split).ids, self.config.data.tgt_len
+        return Streams(ids, streams, tgt_len, f"{split} text", key)
 
     def build_model(self) -> nn.Module:
         """Return the model with its initial weights."""

@@ -34,19 +34,16 @@ class LanguageModelling(StreamTask):
         super().__init__(config.data, config.tokenizer, config.tgt_len, synthetic)
         self.model_name = f"Transformer-XL, {config.model.n_layer} layers of {config.model.d_model}"
         if config.model.cutoffs and config.model.cutoffs[-1] >= self.vocab_size:
-            raise UserError(
-                f"model.cutoffs={config.model.cutoffs}: the vocabulary has only {self.vocab_size:,} words"
-            )
+            cutoffs = config.model.cutoffs
+            raise UserError(f"model.cutoffs={cutoffs}: the vocabulary has only {self.vocab_size:,} words")
         self.reach = Reach(config.eval_same_length, config.eval_clamp_len)
 
     def train_data(self) -> Streams:
         """Return `batch_size` streams of the training text."""
         ids, expected = self.corpus.split("train").ids, self.config.train_tokens
         if expected is not None and len(ids) != expected:
-            raise UserError(
-                f"train_tokens={expected}: the training text has {len(ids)}: it is another text, or "
-                "tokenised differently; train_tokens=null takes any"
-            )
+            other = "it is another text, or tokenised differently; null takes any"
+            raise UserError(f"train_tokens={expected}: the training text has {len(ids)}: {other}")
         return Streams(ids, self.config.batch_size, self.config.tgt_len, "training text")
 
     def valid_data(self) -> Streams:

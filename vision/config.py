@@ -104,9 +104,7 @@ class VisionConfig(TrainConfig):
         if model.head_std is not None and not model.head_std > 0:
             raise UserError(f"model.head_std={model.head_std}: must be above 0, or null for timm's own")
         if model.probe and (model.drop_path or model.grad_checkpointing):
-            raise UserError(
-                "model.probe=true: set model.drop_path=0 and model.grad_checkpointing=false as well"
-            )
+            raise UserError("model.probe=true: also set model.drop_path=0, model.grad_checkpointing=false")
         if model.pretrained and model.checkpoint is not None:
             raise UserError(f"model.checkpoint={model.checkpoint}: set model.pretrained=false as well")
         after = None if row is None else row.after
@@ -118,9 +116,7 @@ class VisionConfig(TrainConfig):
                 "name its run's folder, or a public checkpoint"
             )
         if model.checkpoint is None and not model.pretrained and (after is not None or model.probe):
-            raise UserError(
-                f"model.checkpoint is not set: {cure}; model.checkpoint={SCRATCH} starts from none"
-            )
+            raise UserError(f"model.checkpoint is not set: {cure}; {SCRATCH} starts from none")
         if model.checkpoint not in (None, SCRATCH) and not Path(model.checkpoint).expanduser().exists():
             raise UserError(f"model.checkpoint={model.checkpoint}: no such file or folder; {cure}")
 

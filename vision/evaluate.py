@@ -30,7 +30,6 @@ from repro.train.accelerator import build, shut_down
 from repro.train.cli import command_line, exit_status
 from repro.train.run_folder import write_atomically
 from vision import settings
-from vision.config import VisionConfig
 from vision.models import build_random, load
 from vision.predictions import by_class, measure, predict
 from vision.train import Classification
@@ -75,7 +74,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         table, seconds = predict(model, task, accelerator)
         if accelerator.is_main_process:
             print("\n".join(map(printable, notes)), end="\n" * bool(notes))
-            results = describe_run(options, config, found, model, task)
+            results = describe_run(options, found, model, task)
             results |= measure(table) | {"images_per_second": round(len(table) / seconds, 1)}
             results |= against(config.row, results)
             print(describe(results))
@@ -87,14 +86,10 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def describe_run(
-    options: argparse.Namespace,
-    config: VisionConfig,
-    found: Checkpoint,
-    model: nn.Module,
-    task: Classification,
+    options: argparse.Namespace, found: Checkpoint, model: nn.Module, task: Classification
 ) -> dict[str, Any]:
     """Return a record of the checkpoint, the model, the data and the settings."""
-    data = config.data
+    config, data = task.config, task.config.data
     return {
         "checkpoint": str(found.path),
         "written_by": found.title,

@@ -45,7 +45,7 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         if type(encoder) is not VisionTransformer or type(encoder.patch_embed) is not PatchEmbed:
             raise UserError(
-                f"a masked autoencoder needs a vision transformer of plain patches as its encoder, such as "
+                "a masked autoencoder needs a vision transformer of plain patches as its encoder, such as "
                 f"model=vit_small, not timm's {type(encoder).__name__}"
             )
         if encoder.pos_embed is None or encoder.dynamic_img_size:
@@ -56,19 +56,13 @@ class MaskedAutoencoder(nn.Module):
         self.num_patches: int = patches.num_patches
         self.visible = int(self.num_patches * (1 - mask_ratio))
         if any(side % patch for side, patch in zip(patches.img_size, self.patch_size, strict=True)):
-            raise UserError(
-                f"model.kwargs.patch_size={self.patch_size[0]}: does not divide the image's side, which is "
-                f"{patches.img_size[0]}"
-            )
+            size, side = self.patch_size[0], patches.img_size[0]
+            raise UserError(f"model.kwargs.patch_size={size}: does not divide the image's side, {side}")
         if not 0 < self.visible < self.num_patches:
-            raise UserError(
-                f"model.mask_ratio={mask_ratio}: shows {self.visible} of {self.num_patches} patches; "
-                "at least one must be seen, and one must not"
-            )
+            shows = f"shows {self.visible} of {self.num_patches} patches"
+            raise UserError(f"model.mask_ratio={mask_ratio}: {shows}; some must be seen, and some must not")
         if embed_dim % num_heads:
-            raise UserError(
-                f"model.decoder.num_heads={num_heads}: must divide model.decoder.embed_dim={embed_dim}"
-            )
+            raise UserError(f"model.decoder.num_heads={num_heads}: must divide embed_dim={embed_dim}")
         self.norm_pixels = norm_pixels
         self.grad_checkpointing = False
 

@@ -55,9 +55,8 @@ def build_random(config: ModelConfig, data: DataConfig, classes: int) -> nn.Modu
     if config.head_std is not None:
         head = model.get_classifier()
         if not isinstance(head, nn.Linear):
-            raise UserError(
-                f"model.head_std={config.head_std}: the head of {config.name} is not one linear layer"
-            )
+            name = config.name
+            raise UserError(f"model.head_std={config.head_std}: the head of {name} is not one linear layer")
         nn.init.trunc_normal_(head.weight, std=config.head_std)
         nn.init.zeros_(head.bias)
     return model

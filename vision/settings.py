@@ -62,22 +62,16 @@ def _run_folder(path: Path) -> Path | None:
 def _of_timm(path: Path, found: Checkpoint, overrides: Sequence[str]) -> DictConfig:
     """Return the model and image preparation that a timm checkpoint states, else timm's for the model."""
     first = ["data=imagefolder", "workers=8", *DEFAULTS]
-    kwargs = {
-        key.rpartition(".")[2]: value
-        for key, value in found.settings.items()
-        if key.startswith("model_kwargs.") or (key == "gp" and value is not None)
-    }
     if not any(override.startswith(("model=", "model.name=")) for override in overrides):
         if found.model is None or not timm.is_model(found.model):
             model = f", only that it is {found.model}" if found.model else ""
-            raise UserError(
-                f"{path} does not say which model of timm it is{model}: add --row ROW or model.name=NAME"
-            )
+            cure = "add --row ROW or model.name=NAME"
+            raise UserError(f"{path} does not say which model of timm it is{model}: {cure}")
         first.append(f"model.name={found.model}")
-        first += [
-            f"++model.kwargs.{'global_pool' if key == 'gp' else key}={json.dumps(value)}"
-            for key, value in kwargs.items()
-        ]
+        for key, value in found.settings.items():
+            if key.startswith("model_kwargs.") or (key == "gp" and value is not None):
+                name = key.rpartition(".")[2]
+                first.append(f"++model.kwargs.{'global_pool' if name == 'gp' else name}={json.dumps(value)}")
     config = _compose([*first, *overrides])
     if config.data.name not in ("imagefolder", "webdataset", "hfds"):
         return config

@@ -90,11 +90,8 @@ def enter() -> list[str]:
         else:
             uid, gid = os.getuid(), os.getgid()
             call("unshare", NEWUSER | NEWNS | NEWNET | NEWIPC | NEWUTS)
-            for name, text in (
-                ("setgroups", "deny"),
-                ("uid_map", f"{uid} {uid} 1"),
-                ("gid_map", f"{gid} {gid} 1"),
-            ):
+            maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
+            for name, text in maps.items():
                 Path(f"/proc/self/{name}").write_text(text)
     except OSError:
         return [*layers, *(["user"] if privileged else [])]
@@ -301,13 +298,8 @@ def _filter_calls() -> None:
         (equal, 0, 1, CLONE3[column]),
         (answer, 0, 0, missing),
     ]  # its flags cannot be checked: programs fall back to clone
-    rules += [
-        (equal, 0, 3, CLONE[column]),
-        (load, 0, 0, 16),
-        (any_bit, 0, 1, NEWUSER),
-        (answer, 0, 0, refuse),
-    ]
-    rules += [(answer, 0, 0, allow)]
+    rules += [(equal, 0, 3, CLONE[column]), (load, 0, 0, 16), (any_bit, 0, 1, NEWUSER)]
+    rules += [(answer, 0, 0, refuse), (answer, 0, 0, allow)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
     program = struct.pack("HxxxxxxP", len(rules), ctypes.addressof(code))
     call("prctl", SET_SECCOMP, 2, ctypes.create_string_buffer(program), 0, 0)

@@ -137,12 +137,8 @@ def examine() -> None:
         return value
 
     def candidate(*positional: Any, **named: Any) -> Any:
-        return ask(
-            {
-                "positional": [plain(value) for value in positional],
-                "named": {name: plain(value) for name, value in named.items()},
-            }
-        )
+        values = [plain(value) for value in positional]
+        return ask({"positional": values, "named": {name: plain(value) for name, value in named.items()}})
 
     passed, reason = False, ""
     try:

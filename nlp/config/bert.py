@@ -38,11 +38,9 @@ class EncoderConfig:
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         at_least(1, "model.", self, *sizes)
         at_least(0, "model.", self, "type_vocab_size")
-        if self.hidden_size % self.num_attention_heads:
-            raise UserError(
-                f"model.num_attention_heads={self.num_attention_heads}: "
-                f"must divide model.hidden_size={self.hidden_size}"
-            )
+        heads, width = self.num_attention_heads, self.hidden_size
+        if width % heads:
+            raise UserError(f"model.num_attention_heads={heads}: must divide model.hidden_size={width}")
         if self.next_sentence and (self.name != "bert" or self.type_vocab_size < 2):
             raise UserError("model.next_sentence=true: needs model.name=bert with model.type_vocab_size=2")
 
@@ -70,9 +68,8 @@ class SequencesConfig(TextConfig):
             raise UserError(f"data.mask_prob={self.mask_prob}: must lie between 0 and 1")
         leave, random = self.leave_unmasked_prob, self.random_token_prob
         if min(leave, random) < 0 or leave + random > 1:
-            raise UserError(
-                f"data.leave_unmasked_prob={leave}, data.random_token_prob={random}: must be parts of a whole"
-            )
+            shares = f"data.leave_unmasked_prob={leave}, data.random_token_prob={random}"
+            raise UserError(f"{shares}: must be shares of the hidden tokens, at most 1 in total")
 
 
 @dataclass
@@ -90,9 +87,7 @@ class BertConfig(TrainConfig):
         self.data.check()
         self.tokenizer.check()
         if self.model.next_sentence and self.data.block == "none":
-            raise UserError(
-                "data.block=none: model.next_sentence=true needs whole lines, as data.block=complete_doc has"
-            )
+            raise UserError("data.block=none: model.next_sentence=true needs complete_doc or complete")
 
 
 ConfigStore.instance().store(name="bert_schema", node=BertConfig)

@@ -71,22 +71,15 @@ class GlueConfig(TrainConfig):
             raise UserError(f"seeds={self.seeds}: must be numbers, each once, or null for `seed` alone")
         if self.seeds is not None and min(self.seeds) < 0:
             raise UserError(f"seeds={self.seeds}: must be at least 0")
-        if data.max_length < 8:
-            raise UserError(
-                f"data.max_length={data.max_length}: must be at least 8, or little is left of a pair"
-            )
+        at_least(8, "data.", data, "max_length")
         if data.max_tokens is not None and data.max_tokens < data.max_length:
-            raise UserError(
-                f"data.max_tokens={data.max_tokens}: must be at least data.max_length={data.max_length}, or "
-                "the longest example fits into no batch"
-            )
+            longest = f"data.max_length={data.max_length}"
+            raise UserError(f"data.max_tokens={data.max_tokens}: must be at least {longest}")
         at_least(0, "data.", data, "skip_valid_examples")
         if data.label_scale is not None and not data.label_scale > 0:
             raise UserError(f"data.label_scale={data.label_scale}: must be above 0")
         if self.model.checkpoint is None:
-            raise UserError(
-                f"model.checkpoint is not set: {self.cure}; model.checkpoint={SCRATCH} starts from none"
-            )
+            raise UserError(f"model.checkpoint is not set: {self.cure}; {SCRATCH} starts from none")
 
     @property
     def cure(self) -> str:

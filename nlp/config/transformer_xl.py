@@ -58,10 +58,8 @@ class ModelConfig:
         if self.cutoffs and not all(low < high for low, high in pairwise([0, *self.cutoffs])):
             raise UserError(f"model.cutoffs={self.cutoffs}: must rise, from above 0")
         if len(self.tie_projs) != len(self.cutoffs) + 1:
-            raise UserError(
-                f"model.tie_projs={self.tie_projs}: must have a value for each part of the vocabulary, "
-                f"which are {len(self.cutoffs) + 1} with model.cutoffs={self.cutoffs}"
-            )
+            parts = f"{len(self.cutoffs) + 1} with model.cutoffs={self.cutoffs}"
+            raise UserError(f"model.tie_projs={self.tie_projs}: must have a value per part, {parts}")
         if self.d_embed // self.div_val ** len(self.cutoffs) < 1:
             raise UserError(f"model.div_val={self.div_val}: leaves nothing of model.d_embed={self.d_embed}")
 

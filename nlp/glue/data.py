@@ -72,9 +72,8 @@ def find(name: str, root: Path) -> Path:
         UserError: there is none, or there are two.
     """
     if not root.is_dir():
-        raise UserError(
-            f"data.root={root}: no such folder; name that of a task, with {SPLITS}, or of several"
-        )
+        wanted = f"that of a task, with {SPLITS}, or of several"
+        raise UserError(f"data.root={root}: no such folder; name {wanted}")
     below = [path for path in sorted(root.iterdir()) if path.is_dir()]
     similar = [path for path in below if tasks.plain(path.name) == tasks.plain(name)]
     found = [path for path in similar if path.name == name] or similar

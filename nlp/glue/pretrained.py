@@ -87,10 +87,9 @@ def adopted(config: GlueConfig) -> ClassifierConfig:
     if config.row is not None and config.row.scale == "paper":
         for name in ("name", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
             if shape.get(name) != getattr(model, name):
-                raise UserError(
-                    f"model.checkpoint={model.checkpoint}: {config.row.name} is of a model with {name}="
-                    f"{getattr(model, name)}, this one has {shape.get(name)}"
-                )
+                wanted = f"{config.row.name} is of a model with {name}={getattr(model, name)}"
+                own = f"this one has {shape.get(name)}"
+                raise UserError(f"model.checkpoint={model.checkpoint}: {wanted}, {own}")
     return replace(model, **shape)
 
 
@@ -102,11 +101,9 @@ def _is_ours(checkpoint: str) -> bool:
 def ours(config: GlueConfig, tokenizer: Any, path: Path | None) -> Start:
     """Return an encoder of ours with weights from `path`, or random ones."""
     model = config.model
-    max_positions = bert.longest(model, tokenizer)
-    if config.data.max_length > max_positions:
-        raise UserError(
-            f"data.max_length={config.data.max_length}: the model has positions for {max_positions} tokens"
-        )
+    length = config.data.max_length
+    if length > (positions := bert.longest(model, tokenizer)):
+        raise UserError(f"data.max_length={length}: the model has positions for {positions} tokens")
 
     def build(outputs: int) -> nn.Module:
         built = bert.build_classifier(model, outputs, tokenizer, model.classifier_dropout)
@@ -123,7 +120,7 @@ def ours(config: GlueConfig, tokenizer: Any, path: Path | None) -> Start:
     return Start(
         f"{model.name}, {shape}",
         "random weights (model.checkpoint=scratch)" if path is None else str(path),
-        PairCoder(tokenizer, model.name, config.data.max_length),
+        PairCoder(tokenizer, model.name, length),
         int(tokenizer.pad or 0),
         build,
         forward,
@@ -165,10 +162,9 @@ def _hugging_face(config: GlueConfig, name: str, local: bool) -> Start:
         raise UserError(f"model.checkpoint={name}: {where} ({reason[:150]}); {config.cure}") from error
     if tokenizer.pad_token_id is None:
         raise UserError(f"model.checkpoint={name}: its tokenizer has no padding token; take an encoder")
-    if config.data.max_length > tokenizer.model_max_length:
-        raise UserError(
-            f"data.max_length={config.data.max_length}: {name} reads {tokenizer.model_max_length} tokens"
-        )
+    length = config.data.max_length
+    if length > tokenizer.model_max_length:
+        raise UserError(f"data.max_length={length}: {name} reads {tokenizer.model_max_length} tokens")
     has_segments = "token_type_ids" in tokenizer.model_input_names
 
     def build(outputs: int) -> nn.Module:
@@ -187,6 +183,6 @@ def _hugging_face(config: GlueConfig, name: str, local: bool) -> Start:
         mask = attention_mask.long() if attention_mask.shape[1] else None
         return model(tokens, attention_mask=mask, **kinds).logits
 
-    coder = HuggingFaceCoder(tokenizer, config.data.max_length)
+    coder = HuggingFaceCoder(tokenizer, length)
     title = f"{shape.model_type} ({name})"
     return Start(title, name, coder, tokenizer.pad_token_id, build, forward, tokenizer.save_pretrained)

@@ -263,7 +263,7 @@ def test_a_text_without_a_test_split_ends_without_a_test(command: Run) -> None:
         ("model.beta=-1", "model.beta=-1.0: must be at least 0"),
         ("data.tgt_len=0", "data.tgt_len=0: must be at least 1"),
         ("data.test_batch_size=0", "data.test_batch_size=0: must be at least 1"),
-        ("data.eval_batch_size=500", "data.eval_batch_size=500: the validation text has"),
+        ("data.eval_batch_size=500", "data.eval_batch_size=500: the valid text has"),
         ("batch_size=5000", "batch_size=5000"),
         ("compile=true", "compile=true: torch.compile does not support LSTMs"),
         ("data.root=nowhere", "data.root=nowhere: no such file or folder"),

@@ -277,9 +277,9 @@ def test_reconstruction(monkeypatch: pytest.MonkeyPatch, norm_pixels: bool) -> N
     [
         ({}, {"mask_ratio": 0.95}, "model.mask_ratio=0.95: shows 0 of 9 patches"),
         ({}, {"mask_ratio": 0.0}, "model.mask_ratio=0.0: shows 9 of 9 patches"),
-        ({}, {"num_heads": 3}, "model.decoder.num_heads=3: must divide model.decoder.embed_dim=16"),
+        ({}, {"num_heads": 3}, "model.decoder.num_heads=3: must divide embed_dim=16"),
         ({}, {"embed_dim": 18}, "embed_dim=18: must be divisible by 4"),
-        ({"patch_size": 7}, {}, "model.kwargs.patch_size=7: does not divide the image's side, which is 24"),
+        ({"patch_size": 7}, {}, "model.kwargs.patch_size=7: does not divide the image's side, 24"),
         ({"pos_embed": "none"}, {}, "the encoder needs position embeddings"),
         ({"dynamic_img_size": True}, {}, "and one size of images"),
     ],

@@ -48,10 +48,8 @@ def read(config: DataConfig) -> tuple[Split, Split, list[str]]:
         wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
         if wrong.size:
             item = split.name(split.items[int(wrong[0])])
-            raise UserError(
-                f"{item}: label {labels[wrong[0]]} in the {name} split, "
-                f"but there are {len(classes)} classes, counted from 0"
-            )
+            label = f"label {labels[wrong[0]]} in the {name} split"
+            raise UserError(f"{item}: {label}, but there are {len(classes)} classes, counted from 0")
     return train, test, classes
 
 
@@ -65,10 +63,10 @@ def read_digits(config: DataConfig) -> tuple[Split, Split, list[str]]:
     train, test = train_test_split(
         np.arange(len(images)), test_size=360, random_state=0, stratify=digits.target
     )
-    splits = [
+    train, test = (
         Split(images[part], digits.target[part].tolist(), Image.fromarray, _unnamed) for part in (train, test)
-    ]
-    return splits[0], splits[1], [str(digit) for digit in range(10)]
+    )
+    return train, test, [str(digit) for digit in range(10)]
 
 
 def read_fashion_mnist(config: DataConfig) -> tuple[Split, Split, list[str]]:
@@ -118,17 +116,14 @@ def read_hfds(config: DataConfig) -> tuple[Split, Split, list[str]]:
     import datasets
 
     if config.root is None:
-        raise UserError(
-            "data.root is not set: data=hfds needs a name on the Hugging Face hub or a local folder"
-        )
+        raise UserError("data.root is not set: data=hfds needs a name on the Hugging Face hub or a folder")
     splits = []
     for name in (config.train_split, config.test_split):
         rows = _load_rows(config.root, name)
         for key in ("image_column", "label_column"):
             if getattr(config, key) not in rows.column_names:
-                raise UserError(
-                    f"data.{key}={getattr(config, key)}: {config.root} has {', '.join(rows.column_names)}"
-                )
+                there = ", ".join(rows.column_names)
+                raise UserError(f"data.{key}={getattr(config, key)}: {config.root} has {there}")
         feature = rows.features[config.label_column]
         labels = rows.select_columns([config.label_column]).with_format("numpy")[:][config.label_column]
         if not np.issubdtype(labels.dtype, np.integer):

@@ -50,11 +50,8 @@ class Shards:
         """Return the image file of a sample. Each call opens the shard, so workers share no descriptor."""
         size = int(self.size[index])
         try:
-            descriptor = os.open(self.paths[self.shard[index]], os.O_RDONLY)
-            try:
-                content = os.pread(descriptor, size, int(self.offset[index]))
-            finally:
-                os.close(descriptor)
+            with open(self.paths[self.shard[index]], "rb", buffering=0) as file:
+                content = os.pread(file.fileno(), size, int(self.offset[index]))
         except OSError as error:
             raise UserError(f"{self.name(index)}: cannot be read ({error.strerror})") from error
         if len(content) < size:
