@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llm import reward, rewards
 from llm.remax import RULE, ReMax, likelihoods, main, rows, surrogate
+from repro.errors import UserError
 
 Run = Callable[..., tuple[int, str, str]]
 REMAX = [
@@ -230,3 +231,11 @@ def test_input_that_cannot_work(command: Run, argument: str, message: str) -> No
 
 def test_the_default_is_small() -> None:
     assert configured("remax", *MODEL).reward.name == "rule"
+
+
+@pytest.mark.usefixtures("command")
+def test_sophia_is_refused() -> None:
+    task = ReMax(configured("remax", *REMAX))
+    batch = task.collate([task.sets["train"][0]])
+    with pytest.raises(UserError, match="optimizer=sophia: the recipe remax has no class scores"):
+        task.logits(task.build_model(), batch)
