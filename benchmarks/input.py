@@ -52,7 +52,7 @@ from vision.config import DataConfig, VisionConfig
 from vision.data import Images, Split, read, train_transform
 from vision.data.images import suffix
 from vision.data.writing import write_shards
-from vision.train import Classification
+from vision.train import Batch, Classification
 
 AMP = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -197,13 +197,13 @@ def training_rate(config: VisionConfig, batch: int, seconds: float) -> float:
     model = task.build_model().to(device).train()
     optimizer = build_optimizer(model, config.optimizer)
     pixels = torch.randint(0, 256, (batch, config.data.channels, *[config.data.size] * 2), dtype=torch.uint8)
-    labels = torch.randint(0, task.classes, (batch,))
+    images = Batch(pixels, torch.randint(0, task.classes, (batch,)))
     amp = AMP[config.amp] if device.type == "cuda" else torch.float32
     scaler = torch.amp.GradScaler(device.type, enabled=amp == torch.float16)
 
     def step() -> None:
         with torch.autocast(device.type, amp, enabled=amp != torch.float32):
-            loss = task.loss(model, task.move([pixels, labels], device))
+            loss = task.loss(model, task.move(images, device))
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()

@@ -190,5 +190,5 @@ def prepare(name: str, device: str, quick: bool, rounds: int, more: Sequence[str
     steps = task.plan(data, config)(0)[:BATCHES]
     batches = [task.collate([data[int(index)] for index in step]) for step in steps]
     if device == "cuda":
-        batches = [[tensor.pin_memory() for tensor in batch] for batch in batches]
+        batches = [type(batch)(*(tensor.pin_memory() for tensor in batch)) for batch in batches]
     return Bench(name, device, rounds, task, config, model, batches, lambda: case.loss(config))

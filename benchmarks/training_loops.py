@@ -15,6 +15,7 @@ from typing import Any, cast
 from unittest import mock
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -67,7 +68,7 @@ class Bench:
 
     def move(self, batch: Batch) -> Batch:
         """Return the batch on the device."""
-        return [tensor.to(self.device, non_blocking=True) for tensor in batch]
+        return send_to_device(batch, self.device, non_blocking=True)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context with the precision of forward and loss."""
@@ -76,7 +77,7 @@ class Bench:
 
     def flops(self) -> int | None:
         """Return the FLOPs of a step's forward and backward; None if they cannot be counted."""
-        loss, batch = self.loss(), [tensor.to("meta") for tensor in self.batch(0)]
+        loss, batch = self.loss(), send_to_device(self.batch(0), "meta")
         try:
             with FlopCounterMode(display=False) as counter:
                 loss(self.model().to("meta"), batch).backward()

@@ -1,13 +1,13 @@
-"""Questions with answers: from rows of a data set to tokens, of which some are the answer's.
+"""Questions with answers: rows of a data set, encoded as tokens with a mask of the answers.
 
-Rows have the columns that trl's data sets have; texts, or lists of messages ({"role": ..., "content": ...}):
+Rows have the columns of trl's data sets, with texts or lists of messages ({"role": ..., "content": ...}):
 
     prompt, completion          a question and its answer
     messages                    a conversation; every message of the assistant is an answer
     [prompt,] chosen, rejected  a better and a worse answer, or without a prompt two whole conversations
 
-Messages are written as the tokenizer's chat template has them, or else as TEMPLATE. A text is written as it
-is; it begins with the token that the tokenizer begins texts with, its answer ends with that for the end.
+Messages are written by the tokenizer's chat template, or else by TEMPLATE. Text is written unchanged, after
+the tokenizer's token for the beginning of a text; its answer ends with the token for the end.
 """
 
 import json
@@ -35,11 +35,11 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
 )
 ASSISTANT = "assistant"
-FILES = {".json": "json", ".parquet": "parquet"}  # what `datasets` calls them
+FILES = {".json": "json", ".parquet": "parquet"}  # readers of `datasets` by suffix
 
 
 class Row(NamedTuple):
-    """A row of a data set, and where it is."""
+    """A row of a data set, and its place, for errors."""
 
     where: str
     columns: dict[str, Any]
@@ -54,13 +54,13 @@ class Part(NamedTuple):
 
 @dataclass
 class Example:
-    """A conversation as tokens, of which `answer` says which are an answer's."""
+    """A conversation as tokens."""
 
-    ids: NDArray[np.int32]
-    answer: NDArray[np.bool_]
+    ids: NDArray[np.int32]  # [length]
+    answer: NDArray[np.bool_]  # [length]; True where the token is part of an answer
 
     def last(self) -> tuple[list[int], list[int]]:
-        """Return the tokens before the last answer, and the last answer's."""
+        """Return the tokens before the last answer, and those of the last answer."""
         found = np.flatnonzero(self.answer)
         end = int(found[-1]) + 1 if len(found) else len(self.ids)
         questions = np.flatnonzero(~self.answer[:end])
@@ -72,10 +72,10 @@ class Example:
 
 
 def read(config: ConversationsConfig, default: Callable[[], dict[str, Any]]) -> dict[str, list[Row]]:
-    """Return the rows of the splits train and valid; without a data.root those of `default`.
+    """Return the rows of the splits train and valid, from data.root or, without it, from `default`.
 
     Raises:
-        UserError: there is nothing that can be read, or nothing in it.
+        UserError: data.root cannot be read, or a split is empty.
     """
     if config.root is None:
         found = {split: _numbered(split, rows) for split, rows in default().items()}
@@ -91,15 +91,12 @@ def read(config: ConversationsConfig, default: Callable[[], dict[str, Any]]) -> 
 
 def _splits(config: ConversationsConfig) -> dict[str, list[Row]]:
     path = Path(str(config.root)).expanduser()
-    lines = (
-        {path.stem: path} if path.suffix == ".jsonl" else {p.stem: p for p in sorted(path.glob("*.jsonl"))}
-    )
-    if path.suffix == ".jsonl" and not path.is_file():
-        raise UserError(f"data.root={config.root}: no such file")
-    if path.is_file() and lines:
+    if path.suffix == ".jsonl":
+        if not path.is_file():
+            raise UserError(f"data.root={config.root}: no such file")
         made = {config.train_split: [*_lines(path)]}
-    elif lines:
-        made = {name: [*_lines(file)] for name, file in lines.items()}
+    elif files := sorted(path.glob("*.jsonl")):
+        made = {file.stem: [*_lines(file)] for file in files}
     else:
         made = {name: _numbered(name, rows) for name, rows in _load(config, path).items()}
     if config.train_split not in made:
@@ -107,11 +104,11 @@ def _splits(config: ConversationsConfig) -> dict[str, list[Row]]:
     train = made[config.train_split]
     if config.valid_split in made:
         return {"train": train, "valid": made[config.valid_split]}
-    kept = [held_out(json.dumps(row.columns, default=str), config.valid_share) for row in train]
-    return {
-        "train": [row for row, out in zip(train, kept, strict=True) if not out],
-        "valid": [row for row, out in zip(train, kept, strict=True) if out],
-    }
+    made = {"train": [], "valid": []}
+    for row in train:
+        held = held_out(json.dumps(row.columns, default=str), config.valid_share)
+        made["valid" if held else "train"].append(row)
+    return made
 
 
 def _numbered(name: str, rows: Sequence[dict[str, Any]]) -> list[Row]:
@@ -136,18 +133,17 @@ def _lines(path: Path) -> Iterator[Row]:
 
 
 def _load(config: ConversationsConfig, path: Path) -> Any:
-    """Return the splits of a file, a folder or a name on the hub, as `datasets` reads them."""
+    """Return the splits of a file, a folder or a name on the hub, read by `datasets`."""
     import datasets
 
     try:
         if path.is_file():
-            return datasets.load_dataset(
-                FILES.get(path.suffix, path.suffix), data_files={config.train_split: str(path)}
-            )
-        if (path / "dataset_dict.json").exists():  # of DatasetDict.save_to_disk
+            files = {config.train_split: str(path)}
+            return datasets.load_dataset(FILES.get(path.suffix, path.suffix), data_files=files)
+        if (path / "dataset_dict.json").exists():  # by DatasetDict.save_to_disk
             return datasets.load_from_disk(path)
         return datasets.load_dataset(str(path) if path.exists() else config.root, config.dataset_config)
-    except Exception as error:  # datasets raises whatever its builders, the hub and the network do
+    except Exception as error:  # builders, the hub and the network raise anything
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise UserError(f"data.root={config.root}: datasets cannot load it: {reason}") from error
 
@@ -156,10 +152,10 @@ def _load(config: ConversationsConfig, path: Path) -> Any:
 
 
 def parts(row: Row, column: str, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
-    """Return the text of a row whose answer is in a column: completion (or messages), chosen, rejected.
+    """Return the text of a row whose answer is in `column`: completion (or messages), chosen or rejected.
 
     Raises:
-        UserError: the row lacks a column, or has something else in it.
+        UserError: the row lacks a column, or has a value of another type.
     """
     columns = row.columns
     if column == "completion" and columns.get("messages") is not None:
@@ -171,16 +167,15 @@ def parts(row: Row, column: str, tokenizer: PreTrainedTokenizerBase) -> list[Par
         raise UserError(f"{row.where}: has no {column}, only {there}; rename its columns to {wanted}")
     if isinstance(answer, list):
         asked = prompt or []
-        if isinstance(prompt, str):  # some data sets have the question as a text, too
+        if isinstance(prompt, str):  # some data sets also have the question as text
             alone = bool(answer) and _role(answer[0]) == ASSISTANT
             asked = [{"role": "user", "content": prompt}] if alone else []
         first = len(asked) or max((i for i, m in enumerate(answer) if _role(m) == ASSISTANT), default=0)
         return _chat(row, column, [*asked, *answer], first, tokenizer)
     for name, value in (("prompt", "" if prompt is None else prompt), (column, answer)):
         if not isinstance(value, str):
-            raise UserError(
-                f"{row.where}: {name} is {type(value).__name__}; it must be text, or a list of messages"
-            )
+            kind = type(value).__name__
+            raise UserError(f"{row.where}: {name} is {kind}; it must be text, or a list of messages")
     return [Part(prompt or "", False), Part(answer, True)]
 
 
@@ -189,14 +184,13 @@ def _role(message: Any) -> Any:
 
 
 def _chat(row: Row, column: str, messages: Any, first: int, tokenizer: PreTrainedTokenizerBase) -> list[Part]:
-    """Write messages, of which the assistant's from number `first` on are answers."""
+    """Return the text of messages; the assistant's, from index `first` on, are answers."""
     if not isinstance(messages, list) or not messages:
         raise UserError(f"{row.where}: {column} is no list of messages; it needs at least one")
     for message in messages:
         if not isinstance(_role(message), str) or not isinstance(message.get("content"), str):
-            raise UserError(
-                f"{row.where}: {column} has a message without the texts role and content: {message}"
-            )
+            lacks = f"a message without the texts role and content: {message}"
+            raise UserError(f"{row.where}: {column} has {lacks}")
     made, written = [], ""
     for i, message in enumerate(messages):
         if message["role"] == ASSISTANT and i >= first:
@@ -204,13 +198,13 @@ def _chat(row: Row, column: str, messages: Any, first: int, tokenizer: PreTraine
                 text = _render(row, until, asking, tokenizer)
                 if not text.startswith(written):
                     raise UserError(
-                        f"{row.where}: the chat template changes what it wrote before when there is an "
-                        "answer; give columns prompt and completion instead"
+                        f"{row.where}: the chat template changes earlier text when an answer is added; "
+                        "use columns prompt and completion instead"
                     )
                 made.append(Part(text[len(written) :], not asking))
                 written = text
     if not made:
-        raise UserError(f"{row.where}: {column} has no message of the role {ASSISTANT}, hence no answer")
+        raise UserError(f"{row.where}: {column} has no message of the role {ASSISTANT}, so no answer")
     return made
 
 
@@ -218,7 +212,7 @@ def _render(row: Row, messages: list[Any], asking: bool, tokenizer: PreTrainedTo
     if not messages:
         return ""
     try:
-        text = tokenizer.apply_chat_template(
+        return tokenizer.apply_chat_template(
             messages,
             chat_template=tokenizer.chat_template or TEMPLATE,
             tokenize=False,
@@ -226,8 +220,6 @@ def _render(row: Row, messages: list[Any], asking: bool, tokenizer: PreTrainedTo
         )
     except jinja2.TemplateError as error:
         raise UserError(f"{row.where}: the tokenizer's chat template refuses it: {error}") from error
-    assert isinstance(text, str)
-    return text
 
 
 # ---- tokens
@@ -236,10 +228,10 @@ def _render(row: Row, messages: list[Any], asking: bool, tokenizer: PreTrainedTo
 def encode(
     row: Row, column: str, tokenizer: PreTrainedTokenizerBase, length: int, needs_answer: bool = True
 ) -> Example:
-    """Return a row's tokens, the first `length` of them; see `parts`.
+    """Return the first `length` tokens of a row; see `parts`.
 
-    The tokens of a question are those that it has without its answer, as when the model is asked.
-    Without `needs_answer` a row may be a prompt alone.
+    A question has the same tokens as without its answer, as in generation. Without `needs_answer`, a row may
+    have only a prompt.
     """
     columns = row.columns
     chat = isinstance(columns.get("messages") or columns.get(column) or columns.get("prompt"), list)
@@ -260,32 +252,33 @@ def encode(
     if not chat and answer[-1:] == [True]:
         ids.append(end_of_text(tokenizer))
         answer.append(True)
-    if not begin and not found[0].text:  # the first token needs one that it follows
+    if not begin and not found[0].text:  # the first token of the answer needs a predecessor
         ids, answer = [end_of_text(tokenizer), *ids], [False, *answer]
     return Example(np.array(ids[:length], np.int32), np.array(answer[:length], np.bool_))
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:
-    """Return the tokens of a text in which names of special tokens are tokens only if `special`."""
-    return list(
-        tokenizer(text, add_special_tokens=False, split_special_tokens=not special, verbose=False).input_ids
-    )
+    """Return the tokens of a text; names of special tokens in it are read as such only if `special`."""
+    options = dict(add_special_tokens=False, split_special_tokens=not special, verbose=False)
+    return list(tokenizer(text, **options).input_ids)
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that ends texts."""
+    """Return the token that ends texts, or raise UserError if there is none."""
     if tokenizer.eos_token_id is None:
-        raise UserError(
-            "the tokenizer has no token that ends a text (eos_token), which answers must end with"
-        )
+        raise UserError("the tokenizer has no token for the end of a text (eos_token), as answers need")
     return int(tokenizer.eos_token_id)
 
 
 class Examples:
-    """Rows as tokens. Those whose answer is cut off are left out, and their number is kept.
+    """Rows as tokens, without those whose answer is cut off entirely.
+
+    Attributes:
+        left_out: number of rows left out.
+        lengths: tokens of the longest example of each item [items].
 
     Args:
-        columns: those of the answers; an item of the set has an example for each.
+        columns: of the answers; an item has an example for each.
     """
 
     def __init__(
@@ -302,7 +295,7 @@ class Examples:
         self.left_out = len(made) - len(self.items)
         if not self.items:
             raise UserError(
-                f"data.sequence_length={length}: leaves nothing of any answer of the {what} rows; raise it"
+                f"data.sequence_length={length}: cuts off all answers of the {what} rows; raise it"
             )
         self.lengths = np.array([max(len(example.ids) for example in item) for item in self.items])
 
@@ -313,15 +306,23 @@ class Examples:
         return self.items[index]
 
 
-def collate(examples: Sequence[Example], pad: int) -> list[Tensor]:
-    """Return tokens [batch, longest], int64, padded on the right, and which are an answer's, bool.
+class Batch(NamedTuple):
+    """Conversations, padded on the right to the longest. Causal attention needs no mask for that.
 
-    Causal attention hides what is on the right, so that no mask is needed.
+    ids: [batch, length], int64.
+    answer: [batch, length], bool; True where the token is part of an answer.
     """
+
+    ids: Tensor
+    answer: Tensor
+
+
+def collate(examples: Sequence[Example], pad: int) -> Batch:
+    """Return a batch, padded with the token `pad`."""
     longest = max(len(example.ids) for example in examples)
     ids = np.full((len(examples), longest), pad, np.int64)
     answer = np.zeros((len(examples), longest), np.bool_)
     for row, example in enumerate(examples):
         ids[row, : len(example.ids)] = example.ids
         answer[row, : len(example.ids)] = example.answer
-    return [torch.from_numpy(ids), torch.from_numpy(answer)]
+    return Batch(torch.from_numpy(ids), torch.from_numpy(answer))

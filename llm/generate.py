@@ -1,9 +1,9 @@
-"""Sampling from causal language models of transformers, in batches.
+"""Batched sampling from transformers' causal language models.
 
-Every completion has random numbers of its own: a function of the seed, its number and the position, drawn on
-the CPU and independent of the device and of what else is in the batch. A completion is thus the same
-whichever batch it is in, except for the rounding of the model itself, which padding and the batch's size
-change: now and then that tips a choice. The same call on the same machine returns the same.
+Every completion has its own random numbers, a function of the seed, its number and the position. They are
+drawn on the CPU, so they do not depend on the device or the rest of the batch. A completion is thus the same
+in any batch, except that padding and batch size change the model's rounding, which occasionally tips a
+choice. The same call on the same machine returns the same text.
 """
 
 from collections.abc import Sequence
@@ -42,24 +42,24 @@ def sample(
     first: int = 0,
     batch_size: int = 32,
 ) -> list[str]:
-    """Return what the model writes after each prompt, without the prompt and without special tokens.
+    """Return the model's completion of each prompt, without the prompt and special tokens.
 
     Args:
-        model: any causal language model; its own generation settings, except for the end of text, do not
-        count. tokenizer: of that model. prompts: Of one that leaves no room for `max_new_tokens` in the
-        model's positions only the end is
-            read, as that is what is continued. Several samples of a prompt: repeat it.
-        max_new_tokens: at most; the end of text or a stop string ends a completion earlier.
-        temperature: 0 takes the likeliest token each time.
-        top_p: sample among the likeliest tokens that together have this probability.
-        stop: strings before which a completion ends; they are not part of it.
+        model: any causal language model; of its generation settings, only the end of text is used.
+        tokenizer: of that model.
+        prompts: repeat one for several samples. Only the end is read of a prompt that leaves no room for
+            `max_new_tokens` in the model's positions.
+        max_new_tokens: maximum; the end of text or a stop string ends a completion earlier.
+        temperature: 0 always takes the most likely token.
+        top_p: sample among the most likely tokens that together have this probability.
+        stop: a completion ends before the first of these strings.
         seed: of the samples.
-        first: number of the first prompt. Prompts i, i + 1, ... of one call are as those of another with
-            `first=i`.
+        first: number of the first prompt. Prompts i, i + 1, ... of one call have the same random numbers as
+            those of another with `first=i`.
         batch_size: completions at a time.
 
     Raises:
-        UserError: an argument cannot work, or a prompt has no token to begin with.
+        UserError: an argument cannot work, or an empty prompt has no token to begin with.
     """
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}: must be at least 1")
@@ -102,33 +102,32 @@ def complete(
     seed: int = 0,
     first: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Return the ids that follow each prompt, and which of them belong to its completion.
+    """Return the ids that follow each prompt, and a mask of those that belong to its completion.
 
-    The model is in evaluation mode meanwhile, and keys and values are kept from token to token.
+    The model is in evaluation mode meanwhile, and uses a key-value cache.
 
     Args:
         model: a causal language model, not wrapped.
         ids: prompts [batch, length], padded on the left (see pad_left).
-        mask: [batch, length], 1 for the prompts' own tokens and 0 for padding.
+        mask: [batch, length], 1 at tokens of the prompts and 0 at padding.
         eos: ids that end a text.
-        stop: ends completions for other reasons; one of `eos` follows them, where there is one.
+        stop: ends completions for other reasons; one of `eos`, if any, follows them.
         max_new_tokens, temperature, top_p, seed, first: as for `sample`.
 
     Returns:
-        ids [batch, new], int64, and mask [batch, new], the same: 1 for each token up to and with the first
-        of `eos`, 0 after it. new <= max_new_tokens.
+        ids [batch, new], int64, and mask [batch, new], int64: 1 up to and including the first of `eos`, 0
+        after it. new <= max_new_tokens.
 
     Raises:
         UserError: an argument cannot work.
     """
     if ids.shape[1] > (max_prompt_length := _max_prompt_length(model, max_new_tokens)):
-        raise UserError(
-            f"prompts of {ids.shape[1]} tokens: {max_new_tokens} new ones leave room for {max_prompt_length}"
-        )
+        room = f"{max_new_tokens} new ones leave room for {max_prompt_length}"
+        raise UserError(f"prompts of {ids.shape[1]} tokens: {room}")
     if temperature < 0:
-        raise UserError(f"temperature={temperature}: must be 0 (the likeliest token each time) or more")
+        raise UserError(f"temperature={temperature}: must be 0 (always the most likely token) or more")
     if not 0 < top_p <= 1:
-        raise UserError(f"top_p={top_p}: must lie above 0, and at 1 at most")
+        raise UserError(f"top_p={top_p}: must lie in (0, 1]")
     processors = LogitsProcessorList()
     if temperature > 0:
         draws = uniform(seed, first, len(ids), max_new_tokens)
@@ -137,15 +136,15 @@ def complete(
             processors.append(TopPLogitsWarper(float(top_p)))
         processors.append(InverseTransform(draws.to(ids.device), ids.shape[1]))
     settings = GenerationConfig(
-        do_sample=False,  # the likeliest of what the processors leave, which with InverseTransform is one
+        do_sample=False,  # the most likely of the tokens left by the processors; InverseTransform leaves one
         max_new_tokens=max_new_tokens,
         use_cache=True,
         eos_token_id=list(eos) or None,
-        pad_token_id=min(eos, default=0),  # what follows a completion that has ended
+        pad_token_id=min(eos, default=0),  # follows the end of a completion
     )
     training, own = model.training, model.generation_config
     model.eval()
-    model.generation_config = settings  # or its own repetition penalty and such would fill in
+    model.generation_config = settings  # its own, such as a repetition penalty, would fill in defaults
     try:
         whole = model.generate(
             ids,
@@ -163,14 +162,14 @@ def complete(
 
 
 def for_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """Return a tokenizer as transformers has them."""
+    """Return a tokenizer as one of transformers."""
     ids = {role: getattr(tokenizer, role) for role in ROLES}
     special = {f"{role}_token": tokenizer.token(id) for role, id in ids.items() if id is not None}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, **special)
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int = 0) -> tuple[Tensor, Tensor]:
-    """Return ids of any lengths as ids [batch, longest], with padding before them, and their mask; int64."""
+    """Return rows of ids padded on the left, and their mask; both [batch, longest], int64."""
     longest = max(map(len, rows))
     ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
@@ -178,51 +177,52 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int = 0) -> tuple[Tensor, Tenso
 
 
 def end_of_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids that end a text, by the tokenizer or by the model; there may be none."""
-    config = model.generation_config
-    named = None if config is None else config.eos_token_id
-    of_model = [] if named is None else [named] if isinstance(named, int) else list(named)
-    own = tokenizer.eos_token_id
-    return sorted({*of_model, *([] if own is None else [own])})
+    """Return the ids that end a text for the tokenizer or the model, possibly none."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    of_model = named if isinstance(named, list) else [named]
+    return sorted({*of_model, tokenizer.eos_token_id} - {None})
 
 
 def uniform(seed: int, first: int, rows: int, steps: int) -> Tensor:
-    """Return random numbers [rows, steps] in [0, 1), float32; row i depends on seed and first + i alone."""
+    """Return random numbers [rows, steps] in [0, 1), float32; row i depends only on seed and first + i."""
     drawn = [np.random.default_rng([seed, first + row]).random(steps, np.float32) for row in range(rows)]
     return torch.from_numpy(np.stack(drawn))
 
 
 class InverseTransform(LogitsProcessor):
-    """Draws a token from each row's distribution with a given number, and leaves that token alone possible.
+    """Draws a token from each row's distribution by a given number, and rules all others out.
 
-    It is the first token up to which the probabilities, added up in the vocabulary's order, exceed the
-    number (inverse transform sampling).
+    It is the first token at which the cumulative probability, in the vocabulary's order, exceeds the number
+    (inverse transform sampling).
     """
 
     def __init__(self, draws: Tensor, prompt_length: int) -> None:
-        """`draws` [batch, steps] lie in [0, 1)."""
+        """Take `draws` [batch, steps], in [0, 1)."""
         self.draws, self.prompt_length = draws, prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return scores [batch, vocabulary] of 0 for the token that was drawn and -infinity elsewhere."""
+        """Return scores [batch, vocabulary]: 0 for the drawn token and -infinity elsewhere.
+
+        input_ids: [batch, length]; scores: [batch, vocabulary].
+        """
         reached = scores.double().softmax(-1).cumsum(-1)
         number = self.draws[:, input_ids.shape[1] - self.prompt_length, None] * reached[:, -1:]
-        token = torch.searchsorted(reached, number, right=True).clamp(max=scores.shape[-1] - 1)  # of a NaN
+        token = torch.searchsorted(reached, number, right=True).clamp(max=scores.shape[-1] - 1)  # for a NaN
         return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
 
 
 class StopStrings(StoppingCriteria):
-    """Ends completions that contain one of `strings`. Unlike transformers' it ignores the prompt."""
+    """Ends completions that contain one of `strings`. Unlike transformers' class, it ignores the prompt."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], prompt_length: int
     ) -> None:
         self.tokenizer, self.strings, self.prompt_length = tokenizer, strings, prompt_length
-        # A token has a byte at least; one more, as the first of the tail may be a part of a character.
+        # A token has at least one byte; one more, as the first may be part of a character.
         self.tail = max(len(string.encode()) for string in strings) + 1
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
-        """Return which rows [batch] end here."""
+        """Return True for rows that end here [batch]; input_ids: [batch, length]."""
         rows = input_ids[:, max(self.prompt_length, input_ids.shape[1] - self.tail) :].tolist()
         texts = [_decode(self.tokenizer, row, skip_special_tokens=False) for row in rows]
         ends = [any(string in text for string in self.strings) for text in texts]
@@ -240,20 +240,18 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], skip_special_tokens: bool) -> str:
-    text = tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
-    assert isinstance(text, str)
-    return text
+    options = dict(skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+    return tokenizer.decode(ids, **options)
 
 
 def _max_prompt_length(model: PreTrainedModel, max_new_tokens: int) -> int:
-    """Return how long a prompt may be."""
+    """Return the maximum length of a prompt in tokens."""
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens={max_new_tokens}: must be at least 1")
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is None:
         return torch.iinfo(torch.int64).max
     if max_new_tokens >= positions:
-        raise UserError(
-            f"max_new_tokens={max_new_tokens}: must leave room for a prompt in {positions} positions"
-        )
+        room = f"must leave room for a prompt in {positions} positions"
+        raise UserError(f"max_new_tokens={max_new_tokens}: {room}")
     return int(positions) - max_new_tokens

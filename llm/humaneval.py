@@ -2,12 +2,12 @@
 
     python llm/humaneval.py runs/llm/NAME --data PATH --row gpt2/adan_150k --execute
     python llm/humaneval.py MODEL --data PATH --samples 20 --temperature 0.2 --k 1 10 --execute
-    python llm/humaneval.py --completions FILE.jsonl --data PATH --execute    those of another program
+    python llm/humaneval.py --completions FILE.jsonl --data PATH --execute    completions of another program
     python llm/humaneval.py --canonical --data PATH --execute                 the tasks' own solutions
 
 MODEL is a run of llm/pretrain.py, a folder that transformers wrote, or a name on the Hugging Face hub. PATH
-is HumanEval.jsonl.gz, its folder, or tasks in its format; without it there are five small ones of our own.
-Programs that a model wrote are run, in a sandbox, hence --execute. See docs/humaneval.md.
+is HumanEval.jsonl.gz, its folder, or tasks in its format; the default is five small tasks of our own.
+--execute confirms that model-written programs are run, in a sandbox. See docs/humaneval.md.
 """
 
 import argparse
@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from llm import models
 from llm.code_eval import problems
@@ -56,9 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (options.model is not None) + (options.completions is not None) + options.canonical != 1:
         raise UserError("name a MODEL, or give --completions FILE or --canonical")
     if not options.execute:
-        raise UserError(
-            "this runs programs that a model wrote, in a sandbox (docs/humaneval.md): say --execute"
-        )
+        risk = "this runs programs that a model wrote, in a sandbox (docs/humaneval.md)"
+        raise UserError(f"{risk}: confirm by --execute")
     try:
         evaluate(options)
     except KeyboardInterrupt:
@@ -73,31 +71,29 @@ def parser() -> argparse.ArgumentParser:
     parser = command_line(__doc__)
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL")
-    add("--completions", type=Path, metavar="FILE", help="lines with task_id and completion, as they are")
-    add("--canonical", action="store_true", help="the solutions that come with the tasks")
-    add("--execute", action="store_true", help="run the programs")
-    add("--unprotected", action="store_true", help="even where files or network cannot be protected")
+    add("--completions", type=Path, metavar="FILE", help="lines with task_id and completion")
+    add("--canonical", action="store_true", help="score the tasks' own solutions")
+    add("--execute", action="store_true", help="confirm that the programs are run")
+    add("--unprotected", action="store_true", help="even if files or network cannot be protected")
     add("--data", type=Path, metavar="PATH", help="tasks (default: five of our own)")
-    add("--row", help="of the ledger: its sampling, and its published figures next to the result")
-    add("--samples", type=int, help=f"of each task (default: {SAMPLING['samples']})")
-    add("--temperature", type=float, help=f"0: the likeliest token (default: {SAMPLING['temperature']})")
+    add("--row", help="ledger row: use its sampling, and show its published values")
+    add("--samples", type=int, help=f"per task (default: {SAMPLING['samples']})")
+    add("--temperature", type=float, help=f"0: the most likely token (default: {SAMPLING['temperature']})")
     add("--top-p", type=float, help=f"(default: {SAMPLING['top_p']})")
     add("--max-new-tokens", type=int, help=f"(default: {SAMPLING['max_new_tokens']})")
     add("--seed", type=int, default=0, help="of the samples and of the intervals (default: 0)")
     add("--batch-size", type=int, default=32, help="samples at a time (default: 32)")
     add("--amp", choices=DTYPES, default="no", help="weights in half precision (default: no)")
-    add(
-        "--k", type=int, nargs="+", help="of pass@k (default: of 1, 10 and 100 those that the samples permit)"
-    )
-    add("--workers", type=int, default=2, help="programs side by side (default: 2)")
+    add("--k", type=int, nargs="+", help="of pass@k (default: 1, 10 and 100, as far as samples permit)")
+    add("--workers", type=int, default=2, help="programs run in parallel (default: 2)")
     add("--timeout", type=float, default=limits.seconds, help=f"seconds (default: {limits.seconds:g})")
-    add("--memory", type=file_size, default=limits.memory, help="of a process, as 500MB (default: 512 MiB)")
+    add("--memory", type=file_size, default=limits.memory, help="per process, as 500MB (default: 512 MiB)")
     add("--out", type=Path, metavar="FOLDER", help="default: runs/humaneval/NAME")
     return parser
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    """Sample, judge, write the files of the folder, print the result and return it.
+    """Sample, judge, write the files of the folder; print and return the result.
 
     Raises:
         UserError: an argument, a file or the folder cannot be used.
@@ -106,9 +102,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     sampling = of_row(row, options)
     tasks = problems.read(options.data)
     if row is not None and len(tasks) != PROBLEMS:
-        raise UserError(
-            f"--row {options.row}: it is about HumanEval's {PROBLEMS} tasks, --data has {len(tasks)}"
-        )
+        raise UserError(f"--row {options.row}: is for HumanEval's {PROBLEMS} tasks, --data has {len(tasks)}")
     given = None
     if options.canonical:
         given = [(task, task.canonical_solution) for task in tasks]
@@ -136,10 +130,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     named = options.model or (options.completions.stem if options.completions else "canonical")
     folder = options.out or Path("runs/humaneval") / Path(named).name
     begin(folder, settings)
-    with (
-        alone(folder),
-        ExitStack() as stack,
-    ):  # first, so that what the system does not permit is told before any sampling
+    with alone(folder), ExitStack() as stack:
+        # before sampling, as it fails if the system does not permit enough protection
         limits = Limits(seconds=options.timeout, memory=options.memory)
         boxes = [stack.enter_context(Sandbox(limits, options.unprotected)) for _ in range(options.workers)]
         protection = boxes[0].protection
@@ -157,7 +149,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def of_row(row: rows.Recipe | None, options: argparse.Namespace) -> dict[str, Any]:
-    """Return how to sample: as the command line says, else as the row does, else as SAMPLING."""
+    """Return the sampling options: the command line's, else the row's, else SAMPLING."""
     if row is not None and not any(figure.metric.startswith("pass@") for figure in row.row.published):
         raise UserError(f"--row {options.row}: it is not evaluated on HumanEval")
     own = {} if row is None else row.config["sampling"]
@@ -168,7 +160,7 @@ def of_row(row: rows.Recipe | None, options: argparse.Namespace) -> dict[str, An
 
 
 def begin(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder, or refuse to continue one that was begun with other settings."""
+    """Create the folder, or raise UserError if it was begun with other settings."""
     path = folder / "settings.json"
     if path.exists():
         before = read_json(path, dict, "take another --out FOLDER")
@@ -191,18 +183,18 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
 def sampled(
     options: argparse.Namespace, sampling: dict[str, Any], tasks: Sequence[Problem], path: Path
 ) -> list[tuple[Problem, str]]:
-    """Return the completions of all tasks, continuing the file that has the first of them.
+    """Return the completions of all tasks, continuing a file that has the first of them.
 
-    The file is that of HumanEval's own programs: a line for each sample with task_id and completion.
+    The file is in the format of HumanEval's code: a line for each sample, with task_id and completion.
     """
     wanted = [task for task in tasks for _ in range(sampling["samples"])]
     size = options.batch_size
     done = lines_of(path)
     if len(done) < len(wanted):
-        done = done[: len(done) // size * size]  # whole batches, as rounding depends on what is in one
+        done = done[: len(done) // size * size]  # whole batches, as rounding depends on the batch
         rewrite(path, done)
         model: Any = models.load(options.model)
-        tokenizer = load_tokenizer(options.model)
+        tokenizer = models.read_tokenizer(options.model)
         if torch.cuda.is_available():
             model.to("cuda")
         model.to(DTYPES[options.amp])
@@ -222,20 +214,10 @@ def sampled(
     return [(task, record["completion"]) for task, record in zip(wanted, done, strict=True)]
 
 
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a run folder, a folder of transformers or a model on the hub."""
-    inside = [Path(model) / name for name in (models.EXPORT, "tokenizer") if (Path(model) / name).is_dir()]
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str([*inside, model][0]))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the tokenizer of {model}: {' '.join(str(error).split())}") from error
-    return tokenizer
-
-
 def judged(
     boxes: Sequence[Sandbox], given: Sequence[tuple[Problem, str]], path: Path
 ) -> list[dict[str, Any]]:
-    """Return what became of each completion, continuing the file that has the first of them."""
+    """Return the verdict on each completion, continuing a file that has the first of them."""
     done = lines_of(path)
     rewrite(path, done)
     free: queue.SimpleQueue[Sandbox] = queue.SimpleQueue()
@@ -264,7 +246,7 @@ def judged(
 
 
 def in_turn(pool: ThreadPoolExecutor, work: Any, items: Sequence[Any], ahead: int) -> Iterator[Any]:
-    """Yield work(item) in order, at most `ahead` of them begun before they are asked for."""
+    """Yield work(item) in order, with at most `ahead` items in progress."""
     begun: collections.deque[Any] = collections.deque()
     try:
         for item in items:
@@ -282,22 +264,22 @@ def in_turn(pool: ThreadPoolExecutor, work: Any, items: Sequence[Any], ahead: in
 
 
 def digest(content: Any) -> str:
-    """Return a fingerprint of what JSON can hold."""
+    """Return a fingerprint of a JSON value."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file, without a last line that a kill left incomplete."""
+    """Return the records of a file, without an incomplete last line."""
     return [record for _, record in read_lines(path, dict[str, Any])]
 
 
 def rewrite(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Make these the content of a file."""
+    """Replace the content of a file by these records."""
     write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def append(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """Add records to a file."""
+    """Append records to a file."""
     with path.open("a") as file:
         file.write("".join(json.dumps(record) + "\n" for record in records))
 

@@ -1,8 +1,8 @@
 """Pre-train a language model: `python llm/pretrain.py [model=... data=... optimizer=... key=value ...]`.
 
-Without further words it trains a small GPT-2 on the source of Python's own library, in a few minutes on two
-CPU cores, and shows code that it writes. The run's folder gets the tokenizer, and a folder `transformers`
-with the best weights, which AutoModelForCausalLM and AutoTokenizer load.
+Without arguments it trains a small GPT-2 on the source of Python's library, in a few minutes on two CPU
+cores, and shows code that it writes. The run folder gets the tokenizer, and a folder `transformers` with the
+best weights, which AutoModelForCausalLM and AutoTokenizer load.
 """
 
 import sys
@@ -20,25 +20,23 @@ from transformers.utils import logging
 from llm import models, routing
 from llm.config.pretrain import LlmConfig
 from llm.generate import for_transformers, sample
-from llm.sequences import sequences
+from llm.sequences import Batch, sequences
 from repro.errors import UserError
 from repro.interop import read_weights
 from repro.text import corpus
 from repro.text.perplexity import entropy, perplexity
-from repro.train.cli import entry_point
+from repro.train.command import command
 from repro.train.data import Sized
-from repro.train.run_folder import run_name
 from repro.train.task import Task
-from repro.train.trainer import train
 
-# continuations in the summary, tokens that each starts from, and adds at most
+# continuations in the summary, tokens of each prompt, and maximum tokens of each continuation
 PROMPTS, PROMPT, ADDED = 3, 48, 96
 
 
-class LanguageModelling(Task):
-    """The next token of a text. Losses are in nats, the mean over all tokens but the first of a sequence.
+class LanguageModelling(Task[Batch]):
+    """Prediction of the next token. Losses are in nats, averaged over all tokens but the first of a sequence.
 
-    Of a mixture of experts the training loss has the losses of routers in it, the validation loss has not.
+    The training loss of a mixture of experts includes the losses of routers; the validation loss does not.
     """
 
     name = "llm"
@@ -62,89 +60,80 @@ class LanguageModelling(Task):
         self.experts = models.is_mixture(self.settings)
         self.family = "mixture of experts" if self.experts else "language model"
         self.classes = self.settings.vocab_size
-        self._check_length()
-
-    def _check_length(self) -> None:
-        length, max_positions = (
-            self.per_sample,
-            getattr(self.settings, "max_position_embeddings", self.per_sample),
-        )
-        if length > max_positions:
-            raise UserError(
-                f"data.sequence_length={length}: the model has positions for {max_positions} tokens"
-            )
+        length = self.per_sample
+        if length > (positions := getattr(self.settings, "max_position_embeddings", length)):
+            raise UserError(f"data.sequence_length={length}: the model has positions for {positions} tokens")
 
     def train_data(self) -> Sized:
-        """Return the training text in sequences, each with a token more than it predicts."""
+        """Return the training text in sequences."""
         return sequences(self.text, "train", self.per_sample, self.config.data.tokens)
 
     def valid_data(self) -> Sized:
-        """Return the sequences of the validation text, or the first of them."""
+        """Return the sequences of the validation text, or the first eval_batches of them."""
         data, batches = sequences(self.text, "valid", self.per_sample), self.config.eval_batches
-        return (
-            data if batches is None else Subset(data, range(min(len(data), batches * self.config.batch_size)))
-        )
+        if batches is None:
+            return data
+        return Subset(data, range(min(len(data), batches * self.config.batch_size)))
 
-    def collate(self, samples: list[Tensor]) -> list[Tensor]:
-        """Return [ids], of shape [batch, length + 1]."""
-        return [torch.stack(samples)]
+    def collate(self, samples: list[Tensor]) -> Batch:
+        """Return a batch of sequences."""
+        return Batch(torch.stack(samples))
 
     def build_model(self) -> nn.Module:
         """Return the model with its initial weights, or those of model.checkpoint."""
         return models.build(self.model, self.vocab_size, self.config.gradient_checkpointing)
 
-    def synthetic_batch(self, n: int) -> list[Tensor]:
-        """Return [ids], of shape [n, length + 1]."""
-        return [torch.randint(self.settings.vocab_size, (n, self.per_sample + 1))]
+    def synthetic_batch(self, n: int) -> Batch:
+        """Return n random sequences."""
+        return Batch(torch.randint(self.settings.vocab_size, (n, self.per_sample + 1)))
 
-    def flops(self, batch: Any) -> float:
-        """Return the operations of a forward pass over a micro-batch, of the experts that are active."""
-        sequences, length = len(batch[0]), batch[0].shape[1] - 1
+    def flops(self, batch: Batch) -> float:
+        """Return the operations of a forward pass over a micro-batch, counting active experts only."""
+        sequences, length = len(batch.ids), batch.ids.shape[1] - 1
         return models.flops(self.settings, sequences * length, length)
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean cross entropy in nats, and the weighted losses of routers."""
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean cross entropy in nats plus the weighted losses of routers, a scalar."""
         output = self._output(model, batch)
-        loss = F.cross_entropy(output.logits.float().flatten(0, 1), batch[0][:, 1:].flatten())
+        loss = F.cross_entropy(output.logits.float().flatten(0, 1), batch.ids[:, 1:].flatten())
         if self.experts:
             balance = routing.balance(output.router_logits, self.settings.num_experts_per_tok)
             loss = loss + self.settings.router_aux_loss_coef * balance
             loss = loss + self.settings.router_z_loss_coef * routing.z_loss(output.router_logits)
         return loss
 
-    def logits(self, model: nn.Module, batch: Any) -> Tensor:
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the scores [batch, length, vocabulary] of the next tokens."""
-        scores: Tensor = self._output(model, batch).logits
-        return scores
+        return self._output(model, batch).logits
 
     def training_metrics(self, loss: float) -> dict[str, float]:
-        """Return the loss, and the perplexity where it has nothing of routers in it."""
+        """Return the loss, and the perplexity if the loss does not include routers."""
         return {"train_loss": loss} | ({} if self.experts else {"train_perplexity": perplexity(loss)})
 
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
-        """Return the sum of the cross entropy over a batch, and sums over its tokens in routers."""
-        output, targets = self._output(model, batch), batch[0][:, 1:].flatten()
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int]:
+        """Return the summed cross entropy and the sums of `routing.sums`, and the number of targets."""
+        output, targets = self._output(model, batch), batch.ids[:, 1:].flatten()
         sums = {"loss": F.cross_entropy(output.logits.float().flatten(0, 1), targets, reduction="sum")}
         if self.experts:
             sums |= routing.sums(output.router_logits, self.settings.num_experts_per_tok)
         return sums, targets.numel()
 
     def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
-        """Return loss (nats) and perplexity, and what `routing.figures` has of routers."""
+        """Return the loss in nats, the perplexity, and the metrics of routers."""
         loss = float(sums["loss"]) / count
         numbers = {"valid_loss": loss, "valid_perplexity": perplexity(loss)}
         return numbers | (routing.metrics(sums, count) if self.experts else {})
 
-    def _output(self, model: nn.Module, batch: Any) -> Any:
+    def _output(self, model: nn.Module, batch: Batch) -> Any:
         options = {"output_router_logits": True} if self.experts else {}
-        return model(input_ids=batch[0][:, :-1], use_cache=False, **options)
+        return model(input_ids=batch.ids[:, :-1], use_cache=False, **options)
 
     def begin(self, folder: Path) -> None:
-        """Keep the tokenizer with the run."""
+        """Save the tokenizer in the run folder."""
         self.tokenizer.save(folder / "tokenizer")
 
     def examples(self, model: nn.Module) -> list[str]:
-        """Return what is easy, and beginnings from the validation text with what the model adds after a |."""
+        """Return the entropy of the tokens' frequencies, and prompts with continuations after a |."""
         data = sequences(self.text, "valid", self.per_sample)
         counts = np.bincount(self.text.split("valid").ids)
         begins = [data[i][:PROMPT].tolist() for i in np.linspace(0, len(data) - 1, PROMPTS).astype(int)]
@@ -164,8 +153,8 @@ class LanguageModelling(Task):
         return lines
 
     def finish(self, folder: Path) -> None:
-        """Put the best weights into the run's folder as transformers has them, with the tokenizer."""
-        logging.disable_progress_bar()  # of a single file
+        """Export the best weights and the tokenizer to the run folder, in the format of transformers."""
+        logging.disable_progress_bar()
         model = models.build({**self.model, "checkpoint": None}, self.vocab_size)
         model.load_state_dict(read_weights(folder)[0])
         model.save_pretrained(folder / models.EXPORT)
@@ -173,12 +162,7 @@ class LanguageModelling(Task):
 
 
 RECIPE = LanguageModelling  # see repro.ledger.recipes
-
-
-@entry_point("llm", LlmConfig)
-def main(config: LlmConfig, overrides: list[str]) -> None:
-    """Train as the command line says, and write the best weights for transformers."""
-    train(LanguageModelling(config), config, config.run.name or run_name(overrides))
+main = command(RECIPE)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Functions of Python's own library: questions with answers that come with every interpreter.
+"""Functions of Python's library, as questions with answers that come with every interpreter.
 
-The question is a function's head with the first paragraph of its docstring, the answer is its body without
-comments, both as `ast.unparse` writes them. The text is the same for one version of Python.
+The question is a function's signature with the first paragraph of its docstring; the answer is its body
+without comments. Both are written by `ast.unparse`, so the text is fixed for one version of Python.
 """
 
 import ast
@@ -16,19 +16,19 @@ from pathlib import Path
 from repro.errors import UserError
 from repro.text.python_docs import split_of
 
-LONGEST = 300  # characters of question and answer each: longer functions are left out
-LARGEST = 40_000  # bytes of a module: larger ones take as long to parse as all others together
+LONGEST = 300  # maximum characters of a question, and of an answer
+LARGEST = 40_000  # maximum bytes of a module; larger ones take as long to parse as all others together
 
 
 @functools.cache
 def pairs() -> dict[str, list[dict[str, str]]]:
     """Return the columns prompt and completion of the splits train and valid.
 
-    They are from the library's modules that are single files, except for the largest; a module is in one
-    split as a whole, and no answer is there twice.
+    They come from all but the largest single-file modules of the library. A module is in one split as a
+    whole, and no answer occurs twice.
 
     Raises:
-        UserError: this interpreter came without the source of its library.
+        UserError: this interpreter has no source of its library.
     """
     splits: dict[str, list[dict[str, str]]] = {"train": [], "valid": []}
     library = Path(sysconfig.get_path("stdlib"))
@@ -43,30 +43,29 @@ def pairs() -> dict[str, list[dict[str, str]]]:
                 splits[split].append({"prompt": prompt, "completion": completion})
     if not all(splits.values()):
         raise UserError(
-            f"{library}: this Python has no source of its library, of which the default data are made; "
+            f"{library}: this Python has no source of its library, from which the default data are made; "
             "name other data by data.root=PATH"
         )
     return splits
 
 
 def preferences() -> dict[str, list[dict[str, str]]]:
-    """Return the columns prompt, chosen (the true body) and rejected (its words and signs in another order).
+    """Return the columns prompt, chosen (the true body) and rejected (its words and signs in random order).
 
     A model that tells them apart has learned what code looks like, not what good code is.
     """
     splits = {}
     for split, rows in pairs().items():
-        made = [(row["prompt"], row["completion"], shuffled(row["completion"])) for row in rows]
-        splits[split] = [
-            {"prompt": prompt, "chosen": body, "rejected": other}
-            for prompt, body, other in made
-            if other != body
+        made = [
+            {"prompt": row["prompt"], "chosen": row["completion"], "rejected": shuffled(row["completion"])}
+            for row in rows
         ]
+        splits[split] = [row for row in made if row["chosen"] != row["rejected"]]
     return splits
 
 
 def shuffled(text: str) -> str:
-    """Return a text with its words and signs in another order, but blanks where they were."""
+    """Return a text with its words and signs in random order, and whitespace unchanged."""
     pieces = re.findall(r"\w+|\s+|.", text)
     places = [place for place, piece in enumerate(pieces) if not piece.isspace()]
     order = random.Random(text).sample(places, len(places))
@@ -76,7 +75,7 @@ def shuffled(text: str) -> str:
 
 
 def functions(source: str) -> Iterator[tuple[str, str]]:
-    """Give head with docstring, and body, of the functions in a module that have both."""
+    """Yield the signature with docstring, and the body, of the functions in a module that have both."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef) and len(node.body) > 1:
             text = ast.get_docstring(node)

@@ -1,10 +1,10 @@
-"""Train a reward model: it gives the better of two answers the greater number.
+"""Train a reward model, which gives the better of two answers the higher score:
 
     python llm/reward.py model.checkpoint=RUN data.root=PATH [lora.rank=16 optimizer=... key=value ...]
 
-It is transformers' AutoModelForSequenceClassification with one output, read at the last token of question
-and answer. Without further words a small one from scratch learns to tell the bodies of functions of Python's
-library from the same words in disorder.
+It is transformers' AutoModelForSequenceClassification with one output, at the last token of question and
+answer. Without arguments, a small one learns from scratch to tell function bodies of Python's library from
+the same words in random order.
 """
 
 import sys
@@ -16,33 +16,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm import pretrained, python_functions
-from llm.config.reward import RewardConfig
-from llm.conversations import Examples, Row
+from llm.conversations import Batch, Examples, Row
 from llm.finetune import SHOWN, Finetuning
 from repro.errors import UserError
-from repro.train.cli import entry_point
-from repro.train.run_folder import run_name
-from repro.train.trainer import train
+from repro.train.command import command
+from repro.train.task import Task
 
 
 class RewardModelling(Finetuning):
-    """Which of two answers is better, by the model of Bradley and Terry (Biometrika 39, 1952).
+    """Preference between two answers, by the model of Bradley and Terry (Biometrika 39, 1952).
 
-    The better one wins with probability sigmoid(its number - the other's); the loss is the mean of its
-    negative logarithm over the pairs, log 2 at the start.
+    The better answer wins with probability sigmoid(its score - the other's). The loss is the mean of its
+    negative logarithm over the pairs, initially log 2.
     """
 
     name = "reward"
-    schema = RewardConfig
     columns = ("chosen", "rejected")
     kind = "SEQ_CLS"
+    training_metrics, metrics = Task.training_metrics, Task.metrics  # no perplexity: means over pairs
 
     def default(self) -> dict[str, Any]:
-        """Return the rows that there are without a data.root."""
+        """Return the rows used without a data.root."""
         return python_functions.preferences()
 
     def encoded(self, rows: Sequence[Row], split: str) -> Examples:
-        """Return a split as tokens, without pairs that are the same once they are cut."""
+        """Return a split as tokens, without pairs that are equal after cutting."""
         made = super().encoded(rows, split)
         differ = [not np.array_equal(better.ids, worse.ids) for better, worse in made.items]
         made.items = [item for item, kept in zip(made.items, differ, strict=True) if kept]
@@ -56,29 +54,24 @@ class RewardModelling(Finetuning):
         return made
 
     def initial(self) -> Any:
-        """Return the model that training begins with."""
+        """Return the initial model, without adapters."""
         return pretrained.reward_model(self.config, self.vocab_size, self.pad)
 
-    def num_items(self, batch: Any) -> float:
+    def num_items(self, batch: Batch) -> float:
         """Return the number of pairs."""
-        return float(len(batch[0]) // 2)
+        return float(len(batch.ids) // 2)
 
-    def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return by how much the better answers' numbers are greater [pairs]."""
-        ids, _ = batch
-        better, worse = model(input_ids=ids, use_cache=False).logits[:, 0].float().chunk(2)
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the scores of the better answers minus those of the worse [pairs], float32."""
+        better, worse = model(input_ids=batch.ids, use_cache=False).logits[:, 0].float().chunk(2)
         return better - worse
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean loss over pairs, in nats."""
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean loss over pairs in nats, a scalar."""
         return -F.logsigmoid(self.logits(model, batch)).mean()
 
-    def training_metrics(self, loss: float) -> dict[str, float]:
-        """Return the loss in nats."""
-        return {"train_loss": loss}
-
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int | Tensor]:
-        """Return sums over pairs: of losses, of those told right, and of the difference."""
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int | Tensor]:
+        """Return the sums over pairs of losses, of correct ones (in percent) and of score differences."""
         margin = self.logits(model, batch)
         sums = {
             "loss": -F.logsigmoid(margin).sum(),
@@ -87,16 +80,12 @@ class RewardModelling(Finetuning):
         }
         return {f"valid_{key}": value for key, value in sums.items()}, len(margin)
 
-    def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
-        """Return the loss in nats, pairs told right in percent, and the mean difference."""
-        return {key: float(value) / count for key, value in sums.items()}
-
     def examples(self, model: nn.Module) -> list[str]:
-        """Return questions with the better and the worse answer, and the numbers they got."""
+        """Return questions with the better and the worse answer, and their scores."""
         rows = self.sets["valid"].items
         few = [rows[i] for i in np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).astype(int)]
-        ids, _ = self.move(self.collate(few), next(model.parameters()).device)
-        numbers = model(input_ids=ids, use_cache=False).logits[:, 0].float().tolist()
+        batch = self.move(self.collate(few), next(model.parameters()).device)
+        numbers = model(input_ids=batch.ids, use_cache=False).logits[:, 0].float().tolist()
         return [
             f"{self.text(better.last()[0])!r} -> {numbers[i]:.3g} for {self.text(better.last()[1])!r}, "
             f"{numbers[i + len(few)]:.3g} for {self.text(worse.last()[1])!r}"
@@ -105,12 +94,7 @@ class RewardModelling(Finetuning):
 
 
 RECIPE = RewardModelling  # see repro.ledger.recipes
-
-
-@entry_point("reward", RewardConfig)
-def main(config: RewardConfig, overrides: list[str]) -> None:
-    """Train as the command line says."""
-    train(RewardModelling(config), config, config.run.name or run_name(overrides))
+main = command(RECIPE)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The losses of a mixture of experts' routers, and what becomes of the experts.
+"""Losses and metrics of the routers in a mixture of experts.
 
-All take the routers' scores as transformers returns them: for each layer a tensor [tokens, experts], of which
-every token goes to the `top_k` largest.
+All take the routers' scores as transformers returns them: a tensor [tokens, experts] for each layer. Every
+token goes to the `top_k` experts with the largest scores.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def z_loss(logits: Sequence[Tensor]) -> Tensor:
-    """Return the mean over tokens and layers of log(sum of exp(score))^2, in float32.
+    """Return the mean over tokens and layers of log(sum of exp(score))^2, a scalar, float32.
 
     It keeps scores small (ST-MoE, arXiv 2202.08906, eq. 5).
     """
@@ -19,11 +19,11 @@ def z_loss(logits: Sequence[Tensor]) -> Tensor:
 
 
 def balance(logits: Sequence[Tensor], top_k: int) -> Tensor:
-    """Return the load-balancing loss of Switch Transformer (arXiv 2101.03961, eq. 4 to 6), mean over layers.
+    """Return the load-balancing loss of Switch Transformer (arXiv 2101.03961, eq. 4 to 6), a scalar.
 
-    Of a layer it is the number of experts times the sum over them of f P: the share of tokens that go to an
-    expert, and its mean probability. It is `top_k` where both are even, and more where they are not.
-    transformers' takes all layers as one, so that what is uneven in one of them may cancel in another.
+    It is the mean over layers of the number of experts times the sum over experts of f P, where f is the
+    share of tokens that go to an expert and P its mean probability. It is `top_k` if both are uniform,
+    otherwise larger. transformers pools all layers, so imbalances of different layers may cancel.
     """
     found = sums(logits, top_k)
     return _balance(found["chosen"], found["chance"], len(logits[0])).mean()
@@ -34,11 +34,13 @@ def _balance(chosen: Tensor, chance: Tensor, tokens: float) -> Tensor:
 
 
 def sums(logits: Sequence[Tensor], top_k: int) -> dict[str, Tensor]:
-    """Return sums over the tokens of a batch, which `figures` takes; each has a row for each layer.
+    """Return sums over the tokens of a batch, for `metrics`.
 
     Returns:
-        entropy [layers] of the probabilities, in nats; z [layers], the terms of z_loss; chance
-        [layers, experts], the probabilities; chosen [layers, experts], how many tokens went there.
+        entropy: of the probabilities, in nats [layers].
+        z: the terms of z_loss [layers].
+        chance: the probabilities [layers, experts].
+        chosen: how many tokens went to each expert [layers, experts].
     """
     scores = torch.stack([each.float() for each in logits])  # [layers, tokens, experts]
     logs = scores.log_softmax(-1)
@@ -53,12 +55,12 @@ def sums(logits: Sequence[Tensor], top_k: int) -> dict[str, Tensor]:
 
 
 def metrics(sums: dict[str, Tensor], tokens: float) -> dict[str, float]:
-    """Return what is recorded of the sums over `tokens` tokens of a validation set.
+    """Return the metrics for the `sums` over `tokens` tokens of a validation set.
 
     Returns:
-        valid_router_entropy: mean over tokens and layers, in nats; log(experts) where all are as likely.
-        valid_expert_share_min, valid_expert_share_max: the smallest and the largest share of a layer's work
-            that an expert has; 1 / experts where the load is balanced.
+        valid_router_entropy: mean over tokens and layers, in nats; log(experts) if all are equally likely.
+        valid_expert_share_min, valid_expert_share_max: smallest and largest share of an expert in its layer's
+            load; 1 / experts if balanced.
         valid_balance_loss, valid_z_loss: see balance and z_loss.
     """
     layers = len(sums["chosen"])

@@ -1,11 +1,11 @@
-"""A text as sequences of equal length that fill each other up without gaps.
+"""A text as consecutive sequences of equal length.
 
-Documents follow one another, each with its end's token where data.end_of_document says so, and a sequence
-may begin and end anywhere in them. A token attends to all before it in its sequence, also to those of the
-document before its own: so did GPT-2, Megatron-LM (arXiv 1909.08053) and most others since.
+Documents follow one another, each with an end token if data.end_of_document is set. A sequence may begin and
+end anywhere in them. A token attends to all earlier ones in its sequence, even of other documents, as in
+GPT-2, Megatron-LM (arXiv 1909.08053) and most later models.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +17,20 @@ from repro.errors import UserError
 from repro.text.corpus import Corpus
 
 
-class Sequences(Dataset[Tensor]):
-    """Sample i is ids[i * length : (i + 1) * length + 1], int64: inputs and, one further, their targets.
+class Batch(NamedTuple):
+    """Sequences of tokens.
 
-    So every token but the first is a target once. What does not fill a sequence at the end is left out. A
-    memory map is read as samples are asked for, and only there.
+    ids: [batch, length + 1], int64; all but the last are inputs, all but the first are targets.
+    """
+
+    ids: Tensor
+
+
+class Sequences(Dataset[Tensor]):
+    """Sample i is ids[i * length : (i + 1) * length + 1], int64: inputs and, one ahead, their targets.
+
+    Every token except the first is a target once. An incomplete sequence at the end is left out. A memory map
+    is read only where samples need it.
 
     Args:
         ids: the text, [tokens] of any integer type.
@@ -51,10 +60,10 @@ class Sequences(Dataset[Tensor]):
 
 
 def sequences(text: Corpus, split: str, length: int, tokens: int | None = None) -> Sequences:
-    """Return a split in sequences of `length` targets; with `tokens` the first so many targets of it.
+    """Return a split in sequences of `length` targets; with `tokens`, only its first so many targets.
 
     Raises:
-        UserError: the text has no such split, or it is too short.
+        UserError: the text lacks the split, or the split is too short.
     """
     if tokens is None:
         return Sequences(text.split(split).ids, length, f"{split} text")

@@ -1,12 +1,12 @@
-"""BERT and RoBERTa by transformers: for masked words, and with a head on the first token for sentences.
+"""transformers' BERT and RoBERTa: for masked words, and with a head on the first token for sentences.
 
-Names of parameters are those of transformers, so that weights go there and back. Initial weights are those of
-BERT and of fairseq's RoBERTa: normal with a deviation of 0.02, biases and the padding token's rows 0. (Of a
-sentence head, too, where fairseq has torch's default: uniform with a deviation of 0.021, biases as well.)
+Parameters have transformers' names, so weights can be exchanged. They are initialised as in BERT and in
+fairseq's RoBERTa: normal with a standard deviation of 0.02; biases and the padding token's rows are 0. (So is
+a sentence head, where fairseq has torch's default: uniform with a deviation of 0.021, biases included.)
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import (
@@ -21,20 +21,12 @@ from transformers import (
 
 from nlp.config.bert import EncoderConfig
 from repro.errors import UserError
-
-
-class Vocabulary(Protocol):
-    """What a model has to know of a tokenizer."""
-
-    vocab_size: int
-    pad: int | None
-    bos: int | None
-    eos: int | None
+from repro.text.tokenizers import Tokenizer
 
 
 @dataclass
 class Untrained:
-    """Stands for a tokenizer where there is none yet: its size, and the special tokens of fairseq."""
+    """A placeholder for a tokenizer: its size, and the special tokens of fairseq."""
 
     vocab_size: int
     pad: int | None = 1
@@ -43,99 +35,96 @@ class Untrained:
 
 
 class NoTokenTypes(nn.Module):
-    """Stands where transformers adds an embedding of segments, for a model that has none."""
+    """Replaces transformers' embedding of segments in a model that has none."""
 
     def forward(self, token_types: Tensor) -> float:
-        """Return what changes nothing."""
+        """Return 0, which is added to the embeddings."""
         return 0.0
 
 
-class RobertaWords(RobertaForMaskedLM):
-    """transformers' RobertaForMaskedLM with its head on some places alone, as in fairseq."""
+class AtPlaces:
+    """A forward pass for transformers' models that runs the head only at some places, as in fairseq."""
+
+    base_model: Any
 
     def forward(
         self, ids: Tensor, mask: Tensor | None, places: Tensor, token_types: Tensor | None = None
-    ) -> tuple[Tensor, None]:
-        """Return the scores of each token [batch, places, vocabulary]; see `encode` for the arguments."""
-        return self.lm_head(picked(encode(self, ids, mask, token_types)[0], places)), None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the scores of words [batch, n, vocabulary], and those of pairs [batch, 2] or None.
+
+        Args:
+            ids: tokens [batch, length].
+            mask: see `attention`.
+            places: of the hidden words [batch, n].
+            token_types: the segment of each token [batch, length]; None: all are 0.
+        """
+        output = self.base_model(ids, attention_mask=mask, token_type_ids=token_types)
+        hidden = output.last_hidden_state
+        picked = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
+        return self.heads(picked, output.pooler_output)
+
+    def heads(self, hidden: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the same for hidden states [batch, n, width] and the pooled first token [batch, width]."""
+        raise NotImplementedError
 
 
-class BertWords(BertForMaskedLM):
-    """transformers' BertForMaskedLM in the same manner."""
+class RobertaWords(AtPlaces, RobertaForMaskedLM):
+    """RoBERTa that predicts hidden words."""
 
-    def forward(
-        self, ids: Tensor, mask: Tensor | None, places: Tensor, token_types: Tensor | None = None
-    ) -> tuple[Tensor, None]:
-        """Return the scores of each token [batch, places, vocabulary]; see `encode` for the arguments."""
-        return self.cls(picked(encode(self, ids, mask, token_types)[0], places)), None
+    def heads(self, hidden: Tensor, pooled: Tensor | None) -> tuple[Tensor, None]:
+        return self.lm_head(hidden), None
 
 
-class BertWordsAndSentences(BertForPreTraining):
-    """transformers' BertForPreTraining in the same manner."""
+class BertWords(AtPlaces, BertForMaskedLM):
+    """BERT that predicts hidden words."""
 
-    def forward(
-        self, ids: Tensor, mask: Tensor | None, places: Tensor, token_types: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return those scores, and the two of a pair [batch, 2]: that it is one, and that it is not."""
-        hidden, pooled = encode(self, ids, mask, token_types)
-        scores: tuple[Tensor, Tensor] = self.cls(picked(hidden, places), pooled)
-        return scores
+    def heads(self, hidden: Tensor, pooled: Tensor | None) -> tuple[Tensor, None]:
+        return self.cls(hidden), None
 
 
-def encode(model: Any, ids: Tensor, mask: Tensor | None, token_types: Tensor | None) -> tuple[Tensor, Any]:
-    """Run a model's encoder; returns the hidden states [batch, length, width] and the pooled first, if any.
+class BertWordsAndSentences(AtPlaces, BertForPreTraining):
+    """BERT that predicts hidden words, and whether the second segment follows the first."""
 
-    Args:
-        ids: tokens [batch, length].
-        mask: see `attention`.
-        token_types: the segment of each token [batch, length]; None: all are 0.
-    """
-    output = model.base_model(ids, attention_mask=mask, token_type_ids=token_types)
-    return output.last_hidden_state, output.pooler_output
-
-
-def picked(hidden: Tensor, places: Tensor) -> Tensor:
-    """Return the hidden states [batch, places, width] at `places` [batch, places]."""
-    return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
+    def heads(self, hidden: Tensor, pooled: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.cls(hidden, pooled)
 
 
 def attention(attention_mask: Tensor) -> Tensor | None:
     """Expand an attention mask [batch, length], False at padding, to [batch, 1, length, length] for a model.
 
-    None for a mask without columns, [batch, 0], which says that nothing is padded. Given [batch, length],
-    transformers would look at the values to find that out, and every step would wait for the device.
+    Return None for a mask [batch, 0], which means that nothing is padded. Given [batch, length], transformers
+    would inspect the values to find that out, and every step would wait for the device.
     """
     if not attention_mask.shape[1]:
         return None
     return attention_mask[:, None, None, :].expand(-1, 1, attention_mask.shape[1], -1)
 
 
-def build_masked_lm(config: EncoderConfig, tokenizer: Vocabulary) -> nn.Module:
-    """Return a model with the forward pass of RobertaWords; its output's weights are the embedding's.
+def build_masked_lm(config: EncoderConfig, tokenizer: Tokenizer | Untrained) -> nn.Module:
+    """Return a model with the forward pass of AtPlaces; its output weights are tied to the embedding.
 
     Raises:
-        UserError: it does not go together with the tokenizer.
+        UserError: it does not fit the tokenizer.
     """
-    if config.name == "roberta":
-        return _finished(RobertaWords(_settings(config, tokenizer)), config)
     words = BertWordsAndSentences if config.next_sentence else BertWords
-    return _finished(words(_settings(config, tokenizer)), config)
+    kind = RobertaWords if config.name == "roberta" else words
+    return _finished(kind(_settings(config, tokenizer)), config)
 
 
 def build_classifier(
-    config: EncoderConfig, num_labels: int, tokenizer: Vocabulary, dropout: float | None = None
+    config: EncoderConfig, num_labels: int, tokenizer: Tokenizer | Untrained, dropout: float | None = None
 ) -> nn.Module:
-    """Return transformers' model with a head on the first token, which for RoBERTa is fairseq's, too.
+    """Return transformers' model with a head on the first token, which for RoBERTa is fairseq's as well.
 
     Its forward pass takes (ids, attention_mask=attention(mask), token_type_ids=...); its `.logits` are
     [batch, labels].
 
     Args:
-        num_labels: 1 for a regression.
+        num_labels: 1 for regression.
         dropout: before the head's layers; None: model.hidden_dropout_prob.
 
     Raises:
-        UserError: it does not go together with the tokenizer.
+        UserError: it does not fit the tokenizer.
     """
     settings = _settings(config, tokenizer, num_labels=num_labels, classifier_dropout=dropout)
     kind = RobertaForSequenceClassification if config.name == "roberta" else BertForSequenceClassification
@@ -143,9 +132,9 @@ def build_classifier(
 
 
 def in_transformers(model: Any) -> Any:
-    """Return transformers' own model with the weights of one of `build_masked_lm`, without its changes.
+    """Return transformers' own model with the weights of one from `build_masked_lm`.
 
-    Where there is no embedding of segments it has one of zeros, which is the same.
+    If that has no embedding of segments, the result has one of zeros, which is equivalent.
     """
     kind = next(base for base in type(model).__mro__ if base.__module__.startswith("transformers."))
     plain = kind(model.config)
@@ -155,13 +144,13 @@ def in_transformers(model: Any) -> Any:
     return plain.eval()
 
 
-def longest(config: EncoderConfig, tokenizer: Vocabulary) -> int:
-    """Return the number of tokens in the longest sequence for which there are positions."""
+def longest(config: EncoderConfig, tokenizer: Tokenizer | Untrained) -> int:
+    """Return the number of tokens in the longest sequence that has positions."""
     used = 0 if config.name == "bert" else int(tokenizer.pad or 0) + 1
     return config.max_position_embeddings - used
 
 
-def _settings(config: EncoderConfig, tokenizer: Vocabulary, **more: Any) -> Any:
+def _settings(config: EncoderConfig, tokenizer: Tokenizer | Untrained, **more: Any) -> Any:
     config.check()
     size = config.vocab_size or tokenizer.vocab_size
     if size < tokenizer.vocab_size:

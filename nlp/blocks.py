@@ -1,47 +1,42 @@
 """Lines of tokens as sequences of bounded length, without a copy of the text.
 
-As in fairseq, every line ends with </s>, an empty one is </s> alone, and `block` says where a sequence ends:
+As in fairseq, every line ends with </s>, an empty line is just </s>, and `block` tells where a sequence ends:
 
     complete      before the line that would make it too long
     complete_doc  there, or at an empty line, which separates documents and is left out
-    none          when it is full, be it within a line
+    none          when it is full, even within a line
 
-What a line adds, its tokens and its end, is counted by positions: that of a line is lines[i] + i.
+Positions count the tokens and ends of lines: line i begins at position lines[i] + i.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 
-CHUNK = 1 << 14  # lines that are looked at together: they stay in the cache
+from repro.text.corpus import Tokens
 
-
-class Lines(Protocol):
-    """Tokens `ids` of a text, and where its lines begin and end in them: `lines` [number of lines + 1]."""
-
-    ids: np.ndarray
-    lines: np.ndarray
+CHUNK = 1 << 14  # lines that are processed together, so that they stay in the cache
 
 
 class Blocks:
-    """A text's blocks, as arrays of tokens.
+    """The blocks of a text, as arrays of tokens.
 
-    To find those of whole lines, the lines are gone through once; 12 bytes a block are kept.
+    Blocks of whole lines are found in one pass over the lines, and take 12 bytes each.
 
     Attributes:
-        tokens: in all blocks.
-        left_out: the lines that are longer than a block. They are in none, as with fairseq's
+        tokens: total number in all blocks.
+        left_out: number of lines longer than a block, which no block contains, as with fairseq's
             skip_invalid_size_inputs_valid_test.
 
     Args:
-        text: may be memory-mapped.
-        block: see above.
-        size: tokens in a block at most, with those that end lines.
+        text: its arrays may be memory-mapped.
+        block: complete, complete_doc or none.
+        size: maximum number of tokens in a block, including the ends of lines.
         eos: the token </s>.
     """
 
-    def __init__(self, text: Lines, block: str, size: int, eos: int) -> None:
+    def __init__(self, text: Tokens, block: str, size: int, eos: int) -> None:
         self.text, self.size, self.eos = text, size, eos
         self.whole_lines = block != "none"
         self.left_out = 0
@@ -57,7 +52,7 @@ class Blocks:
         return len(self.first) if self.whole_lines else -(-self.tokens // self.size)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Return the tokens of a block."""
+        """Return the tokens of a block [tokens]."""
         if self.whole_lines:
             return self._ended(*self.lines_of(index))
         begin = range(0, self.tokens, self.size)[index]
@@ -65,7 +60,7 @@ class Blocks:
         return self._ended(first, last + 1)[begin - self._position(first) :][: self.size]
 
     def lines_of(self, index: int) -> tuple[int, int]:
-        """Return the first line of a block of whole lines, and the one after its last."""
+        """Return the first line of a block of whole lines, and the line after its last."""
         first = int(self.first[index])
         return first, first + int(self.lengths[index])
 
@@ -78,19 +73,15 @@ class Blocks:
         return int(self.text.lines[line]) + line
 
     def _line_at(self, position: int) -> int:
-        """Return the line that a position is in, by halving what is in question."""
-        low, high = 0, len(self.text.lines) - 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._position(middle) <= position else (low, middle)
-        return low
+        """Return the line that contains a position."""
+        return bisect_right(range(len(self.text.lines) - 1), position, key=self._position) - 1
 
     def _pack(self, documents: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the first lines of blocks and the numbers of their lines, for some lines after the other."""
+        """Yield, for chunks of lines in turn, the first lines of blocks and their numbers of lines."""
         count, begin = len(self.text.lines) - 1, 0
         while begin < count:
-            own = min(CHUNK, count - begin)  # lines that blocks of this part begin with
-            reach = min(own + self.size, count - begin)  # and where they end: no line adds less than one
+            own = min(CHUNK, count - begin)  # lines that a block of this chunk may begin with
+            reach = min(own + self.size, count - begin)  # lines it may contain, each of one position at least
             positions = self.text.lines[begin : begin + reach + 1] + np.arange(reach + 1)
             numbers = np.arange(own)
             ends = np.searchsorted(positions, positions[:own] + self.size, side="right") - 1

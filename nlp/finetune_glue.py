@@ -2,8 +2,8 @@
 
     python nlp/finetune_glue.py task=sst2 data.root=PATH model.checkpoint=RUN [optimizer=... key=value ...]
 
-Without further words it trains a small encoder from scratch to tell from which package of Python's library a
-sentence of documentation is, in a few minutes on two CPU cores.
+Without arguments it trains a small encoder from scratch to tell which package of Python's library a sentence
+documents, in a few minutes on two CPU cores.
 """
 
 import os
@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from nlp.bert import Untrained
 from nlp.config.glue import GlueConfig
 from nlp.glue import predictions, pretrained, seeds, tasks
 from nlp.glue.data import read
-from nlp.glue.encode import Encoded, Item, batches, by_length, collate
+from nlp.glue.encode import Batch, Encoded, Item, batches, by_length, collate
 from nlp.glue.metrics import compute
 from repro.errors import UserError
 from repro.interop import read_weights
@@ -36,11 +35,11 @@ from repro.train.task import Task
 from repro.train.trainer import train
 
 SHOWN = 8  # examples in the summary
-AT_A_TIME = 64  # examples of a batch for predictions
+AT_A_TIME = 64  # examples in a batch for predictions
 
 
-class Finetuning(Task):
-    """Sentences, or pairs, to classes or scores; measured by the task's own metrics in percent."""
+class Finetuning(Task[Batch]):
+    """Classes or scores of sentences or pairs, measured by the task's own metrics in percent."""
 
     name = "glue"
     schema = GlueConfig
@@ -65,7 +64,7 @@ class Finetuning(Task):
         self.start = pretrained.begin(config, lambda: [text for pair in found.train.texts for text in pair])
         self.model_name = self.start.title
         self.train_set = Encoded([found.train], self.start.coder, "train")
-        # What is evaluated, as one set: the parts of the development set, and test files that have labels.
+        # One set of all that is evaluated: the parts of the development set, and test files with labels.
         labelled = [part for part in self.test.values() if part.labels is not None]
         self.parts: list[tuple[str, slice]] = []
         for suffix, part in [*self.dev.items(), *(("", part) for part in labelled)]:
@@ -75,7 +74,7 @@ class Finetuning(Task):
         self.dev_size = sum(map(len, self.dev.values()))
 
     def check(self) -> None:
-        """Hold the configuration against the task; raises UserError."""
+        """Take what training needs from the task, and raise UserError if the configuration contradicts it."""
         config, task = self.config, self.task
         self.regression = task.score is not None
         outputs = 1 if self.regression else len(task.labels)
@@ -89,10 +88,8 @@ class Finetuning(Task):
             raise UserError(f"data.skip_valid_examples={skip}: the development set has {shortest}")
         expected, there = config.data.train_examples, len(self.train_examples)
         if expected not in (None, there):
-            raise UserError(
-                f"data.train_examples={expected}: there are {there} for training; get the whole task, or "
-                "set it to null to train on these"
-            )
+            cure = "get the whole task, or set it to null to train on these"
+            raise UserError(f"data.train_examples={expected}: there are {there} for training; {cure}")
         self.outputs = outputs
         self.scale = 1.0
         if task.score is not None:
@@ -111,64 +108,67 @@ class Finetuning(Task):
         return Subset(self.evaluated, range(self.dev_size))
 
     def test_data(self) -> Sized | None:
-        """Return test examples whose labels are known; those of GLUE are not."""
+        """Return the test examples with known labels, or None; GLUE's are unknown."""
         rest = range(self.dev_size, len(self.evaluated))
         return Subset(self.evaluated, rest) if rest else None
 
     def plan(self, data: Sized, config: TrainConfig) -> Plan:
-        """Return the same batches every epoch, in another order."""
+        """Return the same batches in every epoch, in a new order each."""
         made = batches(self.train_set.lengths, config.batch_size, self.config.data.max_tokens, config.seed)
         return regrouped(made, config.seed)
 
     def eval_plan(self, data: Sized, batch_size: int, processes: int, rank: int) -> Sequence[Sequence[int]]:
-        """Return batches of examples of one length or nearly so."""
+        """Return batches of examples of about the same length."""
         assert isinstance(data, Subset)
         return by_length(self.evaluated.lengths[list(data.indices)], batch_size)[rank::processes]
 
-    def collate(self, samples: Sequence[Item]) -> list[Tensor]:
-        """Return a batch; see nlp.glue.encode.collate."""
+    def collate(self, samples: Sequence[Item]) -> Batch:
+        """Return a batch, padded to its longest example."""
         return collate(samples, self.start.pad)
 
-    def num_items(self, batch: Any) -> float:
+    def num_items(self, batch: Batch) -> float:
         """Return the number of examples."""
-        return float(len(batch[-1]))
+        return float(len(batch.labels))
 
     def build_model(self) -> nn.Module:
         """Return the encoder with a new head."""
         return self.start.build(self.outputs)
 
-    def synthetic_batch(self, n: int) -> list[Tensor]:
-        """Return examples of full length, as nlp.glue.encode.collate does."""
+    def synthetic_batch(self, n: int) -> Batch:
+        """Return n random examples of full length."""
         shape = n, self.config.data.max_length
-        tokens, attention_mask = (
+        return Batch(
             torch.randint(self.vocabulary.vocab_size, shape),
             torch.ones(n, 0, dtype=torch.bool),
+            torch.zeros(shape, dtype=torch.long),
+            torch.randint(self.outputs, (n,)).float(),
+            torch.arange(n),
         )
-        labels = torch.randint(self.outputs, (n,)).float()
-        return [tokens, attention_mask, torch.zeros(shape, dtype=torch.long), labels, torch.arange(n)]
 
-    def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the class scores [batch, classes], or regression outputs [batch, 1]."""
-        tokens, attention_mask, token_type_ids, _, _ = batch
-        return self.start.forward(model, tokens, attention_mask, token_type_ids).float()
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the class scores [batch, classes], or regression outputs [batch, 1], float32."""
+        return self.start.forward(model, batch.tokens, batch.attention_mask, batch.token_type_ids).float()
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of each example: cross entropy, or the squared error of a scaled score."""
+        """Return the loss of each example [batch]: cross entropy, or the squared error of a scaled score.
+
+        logits: [batch, outputs]; labels: [batch].
+        """
         if self.regression:
             return (logits[:, 0] - self.scale * labels) ** 2
         return F.cross_entropy(logits, labels.long(), reduction="none")
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean loss."""
-        return self.losses(self.logits(model, batch), batch[3]).mean()
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean loss, a scalar."""
+        return self.losses(self.logits(model, batch), batch.labels).mean()
 
     def predict(self, logits: Tensor) -> Tensor:
-        """Return the number of each example's likeliest class, or its score."""
+        """Return each example's most likely class number, or its score [batch]; logits: [batch, outputs]."""
         return logits[:, 0] / self.scale if self.regression else logits.argmax(1)
 
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
-        """Return losses, predictions and which they are, each in a vector over the whole set."""
-        labels, indices = batch[3], batch[4]
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int]:
+        """Return losses, predictions and a 1 at each example seen, each in a vector over the whole set."""
+        labels, indices = batch.labels, batch.indices
         logits = self.logits(model, batch)
 
         def vector(values: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class Finetuning(Task):
         return {key: vector(x) for key, x in (sums | {"seen": torch.ones_like(labels)}).items()}, len(indices)
 
     def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
-        """Return the mean loss and the task's metrics in percent, of each part that was evaluated."""
+        """Return the mean loss, and the task's metrics in percent, of each part that was evaluated."""
         made: dict[str, float] = {}
         for suffix, part in self.parts:
             if not sums["seen"][part].any():
@@ -191,13 +191,13 @@ class Finetuning(Task):
         return made
 
     def begin(self, folder: Path) -> None:
-        """Put the tokenizer into the run's folder, so that another run can start from this one."""
+        """Save the tokenizer in the run folder, so that another run can start from this one."""
         self.start.save_tokenizer(folder / "tokenizer")
         print(f"{self.task.name}: {len(self.train_set):,} training examples; starts from {self.start.where}")
 
     @torch.no_grad()
     def predictions(self, model: nn.Module, encoded: Encoded) -> np.ndarray:
-        """Return a model's predictions for examples, in their order."""
+        """Return a model's predictions [examples], in order."""
         device = next(model.parameters()).device
         made = np.zeros(len(encoded))
         for batch in by_length(encoded.lengths, AT_A_TIME):
@@ -206,22 +206,21 @@ class Finetuning(Task):
         return made
 
     def finish(self, folder: Path) -> None:
-        """Write the predictions of the best checkpoint into the run's folder."""
+        """Write the predictions of the best checkpoint into the run folder."""
         model = self.build_model().eval()
         model.load_state_dict(read_weights(folder)[0])
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        model.to(device or torch.device("cpu"))
+        if torch.accelerator.is_available():
+            model.to(torch.accelerator.current_accelerator())
         (folder / predictions.FOLDER).mkdir(exist_ok=True)
         files = [(f"dev{suffix}", part) for suffix, part in self.dev.items()] + list(self.test.items())
         for name, part in tqdm(files, desc="predictions", unit="file", leave=False, disable=None):
             given = self.predictions(model, Encoded([part], self.start.coder, name))
             shown = [predictions.shown(self.task, value) for value in given]
-            write_atomically(
-                folder / predictions.FOLDER / f"{name}.tsv", predictions.table(self.task, part, shown)
-            )
+            table = predictions.table(self.task, part, shown)
+            write_atomically(folder / predictions.FOLDER / f"{name}.tsv", table)
 
     def examples(self, model: nn.Module) -> list[str]:
-        """Return some examples of the development set with what the model takes them for."""
+        """Return some examples of the development set with the model's predictions."""
         part = next(iter(self.dev.values()))
         chosen = np.linspace(0, len(part) - 1, min(SHOWN, len(part))).astype(int).tolist()
         few = part.pick(chosen)

@@ -1,7 +1,6 @@
-"""Word-level LSTM language model, with the regularisation of AWD-LSTM (Merity et al., arXiv 1708.02182).
+"""Word-level LSTM language model with the regularisation of AWD-LSTM (Merity et al., arXiv 1708.02182).
 
-All of that can be left out (every probability 0): what remains are LSTM layers between an embedding and a
-softmax. Tensors are batch first: word numbers are [batch, time].
+With every probability 0, it is LSTM layers between an embedding and a softmax. Tensors are batch first.
 """
 
 from typing import Any, NamedTuple
@@ -18,18 +17,18 @@ Hidden = list[tuple[Tensor, Tensor]]  # per layer: hidden and cell state, each [
 
 
 class Output(NamedTuple):
-    """What the model returns."""
+    """Output of the model."""
 
     logits: Tensor  # [batch, time, words]
     hidden: Hidden  # after the last word
     last: Tensor  # the last layer's output [batch, time, width]
-    dropped: Tensor  # the same after dropout, which is what the softmax sees
+    dropped: Tensor  # the same after dropout, the input of the softmax
 
 
 class LSTMLanguageModel(nn.Module):
-    """Embedding, `nlayers` LSTM layers, and a softmax over `words`, whose weights may be the embedding's.
+    """Embedding, `nlayers` LSTM layers, and a softmax over the vocabulary, tied to the embedding or not.
 
-    Layers are `nhid` wide; the last is as wide as the embedding where the weights are tied.
+    Layers are `nhid` wide; with tied weights, the last is as wide as the embedding.
     """
 
     def __init__(self, config: LSTMConfig, vocab_size: int) -> None:
@@ -49,10 +48,10 @@ class LSTMLanguageModel(nn.Module):
         nn.init.zeros_(self.softmax.bias)
 
     def forward(self, ids: Tensor, hidden: Hidden | None = None) -> Output:
-        """Return scores for the word after each of `ids` [batch, time], after what left `hidden` behind."""
+        """Return scores for the word after each of `ids` [batch, time], continuing from `hidden`."""
         config, training = self.config, self.training
         x = F.embedding(ids, self.embedding.weight)
-        if training and config.dropoute:  # a word is missing wherever it stands in the batch
+        if training and config.dropoute:  # drops a word everywhere in the batch
             mask = F.dropout(x.new_ones(self.embedding.num_embeddings), config.dropoute)
             x = x * mask[ids].unsqueeze(-1)
         x = locked_dropout(x, config.dropouti, training)
@@ -67,16 +66,16 @@ class LSTMLanguageModel(nn.Module):
 
 
 def locked_dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Drop features of x [batch, time, features], the same ones at all times (Gal and Ghahramani, 2016)."""
+    """Drop features of x [batch, time, features], the same at all times (Gal and Ghahramani, 2016)."""
     if not training or p == 0:
         return x
     return x * F.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), p)
 
 
 def activation_penalty(output: Output, alpha: float, beta: float) -> Tensor:
-    """Return alpha * mean(h_t^2), of what the softmax sees, + beta * mean((h_t+1 - h_t)^2), before dropout.
+    """Return alpha * mean(h_t^2), after dropout, + beta * mean((h_t+1 - h_t)^2), before dropout; a scalar.
 
-    These are AR and TAR of arXiv 1708.02182, section 4.6. A segment of one word has no difference.
+    These are AR and TAR of arXiv 1708.02182, section 4.6. A segment of one word has no TAR.
     """
     penalty = output.last.new_zeros(())
     if alpha:
@@ -87,9 +86,9 @@ def activation_penalty(output: Output, alpha: float, beta: float) -> Tensor:
 
 
 def _run(layer: Any, x: Tensor, state: tuple[Tensor, Tensor] | None, p: float) -> tuple[Tensor, Any]:
-    """Run an nn.LSTM of one layer; in training drop recurrent weights with probability p (DropConnect).
+    """Run a one-layer nn.LSTM; in training, drop recurrent weights with probability p (DropConnect).
 
-    The mask is one for all times and the whole batch, as it is the matrix that it thins out.
+    One mask serves all times and the whole batch. x, and the output: [batch, time, width]; state: see Hidden.
     """
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):  # few CPUs have an LSTM in bf16
         with torch.autocast("cpu", enabled=False):
@@ -100,9 +99,9 @@ def _run(layer: Any, x: Tensor, state: tuple[Tensor, Tensor] | None, p: float) -
         zeros = x.new_zeros(1, x.shape[0], layer.hidden_size)
         state = (zeros, zeros)
     weights = [layer.weight_ih_l0, F.dropout(layer.weight_hh_l0, p), layer.bias_ih_l0, layer.bias_hh_l0]
-    # in one piece, in cuDNN's order, or it would warn and copy them together itself
+    # contiguous and in cuDNN's order, or it would warn and copy them
     pieces = torch.cat([weight.flatten() for weight in weights]).split([w.numel() for w in weights])
     flat = [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
-    # nn.LSTM's own call, whose module takes no weights but parameters
+    # nn.LSTM's own call, as the module takes only parameters as weights
     x, h, c = torch.lstm(x, state, flat, True, 1, 0.0, True, False, True)
     return x, (h, c)

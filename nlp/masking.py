@@ -1,12 +1,13 @@
-"""Sequences with hidden tokens: what BERT is pre-trained on (Devlin et al., arXiv 1810.04805, section 3.1).
+"""Sequences with hidden tokens, as BERT is pre-trained on (Devlin et al., arXiv 1810.04805, section 3.1).
 
-A share p of the tokens is to be predicted. Of these most are replaced by the mask token, some by a random one
-and some stay as they are. Of n tokens they are as many as in fairseq: p n, rounded up or down at random so
-that the mean is right. New ones are drawn every time a sequence is seen (RoBERTa's dynamic masking).
+A share p of the tokens is to be predicted. Most of these are replaced by the mask token, some by a random
+one, and some stay unchanged. As in fairseq, their number among n tokens is p n, rounded up or down at random
+so that the mean is right. They are drawn again every time a sequence is read (RoBERTa's dynamic masking).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,19 +17,49 @@ from torch.utils.data import Dataset
 
 from nlp.blocks import Blocks
 
-IGNORED = -100  # the target where there is none: cross_entropy's own
+IGNORED = -100  # cross_entropy's target for "none"
+
+
+class Batch(NamedTuple):
+    """Sequences with hidden tokens, padded to the longest.
+
+    ids: [batch, length], int64, with hidden tokens replaced.
+    attention_mask: [batch, length], bool, False at padding; [batch, 0] if nothing is padded.
+    places: of the hidden tokens [batch, n], int64; 0 at padding.
+    targets: the hidden tokens [batch, n], int64; IGNORED at padding.
+    """
+
+    ids: Tensor
+    attention_mask: Tensor
+    places: Tensor
+    targets: Tensor
+
+
+class PairBatch(NamedTuple):
+    """The same fields as `Batch`, of pairs of segments, and two more.
+
+    token_type_ids: the segment of each token [batch, length], int64.
+    others: [batch], int64; 1 if the second segment does not follow the first.
+    """
+
+    ids: Tensor
+    attention_mask: Tensor
+    places: Tensor
+    targets: Tensor
+    token_type_ids: Tensor
+    others: Tensor
 
 
 @dataclass
 class Masking:
-    """Which tokens are hidden, and behind what.
+    """Chooses the tokens to hide, and what replaces them.
 
     Attributes:
         rate: share of the tokens to be predicted.
-        leave, random: shares of these that stay, and that become a random token.
+        leave, random: shares of these that stay unchanged, and that become a random token.
         mask: the mask token.
-        ordinary: tokens that a random one is drawn from.
-        eligible: for each token of the vocabulary, whether it may be one to be predicted.
+        ordinary: tokens that a random one is drawn from [ordinary], int.
+        eligible: for each token of the vocabulary, whether it may be hidden [vocabulary], bool.
     """
 
     rate: float
@@ -39,9 +70,9 @@ class Masking:
     eligible: np.ndarray
 
     def __call__(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return a changed copy of a sequence [length], and the sorted places that are to be predicted.
+        """Return a changed copy of a sequence [length], and the sorted places to be predicted [n].
 
-        There is at least one, but where no token of the sequence is eligible.
+        There is at least one, unless no token of the sequence is eligible.
         """
         candidates = np.flatnonzero(self.eligible[ids])
         number = max(1, int(self.rate * len(candidates) + rng.random()))
@@ -55,10 +86,10 @@ class Masking:
 
 
 class MaskedBlocks(Dataset[tuple[Tensor, ...]]):
-    """Blocks after <s>, as (tokens [length], places [n], what was there [n]).
+    """Blocks after <s>, as (tokens [length], places [n], original tokens there [n]), int64.
 
     The masks come from torch's global generator, which the loop seeds for each sample and epoch; with `fixed`
-    they depend on the index alone.
+    they depend only on the index.
     """
 
     def __init__(self, blocks: Blocks, masking: Masking, bos: int, fixed: bool = False) -> None:
@@ -74,36 +105,32 @@ class MaskedBlocks(Dataset[tuple[Tensor, ...]]):
         return tuple(torch.from_numpy(np.asarray(x, np.int64)) for x in (changed, places, ids[places], *rest))
 
     def draw(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """Return the tokens of a sample, and what else belongs to it."""
+        """Return the tokens of a sample [length], and any further arrays of it."""
         return (np.insert(self.blocks[index], 0, self.bos),)
 
 
 class MaskedPairs(MaskedBlocks):
-    """Pairs <s> A </s> B </s> as above, with (token_type_ids [length], whether B is not what follows A []).
+    """Pairs <s> A </s> B </s>, as above, and (token_type_ids [length], 1 if B does not follow A []).
 
-    A and B are the parts of a block that is cut between two of its lines, or within its only one. In half of
-    the pairs B is from some other block. (BERT's own preparation also makes a tenth of the sequences short,
-    and uses the lines again whose place another's took.)
+    A and B are the parts of a block cut between two of its lines, or within its only line. In half of the
+    pairs B comes from another block. (BERT's own preparation also shortens a tenth of the sequences, and
+    reuses lines that another block's have replaced.)
     """
 
-    def __init__(self, blocks: Blocks, masking: Masking, bos: int, fixed: bool = False) -> None:
-        super().__init__(blocks, masking, bos, fixed)
-        self.max_tokens = blocks.size - 1  # for A and B: a block has one </s> at least
-
     def draw(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """Return the tokens of a pair, their token types, and 1 where B is another's."""
+        """Return a pair's tokens [length], token types [length], and whether B is from another block."""
         first, second = self.part(index, rng)
         other = len(self) > 1 and rng.random() < 0.5
         if other:
             _, second = self.part((index + int(rng.integers(1, len(self)))) % len(self), rng)
-            second = second[: self.max_tokens - len(first)]
+            second = second[: self.blocks.size - 1 - len(first)]  # a block has at least one </s>
         ends = [self.blocks.eos]
         ids = np.concatenate([[self.bos], first, ends, second, ends])
         token_type_ids = np.arange(len(ids)) >= len(first) + 2
         return ids, token_type_ids, np.array(other)
 
     def part(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return the two parts of a block, without the ends of lines."""
+        """Return the tokens of the two parts of a block, without the ends of lines."""
         text, (first, end) = self.blocks.text, self.blocks.lines_of(index)
         begin, stop = int(text.lines[first]), int(text.lines[end])
         if end - first > 1:
@@ -113,20 +140,16 @@ class MaskedPairs(MaskedBlocks):
         return text.ids[begin:middle], text.ids[middle:stop]
 
 
-def collate(samples: Sequence[tuple[Tensor, ...]], pad: int) -> list[Tensor]:
-    """Return a batch of samples, padded to the longest.
-
-    It is (tokens [batch, length], attention_mask [batch, length], or [batch, 0] if nothing is padded, places
-    [batch, n], targets [batch, n]), and for pairs (token_type_ids [batch, length], others [batch]).
-    """
+def collate(samples: Sequence[tuple[Tensor, ...]], pad: int) -> Batch | PairBatch:
+    """Return a batch of the samples of a MaskedBlocks, or of a MaskedPairs."""
     ids, places, targets, *pair = map(list, zip(*samples, strict=True))
     lengths = torch.tensor([len(x) for x in ids])
     longest = int(lengths.max())
     attention_mask = torch.arange(longest) < lengths[:, None]
-    batch = [
+    batch = Batch(
         pad_sequence(ids, True, pad),
         attention_mask[:, :0] if bool(attention_mask.all()) else attention_mask,
         pad_sequence(places, True, 0),
         pad_sequence(targets, True, IGNORED),
-    ]
-    return batch + ([pad_sequence(pair[0], True, 0), torch.stack(pair[1])] if pair else [])
+    )
+    return PairBatch(*batch, pad_sequence(pair[0], True, 0), torch.stack(pair[1])) if pair else batch

@@ -1,7 +1,7 @@
 """Pre-train BERT or RoBERTa: `python nlp/pretrain_bert.py optimizer=adan [data=... model=... key=value ...]`.
 
-Without further words it trains a small one on the documentation of Python's own library in a few minutes on
-two CPU cores. The run's folder gets the tokenizer, and a folder `transformers` with the best weights, which
+Without arguments it trains a small one on the documentation of Python's library, in a few minutes on two CPU
+cores. The run folder gets the tokenizer, and a folder `transformers` with the best weights, which
 AutoModelForMaskedLM.from_pretrained loads; nlp/finetune_glue.py can start from either.
 """
 
@@ -20,25 +20,23 @@ from transformers.utils import logging
 from nlp.bert import Untrained, attention, build_masked_lm, in_transformers, longest
 from nlp.blocks import Blocks
 from nlp.config.bert import BertConfig
-from nlp.masking import IGNORED, MaskedBlocks, MaskedPairs, Masking, collate
+from nlp.masking import IGNORED, Batch, MaskedBlocks, MaskedPairs, Masking, PairBatch, collate
 from repro.errors import UserError
 from repro.interop import read_weights
 from repro.text import corpus
 from repro.text.perplexity import entropy, perplexity
-from repro.train.cli import entry_point
+from repro.train.command import command
 from repro.train.data import Plan, Sized, shuffled
-from repro.train.run_folder import run_name
 from repro.train.task import Task
-from repro.train.trainer import train
 
 EXPORT = "transformers"
-EXAMPLES, FILLS, CONTEXT = 6, 3, 12  # hidden words shown, fills of each, and tokens around it on either side
+EXAMPLES, FILLS, CONTEXT = 6, 3, 12  # hidden words shown, predictions of each, and tokens on either side
 
 
-class Pretraining(Task):
-    """Hidden tokens from those around them, measured on the validation text with fixed masks.
+class Pretraining(Task[Batch | PairBatch]):
+    """Prediction of hidden tokens, measured on the validation text with fixed masks.
 
-    Losses are in bits, the mean over the hidden tokens.
+    Losses are recorded in bits, as means over the hidden tokens.
     """
 
     name = "bert"
@@ -59,7 +57,7 @@ class Pretraining(Task):
         self.tokenizer = text.tokenizer
         self.masking = self._masking()
         self.train_blocks, self.valid_blocks = (self._blocks(text, split) for split in ("train", "valid"))
-        begun = len(self.train_blocks)  # sequences, each with a token before the block
+        begun = len(self.train_blocks)  # sequences, each with <s> before the block
         self.per_sample = round((self.train_blocks.tokens + begun) / begun)
 
     def _masking(self) -> Masking:
@@ -70,10 +68,8 @@ class Pretraining(Task):
                 raise UserError(f"tokenizer.name={self.config.tokenizer.name}: has no {name} token for BERT")
         max_positions = longest(self.config.model, tokenizer)
         if data.block_size > max_positions:
-            raise UserError(
-                f"data.block_size={data.block_size}: model.max_position_embeddings="
-                f"{self.config.model.max_position_embeddings} has positions for {max_positions} tokens"
-            )
+            room = f"{self.config.model.max_position_embeddings} has positions for {max_positions} tokens"
+            raise UserError(f"data.block_size={data.block_size}: model.max_position_embeddings={room}")
         specials = [*ids.values(), *([] if tokenizer.unk is None else [tokenizer.unk])]
         eligible = np.ones(tokenizer.vocab_size, bool)
         if not data.mask_specials:
@@ -89,42 +85,38 @@ class Pretraining(Task):
 
     def _blocks(self, text: Any, split: str) -> Blocks:
         data = self.config.data
-        size = data.block_size - (
-            2 if self.pairs else 1
-        )  # the rest is for <s>, and the </s> between two parts
+        size = data.block_size - (2 if self.pairs else 1)  # without <s>, and </s> between two parts
         blocks = Blocks(text.split(split), data.block, size, self.tokenizer.eos)
         if not len(blocks):
-            raise UserError(
-                f"data.block_size={data.block_size}: no line of the {split} text is as short; "
-                "data.block=none cuts lines"
-            )
+            long = f"no line of the {split} text is as short; data.block=none cuts lines"
+            raise UserError(f"data.block_size={data.block_size}: {long}")
         return blocks
 
     def train_data(self) -> Sized:
-        """Return the training sequences, with new masks every time."""
+        """Return the training sequences, with new masks in every epoch."""
         return self._masked(self.train_blocks)
 
     def valid_data(self) -> Sized:
-        """Return the validation sequences with their masks."""
+        """Return the validation sequences with fixed masks."""
         return self._masked(self.valid_blocks, fixed=True)
 
     def _masked(self, blocks: Blocks, fixed: bool = False) -> MaskedBlocks:
         return (MaskedPairs if self.pairs else MaskedBlocks)(blocks, self.masking, self.tokenizer.bos, fixed)
 
     def plan(self, data: Sized, config: Any) -> Plan:
-        """Go through the sequences in a new order every epoch, with a last step of what is left."""
+        """Return the sequences in a new order every epoch; the last step may be smaller."""
         return shuffled(len(data), config.batch_size, config.seed, config.repeats, drop_last=False)
 
-    def collate(self, samples: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-        """Return sequences as a batch; see nlp.masking."""
+    def collate(self, samples: Sequence[tuple[Tensor, ...]]) -> Batch | PairBatch:
+        """Return a batch, padded to its longest sequence."""
         return collate(samples, self.tokenizer.pad)
 
-    def num_items(self, batch: Any) -> float:
+    def num_items(self, batch: Batch | PairBatch) -> float:
         """Return the number of hidden tokens."""
-        return float((batch[3] != IGNORED).sum())
+        return float((batch.targets != IGNORED).sum())
 
     def begin(self, folder: Path) -> None:
-        """Keep the tokenizer with the run, and say what the text was cut into."""
+        """Save the tokenizer in the run folder, and print the numbers of sequences."""
         self.tokenizer.save(folder / "tokenizer")
         for split, blocks in (("train", self.train_blocks), ("valid", self.valid_blocks)):
             published = getattr(self.config.data, f"{split}_sequences")
@@ -137,36 +129,37 @@ class Pretraining(Task):
         """Return the model with its initial weights."""
         return build_masked_lm(self.config.model, self.tokenizer)
 
-    def synthetic_batch(self, n: int) -> list[Tensor]:
-        """Return sequences of full length, as nlp.masking.collate does."""
+    def synthetic_batch(self, n: int) -> Batch | PairBatch:
+        """Return n random sequences of full length."""
         length, words = self.config.data.block_size, self.tokenizer.vocab_size
         shape = n, max(1, round(self.config.data.mask_prob * length))
-        batch = [torch.randint(words, (n, length)), torch.ones(n, 0, dtype=torch.bool)]
-        batch += [torch.randint(length, shape), torch.randint(words, shape)]
-        return batch + ([torch.randint(2, (n, length)), torch.randint(2, (n,))] if self.pairs else [])
+        ids, attention_mask = torch.randint(words, (n, length)), torch.ones(n, 0, dtype=torch.bool)
+        batch = Batch(ids, attention_mask, torch.randint(length, shape), torch.randint(words, shape))
+        return (
+            PairBatch(*batch, torch.randint(2, (n, length)), torch.randint(2, (n,))) if self.pairs else batch
+        )
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean cross entropy over the hidden tokens, in nats; with pairs plus theirs."""
+    def loss(self, model: nn.Module, batch: Batch | PairBatch) -> Tensor:
+        """Return the mean cross entropy over the hidden tokens in nats, with pairs plus theirs; a scalar."""
         (words, count), pairs = self._losses(*self._scores(model, batch), batch)
-        return words / count.clamp(min=1) + (pairs / len(batch[0]) if pairs is not None else 0)
+        return words / count.clamp(min=1) + (pairs / len(batch.ids) if pairs is not None else 0)
 
-    def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the scores of each token [n, vocabulary] at the hidden places."""
-        return self._scores(model, batch)[0][batch[3] != IGNORED]
+    def logits(self, model: nn.Module, batch: Batch | PairBatch) -> Tensor:
+        """Return the scores of each token [hidden, vocabulary] at the hidden places of the batch."""
+        return self._scores(model, batch)[0][batch.targets != IGNORED]
 
     def training_metrics(self, loss: float) -> dict[str, float]:
-        """Return the loss in bits and the perplexity; with pairs both are of the sum of the two losses."""
+        """Return the loss in bits and the perplexity; with pairs, both of the sum of the two losses."""
         return bits("train", loss)
 
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
-        """Return sums over a batch: of losses, in nats, and of what was told right."""
+    def evaluate(self, model: nn.Module, batch: Batch | PairBatch) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the sums of losses, in nats, and of correct predictions, and the number of hidden tokens."""
         scores, answers = self._scores(model, batch)
         (words, count), pairs = self._losses(scores, answers, batch)
-        sums = {"words": words, "right": (scores.argmax(-1) == batch[3]).sum()}
-        if pairs is not None and answers is not None:
-            others = batch[5]
-            sums |= {"pairs": pairs, "pairs_right": (answers.argmax(-1) == others).sum()}
-            sums["pairs_count"] = torch.ones_like(others).sum()
+        sums = {"words": words, "right": (scores.argmax(-1) == batch.targets).sum()}
+        if isinstance(batch, PairBatch) and answers is not None:
+            sums |= {"pairs": pairs, "pairs_right": (answers.argmax(-1) == batch.others).sum()}
+            sums["pairs_count"] = torch.ones_like(batch.others).sum()
         return sums, count
 
     def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
@@ -179,32 +172,34 @@ class Pretraining(Task):
             numbers["valid_nsp_accuracy"] = 100 * float(sums["pairs_right"]) / number
         return numbers
 
-    def _scores(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
-        ids, attention_mask, places, _, *pair = batch
-        scores, answers = model(ids, attention(attention_mask), places, *pair[:1])
+    def _scores(self, model: nn.Module, batch: Batch | PairBatch) -> tuple[Tensor, Tensor | None]:
+        """Return the scores of tokens [batch, n, vocabulary] and those of pairs [batch, 2], if any."""
+        token_type_ids = batch.token_type_ids if isinstance(batch, PairBatch) else None
+        mask = attention(batch.attention_mask)
+        scores, answers = model(batch.ids, mask, batch.places, token_type_ids)
         return scores.float(), answers
 
     def _losses(
-        self, scores: Tensor, answers: Tensor | None, batch: Any
+        self, scores: Tensor, answers: Tensor | None, batch: Batch | PairBatch
     ) -> tuple[tuple[Tensor, Tensor], Any]:
-        """Return the sum of the losses of words with their number, and the sum of those of pairs, if any."""
-        targets = batch[3]
-        words = F.cross_entropy(
-            scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        pairs = None if answers is None else F.cross_entropy(answers.float(), batch[5], reduction="sum")
+        """Return the summed loss of words with their number, and the summed loss of pairs, if any."""
+        targets = batch.targets.flatten()
+        words = F.cross_entropy(scores.flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum")
+        pairs = None
+        if isinstance(batch, PairBatch) and answers is not None:
+            pairs = F.cross_entropy(answers.float(), batch.others, reduction="sum")
         return (words, (targets != IGNORED).sum()), pairs
 
     def finish(self, folder: Path) -> None:
-        """Put the best weights into the run's folder as transformers has them, with the tokenizer."""
+        """Export the best weights and the tokenizer to the run folder, in the format of transformers."""
         model = self.build_model()
         model.load_state_dict(read_weights(folder)[0])
-        logging.disable_progress_bar()  # of a single file
+        logging.disable_progress_bar()
         in_transformers(model).save_pretrained(folder / EXPORT)
         self.tokenizer.save(folder / EXPORT)
 
     def examples(self, model: nn.Module) -> list[str]:
-        """Return hidden words of the validation text with what the model would fill in, and what is easy."""
+        """Return the entropy of the tokens' frequencies, and hidden words with the model's predictions."""
         counts = np.bincount(self.valid_blocks.text.ids)
         alone = entropy(counts) / math.log(2)
         data, lines = self.valid_data(), [f"tokens have {alone:.3g} bits by their frequency alone"]
@@ -212,12 +207,15 @@ class Pretraining(Task):
         for index in np.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).astype(int):
             batch = self.collate([data[index]])
             scores, _ = self._scores(model, self.move(batch, device))
-            lines += self._example([x[0].cpu() for x in batch[:4]], scores[0].softmax(-1).cpu())
+            lines += self._example(batch, scores[0].softmax(-1).cpu())
         return lines
 
-    def _example(self, sample: list[Tensor], chances: Tensor) -> list[str]:
-        """Return a line on the hidden word in the middle of a sequence."""
-        ids, _, places, targets = sample
+    def _example(self, batch: Batch | PairBatch, chances: Tensor) -> list[str]:
+        """Return a line on the middle hidden word of the batch's only sequence, none if no word is hidden.
+
+        `chances` are the model's probabilities [n, vocabulary] of the words at the hidden places.
+        """
+        ids, places, targets = batch.ids[0], batch.places[0], batch.targets[0]
         masked = (ids[places] == self.tokenizer.mask).nonzero().flatten().tolist()
         if not masked:
             return []
@@ -240,12 +238,7 @@ def bits(split: str, nats: float) -> dict[str, float]:
 
 
 RECIPE = Pretraining  # see repro.ledger.recipes
-
-
-@entry_point("bert", BertConfig)
-def main(config: BertConfig, overrides: list[str]) -> None:
-    """Train as the command line says, and write the best weights for transformers."""
-    train(Pretraining(config), config, config.run.name or run_name(overrides))
+main = command(RECIPE)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """Train an LSTM language model: `python nlp/train_lstm.py optimizer=adan [data=... model=... key=value ...]`.
 
-Without further words it trains a small one on Python's documentation in a few minutes on two CPU cores.
+Without arguments it trains a small one on Python's documentation, in a few minutes on two CPU cores.
 """
 
 import math
 import sys
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +14,15 @@ from torch import Tensor, nn
 from nlp.config.lstm import LSTMTrainConfig
 from nlp.lstm import Hidden, LSTMLanguageModel, activation_penalty
 from repro.text.perplexity import perplexity
-from repro.text.streams import Streams, StreamTask
-from repro.train.cli import entry_point
-from repro.train.run_folder import run_name
-from repro.train.trainer import train
+from repro.text.streams import Batch, Streams, StreamTask
+from repro.train.command import command
 
-PROMPTS, PROMPT, LONGEST = 4, 6, 30  # continuations in the summary, words that each starts from, and adds
-TEMPERATURE = 0.7  # of the words that are drawn for them; likeliest ones would go round in circles
+PROMPTS, PROMPT, LONGEST = 4, 6, 30  # continuations in the summary, and words of each prompt and continuation
+TEMPERATURE = 0.7  # of the continuations; the most likely words would repeat themselves
 
 
 class LanguageModelling(StreamTask):
-    """The next word of a text, measured by perplexity per token."""
+    """Prediction of the next word of a text, measured by perplexity per token."""
 
     name = "lstm"
     schema = LSTMTrainConfig
@@ -37,55 +34,52 @@ class LanguageModelling(StreamTask):
 
     def train_data(self) -> Streams:
         """Return batch_size streams of the training text."""
-        return self._streams("train", "training text", self.config.batch_size, "batch_size")
+        return self._streams("train", self.config.batch_size, "batch_size")
 
     def valid_data(self) -> Streams:
         """Return streams of the validation text."""
-        streams = self.config.data.eval_batch_size
-        return self._streams("valid", "validation text", streams, "data.eval_batch_size")
+        return self._streams("valid", self.config.data.eval_batch_size, "data.eval_batch_size")
 
     def test_data(self) -> Streams | None:
-        """Return streams of the test text, where the source has one."""
+        """Return streams of the test text, or None if the source has none."""
         if "test" not in self.corpus.splits:
             return None
-        streams = self.config.data.test_batch_size
-        return self._streams("test", "test text", streams, "data.test_batch_size")
+        return self._streams("test", self.config.data.test_batch_size, "data.test_batch_size")
 
-    def _streams(self, split: str, what: str, streams: int, key: str) -> Streams:
-        return Streams(self.corpus.split(split).ids, streams, self.config.data.tgt_len, what, key)
+    def _streams(self, split: str, streams: int, key: str) -> Streams:
+        ids, tgt_len = self.corpus.split(split).ids, self.config.data.tgt_len
+        return Streams(ids, streams, tgt_len, f"{split} text", key)
 
     def build_model(self) -> nn.Module:
         """Return the model with its initial weights."""
         return LSTMLanguageModel(self.config.model, self.vocab_size)
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean cross entropy in nats and the penalties on activations."""
-        ids, targets = batch
-        output = model(ids, self._hidden())
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean cross entropy in nats plus the penalties on activations, a scalar."""
+        output = model(batch.ids, self._hidden())
         self._keep(output.hidden)
-        loss = F.cross_entropy(output.logits.flatten(0, 1).float(), targets.flatten())
+        loss = F.cross_entropy(output.logits.flatten(0, 1).float(), batch.targets.flatten())
         return loss + activation_penalty(output, self.config.model.alpha, self.config.model.beta)
 
-    def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the scores [batch, time, words] of the next words, of segments taken by themselves."""
-        scores: Tensor = model(batch[0]).logits
-        return scores
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the scores [streams, tgt_len, words] of the next words, without earlier segments."""
+        return model(batch.ids).logits
 
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
-        """Return the sum of the cross entropy over a batch, which goes on where the one before ended."""
-        ids, targets = batch
-        output = model(ids, self._hidden())
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int]:
+        """Return the summed cross entropy of a batch, which continues where the one before ended."""
+        output = model(batch.ids, self._hidden())
         self._keep(output.hidden)
+        targets = batch.targets
         loss = F.cross_entropy(output.logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
         return {"valid_loss": loss}, targets.numel()
 
     def training_metrics(self, loss: float) -> dict[str, float]:
-        """Return the loss, and the perplexity where there are no penalties in it."""
+        """Return the loss, and the perplexity if the loss has no penalties."""
         penalised = self.config.model.alpha or self.config.model.beta
         return {"train_loss": loss} | ({} if penalised else {"train_perplexity": perplexity(loss)})
 
     def examples(self, model: nn.Module) -> list[str]:
-        """Return the beginnings of lines of the validation text, and how the model goes on (after a |)."""
+        """Return beginnings of lines of the validation text, each with the model's continuation after a |."""
         text, tokenizer = self.corpus.split("valid"), self.corpus.tokenizer
         long = text.lines[:-1][np.diff(text.lines) > PROMPT]
         generator = torch.Generator().manual_seed(0)
@@ -110,7 +104,7 @@ class LanguageModelling(StreamTask):
 def continuation(
     model: nn.Module, prompt: list[int], end: int | None, unknown: int | None, generator: torch.Generator
 ) -> list[int]:
-    """Draw up to LONGEST tokens after `prompt`, to the `end` of the line; never the `unknown` token."""
+    """Sample up to LONGEST tokens after `prompt`, up to the token `end`, and never the token `unknown`."""
     device = next(model.parameters()).device
     ids, hidden, drawn = prompt, None, list[int]()
     while len(drawn) < LONGEST:
@@ -126,12 +120,7 @@ def continuation(
 
 
 RECIPE = LanguageModelling  # see repro.ledger.recipes
-
-
-@entry_point("lstm", LSTMTrainConfig)
-def main(config: LSTMTrainConfig, overrides: list[str]) -> None:
-    """Train as the command line says."""
-    train(LanguageModelling(config), config, config.run.name or run_name(overrides))
+main = command(RECIPE)
 
 
 if __name__ == "__main__":

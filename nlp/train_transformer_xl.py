@@ -1,11 +1,10 @@
 """Train Transformer-XL: `python nlp/train_transformer_xl.py optimizer=adan [data=... key=value ...]`.
 
-Without further words it trains a small one on Python's own documentation in a few minutes on two CPU cores.
+Without arguments it trains a small one on Python's documentation, in a few minutes on two CPU cores.
 """
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +15,16 @@ from repro.errors import UserError
 from repro.interop import read_weights
 from repro.interop.checkpoint import Weights
 from repro.text.perplexity import perplexity
-from repro.text.streams import Streams, StreamTask
+from repro.text.streams import Batch, Streams, StreamTask
 from repro.train.checkpoint import first_difference
-from repro.train.cli import entry_point
-from repro.train.run_folder import run_name
-from repro.train.trainer import train
+from repro.train.command import command
 
-# of the examples: texts, tokens, and words to draw from
+# continuations in the summary, tokens of each prompt and continuation, and top-k of the sampling
 PROMPTS, PROMPT, CONTINUED, LIKELIEST = 3, 24, 48, 40
 
 
 class LanguageModelling(StreamTask):
-    """Words from those before them, measured by perplexity with a memory that runs through the text."""
+    """Prediction of the next word, measured by perplexity with a memory that runs through the text."""
 
     name = "transformer_xl"
     schema = TransformerXLConfig
@@ -37,27 +34,24 @@ class LanguageModelling(StreamTask):
         super().__init__(config.data, config.tokenizer, config.tgt_len, synthetic)
         self.model_name = f"Transformer-XL, {config.model.n_layer} layers of {config.model.d_model}"
         if config.model.cutoffs and config.model.cutoffs[-1] >= self.vocab_size:
-            raise UserError(
-                f"model.cutoffs={config.model.cutoffs}: the vocabulary has only {self.vocab_size:,} words"
-            )
+            cutoffs = config.model.cutoffs
+            raise UserError(f"model.cutoffs={cutoffs}: the vocabulary has only {self.vocab_size:,} words")
         self.reach = Reach(config.eval_same_length, config.eval_clamp_len)
 
     def train_data(self) -> Streams:
-        """Return the training text, `batch_size` streams of it."""
+        """Return `batch_size` streams of the training text."""
         ids, expected = self.corpus.split("train").ids, self.config.train_tokens
         if expected is not None and len(ids) != expected:
-            raise UserError(
-                f"train_tokens={expected}: the training text has {len(ids)}; it is not the text that the "
-                "setting is for, or its words are cut otherwise; train_tokens=null takes any"
-            )
+            other = "it is another text, or tokenised differently; null takes any"
+            raise UserError(f"train_tokens={expected}: the training text has {len(ids)}: {other}")
         return Streams(ids, self.config.batch_size, self.config.tgt_len, "training text")
 
     def valid_data(self) -> Streams:
-        """Return the validation text."""
+        """Return streams of the validation text."""
         return self._evaluation_streams("valid")
 
     def test_data(self) -> Streams | None:
-        """Return the test text, if there is one."""
+        """Return streams of the test text, or None if there is none."""
         return self._evaluation_streams("test") if "test" in self.corpus.splits else None
 
     def _evaluation_streams(self, split: str) -> Streams:
@@ -73,19 +67,19 @@ class LanguageModelling(StreamTask):
             load(model, read_weights(Path(config.checkpoint).expanduser())[0], config.checkpoint)
         return model
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean negative log-likelihood of the targets, in nats."""
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean negative log-likelihood of the targets in nats, a scalar."""
         words, targets = batch
         losses, memory = model(words, targets, self._memory(words, self.config.model.mem_len))
         self.state |= memory._asdict()
         return losses.mean()
 
     def training_metrics(self, loss: float) -> dict[str, float]:
-        """Return the loss, in nats, and the perplexity that is its exponential."""
+        """Return the loss in nats and the perplexity, its exponential."""
         return {"train_loss": loss, "train_perplexity": perplexity(loss)}
 
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
-        """Return the sum of the negative log-likelihoods of the targets, and how many these are."""
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int]:
+        """Return the summed negative log-likelihood of the targets, and their number."""
         words, targets = batch
         losses, memory = model(words, targets, self._memory(words, self.config.eval_mem_len), self.reach)
         self.state |= memory._asdict()
@@ -97,7 +91,7 @@ class LanguageModelling(StreamTask):
         return Memory(**self.state)
 
     def examples(self, model: nn.Module) -> list[str]:
-        """Return continuations of places in the validation text, word by word from the likeliest 40."""
+        """Return continuations of excerpts of the validation text, sampled from the 40 most likely words."""
         assert isinstance(model, TransformerXL)
         tokenizer, split = self.corpus.tokenizer, self.corpus.split("valid")
         device = next(model.parameters()).device
@@ -120,7 +114,7 @@ class LanguageModelling(StreamTask):
 
 
 def load(model: nn.Module, weights: Weights, source: str) -> None:
-    """Load weights, all of which must fit; of tensors that are one in the model one is enough.
+    """Load weights, all of which must fit; of tensors that the model ties, one is enough.
 
     Raises:
         UserError: they do not fit; it names the first difference.
@@ -135,12 +129,7 @@ def load(model: nn.Module, weights: Weights, source: str) -> None:
 
 
 RECIPE = LanguageModelling  # see repro.ledger.recipes
-
-
-@entry_point("transformer_xl", TransformerXLConfig)
-def main(config: TransformerXLConfig, overrides: list[str]) -> None:
-    """Train as the command line says."""
-    train(LanguageModelling(config), config, config.run.name or run_name(overrides))
+main = command(RECIPE)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from hydra.core.config_store import ConfigStore
 
 from repro.errors import UserError
 from repro.train.config import TrainConfig, one_of
-from vision import resolvers  # noqa: F401 (what configurations compute)
+from vision import resolvers  # noqa: F401 (registers them with OmegaConf)
 
 SCRATCH = "scratch"
 
@@ -20,30 +20,30 @@ class ModelConfig:
     name: str = "vit_tiny_patch16_224"
     kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
     drop_path: float = 0.0
-    pretrained: bool = False  # initial weights: timm's, from the Hugging Face hub, for a name with its tag
-    # initial weights: a run folder, or what else repro.interop reads; scratch: none
+    pretrained: bool = False  # start from timm's weights on the Hugging Face hub; the name needs its tag
+    # initial weights: a run folder, or any file that repro.interop reads; scratch: random ones
     checkpoint: str | None = None
-    head_std: float | None = None  # of a new head, whose bias is then 0; null: as timm draws it
-    probe: bool = False  # train a linear head alone, on normalised features of the frozen rest
-    grad_checkpointing: bool = False  # compute activations again in the backward pass, to save memory
+    head_std: float | None = None  # standard deviation of a new head, with zero bias; null: timm's own
+    probe: bool = False  # train only a linear head, on normalised features of the frozen model
+    grad_checkpointing: bool = False  # recompute activations in the backward pass, to save memory
 
 
 @dataclass
 class DataConfig:
-    """A data set and the shape its images are brought to."""
+    """A data set, and the shape of the images made from it."""
 
     name: str = "digits"  # digits | fashion_mnist | cifar10 | imagefolder | webdataset | hfds
     root: str | None = None  # folder; for hfds also a name on the Hugging Face hub
-    # of the training images, held out to measure on; the test images are then measured at the end
+    # share of the training images held out for validation; the test images are then used once, at the end
     valid_share: float = 0.0
-    size: int = 8  # pixels, of a side
+    size: int = 8  # side in pixels
     channels: int = 1
     classes: int | None = None  # None: as many as the data set has
     mean: list[float] = field(default_factory=lambda: [0.5])  # per channel, of pixels in 0..1
     std: list[float] = field(default_factory=lambda: [0.5])
-    crop_pct: float = 1.0  # of the side, kept by the central crop in evaluation
+    crop_pct: float = 1.0  # share of the side that the central crop keeps in evaluation
     interpolation: str = "bicubic"  # in evaluation
-    draft: bool = False  # decode large training JPEGs at a fraction of their size: faster, other pixels
+    draft: bool = False  # decode large training JPEGs at a fraction of their size: faster, different pixels
     train_split: str = "train"  # hfds only, like all below
     test_split: str = "test"
     image_column: str = "image"
@@ -56,7 +56,7 @@ class AugmentConfig:
 
     crop: str = "resized"  # resized (random resized crop) | padded (pad, then random crop) | none
     padding: int = 0  # pixels, for crop=padded
-    scale: list[float] = field(default_factory=lambda: [0.08, 1.0])  # of the area, for crop=resized
+    scale: list[float] = field(default_factory=lambda: [0.08, 1.0])  # share of the area, for crop=resized
     ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
     interpolation: str = "random"
     hflip: float = 0.5  # probability
@@ -75,7 +75,7 @@ class AugmentConfig:
 
 @dataclass
 class VisionConfig(TrainConfig):
-    """Everything vision/train.py can be told."""
+    """All settings of vision/train.py."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -99,14 +99,12 @@ class VisionConfig(TrainConfig):
             raise UserError(f"batch_size={self.batch_size}: mixup and cutmix need an even micro-batch")
 
     def _check_model(self) -> None:
-        """Check where the initial weights come from, before anything is built or read."""
+        """Check the source of the initial weights, before anything is built or read."""
         model, row = self.model, self.row
         if model.head_std is not None and not model.head_std > 0:
             raise UserError(f"model.head_std={model.head_std}: must be above 0, or null for timm's own")
         if model.probe and (model.drop_path or model.grad_checkpointing):
-            raise UserError(
-                "model.probe=true: set model.drop_path=0 and model.grad_checkpointing=false as well"
-            )
+            raise UserError("model.probe=true: also set model.drop_path=0, model.grad_checkpointing=false")
         if model.pretrained and model.checkpoint is not None:
             raise UserError(f"model.checkpoint={model.checkpoint}: set model.pretrained=false as well")
         after = None if row is None else row.after
@@ -118,15 +116,13 @@ class VisionConfig(TrainConfig):
                 "name its run's folder, or a public checkpoint"
             )
         if model.checkpoint is None and not model.pretrained and (after is not None or model.probe):
-            raise UserError(
-                f"model.checkpoint is not set: {cure}; model.checkpoint={SCRATCH} starts from none"
-            )
+            raise UserError(f"model.checkpoint is not set: {cure}; {SCRATCH} starts from none")
         if model.checkpoint not in (None, SCRATCH) and not Path(model.checkpoint).expanduser().exists():
             raise UserError(f"model.checkpoint={model.checkpoint}: no such file or folder; {cure}")
 
     @property
     def mixes(self) -> bool:
-        """Whether images of a batch are mixed."""
+        """Whether mixup or cutmix is on."""
         return self.augment.mixup > 0 or self.augment.cutmix > 0
 
 
@@ -143,18 +139,18 @@ class DecoderConfig:
 class AutoencoderConfig:
     """A masked autoencoder around a timm model."""
 
-    name: str = "vit_tiny_patch16_224"  # the encoder
+    name: str = "vit_tiny_patch16_224"  # of the encoder
     kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    mask_ratio: float = 0.75  # of the patches
-    norm_pixels: bool = True  # predict pixels normalised by the mean and deviation of their patch
-    grad_checkpointing: bool = False  # compute activations again instead of keeping them
-    checkpoint: str | None = None  # initial weights, of the whole: as for vision/train.py
+    mask_ratio: float = 0.75  # share of the patches that are hidden
+    norm_pixels: bool = True  # predict pixels normalised by the mean and standard deviation of their patch
+    grad_checkpointing: bool = False  # recompute activations in the backward pass, to save memory
+    checkpoint: str | None = None  # initial weights of the whole autoencoder, as for vision/train.py
 
 
 @dataclass
 class PretrainConfig(TrainConfig):
-    """Everything vision/pretrain_mae.py can be told. Without labels `label_smoothing` has no use."""
+    """All settings of vision/pretrain_mae.py. It has no labels, so `label_smoothing` has no effect."""
 
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -166,9 +162,8 @@ class PretrainConfig(TrainConfig):
         _check_images(self.data, self.augment)
         for key in ("mixup", "cutmix", "erase"):
             if getattr(self.augment, key) > 0:
-                raise UserError(
-                    f"augment.{key}={getattr(self.augment, key)}: must be 0; nothing is mixed or erased here"
-                )
+                value = getattr(self.augment, key)
+                raise UserError(f"augment.{key}={value}: must be 0; masked autoencoders do not mix or erase")
 
 
 def _check_images(data: DataConfig, augment: AugmentConfig) -> None:

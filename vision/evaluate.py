@@ -1,13 +1,13 @@
 """Measure a checkpoint on a test set: `python vision/evaluate.py CHECKPOINT [key=value ...]`.
 
-    python vision/evaluate.py runs/vision/NAME                           a run of ours, as it was measured
-    python vision/evaluate.py last.pth.tar data.root=PATH                timm's: model and crop are in it
-    python vision/evaluate.py FILE --row mae/base data.root=PATH         as the row measures; compared with it
+    python vision/evaluate.py runs/vision/NAME                           a run of ours, with its own settings
+    python vision/evaluate.py last.pth.tar data.root=PATH                timm's, which states model and crop
+    python vision/evaluate.py FILE --row mae/base data.root=PATH         as a row states, against its value
     python vision/evaluate.py FILE model.name=resnet50 data.root=PATH    any other weights
 
-CHECKPOINT is whatever scripts/checkpoint.py reads; of a run it is the best one. key=value is as for
-vision/train.py; batch_size (256) is over all processes, of which torchrun starts several, and amp is off.
-Every image counts once. See docs/evaluate.md.
+CHECKPOINT is anything that scripts/checkpoint.py reads; for a run folder, its best checkpoint. key=value is
+as for vision/train.py. batch_size (256) is the total over all processes that torchrun starts, and amp is off
+by default. Every image counts once. See docs/evaluate.md.
 """
 
 import argparse
@@ -30,7 +30,6 @@ from repro.train.accelerator import build, shut_down
 from repro.train.cli import command_line, exit_status
 from repro.train.run_folder import write_atomically
 from vision import settings
-from vision.config import VisionConfig
 from vision.models import build_random, load
 from vision.predictions import by_class, measure, predict
 from vision.train import Classification
@@ -48,28 +47,23 @@ def parser() -> argparse.ArgumentParser:
     parser = command_line(__doc__)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
-    parser.add_argument("--row", help="of the ledger: model, crop and published value are this row's")
-    parser.add_argument(
-        "--weights", choices=["model", "ema"], help="default: averaged ones, where there are any"
-    )
+    parser.add_argument("--row", help="ledger row to take model, crop and published value from")
+    parser.add_argument("--weights", choices=["model", "ema"], help="default: ema if the checkpoint has it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="write a line for each image (.csv, .parquet)"
-    )
-    parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="write a line for each class (.csv, .parquet)"
-    )
+    for option, rows in (("--out", "images"), ("--classes", "classes")):
+        parser.add_argument(option, type=Path, metavar="FILE", help=f"table of all {rows} (.csv, .parquet)")
     return parser
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure as the command line says, print and write the results, and return them.
+    """Evaluate as the command line says; print, write and return the results.
 
     Raises:
         UserError: the checkpoint, the settings, the data or a file to write cannot be used.
     """
-    for path in (options.json, options.out, options.classes):
-        check_out(path)
+    for path in filter(None, (options.json, options.out, options.classes)):
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"{path}: there is no folder {path.parent}")
     weights, found = interop.read_weights(options.checkpoint, options.weights)
     config = settings.of(options.checkpoint, found, options.row, options.overrides)
     task = Classification(config)
@@ -80,7 +74,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         table, seconds = predict(model, task, accelerator)
         if accelerator.is_main_process:
             print("\n".join(map(printable, notes)), end="\n" * bool(notes))
-            results = describe_run(options, config, found, model, task)
+            results = describe_run(options, found, model, task)
             results |= measure(table) | {"images_per_second": round(len(table) / seconds, 1)}
             results |= against(config.row, results)
             print(describe(results))
@@ -92,14 +86,10 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def describe_run(
-    options: argparse.Namespace,
-    config: VisionConfig,
-    found: Checkpoint,
-    model: nn.Module,
-    task: Classification,
+    options: argparse.Namespace, found: Checkpoint, model: nn.Module, task: Classification
 ) -> dict[str, Any]:
-    """Return what was measured, and how."""
-    data = config.data
+    """Return a record of the checkpoint, the model, the data and the settings."""
+    config, data = task.config, task.config.data
     return {
         "checkpoint": str(found.path),
         "written_by": found.title,
@@ -120,7 +110,7 @@ def describe_run(
 
 
 def against(row: Row | None, results: dict[str, Any]) -> dict[str, Any]:
-    """Return the published value of a row at the paper's scale, and the difference to it, in percent."""
+    """Return a paper-scale row's published value and our difference from it, both in percent; else {}."""
     figures = [] if row is None or row.scale != "paper" else row.published
     figure = next((each for each in figures if each.metric in results and each.value is not None), None)
     if row is None or figure is None:
@@ -130,7 +120,7 @@ def against(row: Row | None, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe(results: dict[str, Any]) -> str:
-    """Return the results for people."""
+    """Return the results as text."""
     kind = "averaged weights" if results["weights"] == "ema" else "weights"
     at = ", ".join(f"{key} {value}" for key, value in results["position"].items())
     rows = {
@@ -163,12 +153,6 @@ def write(
     for path, frame in ((options.out, table), (options.classes, by_class(table, names))):
         if path is not None:
             frame.to_parquet(path) if path.suffix == ".parquet" else frame.to_csv(path, index=False)
-
-
-def check_out(path: Path | None) -> None:
-    """Raise UserError where a file cannot be written, before anything is measured."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise UserError(f"{path}: there is no folder {path.parent}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Masked autoencoders (He et al., arXiv 2111.06377) around timm's vision transformers.
 
-A state dict has the names of the official code, so its checkpoints load as they are: the encoder's are those
-of timm's vision transformer without a head, and all others are `mask_token` or begin with `decoder_`.
+The state dict has the names of the official code, so its checkpoints load unchanged: the encoder's names are
+those of timm's vision transformer without a head, and all others are `mask_token` or begin with `decoder_`.
 """
 
 import torch
@@ -14,20 +14,20 @@ from repro.errors import UserError
 
 
 class MaskedAutoencoder(nn.Module):
-    """Sees some patches of an image and predicts the pixels of the others.
+    """Predicts the pixels of an image's hidden patches from its visible ones.
 
-    The encoder works on the visible patches alone; the decoder puts one learned token in the place of all
-    others. Position embeddings are fixed, hence buffers. Initial weights are those of the official code.
+    The encoder processes only the visible patches; the decoder stands one learned token in for each hidden
+    one. Position embeddings are fixed, hence buffers. The weights are initialised as in the official code.
 
     Args:
-        encoder: any vision transformer of timm's that cuts images into plain patches; its modules become this
-            model's, with new weights. Its pooling and head are of no use here.
-        embed_dim, depth, num_heads: of the decoder; its MLPs are four times as wide.
+        encoder: a timm vision transformer that cuts images into plain patches. Its modules become this
+            model's and are initialised again; its pooling and head are unused.
+        embed_dim, depth, num_heads: of the decoder, whose MLPs are four times as wide.
         mask_ratio: share of the patches that are hidden.
-        norm_pixels: predict each patch's pixels less their mean and over their standard deviation.
+        norm_pixels: predict pixels normalised by the mean and standard deviation of their patch.
 
     Raises:
-        UserError: an encoder of another kind, or sizes that do not fit.
+        UserError: the encoder is of another kind, or the sizes do not fit.
     """
 
     pos_embed: Tensor
@@ -45,7 +45,7 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         if type(encoder) is not VisionTransformer or type(encoder.patch_embed) is not PatchEmbed:
             raise UserError(
-                f"a masked autoencoder needs a vision transformer of plain patches as its encoder, such as "
+                "a masked autoencoder needs a vision transformer of plain patches as its encoder, such as "
                 f"model=vit_small, not timm's {type(encoder).__name__}"
             )
         if encoder.pos_embed is None or encoder.dynamic_img_size:
@@ -56,19 +56,13 @@ class MaskedAutoencoder(nn.Module):
         self.num_patches: int = patches.num_patches
         self.visible = int(self.num_patches * (1 - mask_ratio))
         if any(side % patch for side, patch in zip(patches.img_size, self.patch_size, strict=True)):
-            raise UserError(
-                f"model.kwargs.patch_size={self.patch_size[0]}: does not divide the image's side, which is "
-                f"{patches.img_size[0]}"
-            )
+            size, side = self.patch_size[0], patches.img_size[0]
+            raise UserError(f"model.kwargs.patch_size={size}: does not divide the image's side, {side}")
         if not 0 < self.visible < self.num_patches:
-            raise UserError(
-                f"model.mask_ratio={mask_ratio}: shows {self.visible} of {self.num_patches} patches; "
-                "at least one must be seen, and one must not"
-            )
+            shows = f"shows {self.visible} of {self.num_patches} patches"
+            raise UserError(f"model.mask_ratio={mask_ratio}: {shows}; some must be seen, and some must not")
         if embed_dim % num_heads:
-            raise UserError(
-                f"model.decoder.num_heads={num_heads}: must divide model.decoder.embed_dim={embed_dim}"
-            )
+            raise UserError(f"model.decoder.num_heads={num_heads}: must divide embed_dim={embed_dim}")
         self.norm_pixels = norm_pixels
         self.grad_checkpointing = False
 
@@ -106,15 +100,15 @@ class MaskedAutoencoder(nn.Module):
                 nn.init.normal_(token, std=0.02)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute activations of the blocks again in the backward pass instead of keeping them."""
+        """Recompute the activations of the blocks in the backward pass instead of keeping them."""
         self.grad_checkpointing = enable
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Return each image's mean squared error over its hidden patches, in the images' dtype.
+        """Return each image's mean squared error over its hidden patches [batch], in the images' dtype.
 
         Args:
             images: [batch, channels, height, width].
-            noise: [batch, patches]; those with the smallest are visible. None draws it.
+            noise: [batch, patches]; the patches with the smallest values are visible. None draws it.
         """
         prediction, hidden = self.predict(images, noise)
         target, _, _ = self.target(images)
@@ -122,11 +116,11 @@ class MaskedAutoencoder(nn.Module):
         return (error * hidden).sum(1) / hidden.sum(1)
 
     def predict(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return predictions [batch, patches, pixels], and which patches were hidden [batch, patches]."""
+        """Return predictions [batch, patches, pixels] and a mask [batch, patches], True at hidden patches."""
         if noise is None:
             noise = torch.rand(len(images), self.num_patches, device=images.device)
         order = noise.argsort(1)
-        place = order.argsort(1)  # of each patch in the order
+        place = order.argsort(1)  # rank of each patch
         return self.decode(self.encode(images, order[:, : self.visible]), place), place >= self.visible
 
     def encode(self, images: Tensor, seen: Tensor) -> Tensor:
@@ -142,7 +136,12 @@ class MaskedAutoencoder(nn.Module):
         return self.norm(self._run(self.blocks, self.norm_pre(x)))
 
     def decode(self, x: Tensor, place: Tensor) -> Tensor:
-        """Return predictions [batch, patches, pixels] from the encoder's tokens; `place` as in `predict`."""
+        """Return predictions [batch, patches, pixels].
+
+        Args:
+            x: the encoder's tokens [batch, prefix + visible, width].
+            place: rank of each patch's noise [batch, patches].
+        """
         x = self.decoder_embed(x)
         prefix, patches = x[:, : self.prefix], x[:, self.prefix :]
         hidden = self.mask_token.expand(len(x), self.num_patches - self.visible, -1)
@@ -156,7 +155,10 @@ class MaskedAutoencoder(nn.Module):
         return checkpoint_seq(blocks, x) if self.grad_checkpointing else blocks(x)
 
     def target(self, images: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
-        """Return what is to be predicted, and the mean and deviation that lead back from it to pixels."""
+        """Return the targets [batch, patches, pixels], and the mean and deviation of their normalisation.
+
+        The latter are [batch, patches, 1], or 0 and 1 without `norm_pixels`.
+        """
         pixels = self.patchify(images)
         if not self.norm_pixels:
             return pixels, 0.0, 1.0
@@ -165,10 +167,10 @@ class MaskedAutoencoder(nn.Module):
         return (pixels - mean) / deviation, mean, deviation
 
     def reconstruct(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the images with the hidden patches as predicted, and with zeros in their place.
+        """Return the images with their hidden patches as predicted, and with zeros in their place.
 
-        With `norm_pixels` the mean and the deviation of a hidden patch, which the model does not predict, are
-        those of the image.
+        Both have the shape of `images`. With `norm_pixels`, the mean and the deviation of a hidden patch come
+        from the image, as the model does not predict them.
         """
         prediction, hidden = self.predict(images, noise)
         _, mean, deviation = self.target(images)
@@ -177,13 +179,13 @@ class MaskedAutoencoder(nn.Module):
         return self.unpatchify(filled), self.unpatchify(pixels * ~hidden[..., None])
 
     def patchify(self, images: Tensor) -> Tensor:
-        """Return [batch, patches, pixels] with the patches and the pixels row by row, channels last."""
+        """Return [batch, patches, pixels], with patches and pixels in row-major order, channels last."""
         (rows, columns), (height, width) = self.grid, self.patch_size
         x = images.reshape(len(images), self.channels, rows, height, columns, width)
         return x.permute(0, 2, 4, 3, 5, 1).reshape(len(images), self.num_patches, -1)
 
     def unpatchify(self, patches: Tensor) -> Tensor:
-        """Return the images [batch, channels, height, width] that `patchify` makes these patches from."""
+        """Return the images [batch, channels, height, width] of patches [batch, patches, pixels]."""
         (rows, columns), (height, width) = self.grid, self.patch_size
         x = patches.reshape(len(patches), rows, columns, height, width, self.channels)
         return x.permute(0, 5, 1, 3, 2, 4).reshape(
@@ -194,8 +196,9 @@ class MaskedAutoencoder(nn.Module):
 def sine_cosine(grid: tuple[int, int], width: int, zeros: int) -> Tensor:
     """Return fixed position embeddings [1, zeros + patches, width] of a grid of rows and columns.
 
-    The first half of the width is for the column, the second for the row, as the official code has them
-    (which calls them the other way round); each half has sines, then cosines of falling frequency.
+    The first half of the width encodes the column, the second the row, as in the official code (which names
+    them the other way round). Each half has sines, then cosines, of falling frequency. The first `zeros`
+    positions are 0.
 
     Raises:
         UserError: the width is not divisible by 4.

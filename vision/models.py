@@ -19,10 +19,10 @@ from vision.config import SCRATCH, DataConfig, ModelConfig
 
 
 def build(config: ModelConfig, data: DataConfig, classes: int) -> nn.Module:
-    """Return the model of a configuration with its initial weights; says what was not taken as it is.
+    """Return the model of a configuration with its initial weights; prints what was changed to fit them.
 
     Raises:
-        UserError: timm has no such model, it does not take the options, or the weights do not fit.
+        UserError: timm has no such model, the model does not take the options, or the weights do not fit.
     """
     model = build_random(config, data, classes)
     if config.pretrained:
@@ -38,7 +38,7 @@ def build(config: ModelConfig, data: DataConfig, classes: int) -> nn.Module:
 
 
 def build_random(config: ModelConfig, data: DataConfig, classes: int) -> nn.Module:
-    """Return the model of a configuration with random weights, wherever it would take others from.
+    """Return the model of a configuration with random weights, ignoring any others that it names.
 
     Raises:
         UserError: see `build`.
@@ -48,29 +48,28 @@ def build_random(config: ModelConfig, data: DataConfig, classes: int) -> nn.Modu
     if config.grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)
-        except (AttributeError, AssertionError):  # timm's two ways of not having it
+        except (AttributeError, AssertionError):  # timm raises either if unsupported
             raise UserError(f"model.grad_checkpointing=true: timm's {config.name} does not have it") from None
     if config.probe:
         model = Probe(model, model.head_hidden_size, classes)
     if config.head_std is not None:
         head = model.get_classifier()
         if not isinstance(head, nn.Linear):
-            raise UserError(
-                f"model.head_std={config.head_std}: the head of {config.name} is not one linear layer"
-            )
+            name = config.name
+            raise UserError(f"model.head_std={config.head_std}: the head of {name} is not one linear layer")
         nn.init.trunc_normal_(head.weight, std=config.head_std)
         nn.init.zeros_(head.bias)
     return model
 
 
 def check_size(model: nn.Module, name: str, kwargs: dict[str, Any], data: DataConfig) -> None:
-    """Let a model see an image of data.size.
+    """Check that a model takes images of data.size.
 
-    It does so on the meta device, where nothing is computed, and again on the CPU should that fail, as some
-    models look at values.
+    It is tried on the meta device, where nothing is computed; if that fails, on the CPU, as some models look
+    at values.
 
     Raises:
-        UserError: it does not take such an image.
+        UserError: it does not.
     """
     training, shape = model.training, (1, data.channels, data.size, data.size)
     model.eval()  # BatchNorm refuses to train on one value
@@ -82,30 +81,29 @@ def check_size(model: nn.Module, name: str, kwargs: dict[str, Any], data: DataCo
             except Exception:
                 model(torch.zeros(shape))
     except (AssertionError, RuntimeError, ValueError) as error:
-        # a model without the argument, such as one of convolutions, takes any image that is not too small
+        # a model without the argument, such as a convolutional one, takes any image that is not too small
         plus = "" if "img_size" in kwargs else "+"
         fixed = "img_size" in inspect.signature(type(model)).parameters or hasattr(model, "patch_embed")
         cure = f"set {plus}model.kwargs.img_size={data.size}" if fixed else "set a larger data.size"
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        raise UserError(
-            f"data.size={data.size}: {name} does not take such images ({reason}); {cure}"
-        ) from error
+        refused = f"{name} does not take such images ({reason}); {cure}"
+        raise UserError(f"data.size={data.size}: {refused}") from error
     finally:
         model.train(training)
 
 
 def load(model: nn.Module, weights: Weights, source: str, *, new_head: bool = False) -> list[str]:
-    """Load weights, all of which must fit, and return what was done to them, a line each.
+    """Load weights, all of which must fit, and return a line for each change made to them.
 
-    timm's own filter for the family of models translates names of other writers, and resizes what depends on
-    the size of images and patches (position embeddings by `resample_abs_pos_embed`).
+    timm's filter for the model's family translates foreign names, and resizes weights that depend on the size
+    of images and patches (position embeddings by `resample_abs_pos_embed`).
 
     Args:
-        model: of timm, or a Probe.
-        source: where the weights are from, for messages.
-        new_head: where they have another number of classes, or none, the model keeps the head that it has. An
-            autoencoder's decoder is then left out, and so is its final norm where the model has one after
-            pooling instead, as in MAE's fine-tuning.
+        model: a timm model or a Probe.
+        source: origin of the weights, for messages.
+        new_head: keep the model's own head if the weights have another number of classes, or none. An
+            autoencoder's decoder is then dropped, and so is its final norm if the model has one after pooling
+            instead, as in MAE's fine-tuning.
 
     Raises:
         UserError: they do not fit; it names the first difference.
@@ -117,9 +115,8 @@ def load(model: nn.Module, weights: Weights, source: str, *, new_head: bool = Fa
     weights = _translated(model, weights, notes)
     if new_head:
         weights = _with_head(model, weights, notes)
-    theirs = {
-        k: x for k, x in ours.items() if k.endswith("num_batches_tracked")
-    } | weights  # before torch 0.4.1
+    # weights written before torch 0.4.1 lack the counters of BatchNorm
+    theirs = {k: x for k, x in ours.items() if k.endswith("num_batches_tracked")} | weights
     conv = f"{_trait(model, 'first_conv')}.weight"
     if conv in ours and conv in theirs and ours[conv].shape[1] != theirs[conv].shape[1]:
         channels = f"its {conv} takes {theirs[conv].shape[1]} channels, here there are {ours[conv].shape[1]}"
@@ -137,8 +134,8 @@ def _translated(model: nn.Module, weights: Weights, notes: list[str]) -> Weights
     if translate is None:
         return weights
     try:
-        made: Weights = translate(weights, model)
-    except Exception:  # weights of another family; how they differ is found out later
+        made = translate(weights, model)
+    except Exception:  # weights of another family; `load` then names a difference
         return weights
     notes += [
         f"{name}: {list(x.shape)} there, {list(made[name].shape)} here: resized"
@@ -149,13 +146,11 @@ def _translated(model: nn.Module, weights: Weights, notes: list[str]) -> Weights
 
 
 def _with_head(model: nn.Module, weights: Weights, notes: list[str]) -> Weights:
-    """Return the same weights with the model's own head if theirs is for other classes."""
+    """Return the weights, with the model's own head if theirs has another number of classes."""
     ours = model.state_dict()
     heads = _trait(model, "classifier")
     heads = (heads,) if isinstance(heads, str) else tuple(heads or ())
-    there, here = (
-        len(each[f"{heads[0]}.bias"]) if f"{heads[0]}.bias" in each else 0 for each in (weights, ours)
-    )
+    there, here = (len(each.get(f"{heads[0]}.bias", ())) for each in (weights, ours))
     if there == here > 0:
         return weights
     new = [f"{head}." for head in heads]
@@ -170,7 +165,7 @@ def _with_head(model: nn.Module, weights: Weights, notes: list[str]) -> Weights:
 
 
 def _trait(model: nn.Module, key: str) -> Any:
-    """What timm says of a model: `classifier`, `first_conv`: names of modules."""
+    """Return a key of timm's pretrained_cfg: `classifier` and `first_conv` are names of modules."""
     return getattr(model, "pretrained_cfg", {}).get(key)
 
 
@@ -181,19 +176,16 @@ def _name(model: nn.Module) -> str:
 def _from_hub(config: ModelConfig, data: DataConfig) -> Weights:
     """Return timm's weights of a model, adapted by timm to the number of channels."""
     try:
-        weights: Weights = timm.create_model(
-            config.name, pretrained=True, in_chans=data.channels
-        ).state_dict()
-    except Exception as error:  # timm, the hub and the network raise whatever they do
+        return timm.create_model(config.name, pretrained=True, in_chans=data.channels).state_dict()
+    except Exception as error:  # timm, the hub and the network raise anything
         raise UserError(
             f"model.pretrained=true: no weights for {config.name} ({str(error).splitlines()[0]}); "
             "model.checkpoint=FILE takes them from a file"
         ) from error
-    return weights
 
 
 def create(name: str, kwargs: dict[str, Any], **options: Any) -> Any:
-    """Return a model of timm with random weights; `kwargs` are the user's, `options` ours.
+    """Return a timm model with random weights; `kwargs` are the user's, `options` ours.
 
     Raises:
         UserError: timm has no such model, or it does not take the user's arguments.
@@ -204,16 +196,16 @@ def create(name: str, kwargs: dict[str, Any], **options: Any) -> Any:
         raise UserError(f"model.name={name}: timm has no such model; {hint}")
     try:
         return timm.create_model(name, **options, **kwargs)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # timm says no in all these ways
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # timm refuses in all these ways
         raise UserError(f"model.name={name}, model.kwargs={kwargs}: {error}") from error
 
 
 class Probe(nn.Module):
-    """A linear classifier on the features of a trunk that stays as it is.
+    """A linear classifier on the features of a frozen trunk.
 
     The features are normalised by BatchNorm without scale and shift, as in MAE's linear probing
-    (main_linprobe.py; arXiv 2111.06377, appendix A.1). The trunk is frozen and always in evaluation mode:
-    neither its weights nor the statistics of its own BatchNorm layers change, and nothing in it is dropped.
+    (main_linprobe.py; arXiv 2111.06377, appendix A.1). The trunk is always in evaluation mode: neither its
+    weights nor the statistics of its BatchNorm layers change, and its dropout is off.
     """
 
     def __init__(self, trunk: nn.Module, features: int, classes: int) -> None:
@@ -223,7 +215,7 @@ class Probe(nn.Module):
         self.head = nn.Linear(features, classes)
 
     def train(self, mode: bool = True) -> "Probe":
-        """Set the mode of all but the trunk."""
+        """Set the mode of all modules except the trunk."""
         super().train(mode)
         self.trunk.eval()
         return self
@@ -236,5 +228,4 @@ class Probe(nn.Module):
         """Return class scores [batch, classes] of images [batch, channels, height, width]."""
         with torch.no_grad():
             features = self.trunk(images)
-        scores: Tensor = self.head(self.norm(features))
-        return scores
+        return self.head(self.norm(features))

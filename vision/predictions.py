@@ -1,4 +1,4 @@
-"""What a classifier says of each image of a test set, and what that amounts to."""
+"""A classifier's prediction for each image of a test set, and the metrics of these."""
 
 import time
 from collections.abc import Sequence
@@ -19,14 +19,15 @@ from vision.train import Classification
 
 @torch.no_grad()
 def predict(model: nn.Module, task: Classification, accelerator: Accelerator) -> tuple[pd.DataFrame, float]:
-    """Return a line for each image of the test set, in its order, and the seconds it took.
+    """Return a row for each image of the test set, in order, and the time taken in seconds.
 
-    Each process takes its share of the images, and none is taken twice.
+    The columns are image, label, prediction, probability, loss (nats) and top5 (whether the label is among
+    the five highest scores). The processes share the images, each of which is read once.
     """
     config, data = task.config, task.test_data() or task.valid_data()
     ranks = accelerator.num_processes, accelerator.process_index
     batches = dealt(len(data), max(1, config.batch_size // ranks[0]), *ranks)
-    loader = make_loader(data, keyed(batches), None, config.workers)
+    loader = make_loader(data, keyed(batches), None, config.workers, collate=task.collate)
     layout = torch.channels_last if config.channels_last else torch.preserve_format
     model = model.to(accelerator.device).to(memory_format=layout).eval()
     frames = []
@@ -53,7 +54,7 @@ def predict(model: nn.Module, task: Classification, accelerator: Accelerator) ->
 
 
 def measure(table: pd.DataFrame) -> dict[str, Any]:
-    """Return accuracies in percent, the 95 % interval (Wilson) of the first, and the mean loss in nats."""
+    """Return accuracies in percent, the first with its 95 % Wilson interval, and the mean loss in nats."""
     correct = table["prediction"] == table["label"]
     interval = binomtest(int(correct.sum()), len(table)).proportion_ci(0.95, "wilson")
     return {
@@ -67,7 +68,7 @@ def measure(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def by_class(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Return a line for each class: images, accuracy in percent, and what it is most often taken for."""
+    """Return a row for each class: images, accuracies in percent, and the most frequent wrong prediction."""
     correct = table["prediction"] == table["label"]
     wrong = table[~correct].groupby("label")["prediction"].agg(lambda x: x.mode().iloc[0])
     lines = pd.DataFrame({"class": list(names)})

@@ -1,10 +1,10 @@
-"""Checks a data set, writes it as tar shards, sorts ImageNet's validation images.
+"""Check a data set, write it as tar shards, or sort ImageNet's validation images.
 
-    python vision/prepare.py check ROOT [--imagenet]    what is wrong with it, all at once, and what to do
-    python vision/prepare.py shards ROOT OUT            train/ and val/ of class folders to webdataset shards
-    python vision/prepare.py sort ROOT/val LABELS       a flat validation folder into class folders
+    python vision/prepare.py check ROOT [--imagenet]    list all problems of a data set, and their cures
+    python vision/prepare.py shards ROOT OUT            write train/ and val/ as webdataset shards
+    python vision/prepare.py sort ROOT/val LABELS       sort a flat validation folder into class folders
 
-`check` exits with status 1 if it found a problem. `shards` can be stopped: the same command continues.
+`check` exits with status 1 if it finds a problem. `shards` can be stopped; the same command continues.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from vision.data.images import suffix
 from vision.data.readers import image_files
 from vision.data.writing import write_shards
 
-GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"  # of the development kit; its line i is image i
+GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"  # in the development kit; line i is for image i
 
 
 @exit_status
@@ -41,18 +41,18 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    checks = commands.add_parser("check", help="what is wrong with a data set")
+    checks = commands.add_parser("check", help="list the problems of a data set")
     checks.set_defaults(run=run_check)
-    checks.add_argument("root", help="what data.root would be")
-    checks.add_argument("--data", default="imagefolder", help="what data= would be (default: imagefolder)")
-    checks.add_argument("--imagenet", action="store_true", help="it should be the whole of ImageNet-1k")
-    checks.add_argument("--no-decode", action="store_true", help="leave out decoding every image")
+    checks.add_argument("root", help="as for data.root")
+    checks.add_argument("--data", default="imagefolder", help="as for data= (default: imagefolder)")
+    checks.add_argument("--imagenet", action="store_true", help="require the whole of ImageNet-1k")
+    checks.add_argument("--no-decode", action="store_true", help="do not decode the images")
 
     shards = commands.add_parser("shards", help="write webdataset shards")
     shards.set_defaults(run=run_shards)
     shards.add_argument("root", type=Path, help="folder with train/ and val/")
-    shards.add_argument("out", type=Path, help="folder of the shards, which holds nothing else")
-    shards.add_argument("--size", type=file_size, default="1GB", help="of a shard at most (default: 1GB)")
+    shards.add_argument("out", type=Path, help="folder for the shards and nothing else")
+    shards.add_argument("--size", type=file_size, default="1GB", help="of a shard, at most (default: 1GB)")
 
     sort = commands.add_parser("sort", help="sort ImageNet's validation images into class folders")
     sort.set_defaults(run=run_sort)
@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_check(options: argparse.Namespace) -> int:
-    """Print what is wrong."""
+    """Print the problems and notes; return 1 if there are problems."""
     config = DataConfig(name=options.data, root=options.root)
     if options.data == "hfds":
         config.test_split = "validation"
@@ -94,15 +94,12 @@ def run_shards(options: argparse.Namespace) -> int:
 
 
 def run_sort(options: argparse.Namespace) -> int:
-    """Move images into class folders; all are looked up before one is moved."""
+    """Move images into class folders, after looking all of them up."""
     if not options.folder.is_dir():
         raise UserError(f"{options.folder}: no such folder")
     names = image_files(options.folder)
-    classes = (
-        _csv_classes(options.labels)
-        if suffix(options.labels.name) == ".csv"
-        else _kit_classes(options.labels)
-    )
+    reader = _csv_classes if suffix(options.labels.name) == ".csv" else _kit_classes
+    classes = reader(options.labels)
     for name in names:
         if Path(name).stem not in classes:
             raise UserError(f"{options.folder / name}: {options.labels} has no label for it")
@@ -115,14 +112,13 @@ def run_sort(options: argparse.Namespace) -> int:
         folder = options.folder / classes[Path(name).stem]
         folder.mkdir(exist_ok=True)
         os.rename(options.folder / name, folder / name)
-    print(
-        f"{options.folder}: {len(names):,} images sorted into folders of {len(set(classes.values()))} classes"
-    )
+    count = len(set(classes.values()))
+    print(f"{options.folder}: {len(names):,} images sorted into folders of {count} classes")
     return 0
 
 
 def _csv_classes(path: Path) -> dict[str, str]:
-    """Read "ILSVRC2012_val_00000001,n01751748 111 108 230 367 ...": an image, its class, its boxes."""
+    """Read lines of image, class and boxes: "ILSVRC2012_val_00000001,n01751748 111 108 230 367 ..."."""
     try:
         rows = list(csv.DictReader(io.StringIO(read_bytes(path).decode(), newline="")))
         return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
@@ -139,15 +135,14 @@ def _kit_classes(folder: Path) -> dict[str, str]:
     truth, names = folder / "data" / GROUND_TRUTH, folder / "data" / "meta.mat"
     for path in (truth, names):
         if not path.exists():
-            raise UserError(
-                f"{path}: no such file; LABELS is the folder of the unpacked ILSVRC2012_devkit_t12"
-            )
+            cure = "LABELS is the folder of the unpacked ILSVRC2012_devkit_t12"
+            raise UserError(f"{path}: no such file; {cure}")
     try:
         synsets = loadmat(io.BytesIO(read_bytes(names)), squeeze_me=True)["synsets"]
         wnids = dict(zip(synsets["ILSVRC2012_ID"].tolist(), synsets["WNID"].tolist(), strict=True))
         numbers = [int(line) for line in read_bytes(truth).split()]
         return {f"ILSVRC2012_val_{image:08d}": wnids[number] for image, number in enumerate(numbers, 1)}
-    except Exception as error:  # of a damaged file, SciPy raises whatever comes
+    except Exception as error:  # SciPy raises anything on a damaged file
         raise UserError(f"{folder}: not the unpacked ILSVRC2012_devkit_t12 ({error!r})") from error
 
 

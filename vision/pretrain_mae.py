@@ -1,13 +1,13 @@
 """Pre-train a masked autoencoder: `python vision/pretrain_mae.py optimizer=adan [data=... key=value ...]`.
 
-Without further words it trains a small one on scikit-learn's digits in about a minute on two CPU cores. The
-run's folder gets a picture of what was learned, and vision/train.py can start from it (model.checkpoint).
+Without arguments it trains a small one on scikit-learn's digits, in about a minute on two CPU cores. The run
+folder gets a picture of reconstructed images, and vision/train.py can start from it (model.checkpoint).
 """
 
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,9 @@ from torch.utils.data import Dataset
 from torchvision.utils import save_image
 
 from repro.interop import read_weights
-from repro.train.cli import entry_point
+from repro.train.command import command
 from repro.train.data import Sized
-from repro.train.run_folder import run_name
 from repro.train.task import Task
-from repro.train.trainer import train
 from vision.config import PretrainConfig
 from vision.data import Normalize, open_sets
 from vision.data.sets import Pairs
@@ -28,11 +26,22 @@ from vision.mae import MaskedAutoencoder
 from vision.models import check_size, create, load
 
 PICTURE = "reconstructions.png"
-SHOWN, LEAST_SIDE = 8, 96  # images in the picture, and pixels of a side of each
+SHOWN, LEAST_SIDE = 8, 96  # images in the picture, and the smallest side of each in pixels
+
+
+class Batch(NamedTuple):
+    """Images and their numbers.
+
+    images: [batch, channels, size, size]; uint8 as collated, normalised float32 once moved.
+    indices: of the images in their set [batch], int64.
+    """
+
+    images: Tensor
+    indices: Tensor
 
 
 class Numbered(Dataset[tuple[Tensor, int]]):
-    """Pairs of an image and its index."""
+    """Pairs of an image, uint8 [channels, size, size], and its index."""
 
     def __init__(self, images: Pairs) -> None:
         self.images = images
@@ -44,12 +53,11 @@ class Numbered(Dataset[tuple[Tensor, int]]):
         return self.images[index][0], index
 
 
-class Pretraining(Task):
-    """Images from a part of their patches, measured by the loss on test images with fixed masks."""
+class Pretraining(Task[Batch]):
+    """Reconstruction of images from some of their patches, measured on test images with fixed masks."""
 
     name = "pretrain_mae"
     schema = PretrainConfig
-    samples = "images"
     products = (PICTURE,)
 
     def __init__(self, config: PretrainConfig, synthetic: bool = False) -> None:
@@ -61,15 +69,15 @@ class Pretraining(Task):
         self.normalize = Normalize(config.data)
 
     def train_data(self) -> Sized:
-        """Return the augmented training images."""
-        return self.sets.train
+        """Return the augmented training images, with their indices."""
+        return Numbered(self.sets.train)
 
     def valid_data(self) -> Sized:
-        """Return the test images, or with data.valid_share those held out, with their indices."""
+        """Return the test images, or with data.valid_share the held-out ones, with their indices."""
         return Numbered(self.sets.valid)
 
     def test_data(self) -> Sized | None:
-        """Return the test images with their indices, with data.valid_share."""
+        """Return the test images and their indices with data.valid_share, None without."""
         return None if self.sets.test is None else Numbered(self.sets.test)
 
     def build_model(self) -> MaskedAutoencoder:
@@ -86,30 +94,33 @@ class Pretraining(Task):
         model.set_grad_checkpointing(config.grad_checkpointing)
         return model
 
-    def move(self, batch: Any, device: torch.device) -> Any:
-        """Return normalised images, and what came with them, on the device."""
-        images, rest = super().move(batch, device)
-        return self.normalize(images), rest
+    def collate(self, samples: list[tuple[Tensor, int]]) -> Batch:
+        """Return images as uint8, and indices."""
+        return Batch(*super().collate(samples))
 
-    def synthetic_batch(self, n: int) -> list[Tensor]:
-        """Return normalised images [n, channels, size, size] and their indices [n]."""
+    def move(self, batch: Batch, device: torch.device) -> Batch:
+        """Return the batch on the device, its images normalised."""
+        images, indices = super().move(batch, device)
+        return Batch(self.normalize(images), indices)
+
+    def synthetic_batch(self, n: int) -> Batch:
+        """Return n normalised random images."""
         data = self.config.data
-        return [torch.randn(n, data.channels, data.size, data.size), torch.arange(n)]
+        return Batch(torch.randn(n, data.channels, data.size, data.size), torch.arange(n))
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the mean squared error over the hidden patches, which are drawn again."""
-        images, _ = batch
-        return model(images).mean()
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean squared error (a scalar) over hidden patches; each call draws a new mask."""
+        return model(batch.images).mean()
 
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int]:
         """Return the sum of the images' errors, each with the mask of its index."""
-        images, indices = batch
         patches = cast(MaskedAutoencoder, model).num_patches
-        return {self.metric: model(images, noise(indices, patches)).sum()}, len(images)
+        errors = model(batch.images, noise(batch.indices, patches))
+        return {self.metric: errors.sum()}, len(errors)
 
     @torch.no_grad()
     def finish(self, folder: Path) -> None:
-        """Put a picture into the run's folder: test images, what is seen of them, and the reconstruction."""
+        """Save a picture in the run folder: test images, their visible patches, and the reconstructions."""
         model = self.build_model().eval()
         load(model, read_weights(folder)[0], str(folder))
         data, config = self.valid_data(), self.config.data
@@ -129,12 +140,7 @@ def noise(indices: Tensor, size: int) -> Tensor:
 
 
 RECIPE = Pretraining  # see repro.ledger.recipes
-
-
-@entry_point("pretrain_mae", PretrainConfig)
-def main(config: PretrainConfig, overrides: list[str]) -> None:
-    """Train as the command line says, and draw what was learned."""
-    train(Pretraining(config), config, config.run.name or run_name(overrides))
+main = command(RECIPE)
 
 
 if __name__ == "__main__":

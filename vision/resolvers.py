@@ -1,4 +1,4 @@
-"""What the configurations of vision compute in addition to repro.train.resolvers, as `${name:arguments}`."""
+"""OmegaConf resolvers of the vision configurations; repro.train.resolvers has those of all recipes."""
 
 from omegaconf import OmegaConf
 
@@ -6,12 +6,12 @@ from repro.errors import UserError
 
 
 def patch(size: int, minimum: int) -> int:
-    """Return the side of a patch in pixels: an eighth of an image's, or a fourth, a half, all of it.
+    """Return the side of a patch: the smallest of 1/8, 1/4, 1/2 and all of an image's with `minimum` pixels.
 
-    The smallest with at least `minimum` pixels. In configurations: `${patch:${data.size},MINIMUM}`.
+    In configurations: `${patch:${data.size},MINIMUM}`.
 
     Raises:
-        UserError: the images are smaller than that.
+        UserError: the image is smaller than `minimum`.
     """
     sides = [size // patches for patches in (8, 4, 2, 1) if size // patches >= minimum]
     if not sides:

@@ -1,4 +1,4 @@
-"""The settings that a checkpoint is to be measured with: its own, a row's, or timm's for the model."""
+"""Evaluation settings of a checkpoint: its own, those of a ledger row, or timm's for the model."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,20 +20,20 @@ from repro.runs import CONFIG, read_tree
 from repro.train.cli import CONFIGS
 from vision.config import VisionConfig
 
-DEFAULTS = ("amp=no", "batch_size=256")  # of a measurement, whatever the training had
+DEFAULTS = ("amp=no", "batch_size=256")  # in evaluation, whatever training used
 
 
 def of(path: Path, found: Checkpoint, row: str | None, overrides: Sequence[str]) -> VisionConfig:
-    """Return the configuration with which to measure.
+    """Return the configuration to evaluate a checkpoint with.
 
     Args:
-        path: as on the command line. What is in the folder of a run of ours has that run's settings.
+        path: as on the command line; a path in a run folder of ours takes that run's settings.
         found: the checkpoint there.
-        row: of the ledger, whose settings are to be used.
-        overrides: key=value, which go before all else.
+        row: name of the ledger row that overrides the checkpoint's own settings.
+        overrides: key=value, which override everything else.
 
     Raises:
-        UserError: they do not say what model it is, or do not fit.
+        UserError: the model is unknown, or the settings do not fit.
     """
     if row is not None:
         if rows.load(row).row.config != "vision":
@@ -60,24 +60,18 @@ def _run_folder(path: Path) -> Path | None:
 
 
 def _of_timm(path: Path, found: Checkpoint, overrides: Sequence[str]) -> DictConfig:
-    """Model and preparation of images from a timm checkpoint's own settings, or timm's for the model."""
+    """Return the model and image preparation that a timm checkpoint states, else timm's for the model."""
     first = ["data=imagefolder", "workers=8", *DEFAULTS]
-    kwargs = {
-        key.rpartition(".")[2]: value
-        for key, value in found.settings.items()
-        if key.startswith("model_kwargs.") or (key == "gp" and value is not None)
-    }
     if not any(override.startswith(("model=", "model.name=")) for override in overrides):
         if found.model is None or not timm.is_model(found.model):
             model = f", only that it is {found.model}" if found.model else ""
-            raise UserError(
-                f"{path} does not say which model of timm it is{model}: add --row ROW or model.name=NAME"
-            )
+            cure = "add --row ROW or model.name=NAME"
+            raise UserError(f"{path} does not say which model of timm it is{model}: {cure}")
         first.append(f"model.name={found.model}")
-        first += [
-            f"++model.kwargs.{'global_pool' if key == 'gp' else key}={json.dumps(value)}"
-            for key, value in kwargs.items()
-        ]
+        for key, value in found.settings.items():
+            if key.startswith("model_kwargs.") or (key == "gp" and value is not None):
+                name = key.rpartition(".")[2]
+                first.append(f"++model.kwargs.{'global_pool' if name == 'gp' else name}={json.dumps(value)}")
     config = _compose([*first, *overrides])
     if config.data.name not in ("imagefolder", "webdataset", "hfds"):
         return config
@@ -85,7 +79,7 @@ def _of_timm(path: Path, found: Checkpoint, overrides: Sequence[str]) -> DictCon
 
 
 def _images(model: str, args: Mapping[str, Any]) -> list[str]:
-    """The preparation of images for a model of timm, as overrides."""
+    """Return the image preparation of a timm model as overrides."""
     known = timm.get_pretrained_cfg(model)
     found = resolve_data_config(dict(args), pretrained_cfg=known.to_dict() if known is not None else {})
     channels, size, _ = found["input_size"]

@@ -1,10 +1,10 @@
 """Train an image classifier: `python vision/train.py optimizer=adan [data=... model=... key=value ...]`.
 
-Without further words it trains a small ViT on scikit-learn's digits in about a minute on two CPU cores.
+Without arguments it trains a small ViT on scikit-learn's digits, in about a minute on two CPU cores.
 """
 
 import sys
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,9 @@ from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
-from repro.train.cli import entry_point
+from repro.train.command import command
 from repro.train.data import Sized
-from repro.train.run_folder import run_name
 from repro.train.task import Task
-from repro.train.trainer import train
 from vision.config import VisionConfig
 from vision.data import Normalize, build_erasing, open_sets
 from vision.models import build, build_random, check_size
@@ -24,12 +22,22 @@ from vision.models import build, build_random, check_size
 IMAGENET_CLASSES = 1000
 
 
-class Classification(Task):
-    """Images to classes, measured by top-1 accuracy in percent."""
+class Batch(NamedTuple):
+    """Images and their classes.
+
+    images: [batch, channels, size, size]; uint8 as collated, normalised float32 once moved.
+    labels: class indices [batch], int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+class Classification(Task[Batch]):
+    """Image classification, measured by top-1 accuracy in percent."""
 
     name = "vision"
     schema = VisionConfig
-    samples = "images"
     classes: int
     family = "other"
 
@@ -60,11 +68,11 @@ class Classification(Task):
         return self.sets.train
 
     def valid_data(self) -> Sized:
-        """Return the test images, or with data.valid_share the training images that are held out."""
+        """Return the test images, or with data.valid_share the held-out training images."""
         return self.sets.valid
 
     def test_data(self) -> Sized | None:
-        """Return the test images, with data.valid_share."""
+        """Return the test images with data.valid_share, None without."""
         return self.sets.test
 
     def build_model(self) -> nn.Module:
@@ -77,19 +85,23 @@ class Classification(Task):
             check_size(model, config.name, config.kwargs, self.config.data)
         return model.to(memory_format=torch.channels_last) if self.config.channels_last else model
 
-    def move(self, batch: Any, device: torch.device) -> Any:
-        """Return normalised images, in the model's memory format, and labels, on the device."""
+    def collate(self, samples: list[tuple[Tensor, int]]) -> Batch:
+        """Return images as uint8, and labels."""
+        return Batch(*super().collate(samples))
+
+    def move(self, batch: Batch, device: torch.device) -> Batch:
+        """Return the batch on the device, its images normalised and in the model's memory format."""
         images, labels = super().move(batch, device)
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
-        return self.normalize(images, layout), labels
+        return Batch(self.normalize(images, layout), labels)
 
-    def synthetic_batch(self, n: int) -> list[Tensor]:
-        """Return normalised images [n, channels, size, size] and labels [n]."""
+    def synthetic_batch(self, n: int) -> Batch:
+        """Return n normalised random images with random labels."""
         data = self.config.data
-        return [torch.randn(n, data.channels, data.size, data.size), torch.randint(self.classes, (n,))]
+        return Batch(torch.randn(n, data.channels, data.size, data.size), torch.randint(self.classes, (n,)))
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the cross entropy, over classes or per class, of erased and mixed images."""
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the mean cross entropy (a scalar), over classes or per class, of erased and mixed images."""
         images, labels = batch
         if self.erasing is not None:
             self.erasing.device = images.device
@@ -103,19 +115,17 @@ class Classification(Task):
             return F.binary_cross_entropy_with_logits(logits, targets)
         return F.cross_entropy(logits, targets)
 
-    def logits(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the class scores of the images as they are, not mixed."""
-        images, _ = batch
-        scores: Tensor = model(images)
-        return scores
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the class scores [batch, classes] of the unmixed images."""
+        return model(batch.images)
 
-    def evaluate(self, model: nn.Module, batch: Any) -> tuple[dict[str, Tensor], int]:
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int]:
         """Return the sums of the cross entropy and of correct answers (in percent) over a batch.
 
-        With more than five classes also of those that are among the five likeliest.
+        With more than five classes, also return the sum of labels among the five highest scores.
         """
-        images, labels = batch
-        logits = model(images).float()
+        labels = batch.labels
+        logits = model(batch.images).float()
         sums = {
             f"{self.sets.measured}_loss": F.cross_entropy(logits, labels, reduction="sum"),
             self.metric: 100 * (logits.argmax(1) == labels).sum(),
@@ -126,12 +136,7 @@ class Classification(Task):
 
 
 RECIPE = Classification  # see repro.ledger.recipes
-
-
-@entry_point("vision", VisionConfig)
-def main(config: VisionConfig, overrides: list[str]) -> None:
-    """Train as the command line says."""
-    train(Classification(config), config, config.run.name or run_name(overrides))
+main = command(RECIPE)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The layers that hold a program which nobody has read, each put on by a process that is about to run it.
+"""Layers that confine an untrusted program, each set up by the process about to run it.
 
-Only Python's standard library is used: the processes that run programs import nothing else. It is for Linux
-on x86-64 or ARM64; what the system does not permit is left out and told, see `enter` and docs/humaneval.md.
+Only Python's standard library is used, as the processes that run programs import nothing else. It is for
+Linux on x86-64 or ARM64. Layers that the system does not permit are left out and reported, see `enter` and
+docs/humaneval.md.
 """
 
 import contextlib
@@ -25,19 +26,12 @@ LAYERS = {
     "calls": "no sockets, signals to others, tracing, namespaces, shared memory, queues (system call filter)",
 }
 
-NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (
-    0x20000,
-    0x4000000,
-    0x8000000,
-    0x10000000,
-    0x20000000,
-    0x40000000,
-)
+NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = (1 << bit for bit in (17, 26, 27, 28, 29, 30))
 RDONLY, NOSUID, NODEV, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 SET_PDEATHSIG, SET_DUMPABLE, SET_SECCOMP, SET_CHILD_SUBREAPER, SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
 MOUNT_SETATTR, AT_RECURSIVE, AT_FDCWD = 442, 0x8000, -100
 
-# What a program may not ask of the system, by the number of the call on x86-64 and on ARM64.
+# Forbidden system calls, by their numbers on x86-64 and on ARM64.
 FORBIDDEN = {
     "socket": (41, 198), "ptrace": (101, 117), "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131),
     "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424),
@@ -46,7 +40,7 @@ FORBIDDEN = {
     "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218), "bpf": (321, 280),
     "perf_event_open": (298, 241), "userfaultfd": (323, 282),
     "pidfd_getfd": (438, 438),
-    # Memory that no limit counts, and what System V and POSIX queues would leave to others.
+    # memory that no limit counts, and System V and POSIX objects that would outlive the program
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "mq_open": (240, 180), "mq_unlink": (241, 181),
     "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195),
     "semget": (64, 190), "semop": (65, 193), "semtimedop": (220, 192), "semctl": (66, 191),
@@ -55,7 +49,7 @@ FORBIDDEN = {
 CLONE, CLONE3 = (56, 220), (435, 435)
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of FORBIDDEN, AUDIT_ARCH
 
-# What a program sees of the file system; and where it is put together, out of the way of these.
+# What a program sees of the file system, and where that is mounted, apart from these.
 PLACES = {"/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/dev/null", "/dev/urandom", sys.base_prefix}
 MOUNT_POINTS = ("/mnt", "/media", "/srv", "/run", "/boot", "/sys", "/proc")
 
@@ -64,17 +58,17 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass
 class Limits:
-    """What a program may use."""
+    """Resource limits of a program."""
 
-    seconds: float = 3.0  # by the clock, from its start to the last answer
-    memory: int = 512 << 20  # bytes of address space, of each of its processes
-    disk: int = 16 << 20  # bytes of its folder, which are in memory
-    processes: int = 4  # and threads, together
-    files: int = 64  # that are open
+    seconds: float = 3.0  # wall-clock time from its start to its last answer
+    memory: int = 512 << 20  # bytes of address space of each of its processes
+    disk: int = 16 << 20  # bytes of its folder, which is in memory
+    processes: int = 4  # processes and threads, together
+    files: int = 64  # open files
 
 
 def call(name: str, *arguments: object) -> int:
-    """Call a function of the C library; OSError if it returns -1."""
+    """Call a function of the C library; raise OSError if it returns -1."""
     result = int(getattr(libc, name)(*arguments))
     if result == -1:
         number = ctypes.get_errno()
@@ -83,10 +77,10 @@ def call(name: str, *arguments: object) -> int:
 
 
 def enter() -> list[str]:
-    """Put this process, and with it those that it starts, into namespaces and a file system of their own.
+    """Move this process, and those that it starts, into new namespaces and a file system of their own.
 
     Returns:
-        Those of LAYERS that are in force for the programs that are started from now on by `start`.
+        The LAYERS in force for programs that `start` runs from now on.
     """
     layers = ["calls"] if platform.machine() in MACHINES else []
     privileged = os.geteuid() == 0
@@ -96,11 +90,8 @@ def enter() -> list[str]:
         else:
             uid, gid = os.getuid(), os.getgid()
             call("unshare", NEWUSER | NEWNS | NEWNET | NEWIPC | NEWUTS)
-            for name, text in (
-                ("setgroups", "deny"),
-                ("uid_map", f"{uid} {uid} 1"),
-                ("gid_map", f"{gid} {gid} 1"),
-            ):
+            maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
+            for name, text in maps.items():
                 Path(f"/proc/self/{name}").write_text(text)
     except OSError:
         return [*layers, *(["user"] if privileged else [])]
@@ -114,9 +105,9 @@ def enter() -> list[str]:
 
 
 def _own_root() -> None:
-    """Leave nothing of the file system but what Python needs, read-only, and /tmp.
+    """Reduce the file system to what Python needs, read-only, and /tmp.
 
-    It is mounted on a folder that every system has. Only this namespace sees it; nothing has to be removed.
+    It is mounted on a folder that every system has. Only this namespace sees it: nothing has to be removed.
     """
     needed = [f"{os.path.realpath(place)}/" for place in PLACES]
     root = next(
@@ -128,7 +119,7 @@ def _own_root() -> None:
     call("mount", b"tmpfs", root.encode(), b"tmpfs", NOSUID | NODEV, b"size=1m,mode=0755")
     for place in sorted(PLACES):
         here = root + place
-        if os.path.lexists(here) or not os.path.lexists(place):  # within another, or not on this system
+        if os.path.lexists(here) or not os.path.lexists(place):  # inside another place, or not on this system
             continue
         os.makedirs(os.path.dirname(here), mode=0o755, exist_ok=True)
         if os.path.islink(place):
@@ -146,7 +137,7 @@ def _own_root() -> None:
 
 
 def _child(work: Callable[[], object]) -> bool:
-    """Tell whether a process of its own can do this."""
+    """Tell whether `work` succeeds in a child process."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -158,24 +149,24 @@ def _child(work: Callable[[], object]) -> bool:
 
 
 def keep(program: Callable[[], None], descriptors: list[int], layers: list[str], limits: Limits) -> bool:
-    """Run `program` in a process of its own under all limits, and end all that it started.
+    """Run `program` in a child process under all limits, and end all processes that it started.
 
-    This process waits meanwhile; SIGTERM to it ends the program early. It is to be a process for this only,
-    in which SIGTERM and SIGCHLD are blocked.
+    This process waits meanwhile; SIGTERM to it ends the program early. It must serve only this purpose, with
+    SIGTERM and SIGCHLD blocked.
 
     Args:
-        descriptors: what the program keeps open, as its descriptors 3, 4, ...
-        layers: what `enter` returned.
+        descriptors: stay open for the program, as its descriptors 3, 4, ...
+        layers: as returned by `enter`.
 
     Returns:
-        Whether the program was ended because its time was up.
+        Whether the program ran out of time.
     """
     parent = os.getppid()
-    call("prctl", SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)  # not SIGKILL: it has to clear up
-    call("prctl", SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what loses its parent comes to this process
+    call("prctl", SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)  # not SIGKILL: it has to clean up
+    call("prctl", SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans become its children
     if os.getppid() != parent:
         os._exit(1)
-    uid = 0x70000000 + os.getpid() if os.geteuid() == 0 else os.getuid()  # one that no account has
+    uid = 0x70000000 + os.getpid() if os.geteuid() == 0 else os.getuid()  # an unused user ID
     if "network" in layers:
         call("unshare", NEWNS | NEWIPC | (NEWPID if "processes" in layers else 0))
     folder = "/tmp"
@@ -194,7 +185,7 @@ def keep(program: Callable[[], None], descriptors: list[int], layers: list[str],
             start(program, descriptors, folder, uid, layers, limits)
         finally:
             os._exit(1)
-    os.closerange(3, 1 << 16)  # or who waits for the end of what a program writes would wait for this one
+    os.closerange(3, 1 << 16)  # or readers of the program's pipes would wait for this process to end
     deadline = time.monotonic() + limits.seconds
     ended = False
     while not ended and (left := deadline - time.monotonic()) > 0:
@@ -206,7 +197,7 @@ def keep(program: Callable[[], None], descriptors: list[int], layers: list[str],
             or os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         )
     if "processes" in layers:
-        os.kill(pid, signal.SIGKILL)  # the first of its namespace: the others end with it
+        os.kill(pid, signal.SIGKILL)  # the first process of its namespace, with which all others end
         os.waitpid(pid, 0)
     else:
         end_all(uid)
@@ -223,9 +214,9 @@ def _kill_as(uid: int) -> None:
 
 
 def end_all(uid: int) -> None:
-    """Kill all processes that stem from this one, which adopts those that hide from their parents."""
+    """Kill all descendants of this process, which adopts those that escape their parents."""
     while True:
-        if os.geteuid() == 0:  # all of that user, at once
+        if os.geteuid() == 0:  # all processes of that user at once
             _child(lambda: _kill_as(uid))
         for text in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split():
             os.kill(int(text), signal.SIGKILL)
@@ -245,7 +236,7 @@ def start(
     layers: list[str],
     limits: Limits,
 ) -> None:
-    """Put on all that a process can put on itself, and run the program. It does not return."""
+    """Apply all limits that a process can set on itself, and run the program. It does not return."""
     call("prctl", SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
     os.setsid()
@@ -262,7 +253,7 @@ def start(
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
-        (resource.RLIMIT_NPROC, limits.processes + (8 if os.geteuid() else 0)),  # with those that guard it
+        (resource.RLIMIT_NPROC, limits.processes + (8 if os.geteuid() else 0)),  # with its guards
     ):
         hard = resource.getrlimit(what)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
@@ -275,7 +266,7 @@ def start(
     call("capset", struct.pack("Ii", 0x20080522, 0), nothing)
     call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     call("prctl", SET_DUMPABLE, 0, 0, 0, 0)
-    call("prctl", SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # again: another user's death is not told
+    call("prctl", SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # again, as changing the user has reset it
     if "calls" in layers:
         _filter_calls()
     program()
@@ -283,7 +274,7 @@ def start(
 
 
 def _only(descriptors: list[int]) -> None:
-    """Leave these descriptors open alone, as 3, 4, ...; 0, 1 and 2 lead nowhere."""
+    """Close all descriptors but these, which become 3, 4, ...; 0, 1 and 2 lead to /dev/null."""
     copies = [os.dup(descriptor) for descriptor in descriptors]
     nowhere = os.open("/dev/null", os.O_RDWR)
     high = [os.dup2(copy, 100 + place) for place, copy in enumerate(copies)]
@@ -295,7 +286,7 @@ def _only(descriptors: list[int]) -> None:
 
 
 def _filter_calls() -> None:
-    """Let the system refuse (EPERM) what is FORBIDDEN, to this process and those that it starts."""
+    """Make FORBIDDEN system calls fail with EPERM, in this process and those that it starts."""
     column, machine = MACHINES[platform.machine()]
     load, equal, above, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06  # of classic BPF
     allow, refuse, missing, kill = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
@@ -303,14 +294,12 @@ def _filter_calls() -> None:
     rules += [(above, 0, 1, 0x40000000), (answer, 0, 0, refuse)]  # x32's numbers
     for numbers in FORBIDDEN.values():
         rules += [(equal, 0, 1, numbers[column]), (answer, 0, 0, refuse)]
-    rules += [(equal, 0, 1, CLONE3[column]), (answer, 0, 0, missing)]  # its flags are out of sight: use clone
     rules += [
-        (equal, 0, 3, CLONE[column]),
-        (load, 0, 0, 16),
-        (any_bit, 0, 1, NEWUSER),
-        (answer, 0, 0, refuse),
-    ]
-    rules += [(answer, 0, 0, allow)]
+        (equal, 0, 1, CLONE3[column]),
+        (answer, 0, 0, missing),
+    ]  # its flags cannot be checked: programs fall back to clone
+    rules += [(equal, 0, 3, CLONE[column]), (load, 0, 0, 16), (any_bit, 0, 1, NEWUSER)]
+    rules += [(answer, 0, 0, refuse), (answer, 0, 0, allow)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
     program = struct.pack("HxxxxxxP", len(rules), ctypes.addressof(code))
     call("prctl", SET_SECCOMP, 2, ctypes.create_string_buffer(program), 0, 0)

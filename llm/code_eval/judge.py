@@ -1,16 +1,16 @@
 """The processes of a sandbox: one that starts the others, and two for each program that is judged.
 
-The *examiner* has the task's tests. The *candidate* has the program, and is asked over a pipe: it gets the
-arguments of a call and returns what the function returned, as plain data. Nothing but that leads from the
-program to the verdict, which the examiner writes: the program cannot reach the tests, nor what they compare
-with, nor the verdict, whatever it does to its own interpreter. See llm/code_eval/sandbox.py and
-docs/humaneval.md.
+The *examiner* has the task's tests. The *candidate* has the program, and is called over a pipe: it gets the
+arguments of a call and returns the function's result as plain data. That is the only way from the program to
+the verdict, which the examiner writes: whatever it does to its own interpreter, the program cannot reach the
+tests, their expected values or the verdict. See llm/code_eval/sandbox.py and docs/humaneval.md.
 
 As in llm/code_eval/jail.py, only Python's standard library is used.
 """
 
 import builtins
 import collections
+import contextlib
 import functools
 import json
 import math
@@ -28,20 +28,20 @@ from typing import Any
 
 from llm.code_eval import jail
 
-LONGEST = 16 << 20  # of a message, in bytes
-PRELOADED = (collections, functools, math, random, re, string, typing)  # what programs import most
+LONGEST = 16 << 20  # maximum bytes of a message
+PRELOADED = (collections, functools, math, random, re, string, typing)  # often imported by programs
 
 
 def serve(descriptor: int, limits: dict[str, Any]) -> None:
-    """Start an examiner and a candidate for each message that comes, one pair at a time, until there is none.
+    """Start an examiner and a candidate for each message, one pair at a time, until the socket is closed.
 
-    First it tells, as JSON, which layers are in force. A message comes with two descriptors, those of the
-    job and of the verdict. The answer is a byte: `t` if the program's time was up.
+    First the layers in force are sent as JSON. Each message comes with two descriptors, of the job and of the
+    verdict. The answer is a byte: `t` if the program ran out of time.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})  # keepers wait for them
     control = socket.socket(fileno=descriptor)
     most = jail.Limits(**limits)
-    longer = jail.Limits(**{**limits, "seconds": most.seconds + 1})  # so that it lives to tell
+    longer = jail.Limits(**{**limits, "seconds": most.seconds + 1})  # so that the examiner outlives it
     layers = jail.enter()
     sys.set_int_max_str_digits(0)
     random.seed(0)  # all processes start with the same
@@ -62,7 +62,7 @@ def serve(descriptor: int, limits: dict[str, Any]) -> None:
 
 
 def _kept(role: Callable[[], None], descriptors: list[int], layers: list[str], limits: jail.Limits) -> int:
-    """Return the process that keeps another; its exit status is 1 if the time was up."""
+    """Return the process that guards `role`; its exit status is 1 if the role ran out of time."""
     pid = os.fork()
     if pid == 0:
         status = 2
@@ -77,7 +77,7 @@ def _kept(role: Callable[[], None], descriptors: list[int], layers: list[str], l
 
 
 def answer() -> None:
-    """Run the program, then its function, whenever it is called."""
+    """Run the program, then its function for each call."""
     calls, answers = os.fdopen(3, "rb"), os.fdopen(4, "wb")
 
     def tell(message: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ def answer() -> None:
             message = {"raised": type(error).__name__, "text": str(error)[:200]}
         tell(message)
 
-    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # which are there where Python reads site-packages
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # which need site-packages
     job = json.loads(calls.readline())
     names: dict[str, Any] = {"__name__": "program"}
     attempt(lambda: exec(compile(job["program"], "program.py", "exec"), names))
@@ -109,11 +109,11 @@ def answer() -> None:
 
 
 class Ended(BaseException):
-    """The candidate is gone. Not an Exception, which a test might expect of it."""
+    """The candidate is gone. It is no Exception, as a test might expect one."""
 
 
 def examine() -> None:
-    """Run the tests of a job and write {"passed": ..., "reason": ...}."""
+    """Run the tests of a job and write the verdict {"passed": ..., "reason": ...}."""
     with os.fdopen(3, "rb") as file:
         job = json.load(file)
     answers, calls = os.fdopen(5, "rb"), os.fdopen(6, "wb")
@@ -137,18 +137,14 @@ def examine() -> None:
         return value
 
     def candidate(*positional: Any, **named: Any) -> Any:
-        return ask(
-            {
-                "positional": [plain(value) for value in positional],
-                "named": {name: plain(value) for name, value in named.items()},
-            }
-        )
+        values = [plain(value) for value in positional]
+        return ask({"positional": values, "named": {name: plain(value) for name, value in named.items()}})
 
     passed, reason = False, ""
     try:
         ask({"program": job["program"], "entry_point": job["entry_point"]})
         names: dict[str, Any] = {"__name__": "tests"}
-        exec(compile(job["prompt"], "prompt.py", "exec"), names)  # the helpers in it, which tests use
+        exec(compile(job["prompt"], "prompt.py", "exec"), names)  # its helpers, for the tests
         names[job["entry_point"]] = candidate
         exec(compile(job["test"], "test.py", "exec"), names)
         names["check"](candidate)
@@ -161,35 +157,32 @@ def examine() -> None:
 
 
 def raised(name: str, text: str) -> Exception:
-    """Return Python's own exception of this name, as a test may expect it, or else a RuntimeError.
+    """Return the builtin exception of this name, as a test may expect it, else a RuntimeError.
 
-    So do those by which an iterator says that it is exhausted, as from generators (PEP 479): out of a call
-    they would end a test's `map`, `filter` or `for` early, and the test would pass.
+    StopIteration and StopAsyncIteration also become RuntimeErrors, as in generators (PEP 479): raised by a
+    call, they would end a test's `map`, `filter` or `for` early, and the test would pass.
     """
     kind = getattr(builtins, name, None)
-    try:
-        if (
-            isinstance(kind, type)
-            and issubclass(kind, Exception)
-            and not issubclass(kind, StopIteration | StopAsyncIteration)
-        ):
+    stops = (StopIteration, StopAsyncIteration)
+    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, stops):
+        with contextlib.suppress(TypeError):  # it takes other arguments
             return kind(text)
-    except TypeError:  # it takes other arguments
-        pass
     return RuntimeError(f"{name}: {text}")
 
 
-# ---- values on the way
+# ---- values in transit
 
 
 def plain(value: Any) -> Any:
-    """Return a value as what JSON can hold; of a subclass, such as a Counter, what it is built on.
+    """Return a value as JSON data; an instance of a subclass, such as a Counter, as its base class.
 
     Raises:
-        TypeError: it is no data, as a function or an object of a class of its own.
+        TypeError: it is not data, such as a function or an instance of the program's own class.
     """
-    if value is None or isinstance(value, (bool, str)):
-        return value if value is None or isinstance(value, bool) else str.__str__(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
     if isinstance(value, numbers.Integral):
         return int(value)
     if isinstance(value, numbers.Real):
@@ -213,7 +206,7 @@ def plain(value: Any) -> Any:
 
 
 def restored(value: Any) -> Any:
-    """Return the value that `plain` made this of: of builtin types alone, whoever sent it."""
+    """Return the value that `plain` encoded; only builtin types can result, whoever sent it."""
     if isinstance(value, list):
         return [restored(each) for each in value]
     if not isinstance(value, dict):

@@ -13,15 +13,14 @@ from repro.errors import UserError
 def pass_at_k(samples: int, correct: int, k: int) -> float:
     """Return the unbiased estimate for one task: 1 - C(samples - correct, k) / C(samples, k).
 
-    It is computed as a product of `correct` factors, none of which leaves [0, 1].
+    It is computed as a product of `correct` factors in [0, 1].
 
     Raises:
         UserError: there are fewer samples than k.
     """
     if not 1 <= k <= samples:
-        raise UserError(
-            f"pass@{k} cannot be estimated from {samples} samples of a task: k must be 1 to {samples}"
-        )
+        cure = f"k must be 1 to {samples}"
+        raise UserError(f"pass@{k} cannot be estimated from {samples} samples of a task: {cure}")
     if not 0 <= correct <= samples:
         raise ValueError(f"{correct} of {samples} samples are correct")
     if samples - correct < k:
@@ -34,15 +33,15 @@ def estimate(
 ) -> tuple[float, float, float]:
     """Return the mean of pass@k over tasks and the ends of its 95 % interval.
 
-    The interval is a bootstrap's over the tasks: 2.5 % and 97.5 % of the means of as many tasks drawn with
-    replacement. It tells how much the result depends on which tasks were asked, and has no width where
+    The interval is a bootstrap over the tasks: the 2.5 % and 97.5 % quantiles of the mean over as many tasks
+    drawn with replacement. It shows how much the result depends on the choice of tasks, and has no width if
     all tasks agree.
 
     Args:
-        counts: of each task how many samples there are, and how many are correct.
+        counts: numbers of samples and of correct samples of each task.
         k: of pass@k.
         seed: of the bootstrap.
-        resamples: how many draws it makes.
+        resamples: of the bootstrap.
 
     Raises:
         UserError: a task has fewer than k samples, or there is no task.

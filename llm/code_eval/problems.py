@@ -1,4 +1,4 @@
-"""Programming tasks in HumanEval's format, and completions of them, from files of JSON lines."""
+"""Programming tasks in HumanEval's format, and their completions, from files of JSON lines."""
 
 import warnings
 import zlib
@@ -13,10 +13,10 @@ from repro.reading import parse_json, read_bytes, unpack
 
 @dataclass(frozen=True)
 class Problem:
-    """A task. prompt + a solution is a program; `test` defines check(candidate)."""
+    """A task: prompt + solution is a program, and `test` defines check(candidate)."""
 
     task_id: str
-    prompt: str  # imports, perhaps helpers, and the beginning of the function with its docstring
+    prompt: str  # imports, helpers if any, and the head of the function with its docstring
     entry_point: str  # the function's name
     canonical_solution: str
     test: str
@@ -26,7 +26,7 @@ def read(path: Path | None) -> list[Problem]:
     """Return the tasks of a file (.jsonl, .jsonl.gz) or of HumanEval.jsonl.gz in a folder; None: OWN.
 
     Raises:
-        UserError: it cannot be read, or a line of it is no such task.
+        UserError: it cannot be read, or a line is not such a task.
     """
     if path is None:
         return list(OWN)
@@ -49,10 +49,10 @@ def read(path: Path | None) -> list[Problem]:
 
 
 def read_completions(path: Path, problems: Sequence[Problem]) -> list[tuple[Problem, str]]:
-    """Return the completions of a file whose lines have `task_id` and `completion`, in its order.
+    """Return the completions of a file whose lines have `task_id` and `completion`, in order.
 
     Raises:
-        UserError: it cannot be read, or a line of it is no completion of one of these tasks.
+        UserError: it cannot be read, or a line is not a completion of one of these tasks.
     """
     known = {problem.task_id: problem for problem in problems}
     found = []
@@ -66,10 +66,10 @@ def read_completions(path: Path, problems: Sequence[Problem]) -> list[tuple[Prob
 
 
 def records(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield FILE:LINE and the object of each line that is not blank; `keys` are text in each.
+    """Yield FILE:LINE and the object of each non-blank line, in which all `keys` are text.
 
     Raises:
-        UserError: a line is not like that, or the file cannot be read.
+        UserError: the file cannot be read, or a line is malformed.
     """
     try:
         text = (unpack if path.suffix == ".gz" else read_bytes)(path).decode()
@@ -89,12 +89,12 @@ def records(path: Path, keys: Sequence[str]) -> Iterator[tuple[str, dict[str, An
 
 
 def check_syntax(source: str, what: str) -> None:
-    """Raise UserError where this is no Python. Nothing is run."""
+    """Raise UserError if this is not valid Python. Nothing is run."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escape sequences in docstrings
+            warnings.simplefilter("ignore")  # about escape sequences in docstrings
             compile(source, what, "exec")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested deeply
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: deeply nested
         raise UserError(f"{what} is no valid Python: {error}") from error
 
 

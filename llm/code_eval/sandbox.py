@@ -1,12 +1,12 @@
-"""Runs programs that nobody has read, and judges them by tests which they cannot reach.
+"""Runs untrusted programs, and judges them by tests that they cannot reach.
 
 Each program gets processes of its own, under the limits and layers of llm/code_eval/jail.py, and none
-outlives its verdict. The tests run in another process than the program, see llm/code_eval/judge.py: a program
-passes only by returning, for each call of the tests, plain data that is equal to what they expect. To print
-the success text, to exit with status 0, to change builtins, `assert` or any module, to return an object that
-is equal to all, or to search memory for the tests, leads nowhere.
+outlives its verdict. The tests run in a separate process, see llm/code_eval/judge.py: a program passes only
+by returning, for each call of the tests, plain data equal to what they expect. It gains nothing by printing
+the success text, exiting with status 0, changing builtins, `assert` or any module, returning an object that
+equals everything, or searching memory for the tests.
 
-What is left open: a program sees the arguments of each call, and may answer in any way it likes.
+What remains: a program sees the arguments of each call, and may answer in any way.
 """
 
 import json
@@ -16,18 +16,17 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 
 from llm.code_eval.jail import LAYERS, Limits
 from repro.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDED = ("files", "network")  # without which what a program does may last
+NEEDED = ("files", "network")  # without these, a program may cause lasting damage
 
-# Not -I: it would ignore PYTHONHASHSEED, without which the order of sets differs from start to start.
+# Not -I, which would ignore PYTHONHASHSEED: the order of sets would differ between starts.
 START = (
     "import sys; sys.path[:1] = [{root!r}]; from llm.code_eval import judge; "
     "del sys.path[0]; judge.serve({rest})"
@@ -36,17 +35,17 @@ START = (
 
 @dataclass
 class Verdict:
-    """What became of a program."""
+    """The verdict on a program."""
 
     passed: bool
-    reason: str  # why not
+    reason: str  # of a failure
     seconds: float
 
 
 class Sandbox:
-    """A place where one program after another is judged. Use it in a `with` block, or close it.
+    """Judges one program after another. Use it in a `with` block, or close it.
 
-    Several work side by side, one in each thread; the thread that made one must live as long.
+    Several may work in parallel, one in each thread; the thread that created one must outlive it.
     """
 
     def __init__(self, limits: Limits | None = None, unprotected: bool = False) -> None:
@@ -54,15 +53,13 @@ class Sandbox:
 
         Args:
             limits: of each program.
-            unprotected: run programs even where the system does not permit to protect files and network.
+            unprotected: run programs even if the system does not permit protecting files and network.
 
         Raises:
-            UserError: this system cannot do it.
+            UserError: the system does not support it.
         """
         if platform.system() != "Linux":
-            raise UserError(
-                f"programs can be run on Linux alone, not on {platform.system()}: use a container"
-            )
+            raise UserError(f"programs can be run only on Linux, not on {platform.system()}: use a container")
         self.limits = limits or Limits()
         if self.limits.seconds <= 0:
             raise UserError(f"a time limit of {self.limits.seconds} seconds: must be above 0")
@@ -79,20 +76,20 @@ class Sandbox:
             stack.callback(self._end)
             told = self.control.recv(1 << 16)
             if not told:
-                raise RuntimeError("the sandbox did not start; what it printed is above")
+                raise RuntimeError("the sandbox did not start; its output is above")
             self.layers: list[str] = json.loads(told)
             missing = [LAYERS[layer] for layer in NEEDED if layer not in self.layers]
             if missing and not unprotected:
                 raise UserError(
                     f"not permitted here: {'; '.join(missing)}. Run as root or permit user namespaces "
                     "(sysctl kernel.unprivileged_userns_clone, apparmor_restrict_unprivileged_userns); "
-                    "--unprotected runs them all the same, in a machine that may be lost"
+                    "--unprotected runs them anyway, on a machine that may be lost"
                 )
             self._stack = stack.pop_all()
 
     @property
     def protection(self) -> dict[str, list[str]]:
-        """What is in force on this machine, and what is not."""
+        """The layers and limits in force on this machine, and the layers that are not."""
         limits = self.limits
         figures = (
             f"{limits.seconds:g} s, {limits.memory >> 20} MB of memory a process, {limits.processes} "
@@ -104,12 +101,12 @@ class Sandbox:
         }
 
     def judge(self, program: str, prompt: str, test: str, entry_point: str) -> Verdict:
-        """Run a program's function under tests.
+        """Test a function of a program.
 
         Args:
-            program: the whole of it.
-            prompt: its beginning as it was given, whose helpers the tests may use; valid by itself.
-            test: defines check(candidate), which raises unless the function is right.
+            program: the whole program.
+            prompt: its given beginning, whose helpers the tests may use; valid by itself.
+            test: defines check(candidate), which raises unless the function is correct.
             entry_point: the function's name.
         """
         begin = time.perf_counter()
@@ -120,11 +117,8 @@ class Sandbox:
         os.close(job_out)
         os.close(verdict_in)
         with os.fdopen(verdict_out, "rb") as answer:
-            try:
-                with os.fdopen(job_in, "wb") as file:
-                    file.write(json.dumps(job).encode())
-            except BrokenPipeError:
-                pass  # it ended before it had read all
+            with suppress(BrokenPipeError), os.fdopen(job_in, "wb") as file:  # it may end before it reads all
+                file.write(json.dumps(job).encode())
             told = answer.read(1 << 20)
         done = self.control.recv(1)
         if not done:
@@ -139,13 +133,11 @@ class Sandbox:
         self._stack.close()
 
     def _end(self) -> None:
-        self.server.kill()  # with it, those that it guards with end, and with them their programs
+        self.server.kill()  # which also ends the guards, and these their programs
         self.server.wait()
 
     def __enter__(self) -> "Sandbox":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

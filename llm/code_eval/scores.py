@@ -1,4 +1,4 @@
-"""What programs that were judged amount to: pass@k, how they failed, and what was published."""
+"""Scores of judged programs: pass@k, reasons of failures, and published values."""
 
 import collections
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from repro.ledger import rows
 
 
 def summarise(results: Sequence[dict[str, Any]], ks: Sequence[int], seed: int) -> dict[str, Any]:
-    """Return pass@k with intervals, and how the programs failed."""
+    """Return pass@k with intervals, and counts of the reasons of failures."""
     by_task: dict[str, list[bool]] = {}
     for record in results:
         by_task.setdefault(record["task_id"], []).append(record["passed"])
@@ -28,7 +28,7 @@ def summarise(results: Sequence[dict[str, Any]], ks: Sequence[int], seed: int) -
 
 
 def against(row: rows.Recipe | None, ks: Sequence[int]) -> dict[str, Any]:
-    """Return the published figures of a row at the paper's scale."""
+    """Return the published values of a paper-scale row, else {}."""
     if row is None or row.row.scale != "paper":
         return {}
     asked = {f"pass@{k}" for k in ks}
@@ -37,7 +37,7 @@ def against(row: rows.Recipe | None, ks: Sequence[int]) -> dict[str, Any]:
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """Return the result for people."""
+    """Return the result as text."""
     lines = [
         f"{summary['tasks']} of {summary['tasks_in_all']} tasks, {summary['programs']:,} programs: "
         f"{summary['passed']:,} passed, {summary['solved']} tasks solved at least once"

@@ -1,3 +1,3 @@
-"""The schema of each entry point's configuration; importing this package registers them with Hydra."""
+"""The configuration schema of each entry point; importing this package registers them with Hydra."""
 
-from llm.config import finetune, pretrain, remax, reward  # noqa: F401
+from llm.config import finetune, pretrain, remax  # noqa: F401

@@ -7,57 +7,52 @@ from hydra.core.config_store import ConfigStore
 
 from repro.errors import UserError
 from repro.text.config import TextConfig, TokenizerConfig
-from repro.train.config import TrainConfig
+from repro.train.config import TrainConfig, at_least
 
 
 @dataclass
 class SequencesConfig(TextConfig):
-    """A text, and the sequences it is cut into: its documents one after the other, without gap."""
+    """A text, and the sequences it is cut into: its documents one after another, without gaps."""
 
     name: str = "python_source"
-    sequence_length: int = 256  # tokens that a sequence predicts
-    tokens: int | None = None  # train on the first so many of the text; null: on all
+    sequence_length: int = 256  # tokens predicted in a sequence
+    tokens: int | None = None  # number of first tokens to train on; null: all
 
     def check(self) -> None:
         """Raise UserError for a value that cannot work, naming it."""
         super().check()
-        if self.sequence_length < 1:
-            raise UserError(f"data.sequence_length={self.sequence_length}: must be at least 1")
+        at_least(1, "data.", self, "sequence_length")
         if self.tokens is not None and self.tokens < self.sequence_length:
-            raise UserError(
-                f"data.tokens={self.tokens}: are less than data.sequence_length={self.sequence_length}"
-            )
+            length = self.sequence_length
+            raise UserError(f"data.tokens={self.tokens}: must be at least data.sequence_length={length}")
 
 
 @dataclass
 class SamplingConfig:
-    """How text is drawn from the model: what the summary shows, and what HumanEval is to be scored with."""
+    """How text is sampled, for the summary and for HumanEval."""
 
-    temperature: float = 0.8  # 0: the likeliest token each time
-    top_p: float = 0.95  # among the likeliest tokens that together have this probability
+    temperature: float = 0.8  # 0: always the most likely token
+    top_p: float = 0.95  # sample among the most likely tokens that together have this probability
     max_new_tokens: int = 512
-    samples: int = 200  # of each of HumanEval's problems
+    samples: int = 200  # of each problem of HumanEval
 
     def check(self) -> None:
         """Raise UserError for a value that cannot work, naming it."""
-        if self.temperature < 0:
-            raise UserError(f"sampling.temperature={self.temperature}: must be at least 0")
+        at_least(0, "sampling.", self, "temperature")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"sampling.top_p={self.top_p}: must lie above 0, and at 1 at most")
-        for key in ("max_new_tokens", "samples"):
-            if getattr(self, key) < 1:
-                raise UserError(f"sampling.{key}={getattr(self, key)}: must be at least 1")
+            raise UserError(f"sampling.top_p={self.top_p}: must lie in (0, 1]")
+        at_least(1, "sampling.", self, "max_new_tokens", "samples")
 
 
 @dataclass
 class LlmConfig(TrainConfig):
-    """Everything llm/pretrain.py can be told."""
+    """All settings of llm/pretrain.py."""
 
-    model: dict[str, Any] = field(default_factory=dict)  # in the words of transformers, see llm/models.py
+    model: dict[str, Any] = field(default_factory=dict)  # transformers' keys, see llm/models.py
     data: SequencesConfig = field(default_factory=SequencesConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    gradient_checkpointing: bool = False  # compute activations again in the backward pass, to save memory
-    eval_batches: int | None = None  # of the validation text, of batch_size sequences; null: all of it
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass, to save memory
+    eval_batches: int | None = None  # batches of the validation text to use; null: all
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def check(self) -> None:
@@ -66,8 +61,7 @@ class LlmConfig(TrainConfig):
         self.data.check()
         self.tokenizer.check()
         self.sampling.check()
-        if self.eval_batches is not None and self.eval_batches < 1:
-            raise UserError(f"eval_batches={self.eval_batches}: must be at least 1, or null for all")
+        at_least(1, "", self, "eval_batches")
 
 
 ConfigStore.instance().store(name="llm_schema", node=LlmConfig)

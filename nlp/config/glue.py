@@ -8,54 +8,54 @@ from omegaconf import DictConfig, OmegaConf
 from nlp.config.bert import EncoderConfig
 from repro.errors import UserError
 from repro.text.config import TokenizerConfig
-from repro.train.config import TrainConfig, one_of
+from repro.train.config import TrainConfig, at_least, one_of
 
 SCRATCH = "scratch"
 
 
 @dataclass
 class ClassifierConfig(EncoderConfig):
-    """An encoder with a head on its first token. A checkpoint's stays as trained, except for the dropout."""
+    """An encoder with a head on its first token. A checkpoint overrides the keys, except for the dropout."""
 
     # a pre-training run's folder, a Hugging Face model (folder or name), or scratch
     checkpoint: str | None = None
-    num_labels: int | None = None  # outputs of the head; null: as the task has
+    num_labels: int | None = None  # outputs of the head; null: as the task needs
     classifier_dropout: float | None = None  # null: hidden_dropout_prob
 
 
 @dataclass
 class GlueDataConfig:
-    """Where a task's examples are and, for one that is none of GLUE's, what they are."""
+    """Where a task's examples are and, for tasks outside GLUE, what they are."""
 
     name: str = "glue"
-    root: str | None = None  # folder of the task, or of several tasks, in GLUE's layout; null: from data.hub
+    root: str | None = None  # folder of the task, or of several, in GLUE's layout; null: use data.hub
     hub: str | None = "nyu-mll/glue"  # GLUE on the Hugging Face hub, or a folder that `datasets` reads
-    # columns of the sentence or the two; null, here and below: as the task has
+    # columns of the one or two sentences; null, here and below: the task's own
     texts: list[str] | None = None
     label: str | None = None  # column
     labels: list[str] | None = None  # classes
-    score: list[float] | None = None  # lowest and highest, if the label is no class
+    score: list[float] | None = None  # lowest and highest label, for regression
     metrics: list[str] | None = None  # accuracy, f1, matthews_correlation | pearson, spearman
-    columns: list[str] | None = None  # names, where train.tsv and dev.tsv begin without
-    bad_lines: str | None = None  # refuse | skip: lines with another number of columns
-    train_examples: int | None = None  # how many there have to be
-    skip_valid_examples: int = 0  # of the development set, the first
-    mean_length: int | None = None  # tokens of an example, for the ledger's estimate of a run's cost alone
-    max_length: int = 128  # tokens; of a longer pair the longer sentence is cut
-    max_tokens: int | None = None  # of a batch with its padding; a batch of longer examples is smaller
-    # what scores are multiplied by for training; null: the highest becomes 1
+    columns: list[str] | None = None  # names, if train.tsv and dev.tsv have no header
+    bad_lines: str | None = None  # refuse | skip: lines with the wrong number of columns
+    train_examples: int | None = None  # required number
+    skip_valid_examples: int = 0  # first examples of the development set to leave out
+    mean_length: int | None = None  # tokens of an example, used only in the ledger's cost estimates
+    max_length: int = 128  # tokens; the longer sentence of a longer pair is cut
+    max_tokens: int | None = None  # of a batch with its padding; batches of longer examples are smaller
+    # factor on scores in training; null: the highest becomes 1
     label_scale: float | None = None
 
 
 @dataclass
 class GlueConfig(TrainConfig):
-    """Everything nlp/finetune_glue.py can be told."""
+    """All settings of nlp/finetune_glue.py."""
 
     task: str = "packages"  # cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, or the name of a folder
-    seeds: list[int] | None = None  # a run for each, and their median; null: one, of `seed`
-    loss: str | None = None  # cross_entropy | mse; null: as the task is
+    seeds: list[int] | None = None  # one run for each, and their median; null: one run with `seed`
+    loss: str | None = None  # cross_entropy | mse; null: as the task needs
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)  # where no checkpoint brings its own
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)  # unless the checkpoint has one
     data: GlueDataConfig = field(default_factory=GlueDataConfig)
 
     def check(self) -> None:
@@ -71,23 +71,15 @@ class GlueConfig(TrainConfig):
             raise UserError(f"seeds={self.seeds}: must be numbers, each once, or null for `seed` alone")
         if self.seeds is not None and min(self.seeds) < 0:
             raise UserError(f"seeds={self.seeds}: must be at least 0")
-        if data.max_length < 8:
-            raise UserError(
-                f"data.max_length={data.max_length}: must be at least 8, or little is left of a pair"
-            )
+        at_least(8, "data.", data, "max_length")
         if data.max_tokens is not None and data.max_tokens < data.max_length:
-            raise UserError(
-                f"data.max_tokens={data.max_tokens}: must be at least data.max_length={data.max_length}, or "
-                "the longest example fits into no batch"
-            )
-        if data.skip_valid_examples < 0:
-            raise UserError(f"data.skip_valid_examples={data.skip_valid_examples}: must be at least 0")
+            longest = f"data.max_length={data.max_length}"
+            raise UserError(f"data.max_tokens={data.max_tokens}: must be at least {longest}")
+        at_least(0, "data.", data, "skip_valid_examples")
         if data.label_scale is not None and not data.label_scale > 0:
             raise UserError(f"data.label_scale={data.label_scale}: must be above 0")
         if self.model.checkpoint is None:
-            raise UserError(
-                f"model.checkpoint is not set: {self.cure}; model.checkpoint={SCRATCH} starts from none"
-            )
+            raise UserError(f"model.checkpoint is not set: {self.cure}; {SCRATCH} starts from none")
 
     @property
     def cure(self) -> str:
@@ -103,7 +95,7 @@ class GlueConfig(TrainConfig):
 
 
 def proxy_task(_root_: DictConfig) -> str:
-    """Return the task of a row's proxy: the row's own where data.root leads to it, else the embedded one."""
+    """Return the task of a row's proxy: the row's own with data.root set, else the embedded one."""
     task = str(_root_.row.name).split("/")[-1].split("_")[0]
     return "packages" if _root_.data.root is None else task
 

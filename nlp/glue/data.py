@@ -23,14 +23,14 @@ class Examples:
     """Sentences, or pairs of them, with their labels."""
 
     texts: list[tuple[str, ...]]
-    labels: np.ndarray | None  # [examples]: numbers of classes, or scores; None: not known
-    index: list[str]  # what predictions are numbered by
+    labels: np.ndarray | None  # [examples]: numbers of classes, int64, or scores, float64; None: unknown
+    index: list[str]  # identifiers, for the files of predictions
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def pick(self, places: Sequence[int]) -> "Examples":
-        """Return some of the examples."""
+        """Return the examples at these places."""
         labels = None if self.labels is None else self.labels[list(places)]
         return Examples([self.texts[i] for i in places], labels, [self.index[i] for i in places])
 
@@ -41,51 +41,45 @@ class TaskData:
 
     task: Description  # its labels are complete
     train: Examples
-    dev: dict[str, Examples]  # by the suffix that their metrics have
-    test: dict[str, Examples]  # by the name of the predictions; may be none
+    dev: dict[str, Examples]  # by the suffix of their metrics
+    test: dict[str, Examples]  # by the name of their predictions; may be empty
 
 
 def read(name: str, config: GlueDataConfig) -> TaskData:
     """Read a task.
 
     Raises:
-        UserError: there is no such task, no such data, or something is wrong with them.
+        UserError: the task is unknown, or its data are missing or malformed.
     """
     given = {key: getattr(config, key) for key in tasks.KEYS}
-    embedded = tasks.known(name) == tasks.EMBEDDED
     if config.root is not None:
         folder = find(name, Path(config.root).expanduser())
         found = from_folder(tasks.describe(name, folder, given), folder)
-    elif embedded:
+    elif tasks.known(name) == tasks.EMBEDDED:
         found = from_sentences(*packages.make())
     else:
         found = from_hub(tasks.describe(name, None, given), config.hub)
     for suffix, examples in found.dev.items():
         if examples.texts == found.train.texts:
-            raise UserError(
-                f"task={name}: the dev{suffix} split is the training split; one of them is a copy"
-            )
+            raise UserError(f"task={name}: the dev{suffix} split is a copy of the training split")
     return found
 
 
 def find(name: str, root: Path) -> Path:
-    """Return the folder of a task: `root`, or the one below it with that name.
+    """Return the folder of a task: `root`, or the one in it with that name.
 
     Raises:
         UserError: there is none, or there are two.
     """
     if not root.is_dir():
-        raise UserError(
-            f"data.root={root}: no such folder; it is that of a task, with {SPLITS}, or of several"
-        )
+        wanted = f"that of a task, with {SPLITS}, or of several"
+        raise UserError(f"data.root={root}: no such folder; name {wanted}")
     below = [path for path in sorted(root.iterdir()) if path.is_dir()]
-    found = [path for path in below if path.name == name] or [
-        path for path in below if tasks.plain(path.name) == tasks.plain(name)
-    ]
+    similar = [path for path in below if tasks.plain(path.name) == tasks.plain(name)]
+    found = [path for path in similar if path.name == name] or similar
     if len(found) > 1:
-        raise UserError(
-            f"data.root={root}: both {found[0].name} and {found[1].name} are {name}; name one of them"
-        )
+        both = f"both {found[0].name} and {found[1].name}"
+        raise UserError(f"data.root={root}: {both} are {name}; name one of them")
     if found:
         return found[0]
     if any(root.glob("*.tsv")):
@@ -112,8 +106,8 @@ def from_folder(task: Description, folder: Path) -> TaskData:
     for table in (train, *dev.values(), *test.values()):
         if table.skipped:
             print(
-                f"{printable(table.path)}: left out {len(table.skipped)} line(s) with another number of "
-                f"columns, the first is line {table.skipped[0]}"
+                f"{printable(table.path)}: left out {len(table.skipped)} line(s) with the wrong number of "
+                f"columns, the first of them line {table.skipped[0]}"
             )
     return TaskData(
         task,
@@ -153,7 +147,7 @@ def _examples(table: Table, task: Description, test: bool = False) -> Examples:
 
 
 def _any_valid(table: Table, task: Description) -> bool:
-    """Tell whether a test file's labels are known: some give all the same placeholder, such as -1."""
+    """Tell whether a test file's labels are known; some files have a placeholder, such as -1, throughout."""
     cells = set(table.column(task.label))
     return len(cells) > 1 or (task.score is None and bool(cells & set(task.labels)))
 
@@ -163,10 +157,8 @@ def _numbers(table: Table, task: Description) -> np.ndarray:
     cells = table.column(task.label)
     for row, cell in enumerate(cells):
         if cell not in number:
-            message = (
-                f"{task.label} {cell!r} is none of {', '.join(map(repr, task.labels))}; mend or drop the line"
-            )
-            raise table.error(row, message)
+            known = ", ".join(map(repr, task.labels))
+            raise table.error(row, f"{task.label} {cell!r} is none of {known}; correct or drop the line")
     return np.array([number[cell] for cell in cells])
 
 
@@ -181,16 +173,14 @@ def _scores(table: Table, task: Description) -> np.ndarray:
             value = math.nan
         if not lowest <= value <= highest:
             what = "is no number" if math.isnan(value) else "is out of range"
-            raise table.error(
-                row,
-                f"{task.label} {cell!r} {what}; must lie in {lowest:g} to {highest:g}: mend or drop the line",
-            )
+            must = f"must lie in {lowest:g} to {highest:g}: correct or drop the line"
+            raise table.error(row, f"{task.label} {cell!r} {what}; {must}")
         values.append(value)
     return np.array(values)
 
 
 def from_sentences(train: list[tuple[str, int]], dev: list[tuple[str, int]]) -> TaskData:
-    """Return the embedded task."""
+    """Return the embedded task, of sentences with the numbers of their classes."""
 
     def examples(pairs: list[tuple[str, int]]) -> Examples:
         index = [str(place) for place in range(len(pairs))]
@@ -200,10 +190,10 @@ def from_sentences(train: list[tuple[str, int]], dev: list[tuple[str, int]]) -> 
 
 
 def from_hub(task: Description, hub: str | None) -> TaskData:
-    """Load one of GLUE's tasks with the `datasets` library: from the hub, its cache, or a folder.
+    """Load a GLUE task with the `datasets` library: from the hub, its cache, or a folder.
 
     Raises:
-        UserError: it cannot be loaded, or is not what it should be.
+        UserError: it cannot be loaded, or is not the expected data set.
     """
     where = f"data.root is not set, and data.hub={hub}"
     cure = f"set data.root=PATH to a folder with {SPLITS}"
@@ -234,7 +224,7 @@ HUB_TEXTS = {"MRPC": ("sentence1", "sentence2"), "MNLI": ("premise", "hypothesis
 
 
 def _of_hub(split: Any, task: Description) -> Examples:
-    """Return a split; the numbers of its classes are GLUE's, in which order `labels` are, too."""
+    """Return a split; the numbers of its classes are GLUE's, and `labels` is in the same order."""
     columns = HUB_TEXTS.get(task.name, task.texts)
     texts = list(zip(*(split[name][:] for name in columns), strict=True))
     kind = np.float64 if task.score is not None else np.int64

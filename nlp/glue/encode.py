@@ -1,8 +1,8 @@
-"""Sentences and pairs as the tokens that an encoder reads, and the batches they make."""
+"""Encoding of sentences and pairs as tokens, and batches of these."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from nlp.glue.data import Examples
 from repro.errors import UserError
+from repro.text.tokenizers import Tokenizer
 from repro.train.seeding import hashed
 
 Texts = Sequence[tuple[str, ...]]
@@ -21,19 +22,8 @@ Coder = Callable[[Texts], Coded]
 CHUNK = 4096  # examples that are encoded at a time
 
 
-class Tokenizer(Protocol):
-    """What the encoding has to know of a tokenizer of ours."""
-
-    pad: int | None
-    bos: int | None
-    eos: int | None
-
-    def encode(self, lines: Sequence[str]) -> list[list[int]]:
-        """Return the tokens of each line, without special ones."""
-
-
 class PairCoder:
-    """As RoBERTa and BERT were made to read.
+    """Encodes sentences and pairs as RoBERTa and BERT were trained to read them.
 
     roberta: <s> a </s>, <s> a </s> </s> b </s>
     bert: [CLS] a [SEP], [CLS] a [SEP] b [SEP], where b and the end are segment 1
@@ -42,9 +32,7 @@ class PairCoder:
     def __init__(self, tokenizer: Tokenizer, style: str, max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
         if tokenizer.bos is None or tokenizer.eos is None:
-            raise UserError(
-                "tokenizer: has no tokens for the begin and the end of a sentence; take another one"
-            )
+            raise UserError("tokenizer: has no tokens for the begin and end of a sentence; take another one")
         self.bos, self.eos = tokenizer.bos, tokenizer.eos
         self.between = [self.eos, self.eos] if style == "roberta" else [self.eos]
         self.segment = 0 if style == "roberta" else 1
@@ -68,7 +56,7 @@ class PairCoder:
 
 
 def longest_first(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]]:
-    """Cut a pair to `room` tokens, one at a time off the longer of the two; where equal, off the first."""
+    """Cut a pair to `room` tokens, one at a time from the longer, or from the first if equal."""
     if len(a) + len(b) <= room:
         return a, b
     shorter = min(len(a), len(b), room // 2)
@@ -76,7 +64,7 @@ def longest_first(a: list[int], b: list[int], room: int) -> tuple[list[int], lis
 
 
 class HuggingFaceCoder:
-    """As a model of the Hugging Face library reads, by its own tokenizer."""
+    """Encodes sentences and pairs by a tokenizer of transformers."""
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
@@ -91,16 +79,16 @@ class HuggingFaceCoder:
 
 @dataclass
 class Item:
-    """An example as the model sees it."""
+    """An encoded example."""
 
-    tokens: np.ndarray
-    token_type_ids: np.ndarray
+    tokens: np.ndarray  # [length], int32
+    token_type_ids: np.ndarray  # [length], int8
     label: float
     index: int
 
 
 class Encoded(Dataset[Item]):
-    """Examples as tokens, in two flat arrays, so that those of QQP and MNLI fit into memory many times."""
+    """Encoded examples, in flat arrays, so that QQP and MNLI fit into memory many times over."""
 
     def __init__(self, examples: Sequence[Examples], coder: Coder, what: str) -> None:
         texts = [text for part in examples for text in part.texts]
@@ -108,9 +96,8 @@ class Encoded(Dataset[Item]):
         self.labels = np.concatenate(labels) if labels else np.zeros(0)
         tokens, token_type_ids, lengths = [], [], []
         starts = range(0, len(texts), CHUNK)
-        for start in tqdm(
-            starts, desc=f"tokens of {what}", unit="chunk", leave=False, disable=len(starts) < 9
-        ):
+        show = dict(desc=f"tokens of {what}", unit="chunk", leave=False, disable=len(starts) < 9)
+        for start in tqdm(starts, **show):
             for ids, kinds in zip(*coder(texts[start : start + CHUNK]), strict=True):
                 lengths.append(len(ids))
                 tokens.append(np.array(ids, dtype=np.int32))
@@ -129,11 +116,25 @@ class Encoded(Dataset[Item]):
         return Item(self.tokens[begin:end], self.token_type_ids[begin:end], float(self.labels[index]), index)
 
 
-def collate(items: Sequence[Item], pad: int) -> list[Tensor]:
-    """Return tokens, attention mask, token types [batch, longest], labels and indices [batch].
+class Batch(NamedTuple):
+    """Examples, padded to the longest.
 
-    If nothing is padded the mask has no columns, [batch, 0].
+    tokens: [batch, length], int64.
+    attention_mask: [batch, length], bool, False at padding; [batch, 0] if nothing is padded.
+    token_type_ids: the segment of each token [batch, length], int64.
+    labels: numbers of classes, or scores [batch], float32.
+    indices: of the examples in their set [batch], int64.
     """
+
+    tokens: Tensor
+    attention_mask: Tensor
+    token_type_ids: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+def collate(items: Sequence[Item], pad: int) -> Batch:
+    """Return a batch, padded with the token `pad`."""
     longest = max(len(item.tokens) for item in items)
     tokens = np.full((len(items), longest), pad, dtype=np.int64)
     token_type_ids = np.zeros((len(items), longest), dtype=np.int64)
@@ -142,20 +143,23 @@ def collate(items: Sequence[Item], pad: int) -> list[Tensor]:
         tokens[row, : len(item.tokens)] = item.tokens
         token_type_ids[row, : len(item.tokens)] = item.token_type_ids
     attention_mask = np.arange(longest) < lengths[:, None]
-    return [
+    return Batch(
         torch.from_numpy(tokens),
         torch.from_numpy(attention_mask[:, :0] if attention_mask.all() else attention_mask),
         torch.from_numpy(token_type_ids),
         torch.tensor([item.label for item in items], dtype=torch.float32),
         torch.tensor([item.index for item in items]),
-    ]
+    )
 
 
 def batches(lengths: np.ndarray, batch_size: int, max_tokens: int | None, seed: int) -> list[list[int]]:
-    """Cut a random order of examples into batches, the same ones for the whole run, as fairseq does.
+    """Cut a random order of examples into batches, which stay the same for the whole run, as in fairseq.
 
-    A batch ends where one more example would make it larger than `batch_size`, or its tokens, with all rows
-    as long as the longest, more than `max_tokens`. An example that alone has more is a batch of its own.
+    A batch ends before an example that would make it larger than `batch_size`, or its padded rows longer than
+    `max_tokens` in total. A single example with more tokens is a batch of its own.
+
+    Args:
+        lengths: tokens of each example [examples], int.
     """
     generator = torch.Generator().manual_seed(hashed(f"batches {seed}"))
     made: list[list[int]] = []
@@ -171,6 +175,6 @@ def batches(lengths: np.ndarray, batch_size: int, max_tokens: int | None, seed: 
 
 
 def by_length(lengths: np.ndarray, batch_size: int) -> list[list[int]]:
-    """Cut examples, from the shortest to the longest, into batches: next to no padding."""
+    """Sort examples by their lengths [examples] and cut them into batches with little padding."""
     order = np.argsort(lengths, kind="stable").tolist()
     return [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]

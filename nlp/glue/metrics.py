@@ -1,61 +1,41 @@
 """GLUE's metrics, in percent, from the vectors of all predictions and all labels.
 
-Where a correlation has no definition, because all predictions (or all labels) are the same, it is 0: such a
-model has told nothing. So is F1 where nothing is predicted, or is, of the second class.
+A correlation is undefined if all predictions, or all labels, are the same; it is then 0. So is F1 if the
+second class is never predicted, or never correct.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 Vector = np.ndarray  # [examples]: numbers of classes, or scores
-Metric = Callable[[Vector, Vector], float]  # (predictions, labels) -> share or correlation
 
-
-def constant(values: Vector) -> bool:
-    """Tell whether all values are the same, as far as a correlation can be computed from them."""
-    spread = float(np.std(values))
-    return not spread > 1e-12 * max(1.0, float(np.abs(values).max()))
-
-
-def matthews(predictions: Vector, labels: Vector) -> float:
-    """Return Matthews' correlation of two vectors of classes."""
-    if constant(predictions) or constant(labels):
-        return 0.0
-    return float(matthews_corrcoef(labels, predictions))
-
-
-def accuracy(predictions: Vector, labels: Vector) -> float:
-    """Return the share of classes that are right."""
-    return float(accuracy_score(labels, predictions))
-
-
-def f1(predictions: Vector, labels: Vector) -> float:
-    """Return F1 of the second of two classes."""
-    return float(f1_score(labels, predictions, pos_label=1, zero_division=0.0))
-
-
-def pearson(predictions: Vector, labels: Vector) -> float:
-    """Return the linear correlation of two vectors of scores."""
-    if constant(predictions) or constant(labels):
-        return 0.0
-    return float(pearsonr(predictions, labels).statistic)
-
-
-def spearman(predictions: Vector, labels: Vector) -> float:
-    """Return the correlation of the ranks of scores."""
-    if constant(predictions) or constant(labels):
-        return 0.0
-    return float(spearmanr(predictions, labels).statistic)
-
-
-OF_CLASSES: dict[str, Metric] = {"accuracy": accuracy, "f1": f1, "matthews_correlation": matthews}
-OF_SCORES: dict[str, Metric] = {"pearson": pearson, "spearman": spearman}
+# F1 is that of the second of two classes
+OF_CLASSES: dict[str, Callable[[Vector, Vector], float]] = {
+    "accuracy": accuracy_score,
+    "f1": partial(f1_score, pos_label=1, zero_division=0.0),
+    "matthews_correlation": matthews_corrcoef,
+}
+OF_SCORES: dict[str, Callable[[Vector, Vector], Any]] = {"pearson": pearsonr, "spearman": spearmanr}
 
 
 def compute(names: tuple[str, ...], predictions: Vector, labels: Vector) -> dict[str, float]:
-    """Return metrics by name, in percent."""
-    every = OF_CLASSES | OF_SCORES
-    return {name: 100 * every[name](predictions, labels) for name in names}
+    """Return metrics by name, in percent; predictions, labels: [examples]."""
+
+    def value(name: str) -> float:
+        if name not in ("accuracy", "f1") and (_constant(predictions) or _constant(labels)):
+            return 0.0
+        if name in OF_CLASSES:
+            return float(OF_CLASSES[name](labels, predictions))
+        return float(OF_SCORES[name](predictions, labels).statistic)
+
+    return {name: 100 * value(name) for name in names}
+
+
+def _constant(values: Vector) -> bool:
+    """Tell whether all values are the same, up to the precision of a correlation."""
+    return not float(np.std(values)) > 1e-12 * max(1.0, float(np.abs(values).max()))

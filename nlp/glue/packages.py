@@ -1,8 +1,8 @@
-"""A task that needs no download: from which package of Python's library is a sentence of documentation?
+"""A task that needs no download: which package of Python's library does a sentence document?
 
-The sentences are those of the packages' docstrings, each is there once, and its text alone says whether it is
-of the training or the development set. So the task is the same for one version of Python. An encoder that was
-pre-trained on data=python_docs has read most of them before, but not where they are from.
+The sentences are taken from the packages' docstrings, each once; a hash of the text assigns it to the
+training or the development set. So the task is fixed for one version of Python. An encoder pre-trained on
+data=python_docs has read most of the sentences, but not where they come from.
 """
 
 import functools
@@ -12,9 +12,9 @@ from repro.text.python_docs import documents
 from repro.train.seeding import hashed
 
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "unittest", "xml")
-WORDS = range(5, 41)  # of a sentence
+WORDS = range(5, 41)  # allowed number of words of a sentence
 END = re.compile(r"(?<=[a-z)]\.) (?=[A-Z])")
-DEV = 5  # every 5th sentence goes to the development set
+DEV = 5  # one sentence in 5 goes to the development set
 
 Labelled = list[tuple[str, int]]  # sentence, number of its package
 
@@ -28,10 +28,11 @@ def make() -> tuple[Labelled, Labelled]:
         if package in PACKAGES:
             for text in sentences(lines):
                 found.setdefault(text, PACKAGES.index(package))
-    dev = {text for text in found if hashed(f"packages {text}") % DEV == 0}
-    return [each for each in found.items() if each[0] not in dev], [
-        each for each in found.items() if each[0] in dev
-    ]
+    train: Labelled = []
+    dev: Labelled = []
+    for text, number in found.items():
+        (train if hashed(f"packages {text}") % DEV else dev).append((text, number))
+    return train, dev
 
 
 def sentences(lines: list[str]) -> list[str]:

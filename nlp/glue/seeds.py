@@ -1,4 +1,4 @@
-"""Several runs that differ in their seed alone, and their median."""
+"""Several runs that differ only in their seed, and their median."""
 
 import json
 import statistics
@@ -14,7 +14,7 @@ FILE = "seeds.json"
 
 
 def runs(config: GlueConfig, overrides: Sequence[str]) -> Iterator[tuple[str, GlueConfig]]:
-    """Give the name and the configuration of each run: those that `-m seed=1,2,3` would make."""
+    """Yield the name and configuration of each run, as `-m seed=1,2,3` would make them."""
     if config.seeds is None:
         yield config.run.name or run_name(overrides), config
         return
@@ -25,7 +25,7 @@ def runs(config: GlueConfig, overrides: Sequence[str]) -> Iterator[tuple[str, Gl
 
 
 def write(folder: Path, seeds: Sequence[int], summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Write and return what the best checkpoints of the runs have in common: the spread of each measure."""
+    """Write and return the spread of each metric over the best checkpoints of the runs."""
     best = [summary["best"] for summary in summaries]
     names = [name for name in best[0] if name.startswith(("valid_", "ema_"))]
     tested = [summary.get("test") or {} for summary in summaries]
@@ -44,22 +44,20 @@ def write(folder: Path, seeds: Sequence[int], summaries: Sequence[dict[str, Any]
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Return median, extremes and standard deviation (with n - 1; 0 of a single value)."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    """Return the median, extremes, sample standard deviation (0 for one value) and the values."""
     return {
         "median": statistics.median(values),
         "min": min(values),
         "max": max(values),
-        "deviation": deviation,
+        "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
         "values": list(values),
     }
 
 
 def describe(found: dict[str, Any]) -> str:
-    """Return the spread for people."""
-    lines = [
-        f"{len(found['seeds'])} seeds, {found['of'].replace('`metric`', found['metric'])}: {found['file']}"
-    ]
+    """Return the spread as text."""
+    of = found["of"].replace("`metric`", found["metric"])
+    lines = [f"{len(found['seeds'])} seeds, {of}: {found['file']}"]
     width = max(map(len, found["measures"]))
     for name, x in found["measures"].items():
         ends = f"{x['min']:.4g} to {x['max']:.4g}"

@@ -1,6 +1,6 @@
-"""What the nine GLUE tasks are (Wang et al., arXiv 1804.07461), as data, and how another one is described.
+"""Descriptions of the nine GLUE tasks (Wang et al., arXiv 1804.07461), and of others.
 
-Columns go by name. A file without names in its first line has those of `columns`, in order.
+Columns are found by name. A file without a header has the names of `columns`, in order.
 """
 
 import difflib
@@ -15,30 +15,30 @@ from nlp.glue.packages import PACKAGES
 from repro.errors import UserError
 from repro.reading import parse_yaml, read_bytes
 
-DESCRIPTION = "task.yaml"  # in the folder of a task that is none of GLUE's
-KEYS = ("texts", "label", "labels", "score", "metrics", "columns", "bad_lines")  # what it may have in it
+DESCRIPTION = "task.yaml"  # in the folder of a task outside GLUE
+KEYS = ("texts", "label", "labels", "score", "metrics", "columns", "bad_lines")  # allowed in it
 
 
 @dataclass(frozen=True)
 class Description:
-    """A task: one sentence or two, and a class or a score for them."""
+    """A task: one or two sentences, and their class or score."""
 
     name: str  # of its folder
-    texts: tuple[str, ...] = ()  # columns of the sentence, or of the two
+    texts: tuple[str, ...] = ()  # columns of the one or two sentences
     label: str = "label"  # column
-    labels: tuple[str, ...] = ()  # the classes, by their number; none: those of the training file
-    score: tuple[float, float] | None = None  # lowest and highest, if there are no classes
-    metrics: tuple[str, ...] = ()  # the first decides which checkpoint is best; none: accuracy, or pearson
-    columns: tuple[str, ...] = ()  # of train and dev where their first line does not name them
-    bad_lines: str = "refuse"  # or skip: those with another number of columns
-    dev: Mapping[str, str] = field(default_factory=lambda: {"": "dev.tsv"})  # suffix of a metric: file
-    test: Mapping[str, str] = field(default_factory=dict)  # name of the predictions: file; none: test.tsv
+    labels: tuple[str, ...] = ()  # names of the classes, in order; empty: those of the training file
+    score: tuple[float, float] | None = None  # lowest and highest, for regression
+    metrics: tuple[str, ...] = ()  # the first selects the best checkpoint; empty: accuracy, or pearson
+    columns: tuple[str, ...] = ()  # of train and dev files without a header
+    bad_lines: str = "refuse"  # or skip: lines with the wrong number of columns
+    dev: Mapping[str, str] = field(default_factory=lambda: {"": "dev.tsv"})  # file by suffix of its metrics
+    test: Mapping[str, str] = field(default_factory=dict)  # file by name of its predictions; empty: test.tsv
     index: str = "index"  # column of the test files
-    hub: str | None = None  # its name in nyu-mll/glue
+    hub: str | None = None  # name in nyu-mll/glue
 
     @property
     def tests(self) -> Mapping[str, str]:
-        """The test files by the name that predictions have for the GLUE server."""
+        """The test files by the names of their predictions on the GLUE server."""
         return self.test or {self.name: "test.tsv"}
 
 
@@ -58,7 +58,7 @@ GLUE = (
     ),
     Description("STS-B", PAIR, "score", score=(0.0, 5.0), metrics=("pearson", "spearman"), hub="stsb"),
     Description(
-        # three lines of its training file lack columns, and everyone leaves them out: 363,846 are left
+        # three lines of its training file lack columns and are always left out; 363,846 remain
         "QQP", ("question1", "question2"), "is_duplicate", ("0", "1"), metrics=("f1", "accuracy"),
         bad_lines="skip", index="id", hub="qqp",
     ),
@@ -74,12 +74,12 @@ EMBEDDED = Description("packages", ("sentence",), labels=PACKAGES, metrics=("acc
 
 
 def plain(name: str) -> str:
-    """Return what a name is compared by: SST-2, sst2 and sst_2 are the same."""
+    """Return a name in the form used for comparison: SST-2, sst2 and sst_2 are the same."""
     return re.sub(r"[\W_]", "", name).lower()
 
 
 def known(name: str) -> Description | None:
-    """Return GLUE's task (or the embedded one) of that name, or that of a folder NAME-more."""
+    """Return the GLUE or embedded task with a name, or with that of a folder NAME-more; None if unknown."""
     for task in (*GLUE, EMBEDDED):
         if plain(name) == plain(task.name) or name.lower().startswith(f"{task.name.lower()}-"):
             return task
@@ -87,10 +87,10 @@ def known(name: str) -> Description | None:
 
 
 def describe(name: str, folder: Path | None, given: Mapping[str, Any]) -> Description:
-    """Return the description of a task: GLUE's own or its folder's, with what is `given` (of KEYS) instead.
+    """Return the description of a task, GLUE's or its folder's, with the keys that are `given` overridden.
 
     Raises:
-        UserError: it is neither GLUE's nor described, or the description makes no sense.
+        UserError: it is neither GLUE's nor described, or the description is inconsistent.
     """
     found = known(name)
     path = None if folder is None else folder / DESCRIPTION
@@ -100,9 +100,9 @@ def describe(name: str, folder: Path | None, given: Mapping[str, Any]) -> Descri
     given = {key: value for key, value in given.items() if value is not None}
     if found is None and not given:
         close = difflib.get_close_matches(plain(name), [plain(task.name) for task in GLUE], n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = f"; did you mean {close[0]}?" if close else "."
         raise UserError(
-            f"{where}: is none of {', '.join(plain(task.name) for task in GLUE)}{hint} Another one needs a "
+            f"{where}: is none of {', '.join(plain(task.name) for task in GLUE)}{hint} Another task needs a "
             f"{DESCRIPTION} in its folder, or data.texts=[COLUMN] or [COLUMN,COLUMN], and data.label=COLUMN"
         )
     task = replace(found or Description(name), **{key: _value(key, value) for key, value in given.items()})
@@ -132,20 +132,20 @@ def _from_yaml(path: Path) -> dict[str, Any]:
 
 
 def _value(key: str, value: Any) -> Any:
-    """Return a value of a description as the dataclass has it: lists as tuples, names as text."""
+    """Return a value in the type of its field: lists as tuples, names as text."""
     kind = {item.name: item.type for item in fields(Description)}[key]
     if kind is str:
         return str(value)
     values = (value,) if isinstance(value, str | int | float) else tuple(value)
     if key == "score":
         return tuple(float(number) for number in values)
-    if any(isinstance(item, bool) for item in values):  # what YAML makes of an unquoted yes or no
+    if any(isinstance(item, bool) for item in values):  # YAML's reading of an unquoted yes or no
         raise ValueError(f'{key}: write truth values in quotes, as "yes" and "no"')
     return tuple(map(str, values))
 
 
 def check(task: Description, where: str) -> None:
-    """Raise UserError for a description that makes no sense."""
+    """Raise UserError if a description is inconsistent."""
     if not 1 <= len(task.texts) <= 2:
         raise UserError(f"{where}: texts={list(task.texts)}: must be the names of one column, or of two")
     if task.score is not None and (len(task.score) != 2 or not task.score[0] < task.score[1]):
@@ -157,12 +157,10 @@ def check(task: Description, where: str) -> None:
     fit = OF_CLASSES if task.score is None else OF_SCORES
     for metric in task.metrics:
         if metric not in fit:
-            raise UserError(
-                f"{where}: metrics: {metric}: must be of {', '.join(fit)} for a "
-                f"{'class' if task.score is None else 'score'}"
-            )
+            kind = "class" if task.score is None else "score"
+            raise UserError(f"{where}: metrics: {metric}: must be one of {', '.join(fit)} for a {kind}")
     if "f1" in task.metrics and len(task.labels) > 2:
-        raise UserError(f"{where}: metrics: f1: is that of the second of two classes; here are more")
+        raise UserError(f"{where}: metrics: f1: is for two classes; there are more")
     if task.bad_lines not in ("refuse", "skip"):
         raise UserError(f"{where}: bad_lines={task.bad_lines}: must be refuse or skip")
     for column in (*task.texts, task.label):

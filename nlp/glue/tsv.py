@@ -1,7 +1,7 @@
-"""Tables of GLUE: lines of cells between tabs, nothing quoted, nothing escaped.
+"""GLUE's tables: lines of cells separated by tabs, without quotes or escapes.
 
-Errors name FILE:LINE. Handled without a word: a byte order mark, lines that end in CR LF, empty lines at the
-end, a line of names where none is expected.
+Errors name FILE:LINE. A byte order mark, CR LF line ends, empty lines at the end, and an unexpected header
+are accepted silently.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ SHOWN = 60  # characters of a line in an error
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a file, each with as many cells as there are columns."""
+    """The rows of a file, each with a cell for each column."""
 
     path: Path
     columns: tuple[str, ...]
     rows: list[list[str]]
-    lines: list[int]  # the number of each row's line in the file, from 1
-    skipped: list[int]  # lines with another number of cells
+    lines: list[int]  # line number of each row in the file, from 1
+    skipped: list[int]  # numbers of lines with the wrong number of cells
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -34,20 +34,20 @@ class Table:
         return [row[place] for row in self.rows]
 
     def error(self, row: int, message: str) -> UserError:
-        """Return the error that names a row's line."""
+        """Return an error that names the line of a row."""
         return UserError(f"{self.path}:{self.lines[row]}: {message}")
 
 
 def read(
     path: Path, needed: Sequence[str], columns: Sequence[str] = (), skip_bad_lines: bool = False
 ) -> Table:
-    """Read a file whose first line names its columns, or that has `columns`.
+    """Read a file that names its columns in the first line, or else has `columns`.
 
     Args:
-        needed: columns that have to be there.
+        needed: required columns.
 
     Raises:
-        UserError: it cannot be read, lacks a column, has no rows, or has one with another number of cells.
+        UserError: it cannot be read, lacks a column, or has no rows, or a row with the wrong number of cells.
     """
     lines = [line.removesuffix("\r").split("\t") for line in _text(path).split("\n")]
     while lines and lines[-1] == [""]:
@@ -77,16 +77,14 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         byte = content[error.start]
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; convert the file, as with "
-            "iconv -f latin1 -t UTF-8"
-        ) from error
+        cure = "convert the file, for example by iconv -f latin1 -t UTF-8"
+        raise UserError(f"{path}:{line}: byte 0x{byte:02x} is not UTF-8; {cure}") from error
 
 
 def _names(
     path: Path, first: list[str], needed: Sequence[str], columns: Sequence[str]
 ) -> tuple[tuple[str, ...], int]:
-    """Return the names of the columns and the place of the first row."""
+    """Return the names of the columns and the index of the first row."""
     missing = [name for name in needed if name not in first]
     if not missing:
         for name in needed:
@@ -111,7 +109,7 @@ def _bad_line(path: Path, number: int, cells: list[str], names: Sequence[str]) -
     count = f"{len(cells)} column{'s'[: len(cells) > 1]}"
     what = "is empty" if cells == [""] else f"has {count}, not {len(names)}: {_shown(chr(9).join(cells))}"
     return (
-        f"{path}:{number}: {what}; mend the line, one tab between columns and none in them, "
+        f"{path}:{number}: {what}; correct the line, one tab between columns and none in them, "
         "or leave such lines out with data.bad_lines=skip"
     )
 

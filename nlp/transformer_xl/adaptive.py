@@ -1,11 +1,11 @@
 """Word embeddings and softmax over a large vocabulary sorted by falling frequency.
 
-`cutoffs` part the vocabulary: [20000, 40000] with 50,000 words has the parts 0..20000, 20000..40000 and
-40000..50000. The softmax of the first part, the head, has one more class for each of the others, whose own
-softmax is taken for the words that are in it alone (Grave et al., arXiv 1609.04309). With `div_val` above 1
-part i has embeddings that are div_val**i times smaller (Baevski and Auli, arXiv 1809.10853).
+`cutoffs` divide the vocabulary: [20000, 40000] with 50,000 words gives the parts 0..20000, 20000..40000 and
+40000..50000. The softmax of the first part, the head, has one more class for each other part, and each other
+part has a softmax over its own words (Grave et al., arXiv 1609.04309). With `div_val` above 1, the embeddings
+of part i are div_val**i times smaller (Baevski and Auli, arXiv 1809.10853).
 
-Names, shapes and order of all tensors are those of the code of Transformer-XL, whose checkpoints thus load.
+Names, shapes and order of all tensors are those of the original Transformer-XL, so its checkpoints load.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 
 class AdaptiveEmbedding(nn.Module):
-    """Embeddings [..., d_proj] of words, times the square root of d_proj."""
+    """Embeddings of words, multiplied by the square root of d_proj."""
 
     def __init__(
         self, vocab_size: int, d_embed: int, d_proj: int, cutoffs: Sequence[int], div_val: int
@@ -36,26 +36,26 @@ class AdaptiveEmbedding(nn.Module):
         )
 
     def forward(self, words: Tensor) -> Tensor:
-        """Embed words of any shape."""
+        """Return embeddings [..., d_proj] of words [...], int64."""
         if len(self.emb_layers) == 1:
             embedded = self._embed(0, words)
         else:
             flat = words.flatten()
             parts = [_members(flat, begin, end) for begin, end in pairwise(self.ends)]
             rows = [self._embed(part, flat[at] - self.ends[part]) for part, at in enumerate(parts)]
-            # every part takes part, if with no row: so each has a gradient in every process
+            # parts without a word are included, so that all have a gradient in every process
             order = torch.cat(parts)
             embedded = torch.cat(rows).new_empty(len(flat), self.d_proj).index_copy(0, order, torch.cat(rows))
             embedded = embedded.view(*words.shape, self.d_proj)
         return embedded * self.d_proj**0.5
 
     def _embed(self, part: int, words: Tensor) -> Tensor:
-        embedded: Tensor = self.emb_layers[part](words)
+        embedded = self.emb_layers[part](words)
         return F.linear(embedded, self.emb_projs[part]) if len(self.emb_projs) else embedded
 
 
 class AdaptiveSoftmax(nn.Module):
-    """Negative log-likelihoods, in nats, of words given hidden states."""
+    """Negative log-likelihoods of words given hidden states, in nats."""
 
     def __init__(
         self, vocab_size: int, d_embed: int, d_proj: int, cutoffs: Sequence[int], div_val: int
@@ -85,7 +85,7 @@ class AdaptiveSoftmax(nn.Module):
         """Return the negative log-likelihoods [N] of words [N] after hidden [N, d_proj], at least float32."""
         classes = words
         for part in range(1, len(self.ends) - 1):
-            # the head's classes of the other parts stand in reverse
+            # the head's classes for the other parts are in reverse order
             inside = (words >= self.ends[part]) & (words < self.ends[part + 1])
             classes = classes.masked_fill(inside, self.ends[1] + len(self.ends) - 2 - part)
         found = _cross_entropy(self._scores(0, hidden), classes)
@@ -104,7 +104,7 @@ class AdaptiveSoftmax(nn.Module):
         return torch.cat(found, 1)
 
     def _scores(self, part: int, hidden: Tensor) -> Tensor:
-        """The logits of a part's words and, of the head, those of the other parts behind them."""
+        """Return the logits [N, classes] of a part's words and, in the head, then of the other parts."""
         layer: Any = self.out_layers[part if self.div_val > 1 else 0]
         weight, bias = layer.weight, layer.bias
         if self.div_val == 1:
@@ -123,9 +123,9 @@ def _cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
 
 
 def _members(words: Tensor, begin: int, end: int) -> Tensor:
-    """Return where in [N] the words of a part are.
+    """Return the places, among words [N], of the words of a part.
 
-    On the meta device, where nobody knows, all words are of the first part.
+    On the meta device, where words have no values, all are in the first part.
     """
     if words.is_meta:
         return torch.arange(len(words) if begin == 0 else 0, device="meta")

@@ -1,17 +1,17 @@
-"""Attention with relative positions (arXiv 1901.02860, section 3.3), in three forms that compute the same.
+"""Attention with relative positions (arXiv 1901.02860, section 3.3), in three equivalent forms.
 
-The score of key j for query i is a sum of four terms, here two products, as a query is added to each bias
-before the product:
+The score of key j for query i is a sum of four terms, computed as two products by adding a bias to the query
+first:
 
     (q_i + u) . k_j  +  (q_i + v) . r_{i-j}
 
-where r_n is the embedding of distance n and u, v are biases. `r` holds the r_n by falling distance, K-1 to 0,
-so that the second product comes out by distance, and each of its rows has to be shifted to be by key. That is
+where r_n is the embedding of distance n, and u and v are biases. `r` holds the r_n by falling distance, K-1
+to 0, so the second product is ordered by distance, and its rows must be shifted to be ordered by key. That is
 one change of strides: with an empty column before the first, each row ends where the next one's keys begin.
 
-Shapes: queries [B, T, H, D], keys and values [B, K, H, D] (the last T of them are the queries' own), r
-[K, H, D], biases [H, D], mask [T, K], added to the scores: 0, or -inf where a query may not look. All forms
-return [B, T, H, D].
+Shapes: queries [B, T, H, D]; keys and values [B, K, H, D], of which the last T are the queries' own; r
+[K, H, D]; biases [H, D]; mask [T, K], added to the scores: 0, or -inf for forbidden keys. All forms return
+[B, T, H, D].
 """
 
 import math
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 def textbook(
     q: Tensor, k: Tensor, v: Tensor, r: Tensor, bias_k: Tensor, bias_r: Tensor, mask: Tensor, dropout: float
 ) -> Tensor:
-    """The definition, in the layout of the original: scores are [T, K, B, H]."""
+    """Compute attention as defined, in the original's layout: scores are [T, K, B, H]."""
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))
     by_content = torch.einsum("ibhd,jbhd->ijbh", q + bias_k, k)
     by_position = shifted(torch.einsum("ibhd,jhd->ijbh", q + bias_r, r))
@@ -36,7 +36,7 @@ def textbook(
 
 
 def shifted(x: Tensor) -> Tensor:
-    """Return scores [T, K, ...] by key for those by falling distance; what is above the diagonal is noise."""
+    """Reorder scores [T, K, ...] from falling distance to keys; those above the diagonal are meaningless."""
     queries, keys, *rest = x.shape
     padded = torch.cat([x.new_zeros(queries, 1, *rest), x], 1)
     return padded.view(keys + 1, queries, *rest)[1:].view(x.shape)
@@ -45,7 +45,7 @@ def shifted(x: Tensor) -> Tensor:
 def explicit(
     q: Tensor, k: Tensor, v: Tensor, r: Tensor, bias_k: Tensor, bias_r: Tensor, mask: Tensor, dropout: float
 ) -> Tensor:
-    """With heads and batch outside, and scores that are made, shifted and summed in one buffer."""
+    """Compute attention with heads and batch outermost, and all scores in one buffer."""
     content, position, k, r = _prepared(q, k, r, bias_k, bias_r)
     weights = F.dropout(_Weights.apply(content, position, k, r, mask), dropout)
     heads, batch = content.shape[:2]
@@ -56,12 +56,12 @@ def explicit(
 def fused(
     q: Tensor, k: Tensor, v: Tensor, r: Tensor, bias_k: Tensor, bias_r: Tensor, mask: Tensor, dropout: float
 ) -> Tensor:
-    """With torch's scaled_dot_product_attention, to which the scores of positions are a bias."""
+    """Compute attention by torch's scaled_dot_product_attention, with the scores of positions as a bias."""
     content, position, k, r = _prepared(q, k, r, bias_k, bias_r)
     heads, batch, queries, size = content.shape
     by_distance = torch.bmm(position.view(heads, batch * queries, size), r.transpose(1, 2))
     bias = _by_key(by_distance, queries).view(heads, batch, queries, -1) + mask.to(q.dtype)
-    empty = -size % 8  # its kernels want sizes of heads that are multiples of 8
+    empty = -size % 8  # its kernels need head sizes that are multiples of 8
     found = F.scaled_dot_product_attention(
         F.pad(content, (0, empty)),
         F.pad(k, (0, empty)),
@@ -78,7 +78,7 @@ FORMS: dict[str, Attention] = {"textbook": textbook, "explicit": explicit, "fuse
 
 
 def attend(form: str, q: Tensor, *rest: Any) -> Tensor:
-    """Compute attention in a form of FORMS, or with `auto` in the one that is fastest on the device."""
+    """Compute attention in one of FORMS; `auto` is the fastest on the device. See the module for shapes."""
     if form == "auto":
         form = "fused" if q.is_cuda else "explicit"
     return FORMS[form](q, *rest)
@@ -87,9 +87,9 @@ def attend(form: str, q: Tensor, *rest: Any) -> Tensor:
 def _prepared(
     q: Tensor, k: Tensor, r: Tensor, bias_k: Tensor, bias_r: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Heads outside: scaled queries for both products [H, B, T, D], keys [H, B, K, D], positions [H, K+1, D].
+    """Return scaled queries for both products [H, B, T, D], keys [H, B, K, D] and positions [H, K+1, D].
 
-    The position before the first is 0: the empty column.
+    The added first position is 0: the empty column.
     """
     scale = 1 / math.sqrt(q.shape[-1])
     q = q.permute(2, 0, 1, 3) * scale
@@ -100,7 +100,7 @@ def _prepared(
 
 
 def _by_key(by_distance: Tensor, queries: int) -> Tensor:
-    """Return a view [H*B, T, K] of scores [H, B*T, K+1] of which each row begins where its keys do."""
+    """Return a view [H*B, T, K] by key of scores [H, B*T, K+1] by distance."""
     width = by_distance.shape[-1]
     flat = by_distance.view(-1, queries * width)
     return flat[:, queries:].view(-1, queries, width - 1)
@@ -109,7 +109,7 @@ def _by_key(by_distance: Tensor, queries: int) -> Tensor:
 class _Weights(torch.autograd.Function):
     """softmax(content k^T + by_key(position r^T) + mask), [H*B, T, K].
 
-    Both products go into one buffer, and so do their gradients: nothing is copied to be shifted.
+    Both products share a buffer, and so do their gradients: shifting copies nothing.
     """
 
     @staticmethod
@@ -130,7 +130,7 @@ class _Weights(torch.autograd.Function):
         by_distance = weights.new_empty(heads, batch * queries, r.shape[1])
         by_distance.view(-1, queries * r.shape[1])[:, :queries] = 0
         scores = _by_key(by_distance, queries)
-        # 0 where the mask is -inf, which is all that the view moves into another row
+        # 0 where the mask is -inf; the view moves no other values into another row
         scores.copy_(torch._softmax_backward_data(gradient, weights, -1, weights.dtype))
         flat = position.view(heads, batch * queries, size)
         return (

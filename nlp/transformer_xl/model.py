@@ -1,10 +1,10 @@
-"""The model: a stack of decoder layers over a segment and the memory of what came before it.
+"""The model: a stack of decoder layers over a segment and the memory of earlier ones.
 
-Options and their defaults have the names of the original code (kimiyoung/transformer-xl), and so have all
-parameters: its checkpoints load. The batch is the first dimension here.
+Options and parameters have the names of the original code (kimiyoung/transformer-xl), so its checkpoints
+load. Here the batch is the first dimension.
 
-The memory has the same shape from the first segment on, and a count of the slots that are filled, instead of
-growing: what is compiled for one segment serves for all.
+The memory does not grow: its shape is fixed, and a counter has the number of filled slots, so that code
+compiled for one segment serves all.
 """
 
 from typing import NamedTuple
@@ -19,9 +19,10 @@ from nlp.transformer_xl.attention import attend
 
 
 class Memory(NamedTuple):
-    """What the layers saw in the segments before: their inputs [n_layer, B, mem_len, d_model], newest last.
+    """The layers' inputs in earlier segments.
 
-    `filled` (int64, no dimension) of the slots have something in them.
+    states: [n_layer, B, mem_len, d_model], newest last.
+    filled: number of slots in use, a scalar, int64.
     """
 
     states: Tensor
@@ -31,14 +32,14 @@ class Memory(NamedTuple):
 def empty_memory(
     options: ModelConfig, batch: int, device: torch.device | str = "cpu", mem_len: int | None = None
 ) -> Memory:
-    """Return the memory at the beginning of `batch` texts, of the model's length or another."""
+    """Return the memory at the beginning of `batch` texts, of the model's length or of `mem_len`."""
     slots = options.mem_len if mem_len is None else mem_len
     states = torch.zeros(options.n_layer, batch, slots, options.d_model, device=device)
     return Memory(states, torch.zeros((), dtype=torch.int64, device=device))
 
 
 class Reach(NamedTuple):
-    """How far attention looks back: options of the model that evaluation may have otherwise."""
+    """How far attention looks back: options of the model that evaluation may override."""
 
     same_length: bool
     clamp_len: int
@@ -104,13 +105,16 @@ class TransformerXL(nn.Module):
     def forward(
         self, words: Tensor, targets: Tensor, memory: Memory, reach: Reach | None = None
     ) -> tuple[Tensor, Memory]:
-        """Return the negative log-likelihoods [B, T] (nats) of the targets, and the new memory."""
+        """Return the negative log-likelihoods of the targets [B, T], in nats, and the new memory.
+
+        See `encode` for the arguments; targets: [B, T].
+        """
         hidden, memory = self.encode(words, memory, reach)
         losses = self.crit(hidden.flatten(0, 1), targets.flatten())
         return losses.view(targets.shape), memory
 
     def log_prob(self, words: Tensor, memory: Memory, reach: Reach | None = None) -> tuple[Tensor, Memory]:
-        """Return the log-probabilities [B, words] of what follows the segment, and the new memory."""
+        """Return the log-probabilities [B, words] of the word after the segment, and the new memory."""
         hidden, memory = self.encode(words, memory, reach)
         return self.crit.log_prob(hidden[:, -1]), memory
 
@@ -119,8 +123,8 @@ class TransformerXL(nn.Module):
 
         Args:
             words: the segment, [B, T].
-            memory: from empty_memory, or what the segment before returned; the new one is as long.
-            reach: instead of the model's own same_length and clamp_len.
+            memory: from empty_memory or from the segment before; the new one has the same length.
+            reach: overrides the model's same_length and clamp_len.
         """
         queries, slots = words.shape[1], memory.states.shape[2]
         if reach is None:
@@ -137,7 +141,7 @@ class TransformerXL(nn.Module):
         return self.drop(hidden), Memory(torch.stack(kept), filled)
 
     def _positions(self, queries: int, slots: int, filled: Tensor, reach: Reach) -> tuple[Tensor, Tensor]:
-        """The attention's mask [T, K] and the distances [K] of its positions, falling."""
+        """Return the attention mask [T, K] and the falling distances of its positions [K]."""
         weight = self.r_w_bias
         keys = torch.arange(slots + queries, device=weight.device)
         distance = keys[slots:, None] - keys
@@ -176,13 +180,12 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, context: Tensor, positions: Tensor, bias_k: Tensor, bias_r: Tensor, mask: Tensor
     ) -> Tensor:
-        """Return the layer's output [B, T, d_model] for its input and its context [B, K, d_model]."""
-        out: Tensor = self.pos_ff(self.dec_attn(x, context, positions, bias_k, bias_r, mask))
-        return out
+        """Return the layer's output [B, T, d_model]; see RelativeAttention for the arguments."""
+        return self.pos_ff(self.dec_attn(x, context, positions, bias_k, bias_r, mask))
 
 
 class RelativeAttention(nn.Module):
-    """Multi-head attention by content and distance, with its residual connection and its norm."""
+    """Multi-head attention by content and distance, with a residual connection and a norm."""
 
     def __init__(self, options: ModelConfig) -> None:
         super().__init__()
@@ -197,7 +200,15 @@ class RelativeAttention(nn.Module):
     def forward(
         self, x: Tensor, context: Tensor, positions: Tensor, bias_k: Tensor, bias_r: Tensor, mask: Tensor
     ) -> Tensor:
-        """Attend from x [B, T, d_model] to context [B, K, d_model], of which the last T are x."""
+        """Return x plus its attention to the context [B, T, d_model].
+
+        Args:
+            x: [B, T, d_model].
+            context: [B, K, d_model], ending with x.
+            positions: embeddings of the distances [K, d_model].
+            bias_k, bias_r: [n_head, d_head].
+            mask: [T, K], added to the scores.
+        """
         options, queries = self.options, x.shape[1]
         if options.pre_lnorm:
             context = self.layer_norm(context)
@@ -208,12 +219,12 @@ class RelativeAttention(nn.Module):
         r = self.r_net(positions).unflatten(-1, heads)
         dropout = options.dropatt if self.training else 0.0
         attended = attend(options.attention, q, k, v, r, bias_k, bias_r, mask, dropout)
-        out: Tensor = x + self.drop(self.o_net(attended.flatten(2)))
+        out = x + self.drop(self.o_net(attended.flatten(2)))
         return out if options.pre_lnorm else self.layer_norm(out)
 
 
 class Perceptron(nn.Module):
-    """The perceptron of each position, with its residual connection and its norm."""
+    """A perceptron at each position, with a residual connection and a norm."""
 
     def __init__(self, options: ModelConfig) -> None:
         super().__init__()
@@ -228,9 +239,7 @@ class Perceptron(nn.Module):
         self.layer_norm = nn.LayerNorm(options.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the output, of the shape of the input."""
+        """Return the output, of the shape of x [B, T, d_model]."""
         if self.pre_lnorm:
-            out: Tensor = x + self.CoreNet(self.layer_norm(x))
-            return out
-        normed: Tensor = self.layer_norm(x + self.CoreNet(x))
-        return normed
+            return x + self.CoreNet(self.layer_norm(x))
+        return self.layer_norm(x + self.CoreNet(x))

@@ -7,7 +7,7 @@ batch `n + 1` continues row `s` of batch `n`. This is the batching of Transforme
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -78,11 +78,19 @@ class Streams(Dataset[tuple[Tensor, Tensor]]):
         return [[segment * self.streams + stream for stream in own] for segment in range(self.segments)]
 
 
-class StreamTask(Task):
-    """Next-token prediction on a text in streams, evaluated by perplexity. Losses are in nats.
+class Batch(NamedTuple):
+    """A segment of each stream.
 
-    A batch has ids and targets, both int64 [streams, tgt_len].
+    ids: [streams, tgt_len], int64; the last segment of a text is shorter.
+    targets: the tokens one ahead, [streams, tgt_len], int64.
     """
+
+    ids: Tensor
+    targets: Tensor
+
+
+class StreamTask(Task[Batch]):
+    """Next-token prediction on a text in streams, evaluated by perplexity. Losses are in nats."""
 
     samples = "tokens"
     products = ("tokenizer",)
@@ -105,13 +113,17 @@ class StreamTask(Task):
         assert isinstance(data, Streams)
         return data.eval_plan(processes, rank)
 
-    def synthetic_batch(self, n: int) -> list[Tensor]:
-        """Return ids and targets, both int64 [n, tgt_len]."""
-        return [torch.randint(self.vocab_size, (n, self.per_sample)) for _ in range(2)]
+    def collate(self, samples: list[tuple[Tensor, Tensor]]) -> Batch:
+        """Return a segment of each stream."""
+        return Batch(*super().collate(samples))
 
-    def num_items(self, batch: Any) -> float:
-        """Return the number of targets in a batch of two [streams, tgt_len]."""
-        return float(batch[1].numel())
+    def synthetic_batch(self, n: int) -> Batch:
+        """Return random segments of n streams."""
+        return Batch(*(torch.randint(self.vocab_size, (n, self.per_sample)) for _ in range(2)))
+
+    def num_items(self, batch: Batch) -> float:
+        """Return the number of targets."""
+        return float(batch.targets.numel())
 
     def metrics(self, sums: dict[str, Tensor], count: float) -> dict[str, float]:
         """Return the loss (nats per token) and the perplexity from the sum of losses, a scalar."""

@@ -160,9 +160,7 @@ class TrainConfig:
 
     def _check_numbers(self) -> None:
         for minimum, keys in MINIMA.items():
-            for key in keys.split():
-                if (value := attrgetter(key)(self)) is not None and value < minimum:
-                    raise UserError(f"{key}={value}: must be at least {minimum}")
+            at_least(minimum, "", self, *keys.split())
         for key in ("initial", "threshold"):
             value = getattr(self.loss_scale, key)
             if value is not None and not value > 0:
@@ -245,3 +243,10 @@ def one_of(key: str, value: str, options: tuple[str, ...]) -> None:
     """Raise UserError unless `value` is one of `options`."""
     if value not in options:
         raise UserError(f"{key}={value}: must be one of {', '.join(options)}")
+
+
+def at_least(minimum: float, prefix: str, config: object, *keys: str) -> None:
+    """Raise UserError if a value of `config` is set and below `minimum`; `prefix` precedes their keys."""
+    for key in keys:
+        if (value := attrgetter(key)(config)) is not None and value < minimum:
+            raise UserError(f"{prefix}{key}={value}: must be at least {minimum}")

@@ -7,6 +7,7 @@ which continues from the last checkpoint. See docs/scale.md.
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def module(main: Callable[..., object]) -> str:
     """Return the module name of an entry point, which may be a script, for the processes of a job."""
     if main.__module__ != "__main__":
         return main.__module__
-    file = Path(main.__code__.co_filename).resolve()
+    file = Path(str(sys.modules["__main__"].__file__)).resolve()
     return ".".join(file.relative_to(_ROOT).with_suffix("").parts)
 
 

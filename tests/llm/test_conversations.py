@@ -71,7 +71,7 @@ def test_the_tokenizers_own_template_counts() -> None:
     assert shown(example, own) == (f"{own.bos_token}[user]Hi[assistant]", "Ho")
     assert example.ids[0] == own.bos_token_id
     own.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    with pytest.raises(UserError, match="here:1: the chat template changes what it wrote"):
+    with pytest.raises(UserError, match="here:1: the chat template changes earlier text"):
         coded({"messages": [USER, ASSISTANT]}, tokenizer=own)
     own.chat_template = "{{ raise_exception('no such role') }}"
     with pytest.raises(UserError, match="here:1: the tokenizer's chat template refuses it: no such role"):
@@ -91,7 +91,7 @@ def test_a_question_has_the_tokens_that_it_has_alone() -> None:
 def test_without_a_token_for_the_end_of_texts() -> None:
     own = byte_tokenizer()
     own.eos_token = None
-    with pytest.raises(UserError, match="the tokenizer has no token that ends a text"):
+    with pytest.raises(UserError, match="the tokenizer has no token for the end of a text"):
         coded({"prompt": "a", "completion": "b"}, tokenizer=own)
 
 
@@ -115,9 +115,7 @@ def test_long_rows_are_cut_and_those_without_an_answer_left_out() -> None:
     made = Examples(rows, ["completion"], TOKENIZER, 8, "train")
     assert [shown(item[0])[1] for item in made.items] == [f"ccccc{END}", "c"]
     assert (made.left_out, made.lengths.tolist()) == (2, [8, 8])
-    with pytest.raises(
-        UserError, match=r"data\.sequence_length=2: leaves nothing of any answer of the train"
-    ):
+    with pytest.raises(UserError, match=r"data\.sequence_length=2: cuts off all answers of the train"):
         Examples(rows, ["completion"], TOKENIZER, 2, "train")
 
 

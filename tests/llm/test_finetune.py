@@ -108,7 +108,7 @@ def test_the_functions_of_the_library_are_the_default(command: Run) -> None:
         ("data.sequence_length=1", "data.sequence_length=1: must be at least 2"),
         ("data.sequence_length=300", "data.sequence_length=300: the model has positions for 256 tokens"),
         ("data.valid_share=0", "data.valid_share=0.0: must lie between 0 and 1"),
-        ("data.train_rows=0", "data.train_rows=0: must be at least 1, or null for all"),
+        ("data.train_rows=0", "data.train_rows=0: must be at least 1"),
         ("lora.rank=0", "lora.rank=0: must be at least 1"),
         ("lora.alpha=0", "lora.alpha=0.0: must be above 0"),
         ("lora.dropout=1", "lora.dropout=1.0: is a probability below 1"),

@@ -140,7 +140,7 @@ def test_a_row_says_how_to_sample_and_what_was_published(
     }  # fmt: skip
     status, _, err = command(model, "--row", "gpt2/adan_150k", "--execute")
     assert status == 2
-    assert err == "error: --row gpt2/adan_150k: it is about HumanEval's 164 tasks, --data has 5\n"
+    assert err == "error: --row gpt2/adan_150k: is for HumanEval's 164 tasks, --data has 5\n"
     status, _, err = command(model, "--row", "moe/8x0.1b_10b_adan", "--execute")
     assert (status, err) == (2, "error: --row moe/8x0.1b_10b_adan: it is not evaluated on HumanEval\n")
     tasks = [asdict(replace(OWN[number % 5], task_id=f"T/{number}")) for number in range(164)]

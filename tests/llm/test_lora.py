@@ -78,7 +78,7 @@ def test_targets_alpha_and_other_architectures(command: Run) -> None:
     assert sum(p.numel() for p in gpt.parameters() if p.requires_grad) == 2 * (
         16 + 48 + 16 + 16 + 2 * (16 + 64)
     )
-    with pytest.raises(UserError, match=r"fsdp=true: takes no lora\.rank"):
+    with pytest.raises(UserError, match=r"fsdp=true: does not support lora\.rank"):
         configured("finetune", *LORA, "fsdp=true").check()
 
 

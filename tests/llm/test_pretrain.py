@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llm import routing
 from llm.models import load
 from llm.pretrain import LanguageModelling, main
+from llm.sequences import Batch
 from repro.interop import read_weights
 from repro.train.cli import CONFIGS
 from repro.train.trainer import Trainer
@@ -112,7 +113,7 @@ def test_a_mixture_of_experts(command: Run) -> None:
     ids = torch.stack([valid[index] for index in range(len(valid))])
     with torch.no_grad():
         output = model(ids[:, :-1], output_router_logits=True)
-        whole = task.loss(model, [ids])
+        whole = task.loss(model, Batch(ids))
     words = F.cross_entropy(output.logits.flatten(0, 1), ids[:, 1:].flatten())
     assert last["valid_loss"] == pytest.approx(float(words), rel=1e-5)
     balance = routing.balance(output.router_logits, 2)
@@ -178,15 +179,15 @@ def test_the_first_tokens_alone(command: Run) -> None:
     [
         ("data.sequence_length=300", "data.sequence_length=300: the model has positions for 256 tokens"),
         ("data.sequence_length=0", "data.sequence_length=0: must be at least 1"),
-        ("data.tokens=3", "data.tokens=3: are less than data.sequence_length=16"),
+        ("data.tokens=3", "data.tokens=3: must be at least data.sequence_length=16"),
         ("data.tokens=99999999", "data.tokens=99999999: the train text has"),
         ("eval_batches=0", "eval_batches=0: must be at least 1"),
         ("sampling.temperature=-1", "sampling.temperature=-1.0: must be at least 0"),
-        ("sampling.top_p=0", "sampling.top_p=0.0: must lie above 0"),
+        ("sampling.top_p=0", "sampling.top_p=0.0: must lie in (0, 1]"),
         ("sampling.samples=0", "sampling.samples=0: must be at least 1"),
         ("+model.n_layers=3", "model.n_layers: gpt2 has no such key; did you mean n_layer?"),
         ("model.vocab_size=30", "model.vocab_size=30: the tokenizer has"),
-        ("+model.checkpoint=no/such/folder", "cannot load a language model from no/such/folder"),
+        ("+model.checkpoint=no/such/folder", "no/such/folder: no such folder"),
         ("model=gpt3", "model=gpt3: no such option"),
     ],
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llm import reward, rewards
 from llm.remax import RULE, ReMax, likelihoods, main, rows, surrogate
+from repro.errors import UserError
 
 Run = Callable[..., tuple[int, str, str]]
 REMAX = [
@@ -85,7 +86,7 @@ def test_the_loss_puts_rewards_and_likelihoods_together(
     seed = int(torch.randint(2**31, ()))
     drawn, greedy = task.play(model, batch, 0.7, seed), task.play(model, batch)
     assert drawn != greedy
-    prompts, truths = rows(*batch[:2]), rows(*batch[2:4])
+    prompts, truths = rows(batch.prompts, batch.prompt_mask), rows(batch.references, batch.reference_mask)
     expected = []
     for i in range(4):
         worth = [worth_of("", task.text(y[i]), task.text(truths[i])) for y in (drawn, greedy)]
@@ -171,7 +172,7 @@ def test_a_reward_model_judges(command: Run, runner: Any, capfd: Any) -> None:
     judged = [*REMAX, "reward.name=model", "reward.checkpoint=runs/reward/x"]
     task = ReMax(configured("remax", *judged))
     batch = task.collate([task.sets["train"][i] for i in range(3)])
-    truths = rows(*batch[2:4])
+    truths = rows(batch.references, batch.reference_mask)
     chosen = reward.RewardModelling(configured("reward", *SMALL))
     ids, _ = chosen.collate([chosen.sets["train"][i] for i in range(3)])
     assert task.judge is not None
@@ -183,7 +184,7 @@ def test_a_reward_model_judges(command: Run, runner: Any, capfd: Any) -> None:
     torch.testing.assert_close(clipped.rewards(batch, truths), expected.clamp(-bound, bound))
     status, _, err = command(*judged, "tokenizer=bpe", "tokenizer.vocab_size=300")
     assert status == 2
-    assert "reward.checkpoint=runs/reward/x: has another tokenizer than" in err
+    assert "reward.checkpoint=runs/reward/x: has a different tokenizer from" in err
 
 
 def test_likelihoods() -> None:
@@ -230,3 +231,11 @@ def test_input_that_cannot_work(command: Run, argument: str, message: str) -> No
 
 def test_the_default_is_small() -> None:
     assert configured("remax", *MODEL).reward.name == "rule"
+
+
+@pytest.mark.usefixtures("command")
+def test_sophia_is_refused() -> None:
+    task = ReMax(configured("remax", *REMAX))
+    batch = task.collate([task.sets["train"][0]])
+    with pytest.raises(UserError, match="optimizer=sophia: the recipe remax has no class scores"):
+        task.logits(task.build_model(), batch)

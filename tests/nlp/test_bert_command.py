@@ -233,7 +233,7 @@ def test_a_bert_is_asked_whether_sentences_follow_each_other(command: Run, text:
         (["data.block_size=4"], "data.block_size=4: must be at least 8"),
         (["data.block=lines"], "data.block=lines: must be one of complete, complete_doc, none"),
         (["data.mask_prob=0"], "data.mask_prob=0.0: must lie between 0 and 1"),
-        (["data.random_token_prob=0.95"], "data.random_token_prob=0.95: must be parts of a whole"),
+        (["data.random_token_prob=0.95"], "data.random_token_prob=0.95: must be shares of the hidden tokens"),
         (["model=bert_mini", "model.next_sentence=true", "data.block=none"], "data.block=none: "),
         (["model.vocab_size=30"], "model.vocab_size=30: the tokenizer has"),
         (["data.name=nothing"], "data.name=nothing: must be one of"),

@@ -270,7 +270,7 @@ def test_a_run_starts_from_a_hugging_face_model(command: Run, root: Path, tmp_pa
         (["seeds=[-1]"], "seeds=[-1]: must be at least 0"),
         (["data.label_scale=0"], "data.label_scale=0.0: must be above 0"),
         (["data.skip_valid_examples=9999"], "data.skip_valid_examples=9999: the development set has "),
-        (["tokenizer=words"], "tokenizer: has no tokens for the begin and the end of a sentence"),
+        (["tokenizer=words"], "tokenizer: has no tokens for the begin and end of a sentence"),
         (["+paper=glue/cola"], "model.checkpoint is not set: glue/cola starts from bert/adan, `"),
         (["+paper=glue/cola_adam"], "model.checkpoint is not set: glue/cola_adam starts from bert/adam"),
     ],

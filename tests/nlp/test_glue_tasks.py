@@ -42,12 +42,10 @@ def test_two_folders_of_one_task(tmp_path: Path) -> None:
 
 
 def test_no_folder() -> None:
-    assert refused("sst2", "/no/where").startswith(
-        "data.root=/no/where: no such folder; it is that of a task"
-    )
+    assert refused("sst2", "/no/where").startswith("data.root=/no/where: no such folder; name that of a task")
     message = refused("films", None)
     assert message.startswith(
-        "task=films: is none of cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli Another"
+        "task=films: is none of cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli. Another"
     )
     assert "did you mean cola?" in refused("cola2", None)
 
@@ -149,11 +147,11 @@ def test_a_score(tmp_path: Path) -> None:
         ),
         (
             {"texts": ["question"], "label": "verdict", "metrics": ["pearson"]},
-            "pearson: must be of accuracy, f1",
+            "pearson: must be one of accuracy, f1",
         ),
         (
             {"texts": ["question"], "label": "verdict", "metrics": ["f1"]},
-            "is that of the second of two classes",
+            "f1: is for two classes",
         ),
         (
             {"texts": ["question"], "label": "verdict", "score": [5, 0]},
@@ -161,7 +159,10 @@ def test_a_score(tmp_path: Path) -> None:
         ),
         ({"texts": ["question"], "label": "verdict", "score": [0, 5]}, ":2: verdict 'right' is no number"),
         ({"texts": ["question"], "score": [0, 5], "labels": ["a", "b"]}, "has both labels and score"),
-        ({"texts": ["question"], "score": [0, 5], "metrics": ["accuracy"]}, "must be of pearson, spearman"),
+        (
+            {"texts": ["question"], "score": [0, 5], "metrics": ["accuracy"]},
+            "must be one of pearson, spearman",
+        ),
         ({}, "is none of cola, sst2"),
     ],
 )

@@ -129,7 +129,10 @@ def test_lines_with_other_columns_are_left_out_of_qqp(
     glue_folders.write(tmp_path / "QQP" / "test.tsv", [["id", "question1", "question2"], [7, "a", "b"]])
     found = read(tmp_path / "QQP")
     assert len(found.train) == 20
-    assert "left out 1 line(s) with another number of columns, the first is line 9" in capsys.readouterr().out
+    assert (
+        "left out 1 line(s) with the wrong number of columns, the first of them line 9"
+        in capsys.readouterr().out
+    )
     assert found.test["QQP"].index == ["7"]
     assert ":9: has 2 columns, not 6" in refused(tmp_path / "QQP", bad_lines="refuse")
 
@@ -142,14 +145,14 @@ CASES: list[tuple[str, str, Callable[[list[bytes]], None], str, str]] = [
     ("sst2", "train", put(1, b"sentence"), ":1: has no column 'label'", "the first line has to name"),
     ("sst2", "dev", put(1, b"a film\t1"), ":1: has no column 'sentence'", "the first line has to name"),
     ("sst2", "train", put(1, b"sentence\tlabel\tlabel"), ":1: has two columns 'label'", "differently"),
-    ("sst2", "train", put(5, b"fine\t2"), ":5: label '2' is none of '0', '1'", "mend or drop the line"),
-    ("sst2", "dev", put(7, b"fine\t"), ":7: label '' is none of '0', '1'", "mend or drop the line"),
+    ("sst2", "train", put(5, b"fine\t2"), ":5: label '2' is none of '0', '1'", "correct or drop the line"),
+    ("sst2", "dev", put(7, b"fine\t"), ":7: label '' is none of '0', '1'", "correct or drop the line"),
     ("sst2", "train", put(9, b"fine\t1\t1"), ":9: has 3 columns, not 2", "data.bad_lines=skip"),
     ("sst2", "train", put(9, b"fine"), ":9: has 1 column, not 2: 'fine'", "one tab between columns"),
-    ("sst2", "train", put(9, b""), ":9: is empty", "mend the line"),
+    ("sst2", "train", put(9, b""), ":9: is empty", "correct the line"),
     ("sst2", "train", put(4, b"caf\xe9\t1"), ":4: byte 0xe9 is not UTF-8", "iconv -f latin1 -t UTF-8"),
     ("sst2", "test", put(1, b"0\ta film"), ":1: has no column 'sentence'", "the first line has to name"),
-    ("cola", "train", put(6, b"s\tyes\t\tfine"), ":6: label 'yes' is none of '0', '1'", "mend or drop"),
+    ("cola", "train", put(6, b"s\tyes\t\tfine"), ":6: label 'yes' is none of '0', '1'", "correct or drop"),
     ("cola", "train", put(1, b"s\tacceptable\tn\tt"), ":1: label 'acceptable' is none of", "drop the line"),
     ("cola", "train", put(1, b"fine\t1"), ":1: has 2 columns, not the 4 of source", "names with sentence"),
     ("cola", "test", put(1, b"0\tfine"), ":1: has 2 columns, not the 4", "names with sentence"),
@@ -158,7 +161,7 @@ CASES: list[tuple[str, str, Callable[[list[bytes]], None], str, str]] = [
     ("stsb", "dev", put(2, b"1\tg\tf\ty\t1\tn\tn\ta\tb\t-0.1"), ":2: score '-0.1' is out of range", "0 to 5"),
     ("stsb", "train", put(3, b"1\tg\tf\ty\t1\tn\tn\ta\tb\tnan"), ":3: score 'nan' is no number", "0 to 5"),
     ("stsb", "train", put(3, b"1\tg\tf\ty\t1\tn\tn\ta\tb\tinf"), ":3: score 'inf' is out of range", "0 to 5"),
-    ("mnli", "dev_mismatched", put(3, b"\t".join([b"x"] * 15 + [b"-"])), ":3: gold_label '-'", "mend"),
+    ("mnli", "dev_mismatched", put(3, b"\t".join([b"x"] * 15 + [b"-"])), ":3: gold_label '-'", "correct"),
 ]  # fmt: skip
 
 
@@ -198,7 +201,7 @@ def test_utf16(tmp_path: Path, encoding: str) -> None:
 def test_missing_and_copied_splits(tmp_path: Path) -> None:
     folder = glue_folders.sst2(tmp_path)
     (folder / "dev.tsv").write_bytes((folder / "train.tsv").read_bytes())
-    assert "the dev split is the training split" in refused(folder)
+    assert "the dev split is a copy of the training split" in refused(folder)
     (folder / "train.tsv").unlink()
     assert refused(folder) == f"{folder}: train.tsv missing; there is dev.tsv, test.tsv. Get the whole task"
     (folder / "dev.tsv").unlink()

@@ -122,7 +122,7 @@ def test_hidden_states_go_from_step_to_step_without_gradients(command: Run) -> N
     torch.manual_seed(0)
     model = task.build_model()
     data = task.train_data()
-    segments = [[torch.stack(column) for column in zip(*map(data.__getitem__, samples), strict=True)]
+    segments = [task.collate([data[index] for index in samples])
                 for samples in task.plan(data, task.config)(0)[:3]]  # fmt: skip
     task.state = {}
     losses = [task.loss(model, batch) for batch in segments]
@@ -263,9 +263,9 @@ def test_a_text_without_a_test_split_ends_without_a_test(command: Run) -> None:
         ("model.beta=-1", "model.beta=-1.0: must be at least 0"),
         ("data.tgt_len=0", "data.tgt_len=0: must be at least 1"),
         ("data.test_batch_size=0", "data.test_batch_size=0: must be at least 1"),
-        ("data.eval_batch_size=500", "data.eval_batch_size=500: the validation text has"),
+        ("data.eval_batch_size=500", "data.eval_batch_size=500: the valid text has"),
         ("batch_size=5000", "batch_size=5000"),
-        ("compile=true", "compile=true: torch.compile does not look into LSTMs"),
+        ("compile=true", "compile=true: torch.compile does not support LSTMs"),
         ("data.root=nowhere", "data.root=nowhere: no such file or folder"),
     ],
 )

@@ -234,10 +234,10 @@ def test_compiled_is_the_same(command: Run, text: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["model.attn_type=1"], "model.attn_type=1: only 0 is there"),
+        (["model.attn_type=1"], "model.attn_type=1: only 0 is supported"),
         (["model.cutoffs=[20,10]"], "model.cutoffs=[20, 10]: must rise, from above 0"),
         (["model.cutoffs=[20,99]", "model.tie_projs=[false,true,true]"], "the vocabulary has only 6"),
-        (["model.cutoffs=[20,30]"], "model.tie_projs=[False, True]: must have a value for each part"),
+        (["model.cutoffs=[20,30]"], "model.tie_projs=[False, True]: must have a value per part"),
         (["model.d_model=15"], "model.d_model=15: must be even"),
         (
             ["model.same_length=true", "model.mem_len=0"],

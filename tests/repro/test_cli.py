@@ -77,4 +77,4 @@ def test_every_command_that_can_use_repro_ends_that_way() -> None:
         for path in (ROOT / folder).glob("*.py"):
             text = path.read_text()
             if '__name__ == "__main__"' in text and "\nfrom repro" in text:
-                assert "exit_status" in text or "@entry_point" in text, path
+                assert "exit_status" in text or "entry_point(" in text or "command(" in text, path

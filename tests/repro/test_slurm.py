@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from toy_command import main
 
 from repro.explain import explain
 from repro.train import cli, slurm
+from repro.train.command import command
+from vision.train import Classification
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -81,10 +84,12 @@ def test_a_job_of_one_task_has_no_group() -> None:
     assert not set(GROUP) & set(os.environ)
 
 
-def test_modules_have_one_name_whether_run_or_imported() -> None:
-    script = {"__name__": "__main__"}
-    exec(compile("def main(): pass", f"{slurm._ROOT}/vision/train.py", "exec"), script)
-    assert slurm.module(script["main"]) == "vision.train"
+def test_modules_have_one_name_whether_run_or_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", f"{slurm._ROOT}/vision/train.py")
+    script = command(type("Recipe", (Classification,), {"__module__": "__main__"}))
+    assert slurm.module(script) == "vision.train"
+    assert slurm.module(command(Classification)) == "vision.train"
+    assert slurm.module(main) == "toy_command"
     assert slurm.module(main) == "toy_command"
 
 

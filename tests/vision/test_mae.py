@@ -21,7 +21,7 @@ from repro.ledger import rows
 from repro.train.cli import CONFIGS
 from vision.config import PretrainConfig
 from vision.mae import MaskedAutoencoder
-from vision.pretrain_mae import PICTURE, Pretraining, main
+from vision.pretrain_mae import PICTURE, Batch, Pretraining, main
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -277,9 +277,9 @@ def test_reconstruction(monkeypatch: pytest.MonkeyPatch, norm_pixels: bool) -> N
     [
         ({}, {"mask_ratio": 0.95}, "model.mask_ratio=0.95: shows 0 of 9 patches"),
         ({}, {"mask_ratio": 0.0}, "model.mask_ratio=0.0: shows 9 of 9 patches"),
-        ({}, {"num_heads": 3}, "model.decoder.num_heads=3: must divide model.decoder.embed_dim=16"),
+        ({}, {"num_heads": 3}, "model.decoder.num_heads=3: must divide embed_dim=16"),
         ({}, {"embed_dim": 18}, "embed_dim=18: must be divisible by 4"),
-        ({"patch_size": 7}, {}, "model.kwargs.patch_size=7: does not divide the image's side, which is 24"),
+        ({"patch_size": 7}, {}, "model.kwargs.patch_size=7: does not divide the image's side, 24"),
         ({"pos_embed": "none"}, {}, "the encoder needs position embeddings"),
         ({"dynamic_img_size": True}, {}, "and one size of images"),
     ],
@@ -344,11 +344,11 @@ def test_the_measure_has_fixed_masks() -> None:
     data, model = task.valid_data(), task.build_model()
     images = task.normalize(torch.stack([data[index][0] for index in range(6)]))
     indices = torch.tensor([data[index][1] for index in range(6)])
-    whole, size = task.evaluate(model, [images, indices])
-    parts = [task.evaluate(model, [images[part], indices[part]])[0] for part in (slice(4), slice(4, 6))]
+    whole, size = task.evaluate(model, Batch(images, indices))
+    parts = [task.evaluate(model, Batch(images[part], indices[part]))[0] for part in (slice(4), slice(4, 6))]
     assert size == 6
     torch.testing.assert_close(whole["test_loss"], parts[0]["test_loss"] + parts[1]["test_loss"])
-    moved, _ = task.evaluate(model, [images, indices + 1])
+    moved, _ = task.evaluate(model, Batch(images, indices + 1))
     assert not torch.isclose(whole["test_loss"], moved["test_loss"])
 
 
@@ -363,8 +363,8 @@ def test_the_measure_has_fixed_masks() -> None:
         ("+model.kwargs.deth=3", "unexpected keyword argument 'deth'"),
         ("model.mask_ratio=1", "model.mask_ratio=1.0: shows 0 of 16 patches"),
         ("model.decoder.width=3", "model.decoder.width: no such key"),
-        ("augment.mixup=0.8", "augment.mixup=0.8: must be 0; nothing is mixed or erased here"),
-        ("augment.erase=0.25", "augment.erase=0.25: must be 0; nothing is mixed or erased here"),
+        ("augment.mixup=0.8", "augment.mixup=0.8: must be 0; masked autoencoders do not mix or erase"),
+        ("augment.erase=0.25", "augment.erase=0.25: must be 0; masked autoencoders do not mix or erase"),
         ("data.mean=[0,0,0]", "data.mean=[0.0, 0.0, 0.0]: must have data.channels=1 numbers"),
         ("augment.crop=half", "augment.crop=half: must be one of"),
         ("optimizer=sophia", "optimizer=sophia: the recipe pretrain_mae has no class scores"),

@@ -171,7 +171,7 @@ def test_all_problems_of_a_tree_at_once(run: Run, tree: Path) -> None:
         f"{tree}/val: 1 images lie next to the class folders: loose.jpg",
         f"classes in train/ but not in val/: {CLASSES[1]}, n03000684",
     ]
-    assert "not looked at" in run("check", tree)[1]
+    assert "not checked" in run("check", tree)[1]
 
 
 def test_imagenets_numbers(run: Run, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +201,7 @@ def test_wrong_folders(run: Run, tree: Path, tmp_path: Path) -> None:
     (tmp_path / "packed" / "ILSVRC2012_img_train.tar").write_bytes(b"")
     (line,) = problems(run, tmp_path / "packed")
     assert line.endswith("; unpack ILSVRC2012_img_train.tar into train/ and val/")
-    assert problems(run, tmp_path / "nothing")[0].endswith("as ImageNet has them")
+    assert problems(run, tmp_path / "nothing")[0].endswith("as in ImageNet")
     assert problems(run, tree, "--data", "nope")[0].startswith("data.name=nope: must be one of")
 
 

@@ -18,7 +18,7 @@ from repro.train.data import TrainingSampler, dealt, keyed, make_loader, shuffle
 from vision.config import AugmentConfig, DataConfig, VisionConfig
 from vision.data import Images, Normalize, Split, build_erasing, train_transform
 from vision.data import test_transform as evaluation_transform
-from vision.train import Classification
+from vision.train import Batch, Classification
 
 RGB = DataConfig(
     name="imagefolder",
@@ -118,12 +118,13 @@ def test_only_training_erases() -> None:
     task = Classification(VisionConfig(augment=AugmentConfig(erase=1.0, erase_mode="const")))
     pixels = torch.randint(1, 256, (6, 1, 8, 8), dtype=torch.uint8)
     model, cpu, labels = Spy(), torch.device("cpu"), torch.arange(6)
-    normalised = task.move([pixels, labels], cpu)[0]
+    batch = Batch(pixels, labels)
+    normalised = task.move(batch, cpu).images
     assert torch.equal(normalised, Normalize(task.config.data)(pixels))
     for show in (task.evaluate, task.logits):
-        show(model, task.move([pixels, labels], cpu))
+        show(model, task.move(batch, cpu))
         assert torch.equal(model.seen, normalised)
-    task.loss(model, task.move([pixels, labels], cpu)).backward()
+    task.loss(model, task.move(batch, cpu)).backward()
     erased = model.seen != normalised
     assert erased.flatten(1).any(1).all()
     assert (model.seen[erased] == 0).all()  # the mean: erased after the images were normalised
@@ -132,7 +133,7 @@ def test_only_training_erases() -> None:
 def test_loss_on_meta_tensors() -> None:
     augment = AugmentConfig(erase=1.0, mixup=0.2, cutmix=1.0)
     task = Classification(VisionConfig(augment=augment))
-    batch = [torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)]
+    batch = Batch(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
     meta = torch.device("meta")
     loss = task.loss(
         torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).to(meta), task.move(batch, meta)
@@ -144,7 +145,7 @@ def test_loss_on_meta_tensors() -> None:
 def test_move_gives_the_layout_of_the_model(layout: str) -> None:
     task = Classification(VisionConfig(channels_last=layout == "channels_last", data=DataConfig(channels=1)))
     pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    images = task.move([pixels, torch.zeros(2)], torch.device("cpu"))[0]
+    images = task.move(Batch(pixels, torch.zeros(2)), torch.device("cpu")).images
     assert images.is_contiguous(memory_format=torch.channels_last) == (layout == "channels_last")
     assert images.is_contiguous() == (layout == "contiguous")
 

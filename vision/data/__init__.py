@@ -1,14 +1,14 @@
-"""Image data sets: readers of each format, one Dataset for all of them, and the changes to their images.
+"""Image data sets: readers of each format, one Dataset for all of them, and transforms.
 
-    readers      files, folders, archives and Hugging Face `datasets` to a Split
-    shards       tar shards in the webdataset layout to a Split; `writing` makes them
+    readers      read files, folders, archives and Hugging Face `datasets` as a Split
+    shards       reads tar shards in the webdataset layout as a Split; `writing` writes them
     images       a Split, and the Dataset that decodes and transforms it
-    sets         what a recipe trains on, measures on and is tested on
-    transforms   what workers do to an image (PIL, to uint8), and what the device does to a batch
-    checking     what `vision/prepare.py check` looks for
+    sets         the training, validation and test sets of a recipe
+    transforms   for one image in a worker (PIL to uint8), and for a batch on the device
+    checking     the checks of `vision/prepare.py check`
 
-A file that cannot be decoded ends the run with an error that names it; images are never skipped, because two
-runs that are compared should have seen the same data.
+A file that cannot be decoded ends the run with an error that names it. Images are never skipped, because runs
+to be compared must see the same data.
 """
 
 from vision.data.images import Images, Split

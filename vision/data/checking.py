@@ -1,4 +1,4 @@
-"""Looks for what is wrong with a data set before a run does: all of it at once, each with its cure."""
+"""Checks of a data set before a run: all problems at once, each with its cure."""
 
 import multiprocessing
 import re
@@ -21,14 +21,14 @@ from vision.data.writing import read_manifest, sha256
 IMAGENET = {"train": 1_281_167, "val": 50_000}  # images of ImageNet-1k, the ILSVRC 2012 classification set
 IMAGENET_CLASSES = 1000
 WNID = re.compile(r"n\d{8}")  # WordNet's name of a class, e.g. n01440764 for a tench
-SHOWN = 10  # names in a list
+SHOWN = 10  # names of a list in a message
 LINE = "\n      "
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP"}  # by suffix
 
 
 @dataclass
 class Findings:
-    """What was found: problems, each with its cure; notes, which need no cure; counts of images."""
+    """Problems, each with its cure; notes, which need none; counts of images per split."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Findings:
 
 
 def check(config: DataConfig, imagenet: bool, workers: int, decoded: bool) -> Findings:
-    """Check a data set; with `imagenet` against ImageNet's numbers; with `decoded` decode every image."""
+    """Check a data set: with `imagenet` against ImageNet-1k, with `decoded` decoding every image."""
     found = Findings()
     if config.name == "imagefolder":
         _check_tree(config, imagenet, found)
@@ -46,9 +46,9 @@ def check(config: DataConfig, imagenet: bool, workers: int, decoded: bool) -> Fi
     try:
         train, test, classes = read(config)
     except UserError as error:
-        if not found.problems:  # or it repeats one of them
+        if not found.problems:  # it may repeat one of them
             found.problems.append(str(error))
-        found.notes.append("the images themselves were not looked at: mend this first")
+        found.notes.append("the images themselves were not checked: fix this first")
         return found
     found.classes, found.counts = len(classes), {"train": len(train.labels), "val": len(test.labels)}
     for name, split in (("training", train), ("test", test)):
@@ -63,7 +63,7 @@ def check(config: DataConfig, imagenet: bool, workers: int, decoded: bool) -> Fi
 
 
 def _check_tree(config: DataConfig, imagenet: bool, found: Findings) -> None:
-    """Folders, before `read` stops at the first thing that is wrong with them."""
+    """Check the folders, as `read` would stop at their first problem."""
     root = Path(config.root or "").expanduser()
     if not root.is_dir():
         return  # `read` says so
@@ -91,7 +91,7 @@ def _check_tree(config: DataConfig, imagenet: bool, found: Findings) -> None:
 
 
 def _check_split(folder: Path, names: list[str], imagenet: bool, found: Findings) -> None:
-    """The folder of a split and its class folders `names`."""
+    """Check the folder of a split and its class folders `names`."""
     loose = image_files(folder)
     if loose and not names:
         found.problems.append(
@@ -103,23 +103,17 @@ def _check_split(folder: Path, names: list[str], imagenet: bool, found: Findings
         found.problems.append(f"{folder}: {len(loose)} images lie next to the class folders: {_few(loose)}")
     files = {name: files_below(folder / name) for name in names}
     images = {n: [file for file in all_ if suffix(file) in IMAGE_SUFFIXES] for n, all_ in files.items()}
-    inner = [name for name in names if not images[name]]
-    tars = sorted(path.name for path in folder.glob("n*.tar"))
-    if tars:
+    if tars := sorted(path.name for path in folder.glob("n*.tar")):
         found.problems.append(
             f"{folder}: {len(tars)} archives of classes are still packed: {_few(tars)}; "
             "unpack each into a folder of its name"
         )
-    if inner:
-        found.problems.append(f"{folder}: class folders without images: {_few(inner)}")
+    if empty := [name for name in names if not images[name]]:
+        found.problems.append(f"{folder}: class folders without images: {_few(empty)}")
     if imagenet and (odd := [name for name in names if not WNID.fullmatch(name)]):
         found.problems.append(f"{folder}: folders that are no WordNet names (n01440764): {_few(odd)}")
-    others = Counter(
-        suffix(file) or "(none)"
-        for name in names
-        for file in files[name]
-        if suffix(file) not in IMAGE_SUFFIXES
-    )
+    suffixes = (suffix(file) for name in names for file in files[name])
+    others = Counter(ending or "(none)" for ending in suffixes if ending not in IMAGE_SUFFIXES)
     if deep := [f"{name}/{file}" for name in names for file in images[name] if "/" in file]:
         found.notes.append(
             f"{folder}: {len(deep)} images in folders below a class folder count for it, as "
@@ -131,7 +125,7 @@ def _check_split(folder: Path, names: list[str], imagenet: bool, found: Findings
 
 
 def _check_digests(config: DataConfig, workers: int, found: Findings) -> None:
-    """Shards against the manifest next to them, if there is one."""
+    """Check shards against the manifest next to them, if there is one."""
     root = Path(config.root or "").expanduser()
     entries = read_manifest(root)["shards"] if root.is_dir() else []
     missing = [entry["name"] for entry in entries if not (root / entry["name"]).exists()]
@@ -160,7 +154,7 @@ def _check_numbers(found: Findings, test: Split) -> None:
 
 
 def _check_images(splits: dict[str, Split], workers: int, found: Findings) -> None:
-    """Decode every image."""
+    """Decode every image, and collect problems and oddities by kind."""
     broken: dict[str, list[str]] = {}
     oddities: dict[str, list[str]] = {}
     for title, split in splits.items():
@@ -177,7 +171,7 @@ def _check_images(splits: dict[str, Split], workers: int, found: Findings) -> No
 
 
 def _look(split: Split, index: int) -> tuple[str | None, str | None, str]:
-    """Return what is wrong with an image, what is odd about it, and its name."""
+    """Return an image's problem or None, its oddity or None, and its name."""
     item = split.items[index]
     name = split.name(item)
     try:
@@ -203,21 +197,17 @@ def _look(split: Split, index: int) -> tuple[str | None, str | None, str]:
 def _in_processes(
     function: Callable[[Any], Any], things: Sequence[Any], workers: int, title: str, unit: str
 ) -> Iterator[Any]:
-    """Yield function(thing) of each thing in order, with a bar that says how long it will take."""
-    with tqdm(total=len(things), desc=title, unit=unit, disable=None) as bar:
-        if workers == 0:
-            for thing in things:
-                yield function(thing)
-                bar.update()
-            return
-        chunk = max(1, min(64, len(things) // (4 * workers)))
-        with multiprocessing.Pool(workers, _set_function, (function,)) as pool:  # sent once, not with each
-            for result in pool.imap(_call_function, things, chunk):
-                yield result
-                bar.update()
+    """Yield function(thing) of each thing in order, with a progress bar."""
+    bar = dict(total=len(things), desc=title, unit=unit, disable=None)
+    if workers == 0:
+        yield from tqdm(map(function, things), **bar)
+        return
+    chunk = max(1, min(64, len(things) // (4 * workers)))
+    with multiprocessing.Pool(workers, _set_function, (function,)) as pool:  # sent once per process
+        yield from tqdm(pool.imap(_call_function, things, chunk), **bar)
 
 
-_function: Callable[[Any], Any]  # of a process of the pool
+_function: Callable[[Any], Any]  # of this process of the pool
 
 
 def _set_function(function: Callable[[Any], Any]) -> None:

@@ -1,4 +1,4 @@
-"""Splits of images that are still encoded, and the Dataset that decodes and transforms them."""
+"""Splits of encoded images, and the Dataset that decodes and transforms them."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from repro.errors import UserError
 from vision.config import DataConfig
 
-SIXTEEN_BITS = ("PNG", "PPM")  # formats whose grey images of mode I have no more
+SIXTEEN_BITS = ("PNG", "PPM")  # formats whose grey images of mode I have at most 16 bits
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 Transform = Callable[[Image.Image], Tensor]
 
@@ -26,14 +26,14 @@ Transform = Callable[[Image.Image], Tensor]
 class Split:
     """Images that are not decoded yet.
 
-    Workers get it as it is, so its functions can be pickled, and what is large is in arrays, not in objects
-    whose counts of references would copy the pages of every worker.
+    Workers share it, so its functions must be picklable, and large data is in arrays: the reference counts of
+    many objects would copy memory pages in every worker.
 
     Attributes:
-        items: what `read` takes, one for each image.
+        items: one argument of `read` for each image.
         labels: their class indices.
-        read: the file's bytes of an item, or its image where the data set keeps pixels.
-        name: what an error calls an item.
+        read: returns the file content of an item, or its image if the data set stores pixels.
+        name: returns the name of an item in errors.
     """
 
     items: Sequence[Any] | NDArray[Any]
@@ -43,30 +43,30 @@ class Split:
 
     @property
     def decoded(self) -> bool:
-        """Whether its items are the pixels, all of them in memory."""
+        """Whether the items are pixels in memory."""
         return self.read is Image.fromarray
 
     def open(self, item: Any, draft: tuple[int, int] | None = None) -> Image.Image:
-        """Decode an item of `items`; `draft` is what PIL's Image.draft takes.
+        """Return an item as an image, decoded at a size for `draft` as in PIL's Image.draft.
 
         Raises:
-            UserError: the file is broken; it is named.
+            UserError: the file is broken; the error names it.
         """
         content = self.read(item)
         return decode(content, self.name(item), draft) if isinstance(content, bytes) else content
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """Pairs of an image as uint8 tensor [channels, size, size] and its class index."""
+    """Pairs of an image, uint8 [channels, size, size], and its class index."""
 
     def __init__(
         self, split: Split, channels: int, transform: Transform, draft: int | None = None, random: bool = True
     ) -> None:
-        """Pairs of a split.
+        """Transform the images of a split.
 
         Args:
             draft: decode JPEGs at the smallest of 1, 1/2, 1/4, 1/8 with both sides at least this long.
-            random: whether `transform` is; what one that is not makes of pixels in memory is kept there, too.
+            random: whether `transform` is random; if not, its results for pixels in memory are cached.
         """
         self.split, self.transform = split, transform
         self.mode = "L" if channels == 1 else "RGB"
@@ -86,7 +86,7 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     def _make(self, index: int) -> Tensor:
         image = self.split.open(self.split.items[index], self.draft)
-        if image.mode != self.mode:  # convert would copy
+        if image.mode != self.mode:  # `convert` would copy anyway
             image = eight_bits(image, self.split.name(self.split.items[index])).convert(self.mode)
         return self.transform(image)
 
@@ -99,25 +99,24 @@ def decode(content: bytes, name: str, draft: tuple[int, int] | None = None) -> I
                 image.draft(None, draft)  # None keeps the mode
             image.load()
             return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as PIL says it
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # any of PIL's
         reason = str(error).split(" <")[0]
         raise UserError(f"{name}: broken image ({reason}); replace or delete the file") from error
 
 
 def eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """Return an image with 8 bits a channel; of 16 bits it has the high byte, as PIL reads 16-bit RGB.
+    """Return an image with 8 bits a channel: the high byte of 16 bits, as PIL reads 16-bit RGB.
 
-    PIL's own conversion cuts grey values off at 255.
+    PIL's own conversion clips grey values at 255.
 
     Raises:
-        UserError: pixels of 32 bits, whose range no file says; the image is named.
+        UserError: the pixels have 32 bits, of unknown range; the error names the image.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BITS):
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise UserError(
-            f"{name}: pixels of 32 bits (mode {image.mode}), whose range is unknown; save it with 8 or 16"
-        )
+        kind = f"pixels of 32 bits (mode {image.mode}), whose range is unknown"
+        raise UserError(f"{name}: {kind}; save it with 8 or 16")
     return image
 
 
@@ -125,7 +124,7 @@ def read_file(path: str | bytes) -> bytes:
     """Return the content of a file.
 
     Raises:
-        UserError: it cannot be read, or is none: to read a pipe would wait for whoever writes to it.
+        UserError: it cannot be read, or is not a regular file; reading a pipe would block.
     """
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
@@ -158,7 +157,7 @@ def _unreadable(path: str | bytes, error: OSError) -> UserError:
 
 
 def file_name(path: str | bytes) -> str:
-    """Return a path as text (os.fsdecode, which cannot be pickled)."""
+    """Return a path as text, like os.fsdecode, which cannot be pickled."""
     return os.fsdecode(path)
 
 
@@ -175,7 +174,7 @@ def same_classes(root: Path, train: list[str], test: list[str]) -> None:
 
 
 def find_root(config: DataConfig, content: str) -> Path:
-    """Return data.root as a folder that exists, or raise UserError, which says what `content` is wanted."""
+    """Return data.root, or raise UserError, which states the required `content`, if it is no folder."""
     if config.root is None:
         raise UserError(f"data.root is not set: data={config.name} needs a folder with {content}")
     root = Path(config.root).expanduser()

@@ -19,7 +19,7 @@ from vision.config import DataConfig
 from vision.data.images import IMAGE_SUFFIXES, Split, file_name, find_root, read_file, same_classes, suffix
 from vision.data.shards import LARGEST_LABEL, read_webdataset
 
-IN_MEMORY = 4 << 30  # bytes in an archive, whose images are all kept
+IN_MEMORY = 4 << 30  # bytes, limit of an archive, which is kept in memory
 
 
 def read(config: DataConfig) -> tuple[Split, Split, list[str]]:
@@ -48,15 +48,13 @@ def read(config: DataConfig) -> tuple[Split, Split, list[str]]:
         wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
         if wrong.size:
             item = split.name(split.items[int(wrong[0])])
-            raise UserError(
-                f"{item}: label {labels[wrong[0]]} in the {name} split, "
-                f"but there are {len(classes)} classes, counted from 0"
-            )
+            label = f"label {labels[wrong[0]]} in the {name} split"
+            raise UserError(f"{item}: {label}, but there are {len(classes)} classes, counted from 0")
     return train, test, classes
 
 
 def read_digits(config: DataConfig) -> tuple[Split, Split, list[str]]:
-    """scikit-learn's 1797 handwritten digits, 8x8 grey; a fixed stratified split into 1437 and 360."""
+    """Read scikit-learn's 1797 handwritten digits, 8x8 grey, in a fixed stratified split of 1437 and 360."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -65,17 +63,16 @@ def read_digits(config: DataConfig) -> tuple[Split, Split, list[str]]:
     train, test = train_test_split(
         np.arange(len(images)), test_size=360, random_state=0, stratify=digits.target
     )
-    splits = [
+    train, test = (
         Split(images[part], digits.target[part].tolist(), Image.fromarray, _unnamed) for part in (train, test)
-    ]
-    return splits[0], splits[1], [str(digit) for digit in range(10)]
+    )
+    return train, test, [str(digit) for digit in range(10)]
 
 
 def read_fashion_mnist(config: DataConfig) -> tuple[Split, Split, list[str]]:
-    """The four IDX files of Fashion-MNIST, 28x28 grey, gzip'd or not."""
-    root = find_root(
-        config, "the four IDX files, e.g. train-images-idx3-ubyte.gz, of zalandoresearch/fashion-mnist"
-    )
+    """Read the four IDX files of Fashion-MNIST, 28x28 grey, compressed by gzip or not."""
+    wanted = "the four IDX files, e.g. train-images-idx3-ubyte.gz, of zalandoresearch/fashion-mnist"
+    root = find_root(config, wanted)
     if (root / "FashionMNIST" / "raw").is_dir():  # torchvision's layout
         root = root / "FashionMNIST" / "raw"
     splits = []
@@ -90,10 +87,9 @@ def read_fashion_mnist(config: DataConfig) -> tuple[Split, Split, list[str]]:
 
 
 def read_cifar10(config: DataConfig) -> tuple[Split, Split, list[str]]:
-    """CIFAR-10 as image files, 32x32 RGB: class folders in train/ and test/, or two tar archives of them."""
-    root = find_root(
-        config, "folders train/ and test/ with a folder per class, or train.tar[.gz|.xz] and test.tar[...]"
-    )
+    """Read CIFAR-10 as images, 32x32 RGB, in class folders below train/ and test/, or two tar archives."""
+    wanted = "folders train/ and test/ with a folder per class, or train.tar[.gz|.xz] and test.tar[...]"
+    root = find_root(config, wanted)
     if (root / "train").is_dir():
         return read_imagefolder(config)
     train, train_classes = _read_tar(root, "train")
@@ -103,10 +99,8 @@ def read_cifar10(config: DataConfig) -> tuple[Split, Split, list[str]]:
 
 
 def read_imagefolder(config: DataConfig) -> tuple[Split, Split, list[str]]:
-    """ImageNet's layout: train/ and val/ (or validation/, test/) with a folder of images per class."""
-    root = find_root(
-        config, "folders train/ and val/ with a folder of images per class, as ImageNet has them"
-    )
+    """Read ImageNet's layout: train/ and val/ (or validation/, test/) with a folder of images per class."""
+    root = find_root(config, "folders train/ and val/ with a folder of images per class, as in ImageNet")
     train, train_classes = _read_folders(first_folder(root, "train"))
     test, test_classes = _read_folders(first_folder(root, "val", "validation", "test"))
     same_classes(root, train_classes, test_classes)
@@ -114,25 +108,22 @@ def read_imagefolder(config: DataConfig) -> tuple[Split, Split, list[str]]:
 
 
 def read_hfds(config: DataConfig) -> tuple[Split, Split, list[str]]:
-    """Whatever Hugging Face `datasets` reads: a name on the hub, a folder it can load, or one it has saved.
+    """Read a name on the Hugging Face hub, or a folder that `datasets` can load or has saved.
 
-    Rows stay in Arrow files that are mapped into memory, shared by all workers; images are decoded here, so
-    that a broken one is named.
+    Rows stay in memory-mapped Arrow files that all workers share. Images are decoded here, so that an error
+    names a broken one.
     """
     import datasets
 
     if config.root is None:
-        raise UserError(
-            "data.root is not set: data=hfds needs a name on the Hugging Face hub or a local folder"
-        )
+        raise UserError("data.root is not set: data=hfds needs a name on the Hugging Face hub or a folder")
     splits = []
     for name in (config.train_split, config.test_split):
         rows = _load_rows(config.root, name)
         for key in ("image_column", "label_column"):
             if getattr(config, key) not in rows.column_names:
-                raise UserError(
-                    f"data.{key}={getattr(config, key)}: {config.root} has {', '.join(rows.column_names)}"
-                )
+                there = ", ".join(rows.column_names)
+                raise UserError(f"data.{key}={getattr(config, key)}: {config.root} has {there}")
         feature = rows.features[config.label_column]
         labels = rows.select_columns([config.label_column]).with_format("numpy")[:][config.label_column]
         if not np.issubdtype(labels.dtype, np.integer):
@@ -154,15 +145,15 @@ def read_hfds(config: DataConfig) -> tuple[Split, Split, list[str]]:
 
 
 def _load_rows(root: str, split: str) -> Any:
-    """Return a split as datasets.Dataset, whose features have labels and images."""
+    """Return a split as a datasets.Dataset."""
     import datasets
 
     saved = Path(root).expanduser()
     try:
-        if (saved / "dataset_dict.json").exists():  # of DatasetDict.save_to_disk
+        if (saved / "dataset_dict.json").exists():  # by DatasetDict.save_to_disk
             return datasets.load_from_disk(saved)[split]
         return datasets.load_dataset(root, split=split)
-    except Exception as error:  # datasets raises whatever its builders, the hub and the network do
+    except Exception as error:  # builders, the hub and the network raise anything
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         if isinstance(error, KeyError):
             reason = f"no split {reason}"
@@ -182,7 +173,7 @@ def _row_name(root: str, split: str, index: int) -> str:
 
 
 def first_folder(root: Path, *names: str) -> Path:
-    """Return the first of these folders that there is in `root`."""
+    """Return the first of these folders that exists in `root`."""
     for name in names:
         if (root / name).is_dir():
             return root / name
@@ -205,7 +196,7 @@ def _read_folders(folder: Path) -> tuple[Split, list[str]]:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Return the names of the folders in a split's folder, sorted: the class indices count them."""
+    """Return the sorted names of the folders in a split's folder; a class index is a place in this list."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir())
 
@@ -216,14 +207,14 @@ def image_files(folder: Path) -> list[str]:
 
 
 def images_below(folder: Path) -> list[str]:
-    """Return the images in a class folder and in folders below it, as paths relative to it."""
+    """Return the images in and below a class folder, as paths relative to it."""
     return [name for name in files_below(folder) if suffix(name) in IMAGE_SUFFIXES]
 
 
 def files_below(folder: Path) -> list[str]:
-    """Return all files in a folder and below it, by folder and name, as torchvision sorts them.
+    """Return all files in and below a folder, sorted by folder and name as in torchvision.
 
-    Links are followed, but not to a folder that they are in.
+    Links are followed, except to a folder above them.
     """
 
     def refuse(error: OSError) -> None:
@@ -243,13 +234,12 @@ def _leads_up(root: str, name: str) -> bool:
 
 
 def _read_tar(root: Path, name: str) -> tuple[Split, list[str]]:
-    """Read all of an archive once, front to back (xz has no random access), keeping the images encoded."""
+    """Read an archive into memory in one pass, as xz has no random access; images stay encoded."""
     candidates = [root / f"{name}.tar{suffix}" for suffix in ("", ".xz", ".gz")]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
-        raise UserError(
-            f"{root}: neither a folder {name}/ nor {name}.tar, {name}.tar.xz or {name}.tar.gz in it"
-        )
+        archives = f"{name}.tar, {name}.tar.xz or {name}.tar.gz"
+        raise UserError(f"{root}: neither a folder {name}/ nor {archives} in it")
     members: list[tuple[str, bytes]] = []
     size = 0
     try:
@@ -285,7 +275,7 @@ def _unnamed(item: Any) -> str:
 
 
 def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Read a file of MNIST's IDX format, or its gzip'd twin, into an array of that many dimensions."""
+    """Read a file in MNIST's IDX format, or its .gz, into an array with this number of dimensions."""
     zipped = path.with_name(path.name + ".gz")
     try:
         raw = unpack(zipped) if zipped.exists() else read_bytes(path)

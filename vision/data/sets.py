@@ -1,4 +1,4 @@
-"""The three sets of images that a recipe works with."""
+"""The training, validation and test sets of a recipe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ Pairs = Images | Subset[tuple[Tensor, int]]
 
 @dataclass
 class Sets:
-    """Pairs of an image and its class index.
+    """Sets of pairs of an image, uint8 [channels, size, size], and its class index.
 
     Attributes:
-        train: to train on, augmented.
-        valid: to measure on while training: the test images, or with data.valid_share those held out.
-        test: to measure once, at the end; None where `valid` is the test images.
-        classes: the names of the classes.
+        train: augmented.
+        valid: evaluated during training: the test images, or with data.valid_share held-out training images.
+        test: evaluated once, at the end; None if `valid` is the test images.
+        classes: names of the classes.
     """
 
     train: Pairs
@@ -33,7 +33,7 @@ class Sets:
 
     @property
     def measured(self) -> str:
-        """What figures on `valid` begin with: test_ or valid_."""
+        """Prefix of the metrics on `valid`: test or valid."""
         return "test" if self.test is None else "valid"
 
 
@@ -55,7 +55,7 @@ def open_sets(config: DataConfig, augment: AugmentConfig) -> Sets:
 
 
 def _hold_out(labels: Sequence[int], share: float) -> tuple[list[int], list[int]]:
-    """Return the indices of the images without and of those in a share of each class, the same each time.
+    """Return the indices of the images to train on and of a fixed held-out share of each class.
 
     Raises:
         UserError: a class has too few images, or all are too few for the classes.

@@ -1,9 +1,9 @@
 """Tar shards in the webdataset layout, with access to any sample by its number.
 
-A shard is a plain tar file; the members KEY.jpg (or another image suffix) and KEY.cls (or KEY.json with
-"label") are one sample, where KEY ends at the first dot of the file name. Reading the shards front to back
-cannot give an epoch that is a function of (seed, epoch, index), counts each test image once, and continues
-in its middle. So the headers are read once; with the offsets in an index a sample is one `pread`.
+A shard is a plain tar file. Its members KEY.jpg (or another image suffix) and KEY.cls (or KEY.json with
+"label") form a sample; KEY ends at the first dot of the file name. Sequential reading could not make an epoch
+a function of (seed, epoch, index), count each test image once, or continue in the middle of an epoch. So the
+headers are read once into an index of offsets, and a sample is then one `pread`.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from vision.data.images import IMAGE_SUFFIXES, Split, find_root, read_file
 SHARD = re.compile(r"(?:.*[-_])?(train|val|validation|test)[-_](\d+)(?:[-_]of[-_](\d+))?\.tar")
 CLASSES = "classes.txt"  # the names of the classes, one a line, next to the shards
 AGAIN = "get or write it again"
-ARRAYS = ("shard", "offset", "size", "label", "member")  # of an index
+ARRAYS = ("shard", "offset", "size", "label", "member")  # fields of an index
 LARGEST_LABEL = 10**6  # names are made for all classes up to the largest
 LARGEST_NOTE = 1 << 20  # bytes of a .cls or .json
 Sample = tuple[str, int, int, int]  # name of the image's member, offset, size, label
@@ -47,14 +47,11 @@ class Shards:
     member: NDArray[np.bytes_]
 
     def read(self, index: int) -> bytes:
-        """Return the image file of a sample. Files are opened each time, so no process owns a descriptor."""
+        """Return the image file of a sample. Each call opens the shard, so workers share no descriptor."""
         size = int(self.size[index])
         try:
-            descriptor = os.open(self.paths[self.shard[index]], os.O_RDONLY)
-            try:
-                content = os.pread(descriptor, size, int(self.offset[index]))
-            finally:
-                os.close(descriptor)
+            with open(self.paths[self.shard[index]], "rb", buffering=0) as file:
+                content = os.pread(file.fileno(), size, int(self.offset[index]))
         except OSError as error:
             raise UserError(f"{self.name(index)}: cannot be read ({error.strerror})") from error
         if len(content) < size:
@@ -67,17 +64,14 @@ class Shards:
 
 
 def read_webdataset(config: DataConfig) -> tuple[Split, Split, list[str]]:
-    """Shards train-000000.tar, ... and val-000000.tar, ... (or validation-, test-), or PREFIX-train-..."""
+    """Read shards train-000000.tar, ..., and val-000000.tar, ... (or validation-, test-), with any prefix."""
     root = find_root(config, "shards train-000000.tar, ... and val-000000.tar, ... in the webdataset layout")
     found = find_shards(root)
     test = next((name for name in ("val", "validation", "test") if name in found), "val")
     for name in ("train", test):
         if name not in found:
-            hint = (
-                "; compressed shards have no random access: unpack them"
-                if any(root.glob("*.tar.*z*"))
-                else ""
-            )
+            packed = any(root.glob("*.tar.*z*"))
+            hint = "; compressed shards have no random access: unpack them" if packed else ""
             raise UserError(f"{root}: no shards {name}-000000.tar, ... in it{hint}")
     splits = []
     for name in ("train", test):
@@ -92,7 +86,7 @@ def read_webdataset(config: DataConfig) -> tuple[Split, Split, list[str]]:
 
 
 def find_shards(root: Path) -> dict[str, list[Path]]:
-    """Return the shards of each split in the order of their numbers.
+    """Return the shards of each split, ordered by number.
 
     Raises:
         UserError: the numbers have gaps, or two data sets are mixed.
@@ -120,15 +114,13 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
 
 
 def read_index(root: Path, split: str, paths: list[Path]) -> Shards:
-    """Return the index of a split, from its cache where the shards' sizes and times are those it was made of.
+    """Return the index of a split, cached for as long as the sizes and times of the shards stay the same.
 
-    The cache is `.index-<split>.cache` next to the shards or, where that cannot be written, in the user's
-    cache folder ($XDG_CACHE_HOME). A damaged one is made again.
+    The cache is `.index-<split>.cache` next to the shards, or in the user's cache folder ($XDG_CACHE_HOME) if
+    that cannot be written. A damaged cache is replaced.
     """
-    stats = [path.stat() for path in paths]
-    about = [
-        f"{path.name} {stat.st_size} {stat.st_mtime_ns}" for path, stat in zip(paths, stats, strict=True)
-    ]
+    stats = ((path.name, path.stat()) for path in paths)
+    about = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
     key = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "adan-shards" / key
     candidates = [folder / f".index-{split}.cache" for folder in (root, cache)]
@@ -152,7 +144,7 @@ def read_index(root: Path, split: str, paths: list[Path]) -> Shards:
 
 
 def _index(paths: list[Path]) -> dict[str, Any]:
-    """Read the headers and labels of all shards, some at a time."""
+    """Read the headers and labels of all shards, in several processes if there is much to read."""
     show = dict(desc="reading the headers of shards", unit="shard", disable=None, leave=False)
     workers = min(len(paths), os.cpu_count() or 1, 16)
     if workers > 1 and sum(path.stat().st_size for path in paths) > 2**30:
@@ -171,20 +163,20 @@ def _index(paths: list[Path]) -> dict[str, Any]:
 
 
 def index_shard(path: Path) -> list[Sample]:
-    """Return the samples of a shard in its order, reading headers and labels, not images.
+    """Return the samples of a shard in order. Images are not read.
 
     Raises:
-        UserError: it is not a whole tar file, or a sample lacks its image or label, or has two.
+        UserError: the tar file is incomplete, or a sample has no image or label, or two.
     """
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
-    records: dict[str, int] = {}  # labels of .json, which give way to .cls
+    records: dict[str, int] = {}  # labels of .json files; a .cls takes precedence
     try:
         with open_file(path) as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
             for member in archive:
                 folder, _, name = member.name.rpartition("/")
                 if not member.isfile() or name.startswith((".", "__")):
-                    continue  # __init__-like members are webdataset's notes, ._* those of macOS
+                    continue  # metadata of webdataset (__*) or macOS (._*)
                 stem, _, ending = name.partition(".")
                 key, kind = f"{folder}/{stem}", "." + ending.rpartition(".")[2].lower()
                 if kind in IMAGE_SUFFIXES:
@@ -206,9 +198,8 @@ def index_shard(path: Path) -> list[Sample]:
     labels = records | labels
     for key, member in images.items():
         if key not in labels:
-            raise UserError(
-                f'{path}:{member.name}: no label (.cls, or .json with "label") next to it; {AGAIN}'
-            )
+            lacks = 'no label (.cls, or .json with "label") next to it'
+            raise UserError(f"{path}:{member.name}: {lacks}; {AGAIN}")
     for key in labels:
         if key not in images:
             raise UserError(f"{path}:{key.lstrip('/')}: a label without an image; {AGAIN}")
@@ -230,7 +221,7 @@ def _label(content: bytes, where: str) -> int:
 
 
 def _json_label(content: bytes, where: str) -> int | None:
-    """Return the "label" of a record, if it has one."""
+    """Return the "label" of a record, or None if it has none."""
     try:
         label = parse_json(content).get("label")
     except (ValueError, AttributeError):
@@ -239,6 +230,6 @@ def _json_label(content: bytes, where: str) -> int | None:
 
 
 def _class_index(label: Any, shown: str, where: str) -> int:
-    if type(label) is int and abs(label) <= LARGEST_LABEL:  # a negative one is reported with the split
+    if type(label) is int and abs(label) <= LARGEST_LABEL:  # `read` reports negative ones
         return label
     raise UserError(f"{where}: {shown} is not a class index")

@@ -1,7 +1,7 @@
-"""What happens to an image: cropping and augmentation in the workers, the rest on the device.
+"""Image transforms: cropping and augmentation in the workers, the rest on the device.
 
-Workers hand over uint8, a fourth of float32's bytes. The device makes floats of a batch, normalises and, in
-training, erases, in this order, as timm's prefetcher did in the published runs.
+Workers return uint8, a quarter of the bytes of float32. The device converts a batch to float, normalises it
+and, in training, erases, in the order of timm's prefetcher in the published runs.
 """
 
 from typing import Any
@@ -19,13 +19,13 @@ from vision.data.images import Transform
 
 
 def train_transform(data: DataConfig, augment: AugmentConfig) -> Transform:
-    """Return timm's training transform to uint8; a padded crop, which timm does not have, comes before it.
+    """Return timm's training transform to uint8, after a padded crop if set, which timm lacks.
 
     Raises:
         UserError: timm knows no such augmentation.
     """
     whole = augment.crop != "resized"
-    create: Any = create_transform  # whose types are narrower than what it takes
+    create: Any = create_transform  # its annotations are too narrow
     try:
         timm_transform = create(
             (data.channels, data.size, data.size),
@@ -36,13 +36,13 @@ def train_transform(data: DataConfig, augment: AugmentConfig) -> Transform:
             color_jitter=augment.color_jitter or None,
             auto_augment=augment.auto_augment,
             interpolation=augment.interpolation,
-            mean=tuple(data.mean),  # what RandAugment fills with
+            mean=tuple(data.mean),  # RandAugment's fill colour
             normalize=False,
         )
     except (AssertionError, KeyError, ValueError) as error:
         chosen = f"auto_augment={augment.auto_augment}, augment.interpolation={augment.interpolation}"
         raise UserError(f"augment.{chosen}: timm cannot make it: {error or 'see timm.data'}") from error
-    steps = timm_transform.transforms[:-1]  # without PIL to tensor, which `to_uint8` does faster
+    steps = timm_transform.transforms[:-1]  # `to_uint8` is a faster last step
     if augment.crop == "padded":
         side = (data.size, data.size)
         steps = [Resize(side, InterpolationMode.BICUBIC), RandomCrop(side, padding=augment.padding), *steps]
@@ -50,13 +50,13 @@ def train_transform(data: DataConfig, augment: AugmentConfig) -> Transform:
 
 
 def is_random(augment: AugmentConfig) -> bool:
-    """Tell whether what train_transform returns makes a different tensor of an image each time."""
+    """Tell whether train_transform returns a random transform."""
     drawn = augment.crop != "none" or augment.interpolation == "random" or augment.auto_augment is not None
     return drawn or augment.hflip > 0 or augment.color_jitter > 0
 
 
 def test_transform(data: DataConfig) -> Transform:
-    """Return timm's evaluation transform to uint8: resize, central crop."""
+    """Return timm's evaluation transform to uint8: resize and central crop."""
     timm_transform = create_transform(
         (data.channels, data.size, data.size),
         interpolation=data.interpolation,
@@ -69,7 +69,7 @@ def test_transform(data: DataConfig) -> Transform:
 def to_uint8(image: Image.Image) -> Tensor:
     """Return the pixels as a contiguous uint8 tensor [channels, height, width].
 
-    Band by band: a third of the time of torchvision's pil_to_tensor and the stacking of its permuted result.
+    Copying band by band takes a third of the time of torchvision's pil_to_tensor and of stacking its result.
     """
     bands = b"".join(image.tobytes("raw", band) for band in image.getbands())
     width, height = image.size
@@ -77,9 +77,9 @@ def to_uint8(image: Image.Image) -> Tensor:
 
 
 class Normalize:
-    """Make float32 images of uint8 ones, by the mean and the standard deviation of each channel.
+    """Normalises uint8 images to float32 by the mean and standard deviation of each channel.
 
-    The result is that of torchvision's ToTensor and Normalize to the last bit.
+    The result is bit-identical to that of torchvision's ToTensor and Normalize.
     """
 
     def __init__(self, data: DataConfig) -> None:
@@ -88,17 +88,17 @@ class Normalize:
     def __call__(
         self, images: Tensor, memory_format: torch.memory_format = torch.contiguous_format
     ) -> Tensor:
-        """Return uint8 images [batch, channels, height, width] normalised, on the device where they are."""
-        if self.mean.device != images.device:  # once: batches come to one device
+        """Return uint8 images [batch, channels, height, width] normalised, on their device."""
+        if self.mean.device != images.device:  # only once, as all batches are on one device
             self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
         floats = images.to(torch.float32, memory_format=memory_format)
         return floats.div_(255).sub_(self.mean).div_(self.std)
 
 
 def build_erasing(augment: AugmentConfig) -> RandomErasing | None:
-    """Return timm's random erasing of a normalised batch (in place, each image for itself), if any is wanted.
+    """Return timm's random erasing of a normalised batch (in place, image by image), or None if it is off.
 
-    It draws from Python's generator and from torch's of its `device`, which is the batch's: set it.
+    It draws from Python's generator and torch's generator of its `device`: set that to the batch's device.
     """
     if augment.erase == 0:
         return None

@@ -1,4 +1,4 @@
-"""Writes a folder of class folders as tar shards in the webdataset layout."""
+"""Writing class folders as tar shards in the webdataset layout."""
 
 import hashlib
 import io
@@ -24,12 +24,12 @@ from vision.data.shards import CLASSES, read_webdataset
 
 MANIFEST = "manifest.json"
 BLOCK = 512  # bytes, of tar
-HEADERS = 3 * BLOCK  # of an image and its label, and the label
+HEADERS = 3 * BLOCK  # the headers of an image and its label, and the label itself
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What goes into a shard: samples begin..end of a split; `source` digests their names and sizes."""
+    """A shard: samples begin..end of a split. `source` is a digest of their names, labels and sizes."""
 
     name: str
     split: str
@@ -39,14 +39,13 @@ class Shard:
 
 
 def write_shards(root: Path, out: Path, size: int, workers: int) -> dict[str, Any]:
-    """Write `root` (train/ and val/ with class folders) to shards of about `size` bytes; return the manifest.
+    """Write `root` (train/ and val/ with class folders) as shards of about `size` bytes; return the manifest.
 
-    The samples keep the order of the folder, so that data=webdataset gives the run of data=imagefolder. A
-    shard appears whole or not at all; the same call continues, and writes only what is not there yet. The
-    bytes depend on the files alone.
+    The samples keep their order, so data=webdataset gives the same run as data=imagefolder. Shards are
+    written atomically. The same call continues with the missing shards. The bytes depend only on the files.
 
     Raises:
-        UserError: the folder is not as data=imagefolder needs it, or has empty files.
+        UserError: `root` lacks the layout of data=imagefolder, or has empty files.
     """
     train, test, classes = read_imagefolder(DataConfig(name="imagefolder", root=str(root)))
     splits = {"train": train, "val": test}
@@ -69,7 +68,7 @@ def _write(
     if strange := {path.name for path in out.glob("*.tar")} - wanted:
         raise UserError(f"{out}: holds {min(strange)}, which is none of these shards; take an empty folder")
     if not (out / MANIFEST).exists():
-        _save_manifest(out, [])  # first of all: a folder that has none is somebody else's
+        _save_manifest(out, [])  # first, as a folder without one is not ours
     with replacing(out / CLASSES) as file:
         file.write_text("".join(f"{name}\n" for name in classes))
     done = {}
@@ -91,7 +90,7 @@ def _write(
             bar.update(entry["samples"])
             _save_manifest(out, [done[shard.name] for shard in shards if shard.name in done])
     _save_manifest(out, [done[shard.name] for shard in shards])
-    again = read_webdataset(DataConfig(name="webdataset", root=str(out)))  # which also makes the index
+    again = read_webdataset(DataConfig(name="webdataset", root=str(out)))  # also writes the index
     for split, other in zip(splits.values(), again[:2], strict=True):
         if list(split.labels) != list(other.labels):
             raise UserError(f"{out}: the shards are not what was written; run the command again")
@@ -99,7 +98,7 @@ def _write(
 
 
 def plan(name: str, split: Split, size: int) -> list[Shard]:
-    """Cut a split into shards of at most `size` bytes each, as far as single images allow."""
+    """Cut a split into shards of at most `size` bytes each, unless a single image is larger."""
     shards: list[Shard] = []
     begin, length, digest = 0, 0, hashlib.sha256()
     for index, item in enumerate(split.items):
@@ -119,7 +118,7 @@ def plan(name: str, split: Split, size: int) -> list[Shard]:
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
-    """Return the manifest next to shards; one without shards if there is none."""
+    """Return the manifest next to shards, or an empty one if there is none."""
     try:
         manifest = parse_json(read_bytes(out / MANIFEST))
     except FileNotFoundError:
@@ -130,13 +129,13 @@ def read_manifest(out: Path) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """Return the digest of a file."""
+    """Return the SHA-256 digest of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _key(file: str, index: int) -> str:
-    """Return a name that no other sample has and that is one key: without a dot before the suffix."""
+    """Return a unique key of a sample, without a dot, which would end it."""
     path = Path(file)
     return f"{path.parent.name.replace('.', '_')}/{index:08d}_{path.stem.replace('.', '_')}"
 
@@ -159,7 +158,7 @@ def _write_shard(out: Path, shard: Shard, items: Any, labels: Sequence[int]) -> 
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # its time and owner are fixed: the same files give the same bytes
+    member = tarfile.TarInfo(name)  # with fixed time and owner: the same files give the same bytes
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
 
