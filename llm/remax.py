@@ -194,7 +194,7 @@ class ReMax(ConversationTask):
 
     @torch.no_grad()
     def scores_before(self, model: nn.Module, ids: Tensor) -> Tensor:
-        """Return `scores` of the policy that training began with."""
+        """Return `scores` [n, length - 1, vocabulary] of the policy that training began with."""
         if self.origin is not None:
             return self.scores(self.origin.to(ids.device), ids)
         inner = pretrained.bare(model)

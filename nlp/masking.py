@@ -130,7 +130,7 @@ class MaskedPairs(MaskedBlocks):
         return ids, token_type_ids, np.array(other)
 
     def part(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return the tokens of the two parts of a block, without the ends of lines."""
+        """Return the tokens of the two parts of a block, each [length], without the ends of lines."""
         text, (first, end) = self.blocks.text, self.blocks.lines_of(index)
         begin, stop = int(text.lines[first]), int(text.lines[end])
         if end - first > 1:
@@ -141,7 +141,7 @@ class MaskedPairs(MaskedBlocks):
 
 
 def collate(samples: Sequence[tuple[Tensor, ...]], pad: int) -> Batch | PairBatch:
-    """Return a batch of the samples of a MaskedBlocks, or of a MaskedPairs."""
+    """Return a batch of the samples of a MaskedBlocks, or of a MaskedPairs: see the batches for shapes."""
     ids, places, targets, *pair = map(list, zip(*samples, strict=True))
     lengths = torch.tensor([len(x) for x in ids])
     longest = int(lengths.max())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def is_dtensor(x: Tensor) -> bool:
-    """Return whether x is a DTensor."""
+    """Return whether x, of any shape, is a DTensor."""
     return hasattr(x, "_spec") and hasattr(x, "to_local")
 
 
@@ -69,12 +69,12 @@ def as_copy_for(owner: Tensor, x: Tensor) -> Tensor:
 
 
 def whole(x: Tensor) -> Tensor:
-    """Return all of a DTensor, gathered from the processes that share it; x itself unless it is one."""
+    """Return all of a DTensor of any shape, gathered from its processes; x itself unless it is one."""
     return x.full_tensor() if is_dtensor(x) else x  # type: ignore[attr-defined]
 
 
 def share_of(owner: Tensor, x: Tensor) -> Tensor:
-    """Return x, the same in all processes, sharded like the DTensor `owner`; x itself for other owners."""
+    """Return x, the same in all processes, sharded like the DTensor `owner` of its shape; else x itself."""
     if not is_dtensor(owner):
         return x
     copies: Any = as_copy_for(owner, x)
@@ -82,7 +82,10 @@ def share_of(owner: Tensor, x: Tensor) -> Tensor:
 
 
 def placed_like(owner: Tensor, x: Tensor) -> Tensor:
-    """Return the DTensor x sharded like `owner`; operations with replicated tensors may have gathered it."""
+    """Return x, which operations with replicated tensors may have gathered, sharded like `owner` again.
+
+    Both have one shape, and are DTensors, or plain tensors that stay as they are.
+    """
     if not is_dtensor(owner):
         return x
     placed: Tensor = x.redistribute(owner.device_mesh, owner.placements)  # type: ignore[attr-defined]
