@@ -252,7 +252,7 @@ FAULTS = {
         ("CUDA: gradient of the step before", CUDA, "    work.word(kGrad, row) = gradients.grad[i];\n", ""),
         ("CUDA: second pass counts the step", CUDA, " += Rule::counts;", " += 1;"),
         ("CUDA: factor of the tile's first row", CUDA, "rows[first.row + more]", "rows[first.row]"),
-        ("CUDA: row of a tile that begins one", CUDA, "row(at < length ? 0", "row(at <= length ? 0"),
+        ("CUDA: row of a tile in the second row", CUDA, "row(at < length ? 0", "row(at < 2 * length ? 0"),
         ("CUDA: row of an element that begins one", CUDA, "? i >= first.length :", "? i > first.length :"),
         ("CUDA: numbers past the end added up", CUDA, "if (inside(k)) sum[j] += numbers[j];", "sum[j] += numbers[j];"),
         ("CUDA: sums of another block", CUDA, "[tile.at / kBlock * Rule::sums + j]", "[tile.at / kBlock + j]"),

@@ -175,7 +175,7 @@ def _check_path(optimizer: UpdateRule, name: str, p: Tensor, group: Group) -> No
     card = optimizer.card
     if optimizer.fused and (reason := optimizer.why_not_fused(p, group)):
         raise ValueError(f"fused=True cannot update {name}: {reason}; fused=None picks a path that works")
-    if optimizer.capturable and (p.device.type != "cuda" or path_of(optimizer, p, group) != "fused"):
+    if optimizer.capturable and (not p.is_cuda or path_of(optimizer, p, group) != "fused"):
         reason = optimizer.why_not_fused(p, group) or f"it is on {p.device}, or another path was asked for"
         raise ValueError(f"capturable=True needs {name} on the fused CUDA path: {reason}")
     if optimizer.capturable and any(rule.factors for rule in card.fused_rules):

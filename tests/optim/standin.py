@@ -1,19 +1,22 @@
 """A device that does not exist: cuda-bindings' driver for the host side of the CUDA backend, on any machine.
 
-Modules are PTX, which the interpreter executes on CPU tensors; streams are numbers. Functions can be made to
-fail, as drivers do.
+Modules are PTX, which the interpreter executes on CPU tensors, those for which `is_cuda` is set to be true.
+Streams are numbers, and a launch is over when it returns; in a graph that is captured, launches are executed
+by its replays alone, as on a GPU. Functions can be made to fail, as drivers do.
 """
 
 import contextlib
 import ctypes
 import functools
-from types import SimpleNamespace
+import itertools
 
 import pytest
 import torch
 from ptx import Launch, Memory, Module
 
 from optim.engine import cuda
+
+ANYTHING = (4096, 2**47 - 8192, "anything")
 
 
 @functools.cache
@@ -25,7 +28,8 @@ class StandIn:
     """What `cuda.bindings.driver` offers to optim/engine/cuda.py.
 
     Attributes:
-        tensors: gives (name, tensor) of all that a launch may touch, besides the launcher's own memory.
+        tensors: gives (name, tensor) of all that a launch may touch, besides the launcher's own memory; None
+            is any memory.
         launches: executed, in order, with their stream.
         failing: results by function, e.g. {"cuLaunchKernel": "CUDA_ERROR_LAUNCH_FAILED"}.
         stream, capturing: torch's current stream there, and whether it is being captured.
@@ -33,7 +37,7 @@ class StandIn:
     """
 
     def __init__(self, tensors=lambda: ()):
-        self.tensors, self.allocated = tensors, []
+        self.tensors, self.allocated, self.graph = tensors, [], None
         self.launches, self.calls, self.failing = [], [], {}
         self.stream, self.capturing, self.context, self.version = 1, False, None, 13000
 
@@ -48,7 +52,7 @@ class StandIn:
             "is_available": lambda: True,
             "get_device_capability": lambda index: (9, 0),
             "device": lambda index: contextlib.nullcontext(),
-            "current_stream": lambda: SimpleNamespace(cuda_stream=self.stream),
+            "current_stream": lambda: Stream(self, self.stream),
             "is_current_stream_capturing": lambda: self.capturing,
         }.items():
             monkeypatch.setattr(torch.cuda, name, double)
@@ -58,6 +62,23 @@ class StandIn:
         )
         for cached in (cuda.why_not, cuda.load_kernels):
             cached.cache_clear()
+        return self
+
+    def install_for_torch(self, monkeypatch):
+        """Also as far as tests of whole optimizers ask torch for streams, graphs and where tensors are."""
+        self.install(monkeypatch)
+        self.tensors = None
+        for name, double in {
+            "is_initialized": lambda: True,
+            "synchronize": lambda: None,
+            "set_sync_debug_mode": lambda mode: None,
+            "Stream": lambda: Stream(self),
+            "stream": lambda stream: stream.as_current(),
+            "CUDAGraph": lambda: Graph(self),
+            "graph": lambda graph: graph.captured(),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, double)
+        monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda x: getattr(x, "on_stand_in", False)))
         return self
 
     def _answering(self, name, results):
@@ -104,9 +125,60 @@ class StandIn:
         arguments = [
             (ctypes.c_char * place.size).from_address(at) for at, place in zip(pointers, places, strict=True)
         ]
-        regions = [
-            (x.data_ptr(), x.nbytes, name)
-            for name, x in [*self.tensors(), *(("work", x) for x in self.allocated)]
-        ]
-        self.launches.append((stream, Launch(module, name, bx, tx, arguments, Memory(regions))))
+        launch = functools.partial(self._execute, stream, module, name, bx, tx, list(map(bytes, arguments)))
+        if self.capturing and self.graph is not None:
+            self.graph.launches.append(launch)
+        else:
+            launch()
         return ()
+
+    def _execute(self, stream, module, name, blocks, threads, arguments):
+        if self.tensors is None:
+            regions = [ANYTHING]
+        else:
+            held = [*self.tensors(), *(("work", x) for x in self.allocated)]
+            regions = [(x.data_ptr(), x.nbytes, name) for name, x in held]
+        arguments = [(ctypes.c_char * len(given)).from_buffer_copy(given) for given in arguments]
+        races = self.tensors is not None  # where it is about whole optimizers, launches are many
+        launch = Launch(module, name, blocks, threads, arguments, Memory(regions), races=races)
+        self.launches.append((stream, launch))
+
+
+class Stream:
+    """A stream of a stand-in, with a number of its own unless one is given."""
+
+    numbers = itertools.count(2)
+
+    def __init__(self, device, number=None):
+        self.device, self.cuda_stream = device, next(self.numbers) if number is None else number
+
+    def wait_stream(self, other):
+        """Every launch has ended already."""
+
+    @contextlib.contextmanager
+    def as_current(self):
+        before, self.device.stream = self.device.stream, self.cuda_stream
+        try:
+            yield
+        finally:
+            self.device.stream = before
+
+
+class Graph:
+    """A CUDA graph of a stand-in: the launches of its capture."""
+
+    def __init__(self, device):
+        self.device, self.launches = device, []
+
+    @contextlib.contextmanager
+    def captured(self):
+        with Stream(self.device).as_current():  # as torch, on a stream of its own
+            self.device.capturing, self.device.graph = True, self
+            try:
+                yield
+            finally:
+                self.device.capturing, self.device.graph = False, None
+
+    def replay(self):
+        for launch in self.launches:
+            launch()

@@ -2,30 +2,67 @@
 
 What the kernels compute is compared bit for bit with the CPU kernels, for betas whose powers are exact: both
 are IEEE arithmetic in the same order, and only `pow` may differ.
+
+Without a GPU, `make test-cuda-static` runs the same tests on a stand-in (standin.py), which executes what
+NVRTC makes of the kernels on CPU tensors; those marked with `needs_card` are left out.
 """
 
 import contextlib
+import functools
 import threading
 import warnings
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 from harness import FUSED, KEPT, assert_same_bits, each_fused_name, kept_by, options_of, random, tensors_of
+from standin import StandIn
 from tables import OPTIMIZER, RULES, all_kinds, assert_same, each_rule, hyper_of, make, snapshot, step
 from torch import nn
 
 import optim
 from optim.engine import cuda, native
 
-NOT_HERE = cuda.why_not() or native.load()[1]
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(NOT_HERE), reason=NOT_HERE)]
+HERE = not cuda.why_not()
+NOT_HERE = native.load()[1] or ("" if find_spec("cuda") else "NVRTC comes with the CUDA builds of torch")
+pytestmark = [
+    pytest.mark.gpu if HERE else pytest.mark.static,
+    pytest.mark.skipif(bool(NOT_HERE), reason=NOT_HERE),
+]
+
+
+def needs_card(reason):
+    return pytest.mark.skipif(not HERE, reason=f"needs a GPU: {reason}")
+
+
+@functools.cache
+def compiled(lines, arch):
+    return cuda.compile_kernels(lines, arch, "PTX")
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch):
+    """The stand-in, where there is no GPU."""
+    if not HERE:
+        StandIn().install_for_torch(monkeypatch)
+        monkeypatch.setattr(cuda, "cached_kernels", compiled)
+
+
+def put(x, device):
+    """A tensor on a device, which may be the stand-in."""
+    if HERE or device == "cpu":
+        return x.to(device)
+    x = x.clone()
+    x.on_stand_in = True
+    return x
+
 
 EXACT = dict(lr=0.07, eps=0.01, weight_decay=0.4)
 BETAS = (0.5, 0.25, 0.125)
 WITH_FACTORS = [name for name in FUSED if any(rule.factors for rule in optim.CARDS[name].fused_rules)]
 each_capturable = pytest.mark.parametrize("name", [name for name in FUSED if name not in WITH_FACTORS])
-SHAPES = [(3, 4), (), (0, 5), (257,), (100, 123), (70000,)]
+SHAPES = [(3, 4), (), (0, 5), (257,), (100, 123), (70000,) if HERE else (8500,)]
 
 
 @contextlib.contextmanager
@@ -53,7 +90,7 @@ def betas_of(name, *betas):
 
 def params_of(device="cuda", dtype=torch.float32, shapes=SHAPES):
     rng = np.random.default_rng(0)
-    return [random(shape, rng, dtype).to(device).requires_grad_() for shape in shapes]
+    return [put(random(shape, rng, dtype), device).requires_grad_() for shape in shapes]
 
 
 def set_grads(params, seed):
@@ -83,6 +120,7 @@ def assert_same_optimizers(ours, expected):
     assert_same_bits(*([x.cpu() for x in tensors_of(optimizer)] for optimizer in (ours, expected)))
 
 
+@needs_card("test_ptx.py does the same without one")
 @each_rule
 def test_kernels_do_what_the_cpu_kernels_do(name):
     rule, hyper = RULES[name], hyper_of(name, **exact(name))
@@ -102,13 +140,14 @@ def test_optimizers_on_both_devices(name, options, dtype):
     betas = betas_of(name, 0.98, 0.92, 0.99)
     ours, p = fused(name, dtype=dtype, **options, **betas)
     expected, q = fused(name, "cpu", dtype, **options, **betas)
-    assert "CUDA" in ours.path
     for seed in range(5):
         set_grads(p, seed)
         set_grads(q, seed)
         with no_waiting() if seed and name not in WITH_FACTORS else contextlib.nullcontext():
             ours.step()
         expected.step()
+    for optimizer, table in ((ours, cuda.CudaTable), (expected, native.CpuTable)):
+        assert {type(batch.table) for batch in optimizer._plan.batches} == {table}
     tolerance = 1e3 * torch.finfo(dtype).eps
     for x, y in zip(tensors_of(ours), tensors_of(expected), strict=True):
         torch.testing.assert_close(x.cpu(), y, rtol=tolerance, atol=tolerance)
@@ -144,7 +183,7 @@ def test_every_way_to_keep_tensors(name, case):
 def test_graph(name, case):
     """Replays between steps outside the graph, with gradients and learning rates from outside."""
     dtype, options = KEPT[case]
-    lr = torch.tensor(0.07, device="cuda")
+    lr = put(torch.tensor(0.07), "cuda")
     ours, p = fused(name, dtype=dtype, capturable=True, **options | dict(lr=lr))
     expected, q = fused(name, dtype=dtype, **options | dict(lr=lr))
     graph = torch.cuda.CUDAGraph()
@@ -168,6 +207,7 @@ def test_graph(name, case):
     both(4, ours.step)
 
 
+@needs_card("torch's own kernels are captured, too")
 @each_capturable
 def test_graph_of_a_training_step(name):
     """Gradients that are allocated within the graph."""
@@ -205,6 +245,7 @@ def test_graph_of_a_training_step(name):
         torch.testing.assert_close(ours, theirs)
 
 
+@needs_card("torch's warnings of waiting are counted")
 @each_fused_name
 def test_the_monitor_waits_once_for_a_sample(name):
     """And never in between; the result is the same in every bit."""
@@ -268,7 +309,7 @@ def test_a_graph_needs_capturable():
 @each_fused_name
 def test_streams(name):
     """Several optimizers at once on streams of their own, which they also exchange."""
-    shapes = [(1000, 1001), (5,)]
+    shapes = [(1000, 1001) if HERE else (20, 101), (5,)]
     expected, q = fused(name, shapes=shapes)
     racing = [(*fused(name, shapes=shapes), torch.cuda.Stream()) for _ in range(3)]
     torch.cuda.synchronize()
@@ -314,6 +355,7 @@ def _error_of(function):
     return None
 
 
+@needs_card("there is one stand-in")
 @each_fused_name
 def test_two_devices(name):
     if torch.cuda.device_count() < 2:
@@ -344,10 +386,10 @@ def test_steps_with_inf_are_left_out(name, case):
     shapes = shapes_of(name, options)
     ours, p = fused(name, dtype=dtype, shapes=shapes, **options)
     expected, q = fused(name, dtype=dtype, shapes=shapes, **options)
-    scaler = torch.amp.GradScaler("cuda", init_scale=8.0, growth_interval=1000)
+    scaler = torch.amp.GradScaler("cuda" if HERE else "cpu", init_scale=8.0, growth_interval=1000)
     for seed in range(6):
         set_grads(p, seed)
-        scale = scaler.scale(torch.ones((), device="cuda"))
+        scale = scaler.scale(put(torch.ones(()), "cuda"))
         for x in p:
             x.grad *= scale
         if seed % 3 == 1:
@@ -367,6 +409,7 @@ def test_steps_with_inf_are_left_out(name, case):
                     assert_same_bits([ours.state[x][key]], [value])
 
 
+@needs_card("test_cuda.py has more than 32 bits")
 def test_more_elements_than_31_bits_count():
     tail, size = 5000, 2**31 + 5000
     if torch.cuda.mem_get_info()[0] < 5 * 2 * size:

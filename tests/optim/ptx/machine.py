@@ -81,6 +81,7 @@ class Launch:
     Args:
         arguments: ctypes objects, as they go to cuLaunchKernel.
         first_block: blocks before it are left out, for tensors of which only the end is there.
+        races: whether it is checked that no warp touches what another stores.
 
     Attributes:
         moved: the accesses to global memory: by "ld" or "st", the region's name and the bytes of an access of
@@ -99,6 +100,7 @@ class Launch:
         arguments: Sequence[object],
         memory: Memory,
         first_block: int = 0,
+        races: bool = True,
     ) -> None:
         function = module.functions[name]
         self.module, self.memory, self.name = module, memory, name
@@ -127,7 +129,8 @@ class Launch:
         self._accesses: dict[str, list[tuple[np.ndarray, np.ndarray, int]]] = {"ld": [], "st": []}
         with np.errstate(all="ignore"):
             Frame(self, function, {}).run(np.arange(self.count))
-        self._check_races()
+        if races:
+            self._check_races()
 
     def _arguments(self, function: Function, arguments: Sequence[object]) -> np.ndarray:
         """The bytes of the parameters, as many as the function takes."""
