@@ -13,6 +13,7 @@ from .card import Card, FusedRule
 from .engine.fused import set_factors
 from .engine.rule import Batch, Group
 from .engine.storage import State, States, Tensors
+from .engine.sums import block_totals
 
 
 class Lamb(Optimizer):
@@ -120,8 +121,7 @@ class Lamb(Optimizer):
     def fill_factors(self, batch: Batch, grads: Tensors, scale: float | Tensor) -> None:
         """Compute lr times the trust ratios, from the first pass's sums of u^2 and p^2."""
         if _adapts(batch.group):
-            sums = torch.stack([x.sum(0, dtype=torch.float64) for x in batch.block_sums])
-            u_norm, p_norm = sums.sqrt().unbind(1)
+            u_norm, p_norm = (x.sqrt() for x in block_totals(batch.block_sums))
             ratios = _ratio(p_norm, u_norm, batch.group)
         else:
             ratios = torch.ones(len(batch.params), dtype=torch.float64, device=batch.params[0].device)

@@ -24,7 +24,7 @@ def make_tables(optimizer: UpdateRule, batch: Batch) -> None:
         batch.factors = [optimizer.make_factors(p, batch.group) for p in batch.params]
     if first:
         work = torch.promote_types(batch.params[0].dtype, torch.float32)
-        shapes = [(-(-p.numel() // BLOCK), first[0].sums) for p in batch.params]
+        shapes = [(max(-(-p.numel() // BLOCK), 1), first[0].sums) for p in batch.params]
         batch.block_sums = [batch.params[0].new_zeros(shape, dtype=work) for shape in shapes]
         batch.first = make(first[0], *tensors, (), batch.block_sums, others)
     batch.table = make(rule, *tensors, batch.factors, (), others)

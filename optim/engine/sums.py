@@ -1,7 +1,7 @@
 """Sums of squares over rows, columns and tensors, for norms, block means and factored moments.
 
 On the CPU our own kernels (csrc/sums.h) compute them, reading each number once. Elsewhere, and without the
-kernels, torch does.
+kernels, torch does, for all tensors in one operation where it has one: on a GPU each costs a launch.
 """
 
 import ctypes
@@ -41,14 +41,19 @@ def row_sums(
     if library is not None and x[0].device.type == "cpu":
         _call(library.kernels.cpu_square_sums, x, spans, sums, weights or [None] * len(x))
         return sums
-    for i, t in enumerate(x):
-        if t.numel():
-            rows = flat(t).view(-1, spans[i])
-            weight = weights[i] if weights else None
-            if weight is None:
-                sums[i].copy_(torch.linalg.vector_norm(rows, dim=1, dtype=work).square_())
-            else:
-                sums[i].copy_(rows.to(work).square() @ weight)
+    given = weights or [None] * len(x)
+    filled = [i for i, t in enumerate(x) if t.numel()]
+    whole = [i for i in filled if counts[i] == 1 and given[i] is None]
+    if whole:
+        norms = torch._foreach_norm([flat(x[i]) for i in whole], dtype=work)
+        torch._foreach_copy_([sums[i][0] for i in whole], norms)
+    for i in filled:
+        rows = flat(x[i]).view(-1, spans[i])
+        if (weight := given[i]) is not None:
+            sums[i].copy_(rows.to(work).square() @ weight)
+        elif counts[i] != 1:
+            torch.linalg.vector_norm(rows, dim=1, dtype=work, out=sums[i])
+    _square([sums[i] for i in filled if given[i] is None])
     return sums
 
 
@@ -65,9 +70,30 @@ def column_sums(x: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
         return sums
     for t, length, to in zip(x, lengths, sums, strict=True):
         if t.numel():
-            rows = flat(t).view(-1, length)
-            to.copy_(torch.linalg.vector_norm(rows, dim=0, dtype=work).square_())
+            torch.linalg.vector_norm(flat(t).view(-1, length), dim=0, dtype=work, out=to)
+    _square(sums)
     return sums
+
+
+def block_totals(block_sums: Sequence[Tensor]) -> list[Tensor]:
+    """Return the totals of the numbers that kernels added up in blocks.
+
+    Args:
+        block_sums: for each tensor [blocks, sums], not negative; at least one block.
+
+    Returns:
+        For each of the sums [tensors], float64.
+    """
+    counts = [len(x) for x in block_sums]
+    columns = torch.cat(list(block_sums)).t().contiguous()
+    parts = [part for column in columns for part in torch.split(column, counts)]
+    totals = torch.stack(torch._foreach_norm(parts, 1, dtype=torch.float64))
+    return list(torch.split(totals, len(counts)))
+
+
+def _square(x: list[Tensor]) -> None:
+    if x:
+        torch._foreach_mul_(x, x)
 
 
 def _zeros(counts: Sequence[int], dtype: torch.dtype, device: torch.device) -> list[Tensor]:

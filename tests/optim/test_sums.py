@@ -6,7 +6,7 @@ import torch
 from harness import assert_same_bits, case_id, random
 
 from optim.engine import native
-from optim.engine.sums import column_sums, row_sums
+from optim.engine.sums import block_totals, column_sums, row_sums
 
 SHAPES = [(3, 5), (1, 1), (7, 1), (1, 9), (0, 4), (64, 1023), (2, 70001), (515, 300), (4097, 33), (1, 200000)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -83,3 +83,33 @@ def test_memory_with_gaps_is_refused():
     if native.load()[0] is not None:
         with pytest.raises(ValueError, match="need dense tensors"):
             row_sums([torch.ones(4, 4)[:, ::2]], [2])
+
+
+def test_totals_of_blocks():
+    """Of many tensors at once; what is not a number stays visible in its own total."""
+    rng = np.random.default_rng(0)
+    blocks = [torch.as_tensor(rng.random((n, 2)), dtype=torch.float32) for n in (1, 700, 3)]
+    blocks[1][5, 0] = torch.nan
+    u, p = block_totals(blocks)
+    expected = torch.stack([x.double().sum(0) for x in blocks])
+    torch.testing.assert_close(u, expected[:, 0], rtol=1e-12, atol=0, equal_nan=True)
+    torch.testing.assert_close(p, expected[:, 1], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["torch"], indirect=True)
+def test_whole_tensors_are_one_operation(backend):
+    """On a GPU each is a launch."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    names = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(function.__name__)
+            return function(*args, **(kwargs or {}))
+
+    x = [torch.ones(n) for n in (3, 5, 7, 9)]
+    with Counting():
+        row_sums(x, [0] * 4)
+    reads = [name for name in names if "norm" in name or "mul" in name or "copy" in name]
+    assert reads == ["_foreach_norm.Scalar", "_foreach_copy_.default", "_foreach_mul_.List"]
