@@ -14,7 +14,7 @@ from .engine.fused import exact_params
 from .engine.native import Factors
 from .engine.rule import Batch, Group
 from .engine.storage import State, States, StateSpec, Storage, Tensors
-from .engine.sums import column_sums, row_sums
+from .engine.sums import column_sums, row_sums, totals
 
 
 class Adafactor(Optimizer):
@@ -204,16 +204,24 @@ class Adafactor(Optimizer):
 
     @torch.no_grad()
     def fill_factors(self, batch: Batch, grads: Tensors, scale: float | Tensor) -> None:
-        """With u_ij = g_ij a_i b_j, the mean of u^2 is a weighted sum of the squares of g."""
-        group, lengths, params = batch.group, [f.length for f in batch.factors], exact_params(batch)
-        if not batch.constants:
-            counts = [max(p.numel(), 1) for p in params]
-            batch.constants["numels"] = torch.tensor(counts, dtype=torch.float64, device=params[0].device)
-        numels, whole = batch.constants["numels"], [0] * len(params)
+        """With u_ij = g_ij a_i b_j, the mean of u^2 is a weighted sum of the squares of g.
+
+        The numbers of all rows, and those of all columns, are one tensor each: on a GPU, the operations of
+        each parameter would take longer than the rest of the step.
+        """
+        group, params, constants = batch.group, exact_params(batch), batch.constants
+        rows, columns, lengths, decays = (list(x) for x in zip(*batch.factors, strict=True))
+        of_rows, of_columns = ([len(x) for x in some] for some in (rows, columns))
+        if not constants:
+            for name, counts in (("rows", of_rows), ("columns", of_columns)):
+                constants[name] = torch.tensor(counts, device=params[0].device).double().clamp(min=1)
+                constants[f"of_{name}"] = torch.repeat_interleave(torch.tensor(counts)).to(params[0].device)
+            constants["numels"] = constants["rows"] * constants["columns"]
+        numels, owner = constants["numels"], constants["of_rows"]
         t = torch.stack([state["step"] for state in batch.states]).double() + 1
         a, b = self._rows_and_columns(batch, grads, scale, t ** -group["decay_rate"])
-        weighted = row_sums(grads, lengths, [x.square() for x in b])
-        squares = torch.stack([x.square() @ y for x, y in zip(a, weighted, strict=True)]) * scale**2
+        weighted = torch.cat(row_sums(grads, lengths, torch.split(b.square(), of_columns)))
+        squares = totals(a.square() * weighted, of_rows) * scale**2
         clip = ((squares / numels).sqrt() / group["clip_threshold"]).clamp(min=1)
         sizes = torch.full_like(t, float(group["lr"]))
         if group["warmup_init"]:
@@ -221,38 +229,41 @@ class Adafactor(Optimizer):
         if group["relative_step"]:
             sizes = torch.minimum(sizes, t.rsqrt())
         if group["scale_parameter"]:
-            rms = (torch.cat(row_sums(params, whole)) / numels).sqrt()
+            rms = (torch.cat(row_sums(params, [0] * len(params))) / numels).sqrt()
             sizes = sizes * rms.clamp(min=group["eps_scale"])
-        rows, columns, _, decays = (list(x) for x in zip(*batch.factors, strict=True))
-        torch._foreach_mul_(a, list((sizes / clip).to(a[0].dtype).unbind()))
-        torch._foreach_copy_(rows + columns, a + b)
+        a *= (sizes / clip).to(a.dtype)[owner]
+        torch._foreach_copy_(rows + columns, [*torch.split(a, of_rows), *torch.split(b, of_columns)])
         torch._foreach_copy_(decays, list((sizes * group["weight_decay"]).unsqueeze(1).unbind()))
 
     def _rows_and_columns(
         self, batch: Batch, grads: Tensors, scale: float | Tensor, new: Tensor
-    ) -> tuple[Tensors, Tensors]:
-        """Update the second moments; return each tensor's a [rows] and b [columns], [1] and [n] for a vector.
+    ) -> tuple[Tensor, Tensor]:
+        """Update the second moments; return a [rows of all] and b [columns of all]; a vector is one row.
 
         `new` is 1 - b2, [tensors].
         """
-        lengths, eps, work = [f.length for f in batch.factors], batch.group["eps"], batch.factors[0].columns
-        assert work is not None
-        steps = new.to(work.dtype).unbind()
+        constants, lengths = batch.constants, [f.length for f in batch.factors]
+        dtype = torch.promote_types(grads[0].dtype, torch.float32)
+        new = new.to(dtype)
+
+        def update(name: str, squares: Tensor, owner: Tensor) -> Tensor:
+            states = [state[name].view(-1) for state in batch.states]
+            v = torch.cat(states).to(dtype).lerp_(squares + batch.group["eps"], new[owner])
+            torch._foreach_copy_(states, torch.split(v, [len(x) for x in states]))
+            return v
+
+        of_rows, of_columns = constants["of_rows"], constants["of_columns"]
         if "exp_avg_sq" in batch.spec.full:
-            v = [state["exp_avg_sq"].to(work.dtype).view(-1) for state in batch.states]
-            for vi, g, x, state in zip(v, grads, steps, batch.states, strict=True):
-                vi.lerp_((g.to(vi.dtype).view(-1) * scale).square() + eps, x)
-                state["exp_avg_sq"].view(-1).copy_(vi)
-            return [vi.new_ones(1) for vi in v], [vi.rsqrt() for vi in v]
-        a, b = [], []
-        sums = zip(row_sums(grads, lengths), column_sums(grads, lengths), grads, strict=True)
-        for (of_rows, of_columns, g), x, state in zip(sums, steps, batch.states, strict=True):
-            rows, columns = max(g.shape[0], 1), g.shape[1]
-            r = state["exp_avg_sq_row"].lerp_(of_rows * (scale**2 / columns) + eps, x)
-            c = state["exp_avg_sq_col"].lerp_(of_columns * (scale**2 / rows) + eps, x)
-            a.append((r / r.mean()).rsqrt_())
-            b.append(c.rsqrt())
-        return a, b
+            squares = (torch.cat([g.view(-1) for g in grads]).to(dtype) * scale).square()
+            v = update("exp_avg_sq", squares, of_columns)
+            return v.new_ones(len(grads)), v.rsqrt_()
+        means = [(scale**2 / constants[name]).to(dtype) for name in ("columns", "rows")]
+        squares = torch.cat(row_sums(grads, lengths)) * means[0][of_rows]
+        r = update("exp_avg_sq_row", squares, of_rows)
+        squares = torch.cat(column_sums(grads, lengths)) * means[1][of_columns]
+        c = update("exp_avg_sq_col", squares, of_columns)
+        mean = totals(r, [len(f.rows) for f in batch.factors if f.rows is not None]) / constants["rows"]
+        return (r / mean.to(dtype)[of_rows]).rsqrt_(), c.rsqrt_()
 
 
 def _step_size(t: float, group: Group) -> float:

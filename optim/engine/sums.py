@@ -85,10 +85,24 @@ def block_totals(block_sums: Sequence[Tensor]) -> list[Tensor]:
         For each of the sums [tensors], float64.
     """
     counts = [len(x) for x in block_sums]
-    columns = torch.cat(list(block_sums)).t().contiguous()
-    parts = [part for column in columns for part in torch.split(column, counts)]
-    totals = torch.stack(torch._foreach_norm(parts, 1, dtype=torch.float64))
-    return list(torch.split(totals, len(counts)))
+    return [totals(column, counts) for column in torch.cat(list(block_sums)).t().contiguous()]
+
+
+def totals(x: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return the sum of the first counts[0] numbers of x [n], which are not negative, of the next, and so on.
+
+    Returns:
+        [len(counts)], float64.
+    """
+    parts = torch.split(x, list(counts))
+    filled = [i for i, part in enumerate(parts) if len(part)]
+    if not filled:
+        return x.new_zeros(len(parts), dtype=torch.float64)
+    found = torch.stack(torch._foreach_norm([parts[i] for i in filled], 1, dtype=torch.float64))
+    if len(filled) == len(parts):
+        return found
+    places = torch.tensor(filled, device=x.device)
+    return found.new_zeros(len(parts)).index_copy_(0, places, found)
 
 
 def _square(x: list[Tensor]) -> None:
