@@ -335,7 +335,7 @@ def test_the_official_adan_becomes_ours(
     assert MAIN(["convert", str(path), str(tmp_path / "out.pt")]) == 0, capsys.readouterr().err
     output = capsys.readouterr().out
     assert f"{path}{' at ' if place else ''}{place}: Adan of sail-sg/Adan" in output
-    assert "construct the optimizer with max_grad_norm=5.0, too" in output
+    assert "also construct the optimizer with max_grad_norm=5.0" in output
     old, _ = unpickle.read(path)
     new, names = unpickle.read(tmp_path / "out.pt")
     assert names == []  # the file needs nothing foreign any more

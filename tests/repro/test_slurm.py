@@ -85,7 +85,7 @@ def test_a_job_of_one_task_has_no_group() -> None:
 
 
 def test_modules_have_one_name_whether_run_or_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", f"{slurm._ROOT}/vision/train.py")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", f"{slurm._ROOT}/vision/train.py", raising=False)
     script = command(type("Recipe", (Classification,), {"__module__": "__main__"}))
     assert slurm.module(script) == "vision.train"
     assert slurm.module(command(Classification)) == "vision.train"
