@@ -169,7 +169,7 @@ def show(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
     )
     return page(
         "Predicted speed of the CUDA kernels",
-        f"`{about['command']}` at commit {about['commit']}; {about['nvrtc']}.",
+        f"`{about['command']}` at commit {about['commit']}, NVRTC {about['nvrtc']}.",
         "No kernel was run. For each GPU: the share of a copy's bandwidth that the kernel should reach, and "
         "what limits it.",
         table(head, body),
@@ -182,7 +182,7 @@ def show(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the page; return the exit status."""
     options = parser(__doc__).parse_args(arguments)
-    about = machine("cpu", arguments) | {"nvrtc": cuda.nvrtc_build()}
+    about = machine("cpu", arguments) | {"nvrtc": cuda.nvrtc_build().split("release ")[1].split(" Based")[0]}
     rows = predict()
     result = {"about": about, "gpus": {name: asdict(gpu) for name, gpu in GPUS.items()}, "rows": rows}
     publish(result, show(rows, about), options.out)
