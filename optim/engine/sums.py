@@ -84,6 +84,8 @@ def block_totals(block_sums: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         For each of the sums [tensors], float64.
     """
+    if block_sums[0].device.type == "cpu":
+        return list(torch.stack([x.sum(0, dtype=torch.float64) for x in block_sums]).unbind(1))
     counts = [len(x) for x in block_sums]
     return [totals(column, counts) for column in torch.cat(list(block_sums)).t().contiguous()]
 

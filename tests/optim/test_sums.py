@@ -6,7 +6,7 @@ import torch
 from harness import assert_same_bits, case_id, random
 
 from optim.engine import native
-from optim.engine.sums import block_totals, column_sums, row_sums
+from optim.engine.sums import block_totals, column_sums, row_sums, totals
 
 SHAPES = [(3, 5), (1, 1), (7, 1), (1, 9), (0, 4), (64, 1023), (2, 70001), (515, 300), (4097, 33), (1, 200000)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -91,6 +91,11 @@ def test_totals_of_blocks():
     blocks = [torch.as_tensor(rng.random((n, 2)), dtype=torch.float32) for n in (1, 700, 3)]
     blocks[1][5, 0] = torch.nan
     u, p = block_totals(blocks)
+    for total, column in ((u, 0), (p, 1)):  # as on a GPU
+        many = totals(torch.cat([x[:, column] for x in blocks]), [1, 700, 3])
+        torch.testing.assert_close(many, total, rtol=1e-12, atol=0, equal_nan=True)
+    assert totals(torch.ones(5), [2, 0, 3]).tolist() == [2, 0, 3]
+    assert totals(torch.ones(0), [0, 0]).tolist() == [0, 0]
     expected = torch.stack([x.double().sum(0) for x in blocks])
     torch.testing.assert_close(u, expected[:, 0], rtol=1e-12, atol=0, equal_nan=True)
     torch.testing.assert_close(p, expected[:, 1], rtol=1e-12, atol=0)
