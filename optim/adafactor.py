@@ -214,8 +214,9 @@ class Adafactor(Optimizer):
         of_rows, of_columns = ([len(x) for x in some] for some in (rows, columns))
         if not constants:
             for name, counts in (("rows", of_rows), ("columns", of_columns)):
-                constants[name] = torch.tensor(counts, device=params[0].device).double().clamp(min=1)
-                constants[f"of_{name}"] = torch.repeat_interleave(torch.tensor(counts)).to(params[0].device)
+                each = torch.tensor(counts, device=params[0].device)
+                constants[name] = each.double().clamp(min=1)
+                constants[f"of_{name}"] = torch.repeat_interleave(each, output_size=sum(counts))
             constants["numels"] = constants["rows"] * constants["columns"]
         numels, owner = constants["numels"], constants["of_rows"]
         t = torch.stack([state["step"] for state in batch.states]).double() + 1
