@@ -9,6 +9,8 @@ import gc
 import mmap
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import harness
@@ -117,6 +119,28 @@ def test_without_a_folder_to_write_kernels_are_compiled(compiled, monkeypatch, f
     monkeypatch.setenv("XDG_CACHE_HOME", folder)
     assert cuda.cached_kernels("a", 90) == cuda.cached_kernels("a", 90)
     assert len(calls) == 2
+
+
+@pytest.mark.slow
+def test_processes_that_fill_the_cache_at_once(tmp_path):
+    """They agree, and leave one whole file."""
+    pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the CUDA builds of torch")
+    line = cuda.instance(RULES["lion"], native.Kinds(0, 1, 0, False))[1]
+    program = f"""import sys; from optim.engine import cuda
+sys.stdout.buffer.write(cuda.cached_kernels({line!r}, 90))"""
+    here = {
+        **os.environ,
+        "XDG_CACHE_HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=here) for _ in range(4)
+    ]
+    images = {process.communicate()[0] for process in processes}
+    assert [process.returncode for process in processes] == [0] * 4
+    assert len(images) == 1
+    (file,) = (tmp_path / "adan-optim").iterdir()
+    assert file.read_bytes()[32:] == images.pop()
 
 
 def test_reasons_for_no_kernels(monkeypatch):

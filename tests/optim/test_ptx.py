@@ -311,6 +311,28 @@ def test_a_launch_that_fails_is_an_error(device):
         step(tensors, cuda.CudaTable, hyper_of("lion", **options_of("lion")))
 
 
+def test_a_step_after_memory_ran_out(device, monkeypatch):
+    """Nothing was changed before, and the next step is the first."""
+    rule, kinds = RULES["adamw"], native.Kinds(0, 1, 0, False)
+    ours, expected, hyper = (
+        make(rule, kinds, FEW),
+        make(rule, kinds, FEW),
+        hyper_of("adamw", **options_of("adamw")),
+    )
+    device.tensors = lambda: tensors_of(ours)
+
+    def fail(words):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "allocate", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            step(ours, cuda.CudaTable, hyper)
+    step(ours, cuda.CudaTable, hyper)
+    step(expected, native.CpuTable, hyper)
+    assert_same(snapshot(ours), snapshot(expected))
+
+
 @pytest.mark.parametrize(
     ("function", "error"),
     [
