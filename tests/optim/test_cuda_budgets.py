@@ -32,13 +32,24 @@ RULE |= {"adam_mini": 40, "adafactor": 38, "adafactor_momentum": 43, "lamb_momen
 OF_PARAMETER = {"float32": 0, "bfloat16": 11, "float16": 35}
 OF_STATE = {"float32": 0, "bfloat16": 7, "int8": 22, "like bfloat16": 9, "like float16": 25}
 NOISE, OF_ROUNDING = 15, {"nearest": 0, "stochastic": 3, "kahan": 15}
+TAKEN = {
+    "float32": 0,
+    "bfloat16": 0,
+    "float16": 10,
+}  # a previous gradient that is converted instead of a state
+
+# Kernels for cards in which the assembler takes one of the wide loads apart; without an entry that is a failure.
+TAKEN_APART = {(f"sophia_2_2_{rounding}_0", arch) for rounding in (0, 2) for arch in (100, 120)}
 
 
-def budget(name, parameter, state, rounding):
+def budget(name, parameter, state, rounding, taken=False):
     """Instructions an element that a kernel may take."""
-    noisy = state in ("bfloat16", "int8") or rounding == "stochastic"
-    count = RULE[name] + OF_PARAMETER[parameter] + len(RULES[name].states) * OF_STATE[state]
-    return 1.05 * (count + NOISE * noisy + OF_ROUNDING[rounding])
+    states = len(RULES[name].states)
+    noisy = (states and state in ("bfloat16", "int8")) or rounding == "stochastic"
+    count = RULE[name] + OF_PARAMETER[parameter] + taken * TAKEN[parameter]
+    if states:
+        count += states * OF_STATE[state]
+    return 1.05 * (count + NOISE * bool(noisy) + OF_ROUNDING[rounding])
 
 
 @functools.cache
@@ -102,6 +113,11 @@ def test_accesses_of_a_whole_tile_are_wide(name, arch, whole):
         made = [x for x in step.tile() if x.is_global]
         lines = "".join(f"\n{x.line}: {x.guard} {x.opcode}" for x in made)
         found = Counter((x.name[:2], x.width) for x in made)
+        if (kernel, arch) in TAKEN_APART:
+            assert any(x.width < 4 for x in made), (
+                f"{kernel}, sm_{arch} is no longer taken apart: remove its entry"
+            )
+            continue
         for (access, width), count in accesses(name, kernel).items():
             number = found[access, width]
             assert number >= count, f"{kernel}, sm_{arch}: {number} {access} of {width} B, not {count}{lines}"
@@ -129,7 +145,8 @@ def test_instructions_of_an_element(name, arch, whole):
     for kernel, (step, _, _) in compiled(name, arch, whole).items():
         if (kind := described(name, kernel))[0] == "float64":  # cards differ too much in it
             continue
-        count, limit = len(step.tile()) / LANE, budget(name, *kind)
+        taken = instances(name)[kernel].taken
+        count, limit = len(step.tile()) / LANE, budget(name, *kind, taken)
         assert count <= limit, f"{kernel}, sm_{arch}: {count:.0f} instructions an element, not {limit:.0f}"
 
 
