@@ -38,7 +38,7 @@ TAKEN = {
     "float16": 10,
 }  # a previous gradient that is converted instead of a state
 
-# Kernels for cards in which the assembler takes one of the wide loads apart; without an entry that is a failure.
+# Kernels and cards for which the assembler takes one of the wide loads apart.
 TAKEN_APART = {(f"sophia_2_2_{rounding}_0", arch) for rounding in (0, 2) for arch in (100, 120)}
 
 
