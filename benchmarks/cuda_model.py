@@ -139,7 +139,6 @@ def predict() -> list[dict[str, Any]]:
                         "instructions": len(code) * LANES / TILE,
                         "limit": busiest,
                         "of_copy": seconds["memory"] / seconds[busiest],
-                        "second": sorted(seconds, key=lambda unit: seconds[unit])[-2],
                     }
                 )
     return rows
