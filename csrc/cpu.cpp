@@ -53,7 +53,7 @@ RULE_FN void loop(const Common<Rule, R>& common, R* p, const R* g, const R* prev
     for (int j = 0; j < Rule::states; ++j) {
       if (!kept(j) || !Rule::writes_states) continue;
       if constexpr (rounded)
-        store(s[j][i], state[j], noise_bits<16>(places[i] ^ key, j));
+        store(s[j][i], state[j], noise_bits(places[i] ^ key, j));
       else
         store(s[j][i], state[j]);
     }
@@ -107,14 +107,14 @@ RULE_FN void decode(float* to, const void* from, int64_t at, const void* maxima,
 template <bool Signed>
 RULE_FN void encode(void* to, int64_t at, void* maxima, const float* x, int64_t n, const uint32_t* places,
                     uint32_t key, int slot) {
-  uint32_t top = 0;  // the bits of absolute values have their order, with inf and NaN above
-  for (int64_t i = 0; i < n; ++i) top = std::max(top, bits_of(x[i]) & 0x7fffffff);
+  uint32_t top = 0;
+  for (int64_t i = 0; i < n; ++i) top = larger(top, x[i]);
   const float maximum = static_cast<float*>(maxima)[at / kBlock] = float_of(top);
   const float factor = Code<Signed>::encode_factor(maximum);
   uint8_t* codes = static_cast<uint8_t*>(to) + at;
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i)
-    codes[i] = uint8_t(Code<Signed>::encode(x[i], factor, noise_bits<19>(places[i] ^ key, slot)));
+    codes[i] = uint8_t(Code<Signed>::encode(x[i], factor, noise_of_code(places[i] ^ key, slot)) >> 24);
 }
 
 template <class From>

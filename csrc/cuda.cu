@@ -14,11 +14,23 @@ using namespace tables;
 
 constexpr int kWarp = 32, kWarps = 8, kTurns = 4;  // lanes of a warp, warps of a block, tiles of a warp
 constexpr int kLane = kBlock / kWarp;              // elements of a tile that are one lane's
+constexpr int kTiles = kWarps * kTurns;            // of a chunk
 
 // These four are known to optim/engine/cuda.py.
-constexpr int kChunk = kBlock * kWarps * kTurns;  // elements
+constexpr int kChunk = kBlock * kTiles;  // elements
 constexpr int kRows = 240, kWords = 480;          // so that the arguments of a launch fit into 4 kB
 constexpr int kCommonBytes = 256;                 // room for a Common
+
+// Element `at` of an array in device memory. Without the assumption the compiler makes accesses that may be to
+// shared memory as well, which are slower.
+template <class T>
+RULE_FN T* global(uint64_t address, int64_t at = 0) {
+  T* const pointer = reinterpret_cast<T*>(address) + at;
+#ifdef __CUDACC__
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
 
 // The table in device memory: column by column the addresses of table.h, the sizes of the tensors (elements),
 // and the numbers of chunks in tensors 0..i; then each tensor's Common.
@@ -73,8 +85,16 @@ struct Chunk {
   uint64_t address[kWidth<Rule>];
   int64_t size, number;  // of the tensor; of the chunk in it
   Common common;
+  alignas(32) uint32_t noise_of_place[kBlock];  // for `get`
+  uint32_t noise_of_tile[kTiles];
 
   RULE_FN Chunk(const Work& work, int64_t number) : Chunk(work, number, row_of(work, number)) {}
+
+  // A part of the noise, by each of kBlock threads: hashing it again for each tile would take a tenth of a step.
+  RULE_FN void make_noise(int thread) {
+    noise_of_place[thread] = storage::noise_of_place(common.step, thread);
+    if (thread < kTiles) noise_of_tile[thread] = noise_of_block(common.step, uint64_t(number) * kTiles + thread);
+  }
 
  private:
   RULE_FN Chunk(const Work& work, int64_t number, int64_t row)
@@ -127,28 +147,28 @@ RULE_FN int place(int lane, int k) {
 }
 
 // Loads a lane's elements of a tile, V at a time if the tile is whole; zeros past the end.
-template <int V, bool whole, class T>
-RULE_FN void get(T (&to)[kLane], const T* tile, int lane, int count) {
+template <int V, bool whole, class T, int n>
+RULE_FN void get(T (&to)[n], const T* tile, int lane, int count) {
   if constexpr (whole) {
 #pragma unroll
-    for (int k = 0; k < kLane; k += V) {
+    for (int k = 0; k < n; k += V) {
       const Wide<T, V> some = reinterpret_cast<const Wide<T, V>*>(tile)[k / V * kWarp + lane];
 #pragma unroll
       for (int i = 0; i < V; ++i) to[k + i] = some.x[i];
     }
   } else {
 #pragma unroll
-    for (int k = 0; k < kLane; ++k) to[k] = place<V>(lane, k) < count ? tile[place<V>(lane, k)] : T{};
+    for (int k = 0; k < n; ++k) to[k] = place<V>(lane, k) < count ? tile[place<V>(lane, k)] : T{};
   }
 }
 
 // Stores them. The address is made of the tile's, as in `get`: from that of an element, NVRTC makes a scalar
 // store of each element for sm_75 to sm_90.
-template <int V, bool whole, class T>
-RULE_FN void put(T* tile, const T (&from)[kLane], int lane, int count) {
+template <int V, bool whole, class T, int n>
+RULE_FN void put(T* tile, const T (&from)[n], int lane, int count) {
   if constexpr (whole) {
 #pragma unroll
-    for (int k = 0; k < kLane; k += V) {
+    for (int k = 0; k < n; k += V) {
       Wide<T, V> some;
 #pragma unroll
       for (int i = 0; i < V; ++i) some.x[i] = from[k + i];
@@ -156,8 +176,54 @@ RULE_FN void put(T* tile, const T (&from)[kLane], int lane, int count) {
     }
   } else {
 #pragma unroll
-    for (int k = 0; k < kLane; ++k)
+    for (int k = 0; k < n; ++k)
       if (place<V>(lane, k) < count) tile[place<V>(lane, k)] = from[k];
+  }
+}
+
+// A lane's elements of a tile as they are in memory. Those smaller than a word stay in words until they are used: the
+// shift that takes one out is then part of its conversion.
+template <class T>
+struct Packed {
+  static constexpr int in_word = sizeof(T) < 4 ? 4 / sizeof(T) : 1;
+  using Word = typename Choose<in_word == 1, T, uint32_t>::Type;
+  using Bits = typename Choose<in_word == 4, uint8_t, uint16_t>::Type;
+  Word words[kLane / in_word];
+
+  RULE_FN T operator[](int k) const {
+    if constexpr (in_word == 1)
+      return words[k];
+    else
+      return T{Bits(words[k / in_word] >> 8 * sizeof(T) * (k % in_word))};
+  }
+};
+
+template <int V, bool whole, class T>
+RULE_FN void get(Packed<T>& to, const T* tile, int lane, int count) {
+  constexpr int n = Packed<T>::in_word;
+  using Word = typename Packed<T>::Word;
+  if constexpr (whole || n == 1) {
+    get<V / n, whole>(to.words, reinterpret_cast<const Word*>(tile), lane, count);
+  } else {
+    T each[kLane];
+    get<V, false>(each, tile, lane, count);
+#pragma unroll
+    for (int k = 0; k < kLane; ++k)
+      to.words[k / n] = (k % n ? to.words[k / n] : 0) | bits_of(each[k]) << 8 * sizeof(T) * (k % n);
+  }
+}
+
+template <int V, bool whole, class T>
+RULE_FN void put(T* tile, const Packed<T>& from, int lane, int count) {
+  constexpr int n = Packed<T>::in_word;
+  using Word = typename Packed<T>::Word;
+  if constexpr (whole || n == 1) {
+    put<V / n, whole>(reinterpret_cast<Word*>(tile), from.words, lane, count);
+  } else {
+    T each[kLane];
+#pragma unroll
+    for (int k = 0; k < kLane; ++k) each[k] = from[k];
+    put<V, false>(tile, each, lane, count);
   }
 }
 
@@ -178,7 +244,7 @@ struct Kernel {
 
   static constexpr int rounding = rounding_;
   static constexpr bool taken = taken_, summed = Rule::sums > 0, rounded = state_ == kStateBfloat16;
-  static constexpr bool coded = state_ == kStateInt8;
+  static constexpr bool coded = state_ == kStateInt8, noisy = coded || rounded || rounding == kStochastic;
   static constexpr int kThreads = kWarp * kWarps, kBlocks = sizeof(R) == 4 ? 2 : 1;  // on a multiprocessor
   static constexpr int kVector = 16 / (sizeof(P) > sizeof(S) ? sizeof(P) : sizeof(S));  // 16 bytes are an access
 
@@ -232,6 +298,7 @@ class Lane {
 
  public:
   R sum[rules::kSums<Rule>];  // of the numbers that the rule adds up, over the lane's elements
+  float factor[rules::kSlots<Rule>];  // of each state, for decoding its codes and then for encoding them
   uint32_t top[rules::kSlots<Rule>];  // largest absolute value of each state: its bits, which have the same order
 
   RULE_FN Lane(const Chunk& chunk, Tile tile, int lane) : chunk(chunk), tile(tile), lane(lane) {
@@ -252,7 +319,6 @@ class Lane {
 
   RULE_FN void update() {
     const auto& common = chunk.common;
-    float factor[rules::kSlots<Rule>];
 #pragma unroll
     for (int j = 0; j < Rule::states; ++j) {
       top[j] = 0;
@@ -260,8 +326,8 @@ class Lane {
       const float most = *maximum(j);
       factor[j] = positive(j) ? Code<false>::decode_factor(most) : Code<true>::decode_factor(most);
     }
-    const R* decays = reinterpret_cast<const R*>(chunk.address[kDecay]);
-    const R decay = Rule::factors && decays ? *decays : R(0);
+    const uint64_t decays = chunk.address[kDecay];
+    const R decay = Rule::factors && decays ? *global<const R>(decays) : R(0);
     const Position first = Rule::factors ? Position(tile.at, chunk.address[kLength]) : Position();
 #pragma unroll
     for (int j = 0; j < rules::kSums<Rule>; ++j) sum[j] = 0;
@@ -289,32 +355,35 @@ class Lane {
 #pragma unroll
       for (int j = 0; j < Rule::states; ++j) {
         new_s[j][k] = values[j];
-        if constexpr (coded) {
-          const uint32_t bits = bits_of(values[j]) & 0x7fffffff;
-          if (inside(k) && bits > top[j]) top[j] = bits;
-        }
+        if (coded && inside(k)) top[j] = larger(top[j], values[j]);
       }
     }
+  }
+
+  // The factor for the codes of the state that has the lane's number, if this is its largest value.
+  RULE_FN float encode_factor(uint32_t top) const {
+    return Code<true>::encode_factor(float_of(top), positive(lane) ? Code<false>::kTop : Code<true>::kTop);
   }
 
   // After the sums of a warp's lanes have been added up.
   RULE_FN void store_sums() const {
     for (int j = 0; j < Rule::sums; ++j)
-      if (lane == 0) reinterpret_cast<R*>(chunk.address[kBlockSums])[tile.at / kBlock * Rule::sums + j] = sum[j];
+      if (lane == 0) *global<R>(chunk.address[kBlockSums], tile.at / kBlock * Rule::sums + j) = sum[j];
   }
 
   RULE_FN void store_all() const {
-    uint32_t noise[kLane];
-    if constexpr (coded || rounded || rounding == kStochastic) {
-      const uint32_t step = chunk.common.step, key = noise_of_block(step, uint64_t(tile.at) / kBlock);
+    uint32_t random[kLane];
+    if constexpr (Kernel::noisy) {
+      get<V, true>(random, chunk.noise_of_place, lane, kBlock);
+      const uint32_t key = chunk.noise_of_tile[tile.at / kBlock % kTiles];
 #pragma unroll
-      for (int k = 0; k < kLane; ++k) noise[k] = noise_of_place(step, place<V>(lane, k)) ^ key;
+      for (int k = 0; k < kLane; ++k) random[k] ^= key;
     }
     P p[kLane];
 #pragma unroll
     for (int k = 0; Rule::writes_param && k < kLane; ++k) {
       if constexpr (rounding == kStochastic)
-        store(p[k], quiet(new_param[k]), noise_of_parameter(noise[k]));
+        store(p[k], quiet(new_param[k]), noise_of_parameter(random[k]));
       else
         store(p[k], new_param[k]);
     }
@@ -328,27 +397,29 @@ class Lane {
 #pragma unroll
     for (int j = 0; j < Rule::states; ++j) {
       if (!kept(j) || !Rule::writes_states) continue;
-      S to[kLane];
       if constexpr (coded) {
-        const float most = float_of(top[j]);
-        const float factor = positive(j) ? Code<false>::encode_factor(most) : Code<true>::encode_factor(most);
-        if (lane == 0) *maximum(j) = most;
+        if (lane == 0) *maximum(j) = float_of(top[j]);
+        uint32_t codes[kLane];
 #pragma unroll
-        for (int k = 0; k < kLane; ++k) {
-          const uint32_t bits = noise_bits<19>(noise[k], j);
-          to[k] = uint8_t(positive(j) ? Code<false>::encode(new_s[j][k], factor, bits)
-                                      : Code<true>::encode(new_s[j][k], factor, bits));
-        }
+        for (int k = 0; k < kLane; ++k)
+          codes[k] = positive(j) ? Code<false>::encode(new_s[j][k], factor[j], noise_of_code(random[k], j))
+                                 : Code<true>::encode(new_s[j][k], factor[j], noise_of_code(random[k], j));
+        Packed<S> to;
+#pragma unroll
+        for (int k = 0; k < kLane; k += 4)
+          to.words[k / 4] = top_bytes(codes[k], codes[k + 1], codes[k + 2], codes[k + 3]);
+        put<V, whole>(at<S>(kStates + j), to, lane, tile.count);
       } else {
+        S to[kLane];
 #pragma unroll
         for (int k = 0; k < kLane; ++k) {
           if constexpr (rounded)
-            store(to[k], new_s[j][k], noise_bits<16>(noise[k], j));
+            store(to[k], new_s[j][k], noise_bits(random[k], j));
           else
             store(to[k], new_s[j][k]);
         }
+        put<V, whole>(at<S>(kStates + j), to, lane, tile.count);
       }
-      put<V, whole>(at<S>(kStates + j), to, lane, tile.count);
     }
   }
 
@@ -356,9 +427,9 @@ class Lane {
   const Chunk& chunk;
   const Tile tile;
   const int lane;
-  P param[kLane], grad[kLane], previous[kLane];  // as they are in memory
-  bfloat16 compensation[kLane];
-  S s[rules::kSlots<Rule>][kLane];
+  Packed<P> param, grad, previous;
+  Packed<bfloat16> compensation;
+  Packed<S> s[rules::kSlots<Rule>];
   R new_param[kLane], new_s[rules::kSlots<Rule>][kLane];  // as computed
 
   // Where the tile begins in a tensor that is rows of `length` elements. 64-bit divisions take some hundred
@@ -374,37 +445,52 @@ class Lane {
 
   template <class T>
   RULE_FN T* at(int column) const {
-    return reinterpret_cast<T*>(chunk.address[column]) + tile.at;
+    return global<T>(chunk.address[column], tile.at);
   }
 
   // The factor of a lane's k-th element. Where rows are as long as a tile or longer, it is in the row of the
   // tile's first element or in the next.
   RULE_FN R factor_of(const Position& first, int k) const {
     if (!inside(k)) return 0;
-    const R *rows = reinterpret_cast<const R*>(chunk.address[kRowFactors]),
-            *columns = reinterpret_cast<const R*>(chunk.address[kColumnFactors]);
+    const uint64_t rows = chunk.address[kRowFactors], columns = chunk.address[kColumnFactors];
     const int64_t i = first.column + place<V>(lane, k);
     const int64_t more = first.length >= kBlock ? i >= first.length : uint32_t(i) / uint32_t(first.length);
-    const R row = rows ? rows[first.row + more] : R(1);
-    return columns ? row * columns[i - more * first.length] : row;
+    const R row = rows ? *global<const R>(rows, first.row + more) : R(1);
+    return columns ? row * *global<const R>(columns, i - more * first.length) : row;
   }
 
   RULE_FN float* maximum(int j) const {
-    return reinterpret_cast<float*>(chunk.address[kStates + Rule::states + j]) + tile.at / kBlock;
+    return global<float>(chunk.address[kStates + Rule::states + j], tile.at / kBlock);
   }
 };
 
 #ifdef __CUDACC__
+
+__device__ __forceinline__ uint32_t largest_of_warp(uint32_t x) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(0xffffffff, x);
+#else
+  for (int distance = kWarp / 2; distance; distance /= 2) x = max(x, __shfl_xor_sync(0xffffffff, x, distance));
+  return x;
+#endif
+}
 
 template <class Kernel, bool whole>
 __device__ __forceinline__ void step(const typename Kernel::Chunk& chunk, Tile tile, bool skip) {
   Lane<Kernel, whole> lane(chunk, tile, threadIdx.x % kWarp);
   if (skip) return lane.skip();
   lane.update();
-  if constexpr (Kernel::coded)
-    for (uint32_t& top : lane.top)
-      for (int distance = kWarp / 2; distance; distance /= 2)
-        top = max(top, __shfl_xor_sync(0xffffffff, top, distance));
+  if constexpr (Kernel::coded) {
+    uint32_t own = 0;  // of the state that has the lane's number: one division makes the factors of all states
+#pragma unroll
+    for (int j = 0; j < Kernel::Rule::states; ++j) {
+      const uint32_t top = lane.top[j] = largest_of_warp(lane.top[j]);
+      own |= threadIdx.x % kWarp == j ? top : 0;
+    }
+    const float factor = lane.encode_factor(own);
+#pragma unroll
+    for (int j = 0; j < Kernel::Rule::states; ++j) lane.factor[j] = __shfl_sync(0xffffffff, factor, j);
+  }
   if constexpr (Kernel::summed) {
     for (auto& sum : lane.sum)
       for (int distance = kWarp / 2; distance; distance /= 2)
@@ -421,6 +507,10 @@ __device__ __forceinline__ void step(const Work& work, Number found_inf) {
   Chunk& chunk = *reinterpret_cast<Chunk*>(memory);
   if (threadIdx.x == 0) chunk = Chunk(work, blockIdx.x);
   __syncthreads();
+  if constexpr (Kernel::noisy) {
+    chunk.make_noise(threadIdx.x);
+    __syncthreads();
+  }
   const bool aligned = Kernel::aligned(chunk), skip = found_inf.at && *found_inf != 0;
 #pragma unroll 1
   for (int turn = 0; turn < kTurns; ++turn) {

@@ -168,7 +168,7 @@ FAULTS = {
         ("reference: compensation forgotten", KEEP, 'torch._foreach_add_(values, [state["compensation"].to(work) for state in states])', "pass"),
         ("reference: nearest states rounded stochastically", UNFUSED, "words if small else None", "words"),
         ("reference: noise of every block alike", KEEP, "block = element // BLOCK", "block = element * 0"),
-        ("reference: always rounded down", KEEP, "noise_bits(words, slot, 16)", "noise_bits(words, slot, 16) * 0"),
+        ("reference: always rounded down", KEEP, "noise_bits(words, slot)", "noise_bits(words, slot) * 0"),
         ("reference: decode without sign", KEEP, "torch.where(code > 0x7F, -x, x) if signed", "x if signed"),
         ("small tensors in 8 bits", KEEP, 'p.numel() < group["min_int8_size"]', "False"),
         ("a checkpoint decides how states are kept", ADOPT, "        saved |= {name: group[name] for name in STORAGE_OPTIONS}\n", ""),

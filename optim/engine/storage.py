@@ -47,9 +47,14 @@ def noise(step: int, count: int, device: torch.device | str = "cpu") -> Tensor:
     return place ^ _hash((base + block + (block >> 32) * 0x85EBCA6B) & 0xFFFFFFFF)
 
 
-def noise_bits(words: Tensor, slot: int, bits: int) -> Tensor:
-    """Return a slot's bits of the words [count]: the lower ones for even slots, the upper for odd ones."""
-    return words >> (32 - bits) if slot % 2 else words & ((1 << bits) - 1)
+def noise_bits(words: Tensor, slot: int) -> Tensor:
+    """Return a slot's 16 bits of the words [count]: the lower ones for even slots, the upper for odd ones."""
+    return words >> 16 if slot % 2 else words & 0xFFFF
+
+
+def noise_of_code(words: Tensor, slot: int) -> Tensor:
+    """Return a slot's 19 bits of the words [count] for an 8-bit code, of which the upper 8 are its own."""
+    return words >> 13 if slot % 2 else (words & 0xFFFFFF) >> 5
 
 
 def noise_of_parameter(words: Tensor) -> Tensor:
@@ -99,8 +104,8 @@ def encode(x: Tensor, signed: bool, noise: Tensor) -> tuple[Tensor, Tensor]:
     code = (2.0 + magnitude * factor).view(torch.int32).flatten()[:count] + noise
     if signed:
         return ((code >> 19 & 0x7F) | (x.signbit().to(torch.int64) << 7)).to(torch.uint8), maxima
-    least = _BASE + x.view(torch.int32).to(torch.int64).clamp(max=1 << 19)  # only zero is stored as zero
-    return (torch.maximum(code, least) >> 19 & 0xFF).to(torch.uint8), maxima
+    least = x.view(torch.int32) >> 24  # not zero from 2^-125 on: such numbers are not stored as zero
+    return torch.maximum(code >> 19 & 0xFF, least.clamp(max=1)).to(torch.uint8), maxima
 
 
 def decode(codes: Tensor, maxima: Tensor, signed: bool) -> Tensor:
@@ -270,11 +275,11 @@ def store(state: State, name: str, slot: int, x: Tensor, signed: bool, words: Te
         if words is None:
             bits = x.new_full((x.numel(),), 1 << 18, dtype=torch.int64)
         else:
-            bits = noise_bits(words, slot, 19)
+            bits = noise_of_code(words, slot)
         codes, new_maxima = encode(flat(x.float()), signed, bits)
         flat(stored).copy_(codes)
         maxima.copy_(new_maxima)
     elif words is not None and stored.dtype == torch.bfloat16:
-        flat(stored).copy_(to_bfloat16(flat(x), noise_bits(words, slot, 16)))
+        flat(stored).copy_(to_bfloat16(flat(x), noise_bits(words, slot)))
     elif stored is not x:
         stored.copy_(x)

@@ -41,10 +41,11 @@ void step_of_tile(const typename Kernel::Chunk& chunk, kernels::Tile tile, bool 
     return;
   }
   for (Lane& lane : lanes) lane.update();
-  for (size_t j = 0; j < sizeof(Lane::top) / sizeof(uint32_t); ++j) {
+  for (int j = 0; Kernel::coded && j < Kernel::Rule::states; ++j) {
     uint32_t top = 0;
     for (Lane& lane : lanes) top = std::max(top, lane.top[j]);
-    for (Lane& lane : lanes) lane.top[j] = top;
+    const float factor = lanes[j].encode_factor(top);
+    for (Lane& lane : lanes) lane.top[j] = top, lane.factor[j] = factor;
   }
   for (size_t j = 0; Kernel::summed && j < std::size(lanes[0].sum); ++j)
     for (int i = 1; i < kernels::kWarp; ++i) lanes[0].sum[j] += lanes[i].sum[j];
@@ -59,7 +60,8 @@ void step(int64_t blocks, int64_t threads, void** a) {
   const Number found_inf = as<Number>(a[1]);
   const bool skip = found_inf.at && *found_inf != 0;
   for (int64_t block = first_block; block < blocks; ++block) {
-    const typename Kernel::Chunk chunk(work, block);
+    typename Kernel::Chunk chunk(work, block);
+    for (int i = 0; Kernel::noisy && i < kBlock; ++i) chunk.make_noise(i);
     for (int warp = 0; warp < threads / kWarp; ++warp)
       for (int turn = 0; turn < kTurns; ++turn) {
         const Tile tile(chunk.size, chunk.number, turn, warp);

@@ -42,7 +42,7 @@ def instances(name):
 # ---- compiling
 
 
-CARDS = (80, 90, 100)
+CARDS = (75, 80, 90, 100)  # the first has no bfloat16, and the sources have other code for it
 
 
 def assert_compiles(wanted, arch):
@@ -56,10 +56,9 @@ def assert_compiles(wanted, arch):
 
 @each_rule
 def test_every_kernel_compiles(name):
-    """Three of each rule, for one of the cards in turn, as the sources are the same for all."""
-    assert not any("__CUDA_ARCH__" in text for text in cuda.sources().values())
+    """Four of each rule, for one of the cards in turn; test_cuda_budgets.py compiles all."""
     kernels = list(instances(name).items())
-    kernels = kernels[:: max(1, len(kernels) // 3)][:3]
+    kernels = kernels[:: max(1, len(kernels) // len(CARDS))][: len(CARDS)]
     for i, arch in enumerate(CARDS):
         if wanted := dict(kernels[i :: len(CARDS)]):
             assert_compiles(wanted, arch)

@@ -103,6 +103,13 @@ def test_kernels_do_what_the_cpu_kernels_do(name, kernel, device):
     run(name, instances(name)[kernel], FEW, device)
 
 
+@pytest.mark.parametrize("kinds", [(2, 3, 1, False), (2, 0, 2, True), (3, 2, 0, False)], ids=str)
+def test_kernels_of_a_card_without_bfloat16(kinds, device, monkeypatch):
+    """For which the sources have other code: conversions, and the largest number of a warp."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    run("adan", native.Kinds(*kinds), FEW, device)
+
+
 @pytest.mark.static
 @each_kernel
 def test_kernels_on_awkward_sizes(name, kernel, device):
@@ -237,6 +244,37 @@ def test_a_shuffle_takes_from_the_lane_across():
     assert execute(body).tolist() == [float(i ^ 1) for i in range(64)]
 
 
+def test_lanes_exchange_numbers():
+    body = """mov.b32 %r3, 31; mov.b32 %r4, -1; mov.b32 %r5, 3; add.u32 %r2, %r1, 100;
+    redux.sync.max.u32 %r6, %r2, %r4; shfl.sync.idx.b32 %r7|%p1, %r1, %r5, %r3, %r4;
+    add.u32 %r6, %r6, %r7; cvt.rn.f32.u32 %f1, %r6; st.global.f32 [%rd3], %f1;"""
+    assert execute(body).tolist() == [131.0 + 3] * 32 + [163.0 + 35] * 32
+
+
+@pytest.mark.parametrize(
+    ("to", "back", "nan"),
+    [
+        ("bf16", "shl.b32 %r3, %r2, 16; mov.b32 %f2, %r3", 0x7FFF0000),
+        ("f16", "cvt.f32.f16 %f2, %h1", 0x7FFFFFFF),
+    ],
+)
+def test_conversions_round_to_even(to, back, nan):
+    """Ties, what becomes inf, subnormal numbers, zeros and NaN, as torch converts them."""
+    tie = 1 + 2.0**-8 if to == "bf16" else 1 + 2.0**-11
+    given = [tie, tie + 2.0**-20, 3 * tie, -tie, 3.4e38, 65520.0, 65519.0, 1e-7, 2.0**-25, 1e-40, -0.0, 0.0]
+    given += [float("inf"), float("-inf")]
+    x = torch.tensor([*given, float("nan")])
+    module = KERNEL.format(
+        body=f""".reg .b16 %h<2>; ld.global.f32 %f1, [%rd3]; cvt.rn.{to}.f32 %h1, %f1; cvt.u32.u16 %r2, %h1;
+        {back}; st.global.f32 [%rd3], %f2;"""
+    )
+    expected = x.to(torch.bfloat16 if to == "bf16" else torch.float16).float()
+    arguments = [ctypes.c_uint64(x.data_ptr())]
+    Launch(Module(HEADER + module), "k", 1, len(x), arguments, Memory([(x.data_ptr(), x.nbytes, "x")]))
+    harness.assert_same_bits([x[:-1]], [expected[:-1]])
+    assert x.view(torch.int32)[-1] == nan
+
+
 FAULTS = {
     "ld.global.f32 %f1, [%rd3+4];": "is in no tensor; before it lies x",
     "ld.global.f32 %f1, [%rd3+-4];": "is in no tensor; before it lies nothing",
@@ -248,7 +286,11 @@ FAULTS = {
     """setp.lt.u32 %p1, %r1, 9; @%p1 bra $A; bar.sync 0;
     $A: mov.u32 %r2, 0;""": "a barrier that not all threads",
     """mov.b32 %r3, 31; mov.b32 %r4, -1; setp.eq.u32 %p1, %r1, 0; @%p1 bra $A;
-    shfl.sync.bfly.b32 %r6|%p1, %r1, %r1, %r3, %r4; $A: mov.u32 %r2, 0;""": "a shuffle without all lanes",
+    shfl.sync.bfly.b32 %r6|%p1, %r1, %r1, %r3, %r4; $A: mov.u32 %r2, 0;""": "shfl without all lanes",
+    """mov.b32 %r4, -1; setp.eq.u32 %p1, %r1, 0; @%p1 bra $A; redux.sync.max.u32 %r6, %r1, %r4;
+    $A: mov.u32 %r2, 0;""": "redux without all lanes",
+    "mov.f32 %f1, 0f3F800000; max.f32 %f1, %f1, %f1;": "drops NaN",
+    "mov.f32 %f1, 0f3F800000; cvt.rz.bf16.f32 %r2, %f1;": "cvt.rz.bf16",
     "ld.shared.u32 %r2, [s];": "shared memory is read before it is written",
     """setp.eq.u32 %p1, %r1, 0; @%p1 st.shared.u32 [s], %r1;
     ld.shared.u32 %r2, [s];""": "or without a barrier",

@@ -161,12 +161,12 @@ def test_states_are_rounded_with_their_noise(state_dtype, size, path):
         for slot, (name, x) in enumerate({"exp_avg": p.grad, "exp_avg_sq": p.grad.square()}.items()):
             state = optimizer.state[p]
             if state_dtype == "bfloat16":
-                expected = storage.to_bfloat16(x, storage.noise_bits(words, slot, 16))
+                expected = storage.to_bfloat16(x, storage.noise_bits(words, slot))
                 assert torch.equal(state[name].isnan(), expected.isnan())
                 kept, expected = state[name].nan_to_num(), expected.nan_to_num()
                 assert_same_bits([kept], [expected])
             else:
-                codes, maxima = storage.encode(x, slot == 0, storage.noise_bits(words, slot, 19))
+                codes, maxima = storage.encode(x, slot == 0, storage.noise_of_code(words, slot))
                 assert_same_bits([state[name], state[f"{name}_scale"]], [codes, maxima])
 
 
@@ -188,7 +188,7 @@ def test_nan_of_any_kind_stays_nan():
 def test_noise_is_uniform_and_independent():
     steps, count = 64, 4096
     words = torch.stack([storage.noise(step, count) for step in range(1, steps + 1)])
-    slots = [storage.noise_bits(words, slot, 16) for slot in (0, 1)] + [storage.noise_of_parameter(words)]
+    slots = [storage.noise_bits(words, slot) for slot in (0, 1)] + [storage.noise_of_parameter(words)]
     for bits in slots:
         assert bits.min() >= 0
         assert bits.max() < 1 << 16
@@ -218,8 +218,8 @@ def test_stochastic_rounding_is_unbiased(signed):
     total_8 = torch.zeros(64, dtype=torch.float64)
     for step in range(1, steps + 1):
         words = storage.noise(step, 64)
-        total_16 += storage.to_bfloat16(x, storage.noise_bits(words, 1, 16)).double()
-        total_8 += round_trip(x, signed, storage.noise_bits(words, 1, 19))[2].double()
+        total_16 += storage.to_bfloat16(x, storage.noise_bits(words, 1)).double()
+        total_8 += round_trip(x, signed, storage.noise_of_code(words, 1))[2].double()
     step_8 = tolerance_of_codes(array(x), torch.empty(64), x.abs().max().reshape(1), signed)
     step_16 = array(x.abs()) * 2.0**-7
     for total, unit in ((total_16, step_16), (total_8, step_8)):

@@ -45,6 +45,18 @@ def _rounded(modifiers: Sequence[str], x: np.ndarray) -> np.ndarray:
     return _canonical(x)
 
 
+def _narrow(to: str, how: Sequence[str], x: np.ndarray) -> np.ndarray:
+    """Float32 numbers as 16-bit ones: their bits. To nearest, ties to even; NaN is 0x7fff."""
+    if how != ["rn"]:
+        raise Fault(f"cvt.{'.'.join(how)}.{to}")
+    if to == "f16":
+        half = x.astype(np.float16).view(np.uint16)
+    else:
+        raw = x.view(np.uint32)
+        half = ((raw + 0x7FFF + (raw >> 16 & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(x), np.uint16(0x7FFF), half)
+
+
 COMPARISONS = {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal}
 COMPARISONS |= {"gt": np.greater, "ge": np.greater_equal}
 
@@ -123,6 +135,10 @@ class Arithmetic:
 
     @staticmethod
     def max_(modifiers, x, y):
+        if x.dtype.kind == "f":
+            if modifiers[0] != "NaN":
+                raise Fault("a maximum that drops NaN")
+            return _canonical(np.maximum(x, y))
         return np.maximum(x, y)
 
     @staticmethod
@@ -193,6 +209,10 @@ class Arithmetic:
     @staticmethod
     def cvt_(modifiers, x):
         *how, to, source = modifiers
+        if to in ("bf16", "f16"):
+            return _narrow(to, how, x)
+        if source == "f16":
+            return _canonical(x.view(np.float16).astype(TYPES[to]))
         if to[0] == "f" and source[0] == "f":
             if "rzi" in how:
                 return np.trunc(x)

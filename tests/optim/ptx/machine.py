@@ -273,8 +273,8 @@ class Frame:
             self.access(instruction, threads)
         elif kind == "call":
             self.call(instruction, threads)
-        elif kind == "shfl":
-            self.shuffle(instruction, threads)
+        elif kind in ("shfl", "redux"):
+            self.exchange(instruction, threads)
         elif kind == "mov" and "{" in instruction.text:
             self.move_parts(instruction, threads)
         else:
@@ -318,19 +318,26 @@ class Frame:
             parts = np.stack([self.read(name, part, threads) for name in names(source)], axis=1)
             self.write(to, np.ascontiguousarray(parts).view(RAW[size])[:, 0], threads)
 
-    def shuffle(self, instruction: Instruction, threads: np.ndarray) -> None:
-        """shfl.sync.bfly of whole warps."""
+    def exchange(self, instruction: Instruction, threads: np.ndarray) -> None:
+        """shfl.sync.bfly, shfl.sync.idx and redux.sync.max.u32 of whole warps."""
         to, source, *others = instruction.operands
-        distance, clamp, mask = (self.read(x, "u32", threads) for x in others)
-        if instruction.opcode[1:3] != ("sync", "bfly") or (clamp != 31).any() or (mask != 2**32 - 1).any():
+        *how, mask = (self.read(x, "u32", threads) for x in others)
+        opcode = instruction.opcode
+        is_known = opcode[:3] in (("shfl", "sync", "bfly"), ("shfl", "sync", "idx"))
+        is_known = is_known and (how[1] == WARP - 1).all() if len(how) == 2 else is_known
+        if not (is_known or opcode == ("redux", "sync", "max", "u32")) or (mask != 2**32 - 1).any():
             raise Fault(f"unknown instruction: {instruction.text}")
         here = np.bincount(threads // WARP)
         if not np.isin(here, (0, WARP)).all():
-            raise Fault(f"{self.function.name}: a shuffle without all lanes of a warp")
+            raise Fault(f"{self.function.name}: {opcode[0]} without all lanes of a warp")
         all_ = np.zeros(self.count, np.uint32)
         all_[threads] = self.read(source, "u32", threads)
+        if opcode[0] == "redux":
+            self.write(to, np.repeat(all_.reshape(-1, WARP).max(1), WARP)[threads], threads)
+            return
         to, _, flag = to.partition("|")
-        self.write(to, all_[threads ^ distance], threads)
+        at = threads ^ how[0] if opcode[2] == "bfly" else threads // WARP * WARP + how[0]
+        self.write(to, all_[at], threads)
         if flag:
             self.write(flag, np.ones(len(threads), bool), threads)
 

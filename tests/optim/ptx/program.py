@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 SIZES = {"b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "b32": 4, "u32": 4, "s32": 4, "f32": 4}
-SIZES |= {"b64": 8, "u64": 8, "s64": 8, "f64": 8, "pred": 1}
+SIZES |= {"f16": 2, "b64": 8, "u64": 8, "s64": 8, "f64": 8, "pred": 1}
 
 _FUNCTION = re.compile(
     r"(?P<kind>\.entry|\.func)\s*(?:\((?P<returned>[^)]*)\))?\s*(?P<name>[\w$]+)\s*\((?P<params>[^)]*)\)"
