@@ -12,7 +12,7 @@ from ..interop.sources import SOURCES, STATE_NAMES, refuse_options
 from .checks import OPTIMIZER_WIDE, check_hyper, in_group
 from .contract import check_state
 from .rule import Group, UpdateRule
-from .storage import STORAGE_OPTIONS, State, StateSpec, Storage
+from .storage import REST_NAMES, STORAGE_OPTIONS, State, StateSpec, Storage
 
 ANOTHER_MODEL = "a checkpoint of another model, or of its parameters in another order, or a damaged one"
 
@@ -72,7 +72,7 @@ def _check_state(optimizer: UpdateRule, name: str, p: Tensor, state: dict[str, A
     if "pre_grad" in state and previous:
         required = required - {previous} | {"pre_grad"}
     scales = {f"{key}_scale" for key in required}
-    if not required <= state.keys() <= required | scales | {"compensation"}:
+    if not required <= state.keys() <= required | scales | REST_NAMES:
         problem = f"the state of {name} is {sorted(state)}, expected {sorted(required)}"
         if _is_of_another_parameter(optimizer, p, state):
             raise ValueError(f"{ANOTHER_MODEL}: {problem} for shape {tuple(p.shape)}")
@@ -89,7 +89,7 @@ def _check_state(optimizer: UpdateRule, name: str, p: Tensor, state: dict[str, A
 
 def _is_of_another_parameter(optimizer: UpdateRule, p: Tensor, state: State) -> bool:
     """Whether a state that does not fit p would fit a parameter of another shape in p's group."""
-    keys = {key for key in state if not key.endswith("_scale")} - {"compensation"}
+    keys = {key for key in state if not key.endswith("_scale")} - REST_NAMES
     [group] = [group for group in optimizer.param_groups if any(q is p for q in group["params"])]
     others = {optimizer.state_spec(q, group) for q in group["params"]} - {optimizer.state_spec(p, group)}
     return any({"step", *spec.full, *dict(spec.small)} == keys for spec in others)
