@@ -234,6 +234,10 @@ class Optimizer(UpdateRule):
 
     # ---- state
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return torch's state dict; remainders that are DTensors are bfloat16 there, with the same bits."""
+        return checkpoint.gatherable(super().state_dict())
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict: ours, or one of the implementations that `load_foreign_state` knows.
 
