@@ -31,7 +31,7 @@ RULE = {"adan": 55, "adamw": 42, "adam": 45, "sophia": 30, "lion": 21, "lars": 4
 RULE |= {"adam_mini": 40, "adafactor": 38, "adafactor_momentum": 43, "lamb_moments": 52, "lamb": 64}
 OF_PARAMETER = {"float32": 0, "bfloat16": 11, "float16": 35}
 OF_STATE = {"float32": 0, "bfloat16": 7, "int8": 22, "like bfloat16": 9, "like float16": 25}
-NOISE, OF_ROUNDING = 15, {"nearest": 0, "stochastic": 3, "kahan": 15, "split": 15}
+NOISE, OF_ROUNDING = 15, {"nearest": 0, "stochastic": 3, "kahan": 15, "split": 6}
 TAKEN = {
     "float32": 0,
     "bfloat16": 0,
