@@ -86,6 +86,21 @@ def test_every_path_stores_these_halves(path):
 
 
 @pytest.mark.parametrize("path", optim.CARDS["adamw"].paths)
+def test_nan_of_any_kind_stays_nan(path):
+    """Also those whose bits are all ones, as CUDA makes them, where rounding up would carry into the sign."""
+    patterns = torch.tensor([0x7FFFFFFF, 0x7F800001, 0x7FC00000, -1, -0x7FFFFF], dtype=torch.int32)
+    p = torch.ones(5, dtype=torch.bfloat16, requires_grad=True)
+    optimizer = build("adamw", [p], path, **SPLIT)
+    for _ in range(2):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        optimizer.state[p]["exp_avg"].copy_(patterns.view(torch.float32))
+    optimizer.step()
+    assert torch.equal(bits(p), torch.full((5,), 0x7FC0, dtype=torch.int16))
+    assert not optimizer.state[p]["remainder"].any()
+
+
+@pytest.mark.parametrize("path", optim.CARDS["adamw"].paths)
 @pytest.mark.parametrize("value", [0.0, -0.0, INF, -INF, NAN])
 def test_a_parameter_that_is_set_from_outside(path, value):
     """Pruned to 0, say: its bits with an old remainder may be those of a NaN."""
