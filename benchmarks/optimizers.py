@@ -436,7 +436,7 @@ def design() -> str:
     bf16 = ADAN.state_bytes("bfloat16")
     rows += [
         ("Adan fused, bf16 parameters and states", 2, one_pass(bf16, 2), bf16),
-        ("the same, Kahan", 2, one_pass(bf16 + 2, 2), bf16 + 2),  # one of them is the compensation
+        ("the same, Kahan or split", 2, one_pass(bf16 + 2, 2), bf16 + 2),  # 2 bytes beside the parameter
     ]
     cells = (
         [key, f"{moved:.4g}", f"{state:.4g}", f"{2 * parameter + state:.4g}"]

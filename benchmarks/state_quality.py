@@ -53,7 +53,7 @@ STORAGES = {storage: {"state_dtype": storage} for storage in (REFERENCE, "bfloat
 # comparison is about storage, and products in bfloat16 are very slow on many CPUs.
 PURE_BF16 = {
     f"pure bfloat16, {rounding}": {"state_dtype": "bfloat16", "param_rounding": rounding}
-    for rounding in ("nearest", "stochastic", "kahan")
+    for rounding in ("nearest", "stochastic", "kahan", "split")
 }
 VISION = {
     "digits": ["data=digits", "epochs=25"],

@@ -139,6 +139,22 @@ RULE_FN void shrink(int kind, void* to, int64_t at, const float* x, int64_t n) {
   kind == kBfloat16 ? shrink<bfloat16>(to, at, x, n) : shrink<float16>(to, at, x, n);
 }
 
+// Adds to n parameters, in the type of the arithmetic, the rests that bfloat16 could not hold.
+template <class Rest>
+RULE_FN void add_rest(float* p, void* const* row, int64_t at, int64_t n) {
+  const Rest* rest = static_cast<const Rest*>(row[kRest]) + at;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) p[i] = add(p[i], rest[i]);
+}
+
+template <class Rest>
+RULE_FN void shrink_with_rest(void* const* row, int64_t at, const float* p, int64_t n) {
+  bfloat16* to = static_cast<bfloat16*>(row[kParam]) + at;
+  Rest* rest = static_cast<Rest*>(row[kRest]) + at;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) store(to[i], rest[i], p[i]);
+}
+
 template <class Rule, class S>
 RULE_FN std::array<S*, rules::kSlots<Rule>> states_at(void* const* row, int64_t at) {
   std::array<S*, rules::kSlots<Rule>> s;
@@ -169,11 +185,8 @@ RULE_FN void block(const Kinds& kinds, const Common<Rule, float>& common, void* 
     if (kinds.parameter != kFloat32) expand(kinds.parameter, three[c], row[columns[c]], at, n);
   }
   auto& [p, g, previous] = three;
-  if (kinds.rounding == kKahan) {
-    const bfloat16* rest = static_cast<const bfloat16*>(row[kCompensation]) + at;
-#pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) p[i] += load(rest[i]);
-  }
+  if (kinds.rounding == kKahan) add_rest<bfloat16>(p, row, at, n);
+  if (kinds.rounding == kSplit) add_rest<lower16>(p, row, at, n);
   if (kinds.state == kStateFloat32) {
     const auto s = states_at<Rule, float>(row, at);
     update<Rule, float, taken>(common, p, g, previous, s.data(), n, nullptr, 0, row, at);
@@ -210,14 +223,12 @@ RULE_FN void block(const Kinds& kinds, const Common<Rule, float>& common, void* 
     bfloat16* to = static_cast<bfloat16*>(row[kParam]) + at;
 #pragma GCC ivdep
     for (int64_t i = 0; i < n; ++i) store(to[i], quiet(p[i]), noise_of_parameter(places[i] ^ key));
-    return;
-  }
-  shrink(kinds.parameter, row[kParam], at, p, n);
-  if (kinds.rounding == kKahan) {  // what the parameter could not take waits for the next step
-    const bfloat16* to = static_cast<const bfloat16*>(row[kParam]) + at;
-    bfloat16* rest = static_cast<bfloat16*>(row[kCompensation]) + at;
-#pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) store(rest[i], p[i] - load(to[i]));
+  } else if (kinds.rounding == kKahan) {
+    shrink_with_rest<bfloat16>(row, at, p, n);
+  } else if (kinds.rounding == kSplit) {
+    shrink_with_rest<lower16>(row, at, p, n);
+  } else {
+    shrink(kinds.parameter, row[kParam], at, p, n);
   }
 }
 

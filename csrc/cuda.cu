@@ -242,6 +242,8 @@ struct Kernel {
   using Common = tables::Common<Rule, R>;
   using Chunk = kernels::Chunk<Rule, Common>;
 
+  using Rest = If<rounding_ == kSplit, lower16, bfloat16>;
+
   static constexpr int rounding = rounding_;
   static constexpr bool taken = taken_, summed = Rule::sums > 0, rounded = state_ == kStateBfloat16;
   static constexpr bool coded = state_ == kStateInt8, noisy = coded || rounded || rounding == kStochastic;
@@ -270,7 +272,7 @@ struct Kernel {
 
   // Whether the tensors can be accessed 16 bytes at a time.
   static RULE_FN bool aligned(const Chunk& chunk) {
-    uint64_t bits = chunk.address[kParam] | chunk.address[kGrad] | chunk.address[kCompensation];
+    uint64_t bits = chunk.address[kParam] | chunk.address[kGrad] | chunk.address[kRest];
     if (taken) bits |= chunk.address[kPrevious];
     for (int j = 0; j < Rule::states; ++j) bits |= chunk.address[kStates + j];
     return bits % 16 == 0;
@@ -288,9 +290,11 @@ class Lane {
   using P = typename Kernel::P;
   using S = typename Kernel::S;
   using R = typename Kernel::R;
+  using Rest = typename Kernel::Rest;
   using Chunk = typename Kernel::Chunk;
 
   static constexpr int V = whole || Kernel::summed ? Kernel::kVector : 1, rounding = Kernel::rounding;
+  static constexpr bool has_rest = rounding == kKahan || rounding == kSplit;
   static constexpr bool taken = Kernel::taken, coded = Kernel::coded, rounded = Kernel::rounded;
 
   static constexpr RULE_FN bool kept(int j) { return !taken || j != Rule::previous; }
@@ -305,8 +309,7 @@ class Lane {
     get<V, whole>(param, at<P>(kParam), lane, tile.count);
     get<V, whole>(grad, at<P>(kGrad), lane, tile.count);
     if constexpr (taken) get<V, whole>(previous, at<P>(kPrevious), lane, tile.count);
-    if constexpr (rounding == kKahan)
-      get<V, whole>(compensation, at<bfloat16>(kCompensation), lane, tile.count);
+    if constexpr (has_rest) get<V, whole>(rest, at<Rest>(kRest), lane, tile.count);
 #pragma unroll
     for (int j = 0; j < Rule::states; ++j)
       if (kept(j)) get<V, whole>(s[j], at<S>(kStates + j), lane, tile.count);
@@ -336,7 +339,7 @@ class Lane {
       R gradient = load(grad[k]), values[rules::kSlots<Rule>], numbers[rules::kSums<Rule>];
       if constexpr (coded || rounded) gradient = quiet(gradient);
       new_param[k] = load(param[k]);
-      if constexpr (rounding == kKahan) new_param[k] += load(compensation[k]);
+      if constexpr (has_rest) new_param[k] = add(new_param[k], rest[k]);
 #pragma unroll
       for (int j = 0; j < Rule::states; ++j) {
         if (!kept(j))
@@ -380,20 +383,18 @@ class Lane {
       for (int k = 0; k < kLane; ++k) random[k] ^= key;
     }
     P p[kLane];
+    Rest new_rest[kLane];
 #pragma unroll
     for (int k = 0; Rule::writes_param && k < kLane; ++k) {
       if constexpr (rounding == kStochastic)
         store(p[k], quiet(new_param[k]), noise_of_parameter(random[k]));
+      else if constexpr (has_rest)
+        store(p[k], new_rest[k], new_param[k]);
       else
         store(p[k], new_param[k]);
     }
     if constexpr (Rule::writes_param) put<V, whole>(at<P>(kParam), p, lane, tile.count);
-    if constexpr (rounding == kKahan) {  // what the parameter could not take waits for the next step
-      bfloat16 rest[kLane];
-#pragma unroll
-      for (int k = 0; k < kLane; ++k) store(rest[k], new_param[k] - load(p[k]));
-      put<V, whole>(at<bfloat16>(kCompensation), rest, lane, tile.count);
-    }
+    if constexpr (Rule::writes_param && has_rest) put<V, whole>(at<Rest>(kRest), new_rest, lane, tile.count);
 #pragma unroll
     for (int j = 0; j < Rule::states; ++j) {
       if (!kept(j) || !Rule::writes_states) continue;
@@ -428,7 +429,7 @@ class Lane {
   const Tile tile;
   const int lane;
   Packed<P> param, grad, previous;
-  Packed<bfloat16> compensation;
+  Packed<Rest> rest;
   Packed<S> s[rules::kSlots<Rule>];
   R new_param[kLane], new_s[rules::kSlots<Rule>][kLane];  // as computed
 

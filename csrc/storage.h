@@ -134,6 +134,32 @@ RULE_FN float quiet(float x) { return x; }
 RULE_FN float quiet(float x) { return x != x ? float_of(0x7fc00000) : x; }
 #endif
 
+// ---- what a bfloat16 parameter cannot hold of its value: its rest, in 2 more bytes
+
+// Kahan: the rounding error of the parameter as another bfloat16.
+RULE_FN float add(float x, bfloat16 rest) { return x + load(rest); }
+RULE_FN void store(bfloat16& to, bfloat16& rest, float x) {
+  store(to, x);
+  store(rest, x - load(to));
+}
+
+// Split: the lower 16 bits, so that both are the float32 number itself. The parameter is rounded to nearest, ties
+// away from zero: then its bits times 2^16 plus the rest, as a signed number, are those of the number. A sum that
+// is a NaN where the parameter is none was not stored here: the parameter was set to 0 or inf from outside.
+struct lower16 {
+  uint16_t bits;
+};
+RULE_FN uint32_t bits_of(lower16 x) { return x.bits; }
+RULE_FN float add(float x, lower16 rest) {
+  const float sum = float_of(bits_of(x) + (uint32_t(rest.bits) ^ 0x8000) - 0x8000);
+  return sum != sum ? x : sum;
+}
+RULE_FN void store(bfloat16& to, lower16& rest, float x) {
+  const uint32_t u = bits_of(quiet(x));
+  to.bits = uint16_t((u + 0x8000) >> 16);
+  rest.bits = uint16_t(u);
+}
+
 // ---- 8 bits, in blocks with the absolute maximum of each
 
 // A code holds the leading bits of the float32 number y = 2 + |x| kTop / maximum: the position of its binade

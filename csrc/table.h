@@ -10,7 +10,7 @@ namespace tables {
 // Element i of a tensor has the factor rows[i / length] * columns[i % length], where null means 1; kLength is
 // a number, not an address. At kDecay is one number. At kBlockSums are Rule::sums numbers for each block of kBlock elements.
 enum Column {
-  kParam, kGrad, kStep, kCompensation, kPrevious, kPreviousScale, kRowFactors, kColumnFactors, kLength, kDecay,
+  kParam, kGrad, kStep, kRest, kPrevious, kPreviousScale, kRowFactors, kColumnFactors, kLength, kDecay,
   kBlockSums, kStates
 };
 
@@ -20,7 +20,7 @@ constexpr int kWidth = kStates + 2 * Rule::states;  // the states, then the scal
 // How parameters and states are kept; optim/engine/native.py passes the same numbers.
 enum Parameter { kFloat32, kFloat64, kBfloat16, kFloat16 };
 enum State { kLikeParameter, kStateFloat32, kStateBfloat16, kStateInt8 };
-enum Rounding { kNearest, kStochastic, kKahan };
+enum Rounding { kNearest, kStochastic, kKahan, kSplit };  // the last two keep a rest in column kRest
 
 struct Kinds {
   int parameter, state, rounding;

@@ -5,7 +5,7 @@ from .adam import Adam
 from .adam_mini import AdamMini
 from .adamw import AdamW
 from .adan import Adan
-from .base import Optimizer, state_bytes
+from .base import Optimizer, exact_params, state_bytes
 from .card import Card
 from .groups import layer_ids, param_groups
 from .in_backward import step_in_backward
@@ -43,6 +43,7 @@ __all__ = [
     "available",
     "build_optimizer",
     "convert_state",
+    "exact_params",
     "gauss_newton_bartlett",
     "hutchinson",
     "layer_ids",

@@ -14,7 +14,7 @@ from .engine import blocks
 from .engine.dtensor import local
 from .engine.native import Factors
 from .engine.rule import Batch, Group
-from .engine.storage import State, States, StateSpec, Tensors
+from .engine.storage import REST_NAMES, State, States, StateSpec, Tensors
 from .engine.sums import row_sums
 from .partition import Partition, partition
 
@@ -151,7 +151,7 @@ class AdamMini(Optimizer):
     def check_saved_state(self, where: str, p: Tensor, state: dict[str, Any], spec: StateSpec) -> None:
         expected = dict(spec.small)["exp_avg_sq"]
         keys = {"step", "exp_avg", "exp_avg_sq"}
-        ours = keys <= state.keys() <= keys | {"exp_avg_scale", "compensation"}
+        ours = keys <= state.keys() <= keys | {"exp_avg_scale"} | REST_NAMES
         if ours and state["exp_avg"].shape == p.shape and state["exp_avg_sq"].shape != expected:
             raise ValueError(
                 f"a checkpoint of another partition: {where} of shape {tuple(p.shape)} has blocks "

@@ -155,9 +155,9 @@ class Adan(Optimizer):
     def restart_opt(self) -> None:
         """Starts again from the present parameters: step counts and all moments go to zero.
 
-        The difference of the next step is zero, as in a first step. A Kahan compensation is part of the
-        parameter and stays. The authors restart after the warm-up and then at fixed epochs; most of the
-        published runs do not.
+        The difference of the next step is zero, as in a first step. Kahan's compensation and
+        the remainder are parts of the parameter and stay. The authors restart after the warm-up and then at
+        fixed epochs; most of the published runs do not.
         """
         moments = (*self.card.states, "pre_grad")
         names = {"step", *moments, *(f"{name}_scale" for name in moments)}

@@ -18,10 +18,11 @@ from torch.optim.optimizer import ParamsT, _global_optimizer_post_hooks, _global
 from .engine import checkpoint, checks, fused, taken, unfused
 from .engine.available import kernels
 from .engine.checks import OPTIMIZER_WIDE
-from .engine.dtensor import local
+from .engine.dtensor import as_part_of, is_dtensor, local
 from .engine.plan import Plan, collect, path_of
 from .engine.rule import Group, UpdateRule
 from .engine.scaling import StepScaling, gradient_scale
+from .engine.storage import REST_NAMES, exact
 
 
 class Options(TypedDict, total=False):
@@ -85,7 +86,8 @@ class Optimizer(UpdateRule):
             each, rounded stochastically. May also be a key of a group.
         min_int8_size: with "int8", tensors of fewer elements than this keep float32 states.
         param_rounding: for bfloat16 parameters: "nearest", which loses updates below half a unit in the last
-            place; "stochastic"; or "kahan", which keeps the rounding error in 2 more bytes.
+            place; "stochastic"; or, in 2 more bytes, "kahan", which keeps the rounding error, and "split",
+            which keeps the lower half of a float32 number: steps are those of a float32 parameter.
         capturable: require that every parameter takes the fused CUDA path, which a CUDA graph can capture.
         differentiable: must be False; it exists because torch's optimizers have it.
 
@@ -232,6 +234,10 @@ class Optimizer(UpdateRule):
 
     # ---- state
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return torch's state dict; remainders that are DTensors are bfloat16 there, with the same bits."""
+        return checkpoint.gatherable(super().state_dict())
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict: ours, or one of the implementations that `load_foreign_state` knows.
 
@@ -282,6 +288,30 @@ class Optimizer(UpdateRule):
         super().__setstate__(state)
         self.defaults.pop("differentiable", None)  # torch adds it
         self._plan, self._checked = None, []
+
+
+@torch.no_grad()
+def exact_params(optimizer: Optimizer) -> dict[Tensor, Tensor]:
+    """Return the exact values of the parameters, for export and evaluation, as copies.
+
+    They include what `param_rounding` keeps apart: Kahan's compensation, or the lower half of a float32
+    number. Parameters and states must be of the same step::
+
+        exact = optim.exact_params(optimizer)
+        weights = {name: exact.get(x, x) for name, x in model.state_dict(keep_vars=True).items()}
+
+    Returns:
+        For each parameter a tensor of its shape in float32 (float64 for float64); of a DTensor, a DTensor.
+    """
+    values = {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            state = optimizer.state.get(p, {})
+            held = {name: local(state[name]) for name in state.keys() & REST_NAMES}
+            value = exact(local(p.detach()), held)
+            value = value.clone() if value.dtype == p.dtype else value
+            values[p] = as_part_of(p, value) if is_dtensor(p) else value
+    return values
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> dict[str, int]:

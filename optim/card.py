@@ -19,7 +19,8 @@ COMMON_OPTIONS = {
     "state_dtype": "None keeps states in the parameter's dtype; 'float32', 'bfloat16' (stochastic rounding), "
     "'int8' (codes in blocks of 256)",
     "min_int8_size": "with int8, tensors of fewer elements keep float32 states",
-    "param_rounding": "of bfloat16 parameters: 'nearest', 'stochastic', or 'kahan' (2 more bytes)",
+    "param_rounding": "of bfloat16 parameters: 'nearest', 'stochastic', or, with 2 more bytes, 'kahan' or "
+    "'split' (float32, bit for bit)",
     "capturable": "demand a step that a CUDA graph can capture",
     "max_grad_norm": "clip the global norm of all gradients to this value; 0 is off",
     "nonfinite": "'propagate', 'skip' (leave this step out) or 'raise' when a gradient is inf or NaN",

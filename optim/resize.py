@@ -7,7 +7,7 @@ from .base import Optimizer
 from .engine import storage
 from .engine.contract import check_state
 from .engine.dtensor import is_dtensor
-from .engine.storage import State, StateSpec, Storage
+from .engine.storage import REST_NAMES, State, StateSpec, Storage
 
 
 @torch.no_grad()
@@ -95,7 +95,7 @@ def _moved(optimizer: Optimizer, rows: Tensor, state: State, before: StateSpec, 
     for name in before.full:
         if name in state:
             moved[name] = _taken(storage.load(state, name, name not in optimizer.card.nonnegative), rows)
-    for name in ("pre_grad", "compensation"):
+    for name in ("pre_grad", *REST_NAMES):
         if name in state:
             moved[name] = _taken(state[name], rows)
     if "pre_grad_scale" in state:

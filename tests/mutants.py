@@ -54,6 +54,7 @@ TESTS = (
     "registry",
     "integration",
     "storage",
+    "split",
     "overhead",
     "contract",
     "sums",

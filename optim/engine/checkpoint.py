@@ -11,10 +11,25 @@ from torch.utils._pytree import tree_map
 from ..interop.sources import SOURCES, STATE_NAMES, refuse_options
 from .checks import OPTIMIZER_WIDE, check_hyper, in_group
 from .contract import check_state
+from .dtensor import is_dtensor, with_dtype
 from .rule import Group, UpdateRule
-from .storage import STORAGE_OPTIONS, State, StateSpec, Storage
+from .storage import REST_NAMES, STORAGE_OPTIONS, State, StateSpec, Storage
 
 ANOTHER_MODEL = "a checkpoint of another model, or of its parameters in another order, or a damaged one"
+
+
+def gatherable(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return a state dict whose DTensors can be gathered, as `full_state_dict=True` does it.
+
+    Neither NCCL nor gloo sends int16: remainders that are DTensors become bfloat16 with the same bits.
+    """
+
+    def sendable(state: dict[str, Any]) -> dict[str, Any]:
+        x: Any = state.get("remainder")
+        return {**state, "remainder": with_dtype(x, torch.bfloat16)} if is_dtensor(x) else state
+
+    states = {index: sendable(state) for index, state in state_dict["state"].items()}
+    return {**state_dict, "state": states}
 
 
 def adopt(optimizer: UpdateRule, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -43,6 +58,8 @@ def adopt(optimizer: UpdateRule, state_dict: dict[str, Any]) -> dict[str, Any]:
                 if group_step is not None:
                     state.setdefault("step", group_step)
                 optimizer.load_foreign_state(state)
+                if getattr(state.get("remainder"), "dtype", None) == torch.bfloat16:  # see `gatherable`
+                    state["remainder"] = with_dtype(state["remainder"], torch.int16)
                 if own := _own_and_foreign(state)[0]:
                     _check_state(optimizer, f"parameter {index}", p, own, optimizer.state_spec(p, saved))
                     state["step"] = torch.tensor(float(state["step"]), dtype=torch.float32)
@@ -72,7 +89,7 @@ def _check_state(optimizer: UpdateRule, name: str, p: Tensor, state: dict[str, A
     if "pre_grad" in state and previous:
         required = required - {previous} | {"pre_grad"}
     scales = {f"{key}_scale" for key in required}
-    if not required <= state.keys() <= required | scales | {"compensation"}:
+    if not required <= state.keys() <= required | scales | REST_NAMES:
         problem = f"the state of {name} is {sorted(state)}, expected {sorted(required)}"
         if _is_of_another_parameter(optimizer, p, state):
             raise ValueError(f"{ANOTHER_MODEL}: {problem} for shape {tuple(p.shape)}")
@@ -89,7 +106,7 @@ def _check_state(optimizer: UpdateRule, name: str, p: Tensor, state: dict[str, A
 
 def _is_of_another_parameter(optimizer: UpdateRule, p: Tensor, state: State) -> bool:
     """Whether a state that does not fit p would fit a parameter of another shape in p's group."""
-    keys = {key for key in state if not key.endswith("_scale")} - {"compensation"}
+    keys = {key for key in state if not key.endswith("_scale")} - REST_NAMES
     [group] = [group for group in optimizer.param_groups if any(q is p for q in group["params"])]
     others = {optimizer.state_spec(q, group) for q in group["params"]} - {optimizer.state_spec(p, group)}
     return any({"step", *spec.full, *dict(spec.small)} == keys for spec in others)

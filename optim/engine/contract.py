@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..card import Card, FusedRule
 from .layout import is_dense, is_plain, same_layout
-from .storage import BLOCK, StateSpec
+from .storage import BLOCK, REST_NAMES, Rest, StateSpec
 
 
 def why_not_plain(x: Tensor) -> str:
@@ -63,11 +63,11 @@ def check_state(
 
     Raises:
         RuntimeError: for a state that is neither a strided floating-point tensor of its shape nor 8-bit
-            codes of the parameter's shape with a scale for each block; for a step count that is not one
-            number.
+            codes of the parameter's shape with a scale for each block; for a remainder that is not int16; for
+            a step count that is not one number.
     """
     small = dict(spec.small)
-    for name in (*spec.full, "pre_grad", "compensation", *small):
+    for name in (*spec.full, "pre_grad", *REST_NAMES, *small):
         if name not in state or (name == "pre_grad" and not card.previous):
             continue
         x, shape = state[name], small.get(name, p.shape)
@@ -86,7 +86,9 @@ def check_state(
                 else f"are {x.dtype}, with the scales of 8-bit codes in"
             )
             raise RuntimeError(f"{where}: the values of its state {name} {missing} {name}_scale")
-        if scale is None and not x.is_floating_point():
+        if name == "remainder" and x.dtype != torch.int16:
+            raise RuntimeError(f"{where}: its state {name} is {x.dtype}, not torch.int16")
+        if scale is None and name != "remainder" and not x.is_floating_point():
             raise RuntimeError(f"{where}: its state {name} is {x.dtype}; states are floating-point numbers")
         if scale is not None and not is_dense(x):
             raise RuntimeError(
@@ -107,7 +109,7 @@ def check_state(
 def check_row(
     rule: FusedRule,
     state_dtype: torch.dtype | None,
-    kahan: bool,
+    rest: Rest | None,
     taken: bool,
     p: Tensor,
     g: Tensor,
@@ -118,7 +120,7 @@ def check_row(
     Args:
         rule: the kernel's rule.
         state_dtype: the dtype of the states; None for the parameter's.
-        kahan: whether there is a compensation.
+        rest: the state that holds the parameter's rest, if there is one.
         taken: whether the previous gradient is "pre_grad".
         p, g: the parameter, of any shape, and its gradient, of the same shape.
         state: the states, of the parameter's shape, their scales [blocks], and the step count, one number.
@@ -131,8 +133,8 @@ def check_row(
     own = [name for name in rule.states if not (taken and name == rule.previous)]
     like_p = {"param": (p, p.dtype), "grad": (g, p.dtype)}
     like_p |= {name: (state[name], of_states) for name in own}
-    if kahan:
-        like_p["compensation"] = (state["compensation"], p.dtype)
+    if rest is not None:
+        like_p[rest.name] = (state[rest.name], rest.dtype)
     numbers = {"step": (state["step"], 1, torch.float32)}
     if taken:
         like_p["pre_grad"] = (state["pre_grad"], p.dtype)

@@ -6,11 +6,12 @@ Tensors may have any shape. An `owner` is a parameter, DTensor or not, and x has
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
-def is_dtensor(x: Tensor) -> bool:
-    """Return whether x, of any shape, is a DTensor."""
+def is_dtensor(x: Any) -> bool:
+    """Return whether x, anything, is a DTensor."""
     return hasattr(x, "_spec") and hasattr(x, "to_local")
 
 
@@ -66,6 +67,11 @@ def as_copy_for(owner: Tensor, x: Tensor) -> Tensor:
 
     mesh = owner.device_mesh  # type: ignore[attr-defined]
     return DTensor.from_local(x, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
+def with_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return x, any shape, DTensor or not, with its bits read as another dtype of the same size: a view."""
+    return as_part_of(x, local(x).view(dtype)) if is_dtensor(x) else x.view(dtype)
 
 
 def whole(x: Tensor) -> Tensor:

@@ -60,8 +60,8 @@ def step(optimizer: UpdateRule, batch: Batch, factor: float, scale: Tensor | Non
 
 
 def exact_params(batch: Batch) -> list[Tensor]:
-    """Return the parameters, of any shapes, including the Kahan compensation where there is one."""
-    if batch.storage.rounding != "kahan":
+    """Return the parameters, of any shapes, with their rests where they have any."""
+    if batch.storage.rest is None:
         return batch.params
     return batch.storage.load_params(batch.params, batch.states)
 

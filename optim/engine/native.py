@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ..card import FusedRule
 from .contract import check_row
-from .storage import STATE_DTYPES, Storage
+from .storage import RESTS, ROUNDINGS, STATE_DTYPES, Storage
 
 # How parameters and states are stored, as numbered in csrc/cpu.cpp and csrc/cuda.cu.
 PARAMETER = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 STATE = {None: 0, "float32": 1, "bfloat16": 2, "int8": 3}
 STATE_DTYPE = {number: STATE_DTYPES[name] if name else None for name, number in STATE.items()}
-ROUNDING = {"nearest": 0, "stochastic": 1, "kahan": 2}
+ROUNDING = {name: number for number, name in enumerate(ROUNDINGS)}
 
 
 class Kinds(NamedTuple):
@@ -157,7 +157,7 @@ def kinds(p: Tensor, storage: Storage) -> Kinds:
 
 # The first columns of a table; the states and then their scales follow.
 COLUMNS = (
-    *("param", "grad", "step", "compensation", "previous", "previous_scale"),
+    *("param", "grad", "step", "rest", "previous", "previous_scale"),
     *("rows", "columns", "length", "decay", "block_sums"),
 )
 
@@ -226,12 +226,13 @@ class Table:
     ) -> None:
         self._library, _ = load()
         self.rows, self._kinds, self._states = len(params), kinds, states
-        names = ("step", "compensation", "pre_grad", "pre_grad_scale")
+        rest = RESTS.get(ROUNDINGS[kinds.rounding])
+        names = ("step", rest.name if rest else "", "pre_grad", "pre_grad_scale")
         ours = ("rows", "columns", "length", "decay", "block_sums")  # not states of the optimizer
         stored = (*rule.states, *(f"{name}_scale" for name in rule.states))
         columns = ("param", "grad", *names, *ours, *stored)
         self._width = len(columns)
-        kept_as = STATE_DTYPE[kinds.state], kinds.rounding == ROUNDING["kahan"], kinds.taken
+        kept_as = STATE_DTYPE[kinds.state], rest, kinds.taken
         addresses = []
         for i, (p, g, state) in enumerate(zip(params, grads, states, strict=True)):
             check_row(rule, *kept_as, p, g, state)

@@ -143,6 +143,7 @@ def _row(optimizer: UpdateRule, index: int, place: int, p: Tensor, g: Tensor) ->
     spec, state = optimizer.state_spec(p, group), optimizer.state[p]
     optimizer.check_state(where, p, state, group)
     storage.fit(optimizer.card, spec, p, state, p.device if path == "fused" else "cpu")
+    storage.fit_rest(optimizer.card, p, state)
     batch = Batch(group, path, storage, spec)
     kind = (p.device, p.dtype, is_dtensor(p), storage, spec.full)
     key = (index, path, *kind, *(name for name, _ in spec.small))

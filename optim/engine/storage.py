@@ -23,7 +23,7 @@ STATE_DTYPES = {
     "bfloat16": torch.bfloat16,
     "int8": torch.uint8,  # codes; see Code in csrc/storage.h
 }
-ROUNDINGS = ("nearest", "stochastic", "kahan")
+ROUNDINGS = ("nearest", "stochastic", "kahan", "split")  # numbered as Rounding in csrc/table.h
 # Options of a group that determine how its states are stored; loading a checkpoint does not change them.
 STORAGE_OPTIONS = ("state_dtype", "min_int8_size", "param_rounding")
 
@@ -75,6 +75,44 @@ def to_bfloat16(x: Tensor, noise: Tensor) -> Tensor:
     up = (x.view(torch.int32) + noise.to(torch.int32)) >> 16
     up = torch.where(x.isnan(), 0x7FC0, up).to(torch.int16)
     return up.view(torch.bfloat16)
+
+
+# ---- what a bfloat16 parameter cannot hold of its value: its rest, in 2 more bytes
+
+
+class Rest(NamedTuple):
+    """The state in which a rounding keeps the rest of a bfloat16 parameter."""
+
+    name: str
+    dtype: torch.dtype
+
+
+RESTS = {"kahan": Rest("compensation", torch.bfloat16), "split": Rest("remainder", torch.int16)}
+REST_NAMES = frozenset(rest.name for rest in RESTS.values())
+
+
+def exact(p: Tensor, state: State) -> Tensor:
+    """Return a parameter of any shape, no DTensor, in the arithmetic's dtype, with the rest in its state.
+
+    A sum of bits that is a NaN where the parameter is none was not stored here: the parameter was set to 0 or
+    inf from outside.
+    """
+    value = p.to(torch.promote_types(p.dtype, torch.float32))
+    if p.dtype == torch.bfloat16 and "compensation" in state:
+        return value + state["compensation"]
+    if p.dtype == torch.bfloat16 and "remainder" in state:
+        joined = (value.view(torch.int32) + state["remainder"]).view(torch.float32)
+        return torch.where(joined.isnan(), value, joined)
+    return value
+
+
+def split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return float32 numbers of any shape as bfloat16, rounded to nearest, and as int16 the rest.
+
+    Ties go away from zero, so that the bits of the bfloat16 times 2^16 plus the rest are those of the number.
+    """
+    bits = torch.where(x.isnan(), 0x7FC00000, x.view(torch.int32))
+    return ((bits + 0x8000) >> 16).to(torch.int16).view(torch.bfloat16), bits.to(torch.int16)
 
 
 def _blocks(x: Tensor) -> Tensor:
@@ -140,6 +178,11 @@ class Storage(NamedTuple):
     rounding: str
     taken: bool
 
+    @property
+    def rest(self) -> Rest | None:
+        """The state that the rounding keeps, if it does."""
+        return RESTS.get(self.rounding)
+
     @classmethod
     def of(cls, p: Tensor, group: dict[str, Any], taken: bool) -> "Storage":
         """Return the storage of a parameter of any shape, from the options of its group."""
@@ -153,16 +196,13 @@ class Storage(NamedTuple):
     ) -> None:
         """Allocate the states of a parameter of any shape, or convert those whose dtype or layout changed.
 
-        Full states get the parameter's shape, their scales [blocks], small states those of `spec`.
+        Full states get the parameter's shape, their scales [blocks], small states those of `spec`. What the
+        rounding keeps apart from the parameter is left to `fit_rest`.
         """
         step = state.get("step", 0.0)
         if not isinstance(step, Tensor):
             step = torch.tensor(float(step), dtype=torch.float32, device="cpu")
         state["step"] = step.to(step_device, torch.float32)
-        if self.rounding == "kahan":
-            self._fit_one("compensation", p, state, slot=len(card.states), dtype=p.dtype)
-        else:
-            state.pop("compensation", None)
         work = torch.promote_types(p.dtype, torch.float32)
         for name, shape in spec.small:
             old = state.get(name)
@@ -179,23 +219,39 @@ class Storage(NamedTuple):
                 state[name] = -torch.as_tensor(scale, device=local(p).device) * pre_grad
             self._fit_one(name, p, state, slot, signed=name not in card.nonnegative)
 
+    def fit_rest(self, card: Card, p: Tensor, state: State) -> None:
+        """Do the same for the rest of a parameter of any shape; that of another rounding is converted.
+
+        Only a step does this: when a checkpoint is loaded, the parameter may not have its value yet. The
+        parameter stays as it is, and its new rest holds as much of the old one as it can.
+        """
+        slot, own = len(card.states), self.rest
+        others = {name: local(state.pop(name)) for name in REST_NAMES & state.keys() - {own and own.name}}
+        if own is None:
+            return
+        if others and own.name not in state:
+            state[own.name] = zeros_like(p, slot, own.dtype)
+            value, rounded = exact(local(p), others), local(p).to(torch.float32)
+            if own.name == "remainder":
+                value, rounded = value.view(torch.int32), rounded.view(torch.int32)
+            rest = value - rounded
+            local(state[own.name]).copy_(rest if own.name == "compensation" else rest.clamp(-0x8000, 0x7FFF))
+        self._fit_one(own.name, p, state, slot, dtype=own.dtype)
+
     def copy(self, card: Card, spec: StateSpec, p: Tensor, saved: State) -> State:
-        """Return a copy of a saved state of p, any shape, as this storage keeps it."""
+        """Return a copy of a saved state of p, any shape, as this storage keeps it; see `fit_rest`."""
         state = dict(saved)
         self.fit(card, spec, p, state, "cpu")
-        slots = {name: slot for slot, name in enumerate([*card.states, "compensation"])} | {"pre_grad": 0}
+        slots = {name: slot for slot, name in enumerate(card.states)} | {"pre_grad": 0}
+        slots |= dict.fromkeys(REST_NAMES, len(card.states))
         return {
             name: zeros_like(p, slots[name], x.dtype).copy_(x) if name in slots else x.clone()
             for name, x in state.items()
         }
 
     def load_params(self, params: Tensors, states: list[State]) -> Tensors:
-        """Return parameters of one dtype, any shapes, in the arithmetic's dtype, plus their compensation."""
-        work = torch.promote_types(params[0].dtype, torch.float32)
-        values = [p.to(work) for p in params]
-        if self.rounding == "kahan":
-            torch._foreach_add_(values, [state["compensation"].to(work) for state in states])
-        return values
+        """Return parameters of one dtype, any shapes, in the arithmetic's dtype, with their rests."""
+        return [exact(p, state) for p, state in zip(params, states, strict=True)]
 
     def store_param(self, p: Tensor, value: Tensor, state: State, words: Tensor | None) -> None:
         """Store the new value of a parameter, of its shape; `words` [elements] is noise for the rounding."""
@@ -204,6 +260,10 @@ class Storage(NamedTuple):
             rounded = torch.empty_like(value, dtype=p.dtype)  # dense; p may not be
             flat(rounded).copy_(to_bfloat16(flat(value), noise_of_parameter(words)))
             p.copy_(rounded)
+        elif self.rounding == "split":
+            upper, rest = split(value)
+            p.copy_(upper)
+            state["remainder"].copy_(rest)
         elif p is not value:
             p.copy_(value)
             if self.rounding == "kahan":

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..engine import storage
 from ..engine.checks import located, one_of
 from .advice import adan_from_adamw
 from .sources import (
@@ -146,7 +147,7 @@ def convert_state(
             if index in states:
                 with located(f"parameter {index}"):
                     state = read.ours(states[index], group, _lookup(shapes, index, position, called))
-                    rest = {key: state[key] for key in state.keys() & {"compensation"}}  # of the parameter
+                    rest = {key: state[key] for key in state.keys() & storage.REST_NAMES}  # of the parameter
                     count = _lookup(blocks, index, position, called)
                     new_states[index] = {**route(state, old, new, count), **rest}
             position += 1

@@ -267,7 +267,7 @@ def _set(names: str) -> frozenset[str]:
 
 
 _ADAN = "exp_avg exp_avg_diff exp_avg_sq"
-_OWN = "compensation exp_avg_scale exp_avg_sq_scale"
+_OWN = "compensation remainder exp_avg_scale exp_avg_sq_scale"
 _GROUP = "lr betas eps weight_decay"
 _KEPT = _set("state_dtype min_int8_size param_rounding")  # every group of ours
 

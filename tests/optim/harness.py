@@ -92,12 +92,14 @@ KEPT = {
     "bf16_stochastic": (torch.bfloat16, dict(param_rounding="stochastic")),
     "bf16_bfloat16_stochastic": (torch.bfloat16, dict(state_dtype="bfloat16", param_rounding="stochastic")),
     "bf16_int8_kahan": (torch.bfloat16, dict(**_INT8, param_rounding="kahan")),
+    "bf16_float32_split": (torch.bfloat16, dict(state_dtype="float32", param_rounding="split")),
+    "bf16_int8_split": (torch.bfloat16, dict(**_INT8, param_rounding="split")),
     "f16_int8": (torch.float16, _INT8),
     "f16_float32": (torch.float16, dict(state_dtype="float32")),
 }
 TAKEN = {
     f"{case}_taken": (KEPT[case][0], {**KEPT[case][1], "take_gradients": True})
-    for case in ("f32", "f64", "f32_bfloat16", "f32_int8", "f16", "bf16_int8_kahan")
+    for case in ("f32", "f64", "f32_bfloat16", "f32_int8", "f16", "bf16_int8_kahan", "bf16_float32_split")
 }
 
 
@@ -201,8 +203,7 @@ def resync(oracle, optimizer):
         state = optimizer.state.get(p)
         if state:
             oracle.steps[i] = int(state["step"])
-            if "compensation" in state:
-                oracle.params[i] += array(state["compensation"])
+            oracle.params[i] = array(storage.exact(p, state))
             oracle.states[i] = {name: value_of(optimizer, state, name) for name in oracle.states[i]}
 
 
@@ -297,9 +298,10 @@ def compare(oracle, optimizer, steps=1):
         roundings = roundings_of(optimizer.card.name)
         units = 1.0 if rounding == "stochastic" else 0.5
         allowed = tolerance(expected, p.dtype, steps, units, roundings)
-        if rounding == "kahan" and state:  # together they have 16 bits
-            ours = ours + array(state["compensation"])
-            allowed = tolerance(expected, torch.float32, steps, 0.5, roundings) + 2.0**-16 * np.abs(expected)
+        if rounding in storage.RESTS and state:  # with Kahan's, together they have 16 bits
+            ours = array(storage.exact(p, state))
+            allowed = tolerance(expected, torch.float32, steps, 0.5, roundings)
+            allowed += (rounding == "kahan") * 2.0**-16 * np.abs(expected)
         rows = [("parameter", ours, expected, allowed)]
         for name in oracle.states[i] if state else ():
             expected = oracle.states[i][name]

@@ -9,7 +9,7 @@ import torch
 from harness import FUSED, bits
 
 import optim
-from optim.engine import native
+from optim.engine import native, storage
 
 SIZES = [0, *range(1, 6), 255, 256, 257, 0, 1023, 1024, 1025, 4095, 4096, 4097, 5000, 65535, 65536, 65537, 0]
 LENGTHS = [1, 3, 255, 256, 257, 1024, 0]  # of rows; 0 is all of a tensor
@@ -19,7 +19,7 @@ STATES = {0: None, 1: torch.float32, 2: torch.bfloat16, 3: torch.uint8}
 def all_kinds(rule):
     """Every combination that the kernels of a rule know."""
     for (dtype, parameter), state, rounding, taken in itertools.product(
-        native.PARAMETER.items(), STATES, range(3), (False, True)
+        native.PARAMETER.items(), STATES, native.ROUNDING.values(), (False, True)
     ):
         if (rounding and dtype != torch.bfloat16) or (taken and not rule.previous):
             continue
@@ -83,8 +83,8 @@ def make(rule, kinds, sizes=SIZES, device="cpu"):
         add(name, dtype)
     ones = [1] * len(sizes)
     add("step", torch.float32, ones)
-    if kinds.rounding == native.ROUNDING["kahan"]:
-        add("compensation", dtype)
+    if rest := storage.RESTS.get(storage.ROUNDINGS[kinds.rounding]):
+        add(rest.name, rest.dtype)
     for name in rule.states:
         if kinds.taken and name == rule.previous:
             add("pre_grad_scale", torch.promote_types(dtype, torch.float32), ones)

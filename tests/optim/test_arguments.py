@@ -447,12 +447,16 @@ def test_storage_that_cannot_be(name):
     match = "state_dtype='int4': use None, 'float32', 'bfloat16' or 'int8'"
     refused(name, ValueError, match, state_dtype="int4")
     refused(
-        name, ValueError, "param_rounding='up': use 'nearest', 'stochastic' or 'kahan'", param_rounding="up"
+        name,
+        ValueError,
+        "param_rounding='up': use 'nearest', 'stochastic', 'kahan' or 'split'",
+        param_rounding="up",
     )
     refused(name, ValueError, "min_int8_size=-1: give a whole number", min_int8_size=-1)
     double, half = (one(dtype=dtype) for dtype in (torch.float64, torch.float16))
     refused(name, ValueError, "state_dtype='int8': parameter 0 is float64", double, state_dtype="int8")
     refused(name, ValueError, "for bfloat16, and parameter 0 is float16", half, param_rounding="kahan")
+    refused(name, ValueError, "for bfloat16, and parameter 0 is float16", half, param_rounding="split")
 
 
 @each_name

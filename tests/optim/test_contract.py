@@ -243,7 +243,7 @@ CHANGES = {
     "eps": in_group("eps", 1e-3, None, -1),
     "flags": in_group("maximize", True, "yes", 1),
     "state_dtype": in_group("state_dtype", None, "float32", "bfloat16", "int8", "int4"),
-    "param_rounding": in_group("param_rounding", "nearest", "stochastic", "kahan", "up"),
+    "param_rounding": in_group("param_rounding", "nearest", "stochastic", "kahan", "split", "up"),
     "option deleted": delete_option,
 }  # fmt: skip
 
@@ -463,7 +463,9 @@ def test_a_state_with_other_data_is_noticed(key):
             assert one.state[p]["step"] == two.state[q]["step"]
 
 
-@pytest.mark.parametrize("kept", ["f32", "bf16", "f32_int8", "bf16_int8_kahan", "bf16_bfloat16_stochastic"])
+@pytest.mark.parametrize(
+    "kept", ["f32", "bf16", "f32_int8", "bf16_int8_kahan", "bf16_float32_split", "bf16_bfloat16_stochastic"]
+)
 @each_fused_name
 def test_hostile_defaults_change_nothing(name, kept):
     """torch.set_default_dtype and set_default_device are the user's, and not about our states."""

@@ -11,7 +11,7 @@ import pytest
 from tables import FIRST, RULES, all_kinds
 
 from benchmarks import sass
-from optim.engine import cuda, native
+from optim.engine import cuda, native, storage
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the CUDA builds of torch")
 try:
@@ -31,7 +31,7 @@ RULE = {"adan": 55, "adamw": 42, "adam": 45, "sophia": 30, "lion": 21, "lars": 4
 RULE |= {"adam_mini": 40, "adafactor": 38, "adafactor_momentum": 43, "lamb_moments": 52, "lamb": 64}
 OF_PARAMETER = {"float32": 0, "bfloat16": 11, "float16": 35}
 OF_STATE = {"float32": 0, "bfloat16": 7, "int8": 22, "like bfloat16": 9, "like float16": 25}
-NOISE, OF_ROUNDING = 15, {"nearest": 0, "stochastic": 3, "kahan": 15}
+NOISE, OF_ROUNDING = 15, {"nearest": 0, "stochastic": 3, "kahan": 15, "split": 6}
 TAKEN = {
     "float32": 0,
     "bfloat16": 0,
@@ -134,7 +134,7 @@ def accesses(name, kernel):
     counts["ST", vector * size] += groups * (name != "lamb_moments")
     counts["LD", vector * of_state] += groups * states
     counts["ST", vector * of_state] += groups * states * (name != "lamb")
-    if rounding == "kahan":
+    if rounding in storage.RESTS:
         counts["LD", vector * 2] += groups
         counts["ST", vector * 2] += groups
     return +counts

@@ -179,7 +179,9 @@ def test_every_way_to_keep_tensors(name, case):
 
 
 @each_capturable
-@pytest.mark.parametrize("case", ["f32", "f32_int8", "bf16_bfloat16_stochastic", "bf16_int8_kahan"])
+@pytest.mark.parametrize(
+    "case", ["f32", "f32_int8", "bf16_bfloat16_stochastic", "bf16_int8_kahan", "bf16_int8_split"]
+)
 def test_graph(name, case):
     """Replays between steps outside the graph, with gradients and learning rates from outside."""
     dtype, options = KEPT[case]

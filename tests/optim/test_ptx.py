@@ -15,7 +15,7 @@ from tables import FIRST, OPTIMIZER, RULES, SIZES, all_kinds, assert_same, hyper
 
 import optim
 from benchmarks import cuda_model
-from optim.engine import cuda, native
+from optim.engine import cuda, native, storage
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the CUDA builds of torch")
 
@@ -126,8 +126,8 @@ def test_every_array_is_read_and_written_once_in_wide_accesses(name, kernel, dev
     states = [key for key in rule.states if not (kinds.taken and key == rule.previous)]
     read = ["param", *([] if name == "lamb" else ["odd"]), *(["even"] if kinds.taken else []), *states]
     written = ([] if name == "lamb_moments" else ["param"]) + ([] if name == "lamb" else states)
-    if "compensation" in tensors.arenas:
-        read, written = [*read, "compensation"], [*written, "compensation"]
+    rests = sorted(storage.REST_NAMES & tensors.arenas.keys())
+    read, written = [*read, *rests], [*written, *rests]
     itemsize = {key: tensors.arenas[key].memory.itemsize for key in read}
     vector = 16 // max(itemsize.values())
     expected = {("ld", key, vector * itemsize[key]): size // vector for key in read}
