@@ -45,7 +45,7 @@ RULE_FN void loop(const Common<Rule, R>& common, R* p, const R* g, const R* prev
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     R parameter = p[i], gradient = g[i], state[rules::kSlots<Rule>], number[rules::kSums<Rule>];
-    if constexpr (rounded) gradient = quiet(gradient);
+    if constexpr (rounded) gradient = quiet_input(gradient);
     for (int j = 0; j < Rule::states; ++j) state[j] = kept(j) ? load(s[j][i]) : -previous_scale * previous[i];
     rules::update<Rule>(k, Rule::factors ? x[i] : R(1), decay, gradient, parameter, state, number);
     for (int j = 0; j < Rule::sums; ++j) sums[j][i] = number[j];
@@ -222,7 +222,7 @@ RULE_FN void block(const Kinds& kinds, const Common<Rule, float>& common, void* 
   if (kinds.rounding == kStochastic) {
     bfloat16* to = static_cast<bfloat16*>(row[kParam]) + at;
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) store(to[i], quiet(p[i]), noise_of_parameter(places[i] ^ key));
+    for (int64_t i = 0; i < n; ++i) store(to[i], quiet_input(p[i]), noise_of_parameter(places[i] ^ key));
   } else if (kinds.rounding == kKahan) {
     shrink_with_rest<bfloat16>(row, at, p, n);
   } else if (kinds.rounding == kSplit) {

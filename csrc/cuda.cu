@@ -337,7 +337,7 @@ class Lane {
 #pragma unroll
     for (int k = 0; k < kLane; ++k) {
       R gradient = load(grad[k]), values[rules::kSlots<Rule>], numbers[rules::kSums<Rule>];
-      if constexpr (coded || rounded) gradient = quiet(gradient);
+      if constexpr (coded || rounded) gradient = quiet_input(gradient);
       new_param[k] = load(param[k]);
       if constexpr (has_rest) new_param[k] = add(new_param[k], rest[k]);
 #pragma unroll
@@ -387,7 +387,7 @@ class Lane {
 #pragma unroll
     for (int k = 0; Rule::writes_param && k < kLane; ++k) {
       if constexpr (rounding == kStochastic)
-        store(p[k], quiet(new_param[k]), noise_of_parameter(random[k]));
+        store(p[k], quiet_input(new_param[k]), noise_of_parameter(random[k]));
       else if constexpr (has_rest)
         store(p[k], new_rest[k], new_param[k]);
       else

@@ -117,9 +117,11 @@ RULE_FN void store(float16& to, float x) {
 }
 #endif
 
+RULE_FN float quiet(float x) { return x != x ? float_of(0x7fc00000) : x; }
+
 // Up with the probability of the part that is cut off, so that the mean is kept. noise: 16 random bits.
-// The host's arithmetic gives a NaN whose leading bits are not all ones if its inputs are such (see quiet),
-// so that nothing carries into the sign; CUDA's gives 0x7fffffff, whatever the inputs.
+// The host's arithmetic gives a NaN whose leading bits are not all ones if its inputs are such, so that nothing
+// carries into the sign; CUDA's gives 0x7fffffff, whatever the inputs.
 RULE_FN void store(bfloat16& to, float x, uint32_t noise) {
   const uint32_t u = bits_of(x);
 #ifdef __CUDACC__
@@ -128,11 +130,13 @@ RULE_FN void store(bfloat16& to, float x, uint32_t noise) {
   to.bits = uint16_t((u + noise) >> 16);
 #endif
 }
+RULE_FN float quiet_input(float x) {
 #ifdef __CUDACC__
-RULE_FN float quiet(float x) { return x; }
+  return x;
 #else
-RULE_FN float quiet(float x) { return x != x ? float_of(0x7fc00000) : x; }
+  return quiet(x);
 #endif
+}
 
 // ---- what a bfloat16 parameter cannot hold of its value: its rest, in 2 more bytes
 
