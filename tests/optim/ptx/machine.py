@@ -319,18 +319,22 @@ class Frame:
             self.write(to, np.ascontiguousarray(parts).view(RAW[size])[:, 0], threads)
 
     def shuffle(self, instruction: Instruction, threads: np.ndarray) -> None:
-        """shfl.sync.bfly of whole warps."""
+        """shfl.sync of whole warps: bfly, from the lane across, and idx, from the lane of that number."""
         to, source, *others = instruction.operands
-        distance, clamp, mask = (self.read(x, "u32", threads) for x in others)
-        if instruction.opcode[1:3] != ("sync", "bfly") or (clamp != 31).any() or (mask != 2**32 - 1).any():
+        lane, clamp, mask = (self.read(x, "u32", threads) for x in others)
+        if instruction.opcode[1] != "sync" or (clamp != WARP - 1).any() or (mask != 2**32 - 1).any():
             raise Fault(f"unknown instruction: {instruction.text}")
+        how = instruction.opcode[2]
+        if how not in ("bfly", "idx") or (lane >= WARP).any():
+            raise Fault(f"unknown instruction: {instruction.text}")
+        from_ = threads ^ lane if how == "bfly" else threads // WARP * WARP + lane
         here = np.bincount(threads // WARP)
         if not np.isin(here, (0, WARP)).all():
             raise Fault(f"{self.function.name}: a shuffle without all lanes of a warp")
         all_ = np.zeros(self.count, np.uint32)
         all_[threads] = self.read(source, "u32", threads)
         to, _, flag = to.partition("|")
-        self.write(to, all_[threads ^ distance], threads)
+        self.write(to, all_[from_], threads)
         if flag:
             self.write(flag, np.ones(len(threads), bool), threads)
 
