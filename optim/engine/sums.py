@@ -108,7 +108,9 @@ def totals(x: Tensor, counts: Sequence[int]) -> Tensor:
         [len(counts)], float64.
     """
     parts = torch.split(x, list(counts))
-    none = x.new_zeros((), dtype=torch.float64)  # torch has no norm of an empty tensor
-    filled = [part for part in parts if len(part)]
-    found = iter(torch._foreach_norm(filled, 1, dtype=torch.float64) if filled else ())
-    return torch.stack([next(found) if len(part) else none for part in parts])
+    filled = [part for part in parts if len(part)]  # torch has no norm of an empty tensor
+    found = torch._foreach_norm(filled, 1, dtype=torch.float64) if filled else ()
+    if len(filled) < len(parts):
+        none, norms = x.new_zeros((), dtype=torch.float64), iter(found)
+        found = tuple(next(norms) if len(part) else none for part in parts)
+    return torch.stack(found)
