@@ -1,4 +1,4 @@
-"""The CUDA kernels (csrc/cuda.cu, csrc/sums.cuh): compiled at first use by NVRTC, kept on disk, launched on torch's stream.
+"""The CUDA kernels (csrc/cuda.cu): compiled at first use by NVRTC, kept on disk, launched on torch's stream.
 
 Nothing here makes the host wait for the device, once the kernels are loaded.
 """

@@ -1,7 +1,6 @@
 """Sums of squares over rows, columns and tensors, for norms, block means and factored moments.
 
-Kernels compute them on the CPU (csrc/sums.h) and under CUDA (csrc/sums.cuh): each number is read once for sums by
-rows and by columns, and the bits are the same on both.
+Kernels compute them on the CPU (csrc/sums.h) and under CUDA (csrc/sums.cuh), with the same bits.
 """
 
 import ctypes

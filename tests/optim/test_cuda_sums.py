@@ -1,5 +1,6 @@
-"""Sums of squares under CUDA, without a GPU: what NVRTC makes of csrc/sums.cuh is executed (see ptx/), bit for bit
-as the CPU kernels, launched as on a GPU.
+"""Sums of squares under CUDA, without a GPU: launched as on one, and executed by an interpreter (see ptx/).
+
+The bits are those of the CPU kernels.
 """
 
 import functools
@@ -175,7 +176,9 @@ def test_the_number_of_operations_does_not_depend_on_that_of_parameters(name, sh
         for p in params:
             p.on_stand_in = True
             p.requires_grad_()
-        optimizer = optim.OPTIMIZERS[name](params, fused=True, **({"weight_decay": 0.1} if name == "lars" else {}))
+        optimizer = optim.OPTIMIZERS[name](
+            params, fused=True, **({"weight_decay": 0.1} if name == "lars" else {})
+        )
         for _ in range(2):
             for p in params:
                 p.grad = torch.randn(shape)
@@ -186,6 +189,10 @@ def test_the_number_of_operations_does_not_depend_on_that_of_parameters(name, sh
         found.append((launches, operations.names))
     assert found[0] == found[1]
     launches, operations = found[0]
-    sums = {"adam_mini": ["rows"], "lars": ["rows"] * 2, "adafactor": ["tiles", "rows", "rows"][len(shape) == 1 :]}
+    sums = {
+        "adam_mini": ["rows"],
+        "lars": ["rows"] * 2,
+        "adafactor": ["tiles", "rows", "rows"][len(shape) == 1 :],
+    }
     assert launches == [*sums[name], "prepare", "step"]
     assert len(operations) <= MOST[name], operations
