@@ -9,8 +9,8 @@ The kernels are compiled for each GPU, and the machine code that a warp executes
     alu      all other integer and logical operations, comparisons, selections
     xu       reciprocals, roots, conversions; lsu: shuffles, loads and stores, 128 bytes in a clock
 
-`sums of rows` have weights, which are in a cache: they cost loads and no bytes. `sums of both` are of rows and
-of columns, with what `finish` reads again.
+`sums of rows` have weights, which are in a cache: they cost loads and no bytes. `sums of both` are of rows
+and of columns, with what `finish` reads again.
 
 `of copy` is the time of a copy of the same bytes over that: 100 % where memory is the busiest. Latencies,
 caches and falling clocks are not in the model, so a GPU may show less; `make bench-gpu` measures it.

@@ -102,6 +102,7 @@ class Launch:
         # By whom and after how many barriers a byte was written; a barrier lets others read it.
         self.writer = np.full((blocks, shared), -1)
         self.written = np.zeros((blocks, shared), np.int64)
+        self.reader, self.read = self.writer.copy(), np.full((blocks, shared), -1)  # the same of reading it
         self.barriers = np.zeros(blocks, np.int64)
         self.local = np.zeros((self.count, LOCAL_BYTES), np.uint8)
         self.local_set = np.zeros((self.count, LOCAL_BYTES), bool)
@@ -322,19 +323,18 @@ class Frame:
         """shfl.sync of whole warps: bfly, from the lane across, and idx, from the lane of that number."""
         to, source, *others = instruction.operands
         lane, clamp, mask = (self.read(x, "u32", threads) for x in others)
-        if instruction.opcode[1] != "sync" or (clamp != WARP - 1).any() or (mask != 2**32 - 1).any():
+        sync, how, _ = instruction.opcode[1:]
+        known = sync == "sync" and how in ("bfly", "idx")
+        if not known or (clamp != WARP - 1).any() or (mask != 2**32 - 1).any():
             raise Fault(f"unknown instruction: {instruction.text}")
-        how = instruction.opcode[2]
-        if how not in ("bfly", "idx") or (lane >= WARP).any():
-            raise Fault(f"unknown instruction: {instruction.text}")
-        from_ = threads ^ lane if how == "bfly" else threads // WARP * WARP + lane
         here = np.bincount(threads // WARP)
         if not np.isin(here, (0, WARP)).all():
             raise Fault(f"{self.function.name}: a shuffle without all lanes of a warp")
         all_ = np.zeros(self.count, np.uint32)
         all_[threads] = self.read(source, "u32", threads)
         to, _, flag = to.partition("|")
-        self.write(to, all_[from_], threads)
+        lane = lane % WARP
+        self.write(to, all_[threads ^ lane if how == "bfly" else threads // WARP * WARP + lane], threads)
         if flag:
             self.write(flag, np.ones(len(threads), bool), threads)
 
@@ -411,18 +411,21 @@ class Frame:
         if (at % width).any() or (at + width > launch.shared.shape[1]).any():
             raise Fault(f"{text}: not aligned, or past the end of shared memory")
         span = at[:, None] + np.arange(width)
-        rows = blocks[:, None]
+        rows, now = blocks[:, None], launch.barriers[blocks][:, None]
         if kind == "st":
             places = np.unique(blocks * launch.shared.shape[1] + at)
             if len(places) != len(at):
                 raise Fault(f"{text}: two threads store to one place in shared memory")
-            launch.writer[rows, span] = threads[:, None]
-            launch.written[rows, span] = launch.barriers[blocks][:, None]
+            others = launch.reader[rows, span] != threads[:, None]
+            if (others & (launch.read[rows, span] == now)).any():
+                raise Fault(f"{text}: shared memory that others may read only later, without a barrier")
+            launch.writer[rows, span], launch.written[rows, span] = threads[:, None], now
             return
         writer = launch.writer[rows, span]
         own = writer == threads[:, None]
-        if ((writer < 0) | (~own & (launch.written[rows, span] == launch.barriers[blocks][:, None]))).any():
+        if ((writer < 0) | (~own & (launch.written[rows, span] == now))).any():
             raise Fault(f"{text}: shared memory is read before it is written, or without a barrier")
+        launch.reader[rows, span], launch.read[rows, span] = threads[:, None], now
 
     def access_global(
         self,
