@@ -145,13 +145,13 @@ def predict() -> list[dict[str, Any]]:
             for key, (rule, _, state) in wanted.items()
         }
         for parameter, dtype in PARAMETERS.items():
-            for key, (code, moved) in sums(functions, dtype).items():
-                found[key, parameter, ""] = code, 2 * cuda_sums.CHAIN, moved
-        for key, (code, elements, moved) in found.items():
-            for name, gpu in GPUS.items():
+            for kind, (code, moved) in sums(functions, dtype).items():
+                found[kind, parameter, ""] = code, 2 * cuda_sums.CHAIN, moved
+        for (rule_name, parameter, kept), (code, elements, moved) in found.items():
+            for gpu_name, gpu in GPUS.items():
                 if gpu.arch == arch:
-                    about = dict(zip(("rule", "parameter", "state"), key, strict=True))
-                    rows.append(about | {"gpu": name} | judge(code, elements, moved, gpu))
+                    about = {"rule": rule_name, "parameter": parameter, "state": kept, "gpu": gpu_name}
+                    rows.append(about | judge(code, elements, moved, gpu))
     return rows
 
 
