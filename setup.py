@@ -15,7 +15,10 @@ FLAGS = "-std=c++17 -O3 -g0 -fopenmp -fschedule-insns -fno-math-errno -fno-trapp
 cpu = Extension(
     "optim._cpu",
     sources=["csrc/cpu.cpp"],
-    depends=[f"csrc/{name}.h" for name in ("processor", "rules", "storage", "sums", "table", "tensors")],
+    depends=[
+        f"csrc/{name}.h"
+        for name in ("processor", "rules", "storage", "sums", "sums_order", "table", "tensors")
+    ],
     language="c++",
     extra_compile_args=FLAGS.split(),
     py_limited_api=True,  # only functions of the stable ABI, declared in csrc/tensors.h

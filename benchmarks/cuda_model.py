@@ -9,6 +9,9 @@ The kernels are compiled for each GPU, and the machine code that a warp executes
     alu      all other integer and logical operations, comparisons, selections
     xu       reciprocals, roots, conversions; lsu: shuffles, loads and stores, 128 bytes in a clock
 
+`sums of rows` have weights, which are in a cache: they cost loads and no bytes. `sums of both` are of rows
+and of columns, with what `finish` reads again.
+
 `of copy` is the time of a copy of the same bytes over that: 100 % where memory is the busiest. Latencies,
 caches and falling clocks are not in the model, so a GPU may show less; `make bench-gpu` measures it.
 """
@@ -25,7 +28,7 @@ import optim
 from benchmarks import sass
 from benchmarks.common import machine, parser
 from optim.card import FusedRule
-from optim.engine import cuda, native
+from optim.engine import cuda, cuda_sums, native
 from repro.results import bullets, page, publish, table
 from repro.train.cli import exit_status
 
@@ -55,6 +58,7 @@ FP32 = ("FADD", "FMUL", "FFMA", "FADD2", "FMUL2", "FFMA2")
 CONTROL = ("BRA", "BSSY", "BSYNC", "EXIT", "NOP", "WARPSYNC", "CALL", "RET", "DEPBAR", "LDC", "ULDC", "LDCU")
 PARAMETERS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 STATES = (None, "bfloat16", "int8")
+SUMS = {"sums of rows": "rows", "sums of both": "tiles"}  # and the kernel
 
 
 def unit(instruction: sass.Instruction) -> str:
@@ -111,37 +115,58 @@ def kernels() -> dict[tuple[str, str, str], tuple[FusedRule, native.Kinds, str |
     return found
 
 
+def sums(functions: dict[str, sass.Function], dtype: torch.dtype) -> dict[str, Any]:
+    """For each name in SUMS what a warp executes for a chunk of two teams, and the bytes of an element."""
+    name, _ = cuda_sums.instance(dtype)
+    code = {key: functions[f"{name}_{kernel}"].tile() for key, kernel in SUMS.items()}
+    column = [
+        sass.Instruction("", opcode, "", "") for opcode in ("LDS", "FADD")
+    ]  # a loop that `tile` leaves out
+    code["sums of both"] += column * (cuda_sums.CHAIN // cuda_sums.LANES)
+    again = 2 * (4 / cuda_sums.ROW_CHAIN + 8 / cuda_sums.CHAIN)
+    return {key: (code[key], dtype.itemsize + again * (key == "sums of both")) for key in SUMS}
+
+
 def predict() -> list[dict[str, Any]]:
     """A row for each kernel and GPU."""
     wanted = kernels()
     rows = []
     for arch in sorted({gpu.arch for gpu in GPUS.values()}):
         names = {key: cuda.instance(rule, kinds) for key, (rule, kinds, _) in wanted.items()}
-        functions = sass.functions(cuda.compile_kernels("".join(line for _, line in names.values()), arch))
-        for key, (rule, _, state) in wanted.items():
-            code = functions[f"{names[key][0]}_step"].tile()
-            dtype = PARAMETERS[key[1]]
-            moved = bytes_moved(rule, dtype, state)
-            for name, gpu in GPUS.items():
-                if gpu.arch != arch:
-                    continue
-                speed = gpu.processors * gpu.clock * TILE  # elements a second, at a clock for each tile
-                seconds = {unit: n / speed for unit, n in clocks(code, gpu).items()}
-                seconds["memory"] = moved / (COPY * gpu.bandwidth)
-                busiest = max(seconds, key=lambda unit: (seconds[unit], unit))
-                rows.append(
-                    {
-                        "rule": key[0],
-                        "parameter": key[1],
-                        "state": key[2],
-                        "gpu": name,
-                        "bytes": moved,
-                        "instructions": len(code) * LANES / TILE,
-                        "limit": busiest,
-                        "of_copy": seconds["memory"] / seconds[busiest],
-                    }
-                )
+        lines = [line for _, line in names.values()]
+        lines += [cuda_sums.instance(dtype)[1] for dtype in PARAMETERS.values()]
+        functions = sass.functions(cuda.compile_kernels("".join(lines), arch))
+        found = {
+            key: (
+                functions[f"{names[key][0]}_step"].tile(),
+                TILE,
+                bytes_moved(rule, PARAMETERS[key[1]], state),
+            )
+            for key, (rule, _, state) in wanted.items()
+        }
+        for parameter, dtype in PARAMETERS.items():
+            for kind, (code, moved) in sums(functions, dtype).items():
+                found[kind, parameter, ""] = code, 2 * cuda_sums.CHAIN, moved
+        for (rule_name, parameter, kept), (code, elements, moved) in found.items():
+            for gpu_name, gpu in GPUS.items():
+                if gpu.arch == arch:
+                    about = {"rule": rule_name, "parameter": parameter, "state": kept, "gpu": gpu_name}
+                    rows.append(about | judge(code, elements, moved, gpu))
     return rows
+
+
+def judge(code: Sequence[sass.Instruction], elements: int, moved: float, gpu: Gpu) -> dict[str, Any]:
+    """What limits a kernel, of which a warp executes `code` for elements that move so many bytes each."""
+    speed = gpu.processors * gpu.clock * elements  # elements a second, at a clock for each execution
+    seconds = {unit: n / speed for unit, n in clocks(code, gpu).items()}
+    seconds["memory"] = moved / (COPY * gpu.bandwidth)
+    busiest = max(seconds, key=lambda unit: (seconds[unit], unit))
+    return {
+        "bytes": moved,
+        "instructions": len(code) * LANES / elements,
+        "limit": busiest,
+        "of_copy": seconds["memory"] / seconds[busiest],
+    }
 
 
 def show(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:

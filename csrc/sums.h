@@ -1,5 +1,5 @@
 // Sums of squares on the CPU: of a list of tensors by rows or by columns, each element read once. The same bits
-// with any number of threads and on every instruction set.
+// with any number of threads and on every instruction set, and as under CUDA.
 #pragma once
 
 #include <omp.h>
@@ -8,18 +8,14 @@
 #include <vector>
 
 #include "processor.h"
+#include "sums_order.h"
 #include "table.h"
 
 namespace sums {
 
 using storage::load;
 
-constexpr int64_t kUnit = 1 << 16;   // elements that one thread adds up in one go
-constexpr int64_t kChain = 512;      // elements that are added up in the type of the arithmetic, in kLanes chains
-constexpr int64_t kStrip = 1024;     // columns that are added up side by side
-constexpr int64_t kRowChain = 64;    // rows that are added up in the type of the arithmetic
-constexpr int64_t kParts = 16;       // parts into which the rows of a tensor are cut for sums of columns
-constexpr int kLanes = 16;
+constexpr int64_t kStrip = 1024;  // columns that are added up side by side
 
 template <bool weighted, class T, class R>
 RULE_FN double row(const T* x, const R* weights, int64_t n) {
@@ -140,8 +136,7 @@ void of_columns_as(int64_t count, const void* const* x, const int64_t* sizes, co
   for (int64_t i = 0; i < count; ++i) {
     if (!sizes[i]) continue;
     elements += sizes[i];
-    const int64_t rows = sizes[i] / lengths[i], most = std::max<int64_t>(1, sizes[i] / kUnit);
-    const int64_t parts = std::min({kParts, rows, most}), step = (rows + parts - 1) / parts;
+    const int64_t rows = sizes[i] / lengths[i], step = chains_of_part(rows, lengths[i]) * kRowChain;
     for (int64_t begin = 0; begin < rows; begin += step) {
       memory.emplace_back(lengths[i]);
       units.push_back({i, begin, std::min(rows, begin + step), memory.back().data()});

@@ -14,7 +14,7 @@ from .engine.fused import exact_params
 from .engine.native import Factors
 from .engine.rule import Batch, Group
 from .engine.storage import State, States, StateSpec, Storage, Tensors
-from .engine.sums import column_sums, row_sums, totals
+from .engine.sums import sums_of, totals
 
 
 class Adafactor(Optimizer):
@@ -206,23 +206,21 @@ class Adafactor(Optimizer):
     def fill_factors(self, batch: Batch, grads: Tensors, scale: float | Tensor) -> None:
         """With u_ij = g_ij a_i b_j, the mean of u^2 is a weighted sum of the squares of g.
 
-        The numbers of all rows, and those of all columns, are one tensor each: on a GPU, the operations of
-        each parameter would take longer than the rest of the step.
+        The numbers of all rows, then of all columns, are one tensor: on a GPU, the operations of each
+        parameter would take longer than the rest of the step.
         """
-        group, params, constants = batch.group, exact_params(batch), batch.constants
-        rows, columns, lengths, decays = (list(x) for x in zip(*batch.factors, strict=True))
-        of_rows, of_columns = ([len(x) for x in some] for some in (rows, columns))
-        if not constants:
-            for name, counts in (("rows", of_rows), ("columns", of_columns)):
-                each = torch.tensor(counts, device=params[0].device)
-                constants[name] = each.double().clamp(min=1)
-                constants[f"of_{name}"] = torch.repeat_interleave(each, output_size=sum(counts))
-            constants["numels"] = constants["rows"] * constants["columns"]
-        numels, owner = constants["numels"], constants["of_rows"]
+        group, params = batch.group, exact_params(batch)
+        rows, columns, _, decays = (list(x) for x in zip(*batch.factors, strict=True))
+        counts = [len(x) for x in rows], [len(x) for x in columns]
+        if not batch.constants:
+            _make_constants(batch, list(zip(*counts, strict=True)), params)
+        constants, sums = batch.constants, batch.sums
+        numels, owner = constants["numels"], constants["owner"]
         t = torch.stack([state["step"] for state in batch.states]).double() + 1
-        a, b = self._rows_and_columns(batch, grads, scale, t ** -group["decay_rate"])
-        weighted = torch.cat(row_sums(grads, lengths, torch.split(b.square(), of_columns)))
-        squares = totals(a.square() * weighted, of_rows) * scale**2
+        x = self._roots(batch, grads, scale, t ** -group["decay_rate"], counts[0])
+        a, b = torch.split(x, [sum(some) for some in counts])
+        weighted = sums["grads"].rows(grads, b.square())
+        squares = totals(a.square() * weighted, counts[0]) * scale**2
         clip = ((squares / numels).sqrt() / group["clip_threshold"]).clamp(min=1)
         sizes = torch.full_like(t, float(group["lr"]))
         if group["warmup_init"]:
@@ -230,41 +228,49 @@ class Adafactor(Optimizer):
         if group["relative_step"]:
             sizes = torch.minimum(sizes, t.rsqrt())
         if group["scale_parameter"]:
-            rms = (torch.cat(row_sums(params, [0] * len(params))) / numels).sqrt()
+            rms = (sums["params"].rows(params) / numels).sqrt()
             sizes = sizes * rms.clamp(min=group["eps_scale"])
-        a *= (sizes / clip).to(a.dtype)[owner]
-        torch._foreach_copy_(rows + columns, [*torch.split(a, of_rows), *torch.split(b, of_columns)])
+        a *= (sizes / clip).to(a.dtype)[owner[: len(a)]]
+        torch._foreach_copy_(rows + columns, list(torch.split(x, counts[0] + counts[1])))
         torch._foreach_copy_(decays, list((sizes * group["weight_decay"]).unsqueeze(1).unbind()))
 
-    def _rows_and_columns(
-        self, batch: Batch, grads: Tensors, scale: float | Tensor, new: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Update the second moments; return a [rows of all] and b [columns of all]; a vector is one row.
+    def _roots(
+        self, batch: Batch, grads: Tensors, scale: float | Tensor, new: Tensor, rows: list[int]
+    ) -> Tensor:
+        """Update the second moments; return a and b: [rows of all, columns of all]; a vector is one row.
 
-        `new` is 1 - b2, [tensors].
+        `new` is 1 - b2, [tensors]; `rows` is how many each has.
         """
-        constants, lengths = batch.constants, [f.length for f in batch.factors]
-        dtype = torch.promote_types(grads[0].dtype, torch.float32)
-        new = new.to(dtype)
+        constants, dtype = batch.constants, torch.promote_types(grads[0].dtype, torch.float32)
+        owner, is_vector = constants["owner"], "exp_avg_sq" in batch.spec.full
+        if is_vector:
+            owner, names = owner[len(rows) :], ["exp_avg_sq"]
+            means = (torch.cat([g.view(-1) for g in grads]).to(dtype) * scale).square()
+        else:
+            names = [name for name, _ in batch.spec.small]
+            means = batch.sums["grads"].rows_and_columns(grads) * constants["shares"] * scale**2
+        states = [state[name].view(-1) for name in names for state in batch.states]
+        means = (means + batch.group["eps"]).to(dtype)
+        v = torch.cat(states).to(dtype).lerp_(means, new.to(dtype)[owner])
+        torch._foreach_copy_(states, list(torch.split(v, [len(x) for x in states])))
+        if is_vector:
+            return torch.cat([v.new_ones(len(rows)), v.rsqrt_()])
+        of_rows = v[: sum(rows)]
+        of_rows /= (totals(of_rows, rows) / constants["rows"]).to(dtype)[owner[: len(of_rows)]]
+        return v.rsqrt_()
 
-        def update(name: str, squares: Tensor, owner: Tensor) -> Tensor:
-            states = [state[name].view(-1) for state in batch.states]
-            v = torch.cat(states).to(dtype).lerp_(squares + batch.group["eps"], new[owner])
-            torch._foreach_copy_(states, torch.split(v, [len(x) for x in states]))
-            return v
 
-        of_rows, of_columns = constants["of_rows"], constants["of_columns"]
-        if "exp_avg_sq" in batch.spec.full:
-            squares = (torch.cat([g.view(-1) for g in grads]).to(dtype) * scale).square()
-            v = update("exp_avg_sq", squares, of_columns)
-            return v.new_ones(len(grads)), v.rsqrt_()
-        means = [(scale**2 / constants[name]).to(dtype) for name in ("columns", "rows")]
-        squares = torch.cat(row_sums(grads, lengths)) * means[0][of_rows]
-        r = update("exp_avg_sq_row", squares, of_rows)
-        squares = torch.cat(column_sums(grads, lengths)) * means[1][of_columns]
-        c = update("exp_avg_sq_col", squares, of_columns)
-        mean = totals(r, [len(f.rows) for f in batch.factors if f.rows is not None]) / constants["rows"]
-        return (r / mean.to(dtype)[of_rows]).rsqrt_(), c.rsqrt_()
+def _make_constants(batch: Batch, shapes: list[tuple[int, int]], params: Tensors) -> None:
+    """What `fill_factors` makes only once, for factors of these numbers of rows and columns."""
+    p, dtype = params[0], torch.promote_types(params[0].dtype, torch.float32)
+    counts = torch.tensor(shapes, device=p.device).t()
+    owners = [torch.repeat_interleave(some) for some in counts]
+    rows, columns = counts.double().clamp(min=1)
+    shares = torch.cat([1 / columns[owners[0]], 1 / rows[owners[1]]]).to(dtype)
+    batch.constants |= dict(rows=rows, numels=rows * columns, owner=torch.cat(owners), shares=shares)
+    whole = [(1, rows * columns) for rows, columns in shapes]
+    batch.sums["grads"] = sums_of(batch.params[0], batch.params[0].dtype, shapes)
+    batch.sums["params"] = sums_of(batch.params[0], p.dtype, whole)
 
 
 def _step_size(t: float, group: Group) -> float:

@@ -15,7 +15,7 @@ from .engine.dtensor import local
 from .engine.native import Factors
 from .engine.rule import Batch, Group
 from .engine.storage import REST_NAMES, State, States, StateSpec, Tensors
-from .engine.sums import row_sums
+from .engine.sums import sums_of
 from .partition import Partition, partition
 
 
@@ -138,9 +138,11 @@ class AdamMini(Optimizer):
             sizes = torch.tensor([max(p.numel(), 1) for p in batch.params], device=states[0].device)
             constants["owner"] = torch.repeat_interleave(of_block)
             constants["share"] = (of_block.double() / sizes).to(states[0].dtype)[constants["owner"]]
+            shapes = [(n, p.numel() // n) for p, n in zip(batch.params, counts, strict=True)]
+            batch.sums["grads"] = sums_of(batch.params[0], batch.params[0].dtype, shapes)
         owner, share = constants["owner"], constants["share"]
-        sums = row_sums(grads, [g.numel() // count for g, count in zip(grads, counts, strict=True)])
-        v = beta2 * torch.cat(states) + (1 - beta2) * (torch.cat(sums) * share * scale**2)
+        sums = batch.sums["grads"].rows(grads)
+        v = beta2 * torch.cat(states) + (1 - beta2) * (sums * share * scale**2)
         t = torch.stack([state["step"] for state in batch.states]).double() + 1
         rate, root = batch.group["lr"] / (1 - beta1**t), (1 - beta2**t).sqrt()
         x = rate.to(v.dtype)[owner] / (v.sqrt() / root.to(v.dtype)[owner] + batch.group["eps"])

@@ -11,7 +11,7 @@ from .card import Card, FusedRule
 from .engine.fused import exact_params, set_factors
 from .engine.rule import Batch, Group
 from .engine.storage import State, States, StateSpec, Tensors
-from .engine.sums import row_sums
+from .engine.sums import sums_of
 
 
 class Lars(Optimizer):
@@ -123,8 +123,11 @@ class Lars(Optimizer):
     @torch.no_grad()
     def fill_factors(self, batch: Batch, grads: Tensors, scale: float | Tensor) -> None:
         if _adapts(batch.group):
-            whole, params = [0] * len(grads), exact_params(batch)
-            p_norm, g_norm = (torch.cat(row_sums(x, whole)).sqrt() for x in (params, grads))
+            tensors = {"params": exact_params(batch), "grads": grads}
+            if not batch.sums:
+                whole, p = [(1, g.numel()) for g in grads], batch.params[0]
+                batch.sums = {name: sums_of(p, x[0].dtype, whole) for name, x in tensors.items()}
+            p_norm, g_norm = (batch.sums[name].rows(x).sqrt() for name, x in tensors.items())
             set_factors(batch, _rate(p_norm, (g_norm * scale).abs(), batch.group))
         else:
             set_factors(batch, torch.ones(len(grads), dtype=torch.float64, device=grads[0].device))

@@ -28,6 +28,7 @@ MONITOR, READINGS, SUMMARY = (
 )
 
 CUDA, LAUNCH, DTENSOR = "csrc/cuda.cu", "optim/engine/cuda.py", "optim/engine/dtensor.py"
+SUMS, LAUNCH_SUMS = "csrc/sums.cuh", "optim/engine/cuda_sums.py"
 
 # By the test file that is run first, where the fault should be found at once.
 FAULTS = {
@@ -292,6 +293,38 @@ FAULTS = {
         ("a driver too old not noticed", LAUNCH, "version[0] > of_driver // 1000", "version[0] > of_driver"),
         ("kernels that cannot be loaded not noticed", LAUNCH, '        load_module(cached_kernels("", _arch(index)), index)\n', ""),
         ("kernels of another NVRTC from the cache", LAUNCH, "OPTIONS, nvrtc_build())", "OPTIONS)"),
+    ],
+    "cuda_sums": [
+        ("CUDA sums: lanes in another order", SUMS, "some[k] = x[k * kLanes + lane];", "some[k] = x[lane * (kChain / kLanes) + k];"),
+        ("CUDA sums: half of the lanes lost", SUMS, "int distance = kLanes / 2; distance;", "int distance = kLanes / 4; distance;"),
+        ("CUDA sums: whole batches of a tail only", SUMS, "for (int at = lane; at < count; at += kBatch * kLanes)", "for (int at = lane; at + kBatch * kLanes <= count; at += kBatch * kLanes)"),
+        ("CUDA sums: loads past the end of a tail", SUMS, "some[k] = at + k * kLanes < count ? x[at + k * kLanes] : T{};", "some[k] = x[at + k * kLanes];"),
+        ("CUDA sums: weights once more", SUMS, "value * value * weights[i]", "value * (value * weights[i])"),
+        ("CUDA sums: weights of the first part", SUMS, "weights += entry.column + begin;", "weights += entry.column;"),
+        ("CUDA sums: weights of the first tensor", SUMS, "weights += entry.column + begin;", "weights += begin;"),
+        ("CUDA sums: a part longer than the row", SUMS, "n = n - begin < kUnit ? n - begin : kUnit;", "n = kUnit;"),
+        ("CUDA sums: rows of the next block as well", SUMS, "rows = entry.rows - row < most ? entry.rows - row : most;", "rows = entry.rows - row;"),
+        ("CUDA sums: no barrier before chunks are added up", SUMS, "    if (lane == 0 && count) sums[i] = sum;\n  }\n  __syncthreads();\n", "    if (lane == 0 && count) sums[i] = sum;\n  }\n"),
+        ("CUDA sums: chunks added up in float", SUMS, "    double sum = 0;\n    for (int i = 0; i < chunks; ++i)", "    R sum = 0;\n    for (int i = 0; i < chunks; ++i)"),
+        ("CUDA sums: results on top of each other", SUMS, "[entry.row + row + threadIdx.x] = R(sum);", "[row + threadIdx.x] = R(sum);"),
+        ("CUDA sums: a row past the end of a tile", SUMS, "if (at + j < rows) strip[k]", "strip[k]"),
+        ("CUDA sums: squares of teams on top of each other", SUMS, "kPitch = kChain + kLanes; ", "kPitch = kChain - kLanes; "),
+        ("CUDA sums: no barrier before columns are added up", SUMS, "    __syncthreads();\n#pragma unroll\n    for (int k = 0; k < kChain / kThreads; ++k) {", "#pragma unroll\n    for (int k = 0; k < kChain / kThreads; ++k) {"),
+        ("CUDA sums: no barrier after columns are added up", SUMS, "        if (at + j < rows) strip[k] += squares[j][c];\n    }\n    __syncthreads();\n", "        if (at + j < rows) strip[k] += squares[j][c];\n    }\n"),
+        ("CUDA sums: chains longer than 64 rows", SUMS, "const int rows = entry.rows - row < kRowChain ? entry.rows - row : kRowChain;", "const int rows = entry.rows - row < kRowChain + 1 ? entry.rows - row : kRowChain + 1;"),
+        ("CUDA sums: units of a tiled row not apart", SUMS, "if (tiled && at % kChunks == 0) total += unit, unit = 0;", ""),
+        ("CUDA sums: parts past a row's last", SUMS, "at + lane < count ? from[at + lane] : 0;", "from[at + lane];"),
+        ("CUDA sums: parts of columns of another size", SUMS, "most = chains_of_part(entry.rows, entry.length);", "most = pieces(pieces(entry.rows, kRowChain), kParts);"),
+        ("CUDA sums: parts of columns not added up", SUMS, "for (int i = 0; i < kParts; ++i) total += parts[i][lane];", "total = parts[0][lane];"),
+        ("CUDA sums: tensor before the block's", SUMS, "if (work.entries[middle].*end > number)", "if (work.entries[middle].*end >= number)"),
+        ("CUDA sums: blocks of a later launch from the first", SUMS, "blockIdx.x + (first ? work.entries[first - 1].end : 0)", "blockIdx.x"),
+        ("CUDA sums: registers for too many blocks", SUMS, "__launch_bounds__(sums::kThreads, 16 / sizeof(R))                                   \\\n      NAME##_rows", "__launch_bounds__(sums::kThreads, 64 / sizeof(R))                                   \\\n      NAME##_rows"),
+        ("launch of sums: an empty tensor not finished", LAUNCH_SUMS, "finished += -(-rows // PARTS) if parts != 1 else 0", "finished += -(-rows // PARTS) if parts > 1 else 0"),
+        ("launch of sums: columns without rows not finished", LAUNCH_SUMS, "if tiled and chains != 1 else 0", "if tiled and chains > 1 else 0"),
+        ("launch of sums: chains on top of each other", LAUNCH_SUMS, "chain += chains * length if", "chain += length if"),
+        ("launch of sums: columns where the rows are", LAUNCH_SUMS, "to, to + size * rows, partials", "to, to, partials"),
+        ("launch of sums: entries of another stream", LAUNCH_SUMS, " or self._plans[tiled][2] != stream", ""),
+        ("launch of sums: addresses of the first launch", LAUNCH_SUMS, "in x[first : first + TENSORS]]", "in x[:TENSORS]]"),
     ],
     "integration": [
         ("split: shards of remainders cannot be sent", ADOPT, "if is_dtensor(x) else state", "if False else state"),

@@ -64,7 +64,7 @@ TESTS = (
 )
 
 
-CUDA = ("ptx", "cuda_budgets", "cuda")  # of faults in the CUDA backend, these alone
+CUDA = ("ptx", "cuda_sums", "cuda_budgets", "cuda")  # of faults in the CUDA backend, these alone
 
 
 def compile_kernels(tree: Path) -> None:
@@ -128,7 +128,7 @@ def run(tree: Path, file: str, old: str, new: str, first: str) -> None:
     os.chdir(tree)
     if file:
         (tree / file).write_text((tree / file).read_text().replace(old, new))
-    if file.startswith("csrc/") and not file.endswith(".cu"):  # which NVRTC compiles at run time
+    if file.startswith("csrc/") and not file.endswith((".cu", ".cuh")):  # which NVRTC compiles at run time
         compile_kernels(tree)
     os.environ.update(PYTHONPATH=str(tree))
     sys.path.insert(0, str(tree))

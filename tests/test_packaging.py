@@ -40,7 +40,8 @@ def test_wheel_installs_and_runs(tmp_path: Path, compiler: bool) -> None:
     ZipFile(wheel).extractall(site)
     installed = {path.name for path in site.iterdir() if path.suffix != ".dist-info"}
     assert installed == {"optim", "adan.py", "adam_mini.py"}  # recipes and commands belong to a checkout
-    assert (site / "optim" / "_csrc" / "cuda.cu").exists()  # compiled where the GPU is
+    for name in ("cuda.cu", "sums.cuh", "sums_order.h"):  # compiled where the GPU is
+        assert (site / "optim" / "_csrc" / name).exists()
     run = subprocess.run(
         [sys.executable, "-c", USE.format(site=str(site))],
         check=False,

@@ -99,7 +99,7 @@ def sources() -> dict[str, str]:
     """The CUDA program and the headers it includes: text by name."""
     here = Path(__file__).parents[1]
     folder = next(path for path in (here / "_csrc", here.parent / "csrc") if path.is_dir())
-    names = ("cuda.cu", "table.h", "storage.h", "rules.h")
+    names = ("cuda.cu", "table.h", "storage.h", "rules.h", "sums_order.h", "sums.cuh")
     return {name: (folder / name).read_text(encoding="utf-8") for name in names}
 
 
@@ -204,30 +204,28 @@ def load_module(image: bytes, index: int) -> tuple[Any, Any]:
 
 
 class Kernels:
-    """The kernels of one `instance`, loaded on one device.
+    """Kernels of one name, loaded on one device: `upload` and those asked for.
 
     Args:
+        name, line: as `instance` gives them.
+        kernels: the functions NAME_kernel.
         index: of the CUDA device.
     """
 
-    def __init__(self, rule: FusedRule, kinds: native.Kinds, index: int) -> None:
+    def __init__(self, name: str, line: str, kernels: Sequence[str], index: int) -> None:
         from cuda.bindings import driver
 
         if reason := why_not(index):
             raise RuntimeError(reason)
         self._launch, self._set_context = driver.cuLaunchKernel, driver.cuCtxSetCurrent
         self._index = index
-        name, line = instance(rule, kinds)
         module, self._context = load_module(cached_kernels(line, _arch(index)), index)
+        symbols = {"upload": "upload"} | {kernel: f"{name}_{kernel}" for kernel in kernels}
         with self.device():
             _call(self._set_context, self._context)
             self._functions = {
                 kernel: _call(driver.cuModuleGetFunction, module, symbol.encode())
-                for kernel, symbol in {
-                    "upload": "upload",
-                    "prepare": f"{name}_prepare",
-                    "step": f"{name}_step",
-                }.items()
+                for kernel, symbol in symbols.items()
             }
 
     def device(self) -> AbstractContextManager[Any]:
@@ -260,8 +258,18 @@ class Kernels:
 
 @functools.cache
 def load_kernels(rule: FusedRule, kinds: native.Kinds, index: int) -> Kernels:
-    """`Kernels`, loaded once."""
-    return Kernels(rule, kinds, index)
+    """The `Kernels` of a rule, loaded once."""
+    return Kernels(*instance(rule, kinds), ("prepare", "step"), index)
+
+
+def upload(kernels: Kernels, words: Sequence[int], stream: int, more: int = 0) -> Tensor:
+    """Puts words into new device memory: [words + more], int64."""
+    memory = kernels.empty(len(words) + more)
+    for at in range(0, len(words), WORDS):
+        some = words[at : at + WORDS]
+        to = ctypes.c_void_p(memory.data_ptr() + 8 * at), ctypes.c_int64(len(some))
+        kernels.launch("upload", stream, -(-WORDS // 256), 256, *to, (ctypes.c_uint64 * WORDS)(*some))
+    return memory
 
 
 class Work(ctypes.Structure):
@@ -316,18 +324,7 @@ class CudaTable(native.Table):
         rows, width = self.rows, self._width
         columns = (self._addresses[column::width] for column in range(width))
         words = [*itertools.chain(*columns, self._sizes, self._ends_in_chunks)]
-        memory = self._kernels.empty(len(words) + rows * COMMON_BYTES // 8)
-        for at in range(0, len(words), WORDS):
-            some = words[at : at + WORDS]
-            self._kernels.launch(
-                "upload",
-                stream,
-                *(-(-WORDS // 256), 256),
-                ctypes.c_void_p(memory.data_ptr() + 8 * at),
-                ctypes.c_int64(len(some)),
-                (ctypes.c_uint64 * WORDS)(*some),
-            )
-        return memory
+        return upload(self._kernels, words, stream, more=rows * COMMON_BYTES // 8)
 
     def _here(self, x: Tensor | None) -> Tensor | None:
         """A number as the kernels take it."""

@@ -1,8 +1,8 @@
 """The fused path: a batch of tensors becomes a kernel's table.
 
 Most rules are one pass of a kernel over an element's own values. Other rules take factors for the rows and
-columns of a tensor, which torch's operations compute before the pass; some have a first pass that sums
-numbers over blocks of 256 elements (`block_sums`).
+columns of a tensor, which torch's operations compute before the pass, from sums of squares (sums.py); some
+have a first pass that sums numbers over blocks of 256 elements (`block_sums`).
 """
 
 import torch

@@ -18,6 +18,7 @@ from . import available, native
 from .contract import check_state
 from .dtensor import Sharded
 from .storage import State, States, StateSpec, Storage, Tensors
+from .sums import Sums
 
 Group = dict[str, Any]
 
@@ -43,7 +44,9 @@ class Batch:
     factors: list[native.Factors] = field(default_factory=list)
     first: native.Table | None = None  # the first of two passes
     block_sums: Tensors = field(default_factory=list)  # each [blocks, sums], from the first pass
-    constants: dict[str, Tensor] = field(default_factory=dict)  # what `fill_factors` computes only once
+    # what `fill_factors` makes only once
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, Sums] = field(default_factory=dict)
 
 
 class UpdateRule(torch.optim.Optimizer):

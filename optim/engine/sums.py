@@ -1,78 +1,88 @@
 """Sums of squares over rows, columns and tensors, for norms, block means and factored moments.
 
-On the CPU our own kernels (csrc/sums.h) compute them, reading each number once. Elsewhere, and without the
-kernels, torch does, for all tensors in one operation where it has one: on a GPU each costs a launch.
+Kernels compute them on the CPU (csrc/sums.h) and under CUDA (csrc/sums.cuh), with the same bits.
 """
 
 import ctypes
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from . import native
+from .cuda_sums import CudaSums
 from .layout import is_dense
-from .storage import flat
 
 
-def row_sums(
-    x: Sequence[Tensor], lengths: Sequence[int], weights: Sequence[Tensor | None] | None = None
-) -> list[Tensor]:
-    """Return the sums of squares of each run of `length` elements, in memory order.
+class Sums(Protocol):
+    """Sums of squares of tensors of one dtype, as rows of `length` elements in memory order.
 
-    Args:
-        x: dense tensors of any shape, of one dtype and device.
-        lengths: for each tensor, a divisor of its number of elements; 0 means all of them.
-        weights: for each tensor, [length] factors on the squares in the dtype of the arithmetic, or None.
-
-    Returns:
-        For each tensor [elements / length] sums, in float32, or in float64 for float64; [1] where length is
-        0, even for a tensor without elements.
-
-    Raises:
-        ValueError: for a tensor that is not dense, on the CPU.
+    Results are in the dtype of the arithmetic: float32, or float64 for float64 tensors.
     """
-    work = torch.promote_types(x[0].dtype, torch.float32)
-    spans = [length or max(t.numel(), 1) for t, length in zip(x, lengths, strict=True)]
-    counts = [1 if not length else t.numel() // length for t, length in zip(x, lengths, strict=True)]
-    sums = _zeros(counts, work, x[0].device)
-    library, _ = native.load()
-    if library is not None and x[0].device.type == "cpu":
-        _call(library.kernels.cpu_square_sums, x, spans, sums, weights or [None] * len(x))
+
+    def rows(self, x: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
+        """Return the sums over each row: [rows of all tensors], in their order.
+
+        Args:
+            x: dense tensors, of any shapes with rows * length elements.
+            weights: factors on the squares, [lengths of all tensors]: for each tensor one for each column.
+
+        Raises:
+            ValueError: for a tensor that is not dense, on the CPU.
+        """
+        ...
+
+    def rows_and_columns(self, x: Sequence[Tensor]) -> Tensor:
+        """Return the sums over each row and over each column: [rows of all tensors, then columns of all]."""
+        ...
+
+
+def sums_of(p: Tensor, dtype: torch.dtype, shapes: Sequence[tuple[int, int]]) -> Sums:
+    """Return what adds up tensors of a dtype, on the device of p, that are [rows, length] elements."""
+    return CudaSums(dtype, shapes, p.device.index or 0) if p.is_cuda else CpuSums(dtype, shapes)
+
+
+class CpuSums:
+    """`Sums` of CPU tensors."""
+
+    def __init__(self, dtype: torch.dtype, shapes: Sequence[tuple[int, int]]) -> None:
+        library, reason = native.load()
+        if library is None:
+            raise RuntimeError(reason)
+        self._kernels, self._dtype = library.kernels, dtype
+        self._work = torch.promote_types(dtype, torch.float32)
+        self._rows, self._lengths = ([shape[i] for shape in shapes] for i in range(2))
+        numbers = ctypes.c_int64 * len(shapes)
+        self._sizes = numbers(*(rows * length for rows, length in shapes)), numbers(*self._lengths)
+
+    def rows(self, x: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
+        sums = torch.zeros(sum(self._rows), dtype=self._work, device="cpu")
+        to = self._addresses(sums, self._rows)
+        given = None if weights is None else self._addresses(weights, self._lengths)
+        self._call(self._kernels.cpu_square_sums, x, given, to)
         return sums
-    given = weights or [None] * len(x)
-    filled = [i for i, t in enumerate(x) if t.numel()]
-    whole = [i for i in filled if counts[i] == 1 and given[i] is None]
-    if whole:
-        norms = torch._foreach_norm([flat(x[i]) for i in whole], dtype=work)
-        torch._foreach_copy_([sums[i][0] for i in whole], norms)
-    for i in filled:
-        rows = flat(x[i]).view(-1, spans[i])
-        if (weight := given[i]) is not None:
-            sums[i].copy_(rows.to(work).square() @ weight)
-        elif counts[i] != 1:
-            torch.linalg.vector_norm(rows, dim=1, dtype=work, out=sums[i])
-    _square([sums[i] for i in filled if given[i] is None])
-    return sums
 
-
-def column_sums(x: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
-    """Return the sums of squares over all runs of `length` elements: [length] for each tensor.
-
-    Arguments and errors are those of `row_sums`, but no length is 0.
-    """
-    work = torch.promote_types(x[0].dtype, torch.float32)
-    sums = _zeros(lengths, work, x[0].device)
-    library, _ = native.load()
-    if library is not None and x[0].device.type == "cpu":
-        _call(library.kernels.cpu_column_square_sums, x, lengths, sums)
+    def rows_and_columns(self, x: Sequence[Tensor]) -> Tensor:
+        count = sum(self._rows)
+        sums = torch.zeros(count + sum(self._lengths), dtype=self._work, device="cpu")
+        self._call(self._kernels.cpu_square_sums, x, None, self._addresses(sums, self._rows))
+        to = self._addresses(sums[count:], self._lengths)
+        self._call(self._kernels.cpu_column_square_sums, x, to)
         return sums
-    for t, length, to in zip(x, lengths, sums, strict=True):
-        if t.numel():
-            torch.linalg.vector_norm(flat(t).view(-1, length), dim=0, dtype=work, out=to)
-    _square(sums)
-    return sums
+
+    def _addresses(self, x: Tensor, counts: Sequence[int]) -> Any:
+        """Where the parts of x of these lengths begin."""
+        begins = itertools.accumulate(counts[:-1], initial=0)
+        return (ctypes.c_void_p * len(counts))(*(x.data_ptr() + x.itemsize * begin for begin in begins))
+
+    def _call(self, function: Callable[..., Any], x: Sequence[Tensor], *more: Any) -> None:
+        if not all(map(is_dense, x)):
+            raise ValueError("sums of squares need dense tensors")
+        addresses = (ctypes.c_void_p * len(x))(*(t.data_ptr() for t in x))
+        numbers = native.PARAMETER[self._dtype], len(x)
+        function(*numbers, addresses, *self._sizes, *more, torch.get_num_threads())
 
 
 def block_totals(block_sums: Sequence[Tensor]) -> list[Tensor]:
@@ -97,37 +107,9 @@ def totals(x: Tensor, counts: Sequence[int]) -> Tensor:
         [len(counts)], float64.
     """
     parts = torch.split(x, list(counts))
-    filled = [i for i, part in enumerate(parts) if len(part)]
-    if not filled:
-        return x.new_zeros(len(parts), dtype=torch.float64)
-    found = torch.stack(torch._foreach_norm([parts[i] for i in filled], 1, dtype=torch.float64))
-    if len(filled) == len(parts):
-        return found
-    places = torch.tensor(filled, device=x.device)
-    return found.new_zeros(len(parts)).index_copy_(0, places, found)
-
-
-def _square(x: list[Tensor]) -> None:
-    if x:
-        torch._foreach_mul_(x, x)
-
-
-def _zeros(counts: Sequence[int], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    return list(torch.split(torch.zeros(sum(counts), dtype=dtype, device=device), list(counts)))
-
-
-def _call(
-    function: Callable[..., Any],
-    x: Sequence[Tensor],
-    lengths: Sequence[int],
-    sums: Sequence[Tensor],
-    weights: Sequence[Tensor | None] | None = None,
-) -> None:
-    if not all(map(is_dense, x)):
-        raise ValueError("sums of squares need dense tensors")
-    addresses, numbers = ctypes.c_void_p * len(x), ctypes.c_int64 * len(x)
-    tables = [addresses(*(t.data_ptr() for t in x)), numbers(*(t.numel() for t in x)), numbers(*lengths)]
-    if weights is not None:
-        tables.append(addresses(*(None if t is None else t.data_ptr() for t in weights)))
-    to = addresses(*(t.data_ptr() for t in sums))
-    function(native.PARAMETER[x[0].dtype], len(x), *tables, to, torch.get_num_threads())
+    filled = [part for part in parts if len(part)]  # torch has no norm of an empty tensor
+    found = torch._foreach_norm(filled, 1, dtype=torch.float64) if filled else ()
+    if len(filled) < len(parts):
+        none, norms = x.new_zeros((), dtype=torch.float64), iter(found)
+        found = tuple(next(norms) if len(part) else none for part in parts)
+    return torch.stack(found)

@@ -29,6 +29,7 @@ def test_the_page(capsys):
     assert cuda_model.main([]) == 0
     page = capsys.readouterr().out
     rows = [line for line in page.splitlines() if line.startswith("| `")]
-    assert len(rows) == len(cuda_model.kernels())
+    assert len(rows) == len(cuda_model.kernels()) + len(cuda_model.SUMS) * len(cuda_model.PARAMETERS)
     assert "| `adan` | float32 | float32 | 44 |" in page
+    assert "| `sums of both` | float32 |  | 4.16 |" in page
     assert page.count("100% (memory)") > len(rows)  # of four cards

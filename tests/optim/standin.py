@@ -14,7 +14,7 @@ import pytest
 import torch
 from ptx import Launch, Memory, Module
 
-from optim.engine import cuda
+from optim.engine import cuda, cuda_sums
 
 ANYTHING = (4096, 2**47 - 8192, "anything")
 
@@ -60,7 +60,7 @@ class StandIn:
         monkeypatch.setattr(
             cuda, "cached_kernels", lambda lines, arch: cuda.compile_kernels(lines, arch, "PTX")
         )
-        for cached in (cuda.why_not, cuda.load_kernels):
+        for cached in (cuda.why_not, cuda.load_kernels, cuda_sums.load_kernels):
             cached.cache_clear()
         return self
 

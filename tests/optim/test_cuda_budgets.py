@@ -8,10 +8,11 @@ import re
 from collections import Counter
 
 import pytest
+import torch
 from tables import FIRST, RULES, all_kinds
 
 from benchmarks import sass
-from optim.engine import cuda, native, storage
+from optim.engine import cuda, cuda_sums, native, storage
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the CUDA builds of torch")
 try:
@@ -159,6 +160,46 @@ def test_budgets():
     assert max(budget(name, "float32", "float32", "nearest") for name in factors) <= 68
 
 
+# ---- sums of squares
+
+# Instructions an element that a thread takes for a whole chunk: `rows` with weights, `tiles` without its
+# columns, which are a load from shared memory and an addition more.
+SUMS = {"float32": {"rows": 7.7, "tiles": 6.1}, "bfloat16": {"rows": 8.8, "tiles": 7.1}}
+SUMS |= {"float16": {"rows": 17, "tiles": 15.3}}
+
+
+@pytest.mark.parametrize("arch", each(daily=[90], static=[arch for arch in CARDS if arch != 90]))
+@pytest.mark.parametrize("dtype", cuda_sums.TYPES, ids=str)
+def test_sums(dtype, arch):
+    """No spills, and one load for each element; those of a team are one run of memory."""
+    name, lines = cuda_sums.instance(dtype)
+    cubin = cuda.compile_kernels(lines, arch)
+    functions, usage = sass.functions(cubin), sass.usage(cubin)
+    kind, work = PARAMETER[native.PARAMETER[dtype]], torch.promote_types(dtype, torch.float32).itemsize
+    for kernel in ("rows", "tiles", "finish"):
+        taken = usage[f"{name}_{kernel}"]
+        assert taken.registers <= (128 if work == 4 else 255), f"{kernel}: {taken.registers} registers"
+        assert taken.stack == taken.local == 0, f"{kernel} spills {taken.stack + taken.local} bytes"
+        assert taken.shared <= 48 * 1024 / (8 // work), f"{kernel}: {taken.shared} bytes of shared memory"
+    each_ = cuda_sums.CHAIN // cuda_sums.LANES  # elements of a thread
+    for kernel in ("rows", "tiles"):
+        step = functions[f"{name}_{kernel}"].tile()
+        found = Counter(x.width for x in step if x.is_global and x.name == "LDG")
+        assert found == Counter([dtype.itemsize] * each_ + [work] * each_ * (kernel == "rows")), (
+            f"{kernel}: {found}"
+        )
+        if kind in SUMS:
+            count, limit = len(step) / each_, SUMS[kind][kernel]
+            assert count <= limit, (
+                f"{name}_{kernel}, sm_{arch}: {count:.1f} instructions an element, not {limit}"
+            )
+
+
+def test_arithmetic_of_sums_is_that_of_the_cpu():
+    lines = "".join(cuda_sums.instance(dtype)[1] for dtype in cuda_sums.TYPES)
+    assert_exact(cuda.compile_kernels(lines, 90, "PTX").decode())
+
+
 @pytest.mark.parametrize(
     "name",
     each(
@@ -169,5 +210,8 @@ def test_budgets():
 def test_arithmetic_is_that_of_the_cpu(name):
     """No contraction, no approximation, no subnormal number set to zero."""
     lines = dict(cuda.instance(RULES[name], kinds) for kinds in instances(name).values())
-    text = cuda.compile_kernels("".join(lines.values()), 90, "PTX").decode()
+    assert_exact(cuda.compile_kernels("".join(lines.values()), 90, "PTX").decode())
+
+
+def assert_exact(text):
     assert not re.findall(r"^.*(?:\bfma\.rn\.f32|\.ftz\.f32|\.approx\.f32|div\.full).*$", text, re.MULTILINE)

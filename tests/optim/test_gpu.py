@@ -166,10 +166,10 @@ def test_every_way_to_keep_tensors(name, case):
         set_grads(q, seed)
         ours.step()
         expected.step()
-    if name not in WITH_FACTORS:
+    if name not in WITH_FACTORS or not (HERE or name == "lamb"):
         assert_same_optimizers(ours, expected)
         return
-    # sums are added up in another order, after which a few codes are rounded to a neighbour
+    # torch's operations, and LAMB's sums in another order, round a few codes to a neighbour
     tolerance = 0.05 if "state_dtype" in options or dtype.itemsize < 4 else 1e3 * torch.finfo(dtype).eps
     for x, y in zip(p, q, strict=True):
         torch.testing.assert_close(x.cpu(), y, rtol=tolerance, atol=tolerance)

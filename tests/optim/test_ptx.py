@@ -275,6 +275,12 @@ def test_conversions_round_to_even(to, back, nan):
     assert x.view(torch.int32)[-1] == nan
 
 
+def test_a_shuffle_takes_from_one_lane():
+    body = """ld.global.u32 %r2, [%rd3]; mov.b32 %r3, 31; mov.b32 %r4, -1; mov.b32 %r5, 3;
+    shfl.sync.idx.b32 %r6|%p1, %r2, %r5, %r3, %r4; st.global.u32 [%rd3], %r6;"""
+    assert execute(body).tolist() == [float(i // 32 * 32 + 3) for i in range(64)]
+
+
 FAULTS = {
     "ld.global.f32 %f1, [%rd3+4];": "is in no tensor; before it lies x",
     "ld.global.f32 %f1, [%rd3+-4];": "is in no tensor; before it lies nothing",
@@ -294,6 +300,8 @@ FAULTS = {
     "ld.shared.u32 %r2, [s];": "shared memory is read before it is written",
     """setp.eq.u32 %p1, %r1, 0; @%p1 st.shared.u32 [s], %r1;
     ld.shared.u32 %r2, [s];""": "or without a barrier",
+    """mul.lo.u32 %r2, %r1, 4; mov.u32 %r3, s; add.u32 %r2, %r2, %r3; st.shared.u32 [%r2], %r1; bar.sync 0;
+    ld.shared.u32 %r4, [s+4]; st.shared.u32 [%r2], %r1;""": "that others may read only later",
     "st.shared.u32 [s], %r1;": "two threads store to one place in shared memory",
     "ld.shared.u32 %r2, [s+256];": "past the end of shared memory",
     "mov.f32 %f1, 0f3F800000; fma.rn.f32 %f1, %f1, %f1, %f1;": "contraction",

@@ -1,4 +1,7 @@
-"""Sums of squares by rows, columns and tensors: against float64, and the same bits however they are split."""
+"""Sums of squares by rows, columns and tensors: against float64, and the same bits however they are split.
+
+test_cuda_sums.py has the same of the CUDA kernels.
+"""
 
 import numpy as np
 import pytest
@@ -6,19 +9,14 @@ import torch
 from harness import assert_same_bits, case_id, random
 
 from optim.engine import native
-from optim.engine.sums import block_totals, column_sums, row_sums, totals
+from optim.engine.sums import CpuSums, block_totals, totals
 
 SHAPES = [(3, 5), (1, 1), (7, 1), (1, 9), (0, 4), (64, 1023), (2, 70001), (515, 300), (4097, 33), (1, 200000)]
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=case_id)
+SHAPES += [(1, 0), (30000, 70)]  # nothing at all, parts of columns that are longer than the last
+each_dtype = pytest.mark.parametrize("dtype", native.PARAMETER, ids=case_id)
 
-
-@pytest.fixture(params=["kernels", "torch"], autouse=True)
-def backend(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setattr(native, "load", lambda: (None, "hidden by a test"))
-    elif reason := native.load()[1]:
-        pytest.skip(reason)
+if reason := native.load()[1]:
+    pytest.skip(reason, allow_module_level=True)
 
 
 def tensors(dtype):
@@ -27,62 +25,60 @@ def tensors(dtype):
 
 
 def check(sums, expected, dtype):
-    tolerance = 1e-12 if dtype == torch.float64 else 2e-6 if native.load()[0] else 2e-5
-    for x, y in zip(sums, expected, strict=True):
-        assert x.dtype == torch.promote_types(dtype, torch.float32)
-        torch.testing.assert_close(x.double(), y, rtol=tolerance, atol=0)
+    assert sums.dtype == torch.promote_types(dtype, torch.float32)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
+    torch.testing.assert_close(sums.double(), torch.cat(expected), rtol=tolerance, atol=0)
 
 
 @each_dtype
-def test_rows(dtype):
+def test_rows_and_columns(dtype):
     x = tensors(dtype)
-    check(row_sums(x, [s[1] for s in SHAPES]), [t.double().square().sum(1) for t in x], dtype)
+    squares, sums = [t.double().square() for t in x], CpuSums(dtype, SHAPES)
+    rows, columns = ([square.sum(dim) for square in squares] for dim in (1, 0))
+    check(sums.rows(x), rows, dtype)
+    check(sums.rows_and_columns(x), rows + columns, dtype)
 
 
 @each_dtype
 def test_whole_tensors(dtype):
     x = tensors(dtype)
-    check(row_sums(x, [0] * len(x)), [t.double().square().sum().view(1) for t in x], dtype)
+    sums = CpuSums(dtype, [(1, t.numel()) for t in x]).rows(x)
+    check(sums, [t.double().square().sum().view(1) for t in x], dtype)
 
 
 @each_dtype
 def test_weighted_rows(dtype):
     x, rng = tensors(dtype), np.random.default_rng(1)
-    work = torch.promote_types(dtype, torch.float32)
-    weights = [random((shape[1],), rng, work).abs() if i % 3 else None for i, shape in enumerate(SHAPES)]
-    expected = [
-        (t.double().square() * (1 if w is None else w.double())).sum(1)
-        for t, w in zip(x, weights, strict=True)
-    ]
-    check(row_sums(x, [s[1] for s in SHAPES], weights), expected, dtype)
-
-
-@each_dtype
-def test_columns(dtype):
-    x = tensors(dtype)
-    check(column_sums(x, [s[1] for s in SHAPES]), [t.double().square().sum(0) for t in x], dtype)
+    lengths = [length for _, length in SHAPES]
+    weights = random((sum(lengths),), rng, torch.promote_types(dtype, torch.float32)).abs()
+    each = torch.split(weights.double(), lengths)
+    expected = [(t.double().square() * w).sum(1) for t, w in zip(x, each, strict=True)]
+    check(CpuSums(dtype, SHAPES).rows(x, weights), expected, dtype)
 
 
 @each_dtype
 def test_threads_do_not_matter(dtype):
-    x, lengths = tensors(dtype), [s[1] for s in SHAPES]
+    x, sums = tensors(dtype), CpuSums(dtype, SHAPES)
     results, before = [], torch.get_num_threads()
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            rows = row_sums(x, lengths) + row_sums(x, [0] * len(x))
-            results.append(rows + column_sums(x, lengths))
+            results.append([sums.rows_and_columns(x)])
     finally:
         torch.set_num_threads(before)
-    if native.load()[0] is not None:
-        for other in results[1:]:
-            assert_same_bits(results[0], other)
+    for other in results[1:]:
+        assert_same_bits(results[0], other)
 
 
 def test_memory_with_gaps_is_refused():
-    if native.load()[0] is not None:
-        with pytest.raises(ValueError, match="need dense tensors"):
-            row_sums([torch.ones(4, 4)[:, ::2]], [2])
+    with pytest.raises(ValueError, match="need dense tensors"):
+        CpuSums(torch.float32, [(4, 2)]).rows([torch.ones(4, 4)[:, ::2]])
+
+
+def test_without_kernels(monkeypatch):
+    monkeypatch.setattr(native, "load", lambda: (None, "no compiler"))
+    with pytest.raises(RuntimeError, match="no compiler"):
+        CpuSums(torch.float32, [(4, 2)])
 
 
 def test_totals_of_blocks():
@@ -99,22 +95,3 @@ def test_totals_of_blocks():
     expected = torch.stack([x.double().sum(0) for x in blocks])
     torch.testing.assert_close(u, expected[:, 0], rtol=1e-12, atol=0, equal_nan=True)
     torch.testing.assert_close(p, expected[:, 1], rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("backend", ["torch"], indirect=True)
-def test_whole_tensors_are_one_operation(backend):
-    """On a GPU each is a launch."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    names = []
-
-    class Counting(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            names.append(function.__name__)
-            return function(*args, **(kwargs or {}))
-
-    x = [torch.ones(n) for n in (3, 5, 7, 9)]
-    with Counting():
-        row_sums(x, [0] * 4)
-    reads = [name for name in names if "norm" in name or "mul" in name or "copy" in name]
-    assert reads == ["_foreach_norm.Scalar", "_foreach_copy_.default", "_foreach_mul_.List"]

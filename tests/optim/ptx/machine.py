@@ -102,6 +102,7 @@ class Launch:
         # By whom and after how many barriers a byte was written; a barrier lets others read it.
         self.writer = np.full((blocks, shared), -1)
         self.written = np.zeros((blocks, shared), np.int64)
+        self.reader, self.read = self.writer.copy(), np.full((blocks, shared), -1)  # the same of reading it
         self.barriers = np.zeros(blocks, np.int64)
         self.local = np.zeros((self.count, LOCAL_BYTES), np.uint8)
         self.local_set = np.zeros((self.count, LOCAL_BYTES), bool)
@@ -336,7 +337,7 @@ class Frame:
             self.write(to, np.repeat(all_.reshape(-1, WARP).max(1), WARP)[threads], threads)
             return
         to, _, flag = to.partition("|")
-        at = threads ^ how[0] if opcode[2] == "bfly" else threads // WARP * WARP + how[0]
+        at = threads ^ how[0] if opcode[2] == "bfly" else threads // WARP * WARP + how[0] % WARP
         self.write(to, all_[at], threads)
         if flag:
             self.write(flag, np.ones(len(threads), bool), threads)
@@ -414,18 +415,21 @@ class Frame:
         if (at % width).any() or (at + width > launch.shared.shape[1]).any():
             raise Fault(f"{text}: not aligned, or past the end of shared memory")
         span = at[:, None] + np.arange(width)
-        rows = blocks[:, None]
+        rows, now = blocks[:, None], launch.barriers[blocks][:, None]
         if kind == "st":
             places = np.unique(blocks * launch.shared.shape[1] + at)
             if len(places) != len(at):
                 raise Fault(f"{text}: two threads store to one place in shared memory")
-            launch.writer[rows, span] = threads[:, None]
-            launch.written[rows, span] = launch.barriers[blocks][:, None]
+            others = launch.reader[rows, span] != threads[:, None]
+            if (others & (launch.read[rows, span] == now)).any():
+                raise Fault(f"{text}: shared memory that others may read only later, without a barrier")
+            launch.writer[rows, span], launch.written[rows, span] = threads[:, None], now
             return
         writer = launch.writer[rows, span]
         own = writer == threads[:, None]
-        if ((writer < 0) | (~own & (launch.written[rows, span] == launch.barriers[blocks][:, None]))).any():
+        if ((writer < 0) | (~own & (launch.written[rows, span] == now))).any():
             raise Fault(f"{text}: shared memory is read before it is written, or without a barrier")
+        launch.reader[rows, span], launch.read[rows, span] = threads[:, None], now
 
     def access_global(
         self,
