@@ -16,7 +16,7 @@ from .engine.native import Factors
 from .engine.rule import Batch, Group
 from .engine.storage import State, States, StateSpec, Tensors
 from .engine.sums import row_sums
-from .partition import Partition, partition
+from .partitions import Partition, partition
 
 
 class AdamMini(Optimizer):
