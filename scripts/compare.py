@@ -33,9 +33,8 @@ from optim.text import aligned
 from repro.errors import UserError
 from repro.reading import printable_lines
 from repro.results import save_figure
-from repro.runs import METRICS, Run, is_free, read
+from repro.runs import METRICS, Run, is_free, read, sample_rate
 from repro.train.cli import exit_status
-from repro.train.throughput import sample_rate
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

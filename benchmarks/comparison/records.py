@@ -130,7 +130,10 @@ def frame(records: Iterable[Record]) -> "pd.DataFrame":
 
 def select(records: Sequence[Record], **wanted: Any) -> list[Record]:
     """Return the records whose fields have these values."""
-    return [r for r in records if all(getattr(r, key) == value for key, value in wanted.items())]
+    found = list(records)
+    for key, value in wanted.items():
+        found = [record for record in found if getattr(record, key) == value]
+    return found
 
 
 def config_hash(run: Run) -> str:

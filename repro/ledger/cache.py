@@ -48,7 +48,7 @@ def read(name: str, configs: Path) -> dict[str, Any] | None:
 
 
 def write(name: str, configs: Path, content: dict[str, Any]) -> None:
-    """Keep the content of a row, plain data, unless the folder cannot be written to or JSON would change it."""
+    """Keep the content of a row, plain data, if the folder can be written to and JSON does not change it."""
     with contextlib.suppress(OSError, RuntimeError, TypeError, ValueError):
         text = json.dumps({"origin": origin(configs), "content": content})
         if json.loads(text)["content"] == content:
