@@ -10,14 +10,17 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from repro import publish
 
 CODE = ("repro", "vision", "nlp", "llm")  # folders with schemas and resolvers
 ROOT = Path(__file__).resolve().parents[2]
+
+Made = TypeVar("Made")
 
 
 @functools.cache
@@ -37,13 +40,12 @@ def origin(configs: Path) -> str:
     return found.hexdigest()
 
 
-def read(name: str, configs: Path) -> dict[str, Any] | None:
-    """Return what `write` was given for a row, or None."""
-    with contextlib.suppress(OSError, RuntimeError, ValueError):
-        content = publish.stored(_path(name))
-        found = {} if content is None else json.loads(content)
+def read(name: str, configs: Path, make: Callable[[dict[str, Any]], Made]) -> Made | None:
+    """Return the result of `make` for what `write` was given for a row, or None."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError):
+        found = json.loads(publish.stored(_path(name)) or "{}")
         if found.get("origin") == origin(configs):
-            return dict(found["content"])
+            return make(found["content"])
     return None
 
 

@@ -223,19 +223,19 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def _load(name: str, overrides: tuple[str, ...], configs: Path) -> Recipe:
     if overrides:
         return _made(name, overrides, configs)
-    if (kept := cache.read(name, configs)) is not None:
-        return Recipe(_row(kept["row"]), kept["config"])
-    recipe = _made(name, overrides, configs)
-    cache.write(name, configs, asdict(recipe))
+    recipe = cache.read(name, configs, _restored)
+    if recipe is None:
+        recipe = _made(name, overrides, configs)
+        cache.write(name, configs, asdict(recipe))
     return recipe
 
 
-def _row(values: dict[str, Any]) -> Row:
-    """Return the row that dataclasses.asdict turned into these values."""
+def _restored(values: dict[str, Any]) -> Recipe:
+    """Return the recipe that dataclasses.asdict turned into these values."""
+    row, cost = values["row"], values["row"]["cost"]
     kinds = {"published": Figure, "files": File, "siblings": Sibling, "discrepancies": Discrepancy}
-    lists = {key: [kind(**each) for each in values[key]] for key, kind in kinds.items()}
-    cost = values["cost"]
-    return Row(**{**values, **lists, "cost": None if cost is None else Cost(**cost)})
+    lists = {key: [kind(**each) for each in row[key]] for key, kind in kinds.items()}
+    return Recipe(Row(**{**row, **lists, "cost": cost and Cost(**cost)}), values["config"])
 
 
 def _made(name: str, overrides: tuple[str, ...], configs: Path) -> Recipe:
