@@ -16,7 +16,12 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, required=True, help="AdamW's peak learning rate")
     parser.add_argument("--weight-decay", type=float, default=0.01, help="AdamW's (default: 0.01)")
     parser.add_argument("--warmup", type=int, default=0, help="steps of AdamW's warm-up (default: 0)")
-    parser.add_argument("--regime", default="pretrain", help="pretrain (default), finetune or diffusion")
+    parser.add_argument(
+        "--regime",
+        choices=["pretrain", "finetune", "diffusion"],
+        default="pretrain",
+        help="default: pretrain",
+    )
     return parser.parse_args(arguments)
 
 

@@ -48,7 +48,10 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--blocks", type=int, nargs="+", metavar="N", help="for adam_mini: blocks of each parameter, in order"
     )
     convert_parser.add_argument(
-        "--regime", default="pretrain", help="for AdamW to Adan: see adan_from_adamw.py"
+        "--regime",
+        choices=["pretrain", "finetune", "diffusion"],
+        default="pretrain",
+        help="for AdamW to Adan: see adan_from_adamw.py",
     )
     for command in (show_parser, convert_parser):
         command.add_argument("--force", action="store_true", help="overwrite OUT")
