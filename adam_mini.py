@@ -15,7 +15,7 @@ from optim.engine.blocks import Shape, default
 from optim.engine.checks import whole_number
 from optim.engine.rule import Group
 from optim.engine.storage import StateSpec
-from optim.partition import Entry
+from optim.partitions import Entry
 
 __all__ = ["Adam_mini"]
 

@@ -8,6 +8,22 @@ write, counted call by call; `error` is the largest difference from the textbook
 of any gradient, over the largest value there.
 """
 
+import argparse
+
+from benchmarks.common import parser
+
+
+def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    found = parser(__doc__, device=True)
+    found.add_argument("--rounds", type=int, default=40)
+    found.add_argument("--streams", type=int, help="factor on the batch; default: 1, with CUDA 15")
+    return found.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
 import statistics
 import sys
 from collections.abc import Callable
@@ -19,7 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import check, interleave, machine, made, parser
+from benchmarks.common import check, interleave, machine, made
 from benchmarks.training import ratio, shown
 from nlp.transformer_xl.attention import FORMS
 from repro.results import page, publish, table
@@ -135,10 +151,7 @@ def markdown(result: dict[str, Any]) -> str:
 @exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
-    found = parser(__doc__, device=True)
-    found.add_argument("--rounds", type=int, default=40)
-    found.add_argument("--streams", type=int, help="factor on the batch; default: 1, with CUDA 15")
-    options = found.parse_args(arguments)
+    options = read_options(arguments)
     check(options, "rounds", "streams")
     device, dtype = options.device, DTYPES[options.device]
     factor = options.streams or STREAMS[device]

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from tqdm import tqdm
 
 import optim
@@ -31,6 +30,8 @@ def seconds(step: Step, device: str) -> float:
         start = time.perf_counter()
         step()
         return time.perf_counter() - start
+    import torch
+
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     begin.record()
@@ -95,8 +96,11 @@ def check(options: argparse.Namespace, *counts: str) -> None:
     for name in counts:
         if (value := getattr(options, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    if getattr(options, "device", "cpu") == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA GPU here; leave it out to measure on the CPU")
+    if getattr(options, "device", "cpu") == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: torch finds no CUDA GPU here; leave it out to measure on the CPU")
 
 
 def machine(device: str, arguments: Sequence[str] | None) -> dict[str, Any]:
@@ -105,6 +109,8 @@ def machine(device: str, arguments: Sequence[str] | None) -> dict[str, Any]:
     Args:
         arguments: those of `main`; None means those of the process.
     """
+    import torch
+
     here = environment()
     about = {
         "command": shlex.join(["python", sys.argv[0], *(sys.argv[1:] if arguments is None else arguments)]),

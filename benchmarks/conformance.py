@@ -28,6 +28,24 @@ float32) a cell FAILs, or is a variant if the package differs on purpose. The ot
 Every cell is a check that ran just now. "-" is not applicable, with the reason below the table.
 """
 
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from repro.train.cli import command_line
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = command_line(__doc__)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of an optimizer; default: all")
+    parser.add_argument("--out", type=Path, help="write README.md and conformance.json into this folder")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
 import contextlib
 import copy
 import inspect
@@ -37,9 +55,8 @@ import logging
 import runpy
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,8 +75,9 @@ from benchmarks.conformance_implementations import (
     ours,
     theirs,
 )
+from repro.errors import UserError
 from repro.results import bullets, page, publish, table
-from repro.train.cli import command_line, exit_status
+from repro.train.cli import exit_status
 from repro.train.run_folder import refuse_foreign_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -593,13 +611,13 @@ def markdown(
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print, write; the exit status is 1 if a cell of this package is not a pass."""
-    parser = command_line(__doc__)
-    parser.add_argument("--only", nargs="+", choices=list(OPTIONS), metavar="NAME", default=list(OPTIONS))
-    parser.add_argument("--out", type=Path, help="write README.md and conformance.json into this folder")
-    options = parser.parse_args(arguments)
+    options = read_options(arguments)
     if options.out:
         refuse_foreign_page(options.out / "README.md", "conformance.py")
-    known = [each for name in options.only for each in (*ours(), *theirs()) if each.optimizer == name]
+    for name in (only := options.only or list(OPTIONS)):
+        if name not in OPTIONS:
+            raise UserError(f"--only {name}: is none of {', '.join(OPTIONS)}")
+    known = [each for name in only for each in (*ours(), *theirs()) if each.optimizer == name]
     optimizers: dict[str, dict[str, dict[str, Cell]]] = {}
     not_run, failed = {}, False
     for implementation in (bar := tqdm(known, unit="implementation")):

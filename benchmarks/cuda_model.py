@@ -16,9 +16,23 @@ and of columns, with what `finish` reads again.
 caches and falling clocks are not in the model, so a GPU may show less; `make bench-gpu` measures it.
 """
 
+import argparse
+from collections.abc import Sequence
+
+from benchmarks.common import parser
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    return parser(__doc__).parse_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,7 +40,7 @@ import torch
 
 import optim
 from benchmarks import sass
-from benchmarks.common import machine, parser
+from benchmarks.common import machine
 from optim.card import FusedRule
 from optim.engine import cuda, cuda_sums, native
 from repro.results import bullets, page, publish, table
@@ -205,7 +219,7 @@ def show(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the page; return the exit status."""
-    options = parser(__doc__).parse_args(arguments)
+    options = read_options(arguments)
     about = machine("cpu", arguments) | {"nvrtc": cuda.nvrtc_build().split("release ")[1].split(" Based")[0]}
     rows = predict()
     result = {"about": about, "gpus": {name: asdict(gpu) for name, gpu in GPUS.items()}, "rows": rows}

@@ -19,6 +19,33 @@ from the page cache, so the result is about cores, not about a disk.
 """
 
 import argparse
+
+from benchmarks.common import parser
+from repro import hardware
+
+
+def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    found = parser(__doc__)
+    add = found.add_argument
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="of vision/train.py: data.root=PATH, ...")
+    add("--row", default="imagenet/vit_s_150_i", help="sets augmentation and model (default: ViT-S)")
+    add("--images", type=int, default=512, help="in the sample (default: 512)")
+    add("--shorter-side", type=int, metavar="PIXELS", help="re-encode the sample")
+    add("--workers", type=int, nargs="+", default=[0, 1, 2])
+    add("--batch", type=int, default=64, help="images per batch of the loader (default: 64)")
+    add("--seconds", type=float, default=3.0, help="per measurement (default: 3)")
+    add("--rounds", type=int, default=3, help="of all measurements (default: 3)")
+    add("--gpu", choices=list(hardware.PEAK), default="H100")
+    add("--training", type=float, metavar="N", help="images/s of training, instead of the estimate")
+    add("--measure-training", action="store_true", help="also on this machine, with its GPU if any")
+    add("--train-batch", type=int, default=8, help="for --measure-training (default: 8)")
+    return found.parse_intermixed_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
 import functools
 import io
 import math
@@ -39,8 +66,7 @@ import torch
 from PIL import Image
 from torch.utils.data import default_collate
 
-from benchmarks.common import WARM_UP, check, machine, made, parser, take_turns
-from repro import hardware
+from benchmarks.common import WARM_UP, check, machine, made, take_turns
 from repro.errors import UserError
 from repro.ledger.rows import load
 from repro.results import page, publish, table
@@ -338,21 +364,7 @@ def markdown(result: dict[str, Any]) -> str:
 @exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
-    found = parser(__doc__)
-    add = found.add_argument
-    add("overrides", nargs="*", metavar="KEY=VALUE", help="of vision/train.py: data.root=PATH, ...")
-    add("--row", default="imagenet/vit_s_150_i", help="sets augmentation and model (default: ViT-S)")
-    add("--images", type=int, default=512, help="in the sample (default: 512)")
-    add("--shorter-side", type=int, metavar="PIXELS", help="re-encode the sample")
-    add("--workers", type=int, nargs="+", default=[0, 1, 2])
-    add("--batch", type=int, default=64, help="images per batch of the loader (default: 64)")
-    add("--seconds", type=float, default=3.0, help="per measurement (default: 3)")
-    add("--rounds", type=int, default=3, help="of all measurements (default: 3)")
-    add("--gpu", choices=list(hardware.PEAK), default="H100")
-    add("--training", type=float, metavar="N", help="images/s of training, instead of the estimate")
-    add("--measure-training", action="store_true", help="also on this machine, with its GPU if any")
-    add("--train-batch", type=int, default=8, help="for --measure-training (default: 8)")
-    options = found.parse_intermixed_args(arguments)
+    options = read_options(arguments)
     check(options, "images", "shorter_side", "batch", "rounds", "train_batch")
     if options.images < options.batch:
         raise UserError(f"--images {options.images}: must be at least --batch {options.batch}")

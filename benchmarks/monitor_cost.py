@@ -12,6 +12,24 @@ the difference between plain and between, the time of the hooks themselves says 
 separately and given as a share of N plain steps.
 """
 
+import argparse
+
+from benchmarks.common import parser
+
+
+def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    found = parser(__doc__, device=True)
+    found.add_argument("--model", default="vit_small_patch16_224", help="any timm model")
+    found.add_argument("--batch", type=int, default=8)
+    found.add_argument("--image", type=int, default=224)
+    found.add_argument("--rounds", type=int, default=20)
+    return found.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
 import copy
 import functools
 import inspect
@@ -26,7 +44,7 @@ import torch
 from torch import nn
 
 import optim
-from benchmarks.common import WARM_UP, Step, check, interleave, machine, made, parser
+from benchmarks.common import WARM_UP, Step, check, interleave, machine, made
 from repro.results import page, publish, table
 from repro.train.cli import exit_status
 
@@ -134,12 +152,7 @@ def markdown(result: dict[str, Any]) -> str:
 @exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
-    found = parser(__doc__, device=True)
-    found.add_argument("--model", default="vit_small_patch16_224", help="any timm model")
-    found.add_argument("--batch", type=int, default=8)
-    found.add_argument("--image", type=int, default=224)
-    found.add_argument("--rounds", type=int, default=20)
-    options = found.parse_args(arguments)
+    options = read_options(arguments)
     check(options, "batch", "image", "rounds")
     run = measure(options.model, options.device, options.batch, options.image, options.rounds)
     result = {"machine": machine(options.device, arguments), "run": run}

@@ -33,6 +33,49 @@ column is the median; "fastest tenth" is the time that one step in ten stays bel
 time on a core that nobody else uses.
 """
 
+import argparse
+
+from benchmarks.common import parser
+
+TIMM = {
+    "ResNet-50": "resnet50",
+    "ResNet-101": "resnet101",
+    "ViT-S": "vit_small_patch16_224",
+    "ViT-B": "vit_base_patch16_224",
+    "ViT-L": "vit_large_patch16_224",
+    "Swin-B": "swin_base_patch4_window7_224",
+    "Swin-L": "swin_large_patch4_window7_224",
+    "ConvNeXt-B": "convnext_base",
+    "ConvNeXt-L": "convnext_large",
+}
+# Layers L and width d; 49,280 tokens, 2,048 positions, tied embeddings, as in sail-sg/Adan's
+# fused_adan/README.md: L (12 d^2 + 13 d) + (49280 + 2048 + 2) d = 758,799,360 and 1,313,722,368 parameters.
+GPT2 = {"GPT-2 758M": (24, 1536), "GPT-2 1313M": (24, 2048)}
+MATRICES = "4 x 4096x4096"
+LISTS = {
+    "cpu": ["ViT-S", "ResNet-50", MATRICES, "ViT-B"],
+    "cuda": [*TIMM, *GPT2, MATRICES],
+}
+
+
+def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    found = parser(__doc__, device=True)
+    known = ", ".join(f"'{name}'" for name in LISTS["cuda"])
+    names = f"{known}, GPT-2 LAYERSxWIDTH, or any timm model"
+    found.add_argument("--lists", nargs="+", metavar="LIST", help=names)
+    found.add_argument("--steps", nargs="+", metavar="STEP", help="rows of --design; default: all")
+    found.add_argument("--rounds", type=int, default=20)
+    found.add_argument("--processes", type=int, help="default: 7, with CUDA 3")
+    found.add_argument("--memory", type=float, metavar="GIB", help="default: 90 %% of the free memory")
+    found.add_argument("--design", action="store_true", help="print the bytes by design and measure nothing")
+    found.add_argument("--worker", metavar="LIST", help="measure one list in this process and print JSON")
+    return found.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
 import gc
 import importlib
 import itertools
@@ -50,7 +93,7 @@ import torch
 from torch import Tensor
 
 import optim
-from benchmarks.common import Step, check, fresh, interleave, machine, made, parser
+from benchmarks.common import Step, check, fresh, interleave, machine, made
 from repro.errors import UserError
 from repro.results import bullets, page, publish, table
 from repro.train.cli import exit_status
@@ -174,25 +217,6 @@ ENTRIES = {
 }
 BASELINE = "torch AdamW fused"
 
-TIMM = {
-    "ResNet-50": "resnet50",
-    "ResNet-101": "resnet101",
-    "ViT-S": "vit_small_patch16_224",
-    "ViT-B": "vit_base_patch16_224",
-    "ViT-L": "vit_large_patch16_224",
-    "Swin-B": "swin_base_patch4_window7_224",
-    "Swin-L": "swin_large_patch4_window7_224",
-    "ConvNeXt-B": "convnext_base",
-    "ConvNeXt-L": "convnext_large",
-}
-# Layers L and width d; 49,280 tokens, 2,048 positions, tied embeddings, as in sail-sg/Adan's
-# fused_adan/README.md: L (12 d^2 + 13 d) + (49280 + 2048 + 2) d = 758,799,360 and 1,313,722,368 parameters.
-GPT2 = {"GPT-2 758M": (24, 1536), "GPT-2 1313M": (24, 2048)}
-MATRICES = "4 x 4096x4096"
-LISTS = {
-    "cpu": ["ViT-S", "ResNet-50", MATRICES, "ViT-B"],
-    "cuda": [*TIMM, *GPT2, MATRICES],
-}
 PROCESSES = {"cpu": 7, "cuda": 3}
 STREAMS = {"copy": 8, "triad": 12, "update": 12}  # bytes an element
 REFERENCE = {"cpu": "update", "cuda": "copy"}  # the stream that GB/s are compared with
@@ -498,17 +522,7 @@ def markdown(result: dict[str, Any]) -> str:
 @exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
-    found = parser(__doc__, device=True)
-    known = ", ".join(f"'{name}'" for name in LISTS["cuda"])
-    names = f"{known}, GPT-2 LAYERSxWIDTH, or any timm model"
-    found.add_argument("--lists", nargs="+", metavar="LIST", help=names)
-    found.add_argument("--steps", nargs="+", metavar="STEP", help=f"{', '.join(ENTRIES)}; default: all")
-    found.add_argument("--rounds", type=int, default=20)
-    found.add_argument("--processes", type=int, help="default: 7, with CUDA 3")
-    found.add_argument("--memory", type=float, metavar="GIB", help="default: 90 %% of the free memory")
-    found.add_argument("--design", action="store_true", help="print the bytes by design and measure nothing")
-    found.add_argument("--worker", metavar="LIST", help="measure one list in this process and print JSON")
-    options = found.parse_args(arguments)
+    options = read_options(arguments)
     if options.design:
         print(design())
         return 0

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from optim.text import aligned
 from repro.ledger import rows
+from repro.train.cli import command_line
 
 GRID = "memory/gpt2_grid"
 BYTES = {"fused_adan_step_ms": 60, "adan_step_ms": 180}  # per parameter
@@ -74,4 +75,5 @@ def report() -> str:
 
 
 if __name__ == "__main__":
+    command_line(__doc__).parse_args()
     print(report())

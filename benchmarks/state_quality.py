@@ -15,18 +15,66 @@ OMP_NUM_THREADS=1 is many times faster than torch's default; two commands may sh
 """
 
 import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from repro.train.cli import command_line
+
+REFERENCE = "float32"
+STORAGES = {storage: {"state_dtype": storage} for storage in (REFERENCE, "bfloat16", "int8")}
+VISION = {
+    "digits": ["data=digits", "epochs=25"],
+    "fashion_mnist": [
+        "data=fashion_mnist",
+        "augment=none",
+        "epochs=1",
+        "schedule.warmup_epochs=0.1",
+        "model.kwargs.embed_dim=64",
+        "model.kwargs.depth=2",
+        "model.kwargs.num_heads=4",
+    ],
+}
+TASKS = (*VISION, "gpt")
+LEARNING_RATES = {"adan": 5e-3, "adamw": 2e-3}  # of the gpt task; the vision tasks use those of configs/
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = command_line(__doc__)
+    data = os.environ.get("ADAN_DATA")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--optimizers", nargs="+", choices=list(LEARNING_RATES), default=["adan"])
+    parser.add_argument("--storages", nargs="+", choices=list(STORAGES), default=list(STORAGES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--pure-bf16", action="store_true", help="gpt also with bfloat16 parameters")
+    parser.add_argument("--gpt-steps", type=int, default=300)
+    parser.add_argument(
+        "--fashion-mnist",
+        type=Path,
+        metavar="PATH",
+        default=Path(data, "fashion-mnist") if data else None,
+        help="folder of the four IDX files; default: fashion-mnist in the folder that ADAN_DATA names",
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs/quality"), help="folder of the vision runs")
+    parser.add_argument("--out", type=Path, default=Path("results/quality/states"), help="of .jsonl and .md")
+    parser.add_argument("--table", action="store_true", help="train nothing, make the table again")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
 import functools
 import itertools
 import math
-import os
 import statistics
 import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,32 +91,16 @@ from repro.publish import append_line
 from repro.results import page, table
 from repro.runs import read_summary
 from repro.train import checkpoint
-from repro.train.cli import command_line, exit_status
+from repro.train.cli import exit_status
 from repro.train.run_folder import run_name, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = "float32"
-STORAGES = {storage: {"state_dtype": storage} for storage in (REFERENCE, "bfloat16", "int8")}
 # Parameters and gradients in bfloat16 as well, for the gpt task only. Its arithmetic stays float32: the
 # comparison is about storage, and products in bfloat16 are very slow on many CPUs.
 PURE_BF16 = {
     f"pure bfloat16, {rounding}": {"state_dtype": "bfloat16", "param_rounding": rounding}
     for rounding in ("nearest", "stochastic", "kahan", "split")
 }
-VISION = {
-    "digits": ["data=digits", "epochs=25"],
-    "fashion_mnist": [
-        "data=fashion_mnist",
-        "augment=none",
-        "epochs=1",
-        "schedule.warmup_epochs=0.1",
-        "model.kwargs.embed_dim=64",
-        "model.kwargs.depth=2",
-        "model.kwargs.num_heads=4",
-    ],
-}
-TASKS = (*VISION, "gpt")
-LEARNING_RATES = {"adan": 5e-3, "adamw": 2e-3}  # of the gpt task; the vision tasks use those of configs/
 LENGTH, BATCH = 128, 16  # bytes per sequence, sequences per step
 VALIDATION = 256  # sequences
 
@@ -307,25 +339,7 @@ def train_all(runs: list[Run], path: Path, options: argparse.Namespace) -> int:
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is missing, write the table, and return the exit status."""
-    parser = command_line(__doc__)
-    data = os.environ.get("ADAN_DATA")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
-    parser.add_argument("--optimizers", nargs="+", choices=list(LEARNING_RATES), default=["adan"])
-    parser.add_argument("--storages", nargs="+", choices=list(STORAGES), default=list(STORAGES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--pure-bf16", action="store_true", help="gpt also with bfloat16 parameters")
-    parser.add_argument("--gpt-steps", type=int, default=300)
-    parser.add_argument(
-        "--fashion-mnist",
-        type=Path,
-        metavar="PATH",
-        default=Path(data, "fashion-mnist") if data else None,
-        help="folder of the four IDX files; default: fashion-mnist in the folder that ADAN_DATA names",
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs/quality"), help="folder of the vision runs")
-    parser.add_argument("--out", type=Path, default=Path("results/quality/states"), help="of .jsonl and .md")
-    parser.add_argument("--table", action="store_true", help="train nothing, make the table again")
-    options = parser.parse_args(arguments)
+    options = read_options(arguments)
     records, written = options.out.with_suffix(".jsonl"), options.out.with_suffix(".md")
     done = ""
     if options.table:

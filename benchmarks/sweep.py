@@ -14,44 +14,19 @@ use a quiet machine and a separate command, in which all optimizers of a task ta
 """
 
 import argparse
-import contextlib
-import importlib
 import os
 import sys
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from itertools import product
-from multiprocessing import get_context, parent_process
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
-import torch
-from tqdm import tqdm
-
-from benchmarks.common import check
-from benchmarks.comparison import times
-from benchmarks.comparison.design import OPTIMIZERS, SEEDS, TASKS, Task
-from benchmarks.comparison.measures import best_point
-from benchmarks.comparison.records import Record, Stage, append, load, outcome, where
-from benchmarks.comparison.todo import ALL_TASKS, Job, cells, space, todo, works
-from repro.errors import UserError
-from repro.ledger.rows import ROOT
-from repro.runs import read
-from repro.train import checkpoint
-from repro.train.cli import command_line, exit_status
-from repro.train.run_folder import run_name
-
-RECORDS = ROOT / "results" / "comparison" / "runs.jsonl"
-# Three speed records; the last two count, as Shampoo computes its roots every 20 steps from the 20th on.
-SHORT = ("stop_after=60", "run.log_every=20", "eval_every=null", "eval_epochs=null")
+from benchmarks.comparison.design import OPTIMIZERS
+from benchmarks.comparison.records import RECORDS
+from benchmarks.comparison.todo import ALL_TASKS
+from repro.train.cli import command_line
 
 
-@exit_status
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the missing runs and return the exit status."""
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     split = words.index("--") if "--" in words else len(words)
     parser = command_line(__doc__)
@@ -69,6 +44,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--times", type=int, default=0, metavar="ROUNDS", help="time a step instead")
     options = parser.parse_args(words[:split])
     options.launcher = words[split + 1 :]
+    return options
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
+import contextlib
+import importlib
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from itertools import product
+from multiprocessing import get_context, parent_process
+from typing import cast
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.common import check
+from benchmarks.comparison import times
+from benchmarks.comparison.design import SEEDS, TASKS, Task
+from benchmarks.comparison.measures import best_point
+from benchmarks.comparison.records import Record, Stage, append, load, outcome, where
+from benchmarks.comparison.todo import Job, cells, space, todo, works
+from repro.errors import UserError
+from repro.runs import read
+from repro.train import checkpoint
+from repro.train.cli import exit_status
+from repro.train.run_folder import run_name
+
+# Three speed records; the last two count, as Shampoo computes its roots every 20 steps from the 20th on.
+SHORT = ("stop_after=60", "run.log_every=20", "eval_every=null", "eval_epochs=null")
+
+
+@exit_status
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the missing runs and return the exit status."""
+    options = read_options(arguments)
     pairs = cells(options.tasks, options.optimizers)
     if options.list:
         found = load(options.out)

@@ -18,8 +18,31 @@ the median over the rounds.
 """
 
 import argparse
-import json
 import os
+from pathlib import Path
+
+from benchmarks.common import parser
+from repro.train.cli import file_size
+
+CORES = len(os.sched_getaffinity(0))
+
+
+def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    found = parser(__doc__)
+    found.add_argument("--text", type=Path, help="source of the text (default: Python's documentation)")
+    found.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="default: byte pairs, trained here")
+    found.add_argument("--size", type=file_size, default="1GB", help="of the text (default: 1GB)")
+    found.add_argument("--workers", type=int, default=CORES, help=f"processes or threads (default: {CORES})")
+    found.add_argument("--rounds", type=int, default=3, help="default: 3")
+    found.add_argument("--scratch", type=Path, help="folder for the temporary files, twice --size")
+    return found.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
+import json
 import random
 import statistics
 import subprocess
@@ -28,19 +51,18 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import tokenizers as library
 from tqdm import tqdm
 
-from benchmarks.common import check, machine, made, parser, take_turns
+from benchmarks.common import check, machine, made, take_turns
 from repro.errors import UserError
 from repro.results import page, publish, table
 from repro.text import files, tokenizers
 from repro.text.config import TokenizerConfig
 from repro.text.python_docs import python_docs
-from repro.train.cli import exit_status, file_size
+from repro.train.cli import exit_status
 
 PREPARE = Path(__file__).resolve().parent.parent / "scripts" / "prepare_text.py"
 BATCH = 1000  # lines that the bare loops give to the library at once
@@ -237,18 +259,10 @@ def markdown(result: dict[str, Any]) -> str:
 @exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
-    cores = len(os.sched_getaffinity(0))
-    found = parser(__doc__)
-    found.add_argument("--text", type=Path, help="source of the text (default: Python's documentation)")
-    found.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="default: byte pairs, trained here")
-    found.add_argument("--size", type=file_size, default="1GB", help="of the text (default: 1GB)")
-    found.add_argument("--workers", type=int, default=cores, help=f"processes or threads (default: {cores})")
-    found.add_argument("--rounds", type=int, default=3, help="default: 3")
-    found.add_argument("--scratch", type=Path, help="folder for the temporary files, twice --size")
-    options = found.parse_args(arguments)
+    options = read_options(arguments)
     check(options, "workers", "rounds")
     os.environ["RAYON_NUM_THREADS"] = str(options.workers)  # of the library, read when it first uses them
-    result = {"machine": machine("cpu", arguments) | {"cores": cores}} | measure(options)
+    result = {"machine": machine("cpu", arguments) | {"cores": CORES}} | measure(options)
     publish(result, markdown(result), options.out)
     return 0
 

@@ -9,12 +9,28 @@ curves of another recipe for the same model. `behind` and `diverged` count as al
 after the start of a fault is its detection.
 """
 
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from repro.train.cli import command_line
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = command_line(__doc__)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write README.md and tracking.json there")
+    parser.add_argument("--seeds", type=int, default=20, metavar="N", help="reruns of each row (default: 20)")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
 import itertools
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -28,7 +44,7 @@ from repro.ledger.rows import load, names
 from repro.logs.files import read_log
 from repro.logs.log import LogError
 from repro.results import page, publish, table
-from repro.train.cli import command_line, exit_status
+from repro.train.cli import exit_status
 from repro.train.run_folder import refuse_foreign_page
 
 # window, reach, tolerance, records
@@ -276,10 +292,7 @@ def _cell(value: Any) -> str:
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study, print its tables, write them, and return the exit status."""
-    parser = command_line(__doc__)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write README.md and tracking.json there")
-    parser.add_argument("--seeds", type=int, default=20, metavar="N", help="reruns of each row (default: 20)")
-    options = parser.parse_args(arguments)
+    options = read_options(arguments)
     if options.out is not None:
         refuse_foreign_page(options.out / "README.md", "tracking_study.py")
     results = study(options.seeds)

@@ -31,6 +31,25 @@ With --optimizers: the bare loop with each optimizer.
                         steps that made its states; with activations and the synthetic images
 """
 
+import argparse
+
+from benchmarks.common import parser
+
+
+def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    found = parser(__doc__, device=True)
+    found.add_argument("--optimizers", action="store_true", help="optimizers in the bare loop, not loops")
+    found.add_argument("--models", nargs="+", metavar="MODEL", help="of training_cases.py, or any of timm's")
+    found.add_argument("--batch", type=int, help="samples; default: a usual number for the device")
+    found.add_argument("--rounds", type=int, default=40)
+    found.add_argument("--quick", action="store_true", help="models and batches for tests")
+    return found.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
 import functools
 import math
 import statistics
@@ -43,9 +62,9 @@ import torch
 from torch import nn
 
 import optim
-from benchmarks.common import check, machine, made, parser, seconds
+from benchmarks.common import check, machine, made, seconds
 from benchmarks.optimizers import EMULATED, ENTRIES, state_bytes
-from benchmarks.training_cases import LANGUAGE, MODELS, QUICK, prepare
+from benchmarks.training_cases import MODELS, QUICK, prepare
 from benchmarks.training_loops import Bench, bare_loop, run_ours, timm_loop
 from repro.results import bullets, page, publish, table
 from repro.train.cli import exit_status
@@ -247,14 +266,7 @@ def shown(ratio: list[float]) -> str:
 @exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
-    found = parser(__doc__, device=True)
-    found.add_argument("--optimizers", action="store_true", help="optimizers in the bare loop, not loops")
-    models = f"{', '.join(LANGUAGE)}, or any of timm's; default: {' '.join(MODELS)}"
-    found.add_argument("--models", nargs="+", metavar="MODEL", help=models)
-    found.add_argument("--batch", type=int, help="samples; default: a usual number for the device")
-    found.add_argument("--rounds", type=int, default=40)
-    found.add_argument("--quick", action="store_true", help="models and batches for tests")
-    options = found.parse_args(arguments)
+    options = read_options(arguments)
     check(options, "rounds")
     more = [] if options.batch is None else [f"batch_size={options.batch}"]
     measure = bench_optimizers if options.optimizers else bench_loops

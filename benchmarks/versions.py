@@ -7,13 +7,35 @@ which evicts each one's data from the caches, and repeated, the fastest tenth of
 sharded parameters of one process, as FSDP2 makes them.
 """
 
+import argparse
+from pathlib import Path
+
+from benchmarks.common import parser
+
+IN_TURN, AGAIN, SHARDED = "400 x 16, in turn", "400 x 16, again", "300 x 16, DTensors"
+LISTS = ["ViT-S", "ResNet-50", IN_TURN, AGAIN, SHARDED]
+
+
+def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    found = parser(__doc__)
+    found.add_argument("checkout", type=Path, metavar="PATH", help="the other checkout")
+    found.add_argument("--lists", nargs="+", metavar="LIST", default=LISTS)
+    found.add_argument("--rounds", type=int, default=15)
+    found.add_argument("--processes", type=int, default=5)
+    found.add_argument("--worker", action="store_true", help="measure in this process and print JSON")
+    return found.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
 import importlib.util
 import json
 import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,15 +43,13 @@ import torch
 import torch.distributed as dist
 
 import optim
-from benchmarks.common import check, fresh, interleave, machine, made, parser, seconds
+from benchmarks.common import check, fresh, interleave, machine, made, seconds
 from benchmarks.optimizers import BASELINE, make, shapes
 from repro.environment import commit
 from repro.errors import UserError
 from repro.results import page, publish, table
 from repro.train.cli import exit_status
 
-IN_TURN, AGAIN, SHARDED = "400 x 16, in turn", "400 x 16, again", "300 x 16, DTensors"
-LISTS = ["ViT-S", "ResNet-50", IN_TURN, AGAIN, SHARDED]
 NAMES = ("adan", "adamw")
 
 
@@ -104,13 +124,7 @@ def markdown(about: dict[str, Any], other: str, lists: dict[str, list[dict[str, 
 @exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
-    found = parser(__doc__)
-    found.add_argument("checkout", type=Path, metavar="PATH", help="the other checkout")
-    found.add_argument("--lists", nargs="+", metavar="LIST", default=LISTS)
-    found.add_argument("--rounds", type=int, default=15)
-    found.add_argument("--processes", type=int, default=5)
-    found.add_argument("--worker", action="store_true", help="measure in this process and print JSON")
-    options = found.parse_args(arguments)
+    options = read_options(arguments)
     check(options, "rounds", "processes")
     if not list(options.checkout.glob("optim/_cpu*.so")):
         raise UserError(f"{options.checkout} has no built kernels: python setup.py build_ext --inplace there")

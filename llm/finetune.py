@@ -8,6 +8,15 @@ best weights, adapters merged, which llm/reward.py and llm/remax.py start from. 
 """
 
 import sys
+
+from llm.config.finetune import FinetuneConfig
+from repro.train.command import command
+
+main = command("finetune", FinetuneConfig, "llm.finetune", __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())  # before the imports that take seconds
+
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm import models, pretrained, python_functions
-from llm.config.finetune import FinetuneConfig
 from llm.conversations import Batch, Example, Examples, Row, collate, read
 from llm.generate import complete, end_of_text, pad_left
 from repro.errors import UserError
 from repro.text.perplexity import perplexity
-from repro.train.command import command
 from repro.train.config import TrainConfig
 from repro.train.data import Plan, Sized, shuffled
 from repro.train.task import Task
@@ -189,8 +196,3 @@ def texts(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
 
 
 RECIPE = Finetuning  # see repro.ledger.recipes
-main = command(RECIPE)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,62 +11,18 @@ is HumanEval.jsonl.gz, its folder, or tasks in its format; the default is five s
 """
 
 import argparse
-import collections
-import hashlib
-import json
-import queue
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from tqdm import tqdm
-
-from llm import models
-from llm.code_eval import problems
 from llm.code_eval.jail import Limits
-from llm.code_eval.problems import Problem
-from llm.code_eval.sandbox import Sandbox, Verdict
-from llm.code_eval.scores import against, describe, summarise
-from llm.generate import sample
-from repro.environment import environment
-from repro.errors import UserError
-from repro.ledger import rows
-from repro.loading import read_json, read_lines
-from repro.publish import alone
-from repro.train.cli import command_line, exit_status, file_size
-from repro.train.run_folder import write_atomically
+from repro.train.cli import command_line, file_size
 
-STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # arXiv 2107.03374, section 2.2
 SAMPLING = {"samples": 200, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 512}
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-KS = (1, 10, 100)
-PROBLEMS = 164  # of HumanEval
 
 
-@exit_status
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return the exit status: 0, 2 after `error: ...`, 130 if interrupted."""
-    options = parser().parse_args(arguments)
-    if (options.model is not None) + (options.completions is not None) + options.canonical != 1:
-        raise UserError("name a MODEL, or give --completions FILE or --canonical")
-    if not options.execute:
-        risk = "this runs programs that a model wrote, in a sandbox (docs/humaneval.md)"
-        raise UserError(f"{risk}: confirm by --execute")
-    try:
-        evaluate(options)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
-    return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     limits = Limits()
     parser = command_line(__doc__)
     add = parser.add_argument
@@ -83,13 +39,66 @@ def parser() -> argparse.ArgumentParser:
     add("--max-new-tokens", type=int, help=f"(default: {SAMPLING['max_new_tokens']})")
     add("--seed", type=int, default=0, help="of the samples and of the intervals (default: 0)")
     add("--batch-size", type=int, default=32, help="samples at a time (default: 32)")
-    add("--amp", choices=DTYPES, default="no", help="weights in half precision (default: no)")
+    add("--amp", choices=["no", "bf16", "fp16"], default="no", help="weights in half precision (default: no)")
     add("--k", type=int, nargs="+", help="of pass@k (default: 1, 10 and 100, as far as samples permit)")
     add("--workers", type=int, default=2, help="programs run in parallel (default: 2)")
     add("--timeout", type=float, default=limits.seconds, help=f"seconds (default: {limits.seconds:g})")
     add("--memory", type=file_size, default=limits.memory, help="per process, as 500MB (default: 512 MiB)")
     add("--out", type=Path, metavar="FOLDER", help="default: runs/humaneval/NAME")
-    return parser
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
+import collections
+import hashlib
+import json
+import queue
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from llm import models
+from llm.code_eval import problems
+from llm.code_eval.problems import Problem
+from llm.code_eval.sandbox import Sandbox, Verdict
+from llm.code_eval.scores import against, describe, summarise
+from llm.generate import sample
+from repro.environment import environment
+from repro.errors import UserError
+from repro.ledger import rows
+from repro.loading import read_json, read_lines
+from repro.publish import alone
+from repro.train.cli import exit_status
+from repro.train.run_folder import write_atomically
+
+STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # arXiv 2107.03374, section 2.2
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+KS = (1, 10, 100)
+PROBLEMS = 164  # of HumanEval
+
+
+@exit_status
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return the exit status: 0, 2 after `error: ...`, 130 if interrupted."""
+    options = read_options(arguments)
+    if (options.model is not None) + (options.completions is not None) + options.canonical != 1:
+        raise UserError("name a MODEL, or give --completions FILE or --canonical")
+    if not options.execute:
+        risk = "this runs programs that a model wrote, in a sandbox (docs/humaneval.md)"
+        raise UserError(f"{risk}: confirm by --execute")
+    try:
+        evaluate(options)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+    return 0
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:

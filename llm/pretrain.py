@@ -6,6 +6,15 @@ best weights, which AutoModelForCausalLM and AutoTokenizer load.
 """
 
 import sys
+
+from llm.config.pretrain import LlmConfig
+from repro.train.command import command
+
+main = command("llm", LlmConfig, "llm.pretrain", __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())  # before the imports that take seconds
+
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,14 +27,12 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from llm import models, routing
-from llm.config.pretrain import LlmConfig
 from llm.generate import for_transformers, sample
 from llm.sequences import Batch, sequences
 from repro.errors import UserError
 from repro.interop import read_weights
 from repro.text import corpus
 from repro.text.perplexity import entropy, perplexity
-from repro.train.command import command
 from repro.train.data import Sized
 from repro.train.task import Task
 
@@ -162,8 +169,3 @@ class LanguageModelling(Task[Batch]):
 
 
 RECIPE = LanguageModelling  # see repro.ledger.recipes
-main = command(RECIPE)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

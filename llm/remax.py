@@ -6,8 +6,17 @@ The first run is one of llm/finetune.py, the second of llm/reward.py. Without ar
 from scratch, rewarded for words that occur in the true function bodies of Python's library.
 """
 
-import copy
 import sys
+
+from llm.config.remax import RULES, RemaxConfig
+from repro.train.command import command
+
+main = command("remax", RemaxConfig, "llm.remax", __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())  # before the imports that take seconds
+
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,12 +29,10 @@ from transformers import PreTrainedModel
 
 from llm import conversations, models, pretrained
 from llm import rewards as rules
-from llm.config.remax import RULES, RemaxConfig
 from llm.conversations import Example, Examples, Row, collate, encode
 from llm.finetune import SHOWN, ConversationTask
 from llm.generate import pad_left
 from repro.errors import UserError
-from repro.train.command import command
 from repro.train.data import in_order
 
 RULE = dict(zip(RULES, (rules.overlap, rules.parses), strict=True))
@@ -265,8 +272,3 @@ def surrogate(chosen: Tensor, before: Tensor, answer: Tensor, rewards: Tensor, b
 
 
 RECIPE = ReMax  # see repro.ledger.recipes
-main = command(RECIPE)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

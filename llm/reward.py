@@ -8,6 +8,15 @@ the same words in random order.
 """
 
 import sys
+
+from llm.config.finetune import FinetuneConfig
+from repro.train.command import command
+
+main = command("reward", FinetuneConfig, "llm.reward", __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())  # before the imports that take seconds
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +28,6 @@ from llm import pretrained, python_functions
 from llm.conversations import Batch, Examples, Row
 from llm.finetune import SHOWN, Finetuning
 from repro.errors import UserError
-from repro.train.command import command
 from repro.train.task import Task
 
 
@@ -94,8 +102,3 @@ class RewardModelling(Finetuning):
 
 
 RECIPE = RewardModelling  # see repro.ledger.recipes
-main = command(RECIPE)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,8 +6,24 @@ Without arguments it trains a small encoder from scratch to tell which package o
 documents, in a few minutes on two CPU cores.
 """
 
-import os
 import sys
+
+from nlp.config.glue import GlueConfig
+from repro.train.cli import entry_point
+
+
+@entry_point("glue", GlueConfig, __doc__)
+def main(config: GlueConfig, overrides: list[str]) -> None:
+    """Train as the command line says."""
+    from nlp.finetune_glue import finetune  # this module, with its imports
+
+    finetune(config, overrides)
+
+
+if __name__ == "__main__":
+    sys.exit(main())  # before the imports that take seconds
+
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +36,12 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from nlp.bert import Untrained
-from nlp.config.glue import GlueConfig
 from nlp.glue import predictions, pretrained, seeds, tasks
 from nlp.glue.data import read
 from nlp.glue.encode import Batch, Encoded, Item, batches, by_length, collate
 from nlp.glue.metrics import compute
 from repro.errors import UserError
 from repro.interop import read_weights
-from repro.train.cli import entry_point
 from repro.train.config import TrainConfig
 from repro.train.data import Plan, Sized, regrouped
 from repro.train.run_folder import run_name, write_atomically
@@ -235,8 +249,7 @@ class Finetuning(Task[Batch]):
 RECIPE = Finetuning  # see repro.ledger.recipes
 
 
-@entry_point("glue", GlueConfig)
-def main(config: GlueConfig, overrides: list[str]) -> None:
+def finetune(config: GlueConfig, overrides: list[str]) -> None:
     """Train as the command line says, once or with several seeds, and write predictions."""
     config = replace(config, model=pretrained.adopted(config))
     task = Finetuning(config)
@@ -244,7 +257,3 @@ def main(config: GlueConfig, overrides: list[str]) -> None:
     if config.seeds is not None and int(os.environ.get("RANK", 0)) == 0:
         folder = Path(config.run.root) / task.name / (config.run.name or run_name(overrides))
         print(seeds.describe(seeds.write(folder, config.seeds, summaries)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

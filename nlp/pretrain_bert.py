@@ -5,8 +5,17 @@ cores. The run folder gets the tokenizer, and a folder `transformers` with the b
 AutoModelForMaskedLM.from_pretrained loads; nlp/finetune_glue.py can start from either.
 """
 
-import math
 import sys
+
+from nlp.config.bert import BertConfig
+from repro.train.command import command
+
+main = command("bert", BertConfig, "nlp.pretrain_bert", __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())  # before the imports that take seconds
+
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +28,11 @@ from transformers.utils import logging
 
 from nlp.bert import Untrained, attention, build_masked_lm, in_transformers, longest
 from nlp.blocks import Blocks
-from nlp.config.bert import BertConfig
 from nlp.masking import IGNORED, Batch, MaskedBlocks, MaskedPairs, Masking, PairBatch, collate
 from repro.errors import UserError
 from repro.interop import read_weights
 from repro.text import corpus
 from repro.text.perplexity import entropy, perplexity
-from repro.train.command import command
 from repro.train.data import Plan, Sized, shuffled
 from repro.train.task import Task
 
@@ -238,8 +245,3 @@ def bits(split: str, nats: float) -> dict[str, float]:
 
 
 RECIPE = Pretraining  # see repro.ledger.recipes
-main = command(RECIPE)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,19 +3,26 @@
 Without arguments it trains a small one on Python's documentation, in a few minutes on two CPU cores.
 """
 
-import math
 import sys
+
+from nlp.config.lstm import LSTMTrainConfig
+from repro.train.command import command
+
+main = command("lstm", LSTMTrainConfig, "nlp.train_lstm", __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())  # before the imports that take seconds
+
+import math
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nlp.config.lstm import LSTMTrainConfig
 from nlp.lstm import Hidden, LSTMLanguageModel, activation_penalty
 from repro.text.perplexity import perplexity
 from repro.text.streams import Batch, Streams, StreamTask
-from repro.train.command import command
 
 PROMPTS, PROMPT, LONGEST = 4, 6, 30  # continuations in the summary, and words of each prompt and continuation
 TEMPERATURE = 0.7  # of the continuations; the most likely words would repeat themselves
@@ -120,8 +127,3 @@ def continuation(
 
 
 RECIPE = LanguageModelling  # see repro.ledger.recipes
-main = command(RECIPE)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,12 +4,20 @@ Without arguments it trains a small one on Python's documentation, in a few minu
 """
 
 import sys
+
+from nlp.config.transformer_xl import TransformerXLConfig
+from repro.train.command import command
+
+main = command("transformer_xl", TransformerXLConfig, "nlp.train_transformer_xl", __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())  # before the imports that take seconds
+
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from nlp.config.transformer_xl import TransformerXLConfig
 from nlp.transformer_xl import Memory, Reach, TransformerXL, empty_memory
 from repro.errors import UserError
 from repro.interop import read_weights
@@ -17,7 +25,6 @@ from repro.interop.checkpoint import Weights
 from repro.text.perplexity import perplexity
 from repro.text.streams import Batch, Streams, StreamTask
 from repro.train.checkpoint import first_difference
-from repro.train.command import command
 
 # continuations in the summary, tokens of each prompt and continuation, and top-k of the sampling
 PROMPTS, PROMPT, CONTINUED, LIKELIEST = 3, 24, 48, 40
@@ -129,8 +136,3 @@ def load(model: nn.Module, weights: Weights, source: str) -> None:
 
 
 RECIPE = LanguageModelling  # see repro.ledger.recipes
-main = command(RECIPE)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,56 +1,24 @@
-"""Adan and the optimizers it is compared with: reference, foreach and fused paths behind one interface."""
+"""Adan and the optimizers it is compared with: reference, foreach and fused paths behind one interface.
 
-from .adafactor import Adafactor
-from .adam import Adam
-from .adam_mini import AdamMini
-from .adamw import AdamW
-from .adan import Adan
-from .base import Optimizer, exact_params, state_bytes
-from .card import Card
-from .groups import layer_ids, param_groups
-from .in_backward import step_in_backward
-from .interop.advice import AdanSettings, adan_from_adamw
-from .interop.convert import convert_state
-from .lamb import Lamb
-from .lars import Lars
-from .lion import Lion
-from .monitor.monitor import Monitor
-from .partition import Partition, partition
-from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
-from .resize import resize_state
-from .shampoo import Shampoo
-from .sophia import Sophia, gauss_newton_bartlett, hutchinson
+The names are in public.py, which is imported when the first of them is used: that needs torch, which takes
+seconds, and `python -m optim --help` or `optim.text` do not.
+"""
 
-__all__ = [
-    "CARDS",
-    "OPTIMIZERS",
-    "Adafactor",
-    "Adam",
-    "AdamMini",
-    "AdamW",
-    "Adan",
-    "AdanSettings",
-    "Card",
-    "Lamb",
-    "Lars",
-    "Lion",
-    "Monitor",
-    "Optimizer",
-    "Partition",
-    "Shampoo",
-    "Sophia",
-    "adan_from_adamw",
-    "available",
-    "build_optimizer",
-    "convert_state",
-    "exact_params",
-    "gauss_newton_bartlett",
-    "hutchinson",
-    "layer_ids",
-    "param_groups",
-    "partition",
-    "path_in_use",
-    "resize_state",
-    "state_bytes",
-    "step_in_backward",
-]
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .public import *  # noqa: F403
+else:
+
+    def __getattr__(name: str) -> Any:
+        import importlib
+
+        if name == "__all__" or not name.startswith("__"):  # Python asks modules for other names of this kind
+            public = importlib.import_module(".public", __name__)
+            globals().update({each: getattr(public, each) for each in ("__all__", *public.__all__)})
+        if name in globals():
+            return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__getattr__("__all__")})

@@ -1,5 +1,15 @@
-"""`python -m optim` prints what works on this machine."""
+"""Print which optimizers and paths work on this machine, and why the others do not: `python -m optim`."""
 
-from . import available
+import argparse
 
-available()
+
+def main() -> None:
+    """Read the command line and print the table."""
+    argparse.ArgumentParser(prog="python -m optim", description=__doc__).parse_args()
+    from .registry import available
+
+    available()
+
+
+if __name__ == "__main__":
+    main()

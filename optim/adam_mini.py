@@ -16,7 +16,7 @@ from .engine.native import Factors
 from .engine.rule import Batch, Group
 from .engine.storage import REST_NAMES, State, States, StateSpec, Tensors
 from .engine.sums import sums_of
-from .partition import Partition, partition
+from .partitions import Partition, partition
 
 
 class AdamMini(Optimizer):

@@ -10,8 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from repro.reading import read_bytes
 
 _PACKAGES = ("torch", "accelerate", "timm", "transformers", "datasets", "numpy", "safetensors", "hydra-core")
@@ -19,6 +17,8 @@ _PACKAGES = ("torch", "accelerate", "timm", "transformers", "datasets", "numpy",
 
 def environment() -> dict[str, Any]:
     """Describe the software and the machine: versions, commit, devices, threads, command."""
+    import torch  # here, as almost every command imports this module
+
     versions = {}
     for package in _PACKAGES:
         try:

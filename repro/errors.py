@@ -1,4 +1,6 @@
-"""The exceptions for bad input."""
+"""The exceptions that end a command: bad input, and a stop signal."""
+
+import signal
 
 
 class UserError(Exception):
@@ -15,3 +17,11 @@ class Diverged(UserError):
         """`step`: the first whose loss is not finite."""
         super().__init__(message)
         self.step = step
+
+
+class Stopped(BaseException):  # not an Exception, so that error handlers let it pass
+    """Ends a run on a stop signal; `status` is the exit status of the process, see repro.train.preemption."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
+        self.number, self.status = number, 128 + number

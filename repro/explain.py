@@ -8,7 +8,6 @@ from concurrent.futures.process import BrokenProcessPool
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
-from torch.distributed import DistError
 
 from repro.errors import UserError
 from repro.reading import printable
@@ -73,6 +72,8 @@ def _lost_process(error: BaseException) -> str | None:
         return None
     if worker := re.search(r"DataLoader worker \((pid[^)]*\)?[^)]*)\) (?:is|exited)[^.]*", text):
         return f"{worker[0]}, often for lack of memory: set a lower workers=N; the same command continues"
+    from torch.distributed import DistError
+
     ended = re.search(r"Connection (closed|reset) by peer|Broken pipe|Timed out waiting|timed out", text)
     if isinstance(error, DistError) or ("gloo" in text and ended):
         reason = ended[0] if ended else text[:150]

@@ -18,8 +18,12 @@ from repro.reading import DEEPEST
 # maximum bytes of a file; environment.json grows by 1 KB with each start
 LARGEST = 16 << 20
 LARGEST_YAML = 256 << 10  # bytes
-MOST_YAML = 10_000  # events of the parser, which is slow; a configuration has a few hundred
+MOST_YAML = 10_000  # events of the parser; a configuration has a few hundred
 LONGEST = 1 << 20  # bytes of a line
+
+# with the parser of libyaml, where PyYAML has it: it is ten times as fast
+_FAST = (yaml.CSafeLoader,) if yaml.__with_libyaml__ else ()
+_Loader: Any = type("_Loader", (*_FAST, get_yaml_loader()), {})
 
 Kind = TypeVar("Kind", dict[str, Any], list[Any])
 Line = TypeVar("Line")
@@ -125,13 +129,13 @@ def read_yaml(path: Path, cure: str = "") -> dict[str, Any]:
     text = read_text(path, cure, LARGEST_YAML)
     try:
         depth = 0
-        for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+        for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent):
                 raise Unreadable(path, "has aliases (*name)", cure)
             if depth > DEEPEST or number > MOST_YAML:
                 raise Unreadable(path, "too large or nested too deeply", cure)
-        content = yaml.load(text, Loader=get_yaml_loader())
+        content = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise Unreadable(path, f"not YAML ({error.problem}{line})", cure) from None

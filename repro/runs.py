@@ -133,3 +133,19 @@ def read_starts(folder: Path, cure: str = "") -> list[dict[str, Any]]:
     if not all(isinstance(start, dict) for start in starts):
         raise Unreadable(path, "not a list of starts", cure)
     return starts
+
+
+def sample_rate(record: dict[str, Any]) -> tuple[str, float]:
+    """Return the unit of speed, in the plural, and the number per second.
+
+    Args:
+        record: a line of speed.jsonl, a summary, or anything else with the numbers of `Throughput.rates`.
+
+    Raises:
+        KeyError: the record has no speed.
+    """
+    for key, value in record.items():
+        unit = key.removesuffix("_per_second")
+        if unit not in (key, "tflop"):
+            return unit, value
+    raise KeyError("no number of samples per second")

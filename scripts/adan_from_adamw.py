@@ -7,20 +7,34 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from optim.interop.advice import REGIMES, adan_from_adamw
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the settings and return the exit status."""
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--lr", type=float, required=True, help="AdamW's peak learning rate")
     parser.add_argument("--weight-decay", type=float, default=0.01, help="AdamW's (default: 0.01)")
     parser.add_argument("--warmup", type=int, default=0, help="steps of AdamW's warm-up (default: 0)")
-    parser.add_argument("--regime", choices=REGIMES, default="pretrain", help="default: pretrain")
+    parser.add_argument(
+        "--regime",
+        choices=["pretrain", "finetune", "diffusion"],
+        default="pretrain",
+        help="default: pretrain",
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
+from optim.interop.advice import adan_from_adamw
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the settings and return the exit status."""
     try:
-        settings = adan_from_adamw(**vars(parser.parse_args(arguments)))
+        settings = adan_from_adamw(**vars(read_options(arguments)))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

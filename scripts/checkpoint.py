@@ -13,40 +13,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from optim.interop.advice import REGIMES
-from optim.interop.convert import TARGETS, convert_state
-from optim.interop.sources import SOURCES, recognise
-from repro import interop
-from repro.errors import UserError
-from repro.interop import export, states, unpickle
-from repro.interop.checkpoint import named
-from repro.interop.describe import describe
-from repro.interop.tensors import require_values
-from repro.reading import printable
-from repro.train.cli import command_line, exit_status
+from repro.train.cli import command_line
 
 
-@exit_status
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return the exit status."""
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] not in ("show", "convert", "-h", "--help"):
         words.insert(0, "show")
-    options = _parser().parse_args(words)
-    try:
-        show(options) if options.command == "show" else convert(options)
-    except ValueError as error:
-        raise UserError(" ".join(str(error).split())) from error
-    except RecursionError:
-        raise UserError("its contents are nested deeper than in any checkpoint") from None
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = command_line(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     show_parser = commands.add_parser("show", help="describe a file or folder; the default")
@@ -56,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     show_parser.add_argument(
         "--for",
         dest="library",
-        choices=[*export.LIBRARIES, export.SAME],
+        choices=["timm", "transformers", "same"],
         help="library whose names the weights get (same: no change); default: the one that has the model",
     )
     show_parser.add_argument("--ema", action="store_true", help="export the averaged weights")
@@ -65,17 +40,54 @@ def _parser() -> argparse.ArgumentParser:
     convert_parser.add_argument("file", type=Path, metavar="IN")
     convert_parser.add_argument("out", type=Path, metavar="OUT")
     convert_parser.add_argument("--at", metavar="KEY", help="place of the state, such as optimizer_states.1")
-    convert_parser.add_argument("--from", dest="source", choices=SOURCES, help="default: recognised by keys")
-    convert_parser.add_argument("--to", dest="target", choices=TARGETS, default="adan", help="default: adan")
+    convert_parser.add_argument(
+        "--from", dest="source", help="whose state it is; default: recognised by its keys"
+    )
+    convert_parser.add_argument("--to", dest="target", default="adan", help="default: adan")
     convert_parser.add_argument(
         "--blocks", type=int, nargs="+", metavar="N", help="for adam_mini: blocks of each parameter, in order"
     )
     convert_parser.add_argument(
-        "--regime", choices=REGIMES, default="pretrain", help="for AdamW to Adan: see adan_from_adamw.py"
+        "--regime",
+        choices=["pretrain", "finetune", "diffusion"],
+        default="pretrain",
+        help="for AdamW to Adan: see adan_from_adamw.py",
     )
     for command in (show_parser, convert_parser):
         command.add_argument("--force", action="store_true", help="overwrite OUT")
-    return parser
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
+from typing import Any
+
+import torch
+
+from optim.interop.convert import convert_state
+from optim.interop.sources import SOURCES, recognise
+from repro import interop
+from repro.errors import UserError
+from repro.interop import export, states, unpickle
+from repro.interop.checkpoint import named
+from repro.interop.describe import describe
+from repro.interop.tensors import require_values
+from repro.reading import printable
+from repro.train.cli import exit_status
+
+
+@exit_status
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return the exit status."""
+    options = read_options(arguments)
+    try:
+        show(options) if options.command == "show" else convert(options)
+    except ValueError as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except RecursionError:
+        raise UserError("its contents are nested deeper than in any checkpoint") from None
+    return 0
 
 
 def show(options: argparse.Namespace) -> None:

@@ -4,11 +4,27 @@ RUNS are run folders, or folders of them. Runs that differ only in the seed shar
 Unfinished runs have separate rows, without final and best results.
 """
 
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from repro.train.cli import command_line
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = command_line(__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS")
+    parser.add_argument("--out", type=Path, metavar="PNG", help="write the curves there")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -17,9 +33,8 @@ from optim.text import aligned
 from repro.errors import UserError
 from repro.reading import printable_lines
 from repro.results import save_figure
-from repro.runs import METRICS, Run, is_free, read
-from repro.train.cli import command_line, exit_status
-from repro.train.throughput import sample_rate
+from repro.runs import METRICS, Run, is_free, read, sample_rate
+from repro.train.cli import exit_status
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -29,10 +44,7 @@ from matplotlib.ticker import MaxNLocator
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table, write the figure, and return the exit status."""
-    parser = command_line(__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS")
-    parser.add_argument("--out", type=Path, metavar="PNG", help="write the curves there")
-    options = parser.parse_args(arguments)
+    options = read_options(arguments)
     runs = find(options.runs)
     groups, metric = group(runs), metric_of(runs)
     print(printable_lines(table(groups, metric)))

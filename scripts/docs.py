@@ -4,8 +4,23 @@ A table is between `<!-- begin NAME -->` and `<!-- end NAME -->`. With --check n
 exit status is 1 if a table is out of date.
 """
 
-import math
+import argparse
 import sys
+
+from repro.train.cli import command_line
+
+
+def read_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = command_line(__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if out of date")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +33,7 @@ from repro.ledger import rows
 from repro.ledger.describe import published
 from repro.ledger.rows import Row
 from repro.results import table
-from repro.train.cli import command_line, exit_status
+from repro.train.cli import exit_status
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -140,9 +155,7 @@ def generated(text: str) -> str:
 @exit_status
 def main() -> int:
     """Write the tables, or name the pages that are out of date; return the exit status."""
-    parser = command_line(__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if out of date")
-    check = parser.parse_args().check
+    check = read_options().check
     stale = []
     for path in sorted((ROOT / "docs").glob("*.md")):
         text = path.read_text()

@@ -17,9 +17,6 @@ from typing import Any
 from repro.environment import environment
 from repro.errors import UserError
 from repro.hardware import GPUS
-from repro.planner.describe import by_optimizer, describe
-from repro.planner.measured import CASES, compare
-from repro.planner.plan import Machine
 from repro.results import page, write
 from repro.train.cli import command_line, exit_status
 
@@ -33,6 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(
             "name a row, as in `python scripts/plan.py ROW --gpus 8xH100`; reproduce.py lists them"
         )
+    from repro.planner.describe import by_optimizer, describe  # they take seconds, --help needs none
+    from repro.planner.measured import CASES, compare
+    from repro.planner.plan import Machine
+
     optimizers = options.optimizers.split(",") if options.optimizers else []
     if options.measure:
         cases = [(row, options.set, name) for row in options.rows for name in optimizers or [""]] or CASES

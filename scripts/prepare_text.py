@@ -22,9 +22,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from repro.errors import UserError
-from repro.text import shards, sources, tokenizers
 from repro.text.config import PrepareConfig
-from repro.text.writing import write
 from repro.train.cli import CONFIGS, command_line, exit_status, file_size, processes
 
 
@@ -69,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run_shards(options: argparse.Namespace) -> int:
     """Tokenise text and print what was written."""
+    from repro.text.writing import write  # it takes seconds, --help needs none
+
     config, start = read_config(options.overrides), time.perf_counter()
     manifest = write(config.data, config.tokenizer, options.folder, options.size, options.workers)
     tokenizer, shards_made = manifest["tokenizer"], len(manifest["shards"])
@@ -87,6 +87,8 @@ def run_shards(options: argparse.Namespace) -> int:
 
 def run_check(options: argparse.Namespace) -> int:
     """Print the damaged shards."""
+    from repro.text import shards
+
     problems = shards.damaged(options.folder)
     for problem in problems:
         print(f"problem: {problem}")
@@ -103,6 +105,8 @@ def run_train(options: argparse.Namespace) -> int:
     Raises:
         UserError: it exists already, or its folder has one.
     """
+    from repro.text import sources, tokenizers
+
     config = read_config(options.overrides)
     if config.tokenizer.path is not None:
         raise UserError(f"tokenizer.path={config.tokenizer.path}: this tokenizer exists already")

@@ -5,22 +5,17 @@ RUNS are run folders or folders of them; the default is runs/ and results/. --pi
 pictures of the page there, which needs chromium.
 """
 
-import sys
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.comparison.page import section
-from benchmarks.comparison.records import load
-from repro.ledger import html
+from benchmarks.comparison.records import RECORDS
 from repro.ledger.rows import ROOT
-from repro.train.cli import command_line, exit_status
-
-COMPARISON = ROOT / "results" / "comparison" / "runs.jsonl"  # of benchmarks/sweep.py
+from repro.train.cli import command_line
 
 
-@exit_status
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page and return the exit status."""
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = command_line(__doc__)
     parser.add_argument(
         "runs", nargs="*", type=Path, metavar="RUNS", default=[ROOT / "results", Path("runs")]
@@ -31,8 +26,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--pictures", type=Path, metavar="FOLDER", help="write docs/report.md's pictures there"
     )
-    options = parser.parse_args(arguments)
-    print(html.write(options.out, options.runs, section(load(COMPARISON))))
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
+import sys
+
+from benchmarks.comparison.page import section
+from benchmarks.comparison.records import load
+from repro.ledger import html
+from repro.train.cli import exit_status
+
+
+@exit_status
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page and return the exit status."""
+    options = read_options(arguments)
+    print(html.write(options.out, options.runs, section(load(RECORDS))))
     if options.pictures is not None:
         from repro.ledger import pictures  # needs Pillow, the page does not
 

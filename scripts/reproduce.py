@@ -17,9 +17,8 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from optim.text import aligned
@@ -29,6 +28,9 @@ from repro.ledger import describe, rows, runs
 from repro.ledger.rows import ROOT, Recipe
 from repro.logs import read
 from repro.train.cli import command_line, exit_status
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RUNS = (Path("runs"), ROOT / "results")  # folders with own results
 SHOWN = 40  # lines of a comparison
@@ -160,10 +162,12 @@ def compare(recipe: Recipe, files: Sequence[Path]) -> None:
     print(f"{recipe.row.name}: {verdict(frame)}")
 
 
-def thinned(frame: pd.DataFrame) -> pd.DataFrame:
+def thinned(frame: "pd.DataFrame") -> "pd.DataFrame":
     """Return evenly spaced lines of a comparison, and those where a verdict changes."""
     if len(frame) <= SHOWN:
         return frame
+    import numpy as np
+
     before = frame.groupby("column")["verdict"].shift()
     keep = set(np.flatnonzero(before.notna() & (frame["verdict"] != before)))
     keep |= set(np.linspace(0, len(frame) - 1, SHOWN).round().astype(int))

@@ -5,12 +5,28 @@ Without ROW, all rows are checked. Nothing is trained; docs/ledger.md explains t
 of these rows change.
 """
 
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from repro.train.cli import command_line
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = command_line(__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="<table>/<row>; default: all")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write verify.json and verify.md there")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -19,7 +35,7 @@ from repro.environment import environment
 from repro.errors import UserError
 from repro.ledger.rows import COMMIT, REPOSITORY, names
 from repro.results import bullets, page, table, write
-from repro.train.cli import command_line, exit_status
+from repro.train.cli import exit_status
 from repro.verify import Verdict, verify
 from repro.verify.checks import Check
 
@@ -37,10 +53,7 @@ COMPARED = {  # the unit that a check counts
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table and the summary, write them, and return the exit status."""
-    parser = command_line(__doc__)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help="<table>/<row>; default: all")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write verify.json and verify.md there")
-    options = parser.parse_args(arguments)
+    options = read_options(arguments)
     rows = tqdm(options.rows or names(), unit="row", leave=False, disable=None)
     verdicts = [verify(name) for name in rows]
     parts = [rows_of(verdicts), bullets(notes(verdicts)), "\n".join(summary(verdicts))]

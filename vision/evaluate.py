@@ -11,10 +11,30 @@ by default. Every image counts once. See docs/evaluate.md.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from repro.train.cli import command_line
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = command_line(__doc__)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
+    parser.add_argument("--row", help="ledger row to take model, crop and published value from")
+    parser.add_argument("--weights", choices=["model", "ema"], help="default: ema if the checkpoint has it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    for option, rows in (("--out", "images"), ("--classes", "classes")):
+        parser.add_argument(option, type=Path, metavar="FILE", help=f"table of all {rows} (.csv, .parquet)")
+    return parser.parse_intermixed_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
+import json
 from typing import Any
 
 import pandas as pd
@@ -27,7 +47,7 @@ from repro.interop import Checkpoint
 from repro.ledger.rows import Row
 from repro.reading import printable
 from repro.train.accelerator import build, shut_down
-from repro.train.cli import command_line, exit_status
+from repro.train.cli import exit_status
 from repro.train.run_folder import write_atomically
 from vision import settings
 from vision.models import build_random, load
@@ -38,21 +58,8 @@ from vision.train import Classification
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
-    evaluate(parser().parse_intermixed_args(arguments))
+    evaluate(read_options(arguments))
     return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = command_line(__doc__)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
-    parser.add_argument("--row", help="ledger row to take model, crop and published value from")
-    parser.add_argument("--weights", choices=["model", "ema"], help="default: ema if the checkpoint has it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
-    for option, rows in (("--out", "images"), ("--classes", "classes")):
-        parser.add_argument(option, type=Path, metavar="FILE", help=f"table of all {rows} (.csv, .parquet)")
-    return parser
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:

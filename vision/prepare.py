@@ -20,10 +20,6 @@ from repro.errors import UserError
 from repro.reading import printable_lines, read_bytes
 from repro.train.cli import command_line, exit_status, file_size, processes
 from vision.config import DataConfig
-from vision.data.checking import check
-from vision.data.images import suffix
-from vision.data.readers import image_files
-from vision.data.writing import write_shards
 
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"  # in the development kit; line i is for image i
 
@@ -66,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run_check(options: argparse.Namespace) -> int:
     """Print the problems and notes; return 1 if there are problems."""
+    from vision.data.checking import check  # it takes seconds, --help needs none
+
     config = DataConfig(name=options.data, root=options.root)
     if options.data == "hfds":
         config.test_split = "validation"
@@ -83,6 +81,8 @@ def run_check(options: argparse.Namespace) -> int:
 
 def run_shards(options: argparse.Namespace) -> int:
     """Write shards."""
+    from vision.data.writing import write_shards
+
     manifest = write_shards(options.root, options.out, options.size, options.workers)
     samples, shards = manifest["samples"], manifest["shards"]
     size = sum(shard["bytes"] for shard in shards) / 1e9
@@ -95,6 +95,9 @@ def run_shards(options: argparse.Namespace) -> int:
 
 def run_sort(options: argparse.Namespace) -> int:
     """Move images into class folders, after looking all of them up."""
+    from vision.data.images import suffix
+    from vision.data.readers import image_files
+
     if not options.folder.is_dir():
         raise UserError(f"{options.folder}: no such folder")
     names = image_files(options.folder)

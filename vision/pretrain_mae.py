@@ -5,6 +5,15 @@ folder gets a picture of reconstructed images, and vision/train.py can start fro
 """
 
 import sys
+
+from repro.train.command import command
+from vision.config import PretrainConfig
+
+main = command("pretrain_mae", PretrainConfig, "vision.pretrain_mae", __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())  # before the imports that take seconds
+
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -16,10 +25,8 @@ from torch.utils.data import Dataset
 from torchvision.utils import save_image
 
 from repro.interop import read_weights
-from repro.train.command import command
 from repro.train.data import Sized
 from repro.train.task import Task
-from vision.config import PretrainConfig
 from vision.data import Normalize, open_sets
 from vision.data.sets import Pairs
 from vision.mae import MaskedAutoencoder
@@ -140,8 +147,3 @@ def noise(indices: Tensor, size: int) -> Tensor:
 
 
 RECIPE = Pretraining  # see repro.ledger.recipes
-main = command(RECIPE)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -4,6 +4,15 @@ Without arguments it trains a small ViT on scikit-learn's digits, in about a min
 """
 
 import sys
+
+from repro.train.command import command
+from vision.config import VisionConfig
+
+main = command("vision", VisionConfig, "vision.train", __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())  # before the imports that take seconds
+
 from typing import NamedTuple
 
 import torch
@@ -12,10 +21,8 @@ from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from torch import Tensor, nn
 
-from repro.train.command import command
 from repro.train.data import Sized
 from repro.train.task import Task
-from vision.config import VisionConfig
 from vision.data import Normalize, build_erasing, open_sets
 from vision.models import build, build_random, check_size
 
@@ -136,8 +143,3 @@ class Classification(Task[Batch]):
 
 
 RECIPE = Classification  # see repro.ledger.recipes
-main = command(RECIPE)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,11 +8,30 @@ The runs are those of benchmarks/sweep.py.
 """
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.comparison.records import COMMAND, RECORDS
+from repro.train.cli import command_line
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = command_line(__doc__, prog=COMMAND)
+    parser.add_argument("--records", type=Path, default=RECORDS, metavar="JSONL")
+    parser.add_argument("--out", type=Path, default=RECORDS.parent, metavar="FOLDER")
+    parser.add_argument("--again", nargs=2, metavar=("TASK", "OPTIMIZER"), help="exit status 1 if it differs")
+    parser.add_argument("--weights", type=Path, metavar="RUNS", help="--runs of benchmarks/sweep.py")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="as for benchmarks/sweep.py")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks import sweep
 from benchmarks.comparison import page, times
@@ -23,20 +42,14 @@ from benchmarks.comparison.todo import ALL_TASKS, Job
 from repro.errors import UserError
 from repro.runs import CONFIG
 from repro.train import checkpoint
-from repro.train.cli import command_line, exit_status
+from repro.train.cli import exit_status
 from repro.train.run_folder import refuse_foreign_page, run_name
 
 
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the files, or carry out --again or --weights, and return the exit status."""
-    parser = command_line(__doc__, prog=page.COMMAND)
-    parser.add_argument("--records", type=Path, default=sweep.RECORDS, metavar="JSONL")
-    parser.add_argument("--out", type=Path, default=sweep.RECORDS.parent, metavar="FOLDER")
-    parser.add_argument("--again", nargs=2, metavar=("TASK", "OPTIMIZER"), help="exit status 1 if it differs")
-    parser.add_argument("--weights", type=Path, metavar="RUNS", help="--runs of benchmarks/sweep.py")
-    parser.add_argument("--data", type=Path, metavar="PATH", help="as for benchmarks/sweep.py")
-    options = parser.parse_args(arguments)
+    options = read_options(arguments)
     records = load(options.records)
     if not records:
         raise UserError(f"{options.records}: no runs; make some with `python benchmarks/sweep.py`")

@@ -1,7 +1,8 @@
 """Measures of an optimizer on a task, from the records.
 
 Losses are those on validation data; lower is better. Intervals are percentile bootstraps of 95 % over seeds
-(scipy.stats.bootstrap). With five seeds they are somewhat too narrow, as is any bootstrap of five values.
+(those of scipy.stats.bootstrap, whose import takes a second). With five seeds they are
+somewhat too narrow, as is any bootstrap of five values.
 """
 
 import math
@@ -12,7 +13,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from benchmarks.comparison.design import OPTIMIZERS, REFERENCE
 from benchmarks.comparison.records import Record, Stage, select
@@ -58,8 +58,10 @@ def difference(values: Sequence[float], others: Sequence[float]) -> Estimate:
 
 def _interval(samples: Sequence[Sequence[float]], statistic: Callable[..., Any]) -> tuple[float, float]:
     """Return the ends of a statistic's bootstrap interval."""
-    found = bootstrap(samples, statistic, n_resamples=RESAMPLES, method="percentile", rng=0)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    rng = np.random.default_rng(0)
+    drawn = [np.array(x)[rng.integers(0, len(x), (RESAMPLES, len(x)))] for x in samples]
+    low, high = np.percentile(statistic(*drawn, axis=-1), (2.5, 97.5))
+    return float(low), float(high)
 
 
 def finals(records: Sequence[Record], task: str, optimizer: str, stage: str = Stage.SEEDS) -> list[float]:

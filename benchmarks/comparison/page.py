@@ -20,7 +20,7 @@ from benchmarks.comparison.measures import (
     tolerated,
     winner,
 )
-from benchmarks.comparison.records import Record, Stage, frame, select
+from benchmarks.comparison.records import COMMAND, Record, Stage, frame, select
 from benchmarks.comparison.search import edges
 from benchmarks.comparison.times import Time, ratio
 from benchmarks.comparison.todo import ALL_TASKS, Job, cells, space, todo, tuned, variants, works
@@ -28,7 +28,6 @@ from repro.ledger.charts import svg
 from repro.results import table
 from repro.train.run_folder import write_atomically
 
-COMMAND = "python -m benchmarks.comparison"
 WITHIN = 0.01  # of the best loss: the range of learning rates in the table
 
 

@@ -6,14 +6,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from repro.errors import UserError
+from repro.ledger.rows import ROOT
 from repro.loading import read_json, read_lines
 from repro.publish import append_line
 from repro.runs import DIVERGED, Run, read
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COMMAND = "python -m benchmarks.comparison"
+RECORDS = ROOT / "results" / "comparison" / "runs.jsonl"
 
 
 class Stage(StrEnum):
@@ -109,8 +114,10 @@ def outcome(folder: Path) -> dict[str, Any]:
     }
 
 
-def frame(records: Iterable[Record]) -> pd.DataFrame:
+def frame(records: Iterable[Record]) -> "pd.DataFrame":
     """Return the runs as a tidy table, one row each, without their curves."""
+    import pandas as pd
+
     rows = []
     for record in records:
         row = asdict(record)
@@ -123,7 +130,10 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
 
 def select(records: Sequence[Record], **wanted: Any) -> list[Record]:
     """Return the records whose fields have these values."""
-    return [r for r in records if all(getattr(r, key) == value for key, value in wanted.items())]
+    found = list(records)
+    for key, value in wanted.items():
+        found = [record for record in found if getattr(record, key) == value]
+    return found
 
 
 def config_hash(run: Run) -> str:

@@ -9,8 +9,7 @@ from typing import Any
 from benchmarks.comparison.design import REFERENCE
 from repro.loading import read_lines, read_records
 from repro.publish import append_line
-from repro.runs import SPEED
-from repro.train.throughput import sample_rate
+from repro.runs import SPEED, sample_rate
 
 
 @dataclass(frozen=True)

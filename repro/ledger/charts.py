@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
@@ -108,8 +109,11 @@ def _figure(height: float = SIZE[1]) -> tuple[Figure, mpl.axes.Axes]:
 def svg(figure: Figure, title: str) -> str:
     """Return the figure as an <svg> element that fills its column and shares no ids with other charts."""
     buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": f"chart {next(_salts)}"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        patch.set_facecolor("none")
+    with mpl.rc_context({"svg.hashsalt": f"chart {next(_salts)}"}):  # savefig would draw it twice
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(buffer, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     head, _, body = text.partition(">")

@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,7 +15,7 @@ import pandas as pd
 
 from repro import hardware
 from repro.direction import higher_is_better
-from repro.environment import environment
+from repro.environment import commit
 from repro.errors import UserError
 from repro.ledger import rows
 from repro.ledger.charts import Chart, Line, bars
@@ -93,12 +95,11 @@ def write(out: Path, runs: Sequence[Path], comparison: dict[str, Any] | None = N
             shown_runs.append(about)
             lines.append(line)
     curves = released_curves([recipe.row for recipe in recipes])
-    now = environment()
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     text = page.get_template("page.html").render(
-        made=f"Made on {now['time'][:10]} at commit {(now['commit'] or 'unknown')[:10]}: "
-        + " ".join(now["command"]),
+        made=f"Made on {time.strftime('%Y-%m-%d')} at commit {(commit() or 'unknown')[:10]}: "
+        + " ".join(sys.argv),
         counts=[*counts(), ("released curves read", sum(len(chart.lines) for chart in curves))],
         tables=_tables(shown),
         curves=curves,

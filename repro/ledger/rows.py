@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from repro.errors import UserError
 from repro.explain import explain
+from repro.ledger import cache
 from repro.train import resolvers
 
 resolvers.register()  # before any configuration is read
@@ -218,8 +219,27 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return copy.deepcopy(_load(name, tuple(overrides), CONFIGS))
 
 
-@functools.cache  # Hydra takes a fifth of a second
+@functools.cache
 def _load(name: str, overrides: tuple[str, ...], configs: Path) -> Recipe:
+    if overrides:
+        return _made(name, overrides, configs)
+    recipe = cache.read(name, configs, _restored)
+    if recipe is None:
+        recipe = _made(name, overrides, configs)
+        cache.write(name, configs, asdict(recipe))
+    return recipe
+
+
+def _restored(values: dict[str, Any]) -> Recipe:
+    """Return the recipe that dataclasses.asdict turned into these values."""
+    row, cost = values["row"], values["row"]["cost"]
+    kinds = {"published": Figure, "files": File, "siblings": Sibling, "discrepancies": Discrepancy}
+    lists = {key: [kind(**each) for each in row[key]] for key, kind in kinds.items()}
+    return Recipe(Row(**{**row, **lists, "cost": cost and Cost(**cost)}), values["config"])
+
+
+def _made(name: str, overrides: tuple[str, ...], configs: Path) -> Recipe:
+    """Return a row and its configuration, by Hydra."""
     where = f"configs/paper/{name}.yaml"
     try:
         composed = _compose(name, overrides)

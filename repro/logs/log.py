@@ -15,11 +15,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from repro.logs.source import LogError, Source
+
+if TYPE_CHECKING:  # it takes a second, and half of the commands read no log
+    import pandas as pd
 
 UNKNOWN = "as logged"  # unit of a column whose unit the log does not state
 
@@ -35,7 +36,7 @@ class Log:
 
     format: str  # key of repro.logs.FORMATS
     paths: list[Path]
-    table: pd.DataFrame
+    table: "pd.DataFrame"
     units: dict[str, str]
     config: dict[str, Any] = field(default_factory=dict)  # settings, if the log states them
     lines: Counter[str] = field(default_factory=Counter)  # number of lines by kind: record, other, fault
@@ -54,12 +55,14 @@ class Log:
         """How many times the run was resumed, as far as the log shows."""
         return int(self.table["segment"].max())
 
-    def of(self, *records: str) -> pd.DataFrame:
+    def of(self, *records: str) -> "pd.DataFrame":
         """Return the rows of these kinds of record, without columns that are empty in them."""
         return self.table[self.table["record"].isin(records)].dropna(axis="columns", how="all")
 
-    def series(self, column: str) -> pd.Series:
+    def series(self, column: str) -> "pd.Series":
         """Return the values of a column by position, from the records that have one."""
+        import pandas as pd
+
         rows = self.table.dropna(subset=[column])
         return pd.Series(rows[column].to_numpy(), rows[self.position].to_numpy(), name=column)
 
@@ -166,6 +169,8 @@ class Reading:
         Raises:
             LogError: there is no record.
         """
+        import pandas as pd
+
         if self.source.truncated:
             self.faults.append(f"{self.source.path}: the compressed file ends early or is damaged")
         if not self.rows:
@@ -221,6 +226,8 @@ def merge(logs: Sequence[Log]) -> Log:
     Raises:
         LogError: the files have different formats.
     """
+    import pandas as pd
+
     first = logs[0]
     tables, lines, segment = [], Counter[str](), 0
     for index, log in enumerate(logs):

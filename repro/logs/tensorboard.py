@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from repro.logs.gather import Columns, Gathering, find, several
 from repro.logs.log import Format, Log, Reading, Source
 
@@ -140,6 +138,8 @@ def _sound(content: bytes, checksum: bytes) -> bool:
 
 def _number(value: Any) -> float | None:
     """Return the number of a scalar summary, in the old or new form, or None for other summaries."""
+    import numpy as np
+
     if value.HasField("simple_value"):
         return float(str(np.float32(value.simple_value)))
     if value.metadata.plugin_data.plugin_name != "scalars":

@@ -11,19 +11,21 @@ import select
 import signal
 import sys
 import tempfile
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from repro.errors import Stopped
 from repro.explain import explain
 from repro.train import slurm
 from repro.train.config import TrainConfig, typed
-from repro.train.preemption import Stopped
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -34,13 +36,16 @@ Config = TypeVar("Config", bound=TrainConfig)
 Main = Callable[[Config, list[str]], object]  # (configuration, the command line's overrides)
 
 
-def entry_point(config_name: str, schema: type[Config]) -> Callable[[Main[Config]], Callable[..., int]]:
+def entry_point(
+    config_name: str, schema: type[Config], doc: str | None = None
+) -> Callable[[Main[Config]], Callable[..., int]]:
     """Turn `main(config, overrides)` into a command, configured by configs/<config_name>.yaml and arguments.
 
     The command takes a list of arguments (default: the process's) and returns the exit status: 0, 2 after
     `error: ...` on stderr, or a signal's that stopped it (see repro.train.preemption). With `--debug` (or
     HYDRA_FULL_ERROR=1) errors are raised instead. The config's defaults start with `<config_name>_schema`,
     which is `schema`; the module that defines it registers it. `main` gets a configuration that is checked.
+    `--help` prints `doc`, the groups of configurations and the configuration.
     """
 
     def decorate(main: Main[Config]) -> Callable[..., int]:
@@ -64,6 +69,9 @@ def entry_point(config_name: str, schema: type[Config]) -> Callable[[Main[Config
 
             try:
                 with flushed():
+                    if asked := {"-h", "--help"} & set(arguments):
+                        print(_help(config_name, doc))
+                        arguments = ["--cfg=job", *(each for each in arguments if each not in asked)]
                     launcher = slurm.launcher(arguments)
                     if launcher is None:
                         _run_hydra(job, config_name, arguments, ["hydra/hydra_logging=none"])
@@ -91,6 +99,25 @@ def entry_point(config_name: str, schema: type[Config]) -> Callable[[Main[Config
         return command
 
     return decorate
+
+
+def _help(config_name: str, doc: str | None) -> str:
+    """Return the help of an entry point, up to its configuration, which Hydra prints."""
+    parts = [doc.strip()] if doc else []
+    parts += [
+        "-m, --multirun  make a run for each combination of key=value,value,...\n"
+        "--debug         raise errors, instead of one line on stderr\n"
+        "--hydra-help    the other options, which are Hydra's",
+        "Groups of configurations, to be chosen as group=name:",
+    ]
+    defaults = yaml.safe_load((CONFIGS / f"{config_name}.yaml").read_text())["defaults"]
+    groups = [group for entry in defaults if isinstance(entry, dict) for group in entry]
+    lines = []
+    for group in groups:
+        names = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml") if path.stem[0] != "_")
+        lines.append(textwrap.fill(f"{group}: {', '.join(names)}", 110, subsequent_indent="    "))
+    lines.append("+paper=<table>/<row>: a published result; `python scripts/reproduce.py --list` has them")
+    return "\n\n".join([*parts, "\n".join(lines), "Configuration, of which key=value changes a value:\n"])
 
 
 def _call(main: Main[Config], schema: type[Config], config: DictConfig) -> None:

@@ -22,15 +22,9 @@ from typing import cast
 import torch
 from torch import Tensor, distributed
 
+from repro.errors import Stopped
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
-
-class Stopped(BaseException):  # not an Exception, so that error handlers let it pass
-    """Ends a run on a stop signal; `status` is the exit status of the process."""
-
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
-        self.number, self.status = number, 128 + number
 
 
 class Listener:

@@ -7,9 +7,10 @@ import torch
 import optim
 from optim.monitor.readings import peak_resident_bytes
 from repro.ledger import tracking
+from repro.runs import sample_rate
 from repro.train.config import TrainConfig
 from repro.train.state import Progress, TrainState
-from repro.train.throughput import Throughput, sample_rate
+from repro.train.throughput import Throughput
 
 
 def epoch_line(progress: Progress, epochs: int, steps: int, verdict: str) -> str:

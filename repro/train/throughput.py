@@ -7,7 +7,7 @@ in bf16.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, cast
@@ -85,22 +85,6 @@ class Throughput:
             if self.peak is not None:
                 numbers["mfu"] = flops / self.peak
         return {key: float(f"{value:.4g}") for key, value in numbers.items()}
-
-
-def sample_rate(record: Mapping[str, Any]) -> tuple[str, float]:
-    """Return the unit of speed, in the plural, and the number per second.
-
-    Args:
-        record: anything with the numbers of `Throughput.rates`: a line of speed.jsonl, a summary.
-
-    Raises:
-        KeyError: the record has no speed.
-    """
-    for key, value in record.items():
-        unit = key.removesuffix("_per_second")
-        if unit not in (key, "tflop"):
-            return unit, value
-    raise KeyError("no number of samples per second")
 
 
 def count_flops(task: Task, module: nn.Module, batch: Any) -> int:

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import optim
-from repro.errors import Diverged, UserError
+from repro.errors import Diverged, Stopped, UserError
 from repro.ledger import tracking
 from repro.train import checkpoint, fsdp, saving
 from repro.train.accelerator import (
@@ -40,7 +40,7 @@ from repro.train.config import TrainConfig
 from repro.train.data import TrainingSampler, make_loader
 from repro.train.evaluate import Evaluator, average_statistics
 from repro.train.hessian import estimate_hessian
-from repro.train.preemption import Listener, Stopped
+from repro.train.preemption import Listener
 from repro.train.run_folder import RunFolder
 from repro.train.schedules import build_schedule
 from repro.train.seeding import seed_generators

@@ -6,8 +6,10 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from comparison_samples import ALL, STEPS, bowl, record, sweep
+from scipy.stats import bootstrap
 
 from benchmarks.comparison import __main__, measures, page, records, times
 from benchmarks.comparison import claims as judged
@@ -364,3 +366,18 @@ def test_a_damaged_time_is_named(tmp_path: Path) -> None:
     path.write_text(json.dumps({"task": "vit"}) + "\n")
     with pytest.raises(UserError, match=r"times\.jsonl: line 1 is not a record"):
         times.load(path)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_intervals_are_those_of_scipy(size: int) -> None:
+    made = np.random.default_rng(size)
+    options = dict(n_resamples=measures.RESAMPLES, method="percentile", rng=0)
+    for _ in range(5):
+        one, other = made.normal(size=size).tolist(), made.normal(size=size + 1).tolist()
+        found, known = measures.estimate(one), bootstrap((one,), np.mean, **options).confidence_interval
+        assert (found.low, found.high) == pytest.approx(known, rel=1e-12)
+        known = bootstrap(
+            (one, other), lambda x, y, axis: x.mean(axis=axis) - y.mean(axis=axis), **options
+        ).confidence_interval
+        found = measures.difference(one, other)
+        assert (found.low, found.high) == pytest.approx(known, rel=1e-12)

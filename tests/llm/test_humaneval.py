@@ -134,7 +134,7 @@ def test_a_row_says_how_to_sample_and_what_was_published(
     command: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = humaneval.rows.load("gpt2/adan_150k")
-    options = humaneval.parser().parse_args([model, "--row", "gpt2/adan_150k", "--temperature", "0.5"])
+    options = humaneval.read_options([model, "--row", "gpt2/adan_150k", "--temperature", "0.5"])
     assert humaneval.of_row(row, options) == {
         "samples": 200, "temperature": 0.5, "top_p": 0.95, "max_new_tokens": 512,
     }  # fmt: skip

@@ -15,10 +15,11 @@ from test_loop import folder, result
 from toy import ToyTask
 from toy_command import main
 
+from repro.errors import Stopped
 from repro.train import checkpoint, trainer
 from repro.train.config import TrainConfig
 from repro.train.evaluate import Evaluator
-from repro.train.preemption import Listener, Stopped
+from repro.train.preemption import Listener
 from repro.train.trainer import train
 
 

@@ -13,8 +13,7 @@ from toy_command import main
 
 from repro.explain import explain
 from repro.train import cli, slurm
-from repro.train.command import command
-from vision.train import Classification
+from vision.train import main as train_images
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -86,10 +85,10 @@ def test_a_job_of_one_task_has_no_group() -> None:
 
 def test_modules_have_one_name_whether_run_or_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["__main__"], "__file__", f"{slurm._ROOT}/vision/train.py", raising=False)
-    script = command(type("Recipe", (Classification,), {"__module__": "__main__"}))
-    assert slurm.module(script) == "vision.train"
-    assert slurm.module(command(Classification)) == "vision.train"
-    assert slurm.module(main) == "toy_command"
+    monkeypatch.setattr(main, "__module__", "__main__")
+    assert slurm.module(main) == "vision.train"
+    assert slurm.module(train_images) == "vision.train"
+    monkeypatch.undo()
     assert slurm.module(main) == "toy_command"
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from toy import BlocksTask, ToyTask
 from toy_streams import STREAMS, StreamTask
 
+from repro.errors import Stopped
 from repro.train import trainer
 from repro.train.config import RunConfig, TrainConfig
 from repro.train.evaluate import average_statistics
-from repro.train.preemption import Stopped
 from repro.train.state import TrainState
 from vision.train import main
 

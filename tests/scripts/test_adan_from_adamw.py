@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 import optim
+from optim.interop.advice import REGIMES
 
 MAIN = runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "adan_from_adamw.py"))["main"]
 
@@ -23,6 +24,8 @@ def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert MAIN(["--lr", "-1"]) == 2
     output = capsys.readouterr()
     assert (output.out, output.err) == ("", "error: lr=-1.0: must be a finite number >= 0\n")
+    for regime in REGIMES:
+        assert MAIN(["--lr", "1", "--regime", regime]) == 0
     with pytest.raises(SystemExit):
         MAIN(["--lr", "1", "--regime", "rl"])
     assert "invalid choice: 'rl'" in capsys.readouterr().err

@@ -10,6 +10,10 @@ import pytest
 import torch
 
 import optim
+from optim.interop.advice import REGIMES
+from optim.interop.convert import TARGETS
+from optim.interop.sources import SOURCES
+from repro.interop import export
 
 COMMAND = runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "checkpoint.py"))
 MAIN = COMMAND["main"]
@@ -223,3 +227,18 @@ def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(timm_adan().state_dict(), tmp_path / "in.pt")
     assert MAIN(["convert", str(tmp_path / "in.pt"), str(tmp_path / "absent" / "out.pt")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_options_are_those_that_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line is read without the modules that have them, which take seconds."""
+    for library in (*export.LIBRARIES, export.SAME):
+        assert COMMAND["read_options"](["FILE", "--for", library]).library == library
+    torch.save(timm_adan().state_dict(), tmp_path / "in.pt")
+    for regime in REGIMES:
+        assert COMMAND["read_options"](["convert", "IN", "OUT", "--regime", regime]).regime == regime
+    for option, known in (("--from", SOURCES), ("--to", TARGETS)):
+        assert MAIN(["convert", str(tmp_path / "in.pt"), str(tmp_path / "out.pt"), option, "nonsense"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert all(name in error for name in ("nonsense", *known))

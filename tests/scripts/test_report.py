@@ -66,7 +66,7 @@ def test_a_run_that_cannot_be_read_is_left_out(
     """Of several copies of a run, only the undamaged one is shown."""
     monkeypatch.setenv("ADAN_RELEASED", str(tmp_path))
     monkeypatch.setattr(rows, "names", list)
-    monkeypatch.setattr(report, "COMPARISON", tmp_path / "none.jsonl")
+    monkeypatch.setattr(report, "RECORDS", tmp_path / "none.jsonl")
     monkeypatch.setattr(page_module, "_benches", tuple)
     whole = ROOT / "results" / "vision" / "digits-adan"
     damages = {

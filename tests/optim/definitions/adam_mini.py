@@ -28,7 +28,7 @@ VARIANTS = {"beta1=0": {**BASE, "betas": (0.0, 0.5), "weight_decay": 0.1}}
 SHOWN_ELSEWHERE = {"partition": "test_adam_mini.py::test_the_partition_matters"}
 SLOW = dict(betas=(0.999999,) * 2)
 
-MINI, BLOCKS, PARTITION = "optim/adam_mini.py", "optim/engine/blocks.py", "optim/partition.py"
+MINI, BLOCKS, PARTITION = "optim/adam_mini.py", "optim/engine/blocks.py", "optim/partitions.py"
 FAULTS = [
     ("m decays with b2", MINI, 'beta1, lr = group["betas"][0], float(group["lr"])', 'beta1, lr = group["betas"][1], float(group["lr"])'),
     ("m forgets", MINI, "m.mul_(beta1).add_(g, alpha=1 - beta1)", "m.mul_(0).add_(g, alpha=1 - beta1)"),

@@ -1,0 +1,56 @@
+"""The names of the package, each with the module that has it; see optim/__init__.py."""
+
+from .adafactor import Adafactor
+from .adam import Adam
+from .adam_mini import AdamMini
+from .adamw import AdamW
+from .adan import Adan
+from .base import Optimizer, exact_params, state_bytes
+from .card import Card
+from .groups import layer_ids, param_groups
+from .in_backward import step_in_backward
+from .interop.advice import AdanSettings, adan_from_adamw
+from .interop.convert import convert_state
+from .lamb import Lamb
+from .lars import Lars
+from .lion import Lion
+from .monitor.monitor import Monitor
+from .partitions import Partition, partition
+from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
+from .resize import resize_state
+from .shampoo import Shampoo
+from .sophia import Sophia, gauss_newton_bartlett, hutchinson
+
+__all__ = [
+    "CARDS",
+    "OPTIMIZERS",
+    "Adafactor",
+    "Adam",
+    "AdamMini",
+    "AdamW",
+    "Adan",
+    "AdanSettings",
+    "Card",
+    "Lamb",
+    "Lars",
+    "Lion",
+    "Monitor",
+    "Optimizer",
+    "Partition",
+    "Shampoo",
+    "Sophia",
+    "adan_from_adamw",
+    "available",
+    "build_optimizer",
+    "convert_state",
+    "exact_params",
+    "gauss_newton_bartlett",
+    "hutchinson",
+    "layer_ids",
+    "param_groups",
+    "partition",
+    "path_in_use",
+    "resize_state",
+    "state_bytes",
+    "step_in_backward",
+]

@@ -1,0 +1,83 @@
+"""Commands answer at once: --help and mistakes need none of the packages that take seconds to import."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.commands import commands, recipes, started
+from repro.ledger.rows import ROOT
+
+HEAVY = {
+    *("torch", "torchvision", "timm", "transformers", "accelerate", "peft", "datasets", "tokenizers"),
+    *("numpy", "scipy", "pandas", "pyarrow", "sklearn", "matplotlib", "PIL", "tensorboard", "wandb"),
+}
+
+
+def run(command: str, *arguments: str) -> tuple[int, str, str, set[str]]:
+    """Exit status, output, errors, and imported packages of a command."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *started(command), *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    lines = done.stderr.splitlines()
+    times = [line for line in lines if line.startswith("import time:")]
+    errors = "\n".join(line for line in lines if not line.startswith("import time:"))
+    return done.returncode, done.stdout, errors, {line.split("|")[-1].strip() for line in times}
+
+
+def test_there_are_commands() -> None:
+    found = set(commands())
+    assert {"optim/__main__.py", "scripts/report.py", "benchmarks/comparison/__main__.py"} < found
+    assert {path.name for path in (ROOT / "scripts").glob("*.py")} == {
+        Path(command).name for command in found if command.startswith("scripts/")
+    }
+    assert {"vision/train.py", "nlp/finetune_glue.py", "llm/remax.py"} < set(recipes()) < found
+
+
+@pytest.mark.parametrize("command", commands())
+def test_help(command: str) -> None:
+    status, out, errors, imported = run(command, "--help")
+    assert (status, errors) == (0, "")
+    assert len(out.splitlines()) > 4
+    assert not sorted(imported & HEAVY)
+
+
+@pytest.mark.parametrize("command", recipes())
+def test_a_misspelt_key(command: str) -> None:
+    status, out, errors, imported = run(command, "optimzer=adan")
+    assert (status, out) == (2, "")
+    assert errors == "error: optimzer: no such key; did you mean optimizer?"
+    assert not sorted(imported & HEAVY)
+
+
+@pytest.mark.parametrize("command", ["scripts/report.py", "benchmarks/optimizers.py", "vision/evaluate.py"])
+def test_an_unknown_option(command: str) -> None:
+    status, out, errors, imported = run(command, "--nonsense")
+    assert (status, out) == (2, "")
+    assert "--nonsense" in errors or "required" in errors
+    assert not sorted(imported & HEAVY)
+
+
+@pytest.mark.parametrize("arguments", [["--list", "mae"], ["mae/base", "--dry-run", "epochs=3"]])
+def test_what_reproduce_shows(arguments: list[str]) -> None:
+    status, out, errors, imported = run("scripts/reproduce.py", *arguments)
+    assert (status, errors) == (0, "")
+    assert "mae/base" in out
+    assert not sorted(imported & HEAVY)
+
+
+def test_the_help_of_a_recipe() -> None:
+    _, out, _, _ = run("vision/train.py", "--help", "optimizer=adan", "epochs=7")
+    assert out.startswith("Train an image classifier: `python vision/train.py")
+    assert re.search(r"^optimizer: adabelief, adafactor, .* adan,$", out, re.M)
+    assert "_core" not in out  # what files share is no option
+    assert "\nepochs: 7\n" in out
+    assert "\noptimizer:\n  name: adan\n" in out
