@@ -260,10 +260,10 @@ struct Kernel {
     if (found_inf.at && *found_inf != 0) return;
     if (lr.at) hyper.lr = *lr;
     if (scale.at) factor *= *scale;
-    const float step = *reinterpret_cast<float*>(work.word(kStep, row)) += Rule::counts;
+    const float step = *global<float>(work.word(kStep, row)) += Rule::counts;
     Common common = common_of<Rule, R>(hyper, step, factor);
     if (taken) {
-      R& previous_scale = *reinterpret_cast<R*>(work.word(kPreviousScale, row));
+      R& previous_scale = *global<R>(work.word(kPreviousScale, row));
       common.previous_scale = previous_scale;
       previous_scale = R(factor);
     }

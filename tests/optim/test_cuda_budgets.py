@@ -28,16 +28,13 @@ STATE, ROUNDING = ({number: kind for kind, number in n.items()} for n in (native
 
 # Instructions an element that a rule takes in float32, and what other ways to keep tensors add: conversions
 # of the parameter and the gradient; those of each state; the noise, which all share; rounding the parameter.
-RULE = {"adan": 55, "adamw": 42, "adam": 45, "sophia": 30, "lion": 21, "lars": 44, "lars_plain": 38}
-RULE |= {"adam_mini": 40, "adafactor": 38, "adafactor_momentum": 43, "lamb_moments": 52, "lamb": 64}
-OF_PARAMETER = {"float32": 0, "bfloat16": 11, "float16": 35}
-OF_STATE = {"float32": 0, "bfloat16": 7, "int8": 22, "like bfloat16": 9, "like float16": 25}
-NOISE, OF_ROUNDING = 15, {"nearest": 0, "stochastic": 3, "kahan": 15, "split": 6}
-TAKEN = {
-    "float32": 0,
-    "bfloat16": 0,
-    "float16": 10,
-}  # a previous gradient that is converted instead of a state
+RULE = {"adan": 54, "adamw": 41, "adam": 44, "sophia": 30, "lion": 21, "lars": 42, "lars_plain": 38}
+RULE |= {"adam_mini": 38, "adafactor": 38, "adafactor_momentum": 41, "lamb_moments": 52, "lamb": 62}
+OF_PARAMETER = {"float32": 0, "bfloat16": 4, "float16": 4}
+OF_STATE = {"float32": 0, "bfloat16": 6, "int8": 16, "like bfloat16": 2, "like float16": 2}
+OF_NOISE = {"bfloat16": 4, "int8": 10}  # with the maxima and factors of 8-bit states
+OF_ROUNDING = {"nearest": 0, "stochastic": 7, "kahan": 8, "split": 12}
+TAKEN = 4  # a previous gradient instead of a state
 
 # Kernels and cards for which the assembler takes one of the wide loads apart.
 TAKEN_APART = {(f"sophia_2_2_{rounding}_0", arch) for rounding in (0, 2) for arch in (100, 120)}
@@ -45,12 +42,12 @@ TAKEN_APART = {(f"sophia_2_2_{rounding}_0", arch) for rounding in (0, 2) for arc
 
 def budget(name, parameter, state, rounding, taken=False):
     """Instructions an element that a kernel may take."""
-    states = len(RULES[name].states)
-    noisy = (states and state in ("bfloat16", "int8")) or rounding == "stochastic"
-    count = RULE[name] + OF_PARAMETER[parameter] + taken * TAKEN[parameter]
-    if states:
-        count += states * OF_STATE[state]
-    return 1.05 * (count + NOISE * bool(noisy) + OF_ROUNDING[rounding])
+    states = len(RULES[name].states) - taken
+    noise = OF_NOISE.get(state, 0) if states else 0
+    if rounding == "stochastic":
+        noise = noise or OF_NOISE["bfloat16"]
+    count = RULE[name] + OF_PARAMETER[parameter] + states * OF_STATE[state] + TAKEN * taken
+    return 1.05 * (count + noise + OF_ROUNDING[rounding])
 
 
 @functools.cache
@@ -103,7 +100,7 @@ def test_registers_and_memory(name, arch, whole):
         limit = 255 if described(name, kernel)[0] == "float64" else 128
         assert step.registers <= limit, f"{kernel}, sm_{arch}: {step.registers} registers"
         assert step.stack == step.local == 0, f"{kernel}, sm_{arch}: spills {step.stack + step.local} bytes"
-        assert step.shared <= 2048, f"{kernel}, sm_{arch}: {step.shared} bytes of shared memory"
+        assert step.shared <= 4096, f"{kernel}, sm_{arch}: {step.shared} bytes of shared memory"
         assert prepare.registers <= 128, f"{kernel}, sm_{arch}: {prepare.registers} registers in prepare"
 
 
@@ -153,9 +150,9 @@ def test_instructions_of_an_element(name, arch, whole):
 
 def test_budgets():
     """What docs/optim.md states."""
-    assert budget("adan", "float32", "float32", "nearest") <= 70
-    assert budget("adan", "bfloat16", "bfloat16", "nearest") <= 115
-    assert budget("adan", "float32", "int8", "nearest") <= 170
+    assert budget("adan", "float32", "float32", "nearest") <= 60
+    assert budget("adan", "bfloat16", "bfloat16", "nearest") <= 95
+    assert budget("adan", "bfloat16", "int8", "nearest") <= 140
     factors = [rule.name for rule in RULES.values() if rule.factors]
     assert max(budget(name, "float32", "float32", "nearest") for name in factors) <= 68
 
