@@ -24,20 +24,21 @@ class Pixels(Images):
 
     def __init__(self, split: Split, transform: Transform, padding: int = 0, hflip: float = 0.0) -> None:
         super().__init__(split, 1, transform, random=padding > 0 or hflip > 0)
-        self.padding, self.hflip = padding, hflip
-        self.pixels, self.labels = np.asarray(split.items), torch.tensor(split.labels)
+        self.padding, self.hflip, self.labels = padding, hflip, torch.tensor(split.labels)
+        edge = (padding, padding)
+        self.padded = np.pad(split.items, ((0, 0), edge, edge)) if padding else np.asarray(split.items)
+        self.window = np.arange(self.padded.shape[-1] - 2 * padding)
 
     def whole_batch(self, indices: NDArray[np.int64], draws: Draws) -> tuple[Tensor, Tensor]:
         """Return the images at `indices` [batch], uint8 [batch, 1, size, size], and their classes [batch]."""
-        images = self.pixels[indices]
         if self.padding or self.hflip:
-            drawn, size, edge = draws(range(3)), np.arange(images.shape[-1]), (self.padding, self.padding)
+            drawn = draws(range(3))
             begins = (drawn[:, [ROW, COLUMN]] * (2 * self.padding + 1)).astype(np.int64)
-            rows, columns = begins[:, :1] + size, begins[:, 1:] + size
-            mirrored = drawn[:, MIRRORED, None] < self.hflip
-            columns = np.where(mirrored, columns[:, ::-1], columns)
-            padded = np.pad(images, ((0, 0), edge, edge))
-            images = padded[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
+            rows, columns = begins[:, :1] + self.window, begins[:, 1:] + self.window
+            columns = np.where(drawn[:, MIRRORED, None] < self.hflip, columns[:, ::-1], columns)
+            images = self.padded[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
+        else:
+            images = self.padded[indices]
         return torch.from_numpy(images)[:, None], self.labels[indices]
 
 
