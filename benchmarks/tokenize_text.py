@@ -20,7 +20,6 @@ the median over the rounds; `ratio_without_start` is that of prepare after its s
 
 import argparse
 import json
-import math
 import os
 import random
 import statistics
@@ -198,12 +197,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "workers": options.workers,
         "runs": runs,
         "ratio": statistics.median(min(bare) / prepare for prepare, _, *bare in rounds),
-        "ratio_without_start": statistics.median(
-            min(bare) / (prepare - start) if prepare > start else math.inf for prepare, start, *bare in rounds
-        ),
+        "ratio_without_start": after_start(rounds),
         "peak_MB": max(run["peak_MB"] or 0 for run in runs["prepare"]) or None,
         "peak_MB_of_an_eighth": eighth["peak_MB"],
     }
+
+
+def after_start(rounds: list[tuple[float, ...]]) -> float | None:
+    """Return `ratio_without_start` of the seconds of prepare, start and the bare loops in each round.
+
+    It is None if the text is so short that its tokens take no longer than the start varies.
+    """
+    if any(prepare <= start for prepare, start, *_ in rounds):
+        return None
+    return statistics.median(min(bare) / (prepare - start) for prepare, start, *bare in rounds)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -230,14 +237,15 @@ def markdown(result: dict[str, Any]) -> str:
         rows.append([kind, spread, *(["", ""] if kind == "start" else speed)])
     peak, eighth = result["peak_MB"], result["peak_MB_of_an_eighth"]
     source = made(about, f"{about['cores']} cores", f"tokenizers {result['library']}")
+    later = result["ratio_without_start"]
     return page(
         "Tokenising",
         f"{source} {megabytes:,.0f} MB of text made of {text['made_of'] or 'Python documentation'}, "
         f"{text['tokens']:,} {tokenizer['name']} tokens of {tokenizer['vocab_size']:,} types; "
         f"{result['workers']} processes, or threads; {len(runs)} rounds. `--help` explains the numbers.",
         table(["", "seconds: median (range)", "MB/s", "million tokens/s"], rows),
-        f"prepare runs at {result['ratio']:.3f} of the speed of the faster bare loop, and after its start at "
-        f"{result['ratio_without_start']:.3f}.",
+        f"prepare runs at {result['ratio']:.3f} of the speed of the faster bare loop"
+        + (f", and after its start at {later:.3f}." if later else "."),
         f"Peak memory of prepare, all its processes: {peak:.0f} MB; with an eighth of the text "
         f"{eighth:.0f} MB."
         if peak and eighth
