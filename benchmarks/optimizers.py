@@ -9,7 +9,7 @@ shapes: there is no forward pass. Two sets of gradients alternate and are assign
 of the timed part, because a step with take_gradients keeps the gradients it was given.
 
     ms, ns/parameter   time of a step (on CUDA between two events): median over rounds, then over processes
-    B/parameter        what a one-pass step must read and write: see `one_pass` below
+    B/parameter        what a one-pass step must read and write: see `one_pass` and `Card` in optim/card.py
     GB/s               these bytes over that time; if a step makes several passes (foreach), the useful part
                        of its traffic
     of copy, of update GB/s relative to the stream of this name in the same process: on CUDA the copy; on a
@@ -94,6 +94,7 @@ from torch import Tensor
 
 import optim
 from benchmarks.common import Step, check, fresh, interleave, machine, made
+from optim.card import STATE_BYTES, one_pass
 from repro.errors import UserError
 from repro.results import bullets, page, publish, table
 from repro.train.cli import exit_status
@@ -120,28 +121,30 @@ class Entry:
     taken: bool = False
 
 
-def one_pass(state: float, parameter: float = 4) -> float:
-    """Return the bytes per parameter that a step must move: it reads p, g and states, writes p and states.
-
-    For float32 parameters of this package's optimizers `Card.traffic_bytes` says the same: 28 for AdamW, 44
-    for Adan, 40 with taken gradients, 28 with bfloat16 states, 20.1 with int8.
-    """
-    return 3 * parameter + 2 * state
-
-
 def ours(
-    name: str, state_dtype: str | None = None, take_gradients: bool = False, extra: float = 0, **options: Any
+    name: str,
+    state_dtype: str | None = None,
+    take_gradients: bool = False,
+    extra: float = 0,
+    optional: int = 0,
+    **options: Any,
 ) -> Entry:
-    """Return the entry of an optimizer of ours, which moves `extra` bytes besides the one pass."""
+    """Return the entry of an optimizer of ours.
+
+    Args:
+        extra: bytes per parameter that these options move besides what the card says.
+        optional: states that these options keep besides those of the card.
+    """
     card = optim.CARDS[name]
     options = {"fused": True, "weight_decay": 0.02, "state_dtype": state_dtype, **options}
     if take_gradients:
         options["take_gradients"] = True
     kept = state_dtype or "float32"
+    more = optional * STATE_BYTES[kept]
     return Entry(
         lambda p: optim.OPTIMIZERS[name](p, **options),
-        card.traffic_bytes(kept, take_gradients) + extra,
-        card.state_bytes(kept),
+        card.traffic_bytes(kept, take_gradients) + 2 * more + extra,
+        card.state_bytes(kept) + more,
         taken=take_gradients,
     )
 
@@ -202,16 +205,13 @@ ENTRIES = {
     "Adam fused": ours("adam"),
     "Lion fused": ours("lion"),
     "Sophia fused": ours("sophia"),
-    "Adam-mini fused": ours("adam_mini", extra=4),  # the means of blocks read g
-    "Adam-mini fused, bf16 states": ours("adam_mini", "bfloat16", extra=4),
-    # the first pass reads p, g and the states and writes these, the second reads p and them and writes p
-    "LAMB fused": ours("lamb", extra=12),
+    "Adam-mini fused": ours("adam_mini"),
+    "Adam-mini fused, bf16 states": ours("adam_mini", "bfloat16"),
+    "LAMB fused": ours("lamb"),
     "timm LAMB": theirs("timm.optim.Lamb", 8.0, weight_decay=0.02),
-    "LARS fused": ours("lars", extra=8 + 8),  # the momentum; the norms read p and g
+    "LARS fused": ours("lars", optional=1),  # the momentum
     "timm LARS": theirs("timm.optim.Lars", 4.0, weight_decay=0.02, momentum=0.9),
-    # sums over rows, over columns, and weighted ones read g, a norm reads p; tensors of four dimensions take
-    # the foreach path
-    "Adafactor fused": ours("adafactor", extra=16, fused=None),
+    "Adafactor fused": ours("adafactor", fused=None),  # tensors of four dimensions take the foreach path
     "torch Adafactor": theirs("torch.optim.Adafactor", 0.0, foreach=True),
     "transformers Adafactor": theirs("transformers.optimization.Adafactor", 0.0),
 }

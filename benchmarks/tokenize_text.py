@@ -5,12 +5,13 @@ and one word in fifty made of the halves of two others, so that new words keep c
 in turns, over --rounds:
 
     prepare            the whole command `prepare_text.py shards`, with its start, its files and its checksums
+    start              the same command with 0.1 MB: imports, processes, files
     bare, processes    as many processes, each of which reads lines and gives them to the library's
                        encode_batch_fast; the result is counted and dropped
     bare, threads      this process, with as many of the library's own threads
 
 All must count the same tokens. `ratio` is the speed of prepare relative to the faster bare loop of the round,
-the median over the rounds.
+the median over the rounds; `ratio_without_start` is that of prepare after its start, as with a long text.
 
     peak memory        of prepare's processes together, in proportional set size (PSS: a page that several
                        processes share counts once), sampled five times per second; also for an eighth of the
@@ -67,6 +68,7 @@ from repro.train.cli import exit_status
 PREPARE = Path(__file__).resolve().parent.parent / "scripts" / "prepare_text.py"
 BATCH = 1000  # lines that the bare loops give to the library at once
 PIECE = 16 * 10**6  # bytes
+LITTLE = 10**5  # bytes, enough for a training and a validation split
 _bare: library.Tokenizer  # of a process in the bare loop
 
 
@@ -180,7 +182,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """
     lines = python_docs()["train"] if options.text is None else read_lines(options.text)
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        text, small, tokenizer = (Path(scratch) / name for name in ("text.txt", "small.txt", "tokenizer"))
+        names = ("text.txt", "small.txt", "little.txt", "tokenizer")
+        text, small, little, tokenizer = (Path(scratch) / name for name in names)
         if options.tokenizer is not None:
             vocabulary = tokenizers.load(options.tokenizer)
         else:
@@ -188,10 +191,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         vocabulary.save(tokenizer)
         size = make_text(lines, options.size, text)
         make_text(lines, options.size // 8, small)
+        make_text(lines, LITTLE, little)
         eighth = run_prepare(small, tokenizer, options.workers)
         runs = take_turns(
             {
                 "prepare": lambda: run_prepare(text, tokenizer, options.workers),
+                "start": lambda: run_prepare(little, tokenizer, options.workers),
                 "bare, processes": lambda: run_bare(text, tokenizer, options.workers, False),
                 "bare, threads": lambda: run_bare(text, tokenizer, options.workers, True),
             },
@@ -199,10 +204,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "rounds",
         )
         vocabulary = tokenizers.load(tokenizer)
-    tokens = {run["tokens"] for done in runs.values() for run in done}
+    tokens = {run["tokens"] for name, done in runs.items() for run in done if name != "start"}
     if len(tokens) > 1:
         raise UserError(f"the loops counted different tokens, {tokens}: they are not the same work")
-    seconds = zip(*([run["seconds"] for run in done] for done in runs.values()), strict=True)
+    rounds = [*zip(*([run["seconds"] for run in done] for done in runs.values()), strict=True)]
     return {
         "library": library.__version__,
         "text": {
@@ -213,10 +218,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "tokenizer": {"name": vocabulary.name, "vocab_size": vocabulary.vocab_size},
         "workers": options.workers,
         "runs": runs,
-        "ratio": statistics.median(min(bare) / prepare for prepare, *bare in seconds),
+        "ratio": statistics.median(min(bare) / prepare for prepare, _, *bare in rounds),
+        "ratio_without_start": after_start(rounds),
         "peak_MB": max(run["peak_MB"] or 0 for run in runs["prepare"]) or None,
         "peak_MB_of_an_eighth": eighth["peak_MB"],
     }
+
+
+def after_start(rounds: list[tuple[float, ...]]) -> float | None:
+    """Return `ratio_without_start` of the seconds of prepare, start and the bare loops in each round.
+
+    It is None if the text is so short that its tokens take no longer than the start varies.
+    """
+    if any(prepare <= start for prepare, start, *_ in rounds):
+        return None
+    return statistics.median(min(bare) / (prepare - start) for prepare, start, *bare in rounds)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -239,16 +255,19 @@ def markdown(result: dict[str, Any]) -> str:
         seconds = [run["seconds"] for run in runs]
         middle = statistics.median(seconds)
         spread = f"{middle:.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
-        rows.append([kind, spread, f"{megabytes / middle:.2f}", f"{text['tokens'] / middle / 1e6:.3f}"])
+        speed = [f"{megabytes / middle:.2f}", f"{text['tokens'] / middle / 1e6:.3f}"]
+        rows.append([kind, spread, *(["", ""] if kind == "start" else speed)])
     peak, eighth = result["peak_MB"], result["peak_MB_of_an_eighth"]
     source = made(about, f"{about['cores']} cores", f"tokenizers {result['library']}")
+    later = result["ratio_without_start"]
     return page(
         "Tokenising",
         f"{source} {megabytes:,.0f} MB of text made of {text['made_of'] or 'Python documentation'}, "
         f"{text['tokens']:,} {tokenizer['name']} tokens of {tokenizer['vocab_size']:,} types; "
         f"{result['workers']} processes, or threads; {len(runs)} rounds. `--help` explains the numbers.",
         table(["", "seconds: median (range)", "MB/s", "million tokens/s"], rows),
-        f"prepare runs at {result['ratio']:.3f} of the speed of the faster bare loop.",
+        f"prepare runs at {result['ratio']:.3f} of the speed of the faster bare loop"
+        + (f", and after its start at {later:.3f}." if later else "."),
         f"Peak memory of prepare, all its processes: {peak:.0f} MB; with an eighth of the text "
         f"{eighth:.0f} MB."
         if peak and eighth

@@ -23,6 +23,7 @@ from nlp.pretrain_bert import Pretraining
 from nlp.transformer_xl import empty_memory
 from repro.errors import UserError
 from repro.train.config import TrainConfig
+from repro.train.data import keyed, make_loader
 from repro.train.seeding import seed_generators
 from repro.train.task import Task
 from vision.train import Classification
@@ -188,7 +189,5 @@ def prepare(name: str, device: str, quick: bool, rounds: int, more: Sequence[str
     model = task.build_model().to(device)
     data = task.train_data()
     steps = task.plan(data, config)(0)[:BATCHES]
-    batches = [task.collate([data[int(index)] for index in step]) for step in steps]
-    if device == "cuda":
-        batches = [type(batch)(*(tensor.pin_memory() for tensor in batch)) for batch in batches]
+    batches = list(make_loader(data, keyed(steps), config.seed, workers=0, collate=task.collate))
     return Bench(name, device, rounds, task, config, model, batches, lambda: case.loss(config))

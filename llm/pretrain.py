@@ -82,10 +82,6 @@ class LanguageModelling(Task[Batch]):
             return data
         return Subset(data, range(min(len(data), batches * self.config.batch_size)))
 
-    def collate(self, samples: list[Tensor]) -> Batch:
-        """Return a batch of sequences."""
-        return Batch(torch.stack(samples))
-
     def build_model(self) -> nn.Module:
         """Return the model with its initial weights, or those of model.checkpoint."""
         return models.build(self.model, self.vocab_size, self.config.gradient_checkpointing)

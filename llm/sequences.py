@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from repro.errors import UserError
 from repro.text.corpus import Corpus
+from repro.train.seeding import Draws
 
 
 class Batch(NamedTuple):
@@ -55,8 +56,12 @@ class Sequences(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        begin = index * self.length
-        return torch.from_numpy(self.ids[begin : begin + self.length + 1].astype(np.int64))
+        return self.whole_batch(np.array([index])).ids[0]
+
+    def whole_batch(self, indices: NDArray[np.int64], draws: Draws | None = None) -> Batch:
+        """Return the samples at `indices` [batch]."""
+        places = indices[:, None] * self.length + np.arange(self.length + 1)
+        return Batch(torch.from_numpy(self.ids[places].astype(np.int64)))
 
 
 def sequences(text: Corpus, split: str, length: int, tokens: int | None = None) -> Sequences:

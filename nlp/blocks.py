@@ -9,10 +9,10 @@ As in fairseq, every line ends with </s>, an empty line is just </s>, and `block
 Positions count the tokens and ends of lines: line i begins at position lines[i] + i.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from repro.text.corpus import Tokens
 
@@ -46,35 +46,55 @@ class Blocks:
             self.first = np.concatenate([first for first, _ in packed] or [np.zeros(0, np.int64)])
             self.lengths = np.concatenate([lengths for _, lengths in packed] or [np.zeros(0, np.int32)])
         else:
-            self.tokens = self._position(len(text.lines) - 1)
+            self.tokens = int(text.lines[-1]) + len(text.lines) - 1
 
     def __len__(self) -> int:
         return len(self.first) if self.whole_lines else -(-self.tokens // self.size)
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> NDArray[np.int64]:
         """Return the tokens of a block [tokens]."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.take(np.array([index]))[0][0]
+
+    def take(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the tokens of blocks [blocks, longest], shorter ones padded with </s>, and their lengths."""
         if self.whole_lines:
-            return self._ended(*self.lines_of(index))
-        begin = range(0, self.tokens, self.size)[index]
-        first, last = self._line_at(begin), self._line_at(min(begin + self.size, self.tokens) - 1)
-        return self._ended(first, last + 1)[begin - self._position(first) :][: self.size]
+            first, end = self.lines_of(indices)
+            begins, stops = self._position(first), self._position(end)
+        else:
+            begins = indices * self.size
+            stops = np.minimum(begins + self.size, self.tokens)
+            first, end = self._line_at(begins), self._line_at(stops - 1) + 1
+        rows, lines = _ranges(first, end)
+        places = self._position(lines + 1) - 1 - begins[rows]  # of ends of lines
+        ended = np.zeros((len(indices), int((stops - begins).max())), bool)
+        within = places < (stops - begins)[rows]
+        ended[rows[within], places[within]] = True
+        positions = begins[:, None] + np.arange(ended.shape[1])
+        before = first[:, None] + ended.cumsum(1)  # ends of lines in the whole text
+        tokens = np.full(ended.shape, self.eos)
+        words = ~ended & (positions < stops[:, None])
+        tokens[words] = self.text.ids[(positions - before)[words]]
+        return tokens, stops - begins
 
-    def lines_of(self, index: int) -> tuple[int, int]:
-        """Return the first line of a block of whole lines, and the line after its last."""
-        first = int(self.first[index])
-        return first, first + int(self.lengths[index])
+    def lines_of(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first line of each block of whole lines, and the line after its last [blocks]."""
+        first = self.first[indices]
+        return first, first + self.lengths[indices]
 
-    def _ended(self, first: int, end: int) -> np.ndarray:
-        """Return the tokens of some lines, each followed by </s>."""
-        places = self.text.lines[first : end + 1]
-        return np.insert(self.text.ids[places[0] : places[-1]], places[1:] - places[0], self.eos)
+    def _position(self, line: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the position at which each line begins."""
+        return self.text.lines[line] + line
 
-    def _position(self, line: int) -> int:
-        return int(self.text.lines[line]) + line
-
-    def _line_at(self, position: int) -> int:
-        """Return the line that contains a position."""
-        return bisect_right(range(len(self.text.lines) - 1), position, key=self._position) - 1
+    def _line_at(self, position: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the line that contains each position, by bisection."""
+        low, high = np.zeros_like(position), np.full_like(position, len(self.text.lines) - 1)
+        while (high - low > 1).any():
+            middle = (low + high) // 2
+            reached = self._position(middle) <= position
+            low, high = np.where(reached, middle, low), np.where(reached, high, middle)
+        return low
 
     def _pack(self, documents: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield, for chunks of lines in turn, the first lines of blocks and their numbers of lines."""
@@ -104,3 +124,10 @@ class Blocks:
             self.tokens += int(sizes[fits].sum())
             yield begin + first[fits], (ends - first)[fits].astype(np.int32)
             begin += line
+
+
+def _ranges(first: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the whole numbers first[i]..end[i] - 1 of all i in turn, each with its i."""
+    counts = end - first
+    rows = np.repeat(np.arange(len(first)), counts)
+    return rows, np.arange(len(rows)) + np.repeat(end - counts.cumsum(), counts)

@@ -16,7 +16,6 @@ if __name__ == "__main__":
     sys.exit(main())  # before the imports that take seconds
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from transformers.utils import logging
 
 from nlp.bert import Untrained, attention, build_masked_lm, in_transformers, longest
 from nlp.blocks import Blocks
-from nlp.masking import IGNORED, Batch, MaskedBlocks, MaskedPairs, Masking, PairBatch, collate
+from nlp.masking import IGNORED, Batch, MaskedBlocks, MaskedPairs, Masking, PairBatch
 from repro.errors import UserError
 from repro.interop import read_weights
 from repro.text import corpus
@@ -103,20 +102,17 @@ class Pretraining(Task[Batch | PairBatch]):
         """Return the training sequences, with new masks in every epoch."""
         return self._masked(self.train_blocks)
 
-    def valid_data(self) -> Sized:
-        """Return the validation sequences with fixed masks."""
-        return self._masked(self.valid_blocks, fixed=True)
+    def valid_data(self) -> MaskedBlocks:
+        """Return the validation sequences, with the same masks in every evaluation."""
+        return self._masked(self.valid_blocks)
 
-    def _masked(self, blocks: Blocks, fixed: bool = False) -> MaskedBlocks:
-        return (MaskedPairs if self.pairs else MaskedBlocks)(blocks, self.masking, self.tokenizer.bos, fixed)
+    def _masked(self, blocks: Blocks) -> MaskedBlocks:
+        kind = MaskedPairs if self.pairs else MaskedBlocks
+        return kind(blocks, self.masking, self.tokenizer.bos, self.tokenizer.pad)
 
     def plan(self, data: Sized, config: Any) -> Plan:
         """Return the sequences in a new order every epoch; the last step may be smaller."""
         return shuffled(len(data), config.batch_size, config.seed, config.repeats, drop_last=False)
-
-    def collate(self, samples: Sequence[tuple[Tensor, ...]]) -> Batch | PairBatch:
-        """Return a batch, padded to its longest sequence."""
-        return collate(samples, self.tokenizer.pad)
 
     def num_items(self, batch: Batch | PairBatch) -> float:
         """Return the number of hidden tokens."""
@@ -212,7 +208,7 @@ class Pretraining(Task[Batch | PairBatch]):
         data, lines = self.valid_data(), [f"tokens have {alone:.3g} bits by their frequency alone"]
         device = next(model.parameters()).device
         for index in np.linspace(0, len(data) - 1, min(EXAMPLES, len(data))).astype(int):
-            batch = self.collate([data[index]])
+            batch = data[index]
             scores, _ = self._scores(model, self.move(batch, device))
             lines += self._example(batch, scores[0].softmax(-1).cpu())
         return lines

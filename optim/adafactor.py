@@ -67,6 +67,7 @@ class Adafactor(Optimizer):
             "exp_avg_sq_col": "c, column means of the squared gradient [..., columns]",
         },
         nonnegative=("exp_avg_sq",),
+        reads=4,  # sums over rows, over columns, and weighted ones read g, a norm reads p
         elementwise=False,
         options={
             "eps_scale": "the smallest RMS that a parameter counts as having",

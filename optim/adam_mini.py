@@ -57,6 +57,7 @@ class AdamMini(Optimizer):
         small={"exp_avg_sq": "v, mean of the squared gradient of each block"},
         betas=2,
         nonnegative=("exp_avg_sq",),
+        reads=1,  # the means of blocks read g
         elementwise=False,
         options={"partition": "blocks that share a second moment, by optim.partition(model)"},
         rules=(FusedRule("adam_mini", ("exp_avg",), factors=True),),

@@ -13,6 +13,17 @@ PATHS = ("fused", "foreach", "reference")  # fastest first: the order in which t
 # Bytes of a number of state, by how it is kept; in 8 bits, blocks of 256 share a float32 scale.
 STATE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1 + 4 / 256}
 
+
+def one_pass(state: float, parameter: float = 4) -> float:
+    """Return the bytes that a step moves at least: it reads p, g and the states, and writes p and the states.
+
+    Args:
+        state: bytes of the states, of a parameter or of a whole model.
+        parameter: bytes of that parameter or those parameters, and of the gradient.
+    """
+    return 3 * parameter + 2 * state
+
+
 # What every optimizer of this package accepts besides its own hyper-parameters.
 COMMON_OPTIONS = {
     "maximize": "ascend instead of descend",
@@ -66,6 +77,8 @@ class Card:
         nonnegative: those states that cannot be negative.
         previous: the one that is minus the gradient of the step before, or "".
         betas: number of decay factors in `betas`; 0 where there is no such argument.
+        reads: how often the fused path reads p or g besides its one pass over them, for norms and sums.
+        state_reads: how often it reads the states besides.
         elementwise: whether an element's update depends on nothing but its own gradient and states. Where it
             does not (norms, means, factors), parameters that are DTensors are updated as wholes.
         options: hyper-parameters of a parameter group, besides lr, betas, eps and weight_decay.
@@ -85,6 +98,8 @@ class Card:
     small: dict[str, str] = field(default_factory=dict)
     nonnegative: tuple[str, ...] = ()
     previous: str = ""
+    reads: int = 0
+    state_reads: int = 0
     elementwise: bool = True
     options: dict[str, str] = field(default_factory=dict)
     paths: tuple[str, ...] = PATHS
@@ -107,9 +122,13 @@ class Card:
         return len(self.fused_states) * STATE_BYTES[state_dtype]
 
     def traffic_bytes(self, state_dtype: str = "float32", take_gradients: bool = False) -> float:
-        """Bytes per float32 parameter of a one-pass step: p, g and the states read, p and the states written.
+        """Bytes that a fused step moves per float32 parameter, without optional and small states.
 
         A taken gradient is read as it is, 4 bytes, and not written.
         """
-        written = len(self.fused_states) - take_gradients
-        return 12 + 2 * written * STATE_BYTES[state_dtype] + 4 * take_gradients
+        taken = 4 - 2 * STATE_BYTES[state_dtype] if take_gradients else 0
+        return self.step_bytes(self.state_bytes(state_dtype)) + taken
+
+    def step_bytes(self, state: float, parameter: float = 4) -> float:
+        """Bytes that a fused step moves, given those of states and of parameters; see one_pass."""
+        return one_pass(state, parameter) + self.reads * parameter + self.state_reads * state

@@ -51,6 +51,8 @@ class Lamb(Optimizer):
         states={"exp_avg": "m, mean of the gradient", "exp_avg_sq": "v, mean of the squared gradient"},
         betas=2,
         nonnegative=("exp_avg_sq",),
+        reads=1,  # the first pass reads p, g and the states and writes these, the second reads p and them
+        state_reads=1,
         elementwise=False,
         options={
             "bias_correction": "False leaves out Adam's bias corrections, as the authors' code does",

@@ -47,6 +47,7 @@ class Lars(Optimizer):
         states={"momentum_buffer": "v, momentum"},
         betas=0,
         optional=("momentum_buffer",),
+        reads=2,  # the norms read p and g
         elementwise=False,
         options={
             "momentum": "decay factor of the momentum; 0 keeps no state",

@@ -18,14 +18,16 @@ class Gpu:
     memory: float  # bytes; the sheet's GB are 1e9, the card's surplus is for CUDA and the allocator
     peak: float  # dense tensor-core FLOP/s in bf16 and fp16
     peak_float32: float  # FLOP/s outside tensor cores
+    bandwidth: float  # of the memory, bytes/s
+    pcie: float  # bytes/s in each direction
     dollars: float  # per hour: our assumption, a round number; see --price of scripts/plan.py
 
 
 GPUS = {
-    "A100-40": Gpu(40e9, 312e12, 19.5e12, 1.5),
-    "A100-80": Gpu(80e9, 312e12, 19.5e12, 2.0),
-    "H100": Gpu(80e9, 989e12, 67e12, 3.0),
-    "H200": Gpu(141e9, 989e12, 67e12, 3.5),
+    "A100-40": Gpu(40e9, 312e12, 19.5e12, 1.555e12, 32e9, 1.5),
+    "A100-80": Gpu(80e9, 312e12, 19.5e12, 2.039e12, 32e9, 2.0),
+    "H100": Gpu(80e9, 989e12, 67e12, 3.35e12, 64e9, 3.0),
+    "H200": Gpu(141e9, 989e12, 67e12, 4.8e12, 64e9, 3.5),
 }
 
 # of the GPUs for which the ledger shows hours; their memory makes no difference there

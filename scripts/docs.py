@@ -20,7 +20,6 @@ def read_options() -> argparse.Namespace:
 if __name__ == "__main__":
     read_options()  # --help and mistakes are answered before the imports that take seconds
 
-import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,8 @@ from optim.card import COMMON_OPTIONS, STATE_BYTES
 from repro.ledger import rows
 from repro.ledger.describe import published
 from repro.ledger.rows import Row
+from repro.planner import step
+from repro.planner.plan import Machine
 from repro.results import table
 from repro.train.cli import exit_status
 
@@ -47,24 +48,16 @@ def optimizers() -> str:
         states += [f"*`{small}`*" for small in card.small]
         devices = {"fused": f" ({', '.join(card.fused_devices)})"}
         paths = ", ".join(path + devices.get(path, "") for path in card.paths)
-        sizes = ", ".join(f"{state_bytes(name, kept):.3g}" for kept in STATE_BYTES)
+        sizes = ", ".join(f"{step.state_bytes(name, kept):.3g}" for kept in STATE_BYTES)
         title = f"`{card.name}` {card.title}"
         lines.append([title, sizes, ", ".join(states), paths, card.when, card.source])
     return table([*head, "when", "source"], lines)
 
 
-def state_bytes(name: str, kept: str) -> float:
-    """Return the state bytes per parameter of a [1024, 1024] matrix, with default options.
-
-    Args:
-        kept: the dtype of the states: float32, bfloat16 or int8.
-    """
-    p = torch.nn.Parameter(torch.empty(1024, 1024, device="meta"))
-    make: Any = OPTIMIZERS[name]
-    optimizer = make([p], foreach=True)
-    states = optimizer.state_spec(p, optimizer.param_groups[0])
-    small = sum(math.prod(shape) for _, shape in states.small) * STATE_BYTES["float32"]
-    return len(states.full) * STATE_BYTES[kept] + small / p.numel()
+def steps() -> str:
+    """Return the table of the time of a step, for three models of language on 8 and 64 GPUs."""
+    machines = [Machine("H100", 8), Machine("H100", 64)]
+    return step.by_optimizer([1e9, 8e9, 70e9], machines, step.Setting())[0]
 
 
 def options() -> str:
@@ -133,13 +126,13 @@ def walkthrough() -> str:
     """Return the table of x and the objective after some steps, one column for each optimizer."""
     walks = {title: walk(*how) for title, how in WALKS.items()}
     rows = (
-        [str(step), *("{:.4f}, {:.4f}".format(*seen[step]) for seen in walks.values())]
-        for step in (0, 1, 11, 51, 91, 100)
+        [str(done), *("{:.4f}, {:.4f}".format(*seen[done]) for seen in walks.values())]
+        for done in (0, 1, 11, 51, 91, 100)
     )
     return table(["step", *(f"{title}: x, objective" for title in walks)], rows)
 
 
-TABLES = {make.__name__: make for make in (language, ledger, optimizers, options, walkthrough)}
+TABLES = {make.__name__: make for make in (language, ledger, optimizers, options, steps, walkthrough)}
 
 
 def generated(text: str) -> str:

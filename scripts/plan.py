@@ -2,17 +2,18 @@
 
     python scripts/plan.py ROW... --gpus 8xH100 [--set key=value ...]   does it fit; what would make it fit
     python scripts/plan.py ROW... --gpus 8xH100 --optimizers adamw,...  memory by optimizer
+    python scripts/plan.py --parameters 8B --gpus 64xH100               the step of every optimizer, sharded
     python scripts/plan.py [ROW...] --measure                           train some steps here, and compare
 
 Memory is counted, on tensors without values; speed assumes a share of the GPU's peak. With --out DIR the
-tables are also written there, memory.md and plan.md, with a JSON file each. See docs/plan.md.
+tables are also written there, memory.md, step.md and plan.md, with a JSON file each. See docs/plan.md.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repro.environment import environment
 from repro.errors import UserError
@@ -20,20 +21,31 @@ from repro.hardware import GPUS
 from repro.results import page, write
 from repro.train.cli import command_line, exit_status
 
+if TYPE_CHECKING:
+    from repro.planner.step import Setting
+
 
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the plan and return the exit status: 1 if --measure finds that a prediction is off."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(words)
-    if not options.rows and not options.measure:
+    if not (options.rows or options.measure or options.parameters):
         raise UserError(
             "name a row, as in `python scripts/plan.py ROW --gpus 8xH100`; reproduce.py lists them"
         )
-    from repro.planner.describe import by_optimizer, describe  # they take seconds, --help needs none
+    from repro.planner import step  # these take seconds, --help needs none
+    from repro.planner.describe import by_optimizer, describe
     from repro.planner.measured import CASES, compare
     from repro.planner.plan import Machine
 
+    setting = read_setting(options)
+    if options.parameters:
+        machine = Machine.read(options.gpus)
+        text, found = step.by_optimizer([step.read_size(options.parameters)], [machine], setting)
+        note = f"{setting.tokens:,.0f} tokens on each GPU. Estimated, not measured: see docs/plan.md."
+        publish(options.out, "step", "The optimizer's step", note, [text], found, words)
+        return 0
     optimizers = options.optimizers.split(",") if options.optimizers else []
     if options.measure:
         cases = [(row, options.set, name) for row in options.rows for name in optimizers or [""]] or CASES
@@ -55,8 +67,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         publish(options.out, "memory", "Memory by optimizer", note, [text], found, words)
         return 0
     for name in options.rows:
-        print("\n".join(describe(name, options.set, machine, options.mfu, options.price)), flush=True)
+        print("\n".join(describe(name, options.set, machine, setting, options.price)), flush=True)
     return 0
+
+
+def read_setting(options: argparse.Namespace) -> "Setting":
+    """Return what the command line assumes.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+    from repro.planner.step import Setting
+
+    for key in ("tokens", "mfu", "bandwidth", "pcie"):
+        value = getattr(options, key)
+        if value is not None and not value > 0:
+            raise UserError(f"--{key} {value}: must be above 0")
+    if options.mfu is not None and options.mfu > 1:
+        raise UserError(f"--mfu {options.mfu}: must be above 0 and at most 1")
+    rates = {key: getattr(options, key) and 1e9 * getattr(options, key) for key in ("bandwidth", "pcie")}
+    return Setting(options.tokens, options.mfu, **rates)
 
 
 def publish(
@@ -80,6 +110,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--optimizers", help="names in configs/optimizer, with -bfloat16 or -int8")
     parser.add_argument("--mfu", type=float, help="share of the peak, instead of the assumed one")
     parser.add_argument("--price", type=float, help="dollars per GPU-hour, instead of the assumed price")
+    parser.add_argument(
+        "--parameters", metavar="SIZE", help="a language model of 350M, 8B, ... instead of a ROW"
+    )
+    parser.add_argument("--tokens", type=float, default=8192, help="of it in a step, on each GPU (8192)")
+    parser.add_argument(
+        "--bandwidth", type=float, metavar="GB/s", help="of memory, instead of the data sheet's"
+    )
+    parser.add_argument("--pcie", type=float, metavar="GB/s", help="each way, instead of the data sheet's")
     parser.add_argument("--measure", action="store_true", help="train some steps here and compare")
     parser.add_argument("--out", type=Path, metavar="DIR", help="also write the tables there")
     return parser

@@ -18,14 +18,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.utils import save_image
 
 from repro.interop import read_weights
-from repro.train.data import Sized
+from repro.train.data import Maker, Sized, maker
+from repro.train.seeding import Draws
 from repro.train.task import Task
 from vision.data import Normalize, open_sets
 from vision.data.sets import Pairs
@@ -52,12 +55,24 @@ class Numbered(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, images: Pairs) -> None:
         self.images = images
+        self.whole_batch = _numbered(maker(images))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index][0], index
+
+
+def _numbered(make: Maker | None) -> Maker | None:
+    """Return the function that makes whole batches, if there is one, with indices as labels."""
+    if make is None:
+        return None
+
+    def batch(indices: NDArray[np.int64], draws: Draws) -> tuple[Tensor, Tensor]:
+        return make(indices, draws)[0], torch.from_numpy(indices)
+
+    return batch
 
 
 class Pretraining(Task[Batch]):

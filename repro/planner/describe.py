@@ -7,21 +7,23 @@ from typing import Any
 
 from tqdm import tqdm
 
+from optim import CARDS
 from repro.errors import UserError
 from repro.hardware import FAMILIES, GPUS
 from repro.ledger import rows
-from repro.planner import footprint, plan
-from repro.planner.plan import Job, Machine
+from repro.planner import footprint, plan, step
+from repro.planner.plan import Job, Machine, Speed
+from repro.planner.step import Setting
 from repro.results import table
 
 
 def describe(
-    name: str, overrides: Sequence[str], machine: Machine, mfu: float | None, price: float | None
+    name: str, overrides: Sequence[str], machine: Machine, setting: Setting, price: float | None
 ) -> list[str]:
     """Return the plan of a row, as lines.
 
     Args:
-        mfu: share of the GPU's peak; None: the assumption for the family of models.
+        setting: its `mfu`, if it is None, is the assumption for the family of models; `tokens` is not used.
         price: dollars for an hour of a GPU; None: our assumption.
 
     Raises:
@@ -32,9 +34,7 @@ def describe(
     gpu = GPUS[str(machine.gpu)]
     kinds = plan.memory(task, machine)
     family = str(task.task.family)
-    share = FAMILIES[family] if mfu is None else mfu
-    if not 0 < share <= 1:
-        raise UserError(f"--mfu {share}: must be above 0 and at most 1")
+    share = FAMILIES[family] if setting.mfu is None else setting.mfu
     dollars = gpu.dollars if price is None else price
     config, need = task.config, kinds.total()
     fits = need <= gpu.memory
@@ -49,16 +49,42 @@ def describe(
             verdict = "it fits" if total <= gpu.memory else "does not fit yet"
             lines.append(f"  with {' '.join(changes)}: {total / 1e9:.1f} GB, {verdict}")
     speed = plan.speed(task, machine, share, dollars)
-    assumed = "assumed" if mfu is None else "given"
+    assumed = "assumed" if setting.mfu is None else "given"
     lines.append(
         f"speed: {speed.per_second:,.0f} {task.task.samples} per second, at {share:.0%} of the peak "
         f"({assumed} for a {family}; MFU {speed.mfu:.0%})"
     )
+    lines.append(_step(task, machine, speed, setting))
     if speed.days is not None and speed.dollars is not None:
         assumed = "assumed" if price is None else "given"
         cost = f"${speed.dollars:,.0f} at ${dollars:.2f} for an hour of a GPU ({assumed})"
         lines.append(f"time: {speed.days:.2g} days; cost: {cost}")
     return [*lines, ""]
+
+
+def _step(task: Job, machine: Machine, speed: Speed, setting: Setting) -> str:
+    """Return the line on the optimizer's step."""
+    gpu, config = GPUS[str(machine.gpu)], task.config
+    named = config["optimizer"]["name"]
+    card = CARDS.get(named)
+    kept = config["optimizer"].get("state_dtype") or "float32"
+    if card is not None and not step.is_estimated(card, kept):
+        return f"step: not estimated, as {card.title} makes many passes with {kept} states"
+    model = task.model()
+    states = footprint.states(model, config["optimizer"])
+    shards = machine.count if config.get("fsdp") else 1
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad) / shards
+    clipped = bool(config["optimizer"].get("max_grad_norm"))
+    cost = step.cost(trained, states.sharded / shards + states.whole, named, clipped)
+    bandwidth, pcie = setting.bandwidth or gpu.bandwidth, setting.pcie or gpu.pcie
+    seconds = cost.seconds(bandwidth)
+    training = config["batch_size"] * task.task.per_sample / speed.per_second
+    share = f"{seconds / (training + seconds):.2%} of a training step"
+    return (
+        f"step: {cost.moved / 1e9:.3g} GB moved on each GPU, {1e3 * seconds:.3g} ms "
+        f"at {bandwidth / 1e9:,.0f} GB/s, {share}; {1e3 * cost.seconds(bandwidth, pcie):.3g} ms "
+        f"with offloaded states at {pcie / 1e9:g} GB/s"
+    )
 
 
 def parts(kinds: Counter[str]) -> str:

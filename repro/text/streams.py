@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,7 +21,19 @@ from repro.text.config import TextConfig, TokenizerConfig
 from repro.text.perplexity import perplexity
 from repro.train.config import TrainConfig
 from repro.train.data import Plan, Sized, in_order
+from repro.train.seeding import Draws
 from repro.train.task import Task
+
+
+class Batch(NamedTuple):
+    """A segment of each stream.
+
+    ids: [streams, tgt_len], int64; the last segment of a text is shorter.
+    targets: the tokens one ahead, [streams, tgt_len], int64.
+    """
+
+    ids: Tensor
+    targets: Tensor
 
 
 class Streams(Dataset[tuple[Tensor, Tensor]]):
@@ -57,12 +70,16 @@ class Streams(Dataset[tuple[Tensor, Tensor]]):
         return self.segments * self.streams
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        segment, stream = divmod(index, self.streams)
-        begin = segment * self.tgt_len
-        end = min(begin + self.tgt_len, self.length - 1)
-        offset = stream * self.length
-        tokens = torch.from_numpy(self.ids[offset + begin : offset + end + 1].astype(np.int64))
-        return tokens[:-1], tokens[1:]
+        ids, targets = self.whole_batch(np.array([index]))
+        return ids[0], targets[0]
+
+    def whole_batch(self, indices: NDArray[np.int64], draws: Draws | None = None) -> Batch:
+        """Return the items at `indices` [streams], which are of the same segment or of equally long ones."""
+        segments, streams = np.divmod(indices, self.streams)
+        size = min(self.tgt_len, self.length - 1 - int(segments.max()) * self.tgt_len)
+        begins = streams * self.length + segments * self.tgt_len
+        tokens = torch.from_numpy(self.ids[begins[:, None] + np.arange(size + 1)].astype(np.int64))
+        return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
     def eval_plan(self, processes: int = 1, rank: int = 0) -> Sequence[Sequence[int]]:
         """Return the batches of one process, in order: the segments of its own streams.
@@ -76,17 +93,6 @@ class Streams(Dataset[tuple[Tensor, Tensor]]):
             )
         own = range(self.streams * rank // processes, self.streams * (rank + 1) // processes)
         return [[segment * self.streams + stream for stream in own] for segment in range(self.segments)]
-
-
-class Batch(NamedTuple):
-    """A segment of each stream.
-
-    ids: [streams, tgt_len], int64; the last segment of a text is shorter.
-    targets: the tokens one ahead, [streams, tgt_len], int64.
-    """
-
-    ids: Tensor
-    targets: Tensor
 
 
 class StreamTask(Task[Batch]):
@@ -112,10 +118,6 @@ class StreamTask(Task[Batch]):
         """Return the segments of a process's own streams, in order."""
         assert isinstance(data, Streams)
         return data.eval_plan(processes, rank)
-
-    def collate(self, samples: list[tuple[Tensor, Tensor]]) -> Batch:
-        """Return a segment of each stream."""
-        return Batch(*super().collate(samples))
 
     def synthetic_batch(self, n: int) -> Batch:
         """Return random segments of n streams."""

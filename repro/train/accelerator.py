@@ -120,13 +120,18 @@ def weighed(
     """
     iterator = iter(batches)
     for first in iterator:
-        if num_items(first) is None:
+        items = num_items(first)
+        if items is None:
             yield first, 1.0
             continue
-        group = [first, *islice(iterator, micro_batches - 1)]
-        weights = torch.tensor([num_items(batch) for batch in group], device=accelerator.device).float()
-        weights /= accelerator.reduce(weights.mean(), "mean").clamp(min=1e-9)  # 0: nothing to learn
-        yield from zip(group, weights, strict=True)
+        rest = list(islice(iterator, micro_batches - 1))
+        numbers = [items, *(num_items(batch) or 0.0 for batch in rest)]
+        mean = max(sum(numbers) / len(numbers), 1e-9)  # 0: nothing to learn
+        weights: Iterable[Tensor | float] = [number / mean for number in numbers]
+        if accelerator.num_processes > 1:  # only then is the device needed, and waited for
+            means = torch.tensor(mean, device=accelerator.device)
+            weights = torch.tensor(numbers, device=accelerator.device) / accelerator.reduce(means, "mean")
+        yield from zip([first, *rest], weights, strict=True)
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig, path: Path) -> None:

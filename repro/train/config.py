@@ -129,7 +129,9 @@ class TrainConfig:
     ema_decay: float | None = None
     compile: bool = False
     fsdp: bool = False  # shard parameters, gradients and states over the processes; see repro.train.fsdp
-    workers: int = 0  # data loading processes per training process; 0: none
+    # data loading processes per training process; 0: none. Pixels and tokens in memory need none: the loop
+    # takes them in whole batches
+    workers: int = 0
     optimizer: dict[str, Any] = field(default_factory=dict)  # see optim.build_optimizer
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -1,26 +1,33 @@
 """Data loading in which every batch is a function of (seed, epoch, index), so that it can resume anywhere.
 
 The order of an epoch depends only on (seed, epoch), and the augmentation of a sample only on (seed, epoch,
-index, copy): not on the number of workers, nor on the samples loaded before.
+index, copy): not on the number of workers, nor on the samples loaded before or with it.
+
+A data set in memory makes whole batches (`Whole`), which takes microseconds and no workers. Any other one
+makes samples, one after the other, in as many worker processes as the configuration says.
 """
 
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
 
 from repro.errors import UserError
-from repro.train.seeding import hashed, left_alone, seed_generators
+from repro.train.seeding import Draws, hashed, left_alone, seed_generators
 
-Key = tuple[int, int]  # (epoch, index)
+FIXED = "fixed"  # name of the Draws for data without randomness, such as masks for validation
 
 # epoch -> the indices of the samples of each optimizer step; all epochs have the same number of steps
 Plan = Callable[[int], Sequence[Sequence[int]]]
+
+# A function that makes a batch, as Task.move gets it, of the samples at the given indices [batch]
+Maker = Callable[[NDArray[np.int64], Draws], Any]
 
 
 class Sized(Protocol):
@@ -28,6 +35,23 @@ class Sized(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Any: ...
+
+
+class Whole(Sized, Protocol):
+    """A map-style data set that makes a whole batch at once."""
+
+    def whole_batch(self, indices: NDArray[np.int64], draws: Draws) -> Any:
+        """Return the samples at `indices` [batch] as Task.move gets them, random in nothing but `draws`."""
+
+
+class Keys(NamedTuple):
+    """The samples of a batch.
+
+    places: index * repeats + copy of each sample [batch].
+    """
+
+    epoch: int
+    places: NDArray[np.int64]
 
 
 def shuffled(size: int, batch_size: int, seed: int, repeats: int = 1, drop_last: bool = True) -> Plan:
@@ -74,13 +98,13 @@ def dealt(size: int, batch_size: int, processes: int = 1, rank: int = 0) -> Sequ
     return [indices[begin : begin + batch_size] for begin in range(0, len(indices), batch_size)]
 
 
-def keyed(batches: Sequence[Sequence[int]]) -> list[list[Key]]:
-    """Return batches of indices as batches of keys, for data without randomness."""
-    return [[(0, index) for index in batch] for batch in batches]
+def keyed(batches: Sequence[Sequence[int]]) -> list[Keys]:
+    """Return the keys of batches of indices, for data without randomness."""
+    return [Keys(0, np.asarray(batch, np.int64)) for batch in batches]
 
 
-class TrainingSampler(Sampler[list[Key]]):
-    """The micro-batches of one epoch of a plan, as keys, from a given step.
+class TrainingSampler(Sampler[Keys]):
+    """The micro-batches of one epoch of a plan, from a given step.
 
     Each process gets a contiguous share of every micro-batch. Shares differ by at most one sample. A step
     with fewer samples than shares repeats its first samples.
@@ -99,17 +123,38 @@ class TrainingSampler(Sampler[list[Key]]):
     def __len__(self) -> int:
         return (self.steps - self.first_step) * self.micro_batches
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[Keys]:
         epoch, shares = self.epoch, self.micro_batches * self.processes
         for samples in self.plan(epoch)[self.first_step :]:
-            taken = np.resize(np.asarray(samples), max(len(samples), shares))
+            taken = np.resize(np.asarray(samples, np.int64), max(len(samples), shares))
             for share in range(self.rank, shares, self.processes):
                 begin, end = (len(taken) * edge // shares for edge in (share, share + 1))
-                yield [(epoch, index) for index in taken[begin:end].tolist()]
+                yield Keys(epoch, taken[begin:end])
+
+
+def maker(data: Sized) -> Maker | None:
+    """Return the function that makes whole batches of a data set or a Subset of one, if it has one."""
+    if isinstance(data, Subset):
+        make = maker(data.dataset)  # type: ignore[arg-type]
+        indices = np.asarray(data.indices)
+        return make and (lambda places, draws: make(indices[places], draws))
+    return getattr(data, "whole_batch", None)
+
+
+class WholeDataset(Dataset[Any]):
+    """The batches that `make` makes; with `seed=None` their random numbers depend on the places alone."""
+
+    def __init__(self, make: Maker, seed: int | None, repeats: int = 1) -> None:
+        self.make, self.seed, self.repeats = make, seed, repeats
+
+    def __getitems__(self, keys: Keys) -> Any:
+        """Return a batch."""
+        name = FIXED if self.seed is None else f"samples {self.seed} {keys.epoch}"
+        return self.make(keys.places // self.repeats, Draws(name, keys.places))
 
 
 class SeededDataset(Dataset[Any]):
-    """Data addressed by (epoch, index * repeats + copy), with the global generators seeded at each access.
+    """Samples addressed by (epoch, place), see Keys, with the global generators seeded for each.
 
     With `seed=None`, for data without randomness, the generators are not touched.
     """
@@ -117,15 +162,17 @@ class SeededDataset(Dataset[Any]):
     def __init__(self, data: Sized, seed: int | None, repeats: int = 1) -> None:
         self.data, self.seed, self.repeats = data, seed, repeats
 
-    def __getitem__(self, key: Key) -> Any:
-        return self.__getitems__([key])[0]
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        epoch, place = key
+        return self.__getitems__(Keys(epoch, np.array([place])))[0]
 
-    def __getitems__(self, keys: list[Key]) -> list[Any]:
+    def __getitems__(self, keys: Keys) -> list[Any]:
         """Return the samples of a batch; the generators are restored once, which is slower than seeding."""
+        places = keys.places.tolist()
         if self.seed is None:
-            return [self.data[place // self.repeats] for _, place in keys]
+            return [self.data[place // self.repeats] for place in places]
         with left_alone():
-            return [self._seeded(*key) for key in keys]
+            return [self._seeded(keys.epoch, place) for place in places]
 
     def _seeded(self, epoch: int, place: int) -> Any:
         index, copy = divmod(place, self.repeats)
@@ -157,23 +204,35 @@ class Loader(DataLoader[Any]):
 
 def make_loader(
     data: Sized,
-    batches: Iterable[list[Key]],
+    batches: Iterable[Keys],
     seed: int | None,
     workers: int,
     repeats: int = 1,
     collate: Callable[[list[Any]], Any] = default_collate,
 ) -> DataLoader[Any]:
-    """Return the DataLoader of `batches` of `data`, combined by `collate`; see SeededDataset for `seed`.
+    """Return the DataLoader of `batches` of `data`.
 
-    It has at most as many workers as there are cores.
+    Args:
+        data: makes whole batches (`Whole`), or samples.
+        batches: the samples of each batch.
+        seed: of everything random in them; None for data without randomness.
+        workers: processes that make samples, at most as many as there are cores; whole batches need none.
+        repeats: copies of a sample, see `shuffled`.
+        collate: makes a batch of samples.
     """
-    workers = min(workers, os.cpu_count() or 1)
+    make = maker(data)
+    workers = min(workers, os.cpu_count() or 1) if make is None else 0
+    made = SeededDataset(data, seed, repeats) if make is None else WholeDataset(make, seed, repeats)
     return Loader(
-        SeededDataset(data, seed, repeats),
-        batch_sampler=batches,
+        made,
+        batch_sampler=cast(Any, batches),  # torch's annotation is for lists
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=collate if make is None else _unchanged,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else each pass would draw from the global one
     )
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

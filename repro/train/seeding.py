@@ -10,6 +10,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the step of SplitMix64: 2^64 over the golden ratio
 
 
 def hashed(name: str) -> int:
@@ -26,6 +29,39 @@ def seed_generators(name: str, devices: bool = True) -> None:
     if devices and torch.accelerator.is_available():
         # torch.manual_seed would also seed absent kinds of devices lazily, with a stack trace (0.5 ms)
         torch.get_device_module().manual_seed(torch_seed)
+
+
+class Draws:
+    """Random numbers for the samples of a batch, each a function of (name, place, column) alone.
+
+    A sample gets the same numbers in any batch, without a generator that would have to be seeded for it. Its
+    numbers are SplitMix64's (Steele et al., OOPSLA 2014, doi 10.1145/2660193.2660195) from a hash of the name
+    and its place.
+
+    Args:
+        name: the same for all samples, such as the seed and the epoch.
+        places: tell the samples apart [batch], int64.
+    """
+
+    def __init__(self, name: str, places: NDArray[np.int64]) -> None:
+        self.seeds = _mixed(np.uint64(hashed(name)) + places.astype(np.uint64) * GOLDEN)[:, None]
+
+    def __call__(self, columns: ArrayLike) -> NDArray[np.float64]:
+        """Return a number in [0, 1) for each sample and column [batch, columns].
+
+        Args:
+            columns: numbers from 0, the same for all samples [columns], or other ones for each
+                [batch, columns].
+        """
+        bits = _mixed(self.seeds + (np.asarray(columns).astype(np.uint64) + np.uint64(1)) * GOLDEN)
+        return (bits >> np.uint64(11)) * np.float64(2**-53)
+
+
+def _mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return SplitMix64's hash of each element."""
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
 
 
 @contextmanager

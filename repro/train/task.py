@@ -47,7 +47,11 @@ class Task(ABC, Generic[Batch]):
 
     @abstractmethod
     def train_data(self) -> Sized:
-        """Return the training set. Its items may be random: the loop seeds the global generators for each."""
+        """Return the training set.
+
+        Its items may be random: the loop seeds the global generators for each. A set that makes whole batches
+        (see repro.train.data.Whole) gets its random numbers with the indices.
+        """
 
     @abstractmethod
     def valid_data(self) -> Sized:
@@ -66,7 +70,7 @@ class Task(ABC, Generic[Batch]):
         return dealt(len(data), batch_size, processes, rank)
 
     def collate(self, samples: list[Any]) -> Batch:
-        """Return a batch. Samples that are tuples give a list, NamedTuples their own type."""
+        """Return a batch of samples, of which tuples give a list, and NamedTuples their own type."""
         return cast(Batch, default_collate(samples))
 
     def move(self, batch: Batch, device: torch.device) -> Batch:

@@ -23,10 +23,13 @@ def test_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     result = json.loads(out.with_suffix(".json").read_text())
     assert result["text"]["bytes"] >= 400_000
     assert result["text"]["tokens"] > 50_000
-    assert [len(runs) for runs in result["runs"].values()] == [1, 1, 1]
+    assert [len(runs) for runs in result["runs"].values()] == [1, 1, 1, 1]
     seconds = {kind: runs[0]["seconds"] for kind, runs in result["runs"].items()}
     bare = min(seconds["bare, processes"], seconds["bare, threads"])
     assert result["ratio"] == pytest.approx(bare / seconds["prepare"])
+    later = tokenize_text.after_start([(5.0, 1.0, 3.0, 2.0), (6.0, 2.0, 3.0, 4.0), (9.0, 1.0, 4.0, 4.0)])
+    assert later == 0.5  # of 2 / 4, 3 / 4 and 4 / 8
+    assert tokenize_text.after_start([(5.0, 1.0, 3.0, 2.0), (2.0, 2.0, 3.0, 4.0)]) is None
     assert 20 < result["peak_MB_of_an_eighth"] < 2000
     page = out.with_suffix(".md").read_text()
     assert page == capfd.readouterr().out

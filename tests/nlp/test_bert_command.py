@@ -23,6 +23,8 @@ from repro.interop import read_weights
 from repro.ledger import rows
 from repro.runs import flatten, is_free
 from repro.text.config import TokenizerConfig
+from repro.train.data import FIXED
+from repro.train.seeding import Draws
 from repro.train.throughput import count_flops
 
 Run = Callable[..., tuple[int, str, str]]
@@ -65,8 +67,11 @@ def task(text: list[str], **encoder: Any) -> Pretraining:
 
 
 def batch_of(recipe: Pretraining, size: int = 8) -> list[Tensor]:
-    data = recipe.valid_data()
-    return recipe.collate([data[index] for index in range(size)])
+    return validation(recipe, np.arange(size))
+
+
+def validation(recipe: Pretraining, indices: np.ndarray) -> Any:
+    return recipe.valid_data().whole_batch(indices, Draws(FIXED, indices))
 
 
 def test_the_loss_is_transformers_own_with_labels(text: list[str]) -> None:
@@ -100,8 +105,8 @@ def test_what_is_measured_does_not_depend_on_the_batches(text: list[str]) -> Non
     for size in (1, 7, len(data)):
         sums, count = {}, 0
         for begin in range(0, len(data), size):
-            samples = [data[index] for index in range(begin, min(begin + size, len(data)))]
-            measures, number = recipe.evaluate(model, recipe.collate(samples))
+            batch = validation(recipe, np.arange(begin, min(begin + size, len(data))))
+            measures, number = recipe.evaluate(model, batch)
             sums = {key: sums.get(key, 0) + value.detach().double() for key, value in measures.items()}
             count += int(number)
         found.append(recipe.metrics(sums, count))

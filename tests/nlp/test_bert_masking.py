@@ -4,14 +4,26 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
 from nlp import blocks as blocks_module
 from nlp.blocks import Blocks
-from nlp.masking import IGNORED, MaskedBlocks, MaskedPairs, Masking, collate
+from nlp.masking import (
+    FATE,
+    IGNORED,
+    NUMBER,
+    ORDER,
+    TOKENS,
+    WORD,
+    MaskedBlocks,
+    MaskedPairs,
+    Masking,
+    PairBatch,
+)
+from repro.train.data import FIXED
+from repro.train.seeding import Draws
 
 BOS, PAD, EOS, UNK, MASK = range(5)
 FIRST, VOCABULARY = 5, 50  # the first ordinary token, and the number of all
@@ -55,13 +67,22 @@ def test_blocks_are_those_of_the_definition(lengths: list[int], size: int, block
     expected, left_out = defined(source, block, size)
     assert [tokens.tolist() for tokens in map(made.__getitem__, range(len(made)))] == expected
     assert (made.left_out, made.tokens) == (left_out, sum(map(len, expected)))
+    if expected:
+        indices = np.random.default_rng(size).integers(len(expected), size=5)
+        tokens, lengths = made.take(indices)
+        assert [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)] == [
+            expected[index] for index in indices
+        ]
+        assert tokens.shape == (5, max(lengths))
+        assert all((row[n:] == EOS).all() for row, n in zip(tokens, lengths, strict=True))
 
 
 def test_an_index_beyond_the_last_block_is_an_error() -> None:
     for block in ("complete", "complete_doc", "none"):
         made = Blocks(text([3, 4, 0, 5]), block, 6, EOS)
-        with pytest.raises(IndexError):
-            made[len(made)]
+        for index in (-1, len(made)):
+            with pytest.raises(IndexError):
+                made[index]
 
 
 def masking(specials: bool = False, **changed: float) -> Masking:
@@ -79,10 +100,16 @@ def test_masks_are_as_many_and_of_the_kinds_that_are_asked_for(specials: bool) -
     times, counts = 3000, []
     hits, kinds = np.zeros(98, int), np.zeros(3, int)
     drawn: list[np.ndarray] = []
-    for _ in range(times):
-        changed, places = masking(specials)(sequence, rng)
-        counts.append(len(places))
-        assert len(set(places.tolist())) == len(places)
+    batch = np.tile(sequence, (times, 1))
+    for changed, places, targets in zip(
+        *masking(specials)(batch, np.ones_like(batch, bool), Draws("masks", np.arange(times))), strict=True
+    ):
+        number = (targets != IGNORED).sum()
+        assert (targets[number:] == IGNORED).all()
+        assert (places[number:] == 0).all()
+        places = places[:number]
+        assert (targets[:number] == sequence[places]).all()
+        counts.append(number)
         assert (np.diff(places) > 0).all()
         hits[places] += 1
         untouched = np.ones(98, bool)
@@ -117,48 +144,77 @@ def within(count: int, times: int, chance: float, doubt: float = 1e-4) -> None:
     assert low <= count <= high
 
 
+def one_masked(
+    how: Masking, ids: list[int], draws: Draws
+) -> tuple[list[int], list[int], list[int]]:  # changed tokens, places, targets
+    """Mask one sequence, a token after the other."""
+
+    def draw(column: int) -> float:
+        return float(draws([column])[0, 0])
+
+    able = [place for place, token in enumerate(ids) if how.eligible[token]]
+    number = min(len(able), max(1, int(how.rate * len(able) + draw(NUMBER))))
+    places = sorted(sorted(able, key=lambda place: draw(TOKENS + 3 * place + ORDER))[:number])
+    changed = list(ids)
+    for place in places:
+        fate, word = draw(TOKENS + 3 * place + FATE), draw(TOKENS + 3 * place + WORD)
+        if fate >= how.leave + how.random:
+            changed[place] = how.mask
+        elif fate < how.random:
+            changed[place] = int(how.ordinary[int(word * len(how.ordinary))])
+    return changed, places, [ids[place] for place in places]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    LENGTHS.filter(any),
+    st.integers(2, 20),
+    st.sampled_from(["complete", "complete_doc", "none"]),
+    st.sampled_from([0.15, 0.6]),
+    st.integers(0, 1000),
+)
+def test_a_batch_has_what_each_sequence_becomes(
+    lengths: list[int], size: int, block: str, rate: float, seed: int
+) -> None:
+    made, how = Blocks(text(lengths), block, size, EOS), masking(rate=rate, random=0.3)
+    if not len(made):
+        return
+    indices = np.random.default_rng(seed).integers(len(made), size=4)
+    name = f"samples {seed}"
+    batch = MaskedBlocks(made, how, BOS, PAD).whole_batch(indices, Draws(name, indices))
+    longest = max(len(made[index]) for index in indices) + 1
+    assert batch.ids.shape == (4, longest)
+    full = all(len(made[index]) + 1 == longest for index in indices)
+    assert batch.attention_mask.shape == (4, 0 if full else longest)
+    for row, index in enumerate(indices):
+        sequence = [BOS, *made[index].tolist()]
+        changed, places, targets = one_masked(how, sequence, Draws(name, np.array([index])))
+        padding = longest - len(sequence)
+        assert batch.ids[row].tolist() == changed + [PAD] * padding
+        assert full or batch.attention_mask[row].tolist() == [True] * len(sequence) + [False] * padding
+        rest = batch.places.shape[1] - len(places)
+        assert batch.places[row].tolist() == places + [0] * rest
+        assert batch.targets[row].tolist() == targets + [IGNORED] * rest
+
+
 def test_a_sequence_has_a_place_to_predict_where_any_is_eligible() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        changed, places = masking()(np.array([BOS, 7, EOS]), rng)
-        assert places.tolist() == [1]
-        changed, places = masking()(np.array([BOS, EOS, EOS]), rng)
-        assert changed.tolist() == [BOS, EOS, EOS]
-        assert not len(places)
+    for sequence, expected in (([BOS, 7, EOS], [1]), ([BOS, EOS, EOS], [])):
+        batch = np.tile(sequence, (50, 1))
+        changed, places, targets = masking()(batch, np.ones_like(batch, bool), Draws("masks", np.arange(50)))
+        assert places.tolist() == [expected] * 50
+        assert targets.tolist() == [[7] if expected else []] * 50
+        assert expected or (changed == batch).all()
 
 
 def test_masks_are_new_in_every_epoch_and_fixed_for_validation() -> None:
-    made = Blocks(text([10] * 20), "complete", 50, EOS)
-    train, valid = (MaskedBlocks(made, masking(), BOS, fixed) for fixed in (False, True))
+    data = MaskedBlocks(Blocks(text([10] * 20), "complete", 50, EOS), masking(), BOS, PAD)
 
-    def sample(data: MaskedBlocks, seed: int) -> list[list[int]]:
-        torch.manual_seed(seed)
-        return [x.tolist() for x in data[1]]
+    def masks(name: str) -> list[list[int]]:
+        return data.whole_batch(np.arange(2), Draws(name, np.arange(2))).places.tolist()
 
-    assert sample(train, 0) == sample(train, 0)
-    assert sample(train, 0) != sample(train, 1)
-    assert sample(valid, 0) == sample(valid, 1)
-    assert valid[0][1].tolist() != valid[1][1].tolist()
-    ids, places, truth = (np.array(x) for x in sample(train, 0))
-    ids[places] = truth
-    assert ids.tolist() == [BOS, *made[1].tolist()]
-
-
-def test_batches_are_padded_and_say_where() -> None:
-    made = Blocks(text([9, 9, 5, 30]), "complete", 20, EOS)
-    data = MaskedBlocks(made, masking(rate=0.3), BOS, fixed=True)
-    assert made.left_out == 1
-    samples = [data[0], data[1]]
-    ids, seen, places, targets = collate(samples, PAD)
-    assert ids.shape == seen.shape == (2, 21)
-    assert seen.sum(1).tolist() == [21, 7]
-    assert (ids[~seen] == PAD).all()
-    assert (ids[seen] != PAD).all()
-    for row, sample in enumerate(samples):
-        number = len(sample[1])
-        assert places[row, :number].tolist() == sample[1].tolist()
-        assert targets[row].tolist() == sample[2].tolist() + [IGNORED] * (targets.shape[1] - number)
-    assert collate(samples[:1], PAD)[1].shape == (1, 0)
+    assert masks("samples 0 0") == masks("samples 0 0") != masks("samples 0 1")
+    assert [data[index].places.tolist() for index in (0, 1)] == [[places] for places in masks(FIXED)]
+    assert masks(FIXED)[0] != masks(FIXED)[1]
 
 
 @settings(deadline=None, max_examples=60)
@@ -166,11 +222,16 @@ def test_batches_are_padded_and_say_where() -> None:
 def test_pairs_are_two_parts_of_a_block_or_of_two(lengths: list[int], size: int, seed: int) -> None:
     source = text(lengths)
     made = Blocks(source, "complete_doc", size - 2, EOS)
-    data = MaskedPairs(made, masking(), BOS)
-    rng = np.random.default_rng(seed)
+    if not len(made):
+        return
+    data, indices = MaskedPairs(made, masking(rate=0.0), BOS, PAD), np.arange(len(made))
+    rows, ends, types, others = data.tokens(indices, Draws(f"samples {seed}", indices))
     for index in range(len(made)):
-        ids, segments, other = data.draw(index, rng)
-        assert len(ids) == len(segments) <= size
+        ids, segments, other = rows[index, : ends[index]], types[index, : ends[index]], others[index]
+        assert not types[index, ends[index] :].any()
+        alone = data.tokens(indices[index:][:1], Draws(f"samples {seed}", indices[index:][:1]))
+        assert [x[0].tolist() for x in alone] == [ids.tolist(), ends[index], segments.tolist(), other]
+        assert len(ids) <= size
         cut = int(segments.argmax())
         first, second = ids[:cut], ids[cut:]
         assert first[0] == BOS
@@ -181,11 +242,11 @@ def test_pairs_are_two_parts_of_a_block_or_of_two(lengths: list[int], size: int,
         if not other:
             assert [BOS, *plain] == [token for token in ids.tolist() if token != EOS]
         else:
-            others = [
+            texts = [
                 [token for token in made[number].tolist() if token != EOS] for number in range(len(made))
             ]
             assert any(
-                holds(others[number], second[:-1].tolist()) for number in range(len(made)) if number != index
+                holds(texts[number], second[:-1].tolist()) for number in range(len(made)) if number != index
             )
 
 
@@ -195,7 +256,12 @@ def holds(tokens: list[int], part: list[int]) -> bool:
 
 
 def test_half_of_the_pairs_are_no_neighbours() -> None:
-    data = MaskedPairs(Blocks(text([5] * 400), "complete_doc", 24, EOS), masking(), BOS)
-    rng = np.random.default_rng(0)
-    others = sum(int(data.draw(index % len(data), rng)[2]) for index in range(1000))
-    within(others, 1000, 0.5)
+    data = MaskedPairs(Blocks(text([5] * 400), "complete_doc", 24, EOS), masking(), BOS, PAD)
+    places = np.arange(1000)
+    batch = data.whole_batch(places % len(data), Draws("pairs", places))
+    assert isinstance(batch, PairBatch)
+    within(int(batch.others.sum()), 1000, 0.5)
+    cuts = batch.token_type_ids.argmax(1).numpy()  # after <s>, a number of lines of five, and </s>
+    assert set(cuts.tolist()) == {2 + 5 * lines for lines in (1, 2, 3)}
+    for lines in (1, 2, 3):
+        within(int((cuts == 2 + 5 * lines).sum()), 1000, 1 / 3)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -122,8 +123,7 @@ def test_hidden_states_go_from_step_to_step_without_gradients(command: Run) -> N
     torch.manual_seed(0)
     model = task.build_model()
     data = task.train_data()
-    segments = [task.collate([data[index] for index in samples])
-                for samples in task.plan(data, task.config)(0)[:3]]  # fmt: skip
+    segments = [data.whole_batch(np.asarray(samples)) for samples in task.plan(data, task.config)(0)[:3]]
     task.state = {}
     losses = [task.loss(model, batch) for batch in segments]
     assert not any(tensor.requires_grad for tensor in task.state.values())
@@ -232,7 +232,7 @@ def test_every_optimizer_trains(command: Run, apex: None, name: str) -> None:
     torch.manual_seed(0)
     model, data = task.build_model(), task.train_data()
     optimizer = optim.build_optimizer(model, task.config.optimizer)
-    batch = task.collate([data[index] for index in task.plan(data, task.config)(0)[0]])
+    batch = data.whole_batch(np.asarray(task.plan(data, task.config)(0)[0]))
     task.state, losses = {}, []
     for _ in range(10):
         if isinstance(optimizer, optim.Sophia):

@@ -126,7 +126,7 @@ def test_memory_runs_through_the_epoch(text: list[str]) -> None:
     model = task.build_model().eval()
     assert isinstance(model, TransformerXL)
     data = task.train_data()
-    batches = [task.collate([data[index] for index in step]) for step in task.plan(data, task.config)(0)[:3]]
+    batches = [data.whole_batch(np.asarray(step)) for step in task.plan(data, task.config)(0)[:3]]
     task.state = {}
     losses = [task.loss(model, batch).item() for batch in batches]
     assert task.state["filled"] == 8
@@ -138,7 +138,7 @@ def test_memory_runs_through_the_epoch(text: list[str]) -> None:
     task.state = {}
     valid = task.valid_data()
     for batch in task.eval_plan(valid, 2, 1, 0)[:7]:
-        sums, count = task.evaluate(model, task.collate([valid[index] for index in batch]))
+        sums, count = task.evaluate(model, valid.whole_batch(np.asarray(batch)))
     assert (count, task.state["filled"].item()) == (8, 24)
     assert task.metrics(sums, count)["valid_loss"] == pytest.approx(sums["valid_loss"].item() / 8)
 
@@ -154,7 +154,7 @@ def test_processes_measure_the_same(text: list[str], processes: int) -> None:
         task.state, loss, items = {}, 0.0, 0
         for batch in task.eval_plan(data, 5, count, rank):
             with torch.no_grad():
-                sums, size = task.evaluate(model, task.collate([data[index] for index in batch]))
+                sums, size = task.evaluate(model, data.whole_batch(np.asarray(batch)))
             loss, items = loss + float(sums["valid_loss"]), items + size
         return loss, items
 

@@ -3,6 +3,7 @@
     readers      read files, folders, archives and Hugging Face `datasets` as a Split
     shards       reads tar shards in the webdataset layout as a Split; `writing` writes them
     images       a Split, and the Dataset that decodes and transforms it
+    pixels       the same for pixels in memory, in whole batches
     sets         the training, validation and test sets of a recipe
     transforms   for one image in a worker (PIL to uint8), and for a batch on the device
     checking     the checks of `vision/prepare.py check`
@@ -12,6 +13,7 @@ to be compared must see the same data.
 """
 
 from vision.data.images import Images, Split
+from vision.data.pixels import Pixels
 from vision.data.readers import read
 from vision.data.sets import Sets, open_sets
 from vision.data.transforms import Normalize, build_erasing, test_transform, train_transform
@@ -19,6 +21,7 @@ from vision.data.transforms import Normalize, build_erasing, test_transform, tra
 __all__ = [
     "Images",
     "Normalize",
+    "Pixels",
     "Sets",
     "Split",
     "build_erasing",

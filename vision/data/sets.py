@@ -8,7 +8,8 @@ from torch.utils.data import Subset
 
 from repro.errors import UserError
 from vision.config import AugmentConfig, DataConfig
-from vision.data.images import Images
+from vision.data.images import Images, Split
+from vision.data.pixels import Pixels, in_memory, only_shifts
 from vision.data.readers import read
 from vision.data.transforms import is_random, test_transform, train_transform
 
@@ -44,14 +45,28 @@ def open_sets(config: DataConfig, augment: AugmentConfig) -> Sets:
         UserError: it is missing or malformed, or data.valid_share is too small or large for its classes.
     """
     train_split, test_split, classes = read(config)
-    draft = config.size if config.draft else None
-    train = Images(train_split, config.channels, train_transform(config, augment), draft, is_random(augment))
-    test = Images(test_split, config.channels, test_transform(config), random=False)
+    train, test = _augmented(train_split, config, augment), _plain(test_split, config)
     if config.valid_share == 0:
         return Sets(train, test, None, classes)
     kept, held = _hold_out(train_split.labels, config.valid_share)
-    plain = Images(train_split, config.channels, test_transform(config), random=False)
-    return Sets(Subset(train, kept), Subset(plain, held), test, classes)
+    return Sets(Subset(train, kept), Subset(_plain(train_split, config), held), test, classes)
+
+
+def _augmented(split: Split, config: DataConfig, augment: AugmentConfig) -> Images:
+    """Return a split as training images."""
+    transform = train_transform(config, augment)
+    if in_memory(split, config) and only_shifts(augment):
+        return Pixels(split, transform, augment.padding if augment.crop == "padded" else 0, augment.hflip)
+    draft = config.size if config.draft else None
+    return Images(split, config.channels, transform, draft, is_random(augment))
+
+
+def _plain(split: Split, config: DataConfig) -> Images:
+    """Return a split as images to evaluate on."""
+    transform = test_transform(config)
+    if in_memory(split, config) and config.crop_pct == 1:
+        return Pixels(split, transform)
+    return Images(split, config.channels, transform, random=False)
 
 
 def _hold_out(labels: Sequence[int], share: float) -> tuple[list[int], list[int]]:
