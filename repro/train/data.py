@@ -9,13 +9,14 @@ makes samples, one after the other, in as many worker processes as the configura
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
 
 from repro.errors import UserError
@@ -126,7 +127,9 @@ class TrainingSampler(Sampler[Keys]):
     def __iter__(self) -> Iterator[Keys]:
         epoch, shares = self.epoch, self.micro_batches * self.processes
         for samples in self.plan(epoch)[self.first_step :]:
-            taken = np.resize(np.asarray(samples, np.int64), max(len(samples), shares))
+            taken = np.asarray(samples, np.int64)
+            if len(taken) < shares:
+                taken = np.resize(taken, shares)
             for share in range(self.rank, shares, self.processes):
                 begin, end = (len(taken) * edge // shares for edge in (share, share + 1))
                 yield Keys(epoch, taken[begin:end])
@@ -139,18 +142,6 @@ def maker(data: Sized) -> Maker | None:
         indices = np.asarray(data.indices)
         return make and (lambda places, draws: make(indices[places], draws))
     return getattr(data, "whole_batch", None)
-
-
-class WholeDataset(Dataset[Any]):
-    """The batches that `make` makes; with `seed=None` their random numbers depend on the places alone."""
-
-    def __init__(self, make: Maker, seed: int | None, repeats: int = 1) -> None:
-        self.make, self.seed, self.repeats = make, seed, repeats
-
-    def __getitems__(self, keys: Keys) -> Any:
-        """Return a batch."""
-        name = FIXED if self.seed is None else f"samples {self.seed} {keys.epoch}"
-        return self.make(keys.places // self.repeats, Draws(name, keys.places))
 
 
 class SeededDataset(Dataset[Any]):
@@ -202,15 +193,35 @@ class Loader(DataLoader[Any]):
             ) from error
 
 
+class WholeLoader:
+    """The batches that `make` makes; with `seed=None` their random numbers depend on the places alone."""
+
+    def __init__(
+        self, make: Maker, batches: TrainingSampler | list[Keys], seed: int | None, repeats: int = 1
+    ) -> None:
+        self.make, self.batches, self.seed, self.repeats = make, batches, seed, repeats
+        self.pinned = torch.cuda.is_available()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches."""
+        for keys in self.batches:
+            name = FIXED if self.seed is None else f"samples {self.seed} {keys.epoch}"
+            batch = self.make(keys.places // self.repeats, Draws(name, keys.places))
+            yield tree_map(torch.Tensor.pin_memory, batch) if self.pinned else batch
+
+
 def make_loader(
     data: Sized,
-    batches: Iterable[Keys],
+    batches: TrainingSampler | list[Keys],
     seed: int | None,
     workers: int,
     repeats: int = 1,
     collate: Callable[[list[Any]], Any] = default_collate,
-) -> DataLoader[Any]:
-    """Return the DataLoader of `batches` of `data`.
+) -> WholeLoader | DataLoader[Any]:
+    """Return a loader of `batches` of `data`.
 
     Args:
         data: makes whole batches (`Whole`), or samples.
@@ -221,18 +232,15 @@ def make_loader(
         collate: makes a batch of samples.
     """
     make = maker(data)
-    workers = min(workers, os.cpu_count() or 1) if make is None else 0
-    made = SeededDataset(data, seed, repeats) if make is None else WholeDataset(make, seed, repeats)
+    if make is not None:
+        return WholeLoader(make, batches, seed, repeats)
+    workers = min(workers, os.cpu_count() or 1)
     return Loader(
-        made,
+        SeededDataset(data, seed, repeats),
         batch_sampler=cast(Any, batches),  # torch's annotation is for lists
         num_workers=workers,
-        collate_fn=collate if make is None else _unchanged,
+        collate_fn=collate,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else each pass would draw from the global one
     )
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch

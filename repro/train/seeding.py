@@ -7,6 +7,7 @@ names (seed, epoch, index, ...), and checkpoints need not store the states of th
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class Draws:
     """
 
     def __init__(self, name: str, places: NDArray[np.int64]) -> None:
-        self.seeds = _mixed(np.uint64(hashed(name)) + places.astype(np.uint64) * GOLDEN)[:, None]
+        self.seeds = _mixed(np.uint64(_kept(name)) + places.astype(np.uint64) * GOLDEN)[:, None]
 
     def __call__(self, columns: ArrayLike) -> NDArray[np.float64]:
         """Return a number in [0, 1) for each sample and column [batch, columns].
@@ -55,6 +56,9 @@ class Draws:
         """
         bits = _mixed(self.seeds + (np.asarray(columns).astype(np.uint64) + np.uint64(1)) * GOLDEN)
         return (bits >> np.uint64(11)) * np.float64(2**-53)
+
+
+_kept = lru_cache(1)(hashed)  # all batches of an epoch have the same name
 
 
 def _mixed(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -189,7 +189,7 @@ def run(runner: Any, *words: str) -> tuple[int, str, str]:
 
 
 def test_command(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = hardware.Gpu(1.75e6, 1e12, 1e11, 1.0)
+    small = hardware.Gpu(1.75e6, 1e12, 1e11, 1e12, 1e10, 1.0)
     monkeypatch.setitem(hardware.GPUS, "H100", small)
     words = [GPT2, "--gpus", "1xH100", "--set", *MODELS[GPT2], "--mfu", "0.5", "--price", "7"]
     status, out, err = run(runner, *words)

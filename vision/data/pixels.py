@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -9,7 +10,7 @@ from repro.train.seeding import Draws
 from vision.config import AugmentConfig, DataConfig
 from vision.data.images import Images, Split, Transform
 
-ROW, COLUMN, MIRRORED = range(3)  # columns of the draws
+TOP, LEFT, MIRRORED = range(3)  # columns of the draws
 
 
 class Pixels(Images):
@@ -24,22 +25,21 @@ class Pixels(Images):
 
     def __init__(self, split: Split, transform: Transform, padding: int = 0, hflip: float = 0.0) -> None:
         super().__init__(split, 1, transform, random=padding > 0 or hflip > 0)
-        self.padding, self.hflip, self.labels = padding, hflip, torch.tensor(split.labels)
-        edge = (padding, padding)
-        self.padded = np.pad(split.items, ((0, 0), edge, edge)) if padding else np.asarray(split.items)
-        self.window = np.arange(self.padded.shape[-1] - 2 * padding)
+        self.padding, self.hflip, self.labels = padding, hflip, np.array(split.labels)
+        edge, (side, _) = (padding, padding), np.shape(split.items)[1:]
+        padded = np.pad(split.items, ((0, 0), edge, edge)) if padding else np.asarray(split.items)
+        self.windows = sliding_window_view(padded, (side, side), (1, 2))  # [images, tops, lefts, size, size]
 
     def whole_batch(self, indices: NDArray[np.int64], draws: Draws) -> tuple[Tensor, Tensor]:
         """Return the images at `indices` [batch], uint8 [batch, 1, size, size], and their classes [batch]."""
-        if self.padding or self.hflip:
-            drawn = draws(range(3))
-            begins = (drawn[:, [ROW, COLUMN]] * (2 * self.padding + 1)).astype(np.int64)
-            rows, columns = begins[:, :1] + self.window, begins[:, 1:] + self.window
-            columns = np.where(drawn[:, MIRRORED, None] < self.hflip, columns[:, ::-1], columns)
-            images = self.padded[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
-        else:
-            images = self.padded[indices]
-        return torch.from_numpy(images)[:, None], self.labels[indices]
+        top = left = np.zeros_like(indices)
+        if self.padding:
+            top, left = (draws([TOP, LEFT]) * (2 * self.padding + 1)).astype(np.int64).T
+        images = self.windows[indices, top, left]
+        if self.hflip:
+            mirrored = draws([MIRRORED])[:, 0] < self.hflip
+            images[mirrored] = images[mirrored, :, ::-1]
+        return torch.from_numpy(images)[:, None], torch.from_numpy(self.labels[indices])
 
 
 def in_memory(split: Split, data: DataConfig) -> bool:
