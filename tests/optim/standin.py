@@ -20,6 +20,11 @@ ANYTHING = (4096, 2**47 - 8192, "anything")
 
 
 @functools.cache
+def _compiled(lines, arch):
+    return cuda.compile_kernels(lines, arch, "PTX")
+
+
+@functools.cache
 def _module(image):
     return Module(image.decode().rstrip("\0"))
 
@@ -57,9 +62,7 @@ class StandIn:
         }.items():
             monkeypatch.setattr(torch.cuda, name, double)
         monkeypatch.setattr(cuda.Kernels, "empty", lambda _, words: self.allocate(words))
-        monkeypatch.setattr(
-            cuda, "cached_kernels", lambda lines, arch: cuda.compile_kernels(lines, arch, "PTX")
-        )
+        monkeypatch.setattr(cuda, "cached_kernels", _compiled)
         for cached in (cuda.why_not, cuda.load_kernels, cuda_sums.load_kernels):
             cached.cache_clear()
         return self

@@ -3,7 +3,6 @@
 The bits are those of the CPU kernels.
 """
 
-import functools
 import itertools
 
 import numpy as np
@@ -33,16 +32,10 @@ TILES += [(1030, 130), (2100, 65), (9, UNIT + 520)]
 each_dtype = pytest.mark.parametrize("dtype", native.PARAMETER, ids=case_id)
 
 
-@functools.cache
-def compiled(lines, arch):
-    return cuda.compile_kernels(lines, arch, "PTX")
-
-
 @pytest.fixture
 def device(monkeypatch):
     """A stand-in device, whose new memory is not zeros."""
     found = StandIn().install(monkeypatch)
-    monkeypatch.setattr(cuda, "cached_kernels", compiled)
 
     def allocate(words):
         found.allocated.append(torch.full((words,), -1, dtype=torch.int64))

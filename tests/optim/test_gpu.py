@@ -8,7 +8,6 @@ NVRTC makes of the kernels on CPU tensors; those marked with `needs_card` are le
 """
 
 import contextlib
-import functools
 import threading
 import warnings
 from importlib.util import find_spec
@@ -36,17 +35,11 @@ def needs_card(reason):
     return pytest.mark.skipif(not HERE, reason=f"needs a GPU: {reason}")
 
 
-@functools.cache
-def compiled(lines, arch):
-    return cuda.compile_kernels(lines, arch, "PTX")
-
-
 @pytest.fixture(autouse=True)
 def device(monkeypatch):
     """The stand-in, where there is no GPU."""
     if not HERE:
         StandIn().install_for_torch(monkeypatch)
-        monkeypatch.setattr(cuda, "cached_kernels", compiled)
 
 
 def put(x, device):

@@ -4,7 +4,6 @@ Betas are powers of two, whose powers are exact: only `pow` may differ.
 """
 
 import ctypes
-import functools
 
 import harness
 import pytest
@@ -32,17 +31,9 @@ def options_of(name):
     return {**own, "betas": betas} if betas else own
 
 
-@functools.cache
-def compiled(lines, arch):
-    return cuda.compile_kernels(lines, arch, "PTX")
-
-
 @pytest.fixture
 def device(monkeypatch):
-    """A stand-in device, which compiles each kernel once."""
-    found = StandIn().install(monkeypatch)
-    monkeypatch.setattr(cuda, "cached_kernels", compiled)
-    return found
+    return StandIn().install(monkeypatch)
 
 
 def instances(name):
