@@ -43,7 +43,7 @@ def test_gpt_in_two_steps_and_again(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert MAIN([*arguments, "--storages", "float32", "--pure-bf16"]) == 0
     pure = QUALITY["load"](tmp_path / "q" / "states.jsonl")[3:]
     assert [record["storage"] for record in pure] == list(QUALITY["PURE_BF16"])
-    assert [record["state_bytes"] / record["parameters"] for record in pure] == [8, 8, 10]
+    assert [record["state_bytes"] / record["parameters"] for record in pure] == [8, 8, 10, 10]
 
 
 @pytest.mark.slow
