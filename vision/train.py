@@ -1,6 +1,6 @@
 """Train an image classifier: `python vision/train.py optimizer=adan [data=... model=... key=value ...]`.
 
-Without arguments it trains a small ViT on scikit-learn's digits, in about a minute on two CPU cores.
+Without arguments it trains a small ViT on scikit-learn's digits, in half a minute on two CPU cores.
 """
 
 import sys
