@@ -36,17 +36,15 @@ OF_NOISE = {"bfloat16": 4, "int8": 10}  # with the maxima and factors of 8-bit s
 OF_ROUNDING = {"nearest": 0, "stochastic": 7, "kahan": 8, "split": 12}
 TAKEN = 4  # a previous gradient instead of a state
 
-# Kernels and cards for which the assembler takes one of the wide loads apart.
-TAKEN_APART = {(f"sophia_2_2_{rounding}_0", arch) for rounding in (0, 2) for arch in (100, 120)}
-
 
 def budget(name, parameter, state, rounding, taken=False):
     """Instructions an element that a kernel may take."""
-    states = len(RULES[name].states) - taken
-    noise = OF_NOISE.get(state, 0) if states else 0
+    count, noise = RULE[name] + OF_PARAMETER[parameter] + TAKEN * taken, 0
+    if states := len(RULES[name].states) - taken:
+        count += states * OF_STATE[state]
+        noise = OF_NOISE.get(state, 0)
     if rounding == "stochastic":
         noise = noise or OF_NOISE["bfloat16"]
-    count = RULE[name] + OF_PARAMETER[parameter] + states * OF_STATE[state] + TAKEN * taken
     return 1.05 * (count + noise + OF_ROUNDING[rounding])
 
 
@@ -111,11 +109,6 @@ def test_accesses_of_a_whole_tile_are_wide(name, arch, whole):
         made = [x for x in step.tile() if x.is_global]
         lines = "".join(f"\n{x.line}: {x.guard} {x.opcode}" for x in made)
         found = Counter((x.name[:2], x.width) for x in made)
-        if (kernel, arch) in TAKEN_APART:
-            assert any(x.width < 4 for x in made), (
-                f"{kernel}, sm_{arch} is no longer taken apart: remove its entry"
-            )
-            continue
         for (access, width), count in accesses(name, kernel).items():
             number = found[access, width]
             assert number >= count, f"{kernel}, sm_{arch}: {number} {access} of {width} B, not {count}{lines}"
