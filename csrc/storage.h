@@ -56,7 +56,8 @@ RULE_FN uint32_t noise_of_block(uint32_t step, uint64_t block) {
 // 16 of them, from either end: a state's slot takes the lower for even and the upper for odd numbers.
 RULE_FN uint32_t noise_bits(uint32_t word, int slot) { return slot % 2 ? word >> 16 : word & 0xffff; }
 
-// For an 8-bit code: 24 bits, of which the lower 5 have no effect. The upper 8 are the slot's own.
+// For an 8-bit code: 24 bits, of which the lower 5 have no effect. The upper 8 of even and odd slots have no bit in
+// common.
 RULE_FN uint32_t noise_of_code(uint32_t word, int slot) { return slot % 2 ? word >> 8 : word & 0xffffff; }
 
 // For the parameter itself: other bits than those of the states.
@@ -94,7 +95,7 @@ RULE_FN float load(float16 x) {
 RULE_FN void store(float& to, float x) { to = x; }
 RULE_FN void store(double& to, double x) { to = x; }
 
-// To nearest, ties to even. On a GPU the hardware converts, but for its NaNs the same.
+// To nearest, ties to even. On a GPU the hardware converts: with the same results, except for the bits of a NaN.
 #if __CUDA_ARCH__ >= 800
 RULE_FN void store(bfloat16& to, float x) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(x)); }
 #else

@@ -53,7 +53,10 @@ def noise_bits(words: Tensor, slot: int) -> Tensor:
 
 
 def noise_of_code(words: Tensor, slot: int) -> Tensor:
-    """Return a slot's 19 bits of the words [count] for an 8-bit code, of which the upper 8 are its own."""
+    """Return a slot's 19 bits of the words [count] for an 8-bit code.
+
+    The upper 8 of even and odd slots have no bit in common.
+    """
     return words >> 13 if slot % 2 else (words & 0xFFFFFF) >> 5
 
 
