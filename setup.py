@@ -11,13 +11,14 @@ from setuptools.command.editable_wheel import editable_wheel
 
 # -fschedule-insns helps with small states, where a step is bound by arithmetic: the loop bodies are long.
 FLAGS = "-std=c++17 -O3 -g0 -fopenmp -fschedule-insns -fno-math-errno -fno-trapping-math -ffp-contract=off"
+FLAGS += " -Wno-psabi"  # vectors pass between inlined functions alone
 
 cpu = Extension(
     "optim._cpu",
     sources=["csrc/cpu.cpp"],
     depends=[
         f"csrc/{name}.h"
-        for name in ("processor", "rules", "storage", "sums", "sums_order", "table", "tensors")
+        for name in ("lanes", "processor", "rules", "storage", "sums", "sums_order", "table", "tensors")
     ],
     language="c++",
     extra_compile_args=FLAGS.split(),

@@ -42,6 +42,8 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     found.add_argument("--optimizers", action="store_true", help="optimizers in the bare loop, not loops")
     found.add_argument("--models", nargs="+", metavar="MODEL", help="of training_cases.py, or any of timm's")
     found.add_argument("--batch", type=int, help="samples; default: a usual number for the device")
+    words = "of the recipes' command lines: amp=bf16, compile=true, for images channels_last=true"
+    found.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=words)
     found.add_argument("--rounds", type=int, default=40)
     found.add_argument("--quick", action="store_true", help="models and batches for tests")
     return found.parse_args(arguments)
@@ -141,6 +143,8 @@ def about(bench: Bench) -> dict[str, Any]:
         "batch": bench.config.batch_size,
         "per_sample": bench.task.per_sample,
         "amp": bench.config.amp,
+        "compile": bench.config.compile,
+        "channels_last": getattr(bench.config, "channels_last", False),
         "rounds": bench.rounds,
         "steps_of_a_turn": bench.steps,
         "parameters": sum(p.numel() for p in bench.initial.parameters()),
@@ -208,7 +212,9 @@ def markdown(result: dict[str, Any]) -> str:
         parts += [
             f"## {name}: {run['parameters'] / 1e6:.1f} M parameters, "
             f"{run['batch']}{size} {run['unit']}, "
-            f"{'float32' if run['amp'] == 'no' else run['amp']}, {run['rounds']} rounds{turn}",
+            f"{'float32' if run['amp'] == 'no' else run['amp']}"
+            f"{''.join(f', {key}' for key in ('compile', 'channels_last') if run.get(key))}, "
+            f"{run['rounds']} rounds{turn}",
             *(optimizers_table if result["optimizers"] else loops_table)(run),
         ]
     return page(
@@ -268,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
     options = read_options(arguments)
     check(options, "rounds")
-    more = [] if options.batch is None else [f"batch_size={options.batch}"]
+    more = options.set + ([] if options.batch is None else [f"batch_size={options.batch}"])
     measure = bench_optimizers if options.optimizers else bench_loops
     result = {
         "machine": machine(options.device, arguments),

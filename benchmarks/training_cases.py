@@ -60,10 +60,11 @@ class Case:
 
 def image_loss(config: Any) -> Loss:
     """Return normalisation and cross entropy, of images [batch, channels, size, size] and labels [batch]."""
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         images, labels = batch
-        pixels = images.to(torch.float32).div_(255).sub_(0.5).div_(0.5)
+        pixels = images.to(torch.float32, memory_format=layout).div_(255).sub_(0.5).div_(0.5)
         return F.cross_entropy(model(pixels), labels)
 
     return loss

@@ -62,6 +62,10 @@ class Bench:
         """Return a model for a contestant."""
         return copy.deepcopy(self.initial)
 
+    def compiled(self, model: nn.Module) -> nn.Module:
+        """Return the model for a contestant's own loop, compiled if it should be."""
+        return cast(nn.Module, torch.compile(model)) if self.config.compile else model
+
     def batch(self, step: int) -> Batch:
         """Return the batch of a step."""
         return self.batches[step % len(self.batches)]
@@ -125,6 +129,7 @@ def bare_loop(
     """Train with as little code as possible."""
     loss_of = bench.loss()
     model.train()
+    model = bench.compiled(model)
     while True:
         batch = bench.move((yield))
         with bench.autocast():
@@ -151,6 +156,7 @@ def timm_loop(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, 
         logger.addHandler(handler)
         update_time, data_time, loss_meter = AverageMeter(), AverageMeter(), AverageMeter()
         model.train()
+        model = bench.compiled(model)
         optimizer.zero_grad()
         updates, asked, updated = 0, time.time(), time.time()
         while True:

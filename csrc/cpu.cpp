@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "lanes.h"
 #include "sums.h"
 #include "table.h"
 #include "tensors.h"
@@ -30,6 +31,12 @@ RULE_FN R total(const R (&x)[kBlock]) {
   return sums[0];
 }
 
+// Whether state j of a rule is in memory; it may be the gradient of the step before instead.
+template <class Rule, bool taken>
+constexpr bool kept(int j) {
+  return !taken || j != Rule::previous;
+}
+
 // The rule for n elements: p, g and the previous gradient in the type of the arithmetic, states as S: that
 // type too, or bfloat16 with stochastic rounding (then at most kBlock elements, with their noise).
 // Element i has the factor x[i], and all have decay; the numbers to be added up go to sums[j][i].
@@ -39,19 +46,18 @@ RULE_FN void loop(const Common<Rule, R>& common, R* p, const R* g, const R* prev
   constexpr bool rounded = !std::is_same_v<S, R>;
   const auto k = common.scalars;  // copies that no store can alias, or the loop is not vectorised
   const R previous_scale = common.previous_scale;
-  constexpr auto kept = [](int j) { return !taken || j != Rule::previous; };
   S* s[rules::kSlots<Rule>];
   for (int j = 0; j < Rule::states; ++j) s[j] = states[j];
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     R parameter = p[i], gradient = g[i], state[rules::kSlots<Rule>], number[rules::kSums<Rule>];
     if constexpr (rounded) gradient = quiet_input(gradient);
-    for (int j = 0; j < Rule::states; ++j) state[j] = kept(j) ? load(s[j][i]) : -previous_scale * previous[i];
+    for (int j = 0; j < Rule::states; ++j) state[j] = kept<Rule, taken>(j) ? load(s[j][i]) : -previous_scale * previous[i];
     rules::update<Rule>(k, Rule::factors ? x[i] : R(1), decay, gradient, parameter, state, number);
     for (int j = 0; j < Rule::sums; ++j) sums[j][i] = number[j];
     if constexpr (Rule::writes_param) p[i] = parameter;
     for (int j = 0; j < Rule::states; ++j) {
-      if (!kept(j) || !Rule::writes_states) continue;
+      if (!kept<Rule, taken>(j) || !Rule::writes_states) continue;
       if constexpr (rounded)
         store(s[j][i], state[j], noise_bits(places[i] ^ key, j));
       else
@@ -96,25 +102,34 @@ RULE_FN void update(const Common<Rule, R>& common, R* p, const R* g, const R* pr
   }
 }
 
-template <bool Signed>
-RULE_FN void decode(float* to, const void* from, int64_t at, const void* maxima, int64_t n) {
+template <bool Signed, int N>
+RULE_FN void decode(float* to, const void* from, int64_t at, float maximum, int64_t n) {
   const uint8_t* codes = static_cast<const uint8_t*>(from) + at;
-  const float factor = Code<Signed>::decode_factor(static_cast<const float*>(maxima)[at / kBlock]);
+  const float factor = Code<Signed>::decode_factor(maximum);
+  int64_t i = 0;
+  if constexpr (N > 1)
+    for (; i + 4 * N <= n; i += 4 * N) lanes::decode<Signed, N>(to + i, codes + i, factor);
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) to[i] = Code<Signed>::decode(codes[i], factor);
+  for (; i < n; ++i) to[i] = Code<Signed>::decode(codes[i], factor);
 }
 
-template <bool Signed>
-RULE_FN void encode(void* to, int64_t at, void* maxima, const float* x, int64_t n, const uint32_t* places,
-                    uint32_t key, int slot) {
+RULE_FN float largest(const float* x, int64_t n) {
   uint32_t top = 0;
   for (int64_t i = 0; i < n; ++i) top = larger(top, x[i]);
-  const float maximum = static_cast<float*>(maxima)[at / kBlock] = float_of(top);
+  return float_of(top);
+}
+
+template <bool Signed, int N>
+RULE_FN void encode(void* to, int64_t at, float maximum, const float* x, int64_t n, const uint32_t* noise,
+                    uint32_t key) {
   const float factor = Code<Signed>::encode_factor(maximum);
   uint8_t* codes = static_cast<uint8_t*>(to) + at;
+  int64_t i = 0;
+  if constexpr (N > 1)
+    if (bits_of(maximum) < kInfinity)
+      for (; i + 4 * N <= n; i += 4 * N) lanes::encode<Signed, N>(codes + i, x + i, factor, noise + i, key);
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i)
-    codes[i] = uint8_t(Code<Signed>::encode(x[i], factor, noise_of_code(places[i] ^ key, slot)) >> 24);
+  for (; i < n; ++i) codes[i] = uint8_t(Code<Signed>::encode(x[i], factor, (noise[i] ^ key) << kUnused) >> 24);
 }
 
 template <class From>
@@ -171,11 +186,24 @@ RULE_FN void direct(const Common<Rule, R>& common, void* const* row, int64_t beg
   update<Rule, R, taken>(common, at(kParam), at(kGrad), previous, s.data(), end - begin, nullptr, 0, row, begin);
 }
 
+// The noise of the places in a block, and what even and odd slots take of it for 8-bit codes. Both need the noise of
+// the block added, by an exclusive or.
+struct Noise {
+  alignas(64) uint32_t places[kBlock], of_codes[2][kBlock];
+
+  RULE_FN Noise(uint32_t step, int64_t n) {
+    for (uint32_t i = 0; i < n; ++i) {
+      places[i] = noise_of_place(step, i);
+      for (int slot = 0; slot < 2; ++slot) of_codes[slot][i] = noise_of_code(places[i], slot) >> kUnused;
+    }
+  }
+};
+
 // At most kBlock elements of a tensor, from a multiple of kBlock on. What is not kept in float32 is expanded
 // into buffers first, but for bfloat16 states, which the rule's own loop converts.
-template <class Rule, bool taken>
+template <class Rule, bool taken, int N>
 RULE_FN void block(const Kinds& kinds, const Common<Rule, float>& common, void* const* row, int64_t at, int64_t n,
-                   const uint32_t* places) {
+                   const Noise& noise) {
   const uint32_t key = noise_of_block(common.step, uint64_t(at) / kBlock);
   alignas(64) float buffers[3 + Rule::states][kBlock];
   float* three[3];
@@ -192,37 +220,40 @@ RULE_FN void block(const Kinds& kinds, const Common<Rule, float>& common, void* 
     update<Rule, float, taken>(common, p, g, previous, s.data(), n, nullptr, 0, row, at);
   } else if (kinds.state == kStateBfloat16) {
     const auto s = states_at<Rule, bfloat16>(row, at);
-    update<Rule, bfloat16, taken>(common, p, g, previous, s.data(), n, places, key, row, at);
+    update<Rule, bfloat16, taken>(common, p, g, previous, s.data(), n, noise.places, key, row, at);
   } else {
     float* s[rules::kSlots<Rule>];
+    const auto maximum = [=](int j) { return static_cast<float*>(row[kStates + Rule::states + j]) + at / kBlock; };
     for (int j = 0; j < Rule::states; ++j) {
       s[j] = buffers[3 + j];
-      void *state = row[kStates + j], *maxima = row[kStates + Rule::states + j];
-      if (taken && j == Rule::previous) continue;
+      if (!kept<Rule, taken>(j)) continue;
       if (kinds.state != kStateInt8)
-        expand(kinds.parameter, s[j], state, at, n);
+        expand(kinds.parameter, s[j], row[kStates + j], at, n);
       else if (Rule::nonnegative >> j & 1)
-        decode<false>(s[j], state, at, maxima, n);
+        decode<false, N>(s[j], row[kStates + j], at, *maximum(j), n);
       else
-        decode<true>(s[j], state, at, maxima, n);
+        decode<true, N>(s[j], row[kStates + j], at, *maximum(j), n);
     }
     update<Rule, float, taken>(common, p, g, previous, s, n, nullptr, 0, row, at);
+    for (int j = 0; j < Rule::states; ++j)  // all before the first is used: a quotient of it takes long
+      if (kinds.state == kStateInt8 && Rule::writes_states && kept<Rule, taken>(j)) *maximum(j) = largest(s[j], n);
     for (int j = 0; j < Rule::states; ++j) {
-      void *state = row[kStates + j], *maxima = row[kStates + Rule::states + j];
-      if ((taken && j == Rule::previous) || !Rule::writes_states) continue;
+      if (!Rule::writes_states || !kept<Rule, taken>(j)) continue;
+      const uint32_t* parts = noise.of_codes[j % 2];
+      const uint32_t part = noise_of_code(key, j) >> kUnused;
       if (kinds.state != kStateInt8)
-        shrink(kinds.parameter, state, at, s[j], n);
+        shrink(kinds.parameter, row[kStates + j], at, s[j], n);
       else if (Rule::nonnegative >> j & 1)
-        encode<false>(state, at, maxima, s[j], n, places, key, j);
+        encode<false, N>(row[kStates + j], at, *maximum(j), s[j], n, parts, part);
       else
-        encode<true>(state, at, maxima, s[j], n, places, key, j);
+        encode<true, N>(row[kStates + j], at, *maximum(j), s[j], n, parts, part);
     }
   }
   if (kinds.parameter == kFloat32 || !Rule::writes_param) return;
   if (kinds.rounding == kStochastic) {
     bfloat16* to = static_cast<bfloat16*>(row[kParam]) + at;
 #pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) store(to[i], quiet_input(p[i]), noise_of_parameter(places[i] ^ key));
+    for (int64_t i = 0; i < n; ++i) store(to[i], quiet_input(p[i]), noise_of_parameter(noise.places[i] ^ key));
   } else if (kinds.rounding == kKahan) {
     shrink_with_rest<bfloat16>(row, at, p, n);
   } else if (kinds.rounding == kSplit) {
@@ -233,21 +264,20 @@ RULE_FN void block(const Kinds& kinds, const Common<Rule, float>& common, void* 
 }
 
 // Elements [begin, end) of any tensor; begin is a multiple of kBlock.
-template <class Rule, bool taken>
+template <class Rule, bool taken, int N>
 RULE_FN void span(const Kinds&, const Common<Rule, double>& common, void* const* row, int64_t begin, int64_t end) {
   direct<Rule, taken>(common, row, begin, end);
 }
 
-template <class Rule, bool taken>
+template <class Rule, bool taken, int N>
 RULE_FN void span(const Kinds& kinds, const Common<Rule, float>& common, void* const* row, int64_t begin,
                   int64_t end) {
   if (!Rule::small || (kinds.parameter == kFloat32 && (kinds.state == kLikeParameter || kinds.state == kStateFloat32)))
     return direct<Rule, taken>(common, row, begin, end);
   if constexpr (Rule::small) {
-  uint32_t places[kBlock];
-  for (uint32_t i = 0; i < std::min<int64_t>(kBlock, end - begin); ++i) places[i] = noise_of_place(common.step, i);
-  for (int64_t at = begin; at < end; at += kBlock)
-    block<Rule, taken>(kinds, common, row, at, std::min<int64_t>(kBlock, end - at), places);
+    const Noise noise(common.step, std::min<int64_t>(kBlock, end - begin));
+    for (int64_t at = begin; at < end; at += kBlock)
+      block<Rule, taken, N>(kinds, common, row, at, std::min<int64_t>(kBlock, end - at), noise);
   }
 }
 
@@ -256,15 +286,15 @@ RULE_FN void span(const Kinds& kinds, const Common<Rule, float>& common, void* c
 template <class Rule, class R>
 using Span = void (*)(const Kinds&, const Common<Rule, R>&, void* const*, int64_t, int64_t);
 
-#define SPAN_FOR(NAME, ...)                                                                                 \
+#define SPAN_FOR(NAME, N, ...)                                                                                 \
   template <class Rule, bool taken, class R>                                                                \
   __VA_ARGS__ void NAME(const Kinds& kinds, const Common<Rule, R>& k, void* const* row, int64_t begin, int64_t end) { \
-    span<Rule, taken>(kinds, k, row, begin, end);                                                           \
+    span<Rule, taken, N>(kinds, k, row, begin, end);                                                           \
   }
-SPAN_FOR(span_baseline, )
+SPAN_FOR(span_baseline, 1, )
 #ifdef __x86_64__
-SPAN_FOR(span_avx2, TARGET_AVX2)
-SPAN_FOR(span_avx512, TARGET_AVX512)
+SPAN_FOR(span_avx2, 8, TARGET_AVX2)
+SPAN_FOR(span_avx512, 16, TARGET_AVX512)
 #endif
 
 template <class Rule, bool taken, class R>

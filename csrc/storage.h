@@ -56,8 +56,9 @@ RULE_FN uint32_t noise_of_block(uint32_t step, uint64_t block) {
 // 16 of them, from either end: a state's slot takes the lower for even and the upper for odd numbers.
 RULE_FN uint32_t noise_bits(uint32_t word, int slot) { return slot % 2 ? word >> 16 : word & 0xffff; }
 
-// For an 8-bit code: 24 bits, of which the lower 5 have no effect. The upper 8 of even and odd slots have no bit in
+// For an 8-bit code: 24 bits, of which the lower kUnused have no effect. The upper 8 of even and odd slots have no bit in
 // common.
+constexpr int kUnused = 5;
 RULE_FN uint32_t noise_of_code(uint32_t word, int slot) { return slot % 2 ? word >> 8 : word & 0xffffff; }
 
 // For the parameter itself: other bits than those of the states.
@@ -117,6 +118,8 @@ RULE_FN void store(float16& to, float x) {
   to.bits = uint16_t(half | ((u >> 16) & 0x8000));
 }
 #endif
+
+constexpr uint32_t kInfinity = 0x7f800000;  // its bits
 
 RULE_FN float quiet(float x) { return x != x ? float_of(0x7fc00000) : x; }
 

@@ -19,7 +19,7 @@ RULES, CPU, NATIVE, NORM, GROUPS = (
     "optim/groups.py",
 )
 TENSORS, LAYOUT, CHECKS = "csrc/tensors.h", "optim/engine/layout.py", "optim/engine/checks.py"
-KEEP, STORAGE = "optim/engine/storage.py", "csrc/storage.h"
+KEEP, STORAGE, LANES = "optim/engine/storage.py", "csrc/storage.h", "csrc/lanes.h"
 CONTRACT, RESIZE = "optim/engine/contract.py", "optim/resize.py"
 MONITOR, READINGS, SUMMARY = (
     "optim/monitor/monitor.py",
@@ -153,13 +153,18 @@ FAULTS = {
         ("codes beyond the last", STORAGE, "top * (1 - 0x1p-22f) / maximum", "top * (1 + 0x1p-20f) / maximum"),
         ("codes without their offset", STORAGE, "| kBase) - 2.0f) * factor", "| kBase)) * factor"),
         ("blocks without anything divide by zero", STORAGE, "maximum > 0 ? 3e38f : 0.0f", "3e38f * 3"),
-        ("the maximum of the block before", CPU, "static_cast<float*>(maxima)[at / kBlock]", "static_cast<float*>(maxima)[(at - (at > 0)) / kBlock]"),
+        ("the maximum of the block before", CPU, "row[kStates + Rule::states + j]) + at / kBlock; };", "row[kStates + Rule::states + j]) + (at - (at > 0)) / kBlock; };"),
+        ("vectors: a code loses the sign", LANES, "((upper ? signs : signs << 16) & 0x80000000)", "0"),
+        ("vectors: a denominator becomes zero", LANES, "int32_t(base + (1 << 19))", "int32_t(base)"),
+        ("vectors: elements in another order", LANES, "write(to + (2 * upper + odd) * N, x)", "write(to + (2 * odd + upper) * N, x)"),
+        ("vectors: every block has the same noise", LANES, "(read<Words<N>>(noise + at) ^ key)", "read<Words<N>>(noise + at)"),
+        ("vectors: for what is not finite", CPU, "if (bits_of(maximum) < kInfinity)\n", "\n"),
         ("a tensor is cut inside a block", CPU, "(at - first) / kBlock * kBlock", "(at - first) / 64 * 64"),
         ("all states signed", RULES, "nonnegative = 1 << 2;", "nonnegative = 0;"),
         ("compensation forgotten", CPU, "p[i] = add(p[i], rest[i]);", ";"),
         ("compensation of the wrong sign", STORAGE, "store(rest, x - load(to));", "store(rest, load(to) - x);"),
-        ("parameters rounded down", CPU, "noise_of_parameter(places[i] ^ key)", "0"),
-        ("parameters rounded by the noise of a state", CPU, "noise_of_parameter(places[i] ^ key)", "(places[i] ^ key) & 0xffff"),
+        ("parameters rounded down", CPU, "noise_of_parameter(noise.places[i] ^ key)", "0"),
+        ("parameters rounded by the noise of a state", CPU, "noise_of_parameter(noise.places[i] ^ key)", "(noise.places[i] ^ key) & 0xffff"),
         ("a stale taken gradient", CPU, "table[i * width + kPrevious] = table[i * width + kGrad];", ";"),
         ("the coefficient of a taken gradient forgotten", CPU, "scale = R(grad_scale);", "scale = 1;"),
         ("sign of a taken gradient", CPU, "-previous_scale * previous[i]", "previous_scale * previous[i]"),

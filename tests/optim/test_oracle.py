@@ -1,11 +1,12 @@
 """Every optimizer, path, dtype and option set computes what the papers say: against the float64 oracle."""
 
 import functools
+import math
+import os
 import platform
-import re
 import shutil
 from itertools import zip_longest
-from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -37,7 +38,6 @@ from harness import (
     variants_of,
 )
 
-import optim
 from optim.engine import native
 
 SHAPES = [(5, 7), (13,), (), (2, 3, 4)]
@@ -274,23 +274,43 @@ def test_50_steps_without_looking(name, path, dtype, variant):
 
 
 @pytest.fixture(scope="module")
-def baseline(compile_once, tmp_path_factory):
-    """The kernels compiled without those for AVX."""
-    root = Path(optim.__file__).parents[1]
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if platform.machine() != "x86_64" or not compiler or native.load()[0] is None:
-        pytest.skip("needs x86-64, a compiler and the kernels")
-    flags = re.search(r"-std=[^\"]*", (root / "setup.py").read_text())[0].split()
-    folder = tmp_path_factory.mktemp("baseline")
-    for path in (root / "csrc").iterdir():
-        (folder / path.name).write_text(path.read_text().replace("#ifdef __x86_64__", "#if 0"))
-    return native.Library(compile_once([compiler, *flags, str(folder / "cpu.cpp")], "_cpu_baseline"))
+def narrower(tmp_path_factory):
+    """The kernels for SSE2 and AVX2: copies of the library that were told so when they were first asked."""
+    library = native.load()[0]
+    if platform.machine() != "x86_64" or library is None:
+        pytest.skip("needs x86-64 and the kernels")
+    libraries = []
+    for limit, name in {"default": "baseline", "avx2": "AVX2"}.items():
+        path = shutil.copy(library.kernels._name, tmp_path_factory.mktemp(limit))
+        with mock.patch.dict(os.environ, ATEN_CPU_CAPABILITY=limit):
+            libraries.append(native.Library(path))
+        assert libraries[-1].instruction_set in (name, library.instruction_set)
+    return libraries
 
 
 @each_fused
-def test_instruction_set_does_not_matter(name, dtype, kept, baseline, monkeypatch):
-    """The widest vectors of this machine and plain SSE2 give the same bits."""
-    assert baseline.instruction_set == "baseline"
+def test_instruction_set_does_not_matter(name, dtype, kept, narrower, monkeypatch):
+    """The widest vectors of this machine, AVX2 and plain SSE2 give the same bits."""
     widest = run_threads(name, dtype, 1, kept)
-    monkeypatch.setattr(native, "load", lambda: (baseline, ""))
-    assert_same_bits(widest, run_threads(name, dtype, 1, kept))
+    for library in narrower:
+        monkeypatch.setattr(native, "load", lambda library=library: (library, ""))
+        assert_same_bits(widest, run_threads(name, dtype, 1, kept))
+
+
+@pytest.mark.parametrize("name", ["adan", "lion"])
+def test_codes_of_infinities(name, narrower, monkeypatch):
+    """Blocks of 8-bit codes with infinities have the same codes with all vectors."""
+
+    def codes():
+        (p,) = params = [torch.ones(5 * 256 + 37, requires_grad=True)]
+        optimizer = build(name, params, "fused", state_dtype="int8", min_int8_size=0)
+        p.grad = torch.linspace(-1, 1, p.numel())
+        p.grad[[5, 300, 301, 800]] *= math.inf
+        optimizer.step()
+        return [x for x in tensors_of(optimizer) if x.dtype == torch.uint8]
+
+    widest = codes()
+    assert widest
+    for library in narrower:
+        monkeypatch.setattr(native, "load", lambda library=library: (library, ""))
+        assert_same_bits(widest, codes())
