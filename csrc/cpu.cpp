@@ -404,4 +404,10 @@ void cpu_column_square_sums(int parameter, int64_t count, const void* const* x, 
                             const int64_t* lengths, void* const* to, int threads) {
   sums::of_columns(parameter, count, x, sizes, lengths, to, threads);
 }
+
+// The sum of squares of all tensors: that at x[i * stride] ends at element ends[i] of their concatenation.
+double cpu_total_square_sum(int parameter, int64_t count, const void* const* x, int64_t stride, const int64_t* ends,
+                            int threads) {
+  return sums::of_all(parameter, count, x, stride, ends, threads);
+}
 }

@@ -28,7 +28,7 @@ MONITOR, READINGS, SUMMARY = (
 )
 
 CUDA, LAUNCH, DTENSOR = "csrc/cuda.cu", "optim/engine/cuda.py", "optim/engine/dtensor.py"
-SUMS, LAUNCH_SUMS = "csrc/sums.cuh", "optim/engine/cuda_sums.py"
+SUMS, LAUNCH_SUMS, SUMS_OF_CPU = "csrc/sums.cuh", "optim/engine/cuda_sums.py", "csrc/sums.h"
 
 # By the test file that is run first, where the fault should be found at once.
 FAULTS = {
@@ -96,7 +96,7 @@ FAULTS = {
         ("maximize ignored", BASE, 'factor = -1.0 if batch.group["maximize"] else 1.0', "factor = 1.0"),
         ("no eps in clipping", SCALING, '(norm + optimizer.defaults.get("eps", 0.0))', "norm"),
         ("clip coefficient above 1", SCALING, ".clamp(max=1)", ""),
-        ("clipping per group of the first", SCALING, "grads = [p.grad for group in optimizer.param_groups for p", "grads = [p.grad for group in optimizer.param_groups[:1] for p"),
+        ("clipping per group of the first", NORM, "for batch in reversed(batches):", "for batch in batches[:1]:"),
         ("low precision not written back", KEEP, "    elif stored is not x:\n        stored.copy_(x)", "    elif False:\n        pass"),
         ("arithmetic in bfloat16", KEEP, "value = p.to(torch.promote_types(p.dtype, torch.float32))", "value = p"),
     ],
@@ -222,12 +222,17 @@ FAULTS = {
     "amp": [
         ("unscaling forgotten when clipping", SCALING, "scale = clip if scale is None else clip * scale.to(clip.device)", "scale = clip"),
         ("norm of the scaled gradients", SCALING, "norm = norm if scale is None else norm * scale.to(norm.device)", "pass"),
-        ("found_inf ignored", SCALING, "if found_inf is not None and not on_device and found_inf.item():", "if False:"),
+        ("found_inf ignored", SCALING, "if found_inf is not None and not plan.on_device and found_inf.item():", "if False:"),
         ("grad_scale ignored", SCALING, "loss_scale.double().reciprocal()", "torch.ones(())"),
     ],
     "norm": [
-        ("norm without the root", NORM, "return torch.stack(squares).sum().sqrt()", "return torch.stack(squares).sum()"),
-        ("norm in the gradients' type", NORM, "torch._foreach_norm(parts, 2, dtype=dtype)", "torch._foreach_norm(parts, 2)"),
+        ("norm without the root", NORM, "for x in squares]).sum().sqrt()", "for x in squares]).sum()"),
+        ("norm in the gradients' type", NORM, "torch._foreach_norm(others, 2, dtype=torch.float64 if wide else torch.float32)", "torch._foreach_norm(others, 2)"),
+        ("norm of one dtype only", NORM, "for x in kinds.values()]", "for x in [*kinds.values()][:1]]"),
+        ("norm of one column to the left", NATIVE, 'word * COLUMNS.index("grad")', 'word * COLUMNS.index("param")'),
+        ("norm: squares that overflow", SUMS_OF_CPU, "sum = Best<T, double>::rows", "sum = Best<T, float>::rows"),
+        ("norm: threads skip a unit", SUMS_OF_CPU, "Unit* u = first_of(rank + 1, ranks);", "Unit* u = first_of(rank + 1, ranks) - (rank + 1 < ranks);"),
+        ("norm: tensors cut at one unit", SUMS_OF_CPU, "at < ends[i]; at += kUnit", "at < ends[i]; at += int64_t(1) << 40"),
     ],
     "arguments": [
         ("beta of 1 accepted", CHECKS, "if max(values) >= 1:", "if max(values) > 1:"),

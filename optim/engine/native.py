@@ -66,6 +66,9 @@ class Library:
         for name, arrays in {"cpu_square_sums": 5, "cpu_column_square_sums": 4}.items():
             arguments = [integer, ctypes.c_int64, *[address] * arrays, integer]
             getattr(self.kernels, name).argtypes = arguments
+        total = self.kernels.cpu_total_square_sum
+        total.restype = ctypes.c_double
+        total.argtypes = [integer, ctypes.c_int64, address, ctypes.c_int64, address, integer]
         self.kernels.cpu_instruction_set.restype = ctypes.c_char_p
         self.instruction_set: str = self.kernels.cpu_instruction_set().decode()
         self.torch = Torch.find()
@@ -153,6 +156,21 @@ class Members:
 def kinds(p: Tensor, storage: Storage) -> Kinds:
     """Return how a parameter (a plain local tensor of any shape) and its states are stored."""
     return Kinds(PARAMETER[p.dtype], STATE[storage.state], ROUNDING[storage.rounding], storage.taken)
+
+
+def square_sum(tensors: Sequence[Tensor]) -> float:
+    """Return the sum of the squares of dense CPU tensors of one dtype, of any shapes, added up in float64.
+
+    Raises:
+        RuntimeError: without the compiled kernels.
+    """
+    library, reason = load()
+    if library is None:
+        raise RuntimeError(reason)
+    addresses = (ctypes.c_void_p * len(tensors))(*(x.data_ptr() for x in tensors))
+    ends = (ctypes.c_int64 * len(tensors))(*itertools.accumulate(x.numel() for x in tensors))
+    numbers = PARAMETER[tensors[0].dtype], len(tensors), addresses, 1, ends
+    return float(library.kernels.cpu_total_square_sum(*numbers, torch.get_num_threads()))
 
 
 # The first columns of a table; the states and then their scales follow.
@@ -341,6 +359,14 @@ class CpuTable(Table):
             raise RuntimeError(load()[1])
         self._step = self._library.step(rule.name)
         self._codes = (ctypes.c_int * 4)(*kinds)
+        word = ctypes.sizeof(ctypes.c_void_p)
+        self._grads = ctypes.addressof(self._table) + word * COLUMNS.index("grad")
+
+    def square_sum(self) -> float:
+        """Return the sum of the squares of all gradients, added up in float64."""
+        assert self._library is not None
+        tensors = self._kinds.parameter, self.rows, self._grads, self._width, self._ends
+        return float(self._library.kernels.cpu_total_square_sum(*tensors, torch.get_num_threads()))
 
     def step(
         self,

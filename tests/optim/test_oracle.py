@@ -294,3 +294,11 @@ def test_instruction_set_does_not_matter(name, dtype, kept, baseline, monkeypatc
     widest = run_threads(name, dtype, 1, kept)
     monkeypatch.setattr(native, "load", lambda: (baseline, ""))
     assert_same_bits(widest, run_threads(name, dtype, 1, kept))
+
+
+def test_instruction_set_does_not_matter_for_norms(baseline, monkeypatch):
+    rng = np.random.default_rng(0)
+    tensors = [[random((n,), rng, dtype) for n in (70000, 515, 9)] for dtype in native.PARAMETER]
+    widest = list(map(native.square_sum, tensors))
+    monkeypatch.setattr(native, "load", lambda: (baseline, ""))
+    assert list(map(native.square_sum, tensors)) == widest
