@@ -17,7 +17,7 @@ cpu = Extension(
     sources=["csrc/cpu.cpp"],
     depends=[
         f"csrc/{name}.h"
-        for name in ("processor", "rules", "storage", "sums", "sums_order", "table", "tensors")
+        for name in ("blocks", "processor", "rules", "storage", "sums", "sums_order", "table", "tensors")
     ],
     language="c++",
     extra_compile_args=FLAGS.split(),

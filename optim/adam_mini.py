@@ -57,10 +57,11 @@ class AdamMini(Optimizer):
         small={"exp_avg_sq": "v, mean of the squared gradient of each block"},
         betas=2,
         nonnegative=("exp_avg_sq",),
-        reads=1,  # the means of blocks read g
+        reads=1,  # the means of blocks read g; a CPU finds it in a cache the second time
         elementwise=False,
         options={"partition": "blocks that share a second moment, by optim.partition(model)"},
         rules=(FusedRule("adam_mini", ("exp_avg",), factors=True),),
+        cpu_rules=(FusedRule("adam_mini_blocks", ("exp_avg",), factors=True, moments="exp_avg_sq"),),
     )
 
     def __init__(
@@ -120,7 +121,8 @@ class AdamMini(Optimizer):
         return reason
 
     def fused_hyper(self, group: Group) -> tuple[float, ...]:
-        return float(group["lr"]), group["betas"][0], group["weight_decay"]
+        beta1, beta2 = group["betas"]
+        return float(group["lr"]), beta1, group["weight_decay"], beta2, group["eps"]
 
     def make_factors(self, p: Tensor, group: Group) -> Factors:
         count = self.state_spec(p, group).small[0][1][0]

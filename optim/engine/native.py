@@ -176,7 +176,7 @@ def square_sum(tensors: Sequence[Tensor]) -> float:
 # The first columns of a table; the states and then their scales follow.
 COLUMNS = (
     *("param", "grad", "step", "rest", "previous", "previous_scale"),
-    *("rows", "columns", "length", "decay", "block_sums"),
+    *("rows", "columns", "length", "decay", "block_sums", "moments"),
 )
 
 
@@ -244,11 +244,12 @@ class Table:
     ) -> None:
         self._library, _ = load()
         self.rows, self._kinds, self._states = len(params), kinds, states
+        self.makes_factors = bool(rule.moments)
         rest = RESTS.get(ROUNDINGS[kinds.rounding])
         names = ("step", rest.name if rest else "", "pre_grad", "pre_grad_scale")
         ours = ("rows", "columns", "length", "decay", "block_sums")  # not states of the optimizer
         stored = (*rule.states, *(f"{name}_scale" for name in rule.states))
-        columns = ("param", "grad", *names, *ours, *stored)
+        columns = ("param", "grad", *names, *ours, rule.moments, *stored)
         self._width = len(columns)
         kept_as = STATE_DTYPE[kinds.state], rest, kinds.taken
         addresses = []
@@ -257,7 +258,7 @@ class Table:
             rows, cols, length, decay = factors[i] if factors else Factors(None, None, 1)
             sums = block_sums[i] if block_sums else None
             row = [p, g, *map(state.get, names), rows, cols, max(length, 1), decay, sums]
-            row += map(state.get, stored)
+            row += map(state.get, (rule.moments, *stored))
             addresses += [x.data_ptr() if isinstance(x, Tensor) else x or 0 for x in row]
         self._table = (ctypes.c_void_p * len(addresses))(*addresses)
         self._ends = (ctypes.c_int64 * self.rows)(*itertools.accumulate(p.numel() for p in params))

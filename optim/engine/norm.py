@@ -1,5 +1,6 @@
 """The global norm of the gradients, sharded or not."""
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -42,8 +43,10 @@ def global_norm(tensors: Sequence[Tensor], known: Sequence[float] = ()) -> Tenso
         so that those of float32 numbers do not overflow; otherwise they are added up in float32, or in
         float64 if one of the tensors is float64.
     """
+    if not tensors:
+        return torch.tensor(math.sqrt(sum(known)), dtype=torch.float64, device="cpu")
     wide = any(x.dtype == torch.float64 for x in tensors)
-    device = tensors[0].device if tensors else torch.device("cpu")
+    device = tensors[0].device
     buckets: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
     for x in tensors:
         layout = (x.device_mesh, x.placements) if is_dtensor(x) else ()  # type: ignore[attr-defined]

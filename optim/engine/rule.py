@@ -110,13 +110,17 @@ class UpdateRule(torch.optim.Optimizer):
         """Return the rule of the fused path for parameters with these states, or the rules of two passes."""
         return self.card.fused_rules
 
+    def cpu_rules(self, spec: StateSpec) -> tuple[FusedRule, ...]:
+        """Return the same for parameters on the CPU."""
+        return self.card.cpu_rules or self.fused_rules(spec)
+
     def make_factors(self, p: Tensor, group: Group) -> native.Factors:
         """Allocate the factors of a parameter of any shape, for a rule with factors; here, one for all."""
         work = torch.promote_types(p.dtype, torch.float32)
         return native.Factors(torch.empty(1, dtype=work, device=p.device), None, p.numel())
 
     def fill_factors(self, batch: Batch, grads: Tensors, scale: float | Tensor) -> None:
-        """Compute `batch.factors` for the next step, without waiting for a GPU.
+        """Compute `batch.factors` for the next step, without waiting for a GPU, unless the kernel does.
 
         A rule in two passes computes them from `batch.block_sums`, between the passes. Step counts are those
         before the step, or after the first of two passes.
