@@ -124,19 +124,20 @@ class AdamMini(Optimizer):
         beta1, beta2 = group["betas"]
         return float(group["lr"]), beta1, group["weight_decay"], beta2, group["eps"]
 
-    def make_factors(self, p: Tensor, group: Group) -> Factors:
-        count = self.state_spec(p, group).small[0][1][0]
-        work = torch.promote_types(p.dtype, torch.float32)
-        x = torch.empty(count, dtype=work, device=p.device)
-        each = count == p.numel()
-        return Factors(None, x, count) if each else Factors(x, None, p.numel() // count)
+    def make_factors(self, batch: Batch) -> list[Factors]:
+        found = []
+        for p, state in zip(batch.params, batch.states, strict=True):
+            x = torch.empty_like(state["exp_avg_sq"])
+            each = len(x) == p.numel()
+            found.append(Factors(None, x, len(x)) if each else Factors(x, None, p.numel() // len(x)))
+        return found
 
     @torch.no_grad()
     def fill_factors(self, batch: Batch, grads: Tensors, scale: float | Tensor) -> None:
         """As `block_steps`, for the blocks of all parameters at once: `owner` and `share` are [blocks]."""
         states, (beta1, beta2) = [state["exp_avg_sq"] for state in batch.states], batch.group["betas"]
         counts, constants = [len(state) for state in states], batch.constants
-        if not constants:
+        if not batch.sums:
             of_block = torch.tensor(counts, device=states[0].device)
             sizes = torch.tensor([max(p.numel(), 1) for p in batch.params], device=states[0].device)
             constants["owner"] = torch.repeat_interleave(of_block)

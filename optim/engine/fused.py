@@ -23,12 +23,13 @@ def make_tables(optimizer: UpdateRule, batch: Batch) -> None:
     others = (*batch.spec.full, *(name for name, _ in batch.spec.small))
     *first, rule = (optimizer.fused_rules if on_cuda else optimizer.cpu_rules)(batch.spec)
     if rule.factors:
-        batch.factors = [optimizer.make_factors(p, batch.group) for p in batch.params]
+        batch.factors = optimizer.make_factors(batch)
     if first:
-        work = torch.promote_types(batch.params[0].dtype, torch.float32)
-        shapes = [(max(-(-p.numel() // BLOCK), 1), first[0].sums) for p in batch.params]
-        batch.block_sums = [batch.params[0].new_zeros(shape, dtype=work) for shape in shapes]
-        batch.first = make(first[0], *tensors, (), batch.block_sums, others)
+        batch.block_counts = [max(-(-p.numel() // BLOCK), 1) for p in batch.params]
+        shape = sum(batch.block_counts), first[0].sums
+        batch.block_sums = batch.params[0].new_zeros(shape, dtype=batch.work)
+        sums = torch.split(batch.block_sums, batch.block_counts)
+        batch.first = make(first[0], *tensors, (), sums, others)
     batch.table = make(rule, *tensors, batch.factors, (), others)
 
 
@@ -70,5 +71,4 @@ def exact_params(batch: Batch) -> list[Tensor]:
 
 def set_factors(batch: Batch, values: Tensor) -> None:
     """Set the single factor of each of a batch's parameters to values [parameters]."""
-    rows = [factors.rows for factors in batch.factors if factors.rows is not None]
-    torch._foreach_copy_(rows, list(values.unsqueeze(1).unbind()))
+    batch.constants["factors"].copy_(values)
