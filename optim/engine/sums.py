@@ -98,7 +98,7 @@ def block_totals(block_sums: Tensor, counts: Sequence[int]) -> list[Tensor]:
     if block_sums.device.type == "cpu":
         lengths = torch.tensor(counts, device="cpu")
         found = torch.segment_reduce(block_sums.double(), "sum", lengths=lengths, axis=0, unsafe=True)
-        return list(found.t().contiguous().unbind())  # a root of numbers that are apart wakes all threads
+        return list(found.unbind(1))
     return [totals(column, counts) for column in block_sums.t().contiguous()]
 
 
