@@ -18,7 +18,17 @@ cpu = Extension(
     sources=["csrc/cpu.cpp"],
     depends=[
         f"csrc/{name}.h"
-        for name in ("lanes", "processor", "rules", "storage", "sums", "sums_order", "table", "tensors")
+        for name in (
+            "blocks",
+            "lanes",
+            "processor",
+            "rules",
+            "storage",
+            "sums",
+            "sums_order",
+            "table",
+            "tensors",
+        )
     ],
     language="c++",
     extra_compile_args=FLAGS.split(),

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "blocks.h"
 #include "lanes.h"
 #include "sums.h"
 #include "table.h"
@@ -311,57 +312,130 @@ Span<Rule, R> best_span() {
 
 constexpr int64_t kWorthAThread = 32768;  // elements; waking a thread costs about as much as this many
 
-// Splits the concatenation of all tensors, not each tensor, evenly over the threads; a cut inside a tensor
-// is between two blocks. ends[i] is the number of elements in tensors 0..i.
+// Counts the steps, and makes what the elements of each tensor have in common.
 template <class Rule, class R>
-void run(const Kinds& kinds, int64_t rows, void** table, const int64_t* ends, const double* hyper, double grad_scale,
-         int threads) {
-  constexpr int width = kWidth<Rule>;
-  typename Rule::Hyper h;
-  std::memcpy(&h, hyper, sizeof h);
+const Common<Rule, R>* begin_step(const Kinds& kinds, int64_t rows, void** table, const typename Rule::Hyper& hyper,
+                                  double grad_scale) {
   static thread_local std::vector<Common<Rule, R>> scratch;  // keeps its memory between steps
   scratch.clear();
   scratch.reserve(rows);
   for (int64_t i = 0; i < rows; ++i) {
-    void** row = table + i * width;
+    void** row = table + i * kWidth<Rule>;
     float& step = *static_cast<float*>(row[kStep]);
     step += Rule::counts;
     if (i && uint32_t(step) == scratch.back().step)
       scratch.push_back(scratch.back());
     else
-      scratch.push_back({{h, double(step), grad_scale}, uint32_t(step), 0});
+      scratch.push_back({{hyper, double(step), grad_scale}, uint32_t(step), 0});
     if (kinds.taken) {
       R& scale = *static_cast<R*>(row[kPreviousScale]);
       scratch.back().previous_scale = scale;
       scale = R(grad_scale);
     }
   }
-  const Common<Rule, R>* common = scratch.data();
-  const Span<Rule, R> update = kinds.taken ? best_span<Rule, (Rule::previous >= 0), R>() : best_span<Rule, false, R>();
-  const int64_t total = rows ? ends[rows - 1] : 0;
-  const int team = int(std::max<int64_t>(1, std::min<int64_t>(threads, total / kWorthAThread)));
-  const auto tensor_at = [=](int64_t at) { return std::upper_bound(ends, ends + rows, at) - ends; };
-  const auto cut = [=](int64_t rank, int64_t ranks) {
-    if (rank == ranks) return total;
-    const int64_t at = total / ranks * rank, i = tensor_at(at), first = i ? ends[i - 1] : 0;
-    return first + (at - first) / kBlock * kBlock;
-  };
-  const auto work = [=](int64_t rank, int64_t ranks) {
-    int64_t at = cut(rank, ranks);
-    const int64_t stop = cut(rank + 1, ranks);
-    for (int64_t i = tensor_at(at); at < stop; ++i) {
-      const int64_t first = i ? ends[i - 1] : 0, end = std::min(ends[i], stop);
-      if (at < end) update(kinds, common[i], table + i * width, at - first, end - first);
-      at = std::max(at, end);
-    }
-  };
-  if (team == 1)
-    work(0, 1);
-  else
+  return scratch.data();
+}
+
+template <class Rule>
+typename Rule::Hyper hyper_of(const double* numbers) {
+  typename Rule::Hyper h;
+  std::memcpy(&h, numbers, sizeof h);
+  return h;
+}
+
+// Splits the concatenation of all tensors, not each tensor, evenly over the threads; a cut inside a tensor
+// is between two blocks. ends[i] is the number of elements in tensors 0..i.
+struct Split {
+  int64_t rows, total;
+  const int64_t* ends;
+  int team;
+
+  Split(int64_t rows, const int64_t* ends, int threads)
+      : rows(rows), total(rows ? ends[rows - 1] : 0), ends(ends),
+        team(int(std::max<int64_t>(1, std::min<int64_t>(threads, total / kWorthAThread)))) {}
+
+  int64_t first(int64_t i) const { return i ? ends[i - 1] : 0; }
+
+  int64_t tensor_at(int64_t at) const { return std::upper_bound(ends, ends + rows, at) - ends; }
+
+  int64_t cut(int64_t rank) const {
+    if (rank == team) return total;
+    const int64_t at = total / team * rank, begin = first(tensor_at(at));
+    return begin + (at - begin) / kBlock * kBlock;
+  }
+
+  // Calls work(i, begin, end) for elements [begin, end) of tensor i, all together for every element once.
+  template <class Work>
+  void run(const Work& work) const {
+    const auto part = [&](int64_t rank) {
+      int64_t at = cut(rank);
+      const int64_t stop = cut(rank + 1);
+      for (int64_t i = tensor_at(at); at < stop; ++i) {
+        const int64_t end = std::min(ends[i], stop);
+        if (at < end) work(i, at - first(i), end - first(i));
+        at = std::max(at, end);
+      }
+    };
+    if (team == 1) return part(0);
 #pragma omp parallel num_threads(team)
-    work(omp_get_thread_num(), omp_get_num_threads());
+    for (int64_t rank = omp_get_thread_num(); rank < team; rank += omp_get_num_threads()) part(rank);
+  }
+};
+
+template <class Rule, class R>
+void run(const Kinds& kinds, int64_t rows, void** table, const int64_t* ends, const double* hyper, double grad_scale,
+         int threads) {
+  constexpr int width = kWidth<Rule>;
+  const Common<Rule, R>* common = begin_step<Rule, R>(kinds, rows, table, hyper_of<Rule>(hyper), grad_scale);
+  const Span<Rule, R> update = kinds.taken ? best_span<Rule, (Rule::previous >= 0), R>() : best_span<Rule, false, R>();
+  Split(rows, ends, threads).run([=](int64_t i, int64_t begin, int64_t end) {
+    update(kinds, common[i], table + i * width, begin, end);
+  });
   if (kinds.taken)
     for (int64_t i = 0; i < rows; ++i) table[i * width + kPrevious] = table[i * width + kGrad];
+}
+
+// The same for a rule with a factor for each block of consecutive elements, which it makes from their squares. The
+// factors of long blocks and of those that two threads share are made before the others.
+template <class Rule, class T, class R>
+void run_blocks(const Kinds& kinds, int64_t rows, void** table, const int64_t* ends, const double* hyper,
+                double grad_scale, int threads) {
+  constexpr int width = kWidth<Rule>;
+  const auto h = hyper_of<Rule>(hyper);
+  const Common<Rule, R>* common = begin_step<Rule, R>(kinds, rows, table, h, grad_scale);
+  const Split split(rows, ends, threads);
+  std::vector<blocks::Blocks<T, R>> tensors;
+  std::vector<typename Rule::template Block<R>> scalars;
+  std::vector<blocks::Some> before;
+  for (int64_t i = 0; i < rows; ++i) {
+    const blocks::Blocks<T, R>& of = tensors.emplace_back(table + i * width, ends[i] - split.first(i));
+    if (i && common[i].step == common[i - 1].step)
+      scalars.push_back(scalars.back());
+    else
+      scalars.push_back({h, double(common[i].step), grad_scale});
+    if (of.length > blocks::kLong) before.push_back({i, 0, of.count});
+  }
+  for (int64_t rank = 1, at; rank < split.team && (at = split.cut(rank)) < split.total; ++rank) {
+    const int64_t i = split.tensor_at(at), length = tensors[i].length, block = (at - split.first(i)) / length;
+    const bool is_new = before.empty() || before.back().tensor != i || before.back().begin != block;
+    if (length <= blocks::kLong && (at - split.first(i)) % length && is_new) before.push_back({i, block, block + 1});
+  }
+  if (!before.empty()) blocks::fill_before<Rule>(before, tensors, scalars, threads);
+  const auto fill = blocks::Best<Rule, T, R>::fill[processor::instruction_set()];
+  const auto update = best_span<Rule, false, R>();
+  split.run([&](int64_t i, int64_t begin, int64_t end) {
+    const blocks::Blocks<T, R>& of = tensors[i];
+    void* const* row = table + i * width;
+    if (of.length > blocks::kLong) return update(kinds, common[i], row, begin, end);
+    int64_t done = sums::pieces(begin, of.length);
+    for (int64_t at = begin; at < end; at += blocks::kTile) {
+      const int64_t stop = std::min(at + blocks::kTile, end);
+      const int64_t next = std::min(sums::pieces(stop, of.length), end / of.length);
+      if (done < next) fill(scalars[i], of, done, next);
+      done = std::max(done, next);
+      update(kinds, common[i], row, at, stop);
+    }
+  });
 }
 
 }  // namespace
@@ -423,6 +497,18 @@ EXPORT_RULE(adafactor, Adafactor)
 EXPORT_RULE(adafactor_momentum, AdafactorMomentum)
 EXPORT_RULE(lion, Lion)
 
+// The same, factors and all.
+#define EXPORT_BLOCKS(NAME, RULE)                                                                                  \
+  void cpu_##NAME##_blocks(const Kinds* kinds, int64_t rows, void** table, const int64_t* ends, const double* hyper, \
+                           double grad_scale, int threads) {                                                       \
+    const auto step = kinds->parameter == kFloat64    ? run_blocks<rules::RULE, double, double>                    \
+                      : kinds->parameter == kBfloat16 ? run_blocks<rules::RULE, bfloat16, float>                   \
+                      : kinds->parameter == kFloat16  ? run_blocks<rules::RULE, float16, float>                    \
+                                                      : run_blocks<rules::RULE, float, float>;                     \
+    step(*kinds, rows, table, ends, hyper, grad_scale, threads);                                                   \
+  }
+EXPORT_BLOCKS(adam_mini, AdamMini)
+
 // Sums of squares, times weights where there are any, of tensors of one dtype (Parameter): to[i] has one for each
 // run of lengths[i] elements of x[i], of which there are sizes[i]. By columns: one for each place in such a run.
 void cpu_square_sums(int parameter, int64_t count, const void* const* x, const int64_t* sizes,
@@ -433,5 +519,11 @@ void cpu_square_sums(int parameter, int64_t count, const void* const* x, const i
 void cpu_column_square_sums(int parameter, int64_t count, const void* const* x, const int64_t* sizes,
                             const int64_t* lengths, void* const* to, int threads) {
   sums::of_columns(parameter, count, x, sizes, lengths, to, threads);
+}
+
+// The sum of squares of all tensors: that at x[i * stride] ends at element ends[i] of their concatenation.
+double cpu_total_square_sum(int parameter, int64_t count, const void* const* x, int64_t stride, const int64_t* ends,
+                            int threads) {
+  return sums::of_all(parameter, count, x, stride, ends, threads);
 }
 }

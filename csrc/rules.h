@@ -202,7 +202,7 @@ struct AdamMini : Plain {
   static constexpr bool factors = true;
 
   struct Hyper {
-    double lr, beta1, weight_decay;
+    double lr, beta1, weight_decay, beta2, eps;
   };
 
   template <class T>
@@ -217,6 +217,23 @@ struct AdamMini : Plain {
   static RULE_FN void update(const Scalars<T>& k, T x, T, T g, T& p, T (&s)[states]) {
     s[0] = k.beta1 * s[0] + k.rest1 * (g * k.grad_scale);
     p = k.before * p - x * s[0];
+  }
+
+  // What the blocks of a tensor have in common.
+  template <class T>
+  struct Block {
+    T beta2, rest2, rate, root_rate, eps;  // rest2 is for gradients that are not scaled
+
+    RULE_FN Block(const Hyper& h, double t, double scale)
+        : beta2(h.beta2), rest2((1 - h.beta2) * scale * scale), rate(h.lr / (1 - pow(h.beta1, t))),
+          root_rate(1 / sqrt(1 - pow(h.beta2, t))), eps(h.eps) {}
+  };
+
+  // The factor of a block from the mean of its squared gradients, which its second moment v takes in.
+  template <class T>
+  static RULE_FN T factor(const Block<T>& k, T mean, T& v) {
+    v = k.beta2 * v + k.rest2 * mean;
+    return k.rate / (root(v) * k.root_rate + k.eps);
   }
 };
 

@@ -1,5 +1,5 @@
-// Sums of squares on the CPU: of a list of tensors by rows or by columns, each element read once. The same bits
-// with any number of threads and on every instruction set, and as under CUDA.
+// Sums of squares on the CPU: of a list of tensors by rows, by columns or all together, each element read once. The
+// same bits with any number of threads and on every instruction set; those of rows and columns also under CUDA.
 #pragma once
 
 #include <omp.h>
@@ -16,6 +16,7 @@ namespace sums {
 using storage::load;
 
 constexpr int64_t kStrip = 1024;  // columns that are added up side by side
+constexpr int kAhead = 4096;      // bytes; the processor's own prefetching stops at the end of a page
 
 template <bool weighted, class T, class R>
 RULE_FN double row(const T* x, const R* weights, int64_t n) {
@@ -23,11 +24,14 @@ RULE_FN double row(const T* x, const R* weights, int64_t n) {
   for (int64_t at = 0; at < n; at += kChain) {
     const int64_t count = std::min(kChain, n - at), whole = count / kLanes * kLanes;
     R lanes[kLanes] = {};
-    for (int64_t i = at; i < at + whole; i += kLanes)
+    for (int64_t i = at; i < at + whole; i += kLanes) {
+      const char* ahead = reinterpret_cast<const char*>(x + i) + kAhead;
+      for (size_t line = 0; line < kLanes * sizeof(T); line += 64) __builtin_prefetch(ahead + line, 0, 2);
       for (int j = 0; j < kLanes; ++j) {
         const R value = load(x[i + j]);
         lanes[j] += weighted ? value * value * weights[i + j] : value * value;
       }
+    }
     for (int64_t i = at + whole; i < at + count; ++i) {
       const R value = load(x[i]);
       lanes[i - at - whole] += weighted ? value * value * weights[i] : value * value;
@@ -160,6 +164,56 @@ void of_columns_as(int64_t count, const void* const* x, const int64_t* sizes, co
       else
         static_cast<R*>(to[units[u].tensor])[c] = R(units[u].sums[c]);
   }
+}
+
+// Of all tensors together: that at x[i * stride] ends at element ends[i] of their concatenation. Squares are taken in
+// double, so that none of a float overflows. Each thread goes backwards through its part: a step that follows goes
+// forwards, and finds what was read last in the cache.
+template <class T>
+double of_all_as(int64_t count, const void* const* x, int64_t stride, const int64_t* ends, int threads) {
+  struct Unit {
+    const T* x;
+    int64_t size, end;
+    double sum;
+  };
+  static thread_local std::vector<Unit> units;  // keeps its memory between steps
+  units.clear();
+  for (int64_t i = 0, first = 0; i < count; first = ends[i++])
+    for (int64_t at = first; at < ends[i]; at += kUnit) {
+      const int64_t end = std::min(at + kUnit, ends[i]);
+      units.push_back({static_cast<const T*>(x[i * stride]) + (at - first), end - at, end, 0});
+    }
+  const int64_t elements = count ? ends[count - 1] : 0;
+  const auto sum = Best<T, double>::rows[processor::instruction_set()];
+  Unit *const all = units.data(), *const end = all + units.size();
+  const auto first_of = [=](int64_t rank, int64_t ranks) {
+    if (rank == ranks) return end;
+    const auto is_before = [](const Unit& u, int64_t at) { return u.end <= at; };
+    return std::lower_bound(all, end, elements / ranks * rank, is_before);
+  };
+  const auto work = [=](int64_t rank, int64_t ranks) {
+    Unit* const begin = first_of(rank, ranks);
+    for (Unit* u = first_of(rank + 1, ranks); u != begin; u->sum = sum(u->x, nullptr, u->size)) --u;
+  };
+  const int ranks = team(elements, threads);
+  if (ranks == 1)
+    work(0, 1);
+  else
+#pragma omp parallel num_threads(ranks)
+    work(omp_get_thread_num(), omp_get_num_threads());
+  double total = 0;
+  for (const Unit& u : units) total += u.sum;
+  return total;
+}
+
+inline double of_all(int parameter, int64_t count, const void* const* x, int64_t stride, const int64_t* ends,
+                     int threads) {
+  using namespace storage;
+  const auto work = parameter == tables::kFloat64    ? of_all_as<double>
+                    : parameter == tables::kBfloat16 ? of_all_as<bfloat16>
+                    : parameter == tables::kFloat16  ? of_all_as<float16>
+                                                     : of_all_as<float>;
+  return work(count, x, stride, ends, threads);
 }
 
 inline void of_rows(int parameter, int64_t count, const void* const* x, const int64_t* sizes, const int64_t* lengths,

@@ -8,10 +8,11 @@ namespace tables {
 
 // The columns of a table's row, one row a tensor; those that a storage or a rule does not need are null.
 // Element i of a tensor has the factor rows[i / length] * columns[i % length], where null means 1; kLength is
-// a number, not an address. At kDecay is one number. At kBlockSums are Rule::sums numbers for each block of kBlock elements.
+// a number, not an address. At kDecay is one number. At kBlockSums are Rule::sums numbers for each block of kBlock
+// elements, at kMoments the second moment of each block of elements that share a factor.
 enum Column {
   kParam, kGrad, kStep, kRest, kPrevious, kPreviousScale, kRowFactors, kColumnFactors, kLength, kDecay,
-  kBlockSums, kStates
+  kBlockSums, kMoments, kStates
 };
 
 template <class Rule>

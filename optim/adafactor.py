@@ -197,11 +197,13 @@ class Adafactor(Optimizer):
     def fused_hyper(self, group: Group) -> tuple[float, ...]:
         return 1.0, group["beta1"]
 
-    def make_factors(self, p: Tensor, group: Group) -> Factors:
-        work = torch.promote_types(p.dtype, torch.float32)
-        rows, columns = p.shape if p.ndim == 2 else (1, p.numel())
-        a, b, decay = (torch.zeros(n, dtype=work, device=p.device) for n in (rows, columns, 1))
-        return Factors(a, b, columns, decay)
+    def make_factors(self, batch: Batch) -> list[Factors]:
+        found = []
+        for p in batch.params:
+            rows, columns = p.shape if p.ndim == 2 else (1, p.numel())
+            a, b, decay = (p.new_zeros(n, dtype=batch.work) for n in (rows, columns, 1))
+            found.append(Factors(a, b, columns, decay))
+        return found
 
     @torch.no_grad()
     def fill_factors(self, batch: Batch, grads: Tensors, scale: float | Tensor) -> None:

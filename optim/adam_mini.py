@@ -57,10 +57,11 @@ class AdamMini(Optimizer):
         small={"exp_avg_sq": "v, mean of the squared gradient of each block"},
         betas=2,
         nonnegative=("exp_avg_sq",),
-        reads=1,  # the means of blocks read g
+        reads=1,  # the means of blocks read g; a CPU finds it in a cache the second time
         elementwise=False,
         options={"partition": "blocks that share a second moment, by optim.partition(model)"},
         rules=(FusedRule("adam_mini", ("exp_avg",), factors=True),),
+        cpu_rules=(FusedRule("adam_mini_blocks", ("exp_avg",), factors=True, moments="exp_avg_sq"),),
     )
 
     def __init__(
@@ -120,21 +121,23 @@ class AdamMini(Optimizer):
         return reason
 
     def fused_hyper(self, group: Group) -> tuple[float, ...]:
-        return float(group["lr"]), group["betas"][0], group["weight_decay"]
+        beta1, beta2 = group["betas"]
+        return float(group["lr"]), beta1, group["weight_decay"], beta2, group["eps"]
 
-    def make_factors(self, p: Tensor, group: Group) -> Factors:
-        count = self.state_spec(p, group).small[0][1][0]
-        work = torch.promote_types(p.dtype, torch.float32)
-        x = torch.empty(count, dtype=work, device=p.device)
-        each = count == p.numel()
-        return Factors(None, x, count) if each else Factors(x, None, p.numel() // count)
+    def make_factors(self, batch: Batch) -> list[Factors]:
+        found = []
+        for p, state in zip(batch.params, batch.states, strict=True):
+            x = torch.empty_like(state["exp_avg_sq"])
+            each = len(x) == p.numel()
+            found.append(Factors(None, x, len(x)) if each else Factors(x, None, p.numel() // len(x)))
+        return found
 
     @torch.no_grad()
     def fill_factors(self, batch: Batch, grads: Tensors, scale: float | Tensor) -> None:
         """As `block_steps`, for the blocks of all parameters at once: `owner` and `share` are [blocks]."""
         states, (beta1, beta2) = [state["exp_avg_sq"] for state in batch.states], batch.group["betas"]
         counts, constants = [len(state) for state in states], batch.constants
-        if not constants:
+        if not batch.sums:
             of_block = torch.tensor(counts, device=states[0].device)
             sizes = torch.tensor([max(p.numel(), 1) for p in batch.params], device=states[0].device)
             constants["owner"] = torch.repeat_interleave(of_block)

@@ -218,7 +218,7 @@ class Optimizer(UpdateRule):
         if plan is None or is_new:
             plan = collect(self)
             self._plan = plan if plan.is_lasting else None
-        proceed, scale = gradient_scale(self, plan.on_device)
+        proceed, scale = gradient_scale(self, plan)
         if not proceed:
             return
         for batch in plan.batches:

@@ -50,6 +50,7 @@ class FusedRule:
         previous: the one that is minus the gradient of the step before, or "".
         factors: whether it takes a factor for each row and column of a tensor.
         sums: how many numbers it adds up.
+        moments: the small state of which its kernel makes the factors; "" where the optimizer makes them.
         small: whether parameters and states may be kept in fewer bits than the arithmetic's.
     """
 
@@ -58,6 +59,7 @@ class FusedRule:
     previous: str = ""
     factors: bool = False
     sums: int = 0
+    moments: str = ""
     small: bool = True
 
 
@@ -84,6 +86,7 @@ class Card:
         options: hyper-parameters of a parameter group, besides lr, betas, eps and weight_decay.
         paths: update paths, fastest first.
         rules: the fused rules, where they are not just the one of the optimizer's name.
+        cpu_rules: those that the CPU has instead.
         fused_devices: device types with a fused kernel.
         dtypes: parameter dtypes. Arithmetic is in float32, and in float64 for float64 parameters.
     """
@@ -104,6 +107,7 @@ class Card:
     options: dict[str, str] = field(default_factory=dict)
     paths: tuple[str, ...] = PATHS
     rules: tuple[FusedRule, ...] = ()
+    cpu_rules: tuple[FusedRule, ...] = ()
     fused_devices: tuple[str, ...] = ("cpu", "cuda")
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -123,7 +123,8 @@ class Lamb(Optimizer):
     def fill_factors(self, batch: Batch, grads: Tensors, scale: float | Tensor) -> None:
         """Compute lr times the trust ratios, from the first pass's sums of u^2 and p^2."""
         if _adapts(batch.group):
-            u_norm, p_norm = (x.sqrt() for x in block_totals(batch.block_sums))
+            assert batch.block_sums is not None
+            u_norm, p_norm = (x.sqrt() for x in block_totals(batch.block_sums, batch.block_counts))
             ratios = _ratio(p_norm, u_norm, batch.group)
         else:
             ratios = torch.ones(len(batch.params), dtype=torch.float64, device=batch.params[0].device)

@@ -28,7 +28,7 @@ MONITOR, READINGS, SUMMARY = (
 )
 
 CUDA, LAUNCH, DTENSOR = "csrc/cuda.cu", "optim/engine/cuda.py", "optim/engine/dtensor.py"
-SUMS, LAUNCH_SUMS = "csrc/sums.cuh", "optim/engine/cuda_sums.py"
+SUMS, LAUNCH_SUMS, SUMS_OF_CPU = "csrc/sums.cuh", "optim/engine/cuda_sums.py", "csrc/sums.h"
 
 # By the test file that is run first, where the fault should be found at once.
 FAULTS = {
@@ -86,17 +86,17 @@ FAULTS = {
         ("float16 overflow too late", STORAGE, "rest >= 0x477ff000", "rest >= 0x48800000"),
         ("float16 infinities read as numbers", STORAGE, "rest >= 0x0f800000 ?", "rest > 0x7f800000 ?"),
         ("step not incremented", CPU, "step += Rule::counts;\n", ";\n"),
-        ("threads skip a boundary", CPU, "const int64_t stop = cut(rank + 1, ranks);", "const int64_t stop = cut(rank + 1, ranks) - (rank + 1 < ranks);"),
-        ("threads overlap", CPU, "const int64_t stop = cut(rank + 1, ranks);", "const int64_t stop = std::min(total, cut(rank + 1, ranks) + 1);"),
+        ("threads skip a boundary", CPU, "const int64_t stop = cut(rank + 1);", "const int64_t stop = cut(rank + 1) - (rank + 1 < team);"),
+        ("threads overlap", CPU, "const int64_t stop = cut(rank + 1);", "const int64_t stop = std::min(total, cut(rank + 1) + 1);"),
         ("tail of a span dropped", CPU, "i < n; ++i) {\n    R parameter", "i < n - n % 4; ++i) {\n    R parameter"),
-        ("a zero-size tensor ends the work", CPU, "if (at < end) update", "if (first == ends[i]) break;\n      if (at < end) update"),
-        ("a chunk is cut at 65536", CPU, "at - first, end - first);", "at - first, std::min<int64_t>(end - first, 65536));"),
+        ("a zero-size tensor ends the work", CPU, "if (at < end) work(i,", "if (first(i) == ends[i]) break;\n        if (at < end) work(i,"),
+        ("a chunk is cut at 65536", CPU, "at - first(i), end - first(i));", "at - first(i), std::min<int64_t>(end - first(i), 65536));"),
         ("float64 computed as float32", STORAGE, "RULE_FN double load(double x) { return x; }", "RULE_FN float load(double x) { return float(x); }"),
         ("unfused: step not incremented", UNFUSED, '        state["step"] += 1\n', '        state["step"].clamp_(min=1)\n'),
         ("maximize ignored", BASE, 'factor = -1.0 if batch.group["maximize"] else 1.0', "factor = 1.0"),
         ("no eps in clipping", SCALING, '(norm + optimizer.defaults.get("eps", 0.0))', "norm"),
         ("clip coefficient above 1", SCALING, ".clamp(max=1)", ""),
-        ("clipping per group of the first", SCALING, "grads = [p.grad for group in optimizer.param_groups for p", "grads = [p.grad for group in optimizer.param_groups[:1] for p"),
+        ("clipping per group of the first", NORM, "for batch in reversed(batches):", "for batch in batches[:1]:"),
         ("low precision not written back", KEEP, "    elif stored is not x:\n        stored.copy_(x)", "    elif False:\n        pass"),
         ("arithmetic in bfloat16", KEEP, "value = p.to(torch.promote_types(p.dtype, torch.float32))", "value = p"),
     ],
@@ -159,7 +159,7 @@ FAULTS = {
         ("vectors: elements in another order", LANES, "write(to + (2 * upper + odd) * N, x)", "write(to + (2 * odd + upper) * N, x)"),
         ("vectors: every block has the same noise", LANES, "(read<Words<N>>(noise + at) ^ key)", "read<Words<N>>(noise + at)"),
         ("vectors: for what is not finite", CPU, "if (bits_of(maximum) < kInfinity)\n", "\n"),
-        ("a tensor is cut inside a block", CPU, "(at - first) / kBlock * kBlock", "(at - first) / 64 * 64"),
+        ("a tensor is cut inside a block", CPU, "(at - begin) / kBlock * kBlock", "(at - begin) / 64 * 64"),
         ("all states signed", RULES, "nonnegative = 1 << 2;", "nonnegative = 0;"),
         ("compensation forgotten", CPU, "p[i] = add(p[i], rest[i]);", ";"),
         ("compensation of the wrong sign", STORAGE, "store(rest, x - load(to));", "store(rest, load(to) - x);"),
@@ -227,12 +227,17 @@ FAULTS = {
     "amp": [
         ("unscaling forgotten when clipping", SCALING, "scale = clip if scale is None else clip * scale.to(clip.device)", "scale = clip"),
         ("norm of the scaled gradients", SCALING, "norm = norm if scale is None else norm * scale.to(norm.device)", "pass"),
-        ("found_inf ignored", SCALING, "if found_inf is not None and not on_device and found_inf.item():", "if False:"),
+        ("found_inf ignored", SCALING, "if found_inf is not None and not plan.on_device and found_inf.item():", "if False:"),
         ("grad_scale ignored", SCALING, "loss_scale.double().reciprocal()", "torch.ones(())"),
     ],
     "norm": [
-        ("norm without the root", NORM, "return torch.stack(squares).sum().sqrt()", "return torch.stack(squares).sum()"),
-        ("norm in the gradients' type", NORM, "torch._foreach_norm(parts, 2, dtype=dtype)", "torch._foreach_norm(parts, 2)"),
+        ("norm without the root", NORM, "for x in squares]).sum().sqrt()", "for x in squares]).sum()"),
+        ("norm in the gradients' type", NORM, "torch._foreach_norm(others, 2, dtype=torch.float64 if wide else torch.float32)", "torch._foreach_norm(others, 2)"),
+        ("norm of one dtype only", NORM, "for x in kinds.values()]", "for x in [*kinds.values()][:1]]"),
+        ("norm of one column to the left", NATIVE, 'word * COLUMNS.index("grad")', 'word * COLUMNS.index("param")'),
+        ("norm: squares that overflow", SUMS_OF_CPU, "sum = Best<T, double>::rows", "sum = Best<T, float>::rows"),
+        ("norm: threads skip a unit", SUMS_OF_CPU, "Unit* u = first_of(rank + 1, ranks);", "Unit* u = first_of(rank + 1, ranks) - (rank + 1 < ranks);"),
+        ("norm: tensors cut at one unit", SUMS_OF_CPU, "at < ends[i]; at += kUnit", "at < ends[i]; at += int64_t(1) << 40"),
     ],
     "arguments": [
         ("beta of 1 accepted", CHECKS, "if max(values) >= 1:", "if max(values) > 1:"),

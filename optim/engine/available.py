@@ -24,7 +24,11 @@ def why_not_fused(card: Card, p: Tensor, storage: Storage) -> str:
     if kind not in card.fused_devices:
         devices = " and ".join(card.fused_devices) or "no device"
         return f"{card.title} has fused kernels for {devices}, not for {kind}"
-    if reason := cuda.why_not(p.device.index) if kind == "cuda" else native.why_not(card.fused_rules):
+    if (
+        reason := cuda.why_not(p.device.index)
+        if kind == "cuda"
+        else native.why_not(card.cpu_rules or card.fused_rules)
+    ):
         return reason
     if not is_dense(p):
         shape = f"shape {tuple(p.shape)} and strides {p.stride()}"

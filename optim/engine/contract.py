@@ -139,6 +139,8 @@ def check_row(
     if taken:
         like_p["pre_grad"] = (state["pre_grad"], p.dtype)
         numbers["pre_grad_scale"] = (state["pre_grad_scale"], 1, work)
+    if rule.moments:
+        numbers[rule.moments] = (state[rule.moments], state[rule.moments].numel(), work)
     if of_states == torch.uint8:
         numbers |= {
             f"{name}_scale": (state[f"{name}_scale"], -(-p.numel() // BLOCK), torch.float32) for name in own

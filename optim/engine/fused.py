@@ -2,7 +2,8 @@
 
 Most rules are one pass of a kernel over an element's own values. Other rules take factors for the rows and
 columns of a tensor, which torch's operations compute before the pass, from sums of squares (sums.py); some
-have a first pass that sums numbers over blocks of 256 elements (`block_sums`).
+have a first pass that sums numbers over blocks of 256 elements (`block_sums`). On the CPU, kernels make the
+factors of blocks of elements themselves (csrc/blocks.h), while the gradient is in a cache.
 """
 
 import torch
@@ -15,18 +16,20 @@ from .storage import BLOCK
 
 def make_tables(optimizer: UpdateRule, batch: Batch) -> None:
     """Make the table of a batch, and the factors and block sums of a rule that has them."""
-    make = cuda.CudaTable if batch.params[0].is_cuda else native.CpuTable
+    on_cuda = batch.params[0].is_cuda
+    make = cuda.CudaTable if on_cuda else native.CpuTable
     kinds = native.kinds(batch.params[0], batch.storage)
     tensors = (kinds, batch.params, batch.grads, batch.states)
     others = (*batch.spec.full, *(name for name, _ in batch.spec.small))
-    *first, rule = optimizer.fused_rules(batch.spec)
+    *first, rule = (optimizer.fused_rules if on_cuda else optimizer.cpu_rules)(batch.spec)
     if rule.factors:
-        batch.factors = [optimizer.make_factors(p, batch.group) for p in batch.params]
+        batch.factors = optimizer.make_factors(batch)
     if first:
-        work = torch.promote_types(batch.params[0].dtype, torch.float32)
-        shapes = [(max(-(-p.numel() // BLOCK), 1), first[0].sums) for p in batch.params]
-        batch.block_sums = [batch.params[0].new_zeros(shape, dtype=work) for shape in shapes]
-        batch.first = make(first[0], *tensors, (), batch.block_sums, others)
+        batch.block_counts = [max(-(-p.numel() // BLOCK), 1) for p in batch.params]
+        shape = sum(batch.block_counts), first[0].sums
+        batch.block_sums = batch.params[0].new_zeros(shape, dtype=batch.work)
+        sums = torch.split(batch.block_sums, batch.block_counts)
+        batch.first = make(first[0], *tensors, (), sums, others)
     batch.table = make(rule, *tensors, batch.factors, (), others)
 
 
@@ -49,7 +52,7 @@ def step(optimizer: UpdateRule, batch: Batch, factor: float, scale: Tensor | Non
     hyper = optimizer.fused_hyper(batch.group if lr is None else {**batch.group, "lr": 0.0})
     if batch.first is not None:
         batch.first.step(hyper, factor, scale)
-    if batch.factors:
+    if batch.factors and not batch.table.makes_factors:
         grads = [p.grad for p in batch.params] if not batch.grads else batch.grads
         by = factor if scale is None else factor * scale
         optimizer.fill_factors(batch, grads, by)  # type: ignore[arg-type]
@@ -68,5 +71,4 @@ def exact_params(batch: Batch) -> list[Tensor]:
 
 def set_factors(batch: Batch, values: Tensor) -> None:
     """Set the single factor of each of a batch's parameters to values [parameters]."""
-    rows = [factors.rows for factors in batch.factors if factors.rows is not None]
-    torch._foreach_copy_(rows, list(values.unsqueeze(1).unbind()))
+    batch.constants["factors"].copy_(values)

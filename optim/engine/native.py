@@ -66,6 +66,9 @@ class Library:
         for name, arrays in {"cpu_square_sums": 5, "cpu_column_square_sums": 4}.items():
             arguments = [integer, ctypes.c_int64, *[address] * arrays, integer]
             getattr(self.kernels, name).argtypes = arguments
+        total = self.kernels.cpu_total_square_sum
+        total.restype = ctypes.c_double
+        total.argtypes = [integer, ctypes.c_int64, address, ctypes.c_int64, address, integer]
         self.kernels.cpu_instruction_set.restype = ctypes.c_char_p
         self.instruction_set: str = self.kernels.cpu_instruction_set().decode()
         self.torch = Torch.find()
@@ -155,10 +158,25 @@ def kinds(p: Tensor, storage: Storage) -> Kinds:
     return Kinds(PARAMETER[p.dtype], STATE[storage.state], ROUNDING[storage.rounding], storage.taken)
 
 
+def square_sum(tensors: Sequence[Tensor]) -> float:
+    """Return the sum of the squares of dense CPU tensors of one dtype, of any shapes, added up in float64.
+
+    Raises:
+        RuntimeError: without the compiled kernels.
+    """
+    library, reason = load()
+    if library is None:
+        raise RuntimeError(reason)
+    addresses = (ctypes.c_void_p * len(tensors))(*(x.data_ptr() for x in tensors))
+    ends = (ctypes.c_int64 * len(tensors))(*itertools.accumulate(x.numel() for x in tensors))
+    numbers = PARAMETER[tensors[0].dtype], len(tensors), addresses, 1, ends
+    return float(library.kernels.cpu_total_square_sum(*numbers, torch.get_num_threads()))
+
+
 # The first columns of a table; the states and then their scales follow.
 COLUMNS = (
     *("param", "grad", "step", "rest", "previous", "previous_scale"),
-    *("rows", "columns", "length", "decay", "block_sums"),
+    *("rows", "columns", "length", "decay", "block_sums", "moments"),
 )
 
 
@@ -226,11 +244,12 @@ class Table:
     ) -> None:
         self._library, _ = load()
         self.rows, self._kinds, self._states = len(params), kinds, states
+        self.makes_factors = bool(rule.moments)
         rest = RESTS.get(ROUNDINGS[kinds.rounding])
         names = ("step", rest.name if rest else "", "pre_grad", "pre_grad_scale")
         ours = ("rows", "columns", "length", "decay", "block_sums")  # not states of the optimizer
         stored = (*rule.states, *(f"{name}_scale" for name in rule.states))
-        columns = ("param", "grad", *names, *ours, *stored)
+        columns = ("param", "grad", *names, *ours, rule.moments, *stored)
         self._width = len(columns)
         kept_as = STATE_DTYPE[kinds.state], rest, kinds.taken
         addresses = []
@@ -239,7 +258,7 @@ class Table:
             rows, cols, length, decay = factors[i] if factors else Factors(None, None, 1)
             sums = block_sums[i] if block_sums else None
             row = [p, g, *map(state.get, names), rows, cols, max(length, 1), decay, sums]
-            row += map(state.get, stored)
+            row += map(state.get, (rule.moments, *stored))
             addresses += [x.data_ptr() if isinstance(x, Tensor) else x or 0 for x in row]
         self._table = (ctypes.c_void_p * len(addresses))(*addresses)
         self._ends = (ctypes.c_int64 * self.rows)(*itertools.accumulate(p.numel() for p in params))
@@ -341,6 +360,14 @@ class CpuTable(Table):
             raise RuntimeError(load()[1])
         self._step = self._library.step(rule.name)
         self._codes = (ctypes.c_int * 4)(*kinds)
+        word = ctypes.sizeof(ctypes.c_void_p)
+        self._grads = ctypes.addressof(self._table) + word * COLUMNS.index("grad")
+
+    def square_sum(self) -> float:
+        """Return the sum of the squares of all gradients, added up in float64."""
+        assert self._library is not None
+        tensors = self._kinds.parameter, self.rows, self._grads, self._width, self._ends
+        return float(self._library.kernels.cpu_total_square_sum(*tensors, torch.get_num_threads()))
 
     def step(
         self,

@@ -43,10 +43,16 @@ class Batch:
     table: native.Table | None = None
     factors: list[native.Factors] = field(default_factory=list)
     first: native.Table | None = None  # the first of two passes
-    block_sums: Tensors = field(default_factory=list)  # each [blocks, sums], from the first pass
+    block_sums: Tensor | None = None  # [blocks of all parameters, sums], from the first pass
+    block_counts: list[int] = field(default_factory=list)  # how many of the blocks each parameter has
     # what `fill_factors` makes only once
     constants: dict[str, Tensor] = field(default_factory=dict)
     sums: dict[str, Sums] = field(default_factory=dict)
+
+    @property
+    def work(self) -> torch.dtype:
+        """The dtype of the arithmetic."""
+        return torch.promote_types(self.params[0].dtype, torch.float32)
 
 
 class UpdateRule(torch.optim.Optimizer):
@@ -110,13 +116,18 @@ class UpdateRule(torch.optim.Optimizer):
         """Return the rule of the fused path for parameters with these states, or the rules of two passes."""
         return self.card.fused_rules
 
-    def make_factors(self, p: Tensor, group: Group) -> native.Factors:
-        """Allocate the factors of a parameter of any shape, for a rule with factors; here, one for all."""
-        work = torch.promote_types(p.dtype, torch.float32)
-        return native.Factors(torch.empty(1, dtype=work, device=p.device), None, p.numel())
+    def cpu_rules(self, spec: StateSpec) -> tuple[FusedRule, ...]:
+        """Return the same for parameters on the CPU."""
+        return self.card.cpu_rules or self.fused_rules(spec)
+
+    def make_factors(self, batch: Batch) -> list[native.Factors]:
+        """Allocate the factors of a batch's parameters, for a rule with factors; here, one for each."""
+        x = batch.params[0].new_empty(len(batch.params), dtype=batch.work)
+        batch.constants["factors"] = x
+        return [native.Factors(x[i : i + 1], None, p.numel()) for i, p in enumerate(batch.params)]
 
     def fill_factors(self, batch: Batch, grads: Tensors, scale: float | Tensor) -> None:
-        """Compute `batch.factors` for the next step, without waiting for a GPU.
+        """Compute `batch.factors` for the next step, without waiting for a GPU, unless the kernel does.
 
         A rule in two passes computes them from `batch.block_sums`, between the passes. Step counts are those
         before the step, or after the first of two passes.

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .norm import global_norm
+from .norm import gradient_norm
+from .plan import Plan
 from .rule import UpdateRule
 
 
@@ -24,7 +25,7 @@ class StepScaling:
         return getattr(step, "__module__", None) != "accelerate.optimizer"
 
 
-def gradient_scale(optimizer: UpdateRule, on_device: bool) -> tuple[bool, Tensor | None]:
+def gradient_scale(optimizer: UpdateRule, plan: Plan) -> tuple[bool, Tensor | None]:
     """Return whether to make this step, and the factor on all gradients (unscaling times clipping), if any.
 
     The factor is a scalar tensor. If the whole step stays on the device, the kernels handle an overflow that
@@ -34,16 +35,15 @@ def gradient_scale(optimizer: UpdateRule, on_device: bool) -> tuple[bool, Tensor
         FloatingPointError: if the gradients are not finite and nonfinite="raise".
     """
     found_inf = getattr(optimizer, "found_inf", None)
-    if found_inf is not None and not on_device and found_inf.item():
+    if found_inf is not None and not plan.on_device and found_inf.item():
         return False, None
     loss_scale = getattr(optimizer, "grad_scale", None)
     scale = None if loss_scale is None else loss_scale.double().reciprocal()
     if optimizer.max_grad_norm == 0 and optimizer.nonfinite == "propagate":
         return True, scale
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not grads:
+    if not plan.batches:
         return True, scale
-    norm = global_norm(grads)
+    norm = gradient_norm(plan.batches)
     if optimizer.nonfinite != "propagate" and not math.isfinite(norm.item()):
         if optimizer.nonfinite == "raise":
             raise FloatingPointError(f"the norm of the gradients is {norm.item()}; nothing was changed")

@@ -85,19 +85,21 @@ class CpuSums:
         function(*numbers, addresses, *self._sizes, *more, torch.get_num_threads())
 
 
-def block_totals(block_sums: Sequence[Tensor]) -> list[Tensor]:
+def block_totals(block_sums: Tensor, counts: Sequence[int]) -> list[Tensor]:
     """Return the totals of the numbers that kernels added up in blocks.
 
     Args:
-        block_sums: for each tensor [blocks, sums], not negative; at least one block.
+        block_sums: [blocks of all tensors, sums], not negative.
+        counts: how many blocks each tensor has; at least one.
 
     Returns:
         For each of the sums [tensors], float64.
     """
-    if block_sums[0].device.type == "cpu":
-        return list(torch.stack([x.sum(0, dtype=torch.float64) for x in block_sums]).unbind(1))
-    counts = [len(x) for x in block_sums]
-    return [totals(column, counts) for column in torch.cat(list(block_sums)).t().contiguous()]
+    if block_sums.device.type == "cpu":
+        lengths = torch.tensor(counts, device="cpu")
+        found = torch.segment_reduce(block_sums.double(), "sum", lengths=lengths, axis=0, unsafe=True)
+        return list(found.unbind(1))
+    return [totals(column, counts) for column in block_sums.t().contiguous()]
 
 
 def totals(x: Tensor, counts: Sequence[int]) -> Tensor:

@@ -1,15 +1,17 @@
 """Blocks of tensors that share a number: sums over them and the way back, and Adam-mini on shards of them."""
 
+import dataclasses
 import socket
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from harness import array, random
+from harness import FLAGS, array, assert_same_bits, case_id, random, tensors_of
 from torch import nn
 
 from optim import AdamMini, partition
+from optim.engine import native
 from optim.engine.blocks import canonical, default, spread, squared_sums
 
 
@@ -114,6 +116,63 @@ def built(model):
         partition=partition(model, rules=rules),
         max_grad_norm=1.0,
     )
+
+
+# ---- the CPU's kernel, which makes the factors
+
+# Blocks that end in other places than tiles and the parts of threads, some of one element, some long.
+ROWS = [((300, 1000), 300), ((3,), 1), ((0, 4), 1), ((70000,), 70000), ((131, 777), 131), ((200001,), 3)]
+ROWS += [((100000,), 1), ((5000, 9), 5000), ((40, 4096), 40)]
+
+
+def trained(path, dtype=torch.float32, threads=1, bad=(), **options):
+    """The tensors of an optimizer after three steps."""
+    rng = np.random.default_rng(0)
+    model = nn.ParameterList([random(shape, rng, dtype) for shape, _ in ROWS])
+    rules = {p: (blocks,) for p, (_, blocks) in zip(model, ROWS, strict=True)}
+    options = {"weight_decay": 0.1, "min_int8_size": 0, "maximize": True, **options, **FLAGS[path]}
+    optimizer = AdamMini(
+        model.parameters(), 0.1, (0.7, 0.8), 0.01, partition=partition(model, rules=rules), **options
+    )
+    torch.set_num_threads(threads)
+    for step in range(3):
+        for p in model[: 7 + step]:  # two begin later
+            p.grad = random(tuple(p.shape), rng, dtype)
+        for value in bad:
+            model[0].grad[150, 3] = model[5].grad[7] = value
+        optimizer.step()
+    return tensors_of(optimizer)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0}, {"state_dtype": "float32"}], ids=str)
+@pytest.mark.parametrize("dtype", native.PARAMETER, ids=case_id)
+def test_blocks_of_any_length(dtype, options):
+    if dtype == torch.float64 and "state_dtype" in options:
+        return
+    expected = trained("reference", dtype, **options)
+    small = dtype.itemsize == 2
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if small else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(trained("fused", dtype, **options), expected, **tolerance)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_what_is_not_finite_stays_in_its_block(bad):
+    found, expected = (trained(path, bad=[bad]) for path in ("fused", "reference"))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("kept", [None, "bfloat16", "int8"])
+def test_blocks_that_threads_share(kept):
+    one = trained("fused", state_dtype=kept)
+    for threads in (2, 3, 7, 30):
+        assert_same_bits(one, trained("fused", state_dtype=kept, threads=threads))
+
+
+def test_factors_made_apart(monkeypatch):
+    """As on a GPU: by torch's operations, before the step."""
+    one = trained("fused", max_grad_norm=1.0)
+    monkeypatch.setattr(AdamMini, "card", dataclasses.replace(AdamMini.card, cpu_rules=()))
+    torch.testing.assert_close(trained("fused", max_grad_norm=1.0), one, rtol=1e-5, atol=1e-6)
 
 
 def worker(rank, port, folder):

@@ -314,3 +314,12 @@ def test_codes_of_infinities(name, narrower, monkeypatch):
     for library in narrower:
         monkeypatch.setattr(native, "load", lambda library=library: (library, ""))
         assert_same_bits(widest, codes())
+
+
+def test_instruction_set_does_not_matter_for_norms(narrower, monkeypatch):
+    rng = np.random.default_rng(0)
+    tensors = [[random((n,), rng, dtype) for n in (70000, 515, 9)] for dtype in native.PARAMETER]
+    widest = list(map(native.square_sum, tensors))
+    for library in narrower:
+        monkeypatch.setattr(native, "load", lambda library=library: (library, ""))
+        assert list(map(native.square_sum, tensors)) == widest

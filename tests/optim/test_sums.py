@@ -86,7 +86,7 @@ def test_totals_of_blocks():
     rng = np.random.default_rng(0)
     blocks = [torch.as_tensor(rng.random((n, 2)), dtype=torch.float32) for n in (1, 700, 3)]
     blocks[1][5, 0] = torch.nan
-    u, p = block_totals(blocks)
+    u, p = block_totals(torch.cat(blocks), [1, 700, 3])
     for total, column in ((u, 0), (p, 1)):  # as on a GPU
         many = totals(torch.cat([x[:, column] for x in blocks]), [1, 700, 3])
         torch.testing.assert_close(many, total, rtol=1e-12, atol=0, equal_nan=True)

@@ -418,8 +418,8 @@ def test_a_parameter_transposed_where_it_is(name, path):
 @each_fused_name
 def test_the_table_of_addresses_is_made_once(name, monkeypatch):
     """In steady training, with new gradients at every step; and again when a parameter joins."""
-    made, table = [], native.CpuTable
-    monkeypatch.setattr(native, "CpuTable", lambda *args: made.append(1) or table(*args))
+    made, init = [], native.CpuTable.__init__
+    monkeypatch.setattr(native.CpuTable, "__init__", lambda *args: made.append(1) or init(*args))
     optimizer = build(name, make([(3, 4), (6,), (24, 5), (), (3, 4)]), "fused", max_grad_norm=1.0)
     group = optimizer.param_groups[0]  # a table for each pass over tensors with the same states
     kinds = {spec.full: spec for spec in (optimizer.state_spec(p, group) for p in group["params"])}

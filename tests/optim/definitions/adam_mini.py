@@ -80,5 +80,13 @@ FAULTS = [
     ('fused: second moments are not kept', 'optim/adam_mini.py', '        torch._foreach_copy_(states, list(torch.split(v, counts)))\n', ''),
     ('fused: bias correction of the first parameter', 'optim/adam_mini.py', 'root.to(v.dtype)[owner]', 'root.to(v.dtype)[0]'),
     ('fused: blocks in any memory', 'optim/engine/blocks.py', 'return first and p.shape[0] % blocks[0] == 0', 'return True'),
+    ('fused: sums of blocks, not means', 'csrc/blocks.h', 'x[i] * share, v[i]', 'x[i], v[i]'),
+    ('fused: blocks of the unscaled gradient', 'csrc/rules.h', '(1 - h.beta2) * scale * scale', '1 - h.beta2'),
+    ('fused: blocks without bias correction', 'csrc/rules.h', 'return k.rate / (root(v) * k.root_rate + k.eps);', 'return k.rate / (root(v) + k.eps);'),
+    ('fused: blocks of another second moment', 'csrc/blocks.h', 'x[i] * share, v[i])', 'x[i] * share, v[begin])'),
+    ('fused: a block that threads share, twice', 'csrc/cpu.cpp', 'std::min(sums::pieces(stop, of.length), end / of.length)', 'sums::pieces(stop, of.length)'),
+    ('fused: a block that threads share, not at all', 'csrc/cpu.cpp', '% length && is_new)', '% length && !is_new)'),
+    ('fused: long blocks with the others', 'csrc/cpu.cpp', 'if (of.length > blocks::kLong) before.push_back({i, 0, of.count});', ''),
+    ('fused: blocks of bfloat16 gradients read as float', 'csrc/cpu.cpp', 'run_blocks<rules::RULE, bfloat16, float>', 'run_blocks<rules::RULE, float16, float>'),
     ('fused: last row of factors', 'csrc/cpu.cpp', '++r, c = 0) {', 'c = 0) {'),
 ]  # fmt: skip
