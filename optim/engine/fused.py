@@ -8,7 +8,7 @@ have a first pass that sums numbers over blocks of 256 elements (`block_sums`).
 import torch
 from torch import Tensor
 
-from . import cuda, native
+from . import caution, cuda, native
 from .rule import Batch, UpdateRule
 from .storage import BLOCK
 
@@ -19,7 +19,8 @@ def make_tables(optimizer: UpdateRule, batch: Batch) -> None:
     kinds = native.kinds(batch.params[0], batch.storage)
     tensors = (kinds, batch.params, batch.grads, batch.states)
     others = (*batch.spec.full, *(name for name, _ in batch.spec.small))
-    *first, rule = optimizer.fused_rules(batch.spec)
+    is_cautious = batch.group["caution"]
+    *first, rule = optimizer.card.cautious_rules if is_cautious else optimizer.fused_rules(batch.spec)
     if rule.factors:
         batch.factors = [optimizer.make_factors(p, batch.group) for p in batch.params]
     if first:
@@ -49,7 +50,9 @@ def step(optimizer: UpdateRule, batch: Batch, factor: float, scale: Tensor | Non
     hyper = optimizer.fused_hyper(batch.group if lr is None else {**batch.group, "lr": 0.0})
     if batch.first is not None:
         batch.first.step(hyper, factor, scale)
-    if batch.factors:
+    if batch.group["caution"]:
+        set_factors(batch, caution.shares_to_factors(batch))
+    elif batch.factors:
         grads = [p.grad for p in batch.params] if not batch.grads else batch.grads
         by = factor if scale is None else factor * scale
         optimizer.fill_factors(batch, grads, by)  # type: ignore[arg-type]
