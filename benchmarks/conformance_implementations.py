@@ -445,7 +445,7 @@ THEIRS = [
         fixed={"weight_decouple": True},
     ),
     # MARS-AdamW
-    *timm("mars", "mars.Mars", same(f"lr {ADAM} gamma optimize_1d")),
+    *timm("mars", "mars.Mars", same(f"lr {ADAM} gamma optimize_1d"), paths=ONE),
     # Lion
     *timm("lion", "Lion", same("lr betas weight_decay maximize")),
     *pytorch_optimizer("lion", "Lion", same("lr betas weight_decay maximize")),
