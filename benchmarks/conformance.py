@@ -65,6 +65,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+import optim
 from benchmarks.common import machine, made
 from benchmarks.conformance_implementations import (
     INTERVAL,
@@ -99,25 +100,37 @@ def option_sets(plain: Options, **changes: Options) -> dict[str, Options]:
     return {name: {**plain, **change} for name, change in every.items()}
 
 
-MOMENTS = dict(lr=0.05, betas=(0.7, 0.8), eps=0.05, weight_decay=0.0)
+def usual(name: str, **more: Any) -> Options:
+    """Return lr, betas, eps and weight_decay for one of our optimizers, as far as it has them, and `more`."""
+    betas = (0.7, 0.8, 0.9)[: optim.CARDS[name].betas]
+    options = dict(lr=0.05, betas=betas, eps=0.05, weight_decay=0.0)
+    taken = inspect.signature(optim.OPTIMIZERS[name]).parameters
+    return {key: x for key, x in options.items() if key in taken} | more
+
+
 DECAYED = {"weight_decay": 0.4}
+# Those that are not listed have the usual option sets.
 OPTIONS: dict[str, dict[str, Options]] = {
+    name: option_sets(usual(name), weight_decay=DECAYED) for name in optim.CARDS
+} | {
     "adan": option_sets(
         dict(lr=0.05, betas=(0.7, 0.6, 0.8), eps=0.05, weight_decay=0.0, no_prox=False),
         proximal_decay=DECAYED,
         decoupled_decay={**DECAYED, "no_prox": True},
     ),
-    "adam": option_sets(MOMENTS, weight_decay=DECAYED),
-    "adamw": option_sets(MOMENTS, weight_decay=DECAYED),
-    "lamb": option_sets(MOMENTS, weight_decay=DECAYED, trust_clip={"trust_clip": True}),
-    "adam_mini": option_sets(MOMENTS, weight_decay=DECAYED),
+    "ademamix": option_sets(
+        usual("ademamix", alpha=3.0),
+        weight_decay=DECAYED,
+        warm_ups={"alpha_warmup": 40, "beta3_warmup": 40},
+    ),
+    "mars": option_sets(usual("mars", gamma=0.3), weight_decay=DECAYED, optimize_1d={"optimize_1d": True}),
+    "lamb": option_sets(usual("lamb"), weight_decay=DECAYED, trust_clip={"trust_clip": True}),
     "lars": option_sets(
         dict(lr=0.3, momentum=0.6, trust_coefficient=0.05, weight_decay=0.0, nesterov=False, eps=0.0)
         | {"always_adapt": True},
         weight_decay=DECAYED,
         nesterov={"nesterov": True},
     ),
-    "lion": option_sets(dict(lr=0.05, betas=(0.7, 0.8), weight_decay=0.0), weight_decay=DECAYED),
     "adafactor": option_sets(
         dict(lr=0.05, clip_threshold=1.0, decay_rate=0.7, beta1=0.0, weight_decay=0.0)
         | dict(eps=1e-30, eps_scale=1e-3, scale_parameter=True, relative_step=False),

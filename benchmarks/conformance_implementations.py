@@ -429,6 +429,23 @@ THEIRS = [
         OPTAX | same("momentum weight_decay nesterov trust_coefficient eps", always_adapt=left_out),
         variants={DECAY: "the trust ratio has the norm of gradient plus decay, not the sum of their norms"},
     ),
+    # NAdamW
+    *timm("nadamw", "NAdamW", same(f"lr {ADAM} maximize")),
+    *optax(
+        "nadamw",
+        "nadamw",
+        OPTAX_ADAM | same("weight_decay"),
+        variants={"": "the mean's bias correction is that of the next step, as Dozat has it"},
+    ),
+    # AdEMAMix
+    *pytorch_optimizer(
+        "ademamix",
+        "AdEMAMix",
+        same(f"lr {ADAM} alpha maximize", alpha_warmup="t_alpha_beta3", beta3_warmup="t_alpha_beta3"),
+        fixed={"weight_decouple": True},
+    ),
+    # MARS-AdamW
+    *timm("mars", "mars.Mars", same(f"lr {ADAM} gamma optimize_1d"), paths=ONE),
     # Lion
     *timm("lion", "Lion", same("lr betas weight_decay maximize")),
     *pytorch_optimizer("lion", "Lion", same("lr betas weight_decay maximize")),

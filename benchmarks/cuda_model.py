@@ -106,13 +106,9 @@ def clocks(code: Iterable[sass.Instruction], gpu: Gpu) -> dict[str, float]:
 def bytes_moved(rule: FusedRule, dtype: torch.dtype, state: str | None) -> float:
     """Bytes of an element that a step reads and writes, by the byte model of docs/optim.md."""
     each = {None: dtype.itemsize, "float32": 4, "bfloat16": 2, "int8": 1 + 4 / TILE}[state]
-    states = len(rule.states)
-    moved = 3 * dtype.itemsize + 2 * states * each  # the parameter twice, the gradient
-    if rule.name == "lamb":  # of the second pass, without the gradient
-        moved = 2 * dtype.itemsize + states * each
-    if rule.name == "lamb_moments":
-        moved -= dtype.itemsize
-    return moved
+    of_tensors = 3 - len(rule.unread) - ("param" in rule.unwritten)  # the parameter twice, the gradient
+    of_states = len(rule.states) * (2 - ("states" in rule.unwritten))
+    return of_tensors * dtype.itemsize + of_states * each
 
 
 def kernels() -> dict[tuple[str, str, str], tuple[FusedRule, native.Kinds, str | None]]:

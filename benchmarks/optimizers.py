@@ -204,6 +204,7 @@ ENTRIES = {
     "Adan fused, int8 states": ours("adan", "int8"),
     "Adam fused": ours("adam"),
     "Lion fused": ours("lion"),
+    "timm Lion": theirs("timm.optim.Lion", 4.0, weight_decay=0.02),
     "Sophia fused": ours("sophia"),
     "Adam-mini fused": ours("adam_mini"),
     "Adam-mini fused, bf16 states": ours("adam_mini", "bfloat16"),
@@ -214,6 +215,15 @@ ENTRIES = {
     "Adafactor fused": ours("adafactor", fused=None),  # tensors of four dimensions take the foreach path
     "torch Adafactor": theirs("torch.optim.Adafactor", 0.0, foreach=True),
     "transformers Adafactor": theirs("transformers.optimization.Adafactor", 0.0),
+}
+ENTRIES |= {  # of the others, which have nothing to be compared with
+    row: ours(name)
+    for name, card in optim.CARDS.items()
+    if "fused" in card.paths and (row := f"{card.title} fused") not in ENTRIES
+}
+ENTRIES |= {  # the first pass reads the gradient and the states
+    f"{card.title} fused, caution": ours(card.name, extra=4 + card.state_bytes(), caution=True)
+    for card in (ADAMW, ADAN, optim.CARDS["lion"])
 }
 BASELINE = "torch AdamW fused"
 

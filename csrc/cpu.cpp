@@ -484,18 +484,12 @@ int cpu_bump_versions(const tensors::Torch* torch, const tensors::Record* record
     const auto step = kinds->parameter == kFloat64 ? run<rules::RULE, double> : run<rules::RULE, float>;  \
     step(*kinds, rows, table, ends, hyper, grad_scale, threads);                                         \
   }
-EXPORT_RULE(adan, Adan)
-EXPORT_RULE(adamw, AdamW)
-EXPORT_RULE(adam, Adam)
-EXPORT_RULE(sophia, Sophia)
-EXPORT_RULE(adam_mini, AdamMini)
-EXPORT_RULE(lamb_moments, LambMoments)
-EXPORT_RULE(lamb, Lamb)
-EXPORT_RULE(lars, Lars)
-EXPORT_RULE(lars_plain, LarsPlain)
-EXPORT_RULE(adafactor, Adafactor)
-EXPORT_RULE(adafactor_momentum, AdafactorMomentum)
-EXPORT_RULE(lion, Lion)
+#define EXPORT_STEPS(NAME, RULE)                           \
+  EXPORT_RULE(NAME, RULE)                                  \
+  EXPORT_RULE(NAME##_agreement, Agreement<rules::RULE>)    \
+  EXPORT_RULE(NAME##_cautious, Cautious<rules::RULE>)
+RULES_OF_STEPS(EXPORT_STEPS)
+OTHER_RULES(EXPORT_RULE)
 
 // The same, factors and all.
 #define EXPORT_BLOCKS(NAME, RULE)                                                                                  \

@@ -1,10 +1,12 @@
 // The update rules, once. Each optimizer is a struct with
 //   Hyper      the hyper-parameters of a parameter group, in the order Python passes them
 //   Scalars    what is the same for all elements of a tensor, made once per tensor and step
-//   update()   the rule for one element, in registers: g is the gradient, p the parameter, s the states
-//   states, and what of Plain it has otherwise
+//   step()     the rule for one element, in registers, from the gradient g, the parameter p and the states s: scales g,
+//              updates the states, and returns by how much p is to decrease
+//   states, and what of Plain it has otherwise, such as move(), which makes the step
+// and a line in the list at the end.
 // Rules that need norms or means come in parts: a pass that adds up numbers (sums), a few lines of Python that
-// make of them a factor for each row, column or tensor, and a pass that uses it.
+// make of them a factor for each row, column or tensor, and a pass that uses it. These have update() instead of step().
 // The code is plain C++17, valid for the host and for CUDA; where values are kept and in which type is
 // the backend's business. T is float, or double for double parameters.
 #pragma once
@@ -32,6 +34,11 @@ struct Plain {
   static constexpr bool factors = false;  // update(k, x, decay, g, p, s): a factor for the element, and a number
                                           // for the tensor, that the table gives
   static constexpr int sums = 0;          // update(k, g, p, s, q): the numbers q are added up
+
+  template <class K, class T>
+  static RULE_FN void move(const K& k, T step, T& p) {
+    p = k.before * p - step;
+  }
 };
 
 template <class Rule>
@@ -48,8 +55,51 @@ RULE_FN void update(const typename Rule::template Scalars<T>& k, T x, T decay, T
   else if constexpr (Rule::sums > 0)
     Rule::update(k, g, p, s, q);
   else
-    Rule::update(k, g, p, s);
+    Rule::move(k, Rule::step(k, g, p, s), p);
 }
+
+// Caution (arXiv 2411.16085, Algorithm 1): elements whose step has another sign than the gradient do not make it, the
+// others make it longer. First pass: adds up how many these are. It changes nothing, so the second pass finds the same.
+template <class T>
+RULE_FN bool agree(T step, T g) {
+  return step > 0 ? g > 0 : step < 0 && g < 0;
+}
+
+template <class Rule>
+struct Agreement : Rule {
+  static constexpr int previous = -1;
+  static constexpr bool counts = false;
+  static constexpr bool writes_param = false;
+  static constexpr bool writes_states = false;
+  static constexpr bool small = false;  // loops of their own for 16 and 8 bits would double the time that a build takes
+  static constexpr int sums = 1;
+
+  template <class T>
+  struct Scalars : Rule::template Scalars<T> {
+    RULE_FN Scalars(const typename Rule::Hyper& h, double t, double scale)
+        : Rule::template Scalars<T>(h, t + 1, scale) {}  // the step is counted by the second pass
+  };
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T g, T& p, T (&s)[Rule::states], T (&q)[sums]) {
+    const T step = Rule::template step<T>(k, g, p, s);
+    q[0] = agree(step, g) ? T(1) : T(0);
+  }
+};
+
+// Second pass: the factor of a tensor is 1 / their share.
+template <class Rule>
+struct Cautious : Rule {
+  static constexpr int previous = -1;
+  static constexpr bool small = false;
+  static constexpr bool factors = true;
+
+  template <class T>
+  static RULE_FN void update(const typename Rule::template Scalars<T>& k, T x, T, T g, T& p, T (&s)[Rule::states]) {
+    const T step = Rule::step(k, g, p, s);
+    Rule::move(k, step * (agree(step, g) ? x : T(0)), p);  // a product, which a NaN passes through
+  }
+};
 
 // Adan: arXiv 2208.06677, Algorithm 1, with the bias corrections of the official code.
 // The betas are decay factors: 1 - the paper's.
@@ -79,7 +129,7 @@ struct Adan : Plain {
   };
 
   template <class T>
-  static RULE_FN void update(const Scalars<T>& k, T g, T& p, T (&s)[states]) {
+  static RULE_FN T step(const Scalars<T>& k, T& g, T, T (&s)[states]) {
     g *= k.grad_scale;
     const T diff = k.first > 0 ? T(0) : g + s[3];
     const T nesterov = g + k.beta2 * diff;
@@ -87,7 +137,11 @@ struct Adan : Plain {
     s[1] = k.beta2 * s[1] + k.rest2 * diff;
     s[2] = k.beta3 * s[2] + k.rest3 * (nesterov * nesterov);
     s[3] = -g;
-    const T step = (k.m_rate * s[0] + k.v_rate * s[1]) / (root(s[2]) * k.root_rate + k.eps);
+    return (k.m_rate * s[0] + k.v_rate * s[1]) / (root(s[2]) * k.root_rate + k.eps);
+  }
+
+  template <class T>
+  static RULE_FN void move(const Scalars<T>& k, T step, T& p) {
     p = (k.before * p - step) * k.after;
   }
 };
@@ -113,11 +167,11 @@ struct AdamW : Plain {
   };
 
   template <class T>
-  static RULE_FN void update(const Scalars<T>& k, T g, T& p, T (&s)[states]) {
+  static RULE_FN T step(const Scalars<T>& k, T& g, T, T (&s)[states]) {
     g *= k.grad_scale;
     s[0] = k.beta1 * s[0] + k.rest1 * g;
     s[1] = k.beta2 * s[1] + k.rest2 * (g * g);
-    p = k.before * p - k.m_rate * s[0] / (root(s[1]) * k.root_rate + k.eps);
+    return k.m_rate * s[0] / (root(s[1]) * k.root_rate + k.eps);
   }
 };
 
@@ -134,8 +188,63 @@ struct Adam : AdamW {
   };
 
   template <class T>
-  static RULE_FN void update(const Scalars<T>& k, T g, T& p, T (&s)[states]) {
-    AdamW::update<T>(k, k.own_scale * g + k.weight_decay * p, p, s);
+  static RULE_FN T step(const Scalars<T>& k, T& g, T p, T (&s)[states]) {
+    g = k.own_scale * g + k.weight_decay * p;
+    return AdamW::step<T>(k, g, p, s);
+  }
+};
+
+// NAdamW: AdamW with Nesterov momentum as in arXiv 1910.05446, Table 1, and AlgoPerf's baseline.
+struct NAdamW : AdamW {
+  template <class T>
+  static RULE_FN T step(const Scalars<T>& k, T& g, T, T (&s)[states]) {
+    g *= k.grad_scale;
+    s[0] = k.beta1 * s[0] + k.rest1 * g;
+    s[1] = k.beta2 * s[1] + k.rest2 * (g * g);
+    const T ahead = k.beta1 * s[0] + k.rest1 * g;
+    return k.m_rate * ahead / (root(s[1]) * k.root_rate + k.eps);
+  }
+};
+
+// AdEMAMix: arXiv 2409.03137, Algorithm 1, with the warm-ups of alpha and beta3.
+struct AdEMAMix : Plain {
+  static constexpr int states = 3;  // exp_avg m1, exp_avg_sq v, exp_avg_slow m2
+  static constexpr unsigned nonnegative = 1 << 1;
+
+  struct Hyper {
+    double lr, beta1, beta2, beta3, eps, weight_decay, alpha, alpha_warmup, beta3_warmup;
+  };
+
+  template <class T>
+  struct Scalars {
+    T grad_scale, beta1, beta2, beta3, rest1, rest2, rest3;
+    T m_rate, slow_rate, root_rate, eps, before;  // lr/(1-b1^t), lr alpha(t), 1/sqrt(1-b2^t)
+
+    RULE_FN Scalars(const Hyper& h, double t, double scale) : Scalars(h, t, scale, slow_beta(h, t)) {}
+
+   private:
+    RULE_FN Scalars(const Hyper& h, double t, double scale, double b3)
+        : grad_scale(scale), beta1(h.beta1), beta2(h.beta2), beta3(b3),
+          rest1(1 - h.beta1), rest2(1 - h.beta2), rest3(1 - b3),
+          m_rate(h.lr / (1 - pow(h.beta1, t))),
+          slow_rate(h.lr * (t < h.alpha_warmup ? h.alpha * t / h.alpha_warmup : h.alpha)),
+          root_rate(1 / sqrt(1 - pow(h.beta2, t))), eps(h.eps), before(1 - h.lr * h.weight_decay) {}
+
+    // beta3(t), whose half-life goes from that of beta1 to that of beta3 in a straight line.
+    static RULE_FN double slow_beta(const Hyper& h, double t) {
+      if (!(t < h.beta3_warmup)) return h.beta3;
+      const double part = t / h.beta3_warmup, b3 = exp(1 / ((1 - part) / log(h.beta1) + part / log(h.beta3)));
+      return b3 < h.beta3 ? b3 : h.beta3;
+    }
+  };
+
+  template <class T>
+  static RULE_FN T step(const Scalars<T>& k, T& g, T, T (&s)[states]) {
+    g *= k.grad_scale;
+    s[0] = k.beta1 * s[0] + k.rest1 * g;
+    s[1] = k.beta2 * s[1] + k.rest2 * (g * g);
+    s[2] = k.beta3 * s[2] + k.rest3 * g;
+    return (k.m_rate * s[0] + k.slow_rate * s[2]) / (root(s[1]) * k.root_rate + k.eps);
   }
 };
 
@@ -157,14 +266,14 @@ struct Sophia : Plain {
   };
 
   template <class T>
-  static RULE_FN void update(const Scalars<T>& k, T g, T& p, T (&s)[states]) {
+  static RULE_FN T step(const Scalars<T>& k, T& g, T, T (&s)[states]) {
     g *= k.grad_scale;
     s[0] = k.beta1 * s[0] + k.rest1 * g;
     const T scaled = k.rho * s[1];
     T step = s[0] / (scaled < k.eps ? k.eps : scaled);  // comparisons that a NaN passes through
     step = step > 1 ? T(1) : step;
     step = step < -1 ? T(-1) : step;
-    p = k.before * p - k.lr * step;
+    return k.lr * step;
   }
 };
 
@@ -186,13 +295,69 @@ struct Lion : Plain {
   };
 
   template <class T>
-  static RULE_FN void update(const Scalars<T>& k, T g, T& p, T (&s)[states]) {
+  static RULE_FN T step(const Scalars<T>& k, T& g, T, T (&s)[states]) {
     g *= k.grad_scale;
     const T mean = k.beta1 * s[0] + k.rest1 * g;
     T sign = mean > 0 ? T(1) : mean;  // comparisons that a NaN passes through
     sign = mean < 0 ? T(-1) : sign;
-    p = k.before * p - k.lr * sign;
     s[0] = k.beta2 * s[0] + k.rest2 * g;
+    return k.lr * sign;
+  }
+};
+
+// MARS, first pass: arXiv 2411.10438, Algorithm 2, as far as the corrected gradient c; adds up c^2.
+struct MarsCorrection : Plain {
+  static constexpr int states = 1;  // last_grad
+  static constexpr bool counts = false;
+  static constexpr bool writes_param = false;
+  static constexpr bool writes_states = false;
+  static constexpr int sums = 1;
+
+  struct Hyper {
+    double lr, beta1, beta2, eps, weight_decay, correction;
+  };
+
+  template <class T>
+  struct Scalars {
+    T grad_scale, correction;  // gamma beta1 / (1 - beta1), and 0 in a tensor's first step
+
+    RULE_FN Scalars(const Hyper& h, double t, double scale) : grad_scale(scale), correction(t == 0 ? 0 : h.correction) {}
+  };
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T g, T&, T (&s)[states], T (&q)[sums]) {
+    g *= k.grad_scale;
+    const T c = g + k.correction * (g - s[0]);
+    q[0] = c * c;
+  }
+};
+
+// MARS, second pass: AdamW with c for the gradient. The factor of a tensor is 1 / max(1, |c|); its decay is 1 where it
+// is a matrix, and 0 where c is the gradient.
+struct Mars : AdamW {
+  static constexpr int states = 3;  // exp_avg m, exp_avg_sq v, last_grad
+  static constexpr bool factors = true;
+
+  using Hyper = MarsCorrection::Hyper;
+
+  template <class T>
+  struct Scalars : AdamW::Scalars<T> {
+    T own_scale, correction;
+
+    RULE_FN Scalars(const Hyper& h, double t, double scale)
+        : AdamW::Scalars<T>({h.lr, h.beta1, h.beta2, h.eps, h.weight_decay}, t, 1), own_scale(scale),
+          correction(t == 1 ? 0 : h.correction) {}
+  };
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T x, T corrects, T g, T& p, T (&s)[states]) {
+    g *= k.own_scale;
+    T c = x * (g + corrects * k.correction * (g - s[2]));
+    s[2] = g;
+    T moments[2] = {s[0], s[1]};
+    move(k, AdamW::step<T>(k, c, p, moments), p);
+    s[0] = moments[0];
+    s[1] = moments[1];
   }
 };
 
@@ -363,3 +528,10 @@ struct AdafactorMomentum : Adafactor {
 };
 
 }  // namespace rules
+
+// All rules, with their names for Python: those of step(), which caution applies to, and the others.
+#define RULES_OF_STEPS(X) \
+  X(adan, Adan) X(adamw, AdamW) X(adam, Adam) X(nadamw, NAdamW) X(ademamix, AdEMAMix) X(sophia, Sophia) X(lion, Lion)
+#define OTHER_RULES(X)                                                                                         \
+  X(mars_correction, MarsCorrection) X(mars, Mars) X(adam_mini, AdamMini) X(lamb_moments, LambMoments)         \
+  X(lamb, Lamb) X(lars, Lars) X(lars_plain, LarsPlain) X(adafactor, Adafactor) X(adafactor_momentum, AdafactorMomentum)

@@ -9,6 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Optimizer, Options
 from .card import Card, FusedRule
+from .engine.caution import cautious, cautious_many
 from .engine.dtensor import placed_like
 from .engine.fused import exact_params
 from .engine.native import Factors
@@ -110,6 +111,8 @@ class Adafactor(Optimizer):
     def check_options(self, group: Group) -> None:
         if group["beta1"] >= 1:
             raise ValueError(f"beta1={group['beta1']}: must be in [0, 1)")
+        if group["caution"] and not group["beta1"]:
+            raise ValueError("caution=True needs a first moment: beta1 above 0")
         if group["clip_threshold"] == 0:
             raise ValueError("clip_threshold=0 would leave no update: the paper has 1")
         if group["warmup_init"] and not group["relative_step"]:
@@ -137,7 +140,7 @@ class Adafactor(Optimizer):
         a = a * _step_size(t, group)
         u *= a / (_rms(u) / group["clip_threshold"]).clamp(min=1)
         if beta1:
-            u = state["exp_avg"].mul_(beta1).add_(u, alpha=1 - beta1)
+            u = cautious(state["exp_avg"].mul_(beta1).add_(u, alpha=1 - beta1), g, group)
         p.sub_(u + a * group["weight_decay"] * p)
 
     def multi_tensor(self, p: Tensors, g: Tensors, state: States, t: list[float], group: Group) -> None:
@@ -174,7 +177,7 @@ class Adafactor(Optimizer):
         if beta1:
             m = state["exp_avg"]
             torch._foreach_lerp_(m, u, 1 - beta1)
-            u = tuple(m)
+            u = tuple(cautious_many(m, g, group))
         if group["weight_decay"]:
             torch._foreach_mul_(p, (1 - sizes * group["weight_decay"]).unbind())
         torch._foreach_sub_(p, u)

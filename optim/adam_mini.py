@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 from .base import Optimizer, Options
 from .card import Card, FusedRule
 from .engine import blocks
+from .engine.caution import cautious, cautious_many
 from .engine.dtensor import local
 from .engine.native import Factors
 from .engine.rule import Batch, Group
@@ -103,13 +104,14 @@ class AdamMini(Optimizer):
         beta1, lr = group["betas"][0], float(group["lr"])
         m, v = state["exp_avg"], local(state["exp_avg_sq"])
         (x,) = block_steps([g], [v], [t], group)
-        m.mul_(beta1).add_(g, alpha=1 - beta1)
+        m = cautious(m.mul_(beta1).add_(g, alpha=1 - beta1), g, group)
         local(p).mul_(1 - lr * group["weight_decay"]).sub_(local(m) * blocks.spread(x, p))
 
     def multi_tensor(self, p: Tensors, g: Tensors, state: States, t: list[float], group: Group) -> None:
         m, v = state["exp_avg"], state["exp_avg_sq"]
         x = block_steps(g, v, t, group)
         torch._foreach_lerp_(m, g, 1 - group["betas"][0])
+        m = cautious_many(m, g, group)
         if group["weight_decay"]:
             torch._foreach_mul_(p, 1 - float(group["lr"]) * group["weight_decay"])
         torch._foreach_addcmul_(p, m, [blocks.spread(xi, pi) for xi, pi in zip(x, p, strict=True)], -1)

@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Optimizer, Options
 from .card import Card
+from .engine.caution import cautious, cautious_many
 from .engine.rule import Group
 from .engine.storage import State, States, StateSpec, Tensors
 
@@ -99,7 +100,7 @@ class AdamW(Optimizer):
         if group["amsgrad"]:
             v = torch.maximum(state["max_exp_avg_sq"], v, out=state["max_exp_avg_sq"])
         u = m / (1 - b1**t) / (v.sqrt() / math.sqrt(1 - b2**t) + group["eps"])
-        p.sub_(u, alpha=lr)
+        p.sub_(cautious(u, g, group), alpha=lr)
 
     def multi_tensor(self, p: Tensors, g: Tensors, state: States, t: list[float], group: Group) -> None:
         b1, b2 = group["betas"]
@@ -118,6 +119,7 @@ class AdamW(Optimizer):
         denominator = torch._foreach_sqrt(v)
         torch._foreach_div_(denominator, [math.sqrt(1 - b2**ti) for ti in t])
         torch._foreach_add_(denominator, group["eps"])
+        m = cautious_many(m, g, group)
         torch._foreach_addcdiv_(p, m, denominator, [-lr / (1 - b1**ti) for ti in t])
 
     def fused_hyper(self, group: Group) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Optimizer, Options
 from .card import Card
+from .engine.caution import cautious, cautious_many
 from .engine.rule import Group
 from .engine.storage import State
 
@@ -106,6 +107,7 @@ class Adan(Optimizer):
         n.mul_(b3).add_((g + b2 * diff).square(), alpha=1 - b3)
         u = m / (1 - b1**t) + b2 * v / (1 - b2**t)
         u /= n.sqrt() / math.sqrt(1 - b3**t) + group["eps"]
+        u = cautious(u, g, group)
         if group["no_prox"]:
             p.mul_(1 - decay).sub_(u, alpha=lr)
         else:
@@ -133,8 +135,14 @@ class Adan(Optimizer):
         torch._foreach_add_(denominator, group["eps"])
         if group["no_prox"]:
             torch._foreach_mul_(p, 1 - decay)
-        torch._foreach_addcdiv_(p, m, denominator, [-lr / (1 - b1**ti) for ti in t])
-        torch._foreach_addcdiv_(p, v, denominator, [-lr * b2 / (1 - b2**ti) for ti in t])
+        of_m, of_v = [lr / (1 - b1**ti) for ti in t], [lr * b2 / (1 - b2**ti) for ti in t]
+        if group["caution"]:
+            u = torch._foreach_mul(m, of_m)
+            torch._foreach_add_(u, torch._foreach_mul(v, of_v))
+            torch._foreach_addcdiv_(p, cautious_many(list(u), g, group), denominator, -1)
+        else:
+            torch._foreach_addcdiv_(p, m, denominator, [-x for x in of_m])
+            torch._foreach_addcdiv_(p, v, denominator, [-x for x in of_v])
         if not group["no_prox"]:
             torch._foreach_div_(p, 1 + decay)
         torch._foreach_copy_(neg_pre_grad, g)
@@ -142,6 +150,13 @@ class Adan(Optimizer):
 
     def fused_hyper(self, group: Group) -> tuple[float, ...]:
         return float(group["lr"]), *group["betas"], group["eps"], group["weight_decay"], group["no_prox"]
+
+    def check_saved_group(self, group: Group) -> None:
+        if group.get("caution") and "state_dtype" not in group:
+            raise ValueError(
+                "a checkpoint of timm's Adan with caution=True: there it masks the first moment, here the "
+                "whole step; set it to False in the groups"
+            )
 
     def load_foreign_state(self, state: dict[str, Any]) -> None:
         """The official code kept the previous gradient as `pre_grad` until December 2022, as a taken one is.

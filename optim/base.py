@@ -29,6 +29,7 @@ class Options(TypedDict, total=False):
     """What every optimizer accepts, after its own arguments; see `Optimizer`."""
 
     maximize: bool
+    caution: bool
     nonfinite: str
     state_dtype: str | None
     min_int8_size: int
@@ -81,6 +82,10 @@ class Optimizer(UpdateRule):
             foreach; foreach=False without fused=True is the reference path.
         take_gradients: only for optimizers that keep the previous gradient; see `Card.previous`.
         maximize: ascend instead of descend.
+        caution: elements whose step has another sign than their gradient do not make it, and the steps of the
+            others are divided by their share of the tensor (arXiv 2411.16085; see `optim.engine.caution`).
+            Needs a first moment. On the fused path, of float32 and float64, it is a pass more, which reads
+            the gradient and the states; a DTensor is updated as a whole.
         state_dtype: how states are stored: None in the parameter's dtype, rounded to nearest; "float32";
             "bfloat16" with stochastic rounding; "int8", 8-bit codes in blocks of 256 with a float32 scale
             each, rounded stochastically. May also be a key of a group.
@@ -110,6 +115,7 @@ class Optimizer(UpdateRule):
         fused: bool | None = None,
         take_gradients: bool = False,
         maximize: bool = False,
+        caution: bool = False,
         nonfinite: str = "propagate",
         state_dtype: str | None = None,
         min_int8_size: int = 4096,
@@ -129,7 +135,7 @@ class Optimizer(UpdateRule):
         self.max_grad_norm = float(checks.number("max_grad_norm", max_grad_norm))
         self._plan: Plan | None = None
         self._checked: list[list[Any]] = []  # the hyper-parameters of each group at the last step
-        hyper |= dict(maximize=maximize, state_dtype=state_dtype)
+        hyper |= dict(maximize=maximize, caution=caution, state_dtype=state_dtype)
         hyper |= dict(min_int8_size=min_int8_size, param_rounding=param_rounding)
         super().__init__(params, hyper)
         checks.warn_of_lost_squares(self)

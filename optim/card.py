@@ -27,6 +27,7 @@ def one_pass(state: float, parameter: float = 4) -> float:
 # What every optimizer of this package accepts besides its own hyper-parameters.
 COMMON_OPTIONS = {
     "maximize": "ascend instead of descend",
+    "caution": "leave out elements whose step has another sign than the gradient, and enlarge the others",
     "state_dtype": "None keeps states in the parameter's dtype; 'float32', 'bfloat16' (stochastic rounding), "
     "'int8' (codes in blocks of 256)",
     "min_int8_size": "with int8, tensors of fewer elements keep float32 states",
@@ -52,6 +53,8 @@ class FusedRule:
         sums: how many numbers it adds up.
         moments: the small state of which its kernel makes the factors; "" where the optimizer makes them.
         small: whether parameters and states may be kept in fewer bits than the arithmetic's.
+        unread: what it does not read, of "param" and "grad".
+        unwritten: what it does not write, of "param" and "states".
     """
 
     name: str
@@ -61,6 +64,8 @@ class FusedRule:
     sums: int = 0
     moments: str = ""
     small: bool = True
+    unread: tuple[str, ...] = ()
+    unwritten: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class Card:
     nonnegative: tuple[str, ...] = ()
     previous: str = ""
     reads: int = 0
-    state_reads: int = 0
+    state_reads: float = 0
     elementwise: bool = True
     options: dict[str, str] = field(default_factory=dict)
     paths: tuple[str, ...] = PATHS
@@ -115,6 +120,18 @@ class Card:
     def fused_rules(self) -> tuple[FusedRule, ...]:
         """The rules of the fused path, if there is one."""
         return self.rules or (FusedRule(self.name, self.fused_states, self.previous),)
+
+    @property
+    def cautious_rules(self) -> tuple[FusedRule, ...]:
+        """The rules of the fused path with caution, in two passes: of rules that are one pass without it."""
+        if self.rules or "fused" not in self.paths:
+            return ()
+        name, states = self.name, self.fused_states
+        unwritten = ("param", "states")
+        first = FusedRule(
+            f"{name}_agreement", states, sums=1, small=False, unread=("param",), unwritten=unwritten
+        )
+        return first, FusedRule(f"{name}_cautious", states, factors=True, small=False)
 
     @property
     def fused_states(self) -> tuple[str, ...]:

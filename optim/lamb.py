@@ -10,10 +10,13 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Optimizer, Options
 from .card import Card, FusedRule
+from .engine.caution import cautious, cautious_many
 from .engine.fused import set_factors
 from .engine.rule import Batch, Group
 from .engine.storage import State, States, Tensors
 from .engine.sums import block_totals
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Lamb(Optimizer):
@@ -60,8 +63,8 @@ class Lamb(Optimizer):
             "always_adapt": "False does not scale steps in groups without weight decay",
         },
         rules=(
-            FusedRule("lamb_moments", ("exp_avg", "exp_avg_sq"), sums=2, small=False),
-            FusedRule("lamb", ("exp_avg", "exp_avg_sq"), factors=True, small=False),
+            FusedRule("lamb_moments", _MOMENTS, sums=2, small=False, unwritten=("param",)),
+            FusedRule("lamb", _MOMENTS, factors=True, small=False, unread=("grad",), unwritten=("states",)),
         ),
     )
 
@@ -90,7 +93,8 @@ class Lamb(Optimizer):
         correction1, correction2 = _corrections(t, group)
         m.mul_(b1).add_(g, alpha=1 - b1)
         v.mul_(b2).add_(g.square(), alpha=1 - b2)
-        u = m / correction1 / ((v / correction2).sqrt() + group["eps"]) + group["weight_decay"] * p
+        u = m / correction1 / ((v / correction2).sqrt() + group["eps"])
+        u = cautious(u, g, group) + group["weight_decay"] * p
         if _adapts(group):
             u *= _ratio(p.norm(), u.norm(), group)
         p.sub_(u, alpha=float(group["lr"]))
@@ -106,7 +110,7 @@ class Lamb(Optimizer):
         denominator = torch._foreach_sqrt(v)  # will include the correction of m
         torch._foreach_mul_(denominator, [c1 / math.sqrt(c2) for c1, c2 in corrections])
         torch._foreach_add_(denominator, [c1 * group["eps"] for c1, _ in corrections])
-        u = torch._foreach_div(m, denominator)
+        u = cautious_many(list(torch._foreach_div(m, denominator)), g, group)
         if group["weight_decay"]:
             torch._foreach_add_(u, p, alpha=group["weight_decay"])
         if _adapts(group):

@@ -8,6 +8,7 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Optimizer, Options
 from .card import Card, FusedRule
+from .engine.caution import cautious, cautious_many
 from .engine.fused import exact_params, set_factors
 from .engine.rule import Batch, Group
 from .engine.storage import State, States, StateSpec, Tensors
@@ -88,23 +89,26 @@ class Lars(Optimizer):
             raise ValueError(f"momentum={group['momentum']}: must be in [0, 1)")
         if group["nesterov"] and not group["momentum"]:
             raise ValueError("nesterov=True needs a momentum above 0")
+        if group["caution"] and not group["momentum"]:
+            raise ValueError("caution=True needs a momentum above 0")
 
     def state_spec(self, p: Tensor, group: Group) -> StateSpec:
         return StateSpec(("momentum_buffer",) if group["momentum"] else ())
 
     def single_tensor(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
         momentum = group["momentum"]
-        u = g + group["weight_decay"] * p
+        u = decayed = g + group["weight_decay"] * p
         if _adapts(group):
-            u *= _rate(p.norm(), g.norm(), group)
+            u = u * _rate(p.norm(), g.norm(), group)
         if momentum:
             v = state["momentum_buffer"].mul_(momentum).add_(u)
             u = u + momentum * v if group["nesterov"] else v
-        p.sub_(u, alpha=float(group["lr"]))
+        p.sub_(cautious(u, decayed, group), alpha=float(group["lr"]))
 
     def multi_tensor(self, p: Tensors, g: Tensors, state: States, t: list[float], group: Group) -> None:
         momentum = group["momentum"]
-        u = torch._foreach_add(g, p, alpha=group["weight_decay"]) if group["weight_decay"] else tuple(g)
+        decayed = list(torch._foreach_add(g, p, alpha=group["weight_decay"])) if group["weight_decay"] else g
+        u = tuple(decayed)
         if _adapts(group):
             p_norm, g_norm = (torch.stack(torch._foreach_norm(x)) for x in (p, g))
             u = torch._foreach_mul(u, _rate(p_norm, g_norm, group).unbind())
@@ -113,7 +117,7 @@ class Lars(Optimizer):
             torch._foreach_mul_(v, momentum)
             torch._foreach_add_(v, u)
             u = torch._foreach_add(u, v, alpha=momentum) if group["nesterov"] else tuple(v)
-        torch._foreach_add_(p, u, alpha=-float(group["lr"]))
+        torch._foreach_add_(p, cautious_many(list(u), decayed, group), alpha=-float(group["lr"]))
 
     def fused_rules(self, spec: StateSpec) -> tuple[FusedRule, ...]:
         return (self.card.rules[0 if spec.full else 1],)

@@ -9,6 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Optimizer, Options
 from .card import Card
+from .engine.caution import cautious, cautious_many
 from .engine.rule import Group
 from .engine.storage import State, States, Tensors
 
@@ -64,14 +65,14 @@ class Lion(Optimizer):
     def single_tensor(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
         b1, b2 = group["betas"]
         lr, m = float(group["lr"]), state["exp_avg"]
-        u = _sign(b1 * m + (1 - b1) * g)
+        u = cautious(_sign(b1 * m + (1 - b1) * g), g, group)
         p.mul_(1 - lr * group["weight_decay"]).sub_(u, alpha=lr)
         m.mul_(b2).add_(g, alpha=1 - b2)
 
     def multi_tensor(self, p: Tensors, g: Tensors, state: States, t: list[float], group: Group) -> None:
         b1, b2 = group["betas"]
         lr, m = float(group["lr"]), state["exp_avg"]
-        u = [_sign(x) for x in torch._foreach_lerp(m, g, 1 - b1)]
+        u = cautious_many([_sign(x) for x in torch._foreach_lerp(m, g, 1 - b1)], g, group)
         torch._foreach_mul_(p, 1 - lr * group["weight_decay"])
         torch._foreach_add_(p, u, alpha=-lr)
         torch._foreach_lerp_(m, g, 1 - b2)

@@ -5,6 +5,7 @@ from .adam import Adam
 from .adam_mini import AdamMini
 from .adamw import AdamW
 from .adan import Adan
+from .ademamix import AdEMAMix
 from .base import Optimizer, exact_params, state_bytes
 from .card import Card
 from .groups import layer_ids, param_groups
@@ -14,7 +15,9 @@ from .interop.convert import convert_state
 from .lamb import Lamb
 from .lars import Lars
 from .lion import Lion
+from .mars import Mars
 from .monitor.monitor import Monitor
+from .nadamw import NAdamW
 from .partitions import Partition, partition
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
 from .resize import resize_state
@@ -24,6 +27,7 @@ from .sophia import Sophia, gauss_newton_bartlett, hutchinson
 __all__ = [
     "CARDS",
     "OPTIMIZERS",
+    "AdEMAMix",
     "Adafactor",
     "Adam",
     "AdamMini",
@@ -34,7 +38,9 @@ __all__ = [
     "Lamb",
     "Lars",
     "Lion",
+    "Mars",
     "Monitor",
+    "NAdamW",
     "Optimizer",
     "Partition",
     "Shampoo",

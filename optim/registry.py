@@ -14,6 +14,7 @@ from .adam import Adam
 from .adam_mini import AdamMini
 from .adamw import AdamW
 from .adan import Adan
+from .ademamix import AdEMAMix
 from .base import Optimizer
 from .card import Card
 from .engine import cuda, native
@@ -22,12 +23,18 @@ from .groups import param_groups
 from .lamb import Lamb
 from .lars import Lars
 from .lion import Lion
+from .mars import Mars
+from .nadamw import NAdamW
 from .shampoo import Shampoo
 from .sophia import Sophia
 from .text import aligned
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
-    cls.card.name: cls for cls in (Adan, AdamW, Adam, AdamMini, Adafactor, Lamb, Lars, Lion, Sophia, Shampoo)
+    cls.card.name: cls
+    for cls in (
+        *(Adan, AdamW, Adam, NAdamW, AdEMAMix, Mars, AdamMini, Adafactor, Lamb, Lars, Lion, Sophia),
+        *(Shampoo,),
+    )
 }
 CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}
 

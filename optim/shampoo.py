@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from .base import Optimizer, Options
 from .card import Card
+from .engine.caution import cautious, cautious_many
 from .engine.checks import whole_number
 from .engine.dtensor import local, share_of, whole
 from .engine.matrices import alike, cut, sides, sides_shape
@@ -145,7 +146,7 @@ class Shampoo(Optimizer):
                         root.copy_(inverse_root(factor, root, group))
                 U.copy_(grafted(roots[0] @ M @ roots[1], A))
             u = share_of(p, step)
-        p.mul_(1 - lr * group["weight_decay"]).sub_(u, alpha=lr)
+        p.mul_(1 - lr * group["weight_decay"]).sub_(cautious(u, g, group), alpha=lr)
 
     def multi_tensor(self, p: Tensors, g: Tensors, state: States, t: list[float], group: Group) -> None:
         b1, b2 = group["betas"]
@@ -162,7 +163,7 @@ class Shampoo(Optimizer):
         if "factors" in state:
             u = self._steps(g, m, u, state, t, group)
         torch._foreach_mul_(p, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(p, u, alpha=-lr)
+        torch._foreach_add_(p, cautious_many(u, g, group), alpha=-lr)
 
     def _steps(
         self, g: Tensors, m: Tensors, a: Tensors, state: States, t: list[float], group: Group

@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 from .base import Optimizer, Options
 from .card import Card
 from .engine import storage
+from .engine.caution import cautious, cautious_many
 from .engine.dtensor import is_dtensor, local
 from .engine.plan import path_of
 from .engine.rule import Group
@@ -126,6 +127,7 @@ class Sophia(Optimizer):
         m, h = state["exp_avg"], state["hessian"]
         m.mul_(b1).add_(g, alpha=1 - b1)
         u = (m / (group["rho"] * h).clamp(min=group["eps"])).clamp(-1, 1)
+        u = cautious(u, g, group)
         p.mul_(1 - lr * group["weight_decay"]).sub_(u, alpha=lr)
 
     def multi_tensor(self, p: Tensors, g: Tensors, state: States, t: list[float], group: Group) -> None:
@@ -135,9 +137,10 @@ class Sophia(Optimizer):
         torch._foreach_lerp_(m, g, 1 - b1)
         denominator = torch._foreach_mul(h, group["rho"])
         torch._foreach_clamp_min_(denominator, group["eps"])
-        u = torch._foreach_div(m, denominator)
+        u = list(torch._foreach_div(m, denominator))
         torch._foreach_clamp_min_(u, -1.0)
         torch._foreach_clamp_max_(u, 1.0)
+        u = cautious_many(u, g, group)
         torch._foreach_mul_(p, 1 - lr * group["weight_decay"])
         torch._foreach_add_(p, u, alpha=-lr)
 

@@ -18,6 +18,7 @@ RULES, CPU, NATIVE, NORM, GROUPS = (
     "optim/engine/norm.py",
     "optim/groups.py",
 )
+CAUTION = "optim/engine/caution.py"
 TENSORS, LAYOUT, CHECKS = "csrc/tensors.h", "optim/engine/layout.py", "optim/engine/checks.py"
 KEEP, STORAGE, LANES = "optim/engine/storage.py", "csrc/storage.h", "csrc/lanes.h"
 CONTRACT, RESIZE = "optim/engine/contract.py", "optim/resize.py"
@@ -55,15 +56,15 @@ FAULTS = {
         ("foreach: wrong beta for m", ADAN, "torch._foreach_lerp_(m, g, 1 - b1)", "torch._foreach_lerp_(m, g, 1 - b3)"),
         ("foreach: difference not zeroed at first", ADAN, "if ti == 1]", "if ti == 0]"),
         ("foreach: coefficient in n", ADAN, "torch._foreach_mul_(diff, b2)", "torch._foreach_mul_(diff, 1 - b2)"),
-        ("foreach: step of the first parameter for all", ADAN, "torch._foreach_addcdiv_(p, m, denominator, [-lr / (1 - b1**ti) for ti in t])", "torch._foreach_addcdiv_(p, m, denominator, [-lr / (1 - b1 ** t[0]) for ti in t])"),
-        ("foreach: no b2 on v", ADAN, "[-lr * b2 / (1 - b2**ti) for ti in t]", "[-lr / (1 - b2**ti) for ti in t]"),
+        ("foreach: step of the first parameter for all", ADAN, "of_m, of_v = [lr / (1 - b1**ti) for ti in t]", "of_m, of_v = [lr / (1 - b1 ** t[0]) for ti in t]"),
+        ("foreach: no b2 on v", ADAN, "[lr * b2 / (1 - b2**ti) for ti in t]", "[lr / (1 - b2**ti) for ti in t]"),
         ("foreach: stale previous gradient", ADAN, "torch._foreach_copy_(neg_pre_grad, g)\n", "torch._foreach_zero_(neg_pre_grad)\n"),
         ("foreach: previous gradient not negated", ADAN, "        torch._foreach_neg_(neg_pre_grad)\n", ""),
         ("foreach: root correction missing", ADAN, "        torch._foreach_div_(denominator, [math.sqrt(1 - b3**ti) for ti in t])\n", ""),
         ("foreach: proximal decay dropped", ADAN, "            torch._foreach_div_(p, 1 + decay)", "            pass"),
         ("fused: weight decay and eps exchanged", ADAN, '*group["betas"], group["eps"], group["weight_decay"], group["no_prox"]', '*group["betas"], group["weight_decay"], group["eps"], group["no_prox"]'),
         ("AdamW fused rule: no bias correction of m", RULES, "m_rate(h.lr / (1 - pow(h.beta1, t))), root_rate(1 / sqrt(1 - pow(h.beta2, t)))", "m_rate(h.lr), root_rate(1 / sqrt(1 - pow(h.beta2, t)))"),
-        ("AdamW fused rule: decay dropped", RULES, "p = k.before * p - k.m_rate", "p = p - k.m_rate"),
+        ("rules of steps: decay dropped", RULES, "p = k.before * p - step;", "p = p - step;"),
         ("rule: sign of the difference", RULES, "T(0) : g + s[3]", "T(0) : g - s[3]"),
         ("rule: first difference not zero", RULES, "k.first > 0 ? T(0) : g + s[3]", "g + s[3]"),
         ("rule: coefficient in n", RULES, "nesterov = g + k.beta2 * diff", "nesterov = g + k.rest2 * diff"),
@@ -238,6 +239,22 @@ FAULTS = {
         ("norm: squares that overflow", SUMS_OF_CPU, "sum = Best<T, double>::rows", "sum = Best<T, float>::rows"),
         ("norm: threads skip a unit", SUMS_OF_CPU, "Unit* u = first_of(rank + 1, ranks);", "Unit* u = first_of(rank + 1, ranks) - (rank + 1 < ranks);"),
         ("norm: tensors cut at one unit", SUMS_OF_CPU, "at < ends[i]; at += kUnit", "at < ends[i]; at += int64_t(1) << 40"),
+    ],
+    "caution": [
+        ("products decide", CAUTION, "(u.sign() * g > 0)", "(u * g > 0)"),
+        ("elements without a sign move", CAUTION, "(u.sign() * g > 0)", "(u.sign() * g >= 0)"),
+        ("not rescaled", CAUTION, "agrees / agrees.mean().clamp(min=LEAST_SHARE)", "agrees"),
+        ("no bound on the share", CAUTION, "agrees.mean().clamp(min=LEAST_SHARE)", "agrees.mean()"),
+        ("a NaN is lost", CAUTION, "return u * (agrees / agrees.mean().clamp(min=LEAST_SHARE))", "return torch.where(agrees > 0, u, 0) / agrees.mean().clamp(min=LEAST_SHARE)"),
+        ("always", CAUTION, 'if not group["caution"]:', "if False:"),
+        ("fused: no bound on the share", CAUTION, "(counts / sizes).clamp(min=LEAST_SHARE).reciprocal()", "(counts / sizes).reciprocal()"),
+        ("fused: the share instead of its inverse", CAUTION, "(counts / sizes).clamp(min=LEAST_SHARE).reciprocal()", "(counts / sizes).clamp(min=LEAST_SHARE)"),
+        ("fused: products decide", RULES, "return step > 0 ? g > 0 : step < 0 && g < 0;", "return step * g > 0;"),
+        ("fused: negative steps disagree", RULES, "return step > 0 ? g > 0 : step < 0 && g < 0;", "return step > 0 && g > 0;"),
+        ("fused: a NaN is lost", RULES, "Rule::move(k, step * (agree(step, g) ? x : T(0)), p);", "Rule::move(k, agree(step, g) ? step * x : T(0), p);"),
+        ("fused: the first pass is a step late", RULES, "Rule::template Scalars<T>(h, t + 1, scale)", "Rule::template Scalars<T>(h, t, scale)"),
+        ("the plan stays", PLAN, '(*optimizer.card.options, "caution", *STORAGE_OPTIONS)', "(*optimizer.card.options, *STORAGE_OPTIONS)"),
+        ("timm's Adan taken for ours", ADAN, 'if group.get("caution") and "state_dtype" not in group:', "if False:"),
     ],
     "arguments": [
         ("beta of 1 accepted", CHECKS, "if max(values) >= 1:", "if max(values) > 1:"),

@@ -50,6 +50,7 @@ TESTS = (
     "checkpoints",
     "amp",
     "norm",
+    "caution",
     "arguments",
     "registry",
     "integration",

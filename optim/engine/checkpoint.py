@@ -45,6 +45,7 @@ def adopt(optimizer: UpdateRule, state_dict: dict[str, Any]) -> dict[str, Any]:
         if "weight_decouple" in saved:  # pytorch_optimizer's name
             saved.setdefault("decoupled_weight_decay", saved["weight_decouple"])
         refuse_options(saved, known=optimizer.defaults, decoupled=optimizer.decoupled)
+        optimizer.check_saved_group(saved)
         saved.pop("decoupled_weight_decay", None)
         group_step = saved.pop("step", None)  # the official Adan counts steps per group
         for name in saved.keys() & {*OPTIMIZER_WIDE, "differentiable"}:

@@ -178,10 +178,10 @@ def _check_path(optimizer: UpdateRule, name: str, p: Tensor, group: Group) -> No
     if optimizer.capturable and (not p.is_cuda or path_of(optimizer, p, group) != "fused"):
         reason = optimizer.why_not_fused(p, group) or f"it is on {p.device}, or another path was asked for"
         raise ValueError(f"capturable=True needs {name} on the fused CUDA path: {reason}")
-    if optimizer.capturable and any(rule.factors for rule in card.fused_rules):
-        raise ValueError(
-            f"capturable=True: a step of {card.title} is more than its kernels, and is not captured"
-        )
+    caution = group["caution"]
+    if optimizer.capturable and (caution or any(rule.factors for rule in card.fused_rules)):
+        title = f"{card.title}{' with caution' * caution}"
+        raise ValueError(f"capturable=True: a step of {title} is more than its kernels, and is not captured")
 
 
 def check_hyper(optimizer: UpdateRule, group: Group, names: Iterable[str]) -> None:

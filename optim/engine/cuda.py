@@ -112,14 +112,18 @@ def instance(rule: FusedRule, kinds: native.Kinds) -> tuple[str, str]:
         state = native.STATE["float32"]
     if parameter != native.PARAMETER[torch.bfloat16]:
         rounding = native.ROUNDING["nearest"]
-    name = rule.name.replace("_", "")
-    struct = re.search(rf"^struct ({name}) ", sources()["rules.h"], re.MULTILINE | re.IGNORECASE)
-    if struct is None:
+    base, _, wrapper = rule.name.rpartition("_")
+    if wrapper not in ("agreement", "cautious"):
+        base, wrapper = rule.name, ""
+    text, name = sources()["rules.h"], base.replace("_", "")
+    found = re.search(rf"^struct ({name}) ", text, re.MULTILINE | re.IGNORECASE)
+    if found is None:
         raise ValueError(f"csrc/rules.h has no rule {rule.name!r}")
+    struct = f"{wrapper.capitalize()}<rules::{found[1]}>" if wrapper else found[1]
     name = f"{rule.name}_{parameter}_{state}_{rounding}_{taken:d}"
     return (
         name,
-        f"KERNELS({name}, {struct[1]}, {parameter}, {state}, {rounding}, {str(bool(taken)).lower()})\n",
+        f"KERNELS({name}, {struct}, {parameter}, {state}, {rounding}, {str(bool(taken)).lower()})\n",
     )
 
 

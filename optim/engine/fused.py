@@ -9,7 +9,7 @@ factors of blocks of elements themselves (csrc/blocks.h), while the gradient is 
 import torch
 from torch import Tensor
 
-from . import cuda, native
+from . import caution, cuda, native
 from .rule import Batch, UpdateRule
 from .storage import BLOCK
 
@@ -21,7 +21,8 @@ def make_tables(optimizer: UpdateRule, batch: Batch) -> None:
     kinds = native.kinds(batch.params[0], batch.storage)
     tensors = (kinds, batch.params, batch.grads, batch.states)
     others = (*batch.spec.full, *(name for name, _ in batch.spec.small))
-    *first, rule = (optimizer.fused_rules if on_cuda else optimizer.cpu_rules)(batch.spec)
+    rules = optimizer.fused_rules if on_cuda else optimizer.cpu_rules
+    *first, rule = optimizer.card.cautious_rules if batch.group["caution"] else rules(batch.spec)
     if rule.factors:
         batch.factors = optimizer.make_factors(batch)
     if first:
@@ -52,7 +53,9 @@ def step(optimizer: UpdateRule, batch: Batch, factor: float, scale: Tensor | Non
     hyper = optimizer.fused_hyper(batch.group if lr is None else {**batch.group, "lr": 0.0})
     if batch.first is not None:
         batch.first.step(hyper, factor, scale)
-    if batch.factors and not batch.table.makes_factors:
+    if batch.group["caution"]:
+        set_factors(batch, caution.shares_to_factors(batch))
+    elif batch.factors and not batch.table.makes_factors:
         grads = [p.grad for p in batch.params] if not batch.grads else batch.grads
         by = factor if scale is None else factor * scale
         optimizer.fill_factors(batch, grads, by)  # type: ignore[arg-type]

@@ -132,7 +132,7 @@ def why_not(rules: Iterable[FusedRule]) -> str:
     if not missing:
         return ""
     return (
-        f"the CPU kernels were built without the rule {missing[0]!r} (EXPORT_RULE in csrc/cpu.cpp): "
+        f"the CPU kernels were built without the rule {missing[0]!r} (the list in csrc/rules.h): "
         "install this package again"
     )
 

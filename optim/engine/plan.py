@@ -67,7 +67,7 @@ def _holds(batch: Batch) -> bool:
 
 def _options(optimizer: UpdateRule, group: Group) -> list[Any]:
     """The values of a group's options that may affect states and paths."""
-    return [group.get(name) for name in (*optimizer.card.options, *STORAGE_OPTIONS)]
+    return [group.get(name) for name in (*optimizer.card.options, "caution", *STORAGE_OPTIONS)]
 
 
 def path_of(optimizer: UpdateRule, p: Tensor, group: Group) -> str:
@@ -82,7 +82,7 @@ def path_of(optimizer: UpdateRule, p: Tensor, group: Group) -> str:
             return "fused"
         if optimizer.fused:
             raise RuntimeError(f"{optimizer.card.title}(fused=True) cannot continue: {reason}")
-    whole = is_dtensor(p) and not optimizer.card.elementwise
+    whole = is_dtensor(p) and optimizer.needs_whole(group)
     foreign = optimizer.foreach is None and not is_plain(local(p))
     is_single = optimizer.foreach is False or whole or foreign or "foreach" not in optimizer.card.paths
     return "reference" if is_single else "foreach"

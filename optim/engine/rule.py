@@ -82,6 +82,10 @@ class UpdateRule(torch.optim.Optimizer):
         """Return the names and shapes of the states of a parameter of any shape."""
         return StateSpec(tuple(self.card.states))
 
+    def needs_whole(self, group: Group) -> bool:
+        """Return whether an element's update depends on others, so that DTensors are updated as wholes."""
+        return bool(not self.card.elementwise or group["caution"])
+
     # ---- checks
 
     def check_options(self, group: Group) -> None:
@@ -99,6 +103,9 @@ class UpdateRule(torch.optim.Optimizer):
     def check_saved_state(self, where: str, p: Tensor, state: dict[str, Any], spec: StateSpec) -> None:
         """Refuse a saved state with a better message than that of the general checks, which come next."""
 
+    def check_saved_group(self, group: Group) -> None:
+        """Refuse a saved group of another implementation whose options mean something else there."""
+
     def load_foreign_state(self, state: dict[str, Any]) -> None:
         """Convert, in place, a parameter's state from another implementation or version that is known."""
 
@@ -106,7 +113,8 @@ class UpdateRule(torch.optim.Optimizer):
 
     def why_not_fused(self, p: Tensor, group: Group) -> str:
         """Return why no fused kernel can update a parameter, of any shape, in this group; "" if one can."""
-        return available.why_not_fused(self.card, p, Storage.of(p, group, self.take_gradients))
+        storage = Storage.of(p, group, self.take_gradients)
+        return available.why_not_fused(self.card, p, storage, group["caution"])
 
     def fused_hyper(self, group: Group) -> tuple[float, ...]:
         """Return the numbers of the fused rule's Hyper struct (csrc/rules.h), in its order."""

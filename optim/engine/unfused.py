@@ -66,7 +66,7 @@ def _update_one_by_one(
     """The reference path; of a parameter that is a DTensor, a rule for whole tensors gets the DTensor."""
     for i, (owner, _) in enumerate(batch.owners):
         x, y, state = p[i], g[i], {name: value[i] for name, value in values.items()}
-        if is_dtensor(owner) and not optimizer.card.elementwise:
+        if is_dtensor(owner) and optimizer.needs_whole(batch.group):
             x, y = as_part_of(owner, x), as_part_of(owner, y)
             for name, value in state.items():
                 wrap = as_part_of if name in batch.spec.full else as_copy_for

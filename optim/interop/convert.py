@@ -15,6 +15,7 @@ from .advice import adan_from_adamw
 from .sources import (
     BOOKKEEPING,
     LEARNING_RATES,
+    OWN_OPTIONS,
     SOURCES,
     Saved,
     adan_state,
@@ -72,10 +73,21 @@ def _adam_mini_to_adamw(state: Saved, old: Saved, new: Saved, blocks: int | None
     return dict(step=state["step"], exp_avg=m, exp_avg_sq=each)
 
 
+def _adamw_to_ademamix(state: Saved, old: Saved, new: Saved, blocks: int | None) -> Saved:
+    """The slow mean begins at zero, as in a run that begins here."""
+    return {**state, "exp_avg_slow": torch.zeros_like(state["exp_avg"])}
+
+
+def _ademamix_to_adamw(state: Saved, old: Saved, new: Saved, blocks: int | None) -> Saved:
+    return {name: x for name, x in state.items() if name != "exp_avg_slow"}
+
+
 ROUTES: dict[tuple[str, str], Route] = {
-    ("adan", "adan"): _stay,
-    ("adamw", "adamw"): _stay,
-    ("adam_mini", "adam_mini"): _stay,
+    **{(name, name): _stay for name in ("adan", "adamw", "nadamw", "ademamix", "adam_mini")},
+    ("adamw", "nadamw"): _stay,
+    ("nadamw", "adamw"): _stay,
+    ("adamw", "ademamix"): _adamw_to_ademamix,
+    ("ademamix", "adamw"): _ademamix_to_adamw,
     ("adamw", "adan"): _adamw_to_adan,
     ("adamw", "adam_mini"): _adamw_to_adam_mini,
     ("adam_mini", "adamw"): _adam_mini_to_adamw,
@@ -102,6 +114,8 @@ def convert_state(
 
     * AdamW to Adan: the moments are Adan's on average (see `_adamw_to_adan`); the groups get the settings of
       `optim.adan_from_adamw`.
+    * AdamW to NAdamW and back: exact, the states are the same.
+    * AdamW to AdEMAMix and back: the slow mean begins at zero, or is dropped.
     * AdamW to Adam-mini: exact, the block means of the second moment.
     * Adam-mini to AdamW: each element starts with the second moment of its block.
 
@@ -109,7 +123,7 @@ def convert_state(
         state_dict: the result of the other optimizer's `state_dict()`. It is not changed, but the result
             shares tensors that need no conversion.
         source: a key of `optim.interop.sources.SOURCES`; None recognises the source by its keys.
-        target: "adan", "adamw" or "adam_mini".
+        target: "adan", "adamw", "nadamw", "ademamix" or "adam_mini".
         blocks: from AdamW to "adam_mini": the number of blocks of each parameter, in the order of the
             parameters, or by index in the state dict or by name.
         shapes: from "adam_mini_official": the shapes of the parameters that it stores by heads, given in the
@@ -134,9 +148,15 @@ def convert_state(
     new_states, new_groups, position = {}, [], 0
     for number, group in enumerate(groups):
         with located(f"parameter group {number}"):
-            refuse_options(group)
+            refuse_options(group, known=("caution",) if "state_dtype" in group else ())
             old = read.group(group, source is not None)
             new, kept = old, {key: group[key] for key in group.keys() & BOOKKEEPING}
+            if read.optimizer != target:
+                new = {key: value for key, value in old.items() if key not in OWN_OPTIONS}
+                if "ademamix" in (read.optimizer, target):
+                    new["betas"] = (
+                        (*old["betas"], 0.9999) if target == "ademamix" else tuple(old["betas"])[:2]
+                    )
             if (read.optimizer, target) == ("adamw", "adan"):
                 advised = adan_from_adamw(lr=old["lr"], weight_decay=old["weight_decay"], regime=regime)
                 new = {**old, **advised.options}

@@ -1,8 +1,9 @@
 """Read the states and groups that other implementations save as ours.
 
 A `Source` describes one implementation: the keys of its states and groups, and how they become a state of one
-of our optimizers (Adan, AdamW, Adam-mini). An option that we lack is an error, never a guess. Tensors have
-the parameter's shape, except for step counts (scalars) and where a docstring says otherwise.
+of our optimizers (Adan, AdamW, NAdamW, AdEMAMix, Adam-mini). An option that we lack is an error, never a
+guess. Tensors have the parameter's shape, except for step counts (scalars) and where a docstring says
+otherwise.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -29,11 +30,14 @@ UNKNOWN_HERE = {
     "bias_correction": True,
     "caution": False,
     "cautious": False,
+    "clipping_threshold": None,
     "corrected_weight_decay": False,
     "fixed_decay": False,
     "restart_cond": None,
     "use_gc": False,
 }
+# Options of single optimizers of this package, which a conversion to the same one takes along.
+OWN_OPTIONS = ("momentum_decay", "alpha", "alpha_warmup", "beta3_warmup")
 
 
 def refuse_options(group: Saved, known: Collection[str] = (), decoupled: bool = True) -> None:
@@ -215,6 +219,13 @@ def _same(group: Saved, said: bool) -> Saved:
     return {name: group[name] for name in names if name in group}
 
 
+def _own_group(group: Saved, said: bool) -> Saved:
+    return {
+        **_same(group, said),
+        **{name: group[name] for name in ("caution", *OWN_OPTIONS) if name in group},
+    }
+
+
 def _pytorch_optimizer_group(group: Saved, said: bool) -> Saved:
     return {**_same(group, said), "no_prox": group.get("weight_decouple", False)}
 
@@ -275,7 +286,7 @@ SOURCES = {
     "adan": Source(
         "Adan of this package", "adan", _set(f"step {_ADAN}"),
         _set(f"neg_pre_grad pre_grad neg_pre_grad_scale pre_grad_scale exp_avg_diff_scale {_OWN}"),
-        _own, _same, marks=_KEPT, options=_set(f"{_GROUP} maximize no_prox") | _KEPT,
+        _own, _own_group, marks=_KEPT, options=_set(f"{_GROUP} maximize caution no_prox") | _KEPT,
     ),
     "official": Source(
         "Adan of sail-sg/Adan in any version, its fairseq edition, and NeMo's copy", "adan",
@@ -301,8 +312,16 @@ SOURCES = {
         _set("step m v n prev_grad"), _set(""), _lucidrains, _lucidrains_group,
     ),
     "adamw": Source(
-        "AdamW of this package", "adamw", _set("step exp_avg exp_avg_sq"), _set(_OWN), _own, _same,
-        marks=_KEPT, options=_set(f"{_GROUP} amsgrad decoupled_weight_decay maximize") | _KEPT,
+        "AdamW of this package", "adamw", _set("step exp_avg exp_avg_sq"), _set(_OWN), _own, _own_group,
+        marks=_KEPT, options=_set(f"{_GROUP} amsgrad decoupled_weight_decay maximize caution") | _KEPT,
+    ),
+    "nadamw": Source(
+        "NAdamW of this package", "nadamw", _set("step exp_avg exp_avg_sq"), _set(_OWN), _own, _own_group,
+        marks=_KEPT | {"momentum_decay"},
+    ),
+    "ademamix": Source(
+        "AdEMAMix of this package", "ademamix", _set("step exp_avg exp_avg_sq exp_avg_slow"),
+        _set(f"{_OWN} exp_avg_slow_scale"), _own, _own_group, marks=_KEPT,
     ),
     "torch": Source(
         "AdamW or Adam of torch.optim", "adamw",
@@ -322,8 +341,8 @@ SOURCES = {
         _set("step state1 state2"), _set("qmap1 qmap2 absmax1 absmax2"), _bitsandbytes, _bitsandbytes_group,
     ),
     "adam_mini": Source(
-        "Adam-mini of this package", "adam_mini", _set("step exp_avg exp_avg_sq"), _set(_OWN), _own, _same,
-        marks=_KEPT,
+        "Adam-mini of this package", "adam_mini", _set("step exp_avg exp_avg_sq"), _set(_OWN),
+        _own, _own_group, marks=_KEPT,
     ),
     "adam_mini_official": Source(
         "Adam-mini of zyushun/Adam-mini (adam-mini)", "adam_mini",

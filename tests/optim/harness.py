@@ -37,6 +37,7 @@ def _variants(definition):
         "no_need_to_clip": options(max_grad_norm=1e4, eps=0.2),
         "maximize": options(maximize=True, weight_decay=0.3),
         "maximize_clip": options(maximize=True, max_grad_norm=0.7),
+        "caution": options(caution=True, weight_decay=0.2, eps=0.05),
         **definition.VARIANTS,
     }
 
@@ -51,7 +52,8 @@ VARIANTS = {name: _variants(DEFINITIONS[name]) for name in NAMES}
 
 def unfused_options(name):
     """Options of an optimizer that its fused rule does not have."""
-    return getattr(DEFINITIONS[name], "UNFUSED", ())
+    caution = () if optim.CARDS[name].cautious_rules else ("caution",)
+    return (*getattr(DEFINITIONS[name], "UNFUSED", ()), *caution)
 
 
 def variants_of(name, path):
@@ -65,8 +67,10 @@ PATHS = [(name, path) for name, card in optim.CARDS.items() for path in card.pat
 
 def can(name, path, dtype, kept=None):
     """Whether a path of an optimizer is for parameters and states that are kept so."""
-    small = dtype.itemsize < 4 or (kept or {}).get("state_dtype") in ("bfloat16", "int8")
-    return path != "fused" or not small or all(rule.small for rule in optim.CARDS[name].fused_rules)
+    kept, card = kept or {}, optim.CARDS[name]
+    small = dtype.itemsize < 4 or kept.get("state_dtype") in ("bfloat16", "int8")
+    rules = card.cautious_rules if kept.get("caution") else card.fused_rules
+    return path != "fused" or not small or all(rule.small for rule in rules)
 
 
 CASES = [

@@ -1,6 +1,7 @@
 """Tables of tensors for the tests of the kernels: every way to keep tensors, in memory with guards around."""
 
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,8 +30,11 @@ def all_kinds(rule):
             yield native.Kinds(parameter, state, rounding, taken)
 
 
-RULES = {rule.name: rule for name in FUSED for rule in optim.CARDS[name].fused_rules}
-OPTIMIZER = {rule.name: name for name in FUSED for rule in optim.CARDS[name].fused_rules}
+OF_CARDS = [(name, rule) for name in FUSED for rule in optim.CARDS[name].fused_rules]
+OF_CARDS += [(name, rule) for name in FUSED for rule in optim.CARDS[name].cautious_rules]
+RULES = {rule.name: rule for _, rule in OF_CARDS}
+RULES["adam_agreement"] = replace(RULES["adam_agreement"], unread=())  # it adds the decay to the gradient
+OPTIMIZER = {rule.name: name for name, rule in OF_CARDS}
 # The kernels are compiled first: in `make test` those of one rule with each kind of input that rules have.
 FIRST = {(bool(rule.previous), rule.factors, bool(rule.sums)): name for name, rule in reversed(RULES.items())}
 each_rule = pytest.mark.parametrize(

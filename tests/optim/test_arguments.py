@@ -357,6 +357,7 @@ CHANGES = {  # option -> a value whose effect three steps show
     "weight_decay": 0.5,
     "max_grad_norm": 0.1,
     "maximize": True,
+    "caution": True,
     "nonfinite": "skip",
     "state_dtype": "bfloat16",
     "min_int8_size": 4,
@@ -403,11 +404,12 @@ def test_every_option_matters(name, option):
     value = {**CHANGES, **getattr(DEFINITIONS[name], "CHANGES", {})}[option]
     value = value(optim.CARDS[name].betas) if callable(value) else value
     for path in optim.CARDS[name].paths:
+        given = {**GIVEN, **getattr(DEFINITIONS[name], "GIVEN", {})}.get(option, {})
         if path == "fused" and option in unfused_options(name):
-            refused(name, ValueError, f"no fused kernel for {option}=", fused=True, **{option: value})
+            message = f"no fused kernel for {option}="
+            refused(name, ValueError, message, fused=True, **given, **{option: value})
             continue
         spoil = option == "nonfinite"
-        given = {**GIVEN, **getattr(DEFINITIONS[name], "GIVEN", {})}.get(option, {})
         plain = three_steps(name, path, spoil, **given)
         changed = three_steps(name, path, spoil, **given, **{option: value})
         same = len(plain) == len(changed) and all(map(torch.equal, plain, changed))

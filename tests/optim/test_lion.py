@@ -59,7 +59,6 @@ def test_a_checkpoint_of_theirs_goes_on(path, theirs, counted):
 @pytest.mark.parametrize(
     ("theirs", "option"),
     [
-        (timm_lion.Lion, "caution"),
         (timm_lion.Lion, "corrected_weight_decay"),
         (pytorch_optimizer.Lion, "fixed_decay"),
         (pytorch_optimizer.Lion, "cautious"),

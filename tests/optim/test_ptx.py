@@ -10,7 +10,18 @@ import pytest
 import torch
 from ptx import Fault, Launch, Memory, Module
 from standin import StandIn
-from tables import FIRST, OPTIMIZER, RULES, SIZES, all_kinds, assert_same, hyper_of, make, snapshot, step
+from tables import (
+    FIRST,
+    OPTIMIZER,
+    RULES,
+    SIZES,
+    all_kinds,
+    assert_same,
+    hyper_of,
+    make,
+    snapshot,
+    step,
+)
 
 import optim
 from benchmarks import cuda_model
@@ -115,9 +126,10 @@ def test_every_array_is_read_and_written_once_in_wide_accesses(name, kernel, dev
     launch = run(name, kinds, [size], device)[-1]
     tensors = make(rule, kinds, [size])
     states = [key for key in rule.states if not (kinds.taken and key == rule.previous)]
-    read = ["param", *([] if name == "lamb" else ["odd"]), *(["even"] if kinds.taken else []), *states]
-    written = ([] if name == "lamb_moments" else ["param"]) + ([] if name == "lamb" else states)
-    rests = sorted(storage.REST_NAMES & tensors.arenas.keys())
+    read = ["param"] * ("param" not in rule.unread) + ["odd"] * ("grad" not in rule.unread)
+    read += ["even"] * kinds.taken + states
+    written = ["param"] * ("param" not in rule.unwritten) + states * ("states" not in rule.unwritten)
+    rests = sorted(storage.REST_NAMES & tensors.arenas.keys()) * ("param" in read)
     read, written = [*read, *rests], [*written, *rests]
     itemsize = {key: tensors.arenas[key].memory.itemsize for key in read}
     vector = 16 // max(itemsize.values())

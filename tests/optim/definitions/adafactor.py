@@ -36,6 +36,7 @@ def step(
     scale_parameter=True,
     relative_step=True,
     warmup_init=False,
+    caution=False,
 ):
     rho = lr
     if relative_step:
@@ -55,6 +56,9 @@ def step(
     u = alpha * u / max(1.0, rms(u) / clip_threshold)
     if beta1:
         u = new["exp_avg"] = beta1 * s["exp_avg"] + (1 - beta1) * u
+    if caution:
+        agrees = u * g > 0
+        u = u * agrees / max(agrees.mean(), 1e-3)
     return p - alpha * weight_decay * p - u, new
 
 
@@ -92,6 +96,7 @@ CHANGES = {
     "warmup_init": True,
 }
 GIVEN = {
+    "caution": {"beta1": 0.5},
     "relative_step": {"lr": 0.9},
     "warmup_init": {"relative_step": True},
 }

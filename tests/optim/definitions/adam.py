@@ -13,14 +13,18 @@ def initial(p, *, amsgrad=False, **_):
     return {name: np.zeros_like(p) for name in names}
 
 
-def step(p, g, s, t, *, lr, betas, eps, weight_decay, amsgrad=False):
+def step(p, g, s, t, *, lr, betas, eps, weight_decay, amsgrad=False, caution=False):
     b1, b2 = betas
     g = g + weight_decay * p
     new = {"exp_avg": b1 * s["exp_avg"] + (1 - b1) * g, "exp_avg_sq": b2 * s["exp_avg_sq"] + (1 - b2) * g**2}
     v = new["exp_avg_sq"]
     if amsgrad:
         v = new["max_exp_avg_sq"] = np.maximum(s["max_exp_avg_sq"], v)
-    return p - lr * new["exp_avg"] / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps), new
+    u = new["exp_avg"] / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+    if caution:
+        agrees = u * g > 0
+        u = u * agrees / max(agrees.mean(), 1e-3)
+    return p - lr * u, new
 
 
 BASE = dict(lr=0.07, betas=(0.7, 0.85), eps=1e-8, weight_decay=0.0)
@@ -72,7 +76,12 @@ FAULTS = [
         "k.own_scale * g + k.weight_decay * p",
         "k.own_scale * (g + k.weight_decay * p)",
     ),
-    ("fused: gradients not scaled", RULES, "own_scale(scale)", "own_scale(1)"),
+    (
+        "fused: gradients not scaled",
+        RULES,
+        "own_scale(scale),\n          weight_decay(",
+        "own_scale(1),\n          weight_decay(",
+    ),
     (
         "fused: decay twice",
         RULES,

@@ -13,14 +13,18 @@ def initial(p, **hyper):
     return {"exp_avg": np.zeros_like(p), "exp_avg_sq": np.zeros(rows(p.shape))}
 
 
-def step(p, g, s, t, *, lr, betas, eps, weight_decay):
+def step(p, g, s, t, *, lr, betas, eps, weight_decay, caution=False):
     b1, b2 = betas
     m = b1 * s["exp_avg"] + (1 - b1) * g
     count = len(s["exp_avg_sq"])
     squares = g.reshape(count, p.size // count) ** 2
     v = b2 * s["exp_avg_sq"] + (1 - b2) * squares.sum(1) / max(p.size // count, 1)
     u = (m / (1 - b1**t)).reshape(count, -1 if p.size else 0) / (np.sqrt(v / (1 - b2**t)) + eps)[:, None]
-    return p - lr * (u.reshape(p.shape) + weight_decay * p), {"exp_avg": m, "exp_avg_sq": v}
+    u = u.reshape(p.shape)
+    if caution:
+        agrees = u * g > 0
+        u = u * agrees / max(agrees.mean(), 1e-3)
+    return p - lr * (u + weight_decay * p), {"exp_avg": m, "exp_avg_sq": v}
 
 
 BASE = dict(lr=0.07, betas=(0.7, 0.85), eps=1e-8, weight_decay=0.0)

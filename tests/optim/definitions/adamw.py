@@ -9,7 +9,7 @@ def initial(p, *, amsgrad=False, **_):
     return {name: np.zeros_like(p) for name in names}
 
 
-def step(p, g, s, t, *, lr, betas, eps, weight_decay, amsgrad=False):
+def step(p, g, s, t, *, lr, betas, eps, weight_decay, amsgrad=False, caution=False):
     b1, b2 = betas
     m = b1 * s["exp_avg"] + (1 - b1) * g
     v = b2 * s["exp_avg_sq"] + (1 - b2) * g**2
@@ -17,6 +17,9 @@ def step(p, g, s, t, *, lr, betas, eps, weight_decay, amsgrad=False):
     if amsgrad:
         v = new["max_exp_avg_sq"] = np.maximum(s["max_exp_avg_sq"], v)
     u = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
+    if caution:
+        agrees = u * g > 0
+        u = u * agrees / max(agrees.mean(), 1e-3)
     return p - lr * (u + weight_decay * p), new
 
 

@@ -7,13 +7,29 @@ STATES = ("exp_avg", "exp_avg_sq")
 
 
 def step(
-    p, g, s, t, *, lr, betas, eps, weight_decay, bias_correction=True, trust_clip=False, always_adapt=True
+    p,
+    g,
+    s,
+    t,
+    *,
+    lr,
+    betas,
+    eps,
+    weight_decay,
+    bias_correction=True,
+    trust_clip=False,
+    always_adapt=True,
+    caution=False,
 ):
     b1, b2 = betas
     m = b1 * s["exp_avg"] + (1 - b1) * g
     v = b2 * s["exp_avg_sq"] + (1 - b2) * g**2
     m_hat, v_hat = (m / (1 - b1**t), v / (1 - b2**t)) if bias_correction else (m, v)
-    update = m_hat / (np.sqrt(v_hat) + eps) + weight_decay * p
+    u = m_hat / (np.sqrt(v_hat) + eps)
+    if caution:
+        agrees = u * g > 0
+        u = u * agrees / max(agrees.mean(), 1e-3)
+    update = u + weight_decay * p
     ratio = 1.0
     if always_adapt or weight_decay > 0:
         p_norm, update_norm = np.sqrt((p**2).sum()), np.sqrt((update**2).sum())
@@ -71,7 +87,7 @@ FAULTS = [
     ('fused: norms the wrong way round', 'optim/lamb.py', 'u_norm, p_norm = (x.sqrt()', 'p_norm, u_norm = (x.sqrt()'),
     ('fused: no learning rate', 'optim/lamb.py', 'set_factors(batch, ratios * batch.group["lr"])', 'set_factors(batch, ratios)'),
     ('fused: no root', 'optim/lamb.py', '(x.sqrt() for x in block_totals', '(x for x in block_totals'),
-    ('fused: the second pass counts, too', 'csrc/rules.h', '  static constexpr bool counts = false;\n', '  static constexpr bool counts = true;\n'),
+    ('fused: the second pass counts, too', 'csrc/rules.h', 'counts = false;\n  static constexpr bool writes_param = true;\n', 'counts = true;\n  static constexpr bool writes_param = true;\n'),
     ('fused: no decay in the step', 'csrc/rules.h', '(root(s[1]) * k.root_rate + k.eps) + k.weight_decay * p;', '(root(s[1]) * k.root_rate + k.eps);'),
     ('fused: bias correction always', 'csrc/rules.h', 'root_rate(h.bias_correction != 0 ?', 'root_rate(true ?'),
     ('fused: the last lane is not summed', 'csrc/cpu.cpp', 'for (int half = lanes / 2; half; half /= 2)', 'for (int half = lanes / 2; half > 1; half /= 2)'),

@@ -22,6 +22,7 @@ def step(
     nesterov=False,
     trust_clip=False,
     always_adapt=False,
+    caution=False,
 ):
     rate = 1.0
     if always_adapt or weight_decay > 0:
@@ -30,11 +31,15 @@ def step(
             rate = trust_coefficient * p_norm / (g_norm + weight_decay * p_norm + eps)
         if trust_clip:
             rate = min(rate / lr, 1.0)
-    u = rate * (g + weight_decay * p)
+    g = g + weight_decay * p
+    u = rate * g
     if momentum == 0:
         return p - lr * u, {}
     v = momentum * s["momentum_buffer"] + u
     u = u + momentum * v if nesterov else v
+    if caution:
+        agrees = u * g > 0
+        u = u * agrees / max(agrees.mean(), 1e-3)
     return p - lr * u, {"momentum_buffer": v}
 
 
@@ -59,7 +64,7 @@ SLOW = dict(momentum=0.999999)
 
 LARS = "optim/lars.py"
 FAULTS = [
-    ("decay outside of the rate", LARS, 'u = g + group["weight_decay"] * p\n', "u = g.clone()\n"),
+    ("decay outside of the rate", LARS, 'u = decayed = g + group["weight_decay"] * p\n', "u = decayed = g.clone()\n"),
     ("norm of the decayed gradient", LARS, "_rate(p.norm(), g.norm(), group)", "_rate(p.norm(), u.norm(), group)"),
     ("norm of the sum of absolute values", LARS, "_rate(p.norm(), g.norm(), group)", "_rate(p.norm(1), g.norm(1), group)"),
     ("no decay in the rate", LARS, 'g_norm + group["weight_decay"] * p_norm + ', "g_norm + "),
@@ -76,7 +81,7 @@ FAULTS = [
     ("momentum with dampening", LARS, "mul_(momentum).add_(u)", "mul_(momentum).add_(u, alpha=1 - momentum)"),
     ("Nesterov without momentum", LARS, "u + momentum * v if", "u + v if"),
     ("Nesterov always", LARS, 'u = u + momentum * v if group["nesterov"] else v', "u = u + momentum * v"),
-    ("foreach: no decay", LARS, 'torch._foreach_add(g, p, alpha=group["weight_decay"]) if group["weight_decay"] else tuple(g)', "tuple(g)"),
+    ("foreach: no decay", LARS, 'list(torch._foreach_add(g, p, alpha=group["weight_decay"])) if group["weight_decay"] else g', "g"),
     ("foreach: norm of all tensors together", LARS, "(torch.stack(torch._foreach_norm(x)) for x in (p, g))", "(torch.stack(torch._foreach_norm(x)).norm().expand(len(x)) for x in (p, g))"),
     ("foreach: norms the wrong way round", LARS, "p_norm, g_norm = (torch.stack(", "g_norm, p_norm = (torch.stack("),
     ("foreach: norm of the decayed gradient", LARS, "(torch.stack(torch._foreach_norm(x)) for x in (p, g))", "(torch.stack(torch._foreach_norm(x)) for x in (p, u))"),

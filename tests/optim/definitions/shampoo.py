@@ -44,6 +44,7 @@ def step(
     block_size,
     precondition_frequency,
     start_preconditioning_step,
+    caution=False,
 ):
     b1, b2 = betas
     m = b1 * s["exp_avg"] + (1 - b1) * g
@@ -71,6 +72,9 @@ def step(
                 u[cell] = P * np.linalg.norm(A) / np.linalg.norm(P)
         u = u.reshape(p.shape)
         states |= {"factors": factors, "inverse_roots": roots}
+    if caution:
+        agrees = u * g > 0
+        u = u * agrees / max(agrees.mean(), 1e-3)
     return p - lr * (u + weight_decay * p), states
 
 

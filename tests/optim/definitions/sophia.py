@@ -5,13 +5,14 @@ import numpy as np
 STATES = ("exp_avg", "hessian")
 
 
-def step(p, g, s, t, *, lr, betas, rho, eps, weight_decay):
+def step(p, g, s, t, *, lr, betas, rho, eps, weight_decay, caution=False):
     m = betas[0] * s["exp_avg"] + (1 - betas[0]) * g
+    u = np.clip(m / np.maximum(rho * s["hessian"], eps), -1, 1)
+    if caution:
+        agrees = u * g > 0
+        u = u * agrees / max(agrees.mean(), 1e-3)
     p = p - lr * weight_decay * p
-    return p - lr * np.clip(m / np.maximum(rho * s["hessian"], eps), -1, 1), {
-        "exp_avg": m,
-        "hessian": s["hessian"],
-    }
+    return p - lr * u, {"exp_avg": m, "hessian": s["hessian"]}
 
 
 def mean(h, estimate, *, betas):
@@ -78,14 +79,13 @@ FAULTS = [
     (
         "foreach: m divided in place",
         SOPHIA,
-        "u = torch._foreach_div(m, denominator)",
+        "u = list(torch._foreach_div(m, denominator))",
         "torch._foreach_div_(u := m, denominator)",
     ),
     ("fused: not clipped below", RULES, "    step = step < -1 ? T(-1) : step;\n", ""),
     ("fused: not clipped above", RULES, "    step = step > 1 ? T(1) : step;\n", ""),
     ("fused: no eps", RULES, "(scaled < k.eps ? k.eps : scaled)", "scaled"),
     ("fused: a NaN is lost", RULES, "(scaled < k.eps ? k.eps : scaled)", "(scaled > k.eps ? scaled : k.eps)"),
-    ("fused: decay dropped", RULES, "p = k.before * p - k.lr * step", "p = p - k.lr * step"),
     (
         "fused: b2 for b1",
         SOPHIA,
