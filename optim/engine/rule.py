@@ -54,6 +54,7 @@ class UpdateRule(torch.optim.Optimizer):
 
     card: ClassVar[Card]
     decoupled: ClassVar[bool] = True  # weight decay shrinks the parameter instead of entering the gradient
+    batches_dtensors: ClassVar[bool] = False  # whether multi_tensor takes whole parameters that are DTensors
     max_grad_norm: float
     nonfinite: str
     foreach: bool | None
@@ -75,6 +76,10 @@ class UpdateRule(torch.optim.Optimizer):
     def state_spec(self, p: Tensor, group: Group) -> StateSpec:
         """Return the names and shapes of the states of a parameter of any shape."""
         return StateSpec(tuple(self.card.states))
+
+    def is_elementwise(self, p: Tensor, group: Group) -> bool:
+        """Return whether an element of p, of any shape, depends on its own numbers alone; see `Card`."""
+        return self.card.elementwise
 
     # ---- checks
 
