@@ -8,6 +8,7 @@ from .adan import Adan
 from .base import Optimizer, exact_params, state_bytes
 from .card import Card
 from .groups import layer_ids, param_groups
+from .hidden import HiddenMatrices, hidden_matrices
 from .in_backward import step_in_backward
 from .interop.advice import AdanSettings, adan_from_adamw
 from .interop.convert import convert_state
@@ -15,10 +16,12 @@ from .lamb import Lamb
 from .lars import Lars
 from .lion import Lion
 from .monitor.monitor import Monitor
+from .muon import Muon
 from .partitions import Partition, partition
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
 from .resize import resize_state
 from .shampoo import Shampoo
+from .soap import Soap
 from .sophia import Sophia, gauss_newton_bartlett, hutchinson
 
 __all__ = [
@@ -31,13 +34,16 @@ __all__ = [
     "Adan",
     "AdanSettings",
     "Card",
+    "HiddenMatrices",
     "Lamb",
     "Lars",
     "Lion",
     "Monitor",
+    "Muon",
     "Optimizer",
     "Partition",
     "Shampoo",
+    "Soap",
     "Sophia",
     "adan_from_adamw",
     "available",
@@ -45,6 +51,7 @@ __all__ = [
     "convert_state",
     "exact_params",
     "gauss_newton_bartlett",
+    "hidden_matrices",
     "hutchinson",
     "layer_ids",
     "param_groups",

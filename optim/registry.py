@@ -22,12 +22,15 @@ from .groups import param_groups
 from .lamb import Lamb
 from .lars import Lars
 from .lion import Lion
+from .muon import Muon
 from .shampoo import Shampoo
+from .soap import Soap
 from .sophia import Sophia
 from .text import aligned
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
-    cls.card.name: cls for cls in (Adan, AdamW, Adam, AdamMini, Adafactor, Lamb, Lars, Lion, Sophia, Shampoo)
+    cls.card.name: cls
+    for cls in (Adan, AdamW, Adam, AdamMini, Adafactor, Lamb, Lars, Lion, Sophia, Shampoo, Muon, Soap)
 }
 CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}
 
