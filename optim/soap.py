@@ -222,15 +222,16 @@ def renew(columns: Sequence[Sequence[Tensor]], first: bool, group: Group) -> Non
         group: matrix_eps.
     """
     means, squares, left, right, left_basis, right_basis = map(list, columns)
-    m, v = torch.stack(means), torch.stack(squares)
+    m, v, find = torch.stack(means), torch.stack(squares), eigenvectors if first else power_iteration
+    turns = []
     for dim, factor, basis in ((-2, left, left_basis), (-1, right, right_basis)):
         old = torch.stack(basis)
-        find = eigenvectors if first else power_iteration
         new, order = find(torch.stack(factor), old, group["matrix_eps"])
         v = v.gather(dim, order.unsqueeze(-3 - dim).expand_as(v))
-        turn = old.mT @ new
-        m = turn.mT @ m if dim == -2 else m @ turn
+        turns.append((old, new))
         torch._foreach_copy_(basis, new.unbind())
+    (old_left, new_left), (old_right, new_right) = turns
+    m = new_left.mT @ (old_left @ m @ old_right.mT) @ new_right
     torch._foreach_copy_(means, m.unbind())
     torch._foreach_copy_(squares, v.unbind())
 
@@ -282,7 +283,9 @@ def _conditioned(factor: Tensor, matrix_eps: float) -> tuple[Tensor, Tensor]:
     n = factor.shape[-1]
     small = torch.linspace(2 * matrix_eps, matrix_eps, n, dtype=factor.dtype, device=factor.device)
     identity = torch.eye(n, dtype=factor.dtype, device=factor.device)
-    return torch.where(usable, factor / trace, identity) + torch.diag(small), usable
+    x = torch.where(usable, factor / trace, identity)
+    x.diagonal(dim1=-2, dim2=-1).add_(small)
+    return x, usable
 
 
 def _as_they_are(x: Tensor) -> Tensor:
