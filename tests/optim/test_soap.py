@@ -195,6 +195,22 @@ def test_gradients_that_vanish_or_are_large(path, scale):
         assert not optimizer.state[p]["factors"].isfinite().all()
 
 
+@each_path
+def test_factors_that_overflow_keep_their_bases(path):
+    """Bit for bit, and the order of their columns, whereas those of other parameters change."""
+    params, optimizer = soap([(4, 3), (4, 3)], path, dtype=torch.float32, precondition_frequency=1, eps=1e-8)
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        set_grads(params, rng)
+        optimizer.step()
+    before = [optimizer.state[p]["eigenbases"].clone() for p in params]
+    set_grads(params, rng)
+    params[0].grad.fill_(1e25)
+    optimizer.step()
+    after = [optimizer.state[p]["eigenbases"] for p in params]
+    assert [torch.equal(x, y) for x, y in zip(before, after, strict=True)] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("option", "value", "match"),
     [
