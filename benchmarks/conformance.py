@@ -146,6 +146,20 @@ OPTIONS: dict[str, dict[str, Options]] = {
         | dict(exponent=0.4, block_size=4, precondition_frequency=3, start_preconditioning_step=2),
         weight_decay=DECAYED,
     ),
+    "muon": option_sets(
+        dict(lr=0.05, momentum=0.7, eps=0.05, weight_decay=0.0, nesterov=True, coefficients="jordan")
+        | dict(iterations=5, scaling="moonshot", rest="adamw", rest_betas=(0.7, 0.8), rest_lr_scale=1.0)
+        | dict(use_muon=True, stacked=False),
+        weight_decay=DECAYED,
+        no_nesterov={"nesterov": False},
+        polar_express={"coefficients": "polar_express"},
+        jordan={"scaling": "jordan"},
+    ),
+    "soap": option_sets(
+        dict(lr=0.05, betas=(0.7, 0.8), eps=0.05, weight_decay=0.0, shampoo_beta=0.8, matrix_eps=12.0)
+        | dict(block_size=9, precondition_frequency=3),
+        weight_decay=DECAYED,
+    ),
 }
 
 # ---- the problem and the definitions

@@ -496,6 +496,35 @@ THEIRS = [
         dtype=FLOAT32,  # of its states
         build=of_module,
     ),
+    # Muon and SOAP
+    *timm(
+        "muon",
+        "Muon",
+        same(
+            "lr momentum weight_decay nesterov",
+            iterations="ns_steps",
+            scaling=lambda name, _: {"adjust_lr_fn": "original" if name == "jordan" else "match_rms_adamw"},
+            coefficients=lambda name, _: {"ns_coefficients": "original" if name == "jordan" else name},
+            rest_betas="betas",
+            rest_lr_scale="fallback_lr_scale",
+            **dict.fromkeys(("rest", "use_muon", "eps"), left_out),
+        ),
+        paths=ONE,
+        variants={"": "the iterations are in bfloat16; the rest's eps is fixed"},
+        dtype=FLOAT32,
+    ),
+    *pytorch_optimizer(
+        "soap",
+        "SOAP",
+        same(
+            "lr betas eps weight_decay shampoo_beta precondition_frequency maximize",
+            **dict.fromkeys(("matrix_eps", "block_size"), left_out),
+        ),
+        paths=ONE,
+        variants={
+            "": "no small diagonal in the factors, vectors wait a step too, and eps has no bias correction"
+        },
+    ),
 ]
 
 

@@ -188,6 +188,11 @@ class Optimizer(UpdateRule):
         }
         return " + ".join(sorted(names))
 
+    @property
+    def description(self) -> str:
+        """What a run prints about its optimizer: the paths, and what else a rule has to say."""
+        return self.path
+
     # ---- the step
 
     @_hooked

@@ -9,6 +9,7 @@ from .ademamix import AdEMAMix
 from .base import Optimizer, exact_params, state_bytes
 from .card import Card
 from .groups import layer_ids, param_groups
+from .hidden import HiddenMatrices, hidden_matrices
 from .in_backward import step_in_backward
 from .interop.advice import AdanSettings, adan_from_adamw
 from .interop.convert import convert_state
@@ -17,11 +18,13 @@ from .lars import Lars
 from .lion import Lion
 from .mars import Mars
 from .monitor.monitor import Monitor
+from .muon import Muon
 from .nadamw import NAdamW
 from .partitions import Partition, partition
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
 from .resize import resize_state
 from .shampoo import Shampoo
+from .soap import Soap
 from .sophia import Sophia, gauss_newton_bartlett, hutchinson
 
 __all__ = [
@@ -35,15 +38,18 @@ __all__ = [
     "Adan",
     "AdanSettings",
     "Card",
+    "HiddenMatrices",
     "Lamb",
     "Lars",
     "Lion",
     "Mars",
     "Monitor",
+    "Muon",
     "NAdamW",
     "Optimizer",
     "Partition",
     "Shampoo",
+    "Soap",
     "Sophia",
     "adan_from_adamw",
     "available",
@@ -51,6 +57,7 @@ __all__ = [
     "convert_state",
     "exact_params",
     "gauss_newton_bartlett",
+    "hidden_matrices",
     "hutchinson",
     "layer_ids",
     "param_groups",

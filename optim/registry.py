@@ -24,8 +24,10 @@ from .lamb import Lamb
 from .lars import Lars
 from .lion import Lion
 from .mars import Mars
+from .muon import Muon
 from .nadamw import NAdamW
 from .shampoo import Shampoo
+from .soap import Soap
 from .sophia import Sophia
 from .text import aligned
 
@@ -33,7 +35,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     cls.card.name: cls
     for cls in (
         *(Adan, AdamW, Adam, NAdamW, AdEMAMix, Mars, AdamMini, Adafactor, Lamb, Lars, Lion, Sophia),
-        *(Shampoo,),
+        *(Shampoo, Muon, Soap),
     )
 }
 CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}

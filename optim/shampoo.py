@@ -13,7 +13,7 @@ from .card import Card
 from .engine.caution import cautious, cautious_many
 from .engine.checks import whole_number
 from .engine.dtensor import local, share_of, whole
-from .engine.matrices import alike, cut, sides, sides_shape
+from .engine.matrices import alike, cut, eigh, sides, sides_shape
 from .engine.rule import Group
 from .engine.storage import State, States, StateSpec, Tensors
 
@@ -218,14 +218,9 @@ def inverse_root(factor: Tensor, former: Tensor, group: Group) -> Tensor:
     usable = factor.isfinite().all(-1, True).all(-2, True)
     identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
     factor = torch.where(usable, factor, identity)
-    for dtype in (factor.dtype, torch.float64):
-        try:
-            values, vectors = torch.linalg.eigh(factor.to(dtype))
-            break
-        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-            continue
-    else:
+    if (found := eigh(factor)) is None:
         return former
+    values, vectors = found
     values = values.clamp(min=0) / values[..., -1:] + group["matrix_eps"]
     root = ((vectors * values[..., None, :] ** -group["exponent"]) @ vectors.mT).to(former.dtype)
     return torch.where(usable & root.isfinite().all(-1, True).all(-2, True), root, former)

@@ -196,7 +196,7 @@ def check_hyper(optimizer: UpdateRule, group: Group, names: Iterable[str]) -> No
         elif name in ("eps", "weight_decay") or kinds.get(name) is float:
             group[name] = plain_number(name, value)
         elif name == "betas":
-            group[name] = _betas(optimizer.card, value)
+            group[name] = betas_of(optimizer.card, value)
         elif name == "state_dtype":
             one_of(name, value, (None, *STATE_DTYPES))
         elif name == "param_rounding":
@@ -215,15 +215,16 @@ def _kinds(cls: type[UpdateRule]) -> dict[str, type]:
     return {option.name: type(option.default) for option in options}
 
 
-def _betas(card: Card, betas: Any) -> tuple[float, ...]:
+def betas_of(card: Card, betas: Any, name: str = "betas") -> tuple[float, ...]:
+    """Return decay factors, as many as an optimizer has, as Python's numbers; `name` is the option's."""
     count = card.betas
     if isinstance(betas, str) or not isinstance(betas, Iterable):
-        raise TypeError(f"betas={betas!r}: give {count} numbers in [0, 1)")
-    values = tuple(float(number(f"betas[{i}]", beta)) for i, beta in enumerate(betas))
+        raise TypeError(f"{name}={betas!r}: give {count} numbers in [0, 1)")
+    values = tuple(float(number(f"{name}[{i}]", beta)) for i, beta in enumerate(betas))
     if len(values) != count:
-        raise ValueError(f"betas={values}: give {count} numbers, not {len(values)}")
+        raise ValueError(f"{name}={values}: give {count} numbers, not {len(values)}")
     if max(values) >= 1:
-        raise ValueError(f"betas={values}: each must be in [0, 1)")
+        raise ValueError(f"{name}={values}: each must be in [0, 1)")
     return values
 
 

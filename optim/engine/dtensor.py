@@ -3,7 +3,7 @@
 Tensors may have any shape. An `owner` is a parameter, DTensor or not, and x has its shape unless noted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,6 +85,43 @@ def share_of(owner: Tensor, x: Tensor) -> Tensor:
         return x
     copies: Any = as_copy_for(owner, x)
     return copies.redistribute(placements=owner.placements)  # type: ignore[attr-defined, no-any-return]
+
+
+def placing(x: Any) -> tuple[Any, ...]:
+    """Return the mesh and the placements of a DTensor of any shape; () for other tensors."""
+    return (x.device_mesh, tuple(x.placements)) if is_dtensor(x) else ()
+
+
+def over_processes(owner: Tensor, parts: Sequence[Tensor], work: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Apply `work` to whole tensors, each process to a share of them; return the parts of the results.
+
+    Args:
+        owner: one of the parameters, DTensor or not; all others are of its shape and sharded like it.
+        parts: what this process holds of the tensors, or the tensors.
+        work: maps a stack of whole tensors [count, *shape] to one of the same shape.
+    """
+    stack = torch.stack(list(parts))
+    if not is_dtensor(owner):
+        return list(work(stack).unbind())
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    mesh, places = placing(owner)
+    if not all(
+        type(place) in (Shard, Replicate) for place in places
+    ):  # FSDP2 of tensor parallelism interleaves
+        gathered = torch.stack([whole(as_part_of(owner, part)) for part in parts])
+        return [local(share_of(owner, x)) for x in work(gathered)]
+    shape = torch.Size((len(parts), *owner.shape))
+    stride = torch.empty(shape, device="meta").stride()
+
+    def exchanged(x: Tensor, before: Sequence[Any], after: Sequence[Any]) -> Tensor:
+        given: Any = DTensor.from_local(x, mesh, before, run_check=False, shape=shape, stride=stride)
+        return local(given.redistribute(placements=after))
+
+    by_part = [Shard(place.dim + 1) if place.is_shard() else place for place in places]
+    by_tensor = [Shard(0)] * mesh.ndim
+    mine = exchanged(stack, by_part, by_tensor)
+    return list(exchanged(work(mine), by_tensor, by_part).unbind())
 
 
 def placed_like(owner: Tensor, x: Tensor) -> Tensor:

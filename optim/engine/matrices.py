@@ -65,3 +65,17 @@ def alike(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor, ...
         count = max(1, STACK // max(x.numel() for x in same[0]))
         for i in range(0, len(same), count):
             yield list(zip(*same[i : i + count], strict=True))
+
+
+def eigh(x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return eigenvalues [..., n], ascending, and eigenvectors [..., n, n] of symmetric matrices [..., n, n].
+
+    They are float64 where float32 does not converge, and None where neither does.
+    """
+    for dtype in (x.dtype, torch.float64):
+        try:
+            values, vectors = torch.linalg.eigh(x.to(dtype))
+            return values, vectors
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            continue
+    return None

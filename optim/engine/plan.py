@@ -82,7 +82,8 @@ def path_of(optimizer: UpdateRule, p: Tensor, group: Group) -> str:
             return "fused"
         if optimizer.fused:
             raise RuntimeError(f"{optimizer.card.title}(fused=True) cannot continue: {reason}")
-    whole = is_dtensor(p) and optimizer.needs_whole(group)
+    in_batches = optimizer.batches_dtensors and not group["caution"]
+    whole = is_dtensor(p) and not (optimizer.is_elementwise(p, group) or in_batches)
     foreign = optimizer.foreach is None and not is_plain(local(p))
     is_single = optimizer.foreach is False or whole or foreign or "foreach" not in optimizer.card.paths
     return "reference" if is_single else "foreach"

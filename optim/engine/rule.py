@@ -60,6 +60,7 @@ class UpdateRule(torch.optim.Optimizer):
 
     card: ClassVar[Card]
     decoupled: ClassVar[bool] = True  # weight decay shrinks the parameter instead of entering the gradient
+    batches_dtensors: ClassVar[bool] = False  # whether multi_tensor takes whole parameters that are DTensors
     max_grad_norm: float
     nonfinite: str
     foreach: bool | None
@@ -82,9 +83,9 @@ class UpdateRule(torch.optim.Optimizer):
         """Return the names and shapes of the states of a parameter of any shape."""
         return StateSpec(tuple(self.card.states))
 
-    def needs_whole(self, group: Group) -> bool:
-        """Return whether an element's update depends on others, so that DTensors are updated as wholes."""
-        return bool(not self.card.elementwise or group["caution"])
+    def is_elementwise(self, p: Tensor, group: Group) -> bool:
+        """Return whether an element of p, of any shape, depends on its own numbers alone; see `Card`."""
+        return bool(self.card.elementwise and not group["caution"])
 
     # ---- checks
 

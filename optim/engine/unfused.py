@@ -4,6 +4,7 @@ A rule works on float32 or float64 tensors; parameters and states of other dtype
 after.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,18 +30,15 @@ def step(optimizer: UpdateRule, batch: Batch, factor: float, scale: Tensor | Non
     if scale is not None or factor != 1:
         g = list(torch._foreach_mul(g, by))
     values = _load_states(optimizer, batch, work)
-    if batch.path == "foreach":
-        optimizer.multi_tensor(p, g, values, t, batch.group)
-    else:
-        _update_one_by_one(optimizer, batch, p, g, values, t)
+    _update(optimizer, batch, p, g, values, t)
     small = batch.storage.state in ("bfloat16", "int8")
     noisy = small or batch.storage.rounding == "stochastic"
     for i, (x, state) in enumerate(zip(batch.params, states, strict=True)):
         words = storage.noise(int(t[i]), x.numel(), x.device) if noisy else None
-        for slot, name in enumerate(card.states):
+        for slot, name in enumerate(batch.spec.full):
             if batch.storage.taken and name == card.previous:
                 state["pre_grad_scale"].fill_(by)
-            elif name in batch.spec.full:
+            else:
                 signed = name not in card.nonnegative
                 storage.store(state, name, slot, values[name][i], signed, words if small else None)
         batch.storage.store_param(x, p[i], state, words)
@@ -60,15 +58,25 @@ def _load_states(optimizer: UpdateRule, batch: Batch, work: torch.dtype) -> Stat
     return values
 
 
-def _update_one_by_one(
+def _update(
     optimizer: UpdateRule, batch: Batch, p: Tensors, g: Tensors, values: States, t: list[float]
 ) -> None:
-    """The reference path; of a parameter that is a DTensor, a rule for whole tensors gets the DTensor."""
-    for i, (owner, _) in enumerate(batch.owners):
-        x, y, state = p[i], g[i], {name: value[i] for name, value in values.items()}
-        if is_dtensor(owner) and optimizer.needs_whole(batch.group):
-            x, y = as_part_of(owner, x), as_part_of(owner, y)
-            for name, value in state.items():
-                wrap = as_part_of if name in batch.spec.full else as_copy_for
-                state[name] = wrap(owner, value)
-        optimizer.single_tensor(x, y, state, t[i], batch.group)
+    """Apply the rule; one for whole tensors gets the DTensors of parameters that are DTensors."""
+    owner = batch.owners[0][0]
+    if is_dtensor(owner) and not optimizer.is_elementwise(owner, batch.group):
+        owners = [owner for owner, _ in batch.owners]
+        p, g = _placed(as_part_of, owners, p), _placed(as_part_of, owners, g)
+        values = {
+            name: _placed(as_part_of if name in batch.spec.full else as_copy_for, owners, value)
+            for name, value in values.items()
+        }
+    if batch.path == "foreach":
+        optimizer.multi_tensor(p, g, values, t, batch.group)
+        return
+    for i in range(len(p)):
+        state = {name: value[i] for name, value in values.items()}
+        optimizer.single_tensor(p[i], g[i], state, t[i], batch.group)
+
+
+def _placed(as_dtensor: Callable[[Tensor, Tensor], Tensor], owners: Tensors, x: Tensors) -> Tensors:
+    return [as_dtensor(owner, part) for owner, part in zip(owners, x, strict=True)]

@@ -8,7 +8,8 @@ from ..registry import OPTIMIZERS
 def register_with_timm() -> None:
     """Register every optimizer with timm as "optim.NAME", next to timm's own of the same name.
 
-    Names have "-" instead of "_", which timm would take for the start of another name.
+    Names have "-" instead of "_", which timm would take for the start of another name. timm passes a momentum
+    of 0.9 unasked, so optimizers whose default is another keep their own.
 
     Example:
         >>> optim.interop.integrations.register_with_timm()
@@ -27,7 +28,7 @@ def register_with_timm() -> None:
             opt_class=cls,
             description=f"{cls.card.title}: {cls.card.when}",
             has_eps="eps" in arguments,
-            has_momentum="momentum" in arguments,
+            has_momentum="momentum" in arguments and arguments["momentum"].default == 0.9,
             has_betas="betas" in arguments,
             num_betas=cls.card.betas,
         )

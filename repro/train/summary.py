@@ -68,7 +68,11 @@ def summarise(
         "model": model,
         "parameters": state.parameters,
         "optimizer": config.optimizer["name"],
-        "optimizer_path": optim.path_in_use(state.optimizer),
+        "optimizer_path": (
+            state.optimizer.description
+            if isinstance(state.optimizer, optim.Optimizer)
+            else optim.path_in_use(state.optimizer)
+        ),
         "state_bytes": sum(optim.state_bytes(state.optimizer).values()),
         "seed": config.seed,
         "epochs": epochs,

@@ -389,12 +389,12 @@ def test_small_tensors_and_single_groups_keep_float32(name, path):
     optimizer = build(name, groups, path, state_dtype="int8")
     set_grads(params, np.random.default_rng(1))
     optimizer.step()
-    key = full_states(optimizer, params[0])[0]
-    dtypes = [optimizer.state[p][key].dtype for p in params]
+    keys = [full_states(optimizer, p)[0] for p in params]
+    dtypes = [optimizer.state[p][key].dtype for p, key in zip(params, keys, strict=True)]
     assert dtypes == [torch.uint8, torch.float32, torch.float32, torch.float32]
     other = build(name, groups, path, state_dtype="int8")
     other.load_state_dict(optimizer.state_dict())
-    assert [other.state[p][key].dtype for p in params] == dtypes
+    assert [other.state[p][key].dtype for p, key in zip(params, keys, strict=True)] == dtypes
 
 
 @pytest.mark.slow

@@ -128,7 +128,7 @@ FAULTS = [
     ("negative eigenvalues", _FILE, "values.clamp(min=0) /", "values /"),
     ("half the exponent", _FILE, '-group["exponent"]', '-group["exponent"] / 2'),
     ("eigenvectors not transposed", _FILE, "@ vectors.mT).to", "@ vectors).to"),
-    ("float64 is not tried", _FILE, "for dtype in (factor.dtype, torch.float64):", "for dtype in (factor.dtype,):"),
+    ("float64 is not tried", _BLOCKS, "for dtype in (x.dtype, torch.float64):", "for dtype in (x.dtype,):"),
     ("what is not finite goes into the roots", _FILE, "torch.where(usable & root.isfinite().all(-1, True).all(-2, True), root, former)", "root"),
     ("zero factors have roots that are not finite", _FILE, "usable & root.isfinite().all(-1, True).all(-2, True)", "usable"),
     ("not grafted", _FILE, "direction * (size / norm)", "direction"),
