@@ -37,6 +37,14 @@ class Options(TypedDict, total=False):
     differentiable: bool
 
 
+def _is_profiling() -> bool:
+    return torch._C._autograd._profiler_enabled()
+
+
+if torch.__version__ < "2.6":  # torch.compile fails on this builtin there
+    _is_profiling = _disable_dynamo(_is_profiling)
+
+
 def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a step as torch does, for hooks and profiles, but skip the wrapper when it has nothing to do.
 
@@ -48,7 +56,7 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(step)
     def light(self: "Optimizer", *args: Any, **kwargs: Any) -> Any:
         is_watched = (
-            torch._C._autograd._profiler_enabled()
+            _is_profiling()
             or self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
             or _global_optimizer_pre_hooks
