@@ -18,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*:DeprecationWarning:torch",
     "ignore:.*:FutureWarning:torch",
     "ignore:torch.distributed is (disabled, )?unavailable or uninitialized:UserWarning",
+    "ignore:TypedStorage is deprecated:UserWarning",  # torch 2.6
     "ignore:DTensor random operators may not have complete support:UserWarning",  # torch 2.4
 )
 
