@@ -41,7 +41,7 @@ def _is_profiling() -> bool:
     return torch._C._autograd._profiler_enabled()
 
 
-if torch.__version__ < "2.6":  # torch.compile fails on this builtin there
+if torch.__version__ < "2.11":  # torch.compile warns of this builtin in older versions
     _is_profiling = _disable_dynamo(_is_profiling)
 
 

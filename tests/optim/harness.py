@@ -127,7 +127,7 @@ def needs_torch(first, what):
 
 
 needs_names = needs_torch((2, 6), "optimizers take named parameters")
-needs_fsdp2 = needs_torch((2, 6), "FSDP2")
+needs_fsdp2 = needs_torch((2, 7), "FSDP2 works on CPUs")
 needs_kinds = needs_torch((2, 7), "state dicts tell Adam from AdamW")
 each_name = pytest.mark.parametrize("name", NAMES)
 FUSED = [name for name, path in PATHS if path == "fused"]

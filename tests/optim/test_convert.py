@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from harness import all_params, array, build, make_params, needs_kinds, needs_names, random
+from harness import all_params, array, build, make_params, needs_kinds, random
 from test_checkpoints import OFFICIAL, Official, official_steps, through_a_file
 
 import optim
@@ -382,7 +382,7 @@ def test_adam_minis_second_moment_is_the_mean_of_adamws():
     train(loaded(adamw, "adamw", back), 1, seed=2)
 
 
-@needs_names
+@needs_kinds
 def test_names_for_blocks():
     layer = torch.nn.Linear(4, 2)
     adamw = torch.optim.AdamW(layer.named_parameters())
