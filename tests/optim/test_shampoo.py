@@ -387,7 +387,11 @@ def test_fewer_steps_than_adamw_on_a_matrix_with_two_bad_sides(path):
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
-@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch", "ignore:.*:FutureWarning:torch")
+@pytest.mark.filterwarnings(
+    "ignore:.*:DeprecationWarning:torch",
+    "ignore:.*:FutureWarning:torch",
+    "ignore:DTensor random operators may not have complete support:UserWarning",  # torch 2.4
+)
 def test_a_step_is_sharded_like_its_parameter():
     """Each process computes the whole step; what goes on with a DTensor has the DTensor's placements."""
     dtensors = tensor_module()
