@@ -36,7 +36,7 @@ test-optim: $(INSTALLED)  ## the rest of the products of parameters: optimizers,
 
 test-floor: $(FLOOR)/.installed  ## the optimizer tests with the oldest supported torch
 	$(FLOOR)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not exhaustive and not static" \
-		-W "ignore:Sparse invariant checks" -W "ignore:Warning" -W "ignore:You are using .torch.load:FutureWarning" \
+		-W "ignore:Sparse invariant checks" -W "ignore:Warning" -W "ignore:You are using .torch.load:FutureWarning" -W "ignore:In future:DeprecationWarning" \
 		tests/optim  # from torch's own code
 
 test-slow: $(INSTALLED)  ## slow tests: several processes, kills, compilers

@@ -283,7 +283,7 @@ def baseline(compile_once, tmp_path_factory):
     flags = re.search(r"-std=[^\"]*", (root / "setup.py").read_text())[0].split()
     folder = tmp_path_factory.mktemp("baseline")
     for path in (root / "csrc").iterdir():
-        (folder / path.name).write_text(path.read_text().replace("#ifdef __x86_64__", "#if 0"))
+        (folder / path.name).write_text(path.read_text().replace("#if defined(__x86_64__)", "#if 0"))
     return native.Library(compile_once([compiler, *flags, str(folder / "cpu.cpp")], "_cpu_baseline"))
 
 
