@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 CONFORMANCE := .venv-conformance
 FLOOR := .venv-floor
-OLDEST_TORCH := $(shell sed -n 's/^dependencies = \["torch>=\(.*\)"\]/\1/p' pyproject.toml)
+OLDEST_TORCH := $(shell sed -n 's/^dependencies = \["torch>=\([^"]*\)".*/\1/p' pyproject.toml)
 PYTEST := $(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal
 START := $(shell date +%s)
 
@@ -13,7 +13,7 @@ START := $(shell date +%s)
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo help test test-recipes test-optim test-floor test-slow test-cuda-static test-sanitize test-all test-times test-gpu \
-	test-mutants test-docker constraints lint docs docs-check report-pictures bench bench-gpu quality conformance clean
+	test-arm test-mutants test-docker constraints lint docs docs-check report-pictures bench bench-gpu quality conformance clean
 
 demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
 	$(RUN) vision/train.py -m optimizer=adan,adamw
@@ -36,7 +36,8 @@ test-optim: $(INSTALLED)  ## the rest of the products of parameters: optimizers,
 
 test-floor: $(FLOOR)/.installed  ## the optimizer tests with the oldest supported torch
 	$(FLOOR)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not exhaustive and not static" \
-		-W "ignore:Sparse invariant checks" -W "ignore:Warning" tests/optim  # from torch's own code
+		-W "ignore:Sparse invariant checks" -W "ignore:Warning" -W "ignore:You are using .torch.load:FutureWarning" -W "ignore:In future:DeprecationWarning" \
+		tests/optim  # from torch's own code
 
 test-slow: $(INSTALLED)  ## slow tests: several processes, kills, compilers
 	$(PYTEST) -m slow
@@ -53,6 +54,9 @@ test-mutants: $(INSTALLED)  ## plants faults one at a time; the tests must notic
 
 test-sanitize: $(INSTALLED)  ## tensors changed between steps in every way, the CPU kernels under AddressSanitizer and UBSan
 	tests/sanitize.sh $(abspath $(RUN))
+
+test-arm:  ## the CPU kernels for 64-bit ARM under emulation; needs g++-aarch64-linux-gnu and qemu-user
+	tests/arm64.sh results/install/arm64.txt
 
 test-all: $(INSTALLED)  ## all tiers
 	$(RUN) tests/tiers.py
@@ -102,12 +106,13 @@ $(CONFORMANCE)/.installed: pyproject.toml setup.py $(wildcard csrc/*)
 	$(CONFORMANCE)/bin/pip install --quiet -e '.[recipes,test,conformance]'
 	touch $@
 
-# The versions of constraints.txt, for all packages except torch and those that torch itself pins.
+# The versions of constraints.txt, for all packages except torch, those that torch itself pins, and transformers, which
+# needs a newer torch.
 $(FLOOR)/.installed: pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
 	$(PYTHON) -m venv $(FLOOR)
-	grep -vE '^(torch|torchvision|triton|setuptools|(nvidia|cuda)-[^=]*)==' constraints.txt > $(FLOOR)/constraints.txt
-	$(PYTHON) scripts/constraints.py --requirements test | grep -v ^torchvision | $(FLOOR)/bin/pip install --quiet \
-		--no-compile 'torch==$(OLDEST_TORCH).*' matplotlib -c $(FLOOR)/constraints.txt -r /dev/stdin
+	grep -vE '^(torch|torchvision|triton|setuptools|transformers|tokenizers|huggingface.hub|fsspec|sympy|(nvidia|cuda)-[^=]*)==' constraints.txt > $(FLOOR)/constraints.txt
+	$(PYTHON) scripts/constraints.py --requirements test | grep -vE '^(torchvision|transformers)' | $(FLOOR)/bin/pip install --quiet \
+		--no-compile 'torch==$(OLDEST_TORCH).*' transformers==4.46.3 matplotlib -c $(FLOOR)/constraints.txt -r /dev/stdin
 	$(FLOOR)/bin/pip install --quiet --no-deps -e .
 	touch $@
 

@@ -5,9 +5,10 @@ safer.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Unpack
+from typing import Any
 
 from torch import Tensor
+from typing_extensions import Unpack
 
 from optim import AdamMini, Partition
 from optim.base import Options

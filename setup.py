@@ -5,8 +5,10 @@ runtime, because it must share the one that torch has loaded (two would compete 
 """
 
 import platform
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.editable_wheel import editable_wheel
 
 # -fschedule-insns helps with small states, where a step is bound by arithmetic: the loop bodies are long.
@@ -19,14 +21,7 @@ cpu = Extension(
     depends=[
         f"csrc/{name}.h"
         for name in (
-            "blocks",
-            "lanes",
-            "processor",
-            "rules",
-            "storage",
-            "sums",
-            "sums_order",
-            "table",
+            *("blocks", "lanes", "processor", "rules", "storage", "sums", "sums_order", "table", "team"),
             "tensors",
         )
     ],
@@ -35,6 +30,16 @@ cpu = Extension(
     py_limited_api=True,  # only functions of the stable ABI, declared in csrc/tensors.h
     optional=True,  # without a compiler the install succeeds and optim.available() says what is missing
 )
+
+
+class Wheel(bdist_wheel):
+    """A wheel without kernels, because there is no compiler, is tagged for every platform."""
+
+    def run(self) -> None:
+        self.run_command("build_ext")
+        if not all(map(Path.exists, map(Path, self.get_finalized_command("build_ext").get_outputs()))):
+            self.distribution.ext_modules, self.root_is_pure = [], True
+        super().run()
 
 
 class Checkout(editable_wheel):
@@ -46,7 +51,7 @@ class Checkout(editable_wheel):
 
 
 setup(
-    cmdclass={"editable_wheel": Checkout},
+    cmdclass={"bdist_wheel": Wheel, "editable_wheel": Checkout},
     ext_modules=[cpu] if platform.system() == "Linux" else [],
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -53,20 +53,23 @@ RULE_FN void fill(const typename Rule::template Block<R>& scalars, const Blocks<
     fill<Rule>(k, of, begin, end);                                                                         \
   }
 FILL_FOR(baseline, )
-#ifdef __x86_64__
+#if defined(TARGET_AVX2)
 FILL_FOR(avx2, TARGET_AVX2)
 FILL_FOR(avx512, TARGET_AVX512)
+#elif defined(TARGET_SVE)
+FILL_FOR(sve, TARGET_SVE)
 #endif
 
 template <class Rule, class T, class R>
 struct Best {
-#ifdef __x86_64__
   static constexpr void (*fill[])(const typename Rule::template Block<R>&, const Blocks<T, R>&, int64_t, int64_t) = {
-      fill_baseline<Rule, T, R>, fill_avx2<Rule, T, R>, fill_avx512<Rule, T, R>};
-#else
-  static constexpr void (*fill[])(const typename Rule::template Block<R>&, const Blocks<T, R>&, int64_t, int64_t) = {
-      fill_baseline<Rule, T, R>};
+      fill_baseline<Rule, T, R>,
+#if defined(TARGET_AVX2)
+      fill_avx2<Rule, T, R>, fill_avx512<Rule, T, R>,
+#elif defined(TARGET_SVE)
+      fill_sve<Rule, T, R>,
 #endif
+  };
 };
 
 // Some of the blocks of a tensor.

@@ -1,7 +1,5 @@
 // The CPU backend: one pass over memory for a list of tensors, behind a C interface. Each element of the
 // parameter, the gradient and the states is read once and written once (the gradient is not written).
-#include <omp.h>
-
 #include <algorithm>
 #include <array>
 #include <cstdint>
@@ -13,6 +11,7 @@
 #include "lanes.h"
 #include "sums.h"
 #include "table.h"
+#include "team.h"
 #include "tensors.h"
 
 namespace {
@@ -293,21 +292,25 @@ using Span = void (*)(const Kinds&, const Common<Rule, R>&, void* const*, int64_
     span<Rule, taken, N>(kinds, k, row, begin, end);                                                           \
   }
 SPAN_FOR(span_baseline, 1, )
-#ifdef __x86_64__
+#if defined(TARGET_AVX2)
 SPAN_FOR(span_avx2, 8, TARGET_AVX2)
 SPAN_FOR(span_avx512, 16, TARGET_AVX512)
+#elif defined(TARGET_SVE)
+SPAN_FOR(span_sve, 1, TARGET_SVE)
 #endif
 
 template <class Rule, bool taken, class R>
 Span<Rule, R> best_span() {
-#ifdef __x86_64__
-  static const Span<Rule, R> table[] = {span_baseline<Rule, taken, R>, span_avx2<Rule, taken, R>,
-                                        span_avx512<Rule, taken, R>};
+  static constexpr Span<Rule, R> table[] = {
+      span_baseline<Rule, taken, R>,
+#if defined(TARGET_AVX2)
+      span_avx2<Rule, taken, R>, span_avx512<Rule, taken, R>,
+#elif defined(TARGET_SVE)
+      span_sve<Rule, taken, R>,
+#endif
+  };
   static const Span<Rule, R> best = table[processor::instruction_set()];
   return best;
-#else
-  return span_baseline<Rule, taken, R>;
-#endif
 }
 
 constexpr int64_t kWorthAThread = 32768;  // elements; waking a thread costs about as much as this many
@@ -376,9 +379,9 @@ struct Split {
         at = std::max(at, end);
       }
     };
-    if (team == 1) return part(0);
-#pragma omp parallel num_threads(team)
-    for (int64_t rank = omp_get_thread_num(); rank < team; rank += omp_get_num_threads()) part(rank);
+    teams::run(team, [&](int64_t rank, int64_t ranks) {
+      for (; rank < team; rank += ranks) part(rank);
+    });
   }
 };
 
@@ -442,28 +445,29 @@ void run_blocks(const Kinds& kinds, int64_t rows, void** table, const int64_t* e
 
 extern "C" {
 
-const char* cpu_instruction_set() {
-  static const char* const names[] = {"baseline", "AVX2", "AVX-512"};
-  return names[processor::instruction_set()];
+EXPORT const char* cpu_instruction_set() {
+  return processor::kNames[processor::instruction_set()];
 }
 
+EXPORT const char* cpu_threads() { return teams::kKind; }
+
 // These must be called with the GIL; see csrc/tensors.h.
-intptr_t cpu_same_items(PyObject* list, PyObject* const* before, intptr_t count) {
+EXPORT intptr_t cpu_same_items(PyObject* list, PyObject* const* before, intptr_t count) {
   return tensors::same_items(list, before, count);
 }
 
-intptr_t cpu_same_values(PyObject* dict, PyObject* const* before, intptr_t count) {
+EXPORT intptr_t cpu_same_values(PyObject* dict, PyObject* const* before, intptr_t count) {
   return tensors::same_values(dict, before, count);
 }
 
-intptr_t cpu_fingerprints(const tensors::Torch* torch, PyObject* const* objects, intptr_t count, uint64_t* to) {
+EXPORT intptr_t cpu_fingerprints(const tensors::Torch* torch, PyObject* const* objects, intptr_t count, uint64_t* to) {
   tensors::Tensor x;
   for (intptr_t i = 0; i < count; to[i++] = x.fingerprint)
     if (!tensors::describe(*torch, tensors::handle(*torch, objects[i]), &x)) return i;
   return count;
 }
 
-intptr_t cpu_refresh(const tensors::Torch* torch, const tensors::Record* record, void** table,
+EXPORT intptr_t cpu_refresh(const tensors::Torch* torch, const tensors::Record* record, void** table,
                      PyObject* const* grads) {
   try {
     return tensors::refresh(*torch, *record, table, grads);
@@ -472,14 +476,14 @@ intptr_t cpu_refresh(const tensors::Torch* torch, const tensors::Record* record,
   }
 }
 
-int cpu_bump_versions(const tensors::Torch* torch, const tensors::Record* record) {
+EXPORT int cpu_bump_versions(const tensors::Torch* torch, const tensors::Record* record) {
   return tensors::bump_versions(*torch, *record);
 }
 
 // One step of a rule on tensors that are kept alike: {parameter, state, rounding, taken} of Kinds. Rows of
 // the table are as in Column; ends[i] is the number of elements in tensors 0..i.
 #define EXPORT_RULE(NAME, RULE)                                                                          \
-  void cpu_##NAME(const Kinds* kinds, int64_t rows, void** table, const int64_t* ends, const double* hyper, \
+  EXPORT void cpu_##NAME(const Kinds* kinds, int64_t rows, void** table, const int64_t* ends, const double* hyper, \
                   double grad_scale, int threads) {                                                      \
     const auto step = kinds->parameter == kFloat64 ? run<rules::RULE, double> : run<rules::RULE, float>;  \
     step(*kinds, rows, table, ends, hyper, grad_scale, threads);                                         \
@@ -505,12 +509,12 @@ EXPORT_BLOCKS(adam_mini, AdamMini)
 
 // Sums of squares, times weights where there are any, of tensors of one dtype (Parameter): to[i] has one for each
 // run of lengths[i] elements of x[i], of which there are sizes[i]. By columns: one for each place in such a run.
-void cpu_square_sums(int parameter, int64_t count, const void* const* x, const int64_t* sizes,
+EXPORT void cpu_square_sums(int parameter, int64_t count, const void* const* x, const int64_t* sizes,
                      const int64_t* lengths, const void* const* weights, void* const* to, int threads) {
   sums::of_rows(parameter, count, x, sizes, lengths, weights, to, threads);
 }
 
-void cpu_column_square_sums(int parameter, int64_t count, const void* const* x, const int64_t* sizes,
+EXPORT void cpu_column_square_sums(int parameter, int64_t count, const void* const* x, const int64_t* sizes,
                             const int64_t* lengths, void* const* to, int threads) {
   sums::of_columns(parameter, count, x, sizes, lengths, to, threads);
 }

@@ -15,7 +15,11 @@
 #define RULE_FN __host__ __device__ __forceinline__
 #else
 #include <cmath>
+#if defined(_MSC_VER) && !defined(__clang__)
+#define RULE_FN __forceinline
+#else
 #define RULE_FN inline __attribute__((always_inline))
+#endif
 #endif
 
 namespace rules {

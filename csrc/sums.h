@@ -2,14 +2,13 @@
 // same bits with any number of threads and on every instruction set; those of rows and columns also under CUDA.
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
 #include <vector>
 
 #include "processor.h"
 #include "sums_order.h"
 #include "table.h"
+#include "team.h"
 
 namespace sums {
 
@@ -67,22 +66,31 @@ RULE_FN void columns(const T* x, int64_t rows, int64_t length, int64_t count, do
     columns<T, R>(x, rows, length, count, to);                                                                  \
   }
 SUMS_FOR(baseline, )
-#ifdef __x86_64__
+#if defined(TARGET_AVX2)
 SUMS_FOR(avx2, TARGET_AVX2)
 SUMS_FOR(avx512, TARGET_AVX512)
+#elif defined(TARGET_SVE)
+SUMS_FOR(sve, TARGET_SVE)
 #endif
 
 template <class T, class R>
 struct Best {
-#ifdef __x86_64__
-  static constexpr double (*rows[])(const T*, const R*, int64_t) = {row_baseline<T, R>, row_avx2<T, R>,
-                                                                    row_avx512<T, R>};
-  static constexpr void (*cols[])(const T*, int64_t, int64_t, int64_t, double*) = {
-      columns_baseline<T, R>, columns_avx2<T, R>, columns_avx512<T, R>};
-#else
-  static constexpr double (*rows[])(const T*, const R*, int64_t) = {row_baseline<T, R>};
-  static constexpr void (*cols[])(const T*, int64_t, int64_t, int64_t, double*) = {columns_baseline<T, R>};
+  static constexpr double (*rows[])(const T*, const R*, int64_t) = {
+      row_baseline<T, R>,
+#if defined(TARGET_AVX2)
+      row_avx2<T, R>, row_avx512<T, R>,
+#elif defined(TARGET_SVE)
+      row_sve<T, R>,
 #endif
+  };
+  static constexpr void (*cols[])(const T*, int64_t, int64_t, int64_t, double*) = {
+      columns_baseline<T, R>,
+#if defined(TARGET_AVX2)
+      columns_avx2<T, R>, columns_avx512<T, R>,
+#elif defined(TARGET_SVE)
+      columns_sve<T, R>,
+#endif
+  };
 };
 
 inline int team(int64_t elements, int threads) {
@@ -106,8 +114,7 @@ void of_rows_as(int64_t count, const void* const* x, const int64_t* sizes, const
         units.push_back({i, at, std::min(at + step, end), 0});
   }
   const auto sum = Best<T, R>::rows[processor::instruction_set()];
-#pragma omp parallel for schedule(static) num_threads(team(elements, threads))
-  for (size_t u = 0; u < units.size(); ++u) {
+  teams::each(team(elements, threads), units.size(), [&](size_t u) {
     auto& [tensor, begin, end, part] = units[u];
     const T* from = static_cast<const T*>(x[tensor]);
     const R* weight = weights ? static_cast<const R*>(weights[tensor]) : nullptr;
@@ -117,7 +124,7 @@ void of_rows_as(int64_t count, const void* const* x, const int64_t* sizes, const
       part = sum(from + begin, weight ? weight + begin % length : nullptr, end - begin);
     else
       for (int64_t at = begin; at < end; at += length) results[at / length] = R(sum(from + at, weight, length));
-  }
+  });
   double total = 0;
   for (const auto& [tensor, begin, end, part] : units) {
     const int64_t length = lengths[tensor];
@@ -147,14 +154,13 @@ void of_columns_as(int64_t count, const void* const* x, const int64_t* sizes, co
     }
   }
   const auto add = Best<T, R>::cols[processor::instruction_set()];
-#pragma omp parallel for schedule(static) num_threads(team(elements, threads))
-  for (size_t u = 0; u < units.size(); ++u) {
+  teams::each(team(elements, threads), units.size(), [&](size_t u) {
     const auto& [tensor, begin, end, to_sums] = units[u];
     const int64_t length = lengths[tensor];
     for (int64_t c = 0; c < length; c += kStrip)
       add(static_cast<const T*>(x[tensor]) + begin * length + c, end - begin, length, std::min(kStrip, length - c),
           to_sums + c);
-  }
+  });
   for (size_t u = 0; u < units.size(); ++u) {
     const bool more = u + 1 < units.size() && units[u + 1].tensor == units[u].tensor;
     const int64_t length = lengths[units[u].tensor];
@@ -195,12 +201,7 @@ double of_all_as(int64_t count, const void* const* x, int64_t stride, const int6
     Unit* const begin = first_of(rank, ranks);
     for (Unit* u = first_of(rank + 1, ranks); u != begin; u->sum = sum(u->x, nullptr, u->size)) --u;
   };
-  const int ranks = team(elements, threads);
-  if (ranks == 1)
-    work(0, 1);
-  else
-#pragma omp parallel num_threads(ranks)
-    work(omp_get_thread_num(), omp_get_num_threads());
+  teams::run(team(elements, threads), work);
   double total = 0;
   for (const Unit& u : units) total += u.sum;
   return total;

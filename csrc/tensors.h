@@ -5,6 +5,8 @@
 #pragma once
 #include <cstdint>
 
+#include "rules.h"
+
 extern "C" {
 struct _object;
 typedef struct _object PyObject;
@@ -21,7 +23,6 @@ namespace tensors {
 struct Torch {
   int64_t handle;
   int (*data_ptr)(const void*, void**);
-  int (*layout)(const void*, int32_t*);
   int (*dtype)(const void*, int32_t*);
   int (*device_type)(const void*, int32_t*);
   int (*device_index)(const void*, int32_t*);
@@ -31,7 +32,10 @@ struct Torch {
   bool (*is_neg)(const void*);
   bool (*has_dispatch)(const void*);
   void (*bump_version)(const void*);
-  const void* (*grad)(const void*);  // of what a C++ tensor points to: the C++ tensor that is its gradient
+  // Of what a C++ tensor points to: the C++ tensor that is its gradient, and whether it has a storage, as all have that
+  // are strided and no other.
+  const void* (*grad)(const void*);
+  bool (*has_storage)(const void*);
 };
 
 struct Tensor {
@@ -125,10 +129,9 @@ inline bool device_of(const Torch& torch, const void* x, Device* to) {
 
 // A gradient if it is strided, no wrapper, and on the device; else null. A missing one is on no device.
 inline const void* checked(const Torch& torch, const void* g, const Device& device) {
-  int32_t layout;
   Device found;
-  const bool fits = !torch.has_dispatch(g) && !torch.layout(g, &layout) && !layout && device_of(torch, g, &found) &&
-                    found.type == device.type && found.index == device.index;
+  const bool fits = !torch.has_dispatch(g) && torch.has_storage(*static_cast<const void* const*>(g)) &&
+                    device_of(torch, g, &found) && found.type == device.type && found.index == device.index;
   return fits ? g : nullptr;
 }
 
@@ -136,7 +139,8 @@ inline const void* checked(const Torch& torch, const void* g, const Device& devi
 // raising a version waits for its miss. torch allocates a tensor's storage, the tensor, and its version one after the
 // other, as a rule. A stale address does no harm. GCC leaves out a call of a function that does nothing else, so it is
 // inlined.
-__attribute__((always_inline)) inline void prefetch(const Record& r, intptr_t row) {
+RULE_FN void prefetch(const Record& r, intptr_t row) {
+#ifdef __GNUC__  // and Clang
   __builtin_prefetch(r.states[row]);
   __builtin_prefetch(r.params[row]);
   for (const Held *x = r.held + r.ends[row - 1], *end = r.held + r.ends[row]; x < end; ++x) {
@@ -144,6 +148,7 @@ __attribute__((always_inline)) inline void prefetch(const Record& r, intptr_t ro
     __builtin_prefetch(x->object);
     for (int line = -128; line <= 256; line += 64) __builtin_prefetch(x->impl + line);
   }
+#endif
 }
 
 // Checks that the rows of a table, `width` pointers {parameter, gradient, ...} each, still describe the tensors they

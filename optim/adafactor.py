@@ -1,11 +1,11 @@
 """Adafactor: a second moment stored as its row and column means (arXiv 1804.04235)."""
 
 import math
-from typing import Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from .base import Optimizer, Options
 from .card import Card, FusedRule

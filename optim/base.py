@@ -38,6 +38,14 @@ class Options(TypedDict, total=False):
     differentiable: bool
 
 
+def _is_profiling() -> bool:
+    return torch._C._autograd._profiler_enabled()
+
+
+if torch.__version__ < "2.11":  # torch.compile warns of this builtin in older versions
+    _is_profiling = _disable_dynamo(_is_profiling)
+
+
 def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a step as torch does, for hooks and profiles, but skip the wrapper when it has nothing to do.
 
@@ -49,7 +57,7 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(step)
     def light(self: "Optimizer", *args: Any, **kwargs: Any) -> Any:
         is_watched = (
-            torch._C._autograd._profiler_enabled()
+            _is_profiling()
             or self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
             or _global_optimizer_pre_hooks

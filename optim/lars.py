@@ -1,10 +1,9 @@
 """LARS: momentum SGD with each tensor's step scaled to the norm of the tensor (arXiv 1708.03888)."""
 
-from typing import Unpack
-
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from .base import Optimizer, Options
 from .card import Card, FusedRule

@@ -1,11 +1,12 @@
 """Lion: the sign of an interpolated momentum (arXiv 2302.06675)."""
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from .base import Optimizer, Options
 from .card import Card

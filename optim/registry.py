@@ -141,7 +141,9 @@ def available() -> None:
     for name, card in CARDS.items():
         for device in card.fused_devices:
             reason = cuda.why_not() if device == "cuda" else native.why_not(card.fused_rules)
-            detail = f" ({library.instruction_set})" if device == "cpu" and library else ""
+            threads = "" if library is None or library.threads == "OpenMP" else f", {library.threads}"
+            detail = f" ({library.instruction_set}{threads})" if device == "cpu" and library else ""
             rows.append((name, "fused", device.upper(), reason or f"yes{detail}"))
         rows += [(name, path, "any", "yes") for path in card.paths if path != "fused"]
     print("\n".join(aligned(rows)))
+    print("Tensors on MPS, XPU or ROCm take the path foreach: the fused kernels are for CPUs and CUDA.")

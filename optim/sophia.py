@@ -1,12 +1,13 @@
 """Sophia: clipped steps, preconditioned by an estimate of the Hessian's diagonal (arXiv 2305.14342)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from .base import Optimizer, Options
 from .card import Card

@@ -213,7 +213,7 @@ FAULTS = {
         ("versions of parameters", TENSORS, "    torch.bump_version(param);\n", ""),
         ("versions of states", TENSORS, "torch.bump_version(handle(torch, value));", ";"),
         ("versions of a new table", BASE, "if is_new:\n                    batch.table.bump_versions()", "pass"),
-        ("versions without torch's function", NATIVE, "torch.autograd.graph.increment_version([*self._kept[0], *self._objects])", "pass"),
+        ("versions without torch's function", NATIVE, "torch.autograd.graph.increment_version(x)", "pass"),
         ("shared memory not noticed", CONTRACT, "if size and start and start < end:", "if False:"),
         ("foreign entries are watched", NATIVE, "else _Held(None, -1, 0, None)", "else _Held(id(x), -1, 0, None)"),
         ("scales of the default type", KEEP, "torch.zeros(-(-p.numel() // BLOCK), dtype=torch.float32,", "torch.zeros(-(-p.numel() // BLOCK),"),

@@ -37,6 +37,8 @@ def test_wheel_installs_and_runs(tmp_path: Path, compiler: bool) -> None:
         build, check=True, env=environment, capture_output=True
     )  # torch is not in the build environment
     (wheel,) = tmp_path.glob("*.whl")
+    assert ("-cp310-abi3-linux_" in wheel.name) == compiler
+    assert ("-py3-none-any" in wheel.name) == (not compiler)
     ZipFile(wheel).extractall(site)
     installed = {path.name for path in site.iterdir() if path.suffix != ".dist-info"}
     assert installed == {"optim", "adan.py", "adam_mini.py"}  # recipes and commands belong to a checkout

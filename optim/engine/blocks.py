@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .dtensor import is_dtensor, local, reduce_over_mesh
+from .dtensor import is_dtensor, local, reduce_over_mesh, tensor_module
 
 Shape = tuple[int, ...]
 
@@ -115,10 +115,8 @@ def _parts(cells: Shape, blocks: Sequence[int]) -> list[tuple[int, int]]:
 
 def _place(p: Tensor, cells: Shape) -> tuple[slice, ...]:
     """The slices of the whole DTensor's cells that are this process's."""
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    spec = p.device_mesh, p.placements  # type: ignore[attr-defined]
-    sizes, starts = compute_local_shape_and_global_offset(p.shape, *spec)
+    part_of = tensor_module("._utils").compute_local_shape_and_global_offset
+    sizes, starts = part_of(p.shape, p.device_mesh, p.placements)  # type: ignore[attr-defined]
     return tuple(
         slice(start, start + size) if n > 1 else slice(None)
         for n, start, size in zip(cells, starts, sizes, strict=True)

@@ -3,11 +3,19 @@
 Tensors may have any shape. An `owner` is a parameter, DTensor or not, and x has its shape unless noted.
 """
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def tensor_module(name: str = "") -> Any:
+    """Return torch.distributed.tensor, or the module `name` in it; torch 2.4 has them elsewhere."""
+    public = importlib.import_module("torch.distributed.tensor")
+    home = "torch.distributed.tensor" if hasattr(public, "DTensor") else "torch.distributed._tensor"
+    return importlib.import_module(home + name)
 
 
 def is_dtensor(x: Any) -> bool:
@@ -55,18 +63,16 @@ def alike(x: Any, y: Any) -> bool:
 
 def as_part_of(owner: Tensor, x: Tensor) -> Tensor:
     """Return a DTensor placed like `owner`, with x, of the shape of owner's shard, as this process's part."""
-    from torch.distributed.tensor import DTensor
-
     mesh, placements = owner.device_mesh, owner.placements  # type: ignore[attr-defined]
-    return DTensor.from_local(x, mesh, placements, run_check=False, shape=owner.shape, stride=owner.stride())
+    shape, make = dict(shape=owner.shape, stride=owner.stride()), tensor_module().DTensor.from_local
+    return make(x, mesh, placements, run_check=False, **shape)  # type: ignore[no-any-return]
 
 
 def as_copy_for(owner: Tensor, x: Tensor) -> Tensor:
     """Return x, any shape and the same in all processes, as a replicated DTensor on the mesh of `owner`."""
-    from torch.distributed.tensor import DTensor, Replicate
-
-    mesh = owner.device_mesh  # type: ignore[attr-defined]
-    return DTensor.from_local(x, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    tensor, mesh = tensor_module(), owner.device_mesh  # type: ignore[attr-defined]
+    copies = [tensor.Replicate()] * mesh.ndim
+    return tensor.DTensor.from_local(x, mesh, copies, run_check=False)  # type: ignore[no-any-return]
 
 
 def with_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -137,7 +143,6 @@ def placed_like(owner: Tensor, x: Tensor) -> Tensor:
 
 def reduce_over_mesh(x: Tensor, mesh: Any, placements: Sequence[Any], op: str = "sum") -> Tensor:
     """Reduce x, any shape, by "sum" or "max" over the mesh dimensions that shard a DTensor; same shape."""
-    from torch.distributed.tensor import DTensor, Partial, Replicate
-
-    summed = [Partial(op) if p.is_shard() else Replicate() for p in placements]
-    return DTensor.from_local(x, mesh, summed, run_check=False).full_tensor()
+    tensor = tensor_module()
+    summed = [tensor.Partial(op) if p.is_shard() else tensor.Replicate() for p in placements]
+    return tensor.DTensor.from_local(x, mesh, summed, run_check=False).full_tensor()  # type: ignore[no-any-return]

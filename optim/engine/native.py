@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import itertools
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,13 +32,14 @@ class Kinds(NamedTuple):
 
 
 # Functions of torch's C interface and of its C++ library, in the order of `Torch` in csrc/tensors.h.
-_SHIM = ("data_ptr", "layout", "dtype", "device_type", "device_index", "dim", "sizes", "strides")
+_SHIM = ("data_ptr", "dtype", "device_type", "device_index", "dim", "sizes", "strides")
 _SYMBOLS = {
     **{name: f"aoti_torch_get_{name}" for name in _SHIM},
     "is_neg": "_ZN2at6native6is_negERKNS_6TensorE",
     "has_dispatch": "_ZN2at4impl19tensor_has_dispatchERKNS_6TensorE",
     "bump_version": "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
     "grad": "_ZNK3c1010TensorImpl4gradEv",
+    "has_storage": "_ZNK3c1010TensorImpl11has_storageEv",
 }
 
 
@@ -48,7 +50,9 @@ class Library:
         kernels: functions that are called without the GIL.
         torch: how the kernels read Python's tensors, or None if this torch cannot be read; tables are then
             made for each step.
-        instruction_set: "AVX-512", "AVX2" or "baseline".
+        instruction_set: "AVX-512", "AVX2" or "baseline"; "SVE" or "NEON" on ARM.
+        threads: "OpenMP", or "std::thread" where the library was built without OpenMP: each step of many
+            elements then starts threads of its own.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +74,9 @@ class Library:
         total.restype = ctypes.c_double
         total.argtypes = [integer, ctypes.c_int64, address, ctypes.c_int64, address, integer]
         self.kernels.cpu_instruction_set.restype = ctypes.c_char_p
+        self.kernels.cpu_threads.restype = ctypes.c_char_p
         self.instruction_set: str = self.kernels.cpu_instruction_set().decode()
+        self.threads: str = self.kernels.cpu_threads().decode()
         self.torch = Torch.find()
 
     def step(self, rule: str) -> Any:
@@ -90,7 +96,8 @@ class Torch(ctypes.Structure):
     @classmethod
     def find(cls) -> "Torch | None":
         """Return the functions of the loaded torch; None if one is missing or a tensor is not found."""
-        library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"  # kernels are built only on Linux
+        folder = Path(torch.__file__).parent / "lib"  # Windows has other names for the C++ functions
+        library = folder / ("libtorch_cpu.dylib" if sys.platform == "darwin" else "libtorch_cpu.so")
         if not library.exists():
             return None
         exported = ctypes.CDLL(str(library))
@@ -328,7 +335,8 @@ class Table:
             or library.torch is None
             or not library.bump_versions(ctypes.byref(library.torch), ctypes.byref(self._record))
         ):
-            torch.autograd.graph.increment_version([*self._kept[0], *self._objects])
+            for x in (*self._kept[0], *self._objects):  # torch 2.4 takes no list
+                torch.autograd.graph.increment_version(x)
 
     def step(
         self,

@@ -21,6 +21,7 @@ FLAGS = {
     "fused": dict(fused=True),
 }
 NAMES = list(optim.CARDS)
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 
 
 def _variants(definition):
@@ -122,6 +123,16 @@ each_kept = pytest.mark.parametrize(
     ],
 )
 each_path = pytest.mark.parametrize(("name", "path"), PATHS)
+
+
+def needs_torch(first, what):
+    """Skips a test with torch before version `first`, which lacks what the test is about."""
+    return pytest.mark.skipif(first > TORCH, reason=f"{what}: from torch {first[0]}.{first[1]} on")
+
+
+needs_names = needs_torch((2, 6), "optimizers take named parameters")
+needs_fsdp2 = needs_torch((2, 7), "FSDP2 works on CPUs")
+needs_kinds = needs_torch((2, 7), "state dicts tell Adam from AdamW")
 each_name = pytest.mark.parametrize("name", NAMES)
 FUSED = [name for name, path in PATHS if path == "fused"]
 each_fused_name = pytest.mark.parametrize("name", FUSED)

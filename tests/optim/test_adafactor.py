@@ -7,7 +7,7 @@ and decays by lr instead of by the tensor's own step, so without decay.
 
 import pytest
 import torch
-from harness import build
+from harness import build, needs_torch
 from test_outside import check
 
 import optim
@@ -31,6 +31,7 @@ def test_transformers(path, beta1, weight_decay, scale):
     )
 
 
+@needs_torch((2, 5), "torch.optim.Adafactor")
 @each_path
 def test_torch(path):
     check(

@@ -18,6 +18,7 @@ from harness import (
     each_fused_name,
     each_name,
     make_params,
+    needs_names,
     options_of,
     prepared,
     set_grads,
@@ -304,6 +305,7 @@ def test_parameters_of_other_types(name, dtype, match):
     refused(name, ValueError, match, [torch.zeros(2, dtype=dtype)])
 
 
+@needs_names
 @each_name
 def test_named_parameters_are_named_in_errors(name):
     refused(

@@ -13,6 +13,7 @@ from torch import nn
 from optim import AdamMini, partition
 from optim.engine import native
 from optim.engine.blocks import canonical, default, spread, squared_sums
+from optim.engine.dtensor import tensor_module
 
 
 def by_hand(shape, blocks):
@@ -176,7 +177,7 @@ def test_factors_made_apart(monkeypatch):
 
 
 def worker(rank, port, folder):
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    dtensors = tensor_module()
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=3)
@@ -184,7 +185,9 @@ def worker(rank, port, folder):
         mesh = dist.device_mesh.init_device_mesh("cpu", (3,))
 
         def place(x, dim):
-            return distribute_tensor(x, mesh, [Replicate() if dim is None else Shard(dim)])
+            return dtensors.distribute_tensor(
+                x, mesh, [dtensors.Replicate() if dim is None else dtensors.Shard(dim)]
+            )
 
         model = nn.ParameterList(
             [

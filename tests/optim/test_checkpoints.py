@@ -19,6 +19,7 @@ from harness import (
     each_path,
     full_states,
     make_params,
+    needs_names,
     random,
     set_grads,
     tensors_of,
@@ -239,6 +240,7 @@ def test_parameters_in_another_order_whose_states_differ_in_kind(name):
 # ---- hooks
 
 
+@needs_names
 def test_hooks_see_and_change_what_is_loaded():
     """Loading by name, as torch documents it: the parameters are in another order here."""
 

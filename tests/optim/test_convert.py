@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from harness import all_params, array, build, make_params, random
+from harness import all_params, array, build, make_params, needs_kinds, random
 from test_checkpoints import OFFICIAL, Official, official_steps, through_a_file
 
 import optim
@@ -192,6 +192,7 @@ def test_our_own_adan_is_decoded(kept):
 # ---- the family of AdamW
 
 
+@needs_kinds
 def test_torch_goes_on_exactly():
     for cls, options in ((torch.optim.AdamW, TWO), (torch.optim.Adam, {**TWO, "weight_decay": 0.0})):
         theirs = make(cls, **options)
@@ -248,6 +249,7 @@ def test_bitsandbytes(bits):
 # ---- from AdamW to Adan
 
 
+@needs_kinds
 def test_after_one_step_adamws_state_is_adans():
     """Whatever the gradient: the same moments as if Adan had made that step."""
     adamw = train(make(torch.optim.AdamW, **TWO), 1, seed=1)
@@ -312,6 +314,7 @@ def test_training_goes_on_after_the_change():
     assert train_on(adan, p, 280) < 0.1 * before
 
 
+@needs_kinds
 def test_a_schedule_goes_on_at_the_new_height():
     adamw = make(torch.optim.AdamW, **TWO)
     torch.optim.lr_scheduler.LambdaLR(adamw, lambda t: 0.5)
@@ -341,6 +344,7 @@ def test_our_adamw_in_8_bits_and_with_kahan_sums():
 BLOCKS = [4, 3, 1, 2]
 
 
+@needs_kinds
 def test_adam_minis_second_moment_is_the_mean_of_adamws():
     """Both moments are linear in the squared gradients: after any steps the block means are Adam-mini's."""
     adamw = make(torch.optim.AdamW, **TWO)
@@ -378,6 +382,7 @@ def test_adam_minis_second_moment_is_the_mean_of_adamws():
     train(loaded(adamw, "adamw", back), 1, seed=2)
 
 
+@needs_kinds
 def test_names_for_blocks():
     layer = torch.nn.Linear(4, 2)
     adamw = torch.optim.AdamW(layer.named_parameters())
@@ -461,6 +466,7 @@ def official_without_a_step():
 ADAMW, ADAM = torch.optim.AdamW, torch.optim.Adam
 
 
+@needs_kinds
 @pytest.mark.parametrize(
     ("saved", "arguments", "message"),
     [
@@ -508,6 +514,7 @@ def test_options_that_ours_do_not_have(constructor, options, message):
         optim.convert_state(train(constructor(**options), 2, seed=1).state_dict())
 
 
+@needs_kinds
 def test_what_load_state_dict_takes_directly_has_no_such_options_either():
     theirs = train(timm(caution=True), 2, seed=1)
     with pytest.raises(ValueError, match="caution=True"):

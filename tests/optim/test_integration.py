@@ -7,16 +7,19 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from harness import PATHS, assert_same_bits, build, each_path, full_states, random, tensors_of
+from harness import PATHS, assert_same_bits, build, each_path, full_states, needs_fsdp2, random, tensors_of
 from torch import nn
 from torch.distributed.checkpoint import state_dict as dcp_state
 
 import optim
+from optim.engine.dtensor import tensor_module
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*:DeprecationWarning:torch",
     "ignore:.*:FutureWarning:torch",
-    "ignore:torch.distributed is disabled, unavailable or uninitialized:UserWarning",
+    "ignore:torch.distributed is (disabled, )?unavailable or uninitialized:UserWarning",
+    "ignore:TypedStorage is deprecated:UserWarning",  # torch 2.6
+    "ignore:DTensor random operators may not have complete support:UserWarning",  # torch 2.4
 )
 
 
@@ -121,12 +124,12 @@ def test_distributed_checkpoint(name, path, options, tmp_path):
     model, optimizer = new()
     train(model, optimizer, range(3), dtype)
     state = {"model": model.state_dict(), "optimizer": dcp_state.get_optimizer_state_dict(model, optimizer)}
-    dcp.save(state, checkpoint_id=tmp_path, no_dist=True)
+    dcp.save(state, checkpoint_id=tmp_path)
     train(model, optimizer, range(3, 6), dtype)
 
     other, fresh = new()
     state = {"model": other.state_dict(), "optimizer": dcp_state.get_optimizer_state_dict(other, fresh)}
-    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+    dcp.load(state, checkpoint_id=tmp_path)
     other.load_state_dict(state["model"])
     dcp_state.set_optimizer_state_dict(other, fresh, optim_state_dict=state["optimizer"])
     train(other, fresh, range(3, 6), dtype)
@@ -254,9 +257,9 @@ def _add_a_state(p, state, g):
 
 
 def _gradient_on_all(p, state, g):
-    from torch.distributed.tensor import Replicate
+    dtensors = tensor_module()
 
-    p.grad = g.redistribute(placements=[Replicate()])
+    p.grad = g.redistribute(placements=[dtensors.Replicate()])
 
 
 def _gradient_in_another_order(p, state, g):
@@ -272,7 +275,7 @@ CHANGES = [
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 def test_a_plan_of_dtensors_is_kept_while_it_holds(tmp_path):
     """What changes between two steps counts in the next, as on the reference path."""
-    from torch.distributed.tensor import Shard, distribute_tensor
+    dtensors = tensor_module()
 
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
     try:
@@ -280,7 +283,7 @@ def test_a_plan_of_dtensors_is_kept_while_it_holds(tmp_path):
 
         def sharded(seed):
             x = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
-            return distribute_tensor(x, mesh, [Shard(0)])
+            return dtensors.distribute_tensor(x, mesh, [dtensors.Shard(0)])
 
         def steps(path, change):
             p = nn.Parameter(sharded(0))
@@ -303,6 +306,7 @@ def test_a_plan_of_dtensors_is_kept_while_it_holds(tmp_path):
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+@needs_fsdp2
 def test_fsdp2(tmp_path):
     """Two processes with half of each parameter each: the norm is the global one, and the result that of one
     process. Odd sizes, so that the halves differ, and a layer with fewer rows than processes."""

@@ -35,7 +35,7 @@ def test_a_large_state_is_saved_and_copied_like_any_other() -> None:
     torch.save(optimizer.state_dict(), file)
     assert file.tell() < 4 * (p.nbytes + 8192)  # what is saved is what is used
     file.seek(0)
-    loaded = torch.load(file)["state"][0]
+    loaded = torch.load(file, weights_only=True)["state"][0]
     twin = copy.deepcopy(optimizer).state_dict()["state"][0]
     for name, state in optimizer.state[p].items():
         assert torch.equal(loaded[name], state)

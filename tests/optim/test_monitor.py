@@ -13,7 +13,16 @@ import pytest
 import timm.optim
 import torch
 import torch.distributed as dist
-from harness import array, assert_same_bits, build, make_params, set_grads, tensors_of
+from harness import (
+    array,
+    assert_same_bits,
+    build,
+    make_params,
+    needs_fsdp2,
+    needs_names,
+    set_grads,
+    tensors_of,
+)
 from torch import nn
 
 import optim
@@ -620,6 +629,7 @@ def test_without_parameters_and_ratios(tmp_path):
     assert "update_ratio" not in monitor.report()
 
 
+@needs_names
 def test_names():
     model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     frozen = nn.Parameter(torch.ones(1))
@@ -893,6 +903,7 @@ def worker(rank, port, folder):
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+@needs_fsdp2
 def test_sharded_parameters(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

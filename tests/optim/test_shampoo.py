@@ -18,7 +18,7 @@ import torch.distributed as dist
 from harness import PATHS, assert_same_bits, build, make_params, random, set_grads, tensors_of
 
 import optim
-from optim.engine.dtensor import share_of
+from optim.engine.dtensor import share_of, tensor_module
 from optim.engine.matrices import alike, cut
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pytorch_optimizer")
@@ -387,15 +387,19 @@ def test_fewer_steps_than_adamw_on_a_matrix_with_two_bad_sides(path):
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
-@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch", "ignore:.*:FutureWarning:torch")
+@pytest.mark.filterwarnings(
+    "ignore:.*:DeprecationWarning:torch",
+    "ignore:.*:FutureWarning:torch",
+    "ignore:DTensor random operators may not have complete support:UserWarning",  # torch 2.4
+)
 def test_a_step_is_sharded_like_its_parameter():
     """Each process computes the whole step; what goes on with a DTensor has the DTensor's placements."""
-    from torch.distributed.tensor import Shard, distribute_tensor
+    dtensors = tensor_module()
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        owner = distribute_tensor(
-            torch.zeros(4, 3), dist.device_mesh.init_device_mesh("cpu", (1,)), [Shard(1)]
+        owner = dtensors.distribute_tensor(
+            torch.zeros(4, 3), dist.device_mesh.init_device_mesh("cpu", (1,)), [dtensors.Shard(1)]
         )
         step = torch.arange(12.0).view(4, 3)
         shared = share_of(owner, step)
