@@ -21,7 +21,18 @@ cpu = Extension(
     depends=[
         f"csrc/{name}.h"
         for name in (
-            *("blocks", "lanes", "processor", "rules", "storage", "sums", "sums_order", "table", "team"),
+            *(
+                "blocks",
+                "convert",
+                "lanes",
+                "processor",
+                "rules",
+                "storage",
+                "sums",
+                "sums_order",
+                "table",
+                "team",
+            ),
             "tensors",
         )
     ],

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "blocks.h"
-#include "lanes.h"
+#include "convert.h"
 #include "sums.h"
 #include "table.h"
 #include "team.h"
@@ -18,6 +18,7 @@ namespace {
 
 using namespace storage;
 using namespace tables;
+using converting::Noise;
 
 // The sum of a block, the same on every instruction set.
 template <class R>
@@ -102,74 +103,6 @@ RULE_FN void update(const Common<Rule, R>& common, R* p, const R* g, const R* pr
   }
 }
 
-template <bool Signed, int N>
-RULE_FN void decode(float* to, const void* from, int64_t at, float maximum, int64_t n) {
-  const uint8_t* codes = static_cast<const uint8_t*>(from) + at;
-  const float factor = Code<Signed>::decode_factor(maximum);
-  int64_t i = 0;
-  if constexpr (N > 1)
-    for (; i + 4 * N <= n; i += 4 * N) lanes::decode<Signed, N>(to + i, codes + i, factor);
-#pragma GCC ivdep
-  for (; i < n; ++i) to[i] = Code<Signed>::decode(codes[i], factor);
-}
-
-RULE_FN float largest(const float* x, int64_t n) {
-  uint32_t top = 0;
-  for (int64_t i = 0; i < n; ++i) top = larger(top, x[i]);
-  return float_of(top);
-}
-
-template <bool Signed, int N>
-RULE_FN void encode(void* to, int64_t at, float maximum, const float* x, int64_t n, const uint32_t* noise,
-                    uint32_t key) {
-  const float factor = Code<Signed>::encode_factor(maximum);
-  uint8_t* codes = static_cast<uint8_t*>(to) + at;
-  int64_t i = 0;
-  if constexpr (N > 1)
-    if (bits_of(maximum) < kInfinity)
-      for (; i + 4 * N <= n; i += 4 * N) lanes::encode<Signed, N>(codes + i, x + i, factor, noise + i, key);
-#pragma GCC ivdep
-  for (; i < n; ++i) codes[i] = uint8_t(Code<Signed>::encode(x[i], factor, (noise[i] ^ key) << kUnused) >> 24);
-}
-
-template <class From>
-RULE_FN void expand(float* to, const void* from, int64_t at, int64_t n) {
-  const From* x = static_cast<const From*>(from) + at;
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) to[i] = load(x[i]);
-}
-
-template <class To>
-RULE_FN void shrink(void* to, int64_t at, const float* x, int64_t n) {
-  To* y = static_cast<To*>(to) + at;
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) store(y[i], x[i]);
-}
-
-RULE_FN void expand(int kind, float* to, const void* from, int64_t at, int64_t n) {
-  kind == kBfloat16 ? expand<bfloat16>(to, from, at, n) : expand<float16>(to, from, at, n);
-}
-
-RULE_FN void shrink(int kind, void* to, int64_t at, const float* x, int64_t n) {
-  kind == kBfloat16 ? shrink<bfloat16>(to, at, x, n) : shrink<float16>(to, at, x, n);
-}
-
-// Adds to n parameters, in the type of the arithmetic, the rests that bfloat16 could not hold.
-template <class Rest>
-RULE_FN void add_rest(float* p, void* const* row, int64_t at, int64_t n) {
-  const Rest* rest = static_cast<const Rest*>(row[kRest]) + at;
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) p[i] = add(p[i], rest[i]);
-}
-
-template <class Rest>
-RULE_FN void shrink_with_rest(void* const* row, int64_t at, const float* p, int64_t n) {
-  bfloat16* to = static_cast<bfloat16*>(row[kParam]) + at;
-  Rest* rest = static_cast<Rest*>(row[kRest]) + at;
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) store(to[i], rest[i], p[i]);
-}
-
 template <class Rule, class S>
 RULE_FN std::array<S*, rules::kSlots<Rule>> states_at(void* const* row, int64_t at) {
   std::array<S*, rules::kSlots<Rule>> s;
@@ -186,22 +119,9 @@ RULE_FN void direct(const Common<Rule, R>& common, void* const* row, int64_t beg
   update<Rule, R, taken>(common, at(kParam), at(kGrad), previous, s.data(), end - begin, nullptr, 0, row, begin);
 }
 
-// The noise of the places in a block, and what even and odd slots take of it for 8-bit codes. Both need the noise of
-// the block added, by an exclusive or.
-struct Noise {
-  alignas(64) uint32_t places[kBlock], of_codes[2][kBlock];
-
-  RULE_FN Noise(uint32_t step, int64_t n) {
-    for (uint32_t i = 0; i < n; ++i) {
-      places[i] = noise_of_place(step, i);
-      for (int slot = 0; slot < 2; ++slot) of_codes[slot][i] = noise_of_code(places[i], slot) >> kUnused;
-    }
-  }
-};
-
 // At most kBlock elements of a tensor, from a multiple of kBlock on. What is not kept in float32 is expanded
 // into buffers first, but for bfloat16 states, which the rule's own loop converts.
-template <class Rule, bool taken, int N>
+template <class Rule, bool taken, class Convert>
 RULE_FN void block(const Kinds& kinds, const Common<Rule, float>& common, void* const* row, int64_t at, int64_t n,
                    const Noise& noise) {
   const uint32_t key = noise_of_block(common.step, uint64_t(at) / kBlock);
@@ -210,11 +130,10 @@ RULE_FN void block(const Kinds& kinds, const Common<Rule, float>& common, void* 
   constexpr Column columns[3] = {kParam, kGrad, kPrevious};
   for (int c = 0; c < (taken ? 3 : 2); ++c) {
     three[c] = kinds.parameter == kFloat32 ? static_cast<float*>(row[columns[c]]) + at : buffers[c];
-    if (kinds.parameter != kFloat32) expand(kinds.parameter, three[c], row[columns[c]], at, n);
+    if (kinds.parameter != kFloat32) Convert::expand(kinds.parameter, three[c], row[columns[c]], at, n);
   }
   auto& [p, g, previous] = three;
-  if (kinds.rounding == kKahan) add_rest<bfloat16>(p, row, at, n);
-  if (kinds.rounding == kSplit) add_rest<lower16>(p, row, at, n);
+  if (kinds.rounding == kKahan || kinds.rounding == kSplit) Convert::add_rest(kinds.rounding, p, row, at, n);
   if (kinds.state == kStateFloat32) {
     const auto s = states_at<Rule, float>(row, at);
     update<Rule, float, taken>(common, p, g, previous, s.data(), n, nullptr, 0, row, at);
@@ -223,53 +142,38 @@ RULE_FN void block(const Kinds& kinds, const Common<Rule, float>& common, void* 
     update<Rule, bfloat16, taken>(common, p, g, previous, s.data(), n, noise.places, key, row, at);
   } else {
     float* s[rules::kSlots<Rule>];
+    constexpr auto is_signed = [](int j) { return !(Rule::nonnegative >> j & 1); };
     const auto maximum = [=](int j) { return static_cast<float*>(row[kStates + Rule::states + j]) + at / kBlock; };
     for (int j = 0; j < Rule::states; ++j) {
       s[j] = buffers[3 + j];
       if (!kept<Rule, taken>(j)) continue;
       if (kinds.state != kStateInt8)
-        expand(kinds.parameter, s[j], row[kStates + j], at, n);
-      else if (Rule::nonnegative >> j & 1)
-        decode<false, N>(s[j], row[kStates + j], at, *maximum(j), n);
+        Convert::expand(kinds.parameter, s[j], row[kStates + j], at, n);
       else
-        decode<true, N>(s[j], row[kStates + j], at, *maximum(j), n);
+        Convert::decode(is_signed(j), s[j], row[kStates + j], at, *maximum(j), n);
     }
     update<Rule, float, taken>(common, p, g, previous, s, n, nullptr, 0, row, at);
     for (int j = 0; j < Rule::states; ++j)  // all before the first is used: a quotient of it takes long
-      if (kinds.state == kStateInt8 && Rule::writes_states && kept<Rule, taken>(j)) *maximum(j) = largest(s[j], n);
+      if (kinds.state == kStateInt8 && Rule::writes_states && kept<Rule, taken>(j)) *maximum(j) = Convert::largest(s[j], n);
     for (int j = 0; j < Rule::states; ++j) {
       if (!Rule::writes_states || !kept<Rule, taken>(j)) continue;
-      const uint32_t* parts = noise.of_codes[j % 2];
       const uint32_t part = noise_of_code(key, j) >> kUnused;
       if (kinds.state != kStateInt8)
-        shrink(kinds.parameter, row[kStates + j], at, s[j], n);
-      else if (Rule::nonnegative >> j & 1)
-        encode<false, N>(row[kStates + j], at, *maximum(j), s[j], n, parts, part);
+        Convert::shrink(kinds.parameter, row[kStates + j], at, s[j], n);
       else
-        encode<true, N>(row[kStates + j], at, *maximum(j), s[j], n, parts, part);
+        Convert::encode(is_signed(j), row[kStates + j], at, *maximum(j), s[j], n, noise.of_codes[j % 2], part);
     }
   }
-  if (kinds.parameter == kFloat32 || !Rule::writes_param) return;
-  if (kinds.rounding == kStochastic) {
-    bfloat16* to = static_cast<bfloat16*>(row[kParam]) + at;
-#pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) store(to[i], quiet_input(p[i]), noise_of_parameter(noise.places[i] ^ key));
-  } else if (kinds.rounding == kKahan) {
-    shrink_with_rest<bfloat16>(row, at, p, n);
-  } else if (kinds.rounding == kSplit) {
-    shrink_with_rest<lower16>(row, at, p, n);
-  } else {
-    shrink(kinds.parameter, row[kParam], at, p, n);
-  }
+  if (kinds.parameter != kFloat32 && Rule::writes_param) Convert::store_param(kinds, row, at, p, n, noise, key);
 }
 
 // Elements [begin, end) of any tensor; begin is a multiple of kBlock.
-template <class Rule, bool taken, int N>
+template <class Rule, bool taken, class Convert>
 RULE_FN void span(const Kinds&, const Common<Rule, double>& common, void* const* row, int64_t begin, int64_t end) {
   direct<Rule, taken>(common, row, begin, end);
 }
 
-template <class Rule, bool taken, int N>
+template <class Rule, bool taken, class Convert>
 RULE_FN void span(const Kinds& kinds, const Common<Rule, float>& common, void* const* row, int64_t begin,
                   int64_t end) {
   if (!Rule::small || (kinds.parameter == kFloat32 && (kinds.state == kLikeParameter || kinds.state == kStateFloat32)))
@@ -277,7 +181,7 @@ RULE_FN void span(const Kinds& kinds, const Common<Rule, float>& common, void* c
   if constexpr (Rule::small) {
     const Noise noise(common.step, std::min<int64_t>(kBlock, end - begin));
     for (int64_t at = begin; at < end; at += kBlock)
-      block<Rule, taken, N>(kinds, common, row, at, std::min<int64_t>(kBlock, end - at), noise);
+      block<Rule, taken, Convert>(kinds, common, row, at, std::min<int64_t>(kBlock, end - at), noise);
   }
 }
 
@@ -286,17 +190,17 @@ RULE_FN void span(const Kinds& kinds, const Common<Rule, float>& common, void* c
 template <class Rule, class R>
 using Span = void (*)(const Kinds&, const Common<Rule, R>&, void* const*, int64_t, int64_t);
 
-#define SPAN_FOR(NAME, N, ...)                                                                                 \
+#define SPAN_FOR(NAME, ...)                                                                                 \
   template <class Rule, bool taken, class R>                                                                \
-  __VA_ARGS__ void NAME(const Kinds& kinds, const Common<Rule, R>& k, void* const* row, int64_t begin, int64_t end) { \
-    span<Rule, taken, N>(kinds, k, row, begin, end);                                                           \
+  __VA_ARGS__ void span_##NAME(const Kinds& kinds, const Common<Rule, R>& k, void* const* row, int64_t begin, int64_t end) { \
+    span<Rule, taken, converting::NAME>(kinds, k, row, begin, end);                                                           \
   }
-SPAN_FOR(span_baseline, 1, )
+SPAN_FOR(baseline, )
 #if defined(TARGET_AVX2)
-SPAN_FOR(span_avx2, 8, TARGET_AVX2)
-SPAN_FOR(span_avx512, 16, TARGET_AVX512)
+SPAN_FOR(avx2, TARGET_AVX2)
+SPAN_FOR(avx512, TARGET_AVX512)
 #elif defined(TARGET_SVE)
-SPAN_FOR(span_sve, 1, TARGET_SVE)
+SPAN_FOR(sve, TARGET_SVE)
 #endif
 
 template <class Rule, bool taken, class R>

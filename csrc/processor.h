@@ -14,6 +14,12 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
+#ifdef _MSC_VER
+#define NOINLINE __declspec(noinline)
+#else
+#define NOINLINE __attribute__((noinline))
+#endif
+
 // Functions that are compiled for several instruction sets.
 #if defined(__x86_64__)
 #ifdef __clang__

@@ -20,7 +20,8 @@ RULES, CPU, NATIVE, NORM, GROUPS = (
 )
 CAUTION = "optim/engine/caution.py"
 TENSORS, LAYOUT, CHECKS = "csrc/tensors.h", "optim/engine/layout.py", "optim/engine/checks.py"
-KEEP, STORAGE, LANES = "optim/engine/storage.py", "csrc/storage.h", "csrc/lanes.h"
+KEEP, STORAGE = "optim/engine/storage.py", "csrc/storage.h"
+LANES, CONVERT = "csrc/lanes.h", "csrc/convert.h"
 CONTRACT, RESIZE = "optim/engine/contract.py", "optim/resize.py"
 MONITOR, READINGS, SUMMARY = (
     "optim/monitor/monitor.py",
@@ -159,13 +160,13 @@ FAULTS = {
         ("vectors: a denominator becomes zero", LANES, "int32_t(base + (1 << 19))", "int32_t(base)"),
         ("vectors: elements in another order", LANES, "write(to + (2 * upper + odd) * N, x)", "write(to + (2 * odd + upper) * N, x)"),
         ("vectors: every block has the same noise", LANES, "(read<Words<N>>(noise + at) ^ key)", "read<Words<N>>(noise + at)"),
-        ("vectors: for what is not finite", CPU, "if (bits_of(maximum) < kInfinity)\n", "\n"),
+        ("vectors: for what is not finite", CONVERT, "if (bits_of(maximum) < kInfinity)\n", "\n"),
         ("a tensor is cut inside a block", CPU, "(at - begin) / kBlock * kBlock", "(at - begin) / 64 * 64"),
         ("all states signed", RULES, "nonnegative = 1 << 2;", "nonnegative = 0;"),
-        ("compensation forgotten", CPU, "p[i] = add(p[i], rest[i]);", ";"),
+        ("compensation forgotten", CONVERT, "p[i] = add(p[i], rest[i]);", ";"),
         ("compensation of the wrong sign", STORAGE, "store(rest, x - load(to));", "store(rest, load(to) - x);"),
-        ("parameters rounded down", CPU, "noise_of_parameter(noise.places[i] ^ key)", "0"),
-        ("parameters rounded by the noise of a state", CPU, "noise_of_parameter(noise.places[i] ^ key)", "(noise.places[i] ^ key) & 0xffff"),
+        ("parameters rounded down", CONVERT, "noise_of_parameter(noise.places[i] ^ key)", "0"),
+        ("parameters rounded by the noise of a state", CONVERT, "noise_of_parameter(noise.places[i] ^ key)", "(noise.places[i] ^ key) & 0xffff"),
         ("a stale taken gradient", CPU, "table[i * width + kPrevious] = table[i * width + kGrad];", ";"),
         ("the coefficient of a taken gradient forgotten", CPU, "scale = R(grad_scale);", "scale = 1;"),
         ("sign of a taken gradient", CPU, "-previous_scale * previous[i]", "previous_scale * previous[i]"),
@@ -189,7 +190,7 @@ FAULTS = {
         ("split: the remainder without its sign", STORAGE, "(uint32_t(rest.bits) ^ 0x8000) - 0x8000", "rest.bits"),
         ("split: a NaN carries into the sign", STORAGE, "bits_of(quiet(x));", "bits_of(x);"),
         ("split: a pruned parameter becomes NaN", STORAGE, "return sum != sum ? x : sum;", "return sum;"),
-        ("split: the remainder not stored", CPU, "else if (kinds.rounding == kSplit) {\n    shrink_with_rest<lower16>(row, at, p, n);", "else if (kinds.rounding == kSplit) {\n    shrink<bfloat16>(row[kParam], at, p, n);"),
+        ("split: the remainder not stored", CONVERT, "else if (kinds.rounding == kSplit) {\n    shrink_with_rest<lower16>(row, at, p, n);", "else if (kinds.rounding == kSplit) {\n    shrink<bfloat16>(row[kParam], at, p, n);"),
         ("split: reference: a NaN carries into the sign", KEEP, "torch.where(x.isnan(), 0x7FC00000, x.view(torch.int32))", "x.view(torch.int32)"),
         ("split: reference: a pruned parameter becomes NaN", KEEP, "return torch.where(joined.isnan(), value, joined)", "return joined"),
         ("split: norms of the rounded parameters", FUSED, "if batch.storage.rest is None:", "if True:"),

@@ -77,7 +77,7 @@ def test_what_reproduce_shows(arguments: list[str]) -> None:
 def test_the_help_of_a_recipe() -> None:
     _, out, _, _ = run("vision/train.py", "--help", "optimizer=adan", "epochs=7")
     assert out.startswith("Train an image classifier: `python vision/train.py")
-    assert re.search(r"^optimizer: adabelief, adafactor, .* adan,$", out, re.M)
+    assert re.search(r"^optimizer: adabelief, adafactor, .* adan, ", out, re.M)
     assert "_core" not in out  # what files share is no option
     assert "\nepochs: 7\n" in out
     assert "\noptimizer:\n  name: adan\n" in out
