@@ -201,8 +201,8 @@ def test_arithmetic_of_sums_is_that_of_the_cpu():
 @pytest.mark.parametrize(
     "name",
     each(
-        daily=FIRST.values(),
-        static=[name for name in RULES if name not in FIRST.values()],
+        daily=["adamw"],
+        static=[name for name in RULES if name != "adamw"],
     ),
 )
 def test_arithmetic_is_that_of_the_cpu(name):
