@@ -42,7 +42,8 @@ def test_the_command_that_writes_them_lists_the_same() -> None:
     command = [sys.executable, str(ROOT / "scripts/constraints.py"), "--requirements"]
     done = subprocess.run([*command, "test"], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert {"torch>=2.11", *PROJECT["project"]["optional-dependencies"]["test"]} <= set(lines)
+    project = PROJECT["project"]
+    assert {*project["dependencies"], *project["optional-dependencies"]["test"]} <= set(lines)
     done = subprocess.run([*command, "tset"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.startswith("error: tset: no such extra; pyproject.toml has ")) == (
         1,

@@ -9,6 +9,8 @@ from torch import nn
 import optim
 from optim.engine.plan import collect
 
+pytestmark = pytest.mark.per_family
+
 NAMES = list(optim.OPTIMIZERS)
 OPTIONS = dict(lr=0.02, weight_decay=0.1)
 each_name = pytest.mark.parametrize("name", NAMES)

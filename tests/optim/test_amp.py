@@ -18,6 +18,8 @@ from harness import (
     unit_options,
 )
 
+pytestmark = pytest.mark.per_family
+
 SHAPES = [(4, 3), (5,), (), (2, 2, 2)]
 OVERFLOW = (0, 3, 4)  # steps in which a gradient is not finite
 

@@ -27,6 +27,8 @@ from harness import (
 
 import optim
 
+pytestmark = pytest.mark.per_family
+
 SHAPES = [(4, 3), (5,), (), (2, 2, 2), (0,)]
 
 

@@ -30,6 +30,8 @@ from torch import nn
 
 import optim
 
+pytestmark = pytest.mark.per_family
+
 SHAPES = [(4, 3), (5,), (), (2, 2, 2)]
 
 

@@ -26,6 +26,8 @@ from harness import (
 import optim
 from optim.engine import storage
 
+pytestmark = pytest.mark.per_family
+
 SHAPES = [(40, 90), (300,), (), (7, 5), (0,)]
 SPLIT = dict(param_rounding="split", state_dtype="float32")
 INF, NAN = float("inf"), float("nan")

@@ -33,6 +33,8 @@ from oracle import DEFINITIONS
 import optim
 from optim.engine import storage
 
+pytestmark = pytest.mark.per_family
+
 SIGNED = pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
 NEAREST = 1 << 18
 

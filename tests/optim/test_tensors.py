@@ -32,6 +32,8 @@ import optim
 from optim.card import STATE_BYTES
 from optim.engine import native
 
+pytestmark = pytest.mark.per_family
+
 SHAPES = [(3, 4), (6,), (2, 3, 4, 5), (), (3, 4)]
 CHANNELS_LAST = torch.channels_last
 
