@@ -103,6 +103,7 @@ BASE = dict(
     use_muon=True,
     stacked=False,
 )
+UNIT = dict(rest_lr_scale=1.0)
 ADAN = dict(rest="adan", rest_betas=(0.7, 0.6, 0.8))
 VARIANTS = {
     "jordan": {**BASE, "scaling": "jordan", "nesterov": False, "rest_betas": None, "weight_decay": 0.1},
