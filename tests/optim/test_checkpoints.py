@@ -196,7 +196,8 @@ def one_state_missing(saved, name):
 
 
 def one_state_too_many(saved, name):
-    saved["state"][1]["exp_avg_other"] = torch.zeros(5)
+    other = "exp_avg_diff" if name == "ademamix" else "exp_avg_slow"  # Adan's or AdEMAMix's
+    saved["state"][1][other] = torch.zeros(5)
     return saved
 
 
@@ -217,7 +218,7 @@ def a_parameter_missing(saved, name):
         (wrong_optimizer, r"not a checkpoint of \S+: the state of parameter 0 is .*expected \["),
         (wrong_shape, r"another model.*: parameter 0 has .* state \w+ has shape \(3, 3\), not \(4, 3\)$"),
         (one_state_missing, r"not a checkpoint of \S+: the state of parameter 1 is"),
-        (one_state_too_many, r"not a checkpoint of \S+: the state of parameter 1 is .*exp_avg_other"),
+        (one_state_too_many, r"not a checkpoint of \S+: the state of parameter 1 is .*exp_avg_(diff|slow)"),
         (a_group_missing, "different number of parameter groups"),
         (a_parameter_missing, "doesn't match the size of optimizer's group"),
     ],

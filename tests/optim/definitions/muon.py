@@ -103,7 +103,6 @@ BASE = dict(
     use_muon=True,
     stacked=False,
 )
-UNIT = dict(rest_lr_scale=1.0)
 ADAN = dict(rest="adan", rest_betas=(0.7, 0.6, 0.8))
 VARIANTS = {
     "jordan": {**BASE, "scaling": "jordan", "nesterov": False, "rest_betas": None, "weight_decay": 0.1},
@@ -135,7 +134,7 @@ SHOWN_ELSEWHERE = {
     "rules": "test_muon.py::test_rules",
     "stacked": "test_muon.py::test_a_stack_is_matrices_of_their_own",
 }
-UNIT = dict(scaling="jordan", iterations=30, coefficients="polar_express")
+UNIT = dict(scaling="jordan", iterations=30, coefficients="polar_express", rest_lr_scale=1.0)
 SLOW = dict(momentum=0.999999, rest_betas=(0.999999,) * 2)
 # Singular values near zero are multiplied by 500 in five iterations, and what they are rounded by, too.
 ROUNDINGS = 3000
