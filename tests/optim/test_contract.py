@@ -158,7 +158,8 @@ def share_state(state, key, memory, n):
 
 
 def resize_in_place(state, key, memory, n):
-    state[key].resize_(n % 700)
+    with torch.no_grad():  # torch's resize_ was seen to crash on a null pointer
+        state[key].set_(torch.zeros(n % 700, dtype=state[key].dtype))
 
 
 def transpose_in_place(state, key, memory, n):
