@@ -158,8 +158,8 @@ def share_state(state, key, memory, n):
 
 
 def resize_in_place(state, key, memory, n):
-    with torch.no_grad():  # torch's resize_ was seen to crash on a null pointer
-        state[key].set_(torch.zeros(n % 700, dtype=state[key].dtype))
+    if not state[key].is_shared():  # torch crashes: torch.zeros(4).share_memory_().resize_(5)
+        state[key].resize_(n % 700)
 
 
 def transpose_in_place(state, key, memory, n):
