@@ -18,24 +18,7 @@ FLAGS += " -Wno-psabi"  # vectors pass between inlined functions alone
 cpu = Extension(
     "optim._cpu",
     sources=["csrc/cpu.cpp"],
-    depends=[
-        f"csrc/{name}.h"
-        for name in (
-            *(
-                "blocks",
-                "convert",
-                "lanes",
-                "processor",
-                "rules",
-                "storage",
-                "sums",
-                "sums_order",
-                "table",
-                "team",
-            ),
-            "tensors",
-        )
-    ],
+    depends=sorted(map(str, Path("csrc").glob("*.h"))),
     language="c++",
     extra_compile_args=FLAGS.split(),
     py_limited_api=True,  # only functions of the stable ABI, declared in csrc/tensors.h
