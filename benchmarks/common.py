@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-import optim
+import adan_optim
 from repro.environment import environment
 from repro.errors import UserError
 from repro.train.cli import command_line
@@ -118,7 +118,7 @@ def machine(device: str, arguments: Sequence[str] | None) -> dict[str, Any]:
         "device": device,
         "cpu": here["processor"],
         "torch": torch.__version__,
-        "path": optim.Adan([torch.nn.Parameter(torch.zeros(1, device=device))]).path,
+        "path": adan_optim.Adan([torch.nn.Parameter(torch.zeros(1, device=device))]).path,
     }
     return here | about | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
 

@@ -65,7 +65,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-import optim
+import adan_optim
 from benchmarks.common import machine, made
 from benchmarks.conformance_implementations import (
     INTERVAL,
@@ -102,16 +102,16 @@ def option_sets(plain: Options, **changes: Options) -> dict[str, Options]:
 
 def usual(name: str, **more: Any) -> Options:
     """Return lr, betas, eps and weight_decay for one of our optimizers, as far as it has them, and `more`."""
-    betas = (0.7, 0.8, 0.9)[: optim.CARDS[name].betas]
+    betas = (0.7, 0.8, 0.9)[: adan_optim.CARDS[name].betas]
     options = dict(lr=0.05, betas=betas, eps=0.05, weight_decay=0.0)
-    taken = inspect.signature(optim.OPTIMIZERS[name]).parameters
+    taken = inspect.signature(adan_optim.OPTIMIZERS[name]).parameters
     return {key: x for key, x in options.items() if key in taken} | more
 
 
 DECAYED = {"weight_decay": 0.4}
 # Those that are not listed have the usual option sets.
 OPTIONS: dict[str, dict[str, Options]] = {
-    name: option_sets(usual(name), weight_decay=DECAYED) for name in optim.CARDS
+    name: option_sets(usual(name), weight_decay=DECAYED) for name in adan_optim.CARDS
 } | {
     "adan": option_sets(
         dict(lr=0.05, betas=(0.7, 0.6, 0.8), eps=0.05, weight_decay=0.0, no_prox=False),

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import optim
+import adan_optim
 
 Options = Mapping[str, Any]
 Name = str | Callable[[Any, Options], Options]  # theirs, or a function of the value and of all options
@@ -198,8 +198,8 @@ def _optax_sophia(**arguments: Any) -> Any:
 def ours() -> list[Implementation]:
     """Return this package's optimizers, on every path of every card."""
     found = []
-    for name, card in optim.CARDS.items():
-        cls = optim.OPTIMIZERS[name]
+    for name, card in adan_optim.CARDS.items():
+        cls = adan_optim.OPTIMIZERS[name]
         bfloat16 = {"param_rounding": "kahan"}
         base = Implementation(
             "",

@@ -38,11 +38,11 @@ from typing import Any
 
 import torch
 
-import optim
+import adan_optim
+from adan_optim.card import FusedRule
+from adan_optim.engine import cuda, cuda_sums, native
 from benchmarks import sass
 from benchmarks.common import machine
-from optim.card import FusedRule
-from optim.engine import cuda, cuda_sums, native
 from repro.results import bullets, page, publish, table
 from repro.train.cli import exit_status
 
@@ -114,7 +114,7 @@ def bytes_moved(rule: FusedRule, dtype: torch.dtype, state: str | None) -> float
 def kernels() -> dict[tuple[str, str, str], tuple[FusedRule, native.Kinds, str | None]]:
     """The kernels of the table: rule, parameter and state, then what compiles them."""
     found = {}
-    for card in (card for card in optim.CARDS.values() if "cuda" in card.fused_devices):
+    for card in (card for card in adan_optim.CARDS.values() if "cuda" in card.fused_devices):
         for rule in card.fused_rules:
             for name, dtype in PARAMETERS.items():
                 for state in STATES if rule.states else (None,):

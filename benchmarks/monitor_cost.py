@@ -1,6 +1,6 @@
 """Time training steps with and without the monitor: `python benchmarks/monitor_cost.py [--out PATH]`.
 
-One process, one timm model, one batch: forward, backward and step of optim's Adan. Three copies of the model
+One process, one timm model, one batch: forward, backward and step of our Adan. Three copies of the model
 take turns, in rotating order, so that a machine whose speed drifts slows all alike:
 
     plain      without a monitor
@@ -43,16 +43,16 @@ from typing import Any
 import torch
 from torch import nn
 
-import optim
+import adan_optim
 from benchmarks.common import WARM_UP, Step, check, interleave, machine, made
 from repro.results import page, publish, table
 from repro.train.cli import exit_status
 
-EVERY: int = inspect.signature(optim.Monitor).parameters["every"].default
+EVERY: int = inspect.signature(adan_optim.Monitor).parameters["every"].default
 KINDS: dict[str, int | None] = {"plain": None, "between": 1 << 40, "sampled": 1}  # sampling intervals
 
 
-class Timed(optim.Monitor):
+class Timed(adan_optim.Monitor):
     """A monitor that keeps the seconds that its hooks take in each step."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -99,7 +99,7 @@ def measure(name: str, device: str, batch: int, size: int, rounds: int) -> dict[
         file = Path(folder) / "monitor.jsonl"
         for kind, every in KINDS.items():
             model = copy.deepcopy(initial)
-            optimizer = optim.build_optimizer(model, "adan", lr=1e-3, weight_decay=0.02)
+            optimizer = adan_optim.build_optimizer(model, "adan", lr=1e-3, weight_decay=0.02)
             if every is not None:
                 path = file if kind == "sampled" else None
                 monitors[kind] = Timed(optimizer, model, every=every, path=path, step=1)

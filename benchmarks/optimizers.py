@@ -9,7 +9,7 @@ shapes: there is no forward pass. Two sets of gradients alternate and are assign
 of the timed part, because a step with take_gradients keeps the gradients it was given.
 
     ms, ns/parameter   time of a step (on CUDA between two events): median over rounds, then over processes
-    B/parameter        what a one-pass step must read and write: see `one_pass` and `Card` in optim/card.py
+    B/parameter        what a one-pass step must read and write: `one_pass` and `Card` of adan_optim.card
     GB/s               these bytes over that time; if a step makes several passes (foreach), the useful part
                        of its traffic
     of copy, of update GB/s relative to the stream of this name in the same process: on CUDA the copy; on a
@@ -92,9 +92,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import optim
+import adan_optim
+from adan_optim.card import STATE_BYTES, one_pass
 from benchmarks.common import Step, check, fresh, interleave, machine, made
-from optim.card import STATE_BYTES, one_pass
 from repro.errors import UserError
 from repro.results import bullets, page, publish, table
 from repro.train.cli import exit_status
@@ -135,14 +135,14 @@ def ours(
         extra: bytes per parameter that these options move besides what the card says.
         optional: states that these options keep besides those of the card.
     """
-    card = optim.CARDS[name]
+    card = adan_optim.CARDS[name]
     options = {"fused": True, "weight_decay": 0.02, "state_dtype": state_dtype, **options}
     if take_gradients:
         options["take_gradients"] = True
     kept = state_dtype or "float32"
     more = optional * STATE_BYTES[kept]
     return Entry(
-        lambda p: optim.OPTIMIZERS[name](p, **options),
+        lambda p: adan_optim.OPTIMIZERS[name](p, **options),
         card.traffic_bytes(kept, take_gradients) + 2 * more + extra,
         card.state_bytes(kept) + more,
         taken=take_gradients,
@@ -160,7 +160,7 @@ def theirs(path: str, state: float, device: str | None = None, **options: Any) -
     )
 
 
-class OfficialTraffic(optim.Adan):
+class OfficialTraffic(adan_optim.Adan):
     """Our fused step, then the two passes that the official fused Adan makes after its kernel.
 
     It zeroes the previous gradient (4 bytes written) and subtracts the gradient from it (8 read, 4 written):
@@ -179,7 +179,7 @@ class OfficialTraffic(optim.Adan):
         return loss
 
 
-ADAMW, ADAN = optim.CARDS["adamw"], optim.CARDS["adan"]
+ADAMW, ADAN = adan_optim.CARDS["adamw"], adan_optim.CARDS["adan"]
 EMULATED = "Adan, official traffic (emulated)"
 ENTRIES = {
     "torch AdamW fused": theirs("torch.optim.AdamW", ADAMW.state_bytes(), fused=True),
@@ -218,12 +218,12 @@ ENTRIES = {
 }
 ENTRIES |= {  # of the others, which have nothing to be compared with
     row: ours(name)
-    for name, card in optim.CARDS.items()
+    for name, card in adan_optim.CARDS.items()
     if "fused" in card.paths and (row := f"{card.title} fused") not in ENTRIES
 }
 ENTRIES |= {  # the first pass reads the gradient and the states
     f"{card.title} fused, caution": ours(card.name, extra=4 + card.state_bytes(), caution=True)
-    for card in (ADAMW, ADAN, optim.CARDS["lion"])
+    for card in (ADAMW, ADAN, adan_optim.CARDS["lion"])
 }
 BASELINE = "torch AdamW fused"
 
@@ -331,8 +331,8 @@ def parties(entries: dict[str, Entry], count: int, budget: float) -> tuple[list[
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Return the bytes of all state tensors, also of optimizers with their own tensor classes."""
-    if isinstance(optimizer, optim.Optimizer):
-        return sum(optim.state_bytes(optimizer).values())
+    if isinstance(optimizer, adan_optim.Optimizer):
+        return sum(adan_optim.state_bytes(optimizer).values())
 
     def plain(x: Any) -> list[Tensor]:
         if not isinstance(x, Tensor):

@@ -16,7 +16,7 @@ that the device has.
 import statistics
 from typing import Any, cast
 
-from optim.text import aligned
+from adan_optim.text import aligned
 from repro.ledger import rows
 from repro.train.cli import command_line
 

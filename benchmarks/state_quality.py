@@ -82,7 +82,7 @@ from torch import Tensor
 from torch.func import functional_call
 from tqdm import tqdm
 
-import optim
+import adan_optim
 from benchmarks.common import check
 from repro.environment import environment
 from repro.errors import UserError
@@ -198,7 +198,7 @@ def train_gpt(run: Run, steps: int, device: str) -> dict[str, Any]:
     model = build_gpt().to(device, dtype)
     options: dict[str, Any] = {**STORAGES, **PURE_BF16}[run.storage]
     peak = LEARNING_RATES[run.optimizer]
-    optimizer = optim.build_optimizer(model, run.optimizer, lr=peak, weight_decay=0.02, **options)
+    optimizer = adan_optim.build_optimizer(model, run.optimizer, lr=peak, weight_decay=0.02, **options)
     generator = torch.Generator().manual_seed(run.seed)  # the same batches whatever the device
 
     def loss_of(source: Tensor, starts: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ def train_gpt(run: Run, steps: int, device: str) -> dict[str, Any]:
     starts = torch.linspace(0, len(validation) - LENGTH, VALIDATION).long()
     with torch.no_grad():
         measured = torch.stack([loss_of(validation, part) for part in starts.split(BATCH)])
-    states = {name: size for name, size in optim.state_bytes(optimizer).items() if name != "step"}
+    states = {name: size for name, size in adan_optim.state_bytes(optimizer).items() if name != "step"}
     return {
         "train_loss": torch.stack(losses[-max(steps // 10, 1) :]).mean().item(),
         "validation_loss": measured.mean().item(),

@@ -8,7 +8,7 @@ read, it is 20, and forward and loss are in bfloat16 (autocast). The time of a s
 to asking for the next one; a ratio is the median of the ratios in the rounds, with a 95% interval of that
 median. There is no dropout, which would give each contestant another loss.
 
-Without --optimizers: three training loops with optim's fused Adan.
+Without --optimizers: three training loops with our fused Adan.
 
     bare    forward and loss as one would write them, backward, step, zero_grad, and nothing else
     timm    what train_one_epoch of timm's train.py does at each step, made of parts of timm: meters, a
@@ -63,7 +63,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import optim
+import adan_optim
 from benchmarks.common import check, machine, made, seconds
 from benchmarks.optimizers import EMULATED, ENTRIES, state_bytes
 from benchmarks.training_cases import MODELS, QUICK, prepare
@@ -75,11 +75,11 @@ ALONE = 4  # turns of steps whose optimizer is timed
 BASELINE = "torch AdamW fused"
 OPTIMIZERS = {
     BASELINE: "torch.optim.AdamW(fused=True)",
-    "Adan foreach": "optim.Adan(foreach=True): every operation of the update is a pass over memory, as in "
-    "the official optimizer without its CUDA extension",
-    EMULATED: "optim.Adan(fused=True), then the two passes that the official fused Adan makes after its "
+    "Adan foreach": "adan_optim.Adan(foreach=True): every operation of the update is a pass over memory, as "
+    "in the official optimizer without its CUDA extension",
+    EMULATED: "adan_optim.Adan(fused=True), then the two passes that the official fused Adan makes after its "
     "multi-tensor kernel: its traffic of 60 bytes a parameter, not its code",
-    "Adan fused": "optim.Adan(fused=True): one pass",
+    "Adan fused": "adan_optim.Adan(fused=True): one pass",
     "Adan fused, bf16 states": "the same with state_dtype='bfloat16', rounded stochastically",
     "Adan fused, int8 states": "the same with state_dtype='int8', in blocks",
 }
@@ -88,7 +88,7 @@ OPTIMIZERS = {
 def bench_loops(bench: Bench) -> dict[str, Any]:
     """Measure the three loops."""
     models = {key: bench.model() for key in ("bare", "timm")}
-    bare, timm = (optim.build_optimizer(model, bench.config.optimizer) for model in models.values())
+    bare, timm = (adan_optim.build_optimizer(model, bench.config.optimizer) for model in models.values())
     losses: dict[str, list[Any]] = {"bare": [], "timm": []}
     loops = {
         "bare": bare_loop(bench, models["bare"], bare.step, bare.zero_grad, losses["bare"]),

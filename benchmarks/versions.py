@@ -42,7 +42,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-import optim
+import adan_optim
 from benchmarks.common import check, fresh, interleave, machine, made, seconds
 from benchmarks.optimizers import BASELINE, make, shapes
 from repro.environment import commit
@@ -54,8 +54,8 @@ NAMES = ("adan", "adamw")
 
 
 def load(checkout: Path) -> ModuleType:
-    """Return the package `optim` of another checkout, imported as `optim_before`."""
-    folder = checkout / "optim"
+    """Return the package `adan_optim` of another checkout, imported as `optim_before`."""
+    folder = checkout / "optim" / "adan_optim"
     spec = importlib.util.spec_from_file_location(
         "optim_before", folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
@@ -92,7 +92,7 @@ def measure(checkout: Path, name: str, rounds: int) -> dict[str, float]:
     if name == SHARDED:
         params = shard(params)
     steps = {BASELINE: torch.optim.AdamW(params, fused=name != SHARDED).step}
-    for label, package in {"before": load(checkout), "now": optim}.items():
+    for label, package in {"before": load(checkout), "now": adan_optim}.items():
         for key in NAMES:
             steps[f"{key} {label}"] = package.OPTIMIZERS[key](params, fused=True, weight_decay=0.02).step
     if name == AGAIN:
@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
     options = read_options(arguments)
     check(options, "rounds", "processes")
-    if not list(options.checkout.glob("optim/_cpu*.so")):
+    if not list(options.checkout.glob("optim/adan_optim/_cpu*.so")):
         raise UserError(f"{options.checkout} has no built kernels: python setup.py build_ext --inplace there")
     if options.worker:
         print(json.dumps(measure(options.checkout, options.lists[0], options.rounds)))

@@ -1,10 +1,12 @@
-// Conversions of a block of at most kBlock numbers between memory and buffers of float32. Those that do not depend on a
-// rule are compiled once for each instruction set.
+// Conversions of a block of at most kBlock numbers between memory and buffers of float32, for the instruction set of the
+// file that includes this (csrc/cpu_*.cpp): with vectors of LANES numbers, or none if that is 1. Rules share them.
 #pragma once
 
 #include "lanes.h"
 #include "processor.h"
 #include "table.h"
+
+#define SHARED static NOINLINE TARGET
 
 namespace converting {
 
@@ -22,7 +24,12 @@ RULE_FN void decode(float* to, const void* from, int64_t at, float maximum, int6
   for (; i < n; ++i) to[i] = Code<Signed>::decode(codes[i], factor);
 }
 
-RULE_FN float largest(const float* x, int64_t n) {
+// `is_signed` is false for states that cannot be negative.
+SHARED void decode(bool is_signed, float* to, const void* from, int64_t at, float maximum, int64_t n) {
+  is_signed ? decode<true, LANES>(to, from, at, maximum, n) : decode<false, LANES>(to, from, at, maximum, n);
+}
+
+SHARED float largest(const float* x, int64_t n) {
   uint32_t top = 0;
   for (int64_t i = 0; i < n; ++i) top = larger(top, x[i]);
   return float_of(top);
@@ -41,6 +48,12 @@ RULE_FN void encode(void* to, int64_t at, float maximum, const float* x, int64_t
   for (; i < n; ++i) codes[i] = uint8_t(Code<Signed>::encode(x[i], factor, (noise[i] ^ key) << kUnused) >> 24);
 }
 
+SHARED void encode(bool is_signed, void* to, int64_t at, float maximum, const float* x, int64_t n, const uint32_t* noise,
+                   uint32_t key) {
+  is_signed ? encode<true, LANES>(to, at, maximum, x, n, noise, key)
+            : encode<false, LANES>(to, at, maximum, x, n, noise, key);
+}
+
 template <class From>
 RULE_FN void expand(float* to, const void* from, int64_t at, int64_t n) {
   const From* x = static_cast<const From*>(from) + at;
@@ -55,11 +68,11 @@ RULE_FN void shrink(void* to, int64_t at, const float* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) store(y[i], x[i]);
 }
 
-RULE_FN void expand(int kind, float* to, const void* from, int64_t at, int64_t n) {
+SHARED void expand(int kind, float* to, const void* from, int64_t at, int64_t n) {
   kind == kBfloat16 ? expand<bfloat16>(to, from, at, n) : expand<float16>(to, from, at, n);
 }
 
-RULE_FN void shrink(int kind, void* to, int64_t at, const float* x, int64_t n) {
+SHARED void shrink(int kind, void* to, int64_t at, const float* x, int64_t n) {
   kind == kBfloat16 ? shrink<bfloat16>(to, at, x, n) : shrink<float16>(to, at, x, n);
 }
 
@@ -69,6 +82,10 @@ RULE_FN void add_rest(float* p, void* const* row, int64_t at, int64_t n) {
   const Rest* rest = static_cast<const Rest*>(row[kRest]) + at;
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) p[i] = add(p[i], rest[i]);
+}
+
+SHARED void add_rest(int rounding, float* p, void* const* row, int64_t at, int64_t n) {
+  rounding == kKahan ? add_rest<bfloat16>(p, row, at, n) : add_rest<lower16>(p, row, at, n);
 }
 
 template <class Rest>
@@ -92,8 +109,8 @@ struct Noise {
   }
 };
 
-RULE_FN void store_param(const Kinds& kinds, void* const* row, int64_t at, const float* p, int64_t n,
-                         const Noise& noise, uint32_t key) {
+SHARED void store_param(const Kinds& kinds, void* const* row, int64_t at, const float* p, int64_t n,
+                        const Noise& noise, uint32_t key) {
   if (kinds.rounding == kStochastic) {
     bfloat16* to = static_cast<bfloat16*>(row[kParam]) + at;
 #pragma GCC ivdep
@@ -106,41 +123,5 @@ RULE_FN void store_param(const Kinds& kinds, void* const* row, int64_t at, const
     shrink(kinds.parameter, row[kParam], at, p, n);
   }
 }
-
-// What rules call; `is_signed` is false for states that cannot be negative. N: lanes of a vector, 1 for none.
-#define CONVERSIONS_FOR(NAME, N, ...)                                                                                \
-  struct NAME {                                                                                                      \
-    __VA_ARGS__ static void decode(bool is_signed, float* to, const void* from, int64_t at, float maximum, int64_t n) { \
-      is_signed ? converting::decode<true, N>(to, from, at, maximum, n)                                              \
-                : converting::decode<false, N>(to, from, at, maximum, n);                                            \
-    }                                                                                                                \
-    __VA_ARGS__ static float largest(const float* x, int64_t n) { return converting::largest(x, n); }                \
-    __VA_ARGS__ static void encode(bool is_signed, void* to, int64_t at, float maximum, const float* x, int64_t n,   \
-                                   const uint32_t* noise, uint32_t key) {                                            \
-      is_signed ? converting::encode<true, N>(to, at, maximum, x, n, noise, key)                                     \
-                : converting::encode<false, N>(to, at, maximum, x, n, noise, key);                                   \
-    }                                                                                                                \
-    __VA_ARGS__ static void expand(int kind, float* to, const void* from, int64_t at, int64_t n) {                   \
-      converting::expand(kind, to, from, at, n);                                                                     \
-    }                                                                                                                \
-    __VA_ARGS__ static void shrink(int kind, void* to, int64_t at, const float* x, int64_t n) {                      \
-      converting::shrink(kind, to, at, x, n);                                                                        \
-    }                                                                                                                \
-    __VA_ARGS__ static void add_rest(int rounding, float* p, void* const* row, int64_t at, int64_t n) {              \
-      rounding == kKahan ? converting::add_rest<bfloat16>(p, row, at, n)                                             \
-                         : converting::add_rest<lower16>(p, row, at, n);                                             \
-    }                                                                                                                \
-    __VA_ARGS__ static void store_param(const Kinds& kinds, void* const* row, int64_t at, const float* p, int64_t n, \
-                                        const Noise& noise, uint32_t key) {                                          \
-      converting::store_param(kinds, row, at, p, n, noise, key);                                                     \
-    }                                                                                                                \
-  };
-CONVERSIONS_FOR(baseline, 1, NOINLINE)
-#if defined(TARGET_AVX2)
-CONVERSIONS_FOR(avx2, 8, NOINLINE TARGET_AVX2)
-CONVERSIONS_FOR(avx512, 16, NOINLINE TARGET_AVX512)
-#elif defined(TARGET_SVE)
-CONVERSIONS_FOR(sve, 1, NOINLINE TARGET_SVE)
-#endif
 
 }  // namespace converting

@@ -1,4 +1,4 @@
-// The CUDA backend: one launch makes the step of a list of tensors, in one pass over memory. optim/engine/cuda.py
+// The CUDA backend: one launch makes the step of a list of tensors, in one pass over memory. optim/adan_optim/engine/cuda.py
 // compiles it with NVRTC and launches it. Results are those of csrc/cpu.cpp bit for bit, as far as `pow`
 // agrees: the operations are the same, and contraction is off.
 //
@@ -16,7 +16,7 @@ constexpr int kWarp = 32, kWarps = 8, kTurns = 4;  // lanes of a warp, warps of 
 constexpr int kLane = kBlock / kWarp;              // elements of a tile that are one lane's
 constexpr int kTiles = kWarps * kTurns;            // of a chunk
 
-// These four are known to optim/engine/cuda.py.
+// These four are known to optim/adan_optim/engine/cuda.py.
 constexpr int kChunk = kBlock * kTiles;  // elements
 constexpr int kRows = 240, kWords = 480;          // so that the arguments of a launch fit into 4 kB
 constexpr int kCommonBytes = 256;                 // room for a Common
@@ -530,7 +530,7 @@ extern "C" __global__ void upload(uint64_t* to, int64_t count, Words words) {
   if (i < count) to[i] = words.word[i];
 }
 
-// optim/engine/cuda.py appends a line with this for the kernels it needs: name, rule, and the arguments of Kernel.
+// optim/adan_optim/engine/cuda.py appends a line with this for the kernels it needs: name, rule, and the arguments of Kernel.
 #define KERNELS(NAME, RULE, ...)                                                                           \
   using NAME = kernels::Kernel<rules::RULE, __VA_ARGS__>;                                                  \
   extern "C" __global__ void NAME##_prepare(kernels::Work work, int64_t first, int64_t count,              \

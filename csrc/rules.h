@@ -252,7 +252,7 @@ struct AdEMAMix : Plain {
   }
 };
 
-// Sophia: arXiv 2305.14342, Algorithm 3. h is what update_hessian of optim/sophia.py makes it.
+// Sophia: arXiv 2305.14342, Algorithm 3. h is what update_hessian of optim/adan_optim/sophia.py makes it.
 struct Sophia : Plain {
   static constexpr int states = 2;  // exp_avg m, hessian h
 

@@ -1,5 +1,5 @@
 // How numbers are kept in memory: bfloat16, float16 and 8-bit block-wise codes, as bit arithmetic that is
-// the same on the host and under CUDA. optim/engine/storage.py computes the same in Python.
+// the same on the host and under CUDA. optim/adan_optim/engine/storage.py computes the same in Python.
 #pragma once
 
 #include "rules.h"

@@ -1,5 +1,5 @@
 // Sums of squares of many tensors under CUDA, in the order of sums_order.h: the bits are those of the CPU.
-// optim/engine/cuda_sums.py launches it: `rows`, or `tiles` for rows and columns, which read each element once, and
+// optim/adan_optim/engine/cuda_sums.py launches it: `rows`, or `tiles` for rows and columns, which read each element once, and
 // `finish`, which adds up what several blocks have found out about one row or column. There are no atomics.
 //
 // A team of kLanes threads adds up a chunk, each thread a chain of it, so that the loads of a team are one run of

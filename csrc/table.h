@@ -18,7 +18,7 @@ enum Column {
 template <class Rule>
 constexpr int kWidth = kStates + 2 * Rule::states;  // the states, then the scales of 8-bit states
 
-// How parameters and states are kept; optim/engine/native.py passes the same numbers.
+// How parameters and states are kept; optim/adan_optim/engine/native.py passes the same numbers.
 enum Parameter { kFloat32, kFloat64, kBfloat16, kFloat16 };
 enum State { kLikeParameter, kStateFloat32, kStateBfloat16, kStateInt8 };
 enum Rounding { kNearest, kStochastic, kKahan, kSplit };  // the last two keep a rest in column kRest

@@ -1,26 +1,29 @@
 // Verifies that the tensors behind a table of addresses are still what the table says, in every step.
 //
-// No torch headers: Python tensors are read through torch's C interface for ahead-of-time compiled models
-// (aoti_torch_get_*, a stable ABI), whose functions Python passes in, and through Python's stable ABI.
+// No headers of Python or torch, and nothing to link: Python tensors are read through Python's stable ABI and through
+// torch's C interface for ahead-of-time compiled models (aoti_torch_get_*, a stable ABI too).
+// optim/adan_optim/engine/native.py passes the addresses of these functions.
 #pragma once
 #include <cstdint>
 
 #include "rules.h"
 
-extern "C" {
-struct _object;
-typedef struct _object PyObject;
-intptr_t PyList_Size(PyObject* list);
-PyObject* PyList_GetItem(PyObject* list, intptr_t index);
-intptr_t PyDict_Size(PyObject* dict);
-int PyDict_Next(PyObject* dict, intptr_t* position, PyObject** key, PyObject** value);
-}
+struct PyObject;  // of which no more is known here
 
 namespace tensors {
 
+// Functions of Python.
+struct Python {
+  intptr_t (*list_size)(PyObject* list);
+  PyObject* (*list_item)(PyObject* list, intptr_t index);
+  intptr_t (*dict_size)(PyObject* dict);
+  int (*dict_next)(PyObject* dict, intptr_t* position, PyObject** key, PyObject** value);
+};
+
 // Functions of torch, which take the address of a C++ tensor; those that return an int return 0 for success.
-// optim/engine/native.py fills this in. `handle` is where a Python tensor object holds its C++ tensor, in bytes.
+// `handle` is where a Python tensor object holds its C++ tensor, in bytes.
 struct Torch {
+  Python python;
   int64_t handle;
   int (*data_ptr)(const void*, void**);
   int (*dtype)(const void*, int32_t*);
@@ -68,18 +71,18 @@ inline bool describe(const Torch& torch, const void* x, Tensor* to) {
 }
 
 // Whether a list, or the values of a dict, are the very same `count` objects as before.
-inline bool same_items(PyObject* list, PyObject* const* before, intptr_t count) {
-  if (PyList_Size(list) != count) return false;
+inline bool same_items(const Python& python, PyObject* list, PyObject* const* before, intptr_t count) {
+  if (python.list_size(list) != count) return false;
   for (intptr_t i = 0; i < count; ++i)
-    if (PyList_GetItem(list, i) != before[i]) return false;
+    if (python.list_item(list, i) != before[i]) return false;
   return true;
 }
 
-inline bool same_values(PyObject* dict, PyObject* const* before, intptr_t count) {
-  if (PyDict_Size(dict) != count) return false;
+inline bool same_values(const Python& python, PyObject* dict, PyObject* const* before, intptr_t count) {
+  if (python.dict_size(dict) != count) return false;
   intptr_t position = 0;
   PyObject *key, *value;
-  while (PyDict_Next(dict, &position, &key, &value))
+  while (python.dict_next(dict, &position, &key, &value))
     if (*before++ != value) return false;
   return true;
 }
@@ -105,10 +108,10 @@ struct Record {
 // Whether a state dict is as it was; raises the versions of what the kernels write.
 inline bool same_state(const Torch& torch, PyObject* dict, const Held* held, const Held* end, void* const* row,
                        int64_t read_only) {
-  if (PyDict_Size(dict) != end - held) return false;
+  if (torch.python.dict_size(dict) != end - held) return false;
   intptr_t position = 0;
   PyObject *key, *value;
-  for (; PyDict_Next(dict, &position, &key, &value); ++held) {
+  for (; torch.python.dict_next(dict, &position, &key, &value); ++held) {
     if (!held->object) continue;
     Tensor x;
     if (value != held->object || !describe(torch, handle(torch, value), &x) || x.fingerprint != held->fingerprint ||

@@ -190,8 +190,8 @@ END
     git -C "$WORK/apex" -c user.name=test -c user.email=test commit --quiet -m stand-in
     build adan-apex core --no-cache --build-arg APEX="$(git -C "$WORK/apex" rev-parse HEAD)" \
         --build-arg APEX_REPOSITORY=/apex --volume="$WORK/apex:/apex:ro"
-    expect 0 "lr: 0.5" adan-apex "$WORK/results" python -c 'import optim, torch
-print(optim.build_optimizer(torch.nn.Linear(1, 1), "apex.optimizers.FusedAdam", lr=0.5))'
+    expect 0 "lr: 0.5" adan-apex "$WORK/results" python -c 'import adan_optim, torch
+print(adan_optim.build_optimizer(torch.nn.Linear(1, 1), "apex.optimizers.FusedAdam", lr=0.5))'
 }
 
 heading() {
@@ -209,9 +209,9 @@ run_all() {
     expect 2 'error: listt: .* did you mean list' adan-vision "$WORK/results" listt
     expect 2 'is in the images vision, nlp, llm' adan-core "$WORK/results" list
     expect 2 '/results cannot be written by user 1234.*--user' adan-vision "$WORK/foreign" "$ROW" --scale proxy
-    expect 0 'True, 13.*yes' adan-vision "$WORK/results" python -c 'import torch, optim
+    expect 0 'True, 13.*yes' adan-vision "$WORK/results" python -c 'import torch, adan_optim
 print(torch.backends.cuda.is_built(), torch.version.cuda, "yes" if "fused (CPU" in
-      optim.build_optimizer(torch.nn.Linear(1, 1), "adan").path else "no", sep=", ")'
+      adan_optim.build_optimizer(torch.nn.Linear(1, 1), "adan").path else "no", sep=", ")'
     one_row
     two_containers
     expect 0 ' passed' adan-core "$WORK/results" test

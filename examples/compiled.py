@@ -3,10 +3,10 @@
 import torch
 from task import ARGS, OPTIONS, batch, loss, network, report
 
-import optim
+import adan_optim
 
 model = network()
-optimizer = optim.build_optimizer(model, ARGS.optimizer, **OPTIONS)
+optimizer = adan_optim.build_optimizer(model, ARGS.optimizer, **OPTIONS)
 compiled = torch.compile(model, backend="aot_eager")  # the default backend also generates code
 for step in range(ARGS.steps):
     optimizer.zero_grad()

@@ -7,12 +7,12 @@ import torch.distributed as dist
 from task import ARGS, OPTIONS, batch, loss, network, report
 from torch.nn.parallel import DistributedDataParallel
 
-import optim
+import adan_optim
 
 dist.init_process_group("gloo")
 model = network()
 parallel = DistributedDataParallel(model)
-optimizer = optim.build_optimizer(model, ARGS.optimizer, **OPTIONS)
+optimizer = adan_optim.build_optimizer(model, ARGS.optimizer, **OPTIONS)
 for step in range(ARGS.steps):
     optimizer.zero_grad()
     loss(parallel, *batch(step)).backward()

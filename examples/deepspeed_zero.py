@@ -6,7 +6,7 @@ DS_ACCELERATOR=cpu torchrun --nproc-per-node 2 examples/deepspeed_zero.py    # w
 import deepspeed
 from task import ARGS, OPTIONS, WORLD, batch, loss, network, report
 
-import optim
+import adan_optim
 
 config = {
     "train_batch_size": 8,
@@ -16,7 +16,7 @@ config = {
 }
 for stage in (1, 2):
     model = network()
-    optimizer = optim.build_optimizer(model, ARGS.optimizer, **OPTIONS | {"max_grad_norm": 0.0})
+    optimizer = adan_optim.build_optimizer(model, ARGS.optimizer, **OPTIONS | {"max_grad_norm": 0.0})
     zero = {"zero_optimization": {"stage": stage}}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config | zero)
     for step in range(ARGS.steps):

@@ -10,7 +10,7 @@ from task import ARGS, OPTIONS, batch, checkpoint, last_checkpoint, loss, networ
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 
-import optim
+import adan_optim
 
 dist.init_process_group("gloo")
 mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
@@ -18,7 +18,7 @@ model = network()
 for layer in (model[0], model[3]):
     fully_shard(layer, mesh=mesh)
 fully_shard(model, mesh=mesh)
-optimizer = optim.build_optimizer(model, ARGS.optimizer, **OPTIONS)
+optimizer = adan_optim.build_optimizer(model, ARGS.optimizer, **OPTIONS)
 start = last_checkpoint()
 if start:
     weights, states = get_state_dict(model, optimizer)

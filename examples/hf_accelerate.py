@@ -3,11 +3,11 @@
 from accelerate import Accelerator
 from task import ARGS, OPTIONS, batch, checkpoint, last_checkpoint, loss, network, report
 
-import optim
+import adan_optim
 
 accelerator = Accelerator(gradient_accumulation_steps=2)
 model = network()
-optimizer = optim.build_optimizer(model, ARGS.optimizer, **OPTIONS)
+optimizer = adan_optim.build_optimizer(model, ARGS.optimizer, **OPTIONS)
 prepared, optimizer = accelerator.prepare(model, optimizer)
 start = last_checkpoint()
 if start:

@@ -4,7 +4,7 @@ import torch
 from task import ARGS, OPTIONS, batch, checkpoint, last_checkpoint, network, report
 from transformers import Trainer, TrainingArguments
 
-import optim
+import adan_optim
 
 
 class Model(torch.nn.Module):
@@ -32,7 +32,7 @@ settings = TrainingArguments(
     use_cpu=True,
 )
 model = Model()
-plug = (optim.OPTIMIZERS[ARGS.optimizer], OPTIONS)
+plug = (adan_optim.OPTIMIZERS[ARGS.optimizer], OPTIONS)
 trainer = Trainer(model, settings, train_dataset=rows, optimizer_cls_and_kwargs=plug)
 trainer.train(resume_from_checkpoint=bool(last_checkpoint()))
 report(model.network)

@@ -5,7 +5,7 @@ import torch
 from task import ARGS, OPTIONS, batch, checkpoint, last_checkpoint, loss, network, report
 from torch.utils.data import DataLoader
 
-import optim
+import adan_optim
 
 
 class Module(lightning.LightningModule):
@@ -21,7 +21,7 @@ class Module(lightning.LightningModule):
         return DataLoader([batch(step) for step in range(first, first + 4)], batch_size=None)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return optim.build_optimizer(self.network, ARGS.optimizer, **OPTIONS)
+        return adan_optim.build_optimizer(self.network, ARGS.optimizer, **OPTIONS)
 
 
 start = last_checkpoint()

@@ -12,7 +12,7 @@ from task import ARGS, OPTIONS, checkpoint
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 
-import optim
+import adan_optim
 
 here = Path(ARGS.folder) / "llama_factory"
 words = [*"abcdefghijklmnopqrstuvwxyz", "<s>", "</s>", "<unk>"]
@@ -31,7 +31,7 @@ if not here.exists():
     )
 
 # the plug
-plug = optim.OPTIMIZERS[ARGS.optimizer], OPTIONS
+plug = adan_optim.OPTIMIZERS[ARGS.optimizer], OPTIONS
 Trainer.get_optimizer_cls_and_kwargs = staticmethod(lambda settings, model=None: plug)
 
 run_exp(

@@ -3,10 +3,10 @@
 import torch
 from task import ARGS, OPTIONS, batch, checkpoint, last_checkpoint, loss, network, report
 
-import optim
+import adan_optim
 
 model = network()
-optimizer = optim.build_optimizer(model, ARGS.optimizer, **OPTIONS)
+optimizer = adan_optim.build_optimizer(model, ARGS.optimizer, **OPTIONS)
 start = last_checkpoint()
 if start:
     saved = torch.load(checkpoint(start))

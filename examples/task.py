@@ -14,7 +14,7 @@ from torch import Tensor, nn
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
 
 _parser = argparse.ArgumentParser()
-_parser.add_argument("optimizer", nargs="?", default="adan", help="a name of optim.OPTIMIZERS")
+_parser.add_argument("optimizer", nargs="?", default="adan", help="a name of adan_optim.OPTIMIZERS")
 _parser.add_argument("--steps", type=int, default=8)
 _parser.add_argument("--max-grad-norm", type=float, default=0.0)
 _parser.add_argument("--folder", default="runs/examples", help="where checkpoints go")

@@ -3,12 +3,12 @@
 from task import ARGS, OPTIONS, batch, loss, network, report
 from timm.optim import create_optimizer_v2
 
-from optim.interop.integrations import register_with_timm
+from adan_optim.interop.integrations import register_with_timm
 
 register_with_timm()
 model = network()
 name = ARGS.optimizer.replace("_", "-")
-optimizer = create_optimizer_v2(model, f"optim.{name}", **OPTIONS)
+optimizer = create_optimizer_v2(model, f"adan-optim.{name}", **OPTIONS)
 for step in range(ARGS.steps):
     optimizer.zero_grad()
     loss(model, *batch(step)).backward()

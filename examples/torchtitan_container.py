@@ -13,7 +13,7 @@ from task import ARGS, OPTIONS, batch, loss, network, report
 from torch.distributed.fsdp import fully_shard
 from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfig
 
-import optim
+import adan_optim
 
 
 class Container(OptimizersContainer):
@@ -23,7 +23,7 @@ class Container(OptimizersContainer):
 
     @staticmethod
     def _resolve_optimizer_factory(name: str) -> Callable[..., torch.optim.Optimizer]:
-        return optim.OPTIMIZERS[name]
+        return adan_optim.OPTIMIZERS[name]
 
     @staticmethod
     def _build_impl_kwargs(config: OptimizersContainer.Config) -> dict[str, Any]:

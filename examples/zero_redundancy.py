@@ -8,13 +8,13 @@ from task import ARGS, OPTIONS, batch, loss, network, report
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
-import optim
+import adan_optim
 
 dist.init_process_group("gloo")
 model = network()
 parallel = DistributedDataParallel(model)
-groups = optim.param_groups(model, OPTIONS["lr"], OPTIONS["weight_decay"])
-optimizer = ZeroRedundancyOptimizer(groups, optimizer_class=optim.OPTIMIZERS[ARGS.optimizer])
+groups = adan_optim.param_groups(model, OPTIONS["lr"], OPTIONS["weight_decay"])
+optimizer = ZeroRedundancyOptimizer(groups, optimizer_class=adan_optim.OPTIMIZERS[ARGS.optimizer])
 for step in range(ARGS.steps):
     optimizer.zero_grad()
     loss(parallel, *batch(step)).backward()

@@ -28,7 +28,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":
     read_options()  # --help and mistakes are answered before the imports that take seconds
 
-from optim.interop.advice import adan_from_adamw
+from adan_optim.interop.advice import adan_from_adamw
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

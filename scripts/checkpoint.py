@@ -65,8 +65,8 @@ from typing import Any
 
 import torch
 
-from optim.interop.convert import convert_state
-from optim.interop.sources import SOURCES, recognise
+from adan_optim.interop.convert import convert_state
+from adan_optim.interop.sources import SOURCES, recognise
 from repro import interop
 from repro.errors import UserError
 from repro.interop import export, states, unpickle

@@ -29,7 +29,7 @@ from typing import Any
 
 import matplotlib as mpl
 
-from optim.text import aligned
+from adan_optim.text import aligned
 from repro.errors import UserError
 from repro.reading import printable_lines
 from repro.results import save_figure

@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 
-from optim import CARDS, OPTIMIZERS
-from optim.card import COMMON_OPTIONS, STATE_BYTES
+from adan_optim import CARDS, OPTIMIZERS
+from adan_optim.card import COMMON_OPTIONS, STATE_BYTES
 from repro.ledger import rows
 from repro.ledger.describe import published
 from repro.ledger.rows import Row

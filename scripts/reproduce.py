@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from optim.text import aligned
+from adan_optim.text import aligned
 from repro import hardware
 from repro.errors import UserError
 from repro.ledger import describe, rows, runs

@@ -1,36 +1,44 @@
 """The faults that tests/mutants.py plants, except for those of single optimizers."""
 
 # ruff: noqa: E501 (exact texts)
-ADAN, BASE = "optim/adan.py", "optim/base.py"
+ADAN, BASE = "optim/adan_optim/adan.py", "optim/adan_optim/base.py"
 PLAN, FUSED, UNFUSED, TAKEN, SCALING, AVAILABLE, ADOPT = (
-    "optim/engine/plan.py",
-    "optim/engine/fused.py",
-    "optim/engine/unfused.py",
-    "optim/engine/taken.py",
-    "optim/engine/scaling.py",
-    "optim/engine/available.py",
-    "optim/engine/checkpoint.py",
+    "optim/adan_optim/engine/plan.py",
+    "optim/adan_optim/engine/fused.py",
+    "optim/adan_optim/engine/unfused.py",
+    "optim/adan_optim/engine/taken.py",
+    "optim/adan_optim/engine/scaling.py",
+    "optim/adan_optim/engine/available.py",
+    "optim/adan_optim/engine/checkpoint.py",
 )
 RULES, CPU, NATIVE, NORM, GROUPS = (
     "csrc/rules.h",
     "csrc/cpu.cpp",
-    "optim/engine/native.py",
-    "optim/engine/norm.py",
-    "optim/groups.py",
+    "optim/adan_optim/engine/native.py",
+    "optim/adan_optim/engine/norm.py",
+    "optim/adan_optim/groups.py",
 )
-CAUTION = "optim/engine/caution.py"
-TENSORS, LAYOUT, CHECKS = "csrc/tensors.h", "optim/engine/layout.py", "optim/engine/checks.py"
-KEEP, STORAGE = "optim/engine/storage.py", "csrc/storage.h"
-LANES, CONVERT = "csrc/lanes.h", "csrc/convert.h"
-CONTRACT, RESIZE = "optim/engine/contract.py", "optim/resize.py"
+CAUTION = "optim/adan_optim/engine/caution.py"
+TENSORS, LAYOUT, CHECKS = (
+    "csrc/tensors.h",
+    "optim/adan_optim/engine/layout.py",
+    "optim/adan_optim/engine/checks.py",
+)
+KEEP, STORAGE = "optim/adan_optim/engine/storage.py", "csrc/storage.h"
+LANES, CONVERT, LOOPS = "csrc/lanes.h", "csrc/convert.h", "csrc/loops.h"
+CONTRACT, RESIZE = "optim/adan_optim/engine/contract.py", "optim/adan_optim/resize.py"
 MONITOR, READINGS, SUMMARY = (
-    "optim/monitor/monitor.py",
-    "optim/monitor/readings.py",
-    "optim/monitor/statistics.py",
+    "optim/adan_optim/monitor/monitor.py",
+    "optim/adan_optim/monitor/readings.py",
+    "optim/adan_optim/monitor/statistics.py",
 )
 
-CUDA, LAUNCH, DTENSOR = "csrc/cuda.cu", "optim/engine/cuda.py", "optim/engine/dtensor.py"
-SUMS, LAUNCH_SUMS, SUMS_OF_CPU = "csrc/sums.cuh", "optim/engine/cuda_sums.py", "csrc/sums.h"
+CUDA, LAUNCH, DTENSOR = (
+    "csrc/cuda.cu",
+    "optim/adan_optim/engine/cuda.py",
+    "optim/adan_optim/engine/dtensor.py",
+)
+SUMS, LAUNCH_SUMS, SUMS_OF_CPU = "csrc/sums.cuh", "optim/adan_optim/engine/cuda_sums.py", "csrc/sums.h"
 
 # By the test file that is run first, where the fault should be found at once.
 FAULTS = {
@@ -90,7 +98,7 @@ FAULTS = {
         ("step not incremented", CPU, "step += Rule::counts;\n", ";\n"),
         ("threads skip a boundary", CPU, "const int64_t stop = cut(rank + 1);", "const int64_t stop = cut(rank + 1) - (rank + 1 < team);"),
         ("threads overlap", CPU, "const int64_t stop = cut(rank + 1);", "const int64_t stop = std::min(total, cut(rank + 1) + 1);"),
-        ("tail of a span dropped", CPU, "i < n; ++i) {\n    R parameter", "i < n - n % 4; ++i) {\n    R parameter"),
+        ("tail of a span dropped", LOOPS, "i < n; ++i) {\n    R parameter", "i < n - n % 4; ++i) {\n    R parameter"),
         ("a zero-size tensor ends the work", CPU, "if (at < end) work(i,", "if (first(i) == ends[i]) break;\n        if (at < end) work(i,"),
         ("a chunk is cut at 65536", CPU, "at - first(i), end - first(i));", "at - first(i), std::min<int64_t>(end - first(i), 65536));"),
         ("float64 computed as float32", STORAGE, "RULE_FN double load(double x) { return x; }", "RULE_FN float load(double x) { return float(x); }"),
@@ -127,7 +135,7 @@ FAULTS = {
         ("gaps in a parameter not noticed", AVAILABLE, "if not is_dense(p):", "if False:"),
         ("gradients laid out otherwise not noticed", LAYOUT, "return a.stride() == b.stride() or all(", "return True or all("),
         ("edited groups not noticed", PLAN, "len(self.groups) == len(optimizer.param_groups)\n", "True\n"),
-        ("replaced parameters not noticed", TENSORS, "if (PyList_GetItem(list, i) != before[i]) return false;", ""),
+        ("replaced parameters not noticed", TENSORS, "if (python.list_item(list, i) != before[i]) return false;", ""),
         ("cleared states not noticed", PLAN, "            and self.states.unchanged(optimizer.state)\n", ""),
         ("states do not follow a cast", KEEP, "            and old.dtype == wanted\n", ""),
         ("states do not follow a change of layout", KEEP, "            and same_layout(local(old), local(p))\n", ""),
@@ -149,13 +157,13 @@ FAULTS = {
         ("two slots share their noise", STORAGE, "return slot % 2 ? word >> 16", "return slot > 9 ? word >> 16"),
         ("codes of two slots share their noise", STORAGE, "return slot % 2 ? word >> 8", "return slot > 9 ? word >> 8"),
         ("always rounded down", STORAGE, "uint16_t((u + noise) >> 16);\n#endif", "uint16_t(u >> 16);\n#endif"),
-        ("NaN carries into the sign", CPU, "if constexpr (rounded) gradient = quiet_input(gradient);", ""),
+        ("NaN carries into the sign", LOOPS, "if constexpr (rounded) gradient = quiet_input(gradient);", ""),
         ("a code loses the sign", STORAGE, "(code & 0x7fffffff) | (u & 0x80000000)", "code & 0x7fffffff"),
         ("a denominator becomes zero", STORAGE, "return code > least ? code : least;", "return code;"),
         ("codes beyond the last", STORAGE, "top * (1 - 0x1p-22f) / maximum", "top * (1 + 0x1p-20f) / maximum"),
         ("codes without their offset", STORAGE, "| kBase) - 2.0f) * factor", "| kBase)) * factor"),
         ("blocks without anything divide by zero", STORAGE, "maximum > 0 ? 3e38f : 0.0f", "3e38f * 3"),
-        ("the maximum of the block before", CPU, "row[kStates + Rule::states + j]) + at / kBlock; };", "row[kStates + Rule::states + j]) + (at - (at > 0)) / kBlock; };"),
+        ("the maximum of the block before", LOOPS, "row[kStates + Rule::states + j]) + at / kBlock; };", "row[kStates + Rule::states + j]) + (at - (at > 0)) / kBlock; };"),
         ("vectors: a code loses the sign", LANES, "((upper ? signs : signs << 16) & 0x80000000)", "0"),
         ("vectors: a denominator becomes zero", LANES, "int32_t(base + (1 << 19))", "int32_t(base)"),
         ("vectors: elements in another order", LANES, "write(to + (2 * upper + odd) * N, x)", "write(to + (2 * odd + upper) * N, x)"),
@@ -169,7 +177,7 @@ FAULTS = {
         ("parameters rounded by the noise of a state", CONVERT, "noise_of_parameter(noise.places[i] ^ key)", "(noise.places[i] ^ key) & 0xffff"),
         ("a stale taken gradient", CPU, "table[i * width + kPrevious] = table[i * width + kGrad];", ";"),
         ("the coefficient of a taken gradient forgotten", CPU, "scale = R(grad_scale);", "scale = 1;"),
-        ("sign of a taken gradient", CPU, "-previous_scale * previous[i]", "previous_scale * previous[i]"),
+        ("sign of a taken gradient", LOOPS, "-previous_scale * previous[i]", "previous_scale * previous[i]"),
         ("reference: taken gradient unclipped", UNFUSED, '-s["pre_grad_scale"].to(work) * s["pre_grad"]', '-s["pre_grad"]'),
         ("reference: coefficient not kept", UNFUSED, 'state["pre_grad_scale"].fill_(by)', "pass"),
         ("taken gradients are handed back", TAKEN, "        p.grad = None\n", ""),

@@ -1,7 +1,11 @@
 // Makes steps of every rule on tensors kept in every way, of awkward sizes, with the kernels of a shared library, and
-// prints a hash of all that they wrote: the same on every processor. tests/arm64.sh builds it with a line
-// RULE(name, Struct) for each EXPORT_RULE of csrc/cpu.cpp.
+// prints the instruction set and the threads that they use, and a hash of all that they wrote for each case: the same on
+// every processor. tests/platforms.py runs it.
+#ifdef _WIN32
+#include <windows.h>
+#else
 #include <dlfcn.h>
+#endif
 
 #include <cstdio>
 #include <cstring>
@@ -17,6 +21,16 @@ constexpr int64_t kSizes[] = {0, 1, 3, 15, 16, 17, 255, 256, 257, 1000, 70001}; 
 constexpr int64_t kRows = sizeof kSizes / sizeof *kSizes;
 constexpr int64_t kSumElements = 70001;
 constexpr int kSteps = 3;
+
+#ifdef _WIN32
+void* open(const char* path) { return reinterpret_cast<void*>(LoadLibraryA(path)); }
+void* find(void* library, const char* name) {
+  return reinterpret_cast<void*>(GetProcAddress(static_cast<HMODULE>(library), name));
+}
+#else
+void* open(const char* path) { return dlopen(path, RTLD_LAZY); }
+void* find(void* library, const char* name) { return dlsym(library, name); }
+#endif
 
 uint64_t hash_of(uint64_t h, const void* bytes, size_t count) {  // FNV-1a
   for (size_t i = 0; i < count; ++i) h = (h ^ static_cast<const unsigned char*>(bytes)[i]) * 1099511628211u;
@@ -53,7 +67,7 @@ void fill(std::vector<char>& to, int parameter, int64_t count, Random& random) {
 
 // What the tensor of a row consists of, besides its step count.
 struct Row {
-  std::vector<char> param, grad, rest, previous, scale, rows, columns, decay, sums;
+  std::vector<char> param, grad, rest, previous, scale, rows, columns, decay, sums, moments;
   std::vector<std::vector<char>> states;
   float step;
 };
@@ -63,7 +77,7 @@ void run(void* library, const char* name, const Kinds& kinds, int threads) {
   using Step = void (*)(const Kinds*, int64_t, void**, const int64_t*, const double*, double, int);
   char symbol[64];
   std::snprintf(symbol, sizeof symbol, "cpu_%s", name);
-  const auto step = reinterpret_cast<Step>(dlsym(library, symbol));
+  const auto step = reinterpret_cast<Step>(find(library, symbol));
   if (!step) return void(std::printf("%s is missing\n", symbol));
   const int work = kinds.parameter == kFloat64 ? kFloat64 : kFloat32;
   const int of_state = kinds.state == kLikeParameter || kinds.parameter == kFloat64 ? kinds.parameter
@@ -76,7 +90,9 @@ void run(void* library, const char* name, const Kinds& kinds, int threads) {
   std::vector<void*> table;
   for (int64_t i = 0, end = 0; i < kRows; ++i) {
     Row& row = rows[i];
-    const int64_t n = kSizes[i], length = n % 257 ? 16 : 257, blocks = (n + storage::kBlock - 1) / storage::kBlock;
+    const int64_t n = kSizes[i], blocks = (n + storage::kBlock - 1) / storage::kBlock;
+    int64_t length = n % 257 ? 16 : 257;
+    while (n % length) --length;
     ends.push_back(end += n);
     fill(row.param, kinds.parameter, n, random);
     fill(row.grad, kinds.parameter, n, random);
@@ -85,6 +101,7 @@ void run(void* library, const char* name, const Kinds& kinds, int threads) {
     fill(row.rows, work, n / length + 1, random);
     fill(row.columns, work, length, random);
     fill(row.decay, work, 1, random);
+    row.moments.assign((n / length + 1) * width_of(work), 0);
     row.step = !Rule::counts;  // a second pass comes after one that counts
     row.rest.assign(2 * n, 0);
     row.sums.assign((blocks + 1) * rules::kSums<Rule> * width_of(work), 0);
@@ -99,6 +116,7 @@ void run(void* library, const char* name, const Kinds& kinds, int threads) {
     columns[kLength] = reinterpret_cast<void*>(length);
     columns[kDecay] = row.decay.data();
     columns[kBlockSums] = row.sums.data();
+    columns[kMoments] = row.moments.data();
     row.states.resize(2 * Rule::states);
     for (int j = 0; j < Rule::states; ++j) {
       const bool codes = kinds.state == kStateInt8 && kinds.parameter != kFloat64;
@@ -113,7 +131,8 @@ void run(void* library, const char* name, const Kinds& kinds, int threads) {
   for (int k = 0; k < kSteps; ++k) {
     step(&kinds, kRows, table.data(), ends.data(), hyper, k % 2 ? 0.5 : -1, threads);
     for (Row& row : rows) {
-      for (const auto* x : {&row.param, &row.rest, &row.scale, &row.sums}) h = hash_of(h, x->data(), x->size());
+      for (const auto* x : {&row.param, &row.rest, &row.scale, &row.sums, &row.rows, &row.moments})
+        h = hash_of(h, x->data(), x->size());
       for (const auto& x : row.states) h = hash_of(h, x.data(), x.size());
       h = hash_of(h, &row.step, 4);
       for (size_t i = 0; i < row.grad.size(); ++i) row.grad[i] = row.grad[i] ^ (i % 2 ? 0 : char(k + 1));
@@ -136,12 +155,26 @@ void each_kind(void* library, const char* name, int threads) {
         }
 }
 
+void total(void* library, int threads) {
+  using Total = double (*)(int, int64_t, const void* const*, int64_t, const int64_t*, int);
+  const auto sum = reinterpret_cast<Total>(find(library, "cpu_total_square_sum"));
+  for (int parameter : {kFloat32, kFloat64, kBfloat16, kFloat16}) {
+    Random random;
+    std::vector<char> x;
+    fill(x, parameter, kSumElements, random);
+    const void* from = x.data();
+    const double result = sum(parameter, 1, &from, 1, &kSumElements, threads);
+    std::printf("total parameter %d: %016llx\n", parameter,
+                static_cast<unsigned long long>(hash_of(14695981039346656037u, &result, sizeof result)));
+  }
+}
+
 void sums(void* library, int threads) {
   using Sum = void (*)(int, int64_t, const void* const*, const int64_t*, const int64_t*, const void* const*,
                        void* const*, int);
   using ColumnSum = void (*)(int, int64_t, const void* const*, const int64_t*, const int64_t*, void* const*, int);
-  const auto rows = reinterpret_cast<Sum>(dlsym(library, "cpu_square_sums"));
-  const auto columns = reinterpret_cast<ColumnSum>(dlsym(library, "cpu_column_square_sums"));
+  const auto rows = reinterpret_cast<Sum>(find(library, "cpu_square_sums"));
+  const auto columns = reinterpret_cast<ColumnSum>(find(library, "cpu_column_square_sums"));
   for (int parameter : {kFloat32, kFloat64, kBfloat16, kFloat16})
     for (int64_t length : {int64_t(1), int64_t(15), int64_t(257), kSumElements}) {
       Random random;
@@ -160,12 +193,17 @@ void sums(void* library, int threads) {
 }  // namespace
 
 int main(int, char** arguments) {  // the library, and the number of threads
-  void* library = dlopen(arguments[1], RTLD_LAZY);
-  if (!library) return std::fprintf(stderr, "%s\n", dlerror()), 1;
+  void* library = open(arguments[1]);
+  if (!library) return std::fprintf(stderr, "%s cannot be loaded\n", arguments[1]), 1;
   const int threads = arguments[2][0] - '0';
   for (const char* name : {"cpu_instruction_set", "cpu_threads"})
-    std::fprintf(stderr, "%s\n", reinterpret_cast<const char* (*)()>(dlsym(library, name))());
+    std::printf("%s\n", reinterpret_cast<const char* (*)()>(find(library, name))());
 #define RULE(NAME, STRUCT) each_kind<rules::STRUCT>(library, #NAME, threads);
-  RULES
+#define WITH_CAUTION(NAME, STRUCT) \
+  RULE(NAME, STRUCT) RULE(NAME##_agreement, Agreement<rules::STRUCT>) RULE(NAME##_cautious, Cautious<rules::STRUCT>)
+  RULES_OF_STEPS(WITH_CAUTION)
+  OTHER_RULES(RULE)
+  RULE(adam_mini_blocks, AdamMini)
   sums(library, threads);
+  total(library, threads);
 }

@@ -7,15 +7,13 @@ python=$1
 tree=$(mktemp -d)
 trap 'rm -rf "$tree"' EXIT
 mkdir "$tree/tests"
-cp -r optim csrc setup.py pyproject.toml adan.py adam_mini.py "$tree"
+cp -r optim csrc setup.py pyproject.toml "$tree"
 cp -r tests/optim tests/conftest.py tests/luck.py "$tree/tests"
-rm -f "$tree"/optim/*.so
+rm -f "$tree"/optim/adan_optim/*.so
 cd "$tree"
-flags=$(sed -n 's/^FLAGS = "\(.*\)"$/\1/p' setup.py | sed 's/-O3/-O1/')
-# shellcheck disable=SC2086
-"${CXX:-g++}" $flags -g -fno-omit-frame-pointer -fsanitize=address,undefined -shared -fPIC csrc/cpu.cpp -o optim/_cpu.abi3.so
+"$python" optim/build_kernels.py -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
 # Python leaks by design, and the sanitizers have to be there before it.
 LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)" \
 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-ADAN_EXAMPLES="${ADAN_EXAMPLES:-1500}" PYTHONPATH="$tree" \
+ADAN_EXAMPLES="${ADAN_EXAMPLES:-1500}" PYTHONPATH="$tree:$tree/optim" \
 	"$python" -m pytest -q -p no:cacheprovider -p no:xdist tests/optim/test_contract.py

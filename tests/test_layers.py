@@ -1,4 +1,4 @@
-"""Who may import whom: scripts -> benchmarks -> vision, nlp, llm -> repro -> optim; never back or in circles.
+"""Who may import whom: scripts -> benchmarks -> recipes -> repro -> optim/; never back or in circles.
 
 Read from the source: imports inside functions count, and so do strings that name a module of ours.
 """
@@ -11,7 +11,15 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = (("optim",), ("repro",), ("vision", "nlp", "llm"), ("benchmarks",), ("scripts",))  # from the bottom
+OPTIM = ("adan_optim", "adan", "adam_mini")  # the packages in optim/
+LAYERS = (
+    OPTIM[:1],
+    OPTIM[1:],
+    ("repro",),
+    ("vision", "nlp", "llm"),
+    ("benchmarks",),
+    ("scripts",),
+)  # from the bottom
 LEVEL = {tree: level for level, trees in enumerate(LAYERS) for tree in trees}
 NEVER_IN_OPTIM = {"hydra", "omegaconf", "timm", "transformers", "accelerate"}  # before somebody asks for them
 
@@ -33,9 +41,13 @@ class Use:
 
 def modules(root: Path) -> dict[str, Path]:
     """The modules of all trees, by their dotted names."""
-    paths = [path for tree in LEVEL for path in sorted((root / tree).rglob("*.py"))]
-    dotted = (".".join(path.relative_to(root).with_suffix("").parts) for path in paths)
-    return {name.removesuffix(".__init__"): path for name, path in zip(dotted, paths, strict=True)}
+    found = {}
+    for tree in LEVEL:
+        parent = root / "optim" if tree in OPTIM else root
+        for path in sorted((parent / tree).rglob("*.py")):
+            name = ".".join(path.relative_to(parent).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
 
 
 def uses(module: str, path: Path) -> Iterator[Use]:
@@ -79,8 +91,8 @@ def problems(root: Path) -> list[str]:
     for module, path in known.items():
         for use in uses(module, path):
             tree, other = module.partition(".")[0], imported(use, known)
-            if tree == "optim" and use.outside and use.name.partition(".")[0] in NEVER_IN_OPTIM:
-                found.append(f"{use}: optim is imported without it")
+            if tree in OPTIM and use.outside and use.name.partition(".")[0] in NEVER_IN_OPTIM:
+                found.append(f"{use}: {tree} is imported without it")
             if other is None or other == module:
                 continue
             graph[module].add(other)
@@ -107,13 +119,17 @@ def circles(graph: dict[str, set[str]]) -> list[str]:
 
 
 def test_the_layers_hold() -> None:
-    assert set(modules(ROOT)) >= {"optim", "repro.train.trainer", "vision.train", "scripts.plan"}
+    assert set(modules(ROOT)) >= {*OPTIM, "repro.train.trainer", "vision.train", "scripts.plan"}
     assert not (found := problems(ROOT)), "\n".join(["", *found])
 
 
 def test_what_is_allowed(tmp_path: Path) -> None:
-    write(tmp_path, "optim/adan.py", "def fit():\n    import timm\n")
-    write(tmp_path, "repro/loop.py", '"""See llm.models."""\nimport optim.adan\nname = "model.vocab_size"\n')
+    write(tmp_path, "optim/adan_optim/adan.py", "def fit():\n    import timm\n")
+    write(
+        tmp_path,
+        "repro/loop.py",
+        '"""See llm.models."""\nimport adan_optim.adan\nname = "model.vocab_size"\n',
+    )
     write(tmp_path, "vision/train.py", "from . import models\nfrom repro import loop\n")
     write(tmp_path, "vision/models.py", "import timm\n")
     write(tmp_path, "benchmarks/speed.py", "from llm import models\nimport vision.train\n")
@@ -123,8 +139,8 @@ def test_what_is_allowed(tmp_path: Path) -> None:
 
 
 def test_what_is_not(tmp_path: Path) -> None:
-    write(tmp_path, "optim/__init__.py", "from optim.adan import Adan\nimport hydra.utils\n")
-    write(tmp_path, "optim/adan.py", "def fit():\n    from repro import loop\n")
+    write(tmp_path, "optim/adan_optim/__init__.py", "from adan_optim.adan import Adan\nimport hydra.utils\n")
+    write(tmp_path, "optim/adan_optim/adan.py", "def fit():\n    from repro import loop\n")
     write(tmp_path, "repro/__init__.py", "")
     write(tmp_path, "repro/loop.py", "def f():\n    import importlib\n    importlib.import_module('llm')\n")
     write(
@@ -139,11 +155,11 @@ def test_what_is_not(tmp_path: Path) -> None:
     write(tmp_path, "vision/data.py", "from .train import main\n")
     write(tmp_path, "benchmarks/speed.py", "from scripts import report\n")
     assert problems(tmp_path) == [
+        "adan_optim, line 2: hydra.utils: adan_optim is imported without it",
+        "adan_optim.adan, line 2: repro.loop: upward",
         "benchmarks.speed, line 1: scripts.report: upward",
         "circle: vision.data -> vision.train -> vision.models -> vision.data",
         "llm.models, line 2: vision.train: sideways",
-        "optim, line 2: hydra.utils: optim is imported without it",
-        "optim.adan, line 2: repro.loop: upward",
         "repro.loop, line 3: llm: upward",
         "repro.plan, line 1: llm.models.build: upward",
         "repro.plan, line 2: vision: upward",
@@ -154,5 +170,5 @@ def test_what_is_not(tmp_path: Path) -> None:
 def write(root: Path, name: str, text: str) -> None:
     """Write a module."""
     path = root / name
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)

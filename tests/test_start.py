@@ -35,7 +35,7 @@ def run(command: str, *arguments: str) -> tuple[int, str, str, set[str]]:
 
 def test_there_are_commands() -> None:
     found = set(commands())
-    assert {"optim/__main__.py", "scripts/report.py", "benchmarks/comparison/__main__.py"} < found
+    assert {"optim/adan_optim/__main__.py", "scripts/report.py", "benchmarks/comparison/__main__.py"} < found
     assert {path.name for path in (ROOT / "scripts").glob("*.py")} == {
         Path(command).name for command in found if command.startswith("scripts/")
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from optim.interop.sources import SOURCES, recognise
+from adan_optim.interop.sources import SOURCES, recognise
 from repro.interop import states
 from repro.interop.checkpoint import Checkpoint, named
 from repro.interop.export import architecture

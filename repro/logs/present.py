@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from optim.text import aligned
+from adan_optim.text import aligned
 from repro.direction import higher_is_better
 from repro.errors import UserError
 from repro.logs import FORMATS, epochs_from

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from optim import CARDS
+from adan_optim import CARDS
 from repro.errors import UserError
 from repro.hardware import FAMILIES, GPUS
 from repro.ledger import rows

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import optim
+import adan_optim
 from repro.train.accelerator import build_optimizer
 
 KINDS = ("parameters", "gradients", "states", "activations", "logits", "workspace")
@@ -206,7 +206,7 @@ def states(model: nn.Module, config: dict[str, Any]) -> States:
 
     Args:
         model: on the meta device; its gradients are cleared.
-        config: see `optim.build_optimizer`.
+        config: see `adan_optim.build_optimizer`.
 
     Raises:
         UserError: the optimizer is unknown, or an option is invalid.
@@ -215,7 +215,7 @@ def states(model: nn.Module, config: dict[str, Any]) -> States:
     for p in model.parameters():
         p.grad = torch.empty_like(p) if p.requires_grad else None
     optimizer.step()
-    by_name = optim.state_bytes(optimizer)
+    by_name = adan_optim.state_bytes(optimizer)
     small = {"step"} | set(getattr(getattr(optimizer, "card", None), "small", {}))
     whole = sum(size for name, size in by_name.items() if name in small)
     for p in model.parameters():
@@ -280,7 +280,7 @@ def measure(build: Callable[[], Step], optimizer: dict[str, Any], steps: int = 2
 
     Args:
         build: makes the step on the CPU; it is moved to a GPU if there is one.
-        optimizer: see `optim.build_optimizer`.
+        optimizer: see `adan_optim.build_optimizer`.
         steps: at least two, as the first one creates the states.
     """
     on_gpu = torch.cuda.is_available()

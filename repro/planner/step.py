@@ -1,6 +1,6 @@
 """The optimizer's step: bytes moved, seconds, and its share of a training step.
 
-    moved      what a fused step reads and writes in the GPU's memory, by the capability card (optim/card.py)
+    moved      what a fused step reads and writes in the GPU's memory, by the card (adan_optim.card)
     seconds    moved over the memory's bandwidth: a step does so little with each number that this is its time
     share      of the step in a training step: forward and backward pass at an assumed share of the peak, then
                the step
@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from optim import CARDS, OPTIMIZERS
-from optim.card import STATE_BYTES, Card, one_pass
+from adan_optim import CARDS, OPTIMIZERS
+from adan_optim.card import STATE_BYTES, Card, one_pass
 from repro.errors import UserError
 from repro.hardware import FAMILIES, GPUS
 from repro.planner.plan import Machine

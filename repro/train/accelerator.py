@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import GradScalerKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-import optim
+import adan_optim
 from repro.errors import UserError
 from repro.runs import flatten
 from repro.train.config import LossScaleConfig, TrainConfig
@@ -55,7 +55,7 @@ def build_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Opt
         UserError: the optimizer is unknown or not installed, or an option is invalid.
     """
     try:
-        return optim.build_optimizer(model, config)
+        return adan_optim.build_optimizer(model, config)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         apex = str(config["name"]).startswith("apex.")
         if isinstance(error, RuntimeError) and not apex:
@@ -66,7 +66,7 @@ def build_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Opt
 
 def build_monitor(
     state: TrainState, config: TrainConfig, path: Path, accelerator: Accelerator
-) -> optim.Monitor | None:
+) -> adan_optim.Monitor | None:
     """Return a monitor that writes to the run folder `path`, or None if the configuration has none.
 
     Raises:
@@ -75,7 +75,7 @@ def build_monitor(
     if config.run.monitor is None:
         return None
     try:
-        return optim.Monitor(
+        return adan_optim.Monitor(
             state.optimizer,
             state.module,
             every=config.run.monitor,

@@ -24,7 +24,7 @@ class RunConfig:
     keep: int = 2  # newest checkpoints to keep, in addition to the best
     log_every: int = 50  # steps between training records
     timeout: int = 1800  # seconds that a process waits for the others
-    monitor: int | None = None  # steps between samples of optim.Monitor, in monitor.jsonl
+    monitor: int | None = None  # steps between samples of adan_optim.Monitor, in monitor.jsonl
 
 
 @dataclass
@@ -132,7 +132,7 @@ class TrainConfig:
     # data loading processes per training process; 0: none. Pixels and tokens in memory need none: the loop
     # takes them in whole batches
     workers: int = 0
-    optimizer: dict[str, Any] = field(default_factory=dict)  # see optim.build_optimizer
+    optimizer: dict[str, Any] = field(default_factory=dict)  # see adan_optim.build_optimizer
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     run: RunConfig = field(default_factory=RunConfig)

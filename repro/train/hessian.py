@@ -4,7 +4,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-import optim
+import adan_optim
 from repro.train.state import TrainState
 from repro.train.task import Task
 
@@ -14,10 +14,10 @@ def estimate_hessian(task: Task, state: TrainState, accelerator: Accelerator, ba
 
     Every process calls this: the estimate is the mean over all of them.
     """
-    if not isinstance(state.optimizer, optim.Sophia):
+    if not isinstance(state.optimizer, adan_optim.Sophia):
         return
     with accelerator.autocast():
         logits = task.logits(state.module, batch)
     params = [p for p in state.module.parameters() if p.requires_grad]
-    estimates = optim.gauss_newton_bartlett(logits, params)
+    estimates = adan_optim.gauss_newton_bartlett(logits, params)
     state.optimizer.update_hessian({p: accelerator.reduce(x, "mean") for p, x in estimates.items()})

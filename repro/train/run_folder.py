@@ -11,7 +11,7 @@ runs/<entry point>/<name>/
                        of it on one machine agree in every byte; times are in speed.jsonl.
     speed.jsonl        since the previous record: samples per second, share of time spent waiting for data,
                        10^12 operations per second, and MFU (see repro.train.throughput)
-    monitor.jsonl      with run.monitor: samples of optim.Monitor, including times and memory
+    monitor.jsonl      with run.monitor: samples of adan_optim.Monitor, including times and memory
     checkpoints/       see repro.train.checkpoint
     summary.json       written at the end; its presence marks the run as finished
     diverged.json      written instead of a summary if the loss is not finite: the `step` and a message

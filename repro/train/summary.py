@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-import optim
-from optim.monitor.readings import peak_resident_bytes
+import adan_optim
+from adan_optim.monitor.readings import peak_resident_bytes
 from repro.ledger import tracking
 from repro.runs import sample_rate
 from repro.train.config import TrainConfig
@@ -47,7 +47,7 @@ def summarise(
     metric: str,
     speed: Throughput,
     tracker: tracking.Tracker,
-    monitor: optim.Monitor | None,
+    monitor: adan_optim.Monitor | None,
     test: dict[str, Any] | None,
     examples: list[str],
 ) -> dict[str, Any]:
@@ -70,10 +70,10 @@ def summarise(
         "optimizer": config.optimizer["name"],
         "optimizer_path": (
             state.optimizer.description
-            if isinstance(state.optimizer, optim.Optimizer)
-            else optim.path_in_use(state.optimizer)
+            if isinstance(state.optimizer, adan_optim.Optimizer)
+            else adan_optim.path_in_use(state.optimizer)
         ),
-        "state_bytes": sum(optim.state_bytes(state.optimizer).values()),
+        "state_bytes": sum(adan_optim.state_bytes(state.optimizer).values()),
         "seed": config.seed,
         "epochs": epochs,
         "steps": progress.step,

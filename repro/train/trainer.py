@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-import optim
+import adan_optim
 from repro.errors import Diverged, Stopped, UserError
 from repro.ledger import tracking
 from repro.train import checkpoint, fsdp, saving
@@ -224,7 +224,7 @@ class Trainer:
                     if self.progress.step % self.config.hessian_every == 0:
                         estimate_hessian(self.task, self.state, self.accelerator, batch)
                     if (step := self.progress.step) and step % (self.config.restart_every or math.inf) == 0:
-                        cast(optim.Adan, self.state.optimizer).restart_opt()
+                        cast(adan_optim.Adan, self.state.optimizer).restart_opt()
                     self.optimizer.step()
                     self.optimizer.zero_grad()
                     keep_loss_scale(self.accelerator, self.config.loss_scale, self.progress.step)

@@ -13,19 +13,19 @@ def test_the_page(
 ) -> None:
     code = "import sys; sys.modules['torch'] = None; sys.exit(3)"
     monkeypatch.setattr(commands, "OTHERS", (["-c", code],))
-    wanted = ["scripts/constraints.py", "optim", code]
+    wanted = ["scripts/constraints.py", "adan_optim", code]
     assert commands.main(["--rounds", "1", "--only", *wanted, "--out", str(tmp_path / "commands")]) == 0
     out = capsys.readouterr().out
     runs = json.loads((tmp_path / "commands.json").read_text())["runs"]
     assert [run["words"][:2] for run in runs] == [
-        ["-m", "optim"],
+        ["-m", "adan_optim"],
         ["scripts/constraints.py", "--help"],
         ["-c", code],
     ]
     assert [run["status"] for run in runs] == [0, 0, 3]
     assert not any(run["torch"] for run in runs)
     assert all(0 < run["seconds"][0] < 60 for run in runs)
-    assert "`python -m optim --help`" in out
+    assert "`python -m adan_optim --help`" in out
     assert out == (tmp_path / "commands.md").read_text()
 
 

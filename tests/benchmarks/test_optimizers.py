@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import optim
+import adan_optim
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = runpy.run_path(str(ROOT / "benchmarks" / "optimizers.py"))
@@ -25,7 +25,7 @@ def test_bytes_by_design() -> None:
     assert moved[BENCH["EMULATED"]] == PUBLISHED["BYTES"]["fused_adan_step_ms"] == 60
     assert (moved["LAMB fused"], moved["LARS fused"], moved["Adafactor fused"]) == (40, 28, 28)
     assert (moved["Adam-mini fused"], moved["Adam-mini fused, bf16 states"]) == (24, 20)
-    for card in optim.CARDS.values():
+    for card in adan_optim.CARDS.values():
         if card.elementwise:
             assert BENCH["one_pass"](card.state_bytes()) == card.traffic_bytes()
 
@@ -49,7 +49,7 @@ def test_states_are_as_large_as_designed(key: str) -> None:
 
 def test_official_traffic_steps_like_adan() -> None:
     ours, emulated = (BENCH["make"]([torch.Size((8, 8))], "cpu") for _ in range(2))
-    optim.Adan(ours, weight_decay=0.02).step()
+    adan_optim.Adan(ours, weight_decay=0.02).step()
     optimizer = BENCH["OfficialTraffic"](emulated, weight_decay=0.02)
     optimizer.step()
     assert torch.equal(ours[0], emulated[0])

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import optim
+import adan_optim
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
-NAMES = list(optim.OPTIMIZERS)
+NAMES = list(adan_optim.OPTIMIZERS)
 CLIP = ("--max-grad-norm", "0.5")
 # Frameworks that no extra of this package installs.
 OPTIONAL = {
@@ -32,7 +32,7 @@ BY_CLASS = (
 )
 # DeepSpeed flattens all parameters into one before it shards them: for optimizers that update every element
 # by itself.
-BY_ELEMENT = [name for name in NAMES if optim.CARDS[name].elementwise]
+BY_ELEMENT = [name for name in NAMES if adan_optim.CARDS[name].elementwise]
 
 
 def need(script: str) -> str:
@@ -115,7 +115,9 @@ def test_llama_factory(server, name, tmp_path):
     (saved,) = tmp_path.rglob("optimizer.pt")
     states = torch.load(saved)["state"].values()
     assert len(states) > 10
-    assert all(int(state["step"]) == 8 and set(state) >= set(optim.CARDS[name].states) for state in states)
+    assert all(
+        int(state["step"]) == 8 and set(state) >= set(adan_optim.CARDS[name].states) for state in states
+    )
 
 
 @pytest.mark.slow

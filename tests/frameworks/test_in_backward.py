@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-import optim
-from optim.engine.plan import collect
+import adan_optim
+from adan_optim.engine.plan import collect
 
 pytestmark = pytest.mark.per_family
 
-NAMES = list(optim.OPTIMIZERS)
+NAMES = list(adan_optim.OPTIMIZERS)
 OPTIONS = dict(lr=0.02, weight_decay=0.1)
 each_name = pytest.mark.parametrize("name", NAMES)
 
@@ -61,10 +61,10 @@ def test_it_is_the_same_step(name):
     results = []
     for inside in (False, True):
         model = Tied()
-        optimizer = optim.build_optimizer(optim.param_groups(model, **OPTIONS), name)
+        optimizer = adan_optim.build_optimizer(adan_optim.param_groups(model, **OPTIONS), name)
         scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
         if inside:
-            optim.step_in_backward(optimizer)
+            adan_optim.step_in_backward(optimizer)
         train(model, optimizer, range(4), scheduler)
         optimizer.load_state_dict(optimizer.state_dict())
         train(model, optimizer, range(4, 6), scheduler)
@@ -80,8 +80,8 @@ def test_it_is_the_same_step(name):
 @each_name
 def test_handles_give_the_usual_step_back(name):
     model = Tied()
-    optimizer = optim.build_optimizer(model, name, **OPTIONS)
-    for handle in optim.step_in_backward(optimizer):
+    optimizer = adan_optim.build_optimizer(model, name, **OPTIONS)
+    for handle in adan_optim.step_in_backward(optimizer):
         handle.remove()
     before = model.first.weight.clone()
     backward(model, 0)
@@ -95,9 +95,9 @@ def test_taken_gradients():
     results = []
     for inside in (False, True):
         model = Tied()
-        optimizer = optim.build_optimizer(model, "adan", take_gradients=True, **OPTIONS)
+        optimizer = adan_optim.build_optimizer(model, "adan", take_gradients=True, **OPTIONS)
         if inside:
-            optim.step_in_backward(optimizer)
+            adan_optim.step_in_backward(optimizer)
         train(model, optimizer, range(4))
         results.append(optimizer)
     assert_same(*results)
@@ -106,22 +106,22 @@ def test_taken_gradients():
 @each_name
 @pytest.mark.parametrize("options", [{"max_grad_norm": 1.0}, {"nonfinite": "skip"}, {"nonfinite": "raise"}])
 def test_what_needs_all_gradients_is_refused(name, options):
-    optimizer = optim.build_optimizer(Tied(), name, **options)
+    optimizer = adan_optim.build_optimizer(Tied(), name, **options)
     [(key, value)] = options.items()
     with pytest.raises(ValueError, match=f"{key}={value!r} needs all gradients at once"):
-        optim.step_in_backward(optimizer)
+        adan_optim.step_in_backward(optimizer)
 
 
 def test_hooks_of_the_step_are_refused():
     """There is no step for them to see: those that are there, and those that come later."""
     for hook in ("register_step_pre_hook", "register_step_post_hook"):
         model = Tied()
-        optimizer = optim.build_optimizer(model, "adan")
+        optimizer = adan_optim.build_optimizer(model, "adan")
         handle = getattr(optimizer, hook)(lambda *args: None)
-        with pytest.raises(ValueError, match=r"step hooks \(optim\.Monitor.*remove them"):
-            optim.step_in_backward(optimizer)
+        with pytest.raises(ValueError, match=r"step hooks \(adan_optim\.Monitor.*remove them"):
+            adan_optim.step_in_backward(optimizer)
         handle.remove()
-        optim.step_in_backward(optimizer)
+        adan_optim.step_in_backward(optimizer)
         backward(model, 0)
         getattr(optimizer, hook)(lambda *args: None)
         with pytest.raises(RuntimeError, match=r"step hooks"):
@@ -131,9 +131,9 @@ def test_hooks_of_the_step_are_refused():
 def test_a_schedule_without_calls_of_step():
     """It does not warn: a warning is an error here."""
     model = Tied()
-    optimizer = optim.build_optimizer(model, "adan", lr=1.0)
+    optimizer = adan_optim.build_optimizer(model, "adan", lr=1.0)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-    optim.step_in_backward(optimizer)
+    adan_optim.step_in_backward(optimizer)
     for seed in range(2):
         backward(model, seed)
         scheduler.step()
@@ -144,12 +144,12 @@ def test_a_schedule_without_calls_of_step():
 def test_a_step_does_not_look_at_all_parameters(name, monkeypatch):
     """What the fused path knows of a tensor is collected once."""
     model = Tied()
-    optimizer = optim.build_optimizer(model, name, **OPTIONS)
+    optimizer = adan_optim.build_optimizer(model, name, **OPTIONS)
     if optimizer.path in ("foreach", "reference"):
         pytest.skip(f"{name} takes the path {optimizer.path}, which collects at every step")
-    optim.step_in_backward(optimizer)
+    adan_optim.step_in_backward(optimizer)
     looked_at = []
-    monkeypatch.setattr(optim.base, "collect", lambda it: looked_at.append(it) or collect(it))
+    monkeypatch.setattr(adan_optim.base, "collect", lambda it: looked_at.append(it) or collect(it))
     for seed in range(5):
         backward(model, seed)
         if seed == 0:
@@ -163,7 +163,7 @@ def test_bytes_of_gradients(name, options):
     peaks = []
     for inside in (False, True):
         model = nn.Sequential(*[nn.Linear(256, 256) for _ in range(8)])
-        optimizer = optim.build_optimizer(model, name, **OPTIONS, **options)
+        optimizer = adan_optim.build_optimizer(model, name, **OPTIONS, **options)
         params, alive = list(model.parameters()), []
 
         def look(_, params=params, alive=alive):
@@ -172,7 +172,7 @@ def test_bytes_of_gradients(name, options):
         for p in params:
             p.register_post_accumulate_grad_hook(look)
         if inside:
-            optim.step_in_backward(optimizer)
+            adan_optim.step_in_backward(optimizer)
         for _ in range(2):
             optimizer.zero_grad()
             model(torch.ones(2, 256)).square().mean().backward()

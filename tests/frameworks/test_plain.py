@@ -5,10 +5,10 @@ import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
-import optim
-from optim.interop.integrations import register_with_timm
+import adan_optim
+from adan_optim.interop.integrations import register_with_timm
 
-NAMES = list(optim.OPTIMIZERS)
+NAMES = list(adan_optim.OPTIMIZERS)
 OPTIONS = dict(lr=0.02, weight_decay=0.1)
 each_name = pytest.mark.parametrize("name", NAMES)
 
@@ -35,8 +35,8 @@ def test_frozen_and_late_parameters(name):
     model, twin = network(), network()
     freeze(model, 0)
     params = [p for p in model.parameters() if p.requires_grad]
-    optimizer = optim.build_optimizer(params, name, **OPTIONS)
-    alone = [optim.build_optimizer([p], name, **OPTIONS) for p in twin.parameters()]
+    optimizer = adan_optim.build_optimizer(params, name, **OPTIONS)
+    alone = [adan_optim.build_optimizer([p], name, **OPTIONS) for p in twin.parameters()]
     for step in range(7):
         for net in (model, twin):
             freeze(net, step)
@@ -65,7 +65,7 @@ def test_autocast_and_grad_scaler(name):
     results = []
     for enabled in (False, True):
         model = network(torch.float32)
-        optimizer = optim.build_optimizer(model, name, **OPTIONS)
+        optimizer = adan_optim.build_optimizer(model, name, **OPTIONS)
         scaler = torch.amp.GradScaler("cpu", enabled=enabled, init_scale=256.0)
         for step in range(6):
             optimizer.zero_grad()
@@ -91,7 +91,7 @@ def test_groups_of_timm(name, groups):
     """Are taken as they are: every key that is ours has its effect, the others are kept."""
     model = network()
     built = groups(model, weight_decay=0.1)
-    optimizer = optim.OPTIMIZERS[name](built, lr=0.01)
+    optimizer = adan_optim.OPTIMIZERS[name](built, lr=0.01)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [g["weight_decay"] for g in built]
     loss(model, 0).backward()
     optimizer.step()
@@ -103,13 +103,16 @@ def test_registering_with_timm_twice_is_once(caplog):
 
     register_with_timm()
     register_with_timm()
-    ours = dict(timm.optim.list_optimizers("optim.*", with_description=True))
-    assert list(ours) == sorted(f"optim.{name.replace('_', '-')}" for name in NAMES)
+    ours = dict(timm.optim.list_optimizers("adan-optim.*", with_description=True))
+    assert list(ours) == sorted(f"adan-optim.{name.replace('_', '-')}" for name in NAMES)
     assert all(
-        optim.CARDS[key.removeprefix("optim.").replace("-", "_")].when in text for key, text in ours.items()
+        adan_optim.CARDS[key.removeprefix("adan-optim.").replace("-", "_")].when in text
+        for key, text in ours.items()
     )
     assert not caplog.records
     assert type(timm.optim.create_optimizer_v2(network(), "adan")) is timm.optim.Adan  # timm's own, untouched
-    built = timm.optim.create_optimizer_v2(network(), "optim.adan", lr=1e-3, betas=(0.9, 0.8, 0.7), eps=1e-7)
-    assert type(built) is optim.Adan
+    built = timm.optim.create_optimizer_v2(
+        network(), "adan_optim.adan", lr=1e-3, betas=(0.9, 0.8, 0.7), eps=1e-7
+    )
+    assert type(built) is adan_optim.Adan
     assert built.param_groups[0]["betas"] == (0.9, 0.8, 0.7)

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 import llm.config  # noqa: F401 (registers the schemas)
+from adan_optim import partition
 from llm.models import EXPERTS, build, flops, load, settings
-from optim import partition
 from repro.errors import UserError
 from repro.verify.models import count
 

@@ -13,7 +13,7 @@ from conversing import SMALL, configured, write_pairs
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import optim
+import adan_optim
 from llm.finetune import Finetuning, main
 from repro.errors import UserError
 
@@ -42,7 +42,7 @@ def test_adapters_alone_are_trained_and_kept(command: Run) -> None:
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * 7 * 2  # two matrices for each of seven in two layers; none for the head's
     assert all("lora_" in name for name in trained)
-    optimizer = optim.build_optimizer(model, task.config.optimizer)
+    optimizer = adan_optim.build_optimizer(model, task.config.optimizer)
     task.loss(model, task.collate([task.sets["train"][0]])).backward()
     optimizer.step()
     assert len(optimizer.state) == len(trained)

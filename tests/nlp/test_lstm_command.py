@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, load_model
 
-import optim
+import adan_optim
 from nlp.config.lstm import LSTMTrainConfig
 from nlp.lstm import Output
 from nlp.train_lstm import LONGEST, LanguageModelling, continuation, main
@@ -231,13 +231,13 @@ def test_every_optimizer_trains(command: Run, apex: None, name: str) -> None:
     task = task_of(*texts, *DROPPING, f"optimizer={name}")
     torch.manual_seed(0)
     model, data = task.build_model(), task.train_data()
-    optimizer = optim.build_optimizer(model, task.config.optimizer)
+    optimizer = adan_optim.build_optimizer(model, task.config.optimizer)
     batch = data.whole_batch(np.asarray(task.plan(data, task.config)(0)[0]))
     task.state, losses = {}, []
     for _ in range(10):
-        if isinstance(optimizer, optim.Sophia):
+        if isinstance(optimizer, adan_optim.Sophia):
             params = list(model.parameters())
-            optimizer.update_hessian(optim.gauss_newton_bartlett(task.logits(model, batch), params))
+            optimizer.update_hessian(adan_optim.gauss_newton_bartlett(task.logits(model, batch), params))
         task.state = {}
         torch.manual_seed(0)
         losses.append(task.loss(model, batch))

@@ -1,4 +1,4 @@
-// Runs the kernels of csrc/cuda.cu on the host, a lane after the other: what the launches of optim/engine/cuda.py
+// Runs the kernels of csrc/cuda.cu on the host, a lane after the other: what the launches of optim/adan_optim/engine/cuda.py
 // do, with the arguments that it gives them. A line KERNELS(...) for each instance is appended.
 #include <algorithm>
 #include <cstddef>

@@ -12,15 +12,15 @@ import pytest
 import torch
 from oracle import DEFINITIONS, Oracle
 
-import optim
-from optim.engine import native, storage
+import adan_optim
+from adan_optim.engine import native, storage
 
 FLAGS = {
     "reference": dict(foreach=False, fused=False),
     "foreach": dict(foreach=True, fused=False),
     "fused": dict(fused=True),
 }
-NAMES = list(optim.CARDS)
+NAMES = list(adan_optim.CARDS)
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 
 
@@ -53,7 +53,7 @@ VARIANTS = {name: _variants(DEFINITIONS[name]) for name in NAMES}
 
 def unfused_options(name):
     """Options of an optimizer that its fused rule does not have."""
-    caution = () if optim.CARDS[name].cautious_rules else ("caution",)
+    caution = () if adan_optim.CARDS[name].cautious_rules else ("caution",)
     return (*getattr(DEFINITIONS[name], "UNFUSED", ()), *caution)
 
 
@@ -63,12 +63,12 @@ def variants_of(name, path):
     return [variant for variant, options in VARIANTS[name].items() if not any(map(options.get, left_out))]
 
 
-PATHS = [(name, path) for name, card in optim.CARDS.items() for path in card.paths]
+PATHS = [(name, path) for name, card in adan_optim.CARDS.items() for path in card.paths]
 
 
 def can(name, path, dtype, kept=None):
     """Whether a path of an optimizer is for parameters and states that are kept so."""
-    kept, card = kept or {}, optim.CARDS[name]
+    kept, card = kept or {}, adan_optim.CARDS[name]
     small = dtype.itemsize < 4 or kept.get("state_dtype") in ("bfloat16", "int8")
     rules = card.cautious_rules if kept.get("caution") else card.fused_rules
     return path != "fused" or not small or all(rule.small for rule in rules)
@@ -77,7 +77,7 @@ def can(name, path, dtype, kept=None):
 CASES = [
     (name, path, dtype)
     for name, path in PATHS
-    for dtype in optim.CARDS[name].dtypes
+    for dtype in adan_optim.CARDS[name].dtypes
     if can(name, path, dtype)
 ]
 
@@ -110,7 +110,7 @@ TAKEN = {
 
 def kept_by(name, path=None):
     """The cases of KEPT that an optimizer, or one of its paths, has."""
-    cases = {**KEPT, **TAKEN} if optim.CARDS[name].previous else KEPT
+    cases = {**KEPT, **TAKEN} if adan_optim.CARDS[name].previous else KEPT
     return {case: kept for case, kept in cases.items() if can(name, path, *kept)}
 
 
@@ -157,7 +157,7 @@ def build(name, params, path=None, **options):
     options = {**VARIANTS[name]["decay"], **flags, **options}
     if "eps" not in options_of(name):
         options.pop("eps", None)
-    return optim.OPTIMIZERS[name](params, **options)
+    return adan_optim.OPTIMIZERS[name](params, **options)
 
 
 def prepared(optimizer):
@@ -168,7 +168,7 @@ def prepared(optimizer):
 
 @functools.cache
 def options_of(name):
-    return tuple(inspect.signature(optim.OPTIMIZERS[name]).parameters)[1:]
+    return tuple(inspect.signature(adan_optim.OPTIMIZERS[name]).parameters)[1:]
 
 
 def random(shape, rng, dtype=torch.float32):

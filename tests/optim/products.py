@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from optim.card import PATHS
-from optim.registry import CARDS
+from adan_optim.card import PATHS
+from adan_optim.registry import CARDS
 
 NO_PRODUCT = SimpleNamespace(params={})
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from ptx import Launch, Memory, Module
 
-from optim.engine import cuda, cuda_sums
+from adan_optim.engine import cuda, cuda_sums
 
 ANYTHING = (4096, 2**47 - 8192, "anything")
 
@@ -30,7 +30,7 @@ def _module(image):
 
 
 class StandIn:
-    """What `cuda.bindings.driver` offers to optim/engine/cuda.py.
+    """What `cuda.bindings.driver` offers to optim/adan_optim/engine/cuda.py.
 
     Attributes:
         tensors: gives (name, tensor) of all that a launch may touch, besides the launcher's own memory; None

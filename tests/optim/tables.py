@@ -9,8 +9,8 @@ import pytest
 import torch
 from harness import FUSED, bits
 
-import optim
-from optim.engine import native, storage
+import adan_optim
+from adan_optim.engine import native, storage
 
 SIZES = [0, *range(1, 6), 255, 256, 257, 0, 1023, 1024, 1025, 4095, 4096, 4097, 5000, 65535, 65536, 65537, 0]
 LENGTHS = [1, 3, 255, 256, 257, 1024, 0]  # of rows; 0 is all of a tensor
@@ -30,8 +30,8 @@ def all_kinds(rule):
             yield native.Kinds(parameter, state, rounding, taken)
 
 
-OF_CARDS = [(name, rule) for name in FUSED for rule in optim.CARDS[name].fused_rules]
-OF_CARDS += [(name, rule) for name in FUSED for rule in optim.CARDS[name].cautious_rules]
+OF_CARDS = [(name, rule) for name in FUSED for rule in adan_optim.CARDS[name].fused_rules]
+OF_CARDS += [(name, rule) for name in FUSED for rule in adan_optim.CARDS[name].cautious_rules]
 RULES = {rule.name: rule for _, rule in OF_CARDS}
 RULES["adam_agreement"] = replace(RULES["adam_agreement"], unread=())  # it adds the decay to the gradient
 OPTIMIZER = {rule.name: name for name, rule in OF_CARDS}
@@ -45,7 +45,7 @@ each_rule = pytest.mark.parametrize(
 
 def hyper_of(name, **options):
     """The numbers of a rule for an optimizer's options."""
-    optimizer = optim.OPTIMIZERS[OPTIMIZER[name]]([torch.zeros(1)], **options)
+    optimizer = adan_optim.OPTIMIZERS[OPTIMIZER[name]]([torch.zeros(1)], **options)
     return tuple(map(float, optimizer.fused_hyper(optimizer.param_groups[0])))
 
 

@@ -10,10 +10,10 @@ import torch
 from harness import build, needs_torch
 from test_outside import check
 
-import optim
+import adan_optim
 
 transformers = pytest.importorskip("transformers.optimization")
-each_path = pytest.mark.parametrize("path", optim.CARDS["adafactor"].paths)
+each_path = pytest.mark.parametrize("path", adan_optim.CARDS["adafactor"].paths)
 BASE = dict(eps=1e-30, eps_scale=1e-3, clip_threshold=0.9, decay_rate=0.7)
 
 
@@ -59,4 +59,4 @@ def test_torch(path):
 )
 def test_options_that_make_no_sense(options, match):
     with pytest.raises(ValueError, match=match):
-        optim.Adafactor([torch.ones(2)], **options)
+        adan_optim.Adafactor([torch.ones(2)], **options)

@@ -19,7 +19,7 @@ from harness import (
     set_grads,
 )
 
-import optim
+import adan_optim
 
 BOTH = pytest.mark.parametrize("name", ["adam", "adamw"])
 UNFUSED = pytest.mark.parametrize("path", ["foreach", "reference"])
@@ -47,7 +47,7 @@ def test_amsgrad_in_every_storage(name, path, kept):
 
 @BOTH
 def test_amsgrad_takes_the_paths_without_kernels(name):
-    cls = optim.OPTIMIZERS[name]
+    cls = adan_optim.OPTIMIZERS[name]
     groups = [
         {"params": make_params([(3,)], np.random.default_rng(0)), "amsgrad": flag} for flag in (False, True)
     ]
@@ -93,10 +93,10 @@ def test_decay_goes_through_the_means_or_not():
 @BOTH
 def test_8_bit_states_are_a_quarter(name):
     p = torch.ones(64, 256, requires_grad=True)
-    optimizer = optim.build_optimizer([p], name, state_dtype="int8")
+    optimizer = adan_optim.build_optimizer([p], name, state_dtype="int8")
     p.grad = torch.ones_like(p)
     optimizer.step()
-    assert sum(optim.state_bytes(optimizer).values()) == 4 + 2 * (p.numel() + 4 * p.numel() // 256)
+    assert sum(adan_optim.state_bytes(optimizer).values()) == 4 + 2 * (p.numel() + 4 * p.numel() // 256)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])

@@ -19,10 +19,10 @@ from harness import FLAGS, array, assert_same_bits, needs_names, random, tensors
 from test_blocks import CUTS, by_hand
 from torch import nn
 
-import optim
+import adan_optim
 from adam_mini import Adam_mini
-from optim import AdamMini, build_optimizer, partition
-from optim.engine.blocks import canonical
+from adan_optim import AdamMini, build_optimizer, partition
+from adan_optim.engine.blocks import canonical
 
 # Small transformers: 4 heads, half as many key heads where the model has them.
 SIZES = dict(vocab_size=50, hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4)
@@ -313,7 +313,7 @@ def test_parameters_outside_the_partition():
     assert named.state_spec(other.bias, {}).small == (("exp_avg_sq", (6,)),)
     with pytest.raises(ValueError, match=r"weight of shape .* is not in the partition"):
         AdamMini(nn.Linear(4, 7).named_parameters(), partition=partition(model))
-    with pytest.raises(TypeError, match=r"give what optim\.partition"):
+    with pytest.raises(TypeError, match=r"give what adan_optim\.partition"):
         AdamMini(model.parameters(), partition={"weight": 3})
 
 
@@ -359,7 +359,7 @@ def test_half_the_state():
         optimizer = build_optimizer(model, "adam_mini", state_dtype=kept, min_int8_size=0)
         set_gradients(model.named_parameters(), 0)
         optimizer.step()
-        held = optim.state_bytes(optimizer)
+        held = adan_optim.state_bytes(optimizer)
         held.pop("step")
         assert sum(held.values()) / count == pytest.approx(size, abs=0.06)
         assert held["exp_avg_sq"] / count < 0.05
@@ -540,7 +540,7 @@ def test_the_drop_in_needs_names():
     p = torch.ones(2, 2, requires_grad=True)
     for given, what in (([p], "Tensor"), ([{"params": [p]}], "dict")):
         with pytest.raises(
-            TypeError, match=rf"give model\.named_parameters\(\), not a {what}; optim\.AdamMini"
+            TypeError, match=rf"give model\.named_parameters\(\), not a {what}; adan_optim\.AdamMini"
         ):
             Adam_mini(given)
 

@@ -8,15 +8,15 @@ import torch
 from harness import build, make_params, set_grads
 from test_outside import check
 
-import optim
-from optim.ademamix import warmed_up
+import adan_optim
+from adan_optim.ademamix import warmed_up
 
 pytorch_optimizer = pytest.importorskip("pytorch_optimizer")
 
 OPTIONS = dict(lr=0.05, betas=(0.8, 0.7, 0.95), eps=0.01, weight_decay=0.2, alpha=2.0)
 
 
-@pytest.mark.parametrize("path", optim.CARDS["ademamix"].paths)
+@pytest.mark.parametrize("path", adan_optim.CARDS["ademamix"].paths)
 @pytest.mark.parametrize("warmup", [0, 25, 100])
 def test_pytorch_optimizer(path, warmup):
     check(
@@ -52,4 +52,4 @@ def test_checkpoints_with_the_authors_names():
 @pytest.mark.parametrize("name", ["alpha_warmup", "beta3_warmup"])
 def test_warm_ups_are_steps(name):
     with pytest.raises(ValueError, match=f"{name}=2.5: give a whole number >= 0"):
-        optim.AdEMAMix([torch.ones(2)], **{name: 2.5})
+        adan_optim.AdEMAMix([torch.ones(2)], **{name: 2.5})

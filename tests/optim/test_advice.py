@@ -1,4 +1,4 @@
-"""`optim.adan_from_adamw`: every number of the advice, and settings that an optimizer takes as they are."""
+"""`adan_optim.adan_from_adamw`: every number of the advice; settings taken as they are."""
 
 import inspect
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 import yaml
 
-import optim
-from optim.interop.advice import REGIMES
+import adan_optim
+from adan_optim.interop.advice import REGIMES
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from optim.interop.advice import REGIMES
 )
 def test_the_advice(regime, options, warmup):
     """The issues of sail-sg/Adan: 29 for pretrain, 43 for finetune, 48 for diffusion."""
-    settings = optim.adan_from_adamw(lr=1e-3, weight_decay=0.05, warmup=500, regime=regime)
+    settings = adan_optim.adan_from_adamw(lr=1e-3, weight_decay=0.05, warmup=500, regime=regime)
     assert settings.options == options
     assert settings.warmup == warmup
     assert isinstance(settings.warmup, int)
@@ -32,17 +32,17 @@ def test_the_advice(regime, options, warmup):
 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_the_options_build_an_optimizer(regime):
-    options = optim.adan_from_adamw(lr=1e-3, regime=regime).options
+    options = adan_optim.adan_from_adamw(lr=1e-3, regime=regime).options
     model = torch.nn.Linear(3, 2)
-    assert optim.Adan(model.parameters(), **options).param_groups[0].items() >= options.items()
-    group = optim.build_optimizer(model, "adan", **options).param_groups[0]
+    assert adan_optim.Adan(model.parameters(), **options).param_groups[0].items() >= options.items()
+    group = adan_optim.build_optimizer(model, "adan", **options).param_groups[0]
     assert group["betas"] == options["betas"]
 
 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_what_is_printed(regime):
     """The table has a line for each setting with its reason; the YAML reads as the options."""
-    settings = optim.adan_from_adamw(lr=1e-5, weight_decay=0.01, warmup=1.5, regime=regime)
+    settings = adan_optim.adan_from_adamw(lr=1e-5, weight_decay=0.01, warmup=1.5, regime=regime)
     lines = str(settings).splitlines()
     assert len(lines) == 5
     for line, (name, reason) in zip(lines, settings.reasons.items(), strict=True):
@@ -54,13 +54,13 @@ def test_what_is_printed(regime):
 
 
 def test_a_learning_rate_that_is_a_tensor():
-    assert optim.adan_from_adamw(lr=torch.tensor(0.5)).options["lr"] == torch.tensor(2.5)
+    assert adan_optim.adan_from_adamw(lr=torch.tensor(0.5)).options["lr"] == torch.tensor(2.5)
 
 
 def test_the_docstrings_table_is_the_advice():
     rows = [
         line.split("|")
-        for line in inspect.getdoc(optim.adan_from_adamw).splitlines()
+        for line in inspect.getdoc(adan_optim.adan_from_adamw).splitlines()
         if line.startswith("| ")
     ]
     assert [row[1].strip() for row in rows[1:]] == list(REGIMES)
@@ -84,4 +84,4 @@ def test_the_docstrings_table_is_the_advice():
 )
 def test_bad_input(arguments, error, message):
     with pytest.raises(error, match=message):
-        optim.adan_from_adamw(**arguments)
+        adan_optim.adan_from_adamw(**arguments)

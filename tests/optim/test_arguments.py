@@ -29,16 +29,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import DEFINITIONS
 
-import optim
-from optim.engine import native
-from optim.engine.checks import OPTIMIZER_WIDE
+import adan_optim
+from adan_optim.engine import native
+from adan_optim.engine.checks import OPTIMIZER_WIDE
 
-CLASSES = optim.OPTIMIZERS
+CLASSES = adan_optim.OPTIMIZERS
 NUMBERS = ("lr", "eps", "weight_decay", "max_grad_norm")
 each_number = pytest.mark.parametrize(
     ("name", "key"), [(name, key) for name in NAMES for key in NUMBERS if key in options_of(name)]
 )
-each_with_betas = pytest.mark.parametrize("name", [name for name, card in optim.CARDS.items() if card.betas])
+each_with_betas = pytest.mark.parametrize(
+    "name", [name for name, card in adan_optim.CARDS.items() if card.betas]
+)
 
 
 def one(value=1.0, **kwargs):
@@ -83,7 +85,7 @@ def test_no_numbers(name, key, value):
     value=st.one_of(negative, not_finite, st.floats(min_value=1.0, allow_infinity=False)),
 )
 def test_betas_out_of_range(name, index, value):
-    betas = [0.9, 0.8, 0.99][: optim.CARDS[name].betas]
+    betas = [0.9, 0.8, 0.99][: adan_optim.CARDS[name].betas]
     betas[index % len(betas)] = value
     assert str(value) in refused(name, ValueError, r"betas.*(must be|each must be)", betas=betas)
 
@@ -91,7 +93,7 @@ def test_betas_out_of_range(name, index, value):
 @each_with_betas
 @given(betas=st.lists(st.floats(0.5, 0.99), max_size=5))
 def test_number_of_betas(name, betas):
-    count = optim.CARDS[name].betas
+    count = adan_optim.CARDS[name].betas
     if len(betas) == count:
         assert CLASSES[name](one(), betas=betas).param_groups[0]["betas"] == tuple(betas)
     else:
@@ -102,7 +104,7 @@ def test_number_of_betas(name, betas):
 @pytest.mark.parametrize("betas", [None, 0.9, "0.9", True])
 def test_betas_that_are_no_list(name, betas):
     assert f"betas={betas!r}" in refused(name, TypeError, r"give \d numbers", betas=betas)
-    count = optim.CARDS[name].betas
+    count = adan_optim.CARDS[name].betas
     refused(name, TypeError, r"betas\[1\]=None: give a number", betas=(0.9, None, 0.9)[:count])
 
 
@@ -194,15 +196,15 @@ def test_subclasses_as_people_write_them():
             super().__init_subclass__(**kwargs)
             cls.label = label
 
-    class Short(optim.AdamW):
+    class Short(adan_optim.AdamW):
         def __init__(self, params, lr=0.5, **kw):
             super().__init__(params, lr=lr, **kw)
 
-    class Again(optim.Adan):
+    class Again(adan_optim.Adan):
         def __init__(self, params, maximize=True, **options):
             super().__init__(params, maximize=maximize, **options)
 
-    class All(Mixin, optim.AdamW, label="mixed"):
+    class All(Mixin, adan_optim.AdamW, label="mixed"):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
 
@@ -213,7 +215,7 @@ def test_subclasses_as_people_write_them():
     class Same(Short):
         pass
 
-    options = set(inspect.signature(optim.AdamW).parameters)
+    options = set(inspect.signature(adan_optim.AdamW).parameters)
     for cls in (Short, Again, All, Same):
         optimizer = cls(one(), weight_decay=0.3, state_dtype="bfloat16")
         group = optimizer.param_groups[0]
@@ -241,12 +243,12 @@ def test_float16_states_that_lose_small_gradients_are_warned_of():
             CLASSES[name](half)
         assert len(caught) == 1
         assert caught[0].filename == __file__
-    optim.Adan(half, state_dtype="float32")
-    optim.Adan(half, state_dtype="int8")
-    optim.AdamMini(half)
-    optim.Lars(half)
-    optim.Adafactor([torch.ones(2, 2, dtype=torch.float16, requires_grad=True)])
-    optim.Adan(one(dtype=torch.bfloat16))
+    adan_optim.Adan(half, state_dtype="float32")
+    adan_optim.Adan(half, state_dtype="int8")
+    adan_optim.AdamMini(half)
+    adan_optim.Lars(half)
+    adan_optim.Adafactor([torch.ones(2, 2, dtype=torch.float16, requires_grad=True)])
+    adan_optim.Adan(one(dtype=torch.bfloat16))
 
 
 # ---- groups
@@ -258,7 +260,7 @@ def test_float16_states_that_lose_small_gradients_are_warned_of():
     [("weigth_decay", "weight_decay"), ("state_dtyp", "state_dtype"), ("maximise", "maximize")],
 )
 def test_misspelt_keys_of_a_group(name, key, near):
-    title = optim.CARDS[name].title
+    title = adan_optim.CARDS[name].title
     groups = [{"params": one()}, {"params": one(), key: 0.1}]
     refused(
         name, ValueError, f"{title}, parameter group 1: unknown key {key!r}: did you mean {near!r}", groups
@@ -325,7 +327,7 @@ def test_no_parameters(name):
 def test_the_papers_betas_get_a_warning(betas):
     meant = tuple(round(1 - beta, 10) for beta in betas)
     with pytest.warns(UserWarning, match="did you mean") as caught:
-        optimizer = optim.Adan(one(), betas=betas)
+        optimizer = adan_optim.Adan(one(), betas=betas)
     assert str(meant) in str(caught[0].message)
     assert optimizer.param_groups[0]["betas"] == betas
 
@@ -335,11 +337,11 @@ def test_official_positional_order():
     official = dict(
         lr=1e-3, betas=(0.98, 0.92, 0.99), eps=1e-8, weight_decay=0.0, max_grad_norm=0.0, no_prox=False
     )
-    parameters = list(inspect.signature(optim.Adan).parameters.values())
+    parameters = list(inspect.signature(adan_optim.Adan).parameters.values())
     names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert names == ["params", *official, "foreach", "fused"]
     assert {p.name: p.default for p in parameters if p.name in official} == official
-    optimizer = optim.Adan(one(), 0.1, (0.9, 0.8, 0.7), 1e-6, 0.02, 5.0, True, False, False)
+    optimizer = adan_optim.Adan(one(), 0.1, (0.9, 0.8, 0.7), 1e-6, 0.02, 5.0, True, False, False)
     group = optimizer.param_groups[0]
     assert (group["lr"], group["betas"], group["eps"]) == (0.1, (0.9, 0.8, 0.7), 1e-6)
     assert (group["weight_decay"], group["no_prox"], optimizer.max_grad_norm) == (0.02, True, 5.0)
@@ -347,7 +349,7 @@ def test_official_positional_order():
 
 
 def test_drop_in_module():
-    assert importlib.import_module("adan").Adan is optim.Adan
+    assert importlib.import_module("adan").Adan is adan_optim.Adan
 
 
 # ---- every option matters
@@ -404,8 +406,8 @@ def test_every_option_matters(name, option):
         assert f"def {function}(" in Path(__file__).with_name(file).read_text()
         return
     value = {**CHANGES, **getattr(DEFINITIONS[name], "CHANGES", {})}[option]
-    value = value(optim.CARDS[name].betas) if callable(value) else value
-    for path in optim.CARDS[name].paths:
+    value = value(adan_optim.CARDS[name].betas) if callable(value) else value
+    for path in adan_optim.CARDS[name].paths:
         given = {**GIVEN, **getattr(DEFINITIONS[name], "GIVEN", {})}.get(option, {})
         if path == "fused" and option in unfused_options(name):
             message = f"no fused kernel for {option}="
@@ -425,7 +427,7 @@ def test_a_capture_needs_capturable_and_states(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
     p = torch.ones(3, requires_grad=True)
     p.grad = torch.ones(3)
-    optimizer = optim.Adan([p])
+    optimizer = adan_optim.Adan([p])
     with pytest.raises(RuntimeError, match="construct the optimizer with capturable=True"):
         optimizer.step()
     optimizer.capturable = True
@@ -465,7 +467,7 @@ def test_storage_that_cannot_be(name):
 
 @each_name
 def test_take_gradients_is_for_optimizers_that_keep_one(name):
-    if optim.CARDS[name].previous:
+    if adan_optim.CARDS[name].previous:
         assert CLASSES[name](one(), take_gradients=True).take_gradients
     else:
         refused(name, TypeError, "has no option 'take_gradients': it keeps no previous", take_gradients=True)
@@ -473,16 +475,16 @@ def test_take_gradients_is_for_optimizers_that_keep_one(name):
 
 def test_take_gradients_refuses_what_it_cannot_keep():
     with pytest.raises(ValueError, match="set_to_none=True"):
-        optim.Adan(one(), take_gradients=True).zero_grad(set_to_none=False)
+        adan_optim.Adan(one(), take_gradients=True).zero_grad(set_to_none=False)
     with pytest.raises(TypeError, match="take_gradients=1: use True or False"):
-        optim.Adan(one(), take_gradients=1)
+        adan_optim.Adan(one(), take_gradients=1)
     bucket = torch.ones(6)
     params = [torch.ones(2, requires_grad=True), torch.ones(4, requires_grad=True)]
     params[0].grad, params[1].grad = bucket[:2], bucket[2:]
     with pytest.raises(RuntimeError, match=r"is a view of other memory.*gradient_as_bucket_view=False"):
-        optim.Adan(params, take_gradients=True).step()
+        adan_optim.Adan(params, take_gradients=True).step()
     params[0].grad, params[1].grad = bucket[:2].detach(), bucket[2:].detach()  # no views, but in one memory
-    optimizer = optim.Adan(params, take_gradients=True)
+    optimizer = adan_optim.Adan(params, take_gradients=True)
     optimizer.step()
     bucket.zero_()
     assert all((optimizer.state[p]["pre_grad"] == 1).all() for p in params)
@@ -490,7 +492,7 @@ def test_take_gradients_refuses_what_it_cannot_keep():
 
 def test_taken_gradients_keep_no_graph():
     p = torch.ones(3, requires_grad=True)
-    optimizer = optim.Adan([p], take_gradients=True)
+    optimizer = adan_optim.Adan([p], take_gradients=True)
     for _ in range(3):  # the steps after the first use again what it collected
         (p.grad,) = torch.autograd.grad((p**3).sum(), [p], create_graph=True)
         given = p.grad
@@ -503,9 +505,9 @@ def test_taken_gradients_keep_no_graph():
 
 def test_the_card_lists_the_options():
     """Whatever a constructor takes is a hyper-parameter of all, an option of the card, or a common one."""
-    from optim.card import COMMON_OPTIONS
+    from adan_optim.card import COMMON_OPTIONS
 
-    for name, card in optim.CARDS.items():
+    for name, card in adan_optim.CARDS.items():
         shared = {"lr", "eps", "weight_decay"} & set(options_of(name))
         own = {*shared, *(["betas"] if card.betas else []), *card.options}
         known = {*own, "differentiable", *COMMON_OPTIONS}
@@ -532,9 +534,10 @@ def test_the_card_lists_the_options():
 )
 @pytest.mark.parametrize("built", [True, False])
 @pytest.mark.every("foreach", "fused", "built")
+@pytest.mark.filterwarnings("ignore::adan_optim.SlowPathWarning")
 def test_path_table(name, foreach, fused, path, built, monkeypatch):
     """What each combination takes, with the kernels and without; every path shown to be the one that runs."""
-    paths = optim.CARDS[name].paths
+    paths = adan_optim.CARDS[name].paths
     if not built:
         monkeypatch.setattr(native, "load", lambda: (None, "the CPU kernels are hidden"))
     if not built or "fused" not in paths:
@@ -565,7 +568,7 @@ def test_path_table(name, foreach, fused, path, built, monkeypatch):
         )
     optimizer = cls(one(), foreach=foreach, fused=fused)
     assert optimizer.path.split(" ")[0] == path
-    assert optim.path_in_use(optimizer) == optimizer.path
+    assert adan_optim.path_in_use(optimizer) == optimizer.path
     set_grads(all_params(optimizer), np.random.default_rng(0))
     optimizer.step()
     assert set(ran) == {path}
@@ -609,7 +612,7 @@ def test_automatic_choice_is_made_for_each_parameter(name):
 def test_importing_optim_is_light():
     """No compiled library, no GPU, and none of the recipes' libraries."""
     code = (
-        "import sys, torch, optim; from optim.engine import native; "
+        "import sys, torch, adan_optim; from adan_optim.engine import native; "
         "assert native.load.cache_info().currsize == 0; assert not torch.cuda.is_initialized(); "
         "print([m for m in ('timm', 'hydra', 'transformers', 'accelerate', 'repro') if m in sys.modules])"
     )

@@ -10,14 +10,14 @@ import torch.distributed as dist
 from harness import FLAGS, array, assert_same_bits, case_id, random, tensors_of
 from torch import nn
 
-from optim import AdamMini, partition
-from optim.engine import native
-from optim.engine.blocks import canonical, default, spread, squared_sums
-from optim.engine.dtensor import tensor_module
+from adan_optim import AdamMini, partition
+from adan_optim.engine import native
+from adan_optim.engine.blocks import canonical, default, spread, squared_sums
+from adan_optim.engine.dtensor import tensor_module
 
 
 def by_hand(shape, blocks):
-    """The number of each element's block, from the definition in optim.engine.blocks."""
+    """The number of each element's block, from the definition in adan_optim.engine.blocks."""
     if len(blocks) == 1:
         return (np.arange(np.prod(shape, dtype=int)) // (np.prod(shape, dtype=int) // blocks[0])).reshape(
             shape

@@ -6,8 +6,8 @@ import torch
 from harness import FLAGS, build, each_path, make_params, set_grads
 from test_outside import check
 
-import optim
-from optim.engine.caution import LEAST_SHARE
+import adan_optim
+from adan_optim.engine.caution import LEAST_SHARE
 
 timm = pytest.importorskip("timm.optim")
 
@@ -27,7 +27,7 @@ def test_timm(name, path):
     options = dict(lr=0.05, betas=(0.8, 0.7), eps=0.01, weight_decay=0.2, caution=True)
     options |= {"gamma": 0.3} if name == "mars" else {}
     options = {key: x for key, x in options.items() if key != "eps" or name != "lion"}
-    path = path if optim.CARDS[name].cautious_rules or path != "fused" else None
+    path = path if adan_optim.CARDS[name].cautious_rules or path != "fused" else None
     check(
         lambda p: build(name, p, path, **options),
         lambda p: THEIRS[name](p, **options, **FIXED.get(name, {})),
@@ -38,7 +38,7 @@ def adamw(path, p, g, m, **options):
     """The optimizer after a step on p from a first moment m, all [n]; the second moments are 1."""
     p = p.clone().requires_grad_()
     options = dict(lr=1.0, betas=(0.5, 0.5), eps=0.0, weight_decay=0.0, caution=True) | options
-    optimizer = optim.AdamW([p], **options, **FLAGS[path])
+    optimizer = adan_optim.AdamW([p], **options, **FLAGS[path])
     optimizer.state[p] = {
         "step": torch.tensor(1000.0),
         "exp_avg": m.clone(),
@@ -83,7 +83,7 @@ def test_a_nan_reaches_the_parameter(path):
 @pytest.mark.parametrize(("name", "option"), [("lars", "momentum"), ("adafactor", "beta1")])
 def test_without_a_first_moment(name, option):
     with pytest.raises(ValueError, match=f"caution=True needs a .*{option}"):
-        optim.OPTIMIZERS[name]([torch.ones(2)], **{option: 0.0}, caution=True)
+        adan_optim.OPTIMIZERS[name]([torch.ones(2)], **{option: 0.0}, caution=True)
 
 
 def test_what_the_fused_path_cannot():
@@ -94,8 +94,8 @@ def test_what_the_fused_path_cannot():
         "lamb": {},
     }.items():
         with pytest.raises(ValueError, match="caution"):
-            optim.OPTIMIZERS[kind](p, caution=True, fused=True, **reason)
-        assert optim.OPTIMIZERS[kind](p, caution=True, **reason).path == "foreach"
+            adan_optim.OPTIMIZERS[kind](p, caution=True, fused=True, **reason)
+        assert adan_optim.OPTIMIZERS[kind](p, caution=True, **reason).path == "foreach"
 
 
 def test_switching_it_on_between_two_steps():
@@ -119,7 +119,7 @@ def test_checkpoints_of_timms():
         assert ours.param_groups[0]["caution"]
     ours, theirs = (
         kind(make_params([(3,)], np.random.default_rng(0)), caution=True)
-        for kind in (optim.Adan, timm.adan.Adan)
+        for kind in (adan_optim.Adan, timm.adan.Adan)
     )
     with pytest.raises(ValueError, match="a checkpoint of timm's Adan with caution=True"):
         ours.load_state_dict(theirs.state_dict())

@@ -25,7 +25,7 @@ from harness import (
     tensors_of,
 )
 
-import optim
+import adan_optim
 
 pytestmark = pytest.mark.per_family
 
@@ -94,7 +94,7 @@ def test_neither_loading_nor_training_touches_what_was_loaded(name, path):
 
 @each_path
 def test_a_state_dict_goes_from_any_path_to_any_path(name, path):
-    for other in optim.CARDS[name].paths:
+    for other in adan_optim.CARDS[name].paths:
         one = train(new(name, path, torch.float64), 3, seed=1)
         two = with_parameters_of(one, new(name, other, torch.float64))
         two.load_state_dict(one.state_dict())
@@ -143,7 +143,7 @@ def test_copies_of_the_optimizer(name, path, carry, steps):
 
 @each_path
 def test_loading_never_changes_what_belongs_to_the_constructor(name, path):
-    for other in optim.CARDS[name].paths:
+    for other in adan_optim.CARDS[name].paths:
         saved = train(new(name, other, max_grad_norm=9.0, nonfinite="raise"), 2, seed=1).state_dict()
         for group in saved["param_groups"]:
             group.update(foreach=True, fused=True, max_grad_norm=9.0, nonfinite="raise", differentiable=False)
@@ -180,7 +180,7 @@ def test_an_empty_state_can_be_loaded(name):
 
 
 def wrong_optimizer(saved, name):
-    other = next(other for other in optim.CARDS if other != name)
+    other = next(other for other in adan_optim.CARDS if other != name)
     return train(new(other), 1, seed=1).state_dict()
 
 
@@ -416,7 +416,7 @@ def continue_officially(official, path, saved, **options):
     return ours
 
 
-adan_paths = pytest.mark.parametrize("path", optim.CARDS["adan"].paths)
+adan_paths = pytest.mark.parametrize("path", adan_optim.CARDS["adan"].paths)
 
 
 @adan_paths

@@ -1,4 +1,4 @@
-"""The fast path believes nothing that it has not checked (optim/engine/contract.py).
+"""The fast path believes nothing that it has not checked (optim/adan_optim/engine/contract.py).
  Parameters, gradients, states and groups are changed between steps in every way that torch allows. A step
 then does what the reference path does, or raises one exception; it never writes to memory of others. `make
 test-sanitize` runs these tests with the kernels under AddressSanitizer, and many more examples.
@@ -17,10 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._pytree import tree_map_only
 
-import optim
-from optim.engine import native
-from optim.engine.contract import overlapping
-from optim.engine.plan import collect
+import adan_optim
+from adan_optim.engine import native
+from adan_optim.engine.contract import overlapping
+from adan_optim.engine.plan import collect
 
 SHAPES = [(5, 6), (4, 4), (300,), ()]
 GUARD = 64  # elements around a tensor
@@ -291,7 +291,7 @@ def test_any_change_between_steps(case, clip, take, rounds):
     name, kept = case
     dtype, options = KEPT[kept]
     options = {**options, "max_grad_norm": 1.0 if clip else 0.0}
-    if take and optim.CARDS[name].previous:
+    if take and adan_optim.CARDS[name].previous:
         options["take_gradients"] = True
     runs = []
     for path in (None, "reference"):
@@ -414,7 +414,7 @@ def test_rows_that_overlap_are_found():
 def test_another_type_at_the_same_address_is_noticed(foreach):
     memory = torch.empty(8, dtype=torch.uint8)
     p = torch.nn.Parameter(memory.view(torch.float16))
-    optimizer = optim.AdamW([p], lr=0.25, weight_decay=0.0, foreach=foreach, state_dtype="float32")
+    optimizer = adan_optim.AdamW([p], lr=0.25, weight_decay=0.0, foreach=foreach, state_dtype="float32")
     for dtype in (torch.float16, torch.bfloat16):
         p.grad, p.data = None, memory.view(dtype)
         with torch.no_grad():
@@ -538,7 +538,7 @@ def test_versions_without_torchs_own_function(monkeypatch):
     test_a_step_between_forward_and_backward_is_an_error("adan", None)
 
 
-@pytest.mark.parametrize("name", optim.CARDS)
+@pytest.mark.parametrize("name", adan_optim.CARDS)
 def test_fake_tensors_step(name):
     with FakeTensorMode():
         model = torch.nn.Linear(4, 4)
@@ -550,7 +550,7 @@ def test_fake_tensors_step(name):
     assert {type(x).__name__ for x in optimizer.state[model.weight].values()} == {"FakeTensor"}
 
 
-@pytest.mark.parametrize("name", [name for name in FUSED if not optim.CARDS[name].small])
+@pytest.mark.parametrize("name", [name for name in FUSED if not adan_optim.CARDS[name].small])
 def test_a_wrapper_takes_the_reference_path(name):
     x = random((6, 5), np.random.default_rng(0))
     wrapped, plain = torch.nn.Parameter(TwoTensor(x, x.clone())), torch.nn.Parameter(x.clone())
@@ -572,7 +572,7 @@ def test_stochastic_rounding_of_a_strided_parameter_stays_inside(foreach):
     strided = torch.nn.Parameter(memory.copy(values, gaps=3))
     dense = torch.nn.Parameter(values.clone())
     for p in (strided, dense):
-        optimizer = optim.Adan([p], foreach=foreach, param_rounding="stochastic")
+        optimizer = adan_optim.Adan([p], foreach=foreach, param_rounding="stochastic")
         for t in range(3):
             p.grad = random((40, 3), np.random.default_rng(t), torch.bfloat16)
             optimizer.step()
@@ -604,7 +604,7 @@ def test_parameters_in_the_same_memory_are_updated_after_each_other():
         buffer = torch.ones(100_000, dtype=dtype)
         a, b = torch.nn.Parameter(buffer), torch.nn.Parameter(buffer)
         assert a.data_ptr() == b.data_ptr()
-        optimizer = optim.AdamW([a, b], lr=0.25, weight_decay=0.0)
+        optimizer = adan_optim.AdamW([a, b], lr=0.25, weight_decay=0.0)
         a.grad = b.grad = torch.ones_like(buffer)
         optimizer.step()
         assert (a == 0.5).all()
@@ -632,10 +632,10 @@ def test_resized_states_are_those_of_their_rows(options):
     optimizer = trained(shapes=[(10, 40), (3,)], **options)
     old, _ = all_params(optimizer)
     values = functools.partial(value_of, optimizer)
-    names = optim.CARDS["adan"].states
+    names = adan_optim.CARDS["adan"].states
     before = {name: values(optimizer.state[old], name) for name in names}
     new = torch.nn.Parameter(torch.ones(7, 40))
-    optim.resize_state(optimizer, old, new, ROWS)
+    adan_optim.resize_state(optimizer, old, new, ROWS)
     assert all_params(optimizer)[0] is new
     assert old not in optimizer.state
     state = optimizer.state[new]
@@ -656,13 +656,13 @@ def test_resizing_knows_rows_from_columns():
     (old,) = all_params(optimizer)
     state = {key: x.clone() for key, x in optimizer.state[old].items()}
     new = torch.nn.Parameter(torch.ones(7, 10))
-    optim.resize_state(optimizer, old, new, ROWS)
+    adan_optim.resize_state(optimizer, old, new, ROWS)
     assert torch.equal(optimizer.state[new]["exp_avg_sq_col"], state["exp_avg_sq_col"])
     expected = torch.where(ROWS < 0, 0, state["exp_avg_sq_row"][ROWS.clamp(min=0)])
     assert torch.equal(optimizer.state[new]["exp_avg_sq_row"], expected)
     mini = trained("adam_mini", [(10, 4)])
     (old,) = all_params(mini)
-    optim.resize_state(mini, old, new := torch.nn.Parameter(torch.ones(7, 4)), ROWS)
+    adan_optim.resize_state(mini, old, new := torch.nn.Parameter(torch.ones(7, 4)), ROWS)
     assert mini.state[new]["exp_avg_sq"].shape == (7,)
     give_gradients(mini)
     mini.step()
@@ -681,16 +681,16 @@ def test_resizing_refuses_what_does_not_fit(shape, rows, words):
     optimizer = trained(shapes=[(10, 40)])
     (old,) = all_params(optimizer)
     with pytest.raises(ValueError, match=words):
-        optim.resize_state(optimizer, old, torch.nn.Parameter(torch.ones(shape)), rows)
+        adan_optim.resize_state(optimizer, old, torch.nn.Parameter(torch.ones(shape)), rows)
     assert all_params(optimizer)[0] is old
     shampoo = trained("shampoo", [(10, 40)])
     with pytest.raises(ValueError, match="Shampoo's states depend on all rows"):
-        optim.resize_state(shampoo, all_params(shampoo)[0], torch.nn.Parameter(torch.ones(7, 40)), ROWS)
+        adan_optim.resize_state(shampoo, all_params(shampoo)[0], torch.nn.Parameter(torch.ones(7, 40)), ROWS)
 
 
 def test_meta_tensors_share_no_memory():
     """They have no addresses; a step on them, as estimates of memory make it, keeps its path."""
-    optimizer = optim.AdamW([torch.nn.Parameter(torch.empty(3, device="meta")) for _ in range(2)])
+    optimizer = adan_optim.AdamW([torch.nn.Parameter(torch.empty(3, device="meta")) for _ in range(2)])
     for p in all_params(optimizer):
         p.grad = torch.empty_like(p)
     plan = collect(optimizer)

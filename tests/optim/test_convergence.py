@@ -10,7 +10,7 @@ import pytest
 import torch
 from harness import FLAGS, each_path
 
-import optim
+import adan_optim
 
 # Learning rates for parameters of the order of one and about a thousand steps, and whatever else a problem
 # without noise asks for. An optimizer without a line here gets DEFAULT.
@@ -25,7 +25,7 @@ SETTINGS = {
 def minimise(name, path, loss, params, steps):
     """The loss after so many steps, relative to that before."""
     settings = {**SETTINGS.get(name, DEFAULT), **FLAGS[path]}
-    optimizer = optim.OPTIMIZERS[name](params, **settings)
+    optimizer = adan_optim.OPTIMIZERS[name](params, **settings)
     top = settings["lr"]
     start = loss().item()
     for step in range(steps):

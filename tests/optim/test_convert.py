@@ -1,5 +1,5 @@
-"""`optim.convert_state`: a converted checkpoint goes on as the source would have, and what has no meaning is
-refused. The sources are the packages themselves where they can be installed."""
+"""`adan_optim.convert_state`: a converted checkpoint goes on as the source would have; what has no meaning
+is refused. The sources are the packages themselves where they can be installed."""
 
 import copy
 import importlib.metadata
@@ -12,8 +12,8 @@ import torch
 from harness import all_params, array, build, make_params, needs_kinds, random
 from test_checkpoints import OFFICIAL, Official, official_steps, through_a_file
 
-import optim
-from optim.interop.sources import SOURCES, recognise
+import adan_optim
+from adan_optim.interop.sources import SOURCES, recognise
 
 SHAPES = [(4, 5), (3,), (), (2, 3, 2)]
 HYPER = dict(lr=0.05, betas=(0.8, 0.7, 0.9), eps=0.01, weight_decay=0.2)
@@ -111,7 +111,7 @@ def test_an_adan_goes_on_exactly(case, steps, absent):
     train(theirs, steps, seed=2)
     saved = through_a_file(theirs.state_dict())
     before = copy.deepcopy(saved)
-    converted = optim.convert_state(saved)
+    converted = adan_optim.convert_state(saved)
     assert recognise(saved) == case.split()[0]
     ours = loaded(theirs, "adan", converted)
     own = case == "lucidrains"  # which counts per parameter
@@ -124,7 +124,7 @@ def test_an_adan_goes_on_exactly(case, steps, absent):
 def test_optimis_fully_decoupled_decay_is_a_decay_over_its_largest_rate():
     theirs = make_quietly(optimi, decouple_lr=True, max_lr=0.4)
     train(theirs, 3, seed=1)
-    converted = optim.convert_state(theirs.state_dict())
+    converted = adan_optim.convert_state(theirs.state_dict())
     assert converted["param_groups"][0]["weight_decay"] == HYPER["weight_decay"] / 0.4
     go_on_together(theirs, loaded(theirs, "adan", converted))
 
@@ -138,7 +138,7 @@ def make_quietly(constructor, **options):
 def test_optimis_kahan_sum_is_what_was_rounded_off():
     theirs = optimi(torch.bfloat16, kahan_sum=True)
     train(theirs, 20, seed=1)
-    converted = optim.convert_state(theirs.state_dict())
+    converted = adan_optim.convert_state(theirs.state_dict())
     ours = loaded(theirs, "adan", converted, param_rounding="kahan")
     for p, q in zip(all_params(theirs), all_params(ours), strict=True):
         assert torch.equal(theirs.state[p]["kahan_comp"], ours.state[q]["compensation"])
@@ -149,7 +149,7 @@ def test_pytorch_optimizers_clipping_is_for_the_constructor():
     theirs = pytorch_optimizer(max_grad_norm=1.5, shapes=[(4, 5), (3,), (2, 2)])  # it fails on 0-dim ones
     train(theirs, 3, seed=1)
     ours = loaded(
-        theirs, "adan", optim.convert_state(theirs.state_dict()), max_grad_norm=1.5, eps=HYPER["eps"]
+        theirs, "adan", adan_optim.convert_state(theirs.state_dict()), max_grad_norm=1.5, eps=HYPER["eps"]
     )
     go_on_together(theirs, ours, tolerance=1e-5)  # it sums squares in float32
 
@@ -167,8 +167,8 @@ def test_the_official_forms(old, without, restarted):
         official.restart_opt()
     saved = official.state_dict(without)
     assert recognise(saved) == "official"
-    converted = optim.convert_state(saved)
-    assert set(converted["state"][0]) == {"step", *optim.CARDS["adan"].states}
+    converted = adan_optim.convert_state(saved)
+    assert set(converted["state"][0]) == {"step", *adan_optim.CARDS["adan"].states}
     one, two = (build("adan", copy.deepcopy(params), max_grad_norm=0.9, eps=0.01) for _ in range(2))
     one.load_state_dict(saved)
     two.load_state_dict(converted)
@@ -184,7 +184,7 @@ def test_the_official_forms(old, without, restarted):
 def test_our_own_adan_is_decoded(kept):
     one = build("adan", make_params(SHAPES, np.random.default_rng(0)), **kept)
     train(one, 3, seed=1)
-    converted = optim.convert_state(one.state_dict())
+    converted = adan_optim.convert_state(one.state_dict())
     two = loaded(one, "adan", converted)
     go_on_together(one, two, tolerance=1e-6, steps=1)
 
@@ -200,7 +200,7 @@ def test_torch_goes_on_exactly():
         train(theirs, 4, seed=1)
         assert recognise(theirs.state_dict()) == "torch"
         go_on_together(
-            theirs, loaded(theirs, "adamw", optim.convert_state(theirs.state_dict(), target="adamw"))
+            theirs, loaded(theirs, "adamw", adan_optim.convert_state(theirs.state_dict(), target="adamw"))
         )
 
 
@@ -225,8 +225,8 @@ def test_the_form_of_apex():
     saved = as_apex(theirs.state_dict())
     assert recognise(saved) == "apex"
     with pytest.raises(ValueError, match=r"parameter group 0: weight_decay=0.2.*mode: give source='apex'"):
-        optim.convert_state(saved, target="adamw")
-    go_on_together(theirs, loaded(theirs, "adamw", optim.convert_state(saved, "apex", "adamw")))
+        adan_optim.convert_state(saved, target="adamw")
+    go_on_together(theirs, loaded(theirs, "adamw", adan_optim.convert_state(saved, "apex", "adamw")))
 
 
 @pytest.mark.parametrize("bits", [32, 8])
@@ -241,7 +241,7 @@ def test_bitsandbytes(bits):
     assert theirs.state[big]["state1"].dtype == (torch.float32 if bits == 32 else torch.uint8)
     saved = through_a_file(theirs.state_dict())
     assert recognise(saved) == "bitsandbytes"
-    ours = loaded(theirs, "adamw", optim.convert_state(saved, target="adamw"))
+    ours = loaded(theirs, "adamw", adan_optim.convert_state(saved, target="adamw"))
     assert len(params) + 1 == len(ours.state)
     go_on_together(theirs, ours, tolerance=2e-6, steps=5 if bits == 32 else 1)
 
@@ -253,8 +253,8 @@ def test_bitsandbytes(bits):
 def test_after_one_step_adamws_state_is_adans():
     """Whatever the gradient: the same moments as if Adan had made that step."""
     adamw = train(make(torch.optim.AdamW, **TWO), 1, seed=1)
-    converted = optim.convert_state(adamw.state_dict())
-    settings = optim.adan_from_adamw(lr=TWO["lr"], weight_decay=TWO["weight_decay"])
+    converted = adan_optim.convert_state(adamw.state_dict())
+    settings = adan_optim.adan_from_adamw(lr=TWO["lr"], weight_decay=TWO["weight_decay"])
     assert converted["param_groups"][0].items() >= settings.options.items()
     assert converted["param_groups"][1]["lr"] == 5 * OTHERS["lr"]
     adan = train(
@@ -264,7 +264,7 @@ def test_after_one_step_adamws_state_is_adans():
     )
     for p, state in zip(all_params(adan), converted["state"].values(), strict=True):
         assert state["step"] == 1
-        for name in optim.CARDS["adan"].states:
+        for name in adan_optim.CARDS["adan"].states:
             torch.testing.assert_close(state[name], adan.state[p][name], rtol=1e-12, atol=1e-12)
 
 
@@ -272,15 +272,15 @@ def test_after_one_step_adamws_state_is_adans():
 @pytest.mark.parametrize("steps", [2, 10, 300])
 def test_moments_are_adans_on_average(mean, steps):
     rng = np.random.default_rng(0)
-    settings = optim.adan_from_adamw(lr=0.0, weight_decay=0.0).options
+    settings = adan_optim.adan_from_adamw(lr=0.0, weight_decay=0.0).options
     p, q = (torch.zeros(40_000, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    adamw, adan = torch.optim.AdamW([p], lr=0.0, weight_decay=0.0), optim.Adan([q], **settings)
+    adamw, adan = torch.optim.AdamW([p], lr=0.0, weight_decay=0.0), adan_optim.Adan([q], **settings)
     for _ in range(steps):
         p.grad = torch.from_numpy(mean + rng.standard_normal(p.numel()))
         q.grad = p.grad.clone()
         adamw.step()
         adan.step()
-    state, true = optim.convert_state(adamw.state_dict())["state"][0], adan.state[q]
+    state, true = adan_optim.convert_state(adamw.state_dict())["state"][0], adan.state[q]
     ratio = float(state["exp_avg_sq"].mean() / true["exp_avg_sq"].mean())
     if steps == 300:  # a variance that comes out below zero is taken as zero, which shows where it is small
         assert 0.97 < ratio < (1.08 if mean == 3 else 1.03)
@@ -307,8 +307,8 @@ def test_training_goes_on_after_the_change():
     p = torch.full((100,), 2.0, dtype=torch.float64, requires_grad=True)
     adamw = torch.optim.AdamW([p], lr=0.002, weight_decay=0.0)
     before = train_on(adamw, p, 300)
-    adan = optim.Adan([p])
-    adan.load_state_dict(optim.convert_state(adamw.state_dict()))
+    adan = adan_optim.Adan([p])
+    adan.load_state_dict(adan_optim.convert_state(adamw.state_dict()))
     losses = [train_on(adan, p, 1) for _ in range(20)]
     assert max(losses) < before * 1.01
     assert train_on(adan, p, 280) < 0.1 * before
@@ -319,7 +319,7 @@ def test_a_schedule_goes_on_at_the_new_height():
     adamw = make(torch.optim.AdamW, **TWO)
     torch.optim.lr_scheduler.LambdaLR(adamw, lambda t: 0.5)
     train(adamw, 1, seed=1)
-    first = optim.convert_state(adamw.state_dict(), regime="diffusion")["param_groups"][0]
+    first = adan_optim.convert_state(adamw.state_dict(), regime="diffusion")["param_groups"][0]
     assert (first["lr"], first["initial_lr"]) == (0.05, 0.1)
     assert (first["betas"], first["no_prox"]) == ((0.98, 0.95, 0.95), True)
 
@@ -331,7 +331,7 @@ def test_our_adamw_in_8_bits_and_with_kahan_sums():
         build("adamw", make_params(SHAPES, np.random.default_rng(0), torch.bfloat16), **kept), 5, seed=1
     )
     assert recognise(adamw.state_dict()) == "adamw"
-    ours = loaded(adamw, "adan", optim.convert_state(adamw.state_dict()), param_rounding="kahan")
+    ours = loaded(adamw, "adan", adan_optim.convert_state(adamw.state_dict()), param_rounding="kahan")
     for p, q in zip(all_params(adamw), all_params(ours), strict=True):
         assert torch.equal(adamw.state[p]["compensation"], ours.state[q]["compensation"])
         assert ours.state[q]["exp_avg_sq"].min() > 0
@@ -354,8 +354,10 @@ def test_adam_minis_second_moment_is_the_mean_of_adamws():
         for p, mean, blocks in zip(all_params(adamw), means, BLOCKS, strict=True):
             mean.mul_(0.9).add_(p.grad.reshape(blocks, -1).square().mean(1), alpha=0.1)
     saved = adamw.state_dict()
-    converted = optim.convert_state(saved, target="adam_mini", blocks=BLOCKS)
-    assert optim.convert_state(saved, target="adam_mini", blocks=dict(enumerate(BLOCKS)))["state"].keys() == {
+    converted = adan_optim.convert_state(saved, target="adam_mini", blocks=BLOCKS)
+    assert adan_optim.convert_state(saved, target="adam_mini", blocks=dict(enumerate(BLOCKS)))[
+        "state"
+    ].keys() == {
         0,
         1,
         2,
@@ -372,7 +374,7 @@ def test_adam_minis_second_moment_is_the_mean_of_adamws():
     ]
     mini = {**converted, "param_groups": own}
     assert recognise(mini) == "adam_mini"
-    back = optim.convert_state(mini, target="adamw")
+    back = adan_optim.convert_state(mini, target="adamw")
     for i, (p, mean) in enumerate(zip(all_params(adamw), means, strict=True)):
         v = back["state"][i]["exp_avg_sq"]
         assert v.shape == p.shape
@@ -388,7 +390,9 @@ def test_names_for_blocks():
     adamw = torch.optim.AdamW(layer.named_parameters())
     layer(torch.ones(4)).sum().backward()
     adamw.step()
-    converted = optim.convert_state(adamw.state_dict(), target="adam_mini", blocks={"weight": 2, "bias": 1})
+    converted = adan_optim.convert_state(
+        adamw.state_dict(), target="adam_mini", blocks={"weight": 2, "bias": 1}
+    )
     assert [len(state["exp_avg_sq"]) for state in converted["state"].values()] == [2, 1]
 
 
@@ -418,8 +422,8 @@ def test_the_official_adam_mini_goes_on_exactly():
     train(theirs, 4, seed=1)
     saved = copy.deepcopy(theirs.state_dict())
     with pytest.raises(ValueError, match=r"parameter 0: m is kept as \[heads.*\(2, 8\).*shapes="):
-        optim.convert_state(saved, target="adam_mini")
-    converted = optim.convert_state(saved, target="adam_mini", shapes={"q_proj.weight": (4, 4)})
+        adan_optim.convert_state(saved, target="adam_mini")
+    converted = adan_optim.convert_state(saved, target="adam_mini", shapes={"q_proj.weight": (4, 4)})
     assert [len(converted["state"][i]["exp_avg_sq"]) for i in range(4)] == [2, 6, 6, 1]
     ours = [p.detach().clone() for p in named.values()]
     for _ in gradients(list(named.values()), 5, seed=2):
@@ -489,13 +493,13 @@ ADAMW, ADAM = torch.optim.AdamW, torch.optim.Adam
         (lambda: of(ADAMW), dict(target="adam_mini", blocks=[4]), "parameter 1: only 1 values"),
         (lambda: of(ADAMW), dict(regime="rl"), "regime='rl': use 'pretrain', 'finetune'"),
         (official_without_a_step, {}, "parameter 0: there is no step count"),
-        (lambda: of(optim.Adan), dict(target="adamw"), "from adan to adamw no conversion is defined"),
-        (lambda: of(optim.Adan), dict(target="adam_mini"), "from adan to adam_mini no conversion is defined"),
+        (lambda: of(adan_optim.Adan), dict(target="adamw"), "from adan to adamw no conversion is defined"),
+        (lambda: of(adan_optim.Adan), dict(target="adam_mini"), "from adan to adam_mini no conversion"),
     ],
 )  # fmt: skip
 def test_refused(saved, arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
-        optim.convert_state(saved(), **arguments)
+        adan_optim.convert_state(saved(), **arguments)
     assert "\n" not in str(caught.value)
 
 
@@ -511,7 +515,7 @@ def test_refused(saved, arguments, message):
 )
 def test_options_that_ours_do_not_have(constructor, options, message):
     with pytest.raises(ValueError, match=message):
-        optim.convert_state(train(constructor(**options), 2, seed=1).state_dict())
+        adan_optim.convert_state(train(constructor(**options), 2, seed=1).state_dict())
 
 
 @needs_kinds
@@ -527,7 +531,7 @@ def test_what_load_state_dict_takes_directly_has_no_such_options_either():
 def test_old_checkpoints_of_torch_when_the_source_is_said():
     theirs = train(make(ADAMW, **TWO), 2, seed=1)
     saved = without(theirs.state_dict(), "decoupled_weight_decay")
-    go_on_together(theirs, loaded(theirs, "adamw", optim.convert_state(saved, "torch", "adamw")))
+    go_on_together(theirs, loaded(theirs, "adamw", adan_optim.convert_state(saved, "torch", "adamw")))
 
 
 def test_no_two_sources_have_the_same_title():
@@ -538,21 +542,21 @@ def test_a_parameters_own_step_count_goes_before_its_groups():
     """optimi keeps one of its own with gradient release, next to the group, which is no state."""
     saved = train(timm(), 4, seed=1).state_dict()
     saved["state"][0].update(step=2, group={"lr": 1.0})
-    converted = optim.convert_state(saved, "timm")
+    converted = adan_optim.convert_state(saved, "timm")
     assert [int(state["step"]) for state in converted["state"].values()] == [2, 4, 4, 4]
 
 
 @pytest.mark.parametrize("target", ["nadamw", "ademamix"])
 def test_between_adamw_and_its_kin(target):
     """There and back, AdamW goes on as if nothing had been; what it lacks begins at its default."""
-    adamw = train(make(optim.AdamW, **TWO, caution=True), 5, 1)
-    there = optim.convert_state(adamw.state_dict(), target=target)
+    adamw = train(make(adan_optim.AdamW, **TWO, caution=True), 5, 1)
+    there = adan_optim.convert_state(adamw.state_dict(), target=target)
     other = loaded(adamw, target, there)
     assert other.param_groups[0]["caution"]
     if target == "ademamix":
         assert other.param_groups[0]["betas"] == (0.8, 0.9, 0.9999)
         assert not any(state["exp_avg_slow"].any() for state in other.state.values())
     assert recognise(other.state_dict()) == target
-    again = loaded(adamw, target, optim.convert_state(other.state_dict(), target=target))
-    back = loaded(adamw, "adamw", optim.convert_state(again.state_dict(), target="adamw"))
+    again = loaded(adamw, target, adan_optim.convert_state(other.state_dict(), target=target))
+    back = loaded(adamw, "adamw", adan_optim.convert_state(again.state_dict(), target="adamw"))
     go_on_together(adamw, back)

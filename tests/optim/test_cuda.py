@@ -1,5 +1,5 @@
 """The CUDA backend, as far as no GPU is needed: every kernel compiles for every card, and a program on the
-host runs the kernels' own code with the arguments of `optim.engine.cuda`, bit for bit as the CPU kernels.
+host runs the kernels' own code with the arguments of adan_optim.engine.cuda, bit for bit as the CPU kernels.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ import torch
 from tables import OPTIMIZER, RULES, SIZES, all_kinds, assert_same, each_rule, hyper_of, make, snapshot, step
 from torch.utils.weak import WeakTensorKeyDictionary
 
-import optim
-from optim.engine import cuda, native
+import adan_optim
+from adan_optim.engine import cuda, native
 
 HERE = Path(__file__).parent
 OPTIONS = dict(lr=0.07, betas=(0.7, 0.6, 0.8), eps=0.01, weight_decay=0.4)
@@ -29,7 +29,7 @@ OPTIONS = dict(lr=0.07, betas=(0.7, 0.6, 0.8), eps=0.01, weight_decay=0.4)
 def options_of(name):
     """Those of OPTIONS that the optimizer of a rule has, with as many betas as it takes."""
     known = harness.options_of(OPTIMIZER[name])
-    options = {**OPTIONS, "betas": OPTIONS["betas"][: optim.CARDS[OPTIMIZER[name]].betas]}
+    options = {**OPTIONS, "betas": OPTIONS["betas"][: adan_optim.CARDS[OPTIMIZER[name]].betas]}
     return {key: value for key, value in options.items() if key in known and value != ()}
 
 
@@ -125,7 +125,7 @@ def test_processes_that_fill_the_cache_at_once(tmp_path):
     """They agree, and leave one whole file."""
     pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the CUDA builds of torch")
     line = cuda.instance(RULES["lion"], native.Kinds(0, 1, 0, False))[1]
-    program = f"""import sys; from optim.engine import cuda
+    program = f"""import sys; from adan_optim.engine import cuda
 sys.stdout.buffer.write(cuda.cached_kernels({line!r}, 90))"""
     here = {
         **os.environ,

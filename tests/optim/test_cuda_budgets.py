@@ -11,9 +11,9 @@ import pytest
 import torch
 from tables import FIRST, RULES, all_kinds
 
-import optim
+import adan_optim
+from adan_optim.engine import cuda, cuda_sums, native, storage
 from benchmarks import sass
-from optim.engine import cuda, cuda_sums, native, storage
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the CUDA builds of torch")
 try:
@@ -153,7 +153,7 @@ def test_budgets():
     assert budget("adan", "float32", "float32", "nearest") <= 60
     assert budget("adan", "bfloat16", "bfloat16", "nearest") <= 95
     assert budget("adan", "bfloat16", "int8", "nearest") <= 140
-    factors = [rule.name for card in optim.CARDS.values() for rule in card.fused_rules if rule.factors]
+    factors = [rule.name for card in adan_optim.CARDS.values() for rule in card.fused_rules if rule.factors]
     factors.remove("mars")
     assert max(budget(name, "float32", "float32", "nearest") for name in factors) <= 68
 

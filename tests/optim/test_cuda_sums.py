@@ -12,10 +12,10 @@ from harness import assert_same_bits, case_id
 from standin import StandIn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import optim
-from optim.engine import cuda, cuda_sums, native
-from optim.engine.cuda_sums import CudaSums
-from optim.engine.sums import CpuSums
+import adan_optim
+from adan_optim.engine import cuda, cuda_sums, native
+from adan_optim.engine.cuda_sums import CudaSums
+from adan_optim.engine.sums import CpuSums
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the CUDA builds of torch")
 if reason := native.load()[1]:
@@ -169,7 +169,7 @@ def test_the_number_of_operations_does_not_depend_on_that_of_parameters(name, sh
         for p in params:
             p.on_stand_in = True
             p.requires_grad_()
-        optimizer = optim.OPTIMIZERS[name](
+        optimizer = adan_optim.OPTIMIZERS[name](
             params, fused=True, **({"weight_decay": 0.1} if name == "lars" else {})
         )
         for _ in range(2):

@@ -20,8 +20,8 @@ from standin import StandIn
 from tables import OPTIMIZER, RULES, all_kinds, assert_same, each_rule, hyper_of, make, snapshot, step
 from torch import nn
 
-import optim
-from optim.engine import cuda, native
+import adan_optim
+from adan_optim.engine import cuda, native
 
 HERE = not cuda.why_not()
 NOT_HERE = native.load()[1] or ("" if find_spec("cuda") else "NVRTC comes with the CUDA builds of torch")
@@ -53,7 +53,7 @@ def put(x, device):
 
 EXACT = dict(lr=0.07, eps=0.01, weight_decay=0.4)
 BETAS = (0.5, 0.25, 0.125)
-WITH_FACTORS = [name for name in FUSED if any(rule.factors for rule in optim.CARDS[name].fused_rules)]
+WITH_FACTORS = [name for name in FUSED if any(rule.factors for rule in adan_optim.CARDS[name].fused_rules)]
 each_capturable = pytest.mark.parametrize("name", [name for name in FUSED if name not in WITH_FACTORS])
 SHAPES = [(3, 4), (), (0, 5), (257,), (100, 123), (70000,) if HERE else (8500,)]
 
@@ -77,7 +77,7 @@ def exact(name, **options):
 
 
 def betas_of(name, *betas):
-    count = optim.CARDS[OPTIMIZER.get(name, name)].betas
+    count = adan_optim.CARDS[OPTIMIZER.get(name, name)].betas
     return {"betas": betas[:count]} if count else {}
 
 
@@ -99,7 +99,7 @@ def set_grads(params, seed):
 
 def fused(name, device="cuda", dtype=torch.float32, shapes=SHAPES, **options):
     params = params_of(device, dtype, shapes)
-    return optim.OPTIMIZERS[name](params, **exact(name, fused=True, **options)), params
+    return adan_optim.OPTIMIZERS[name](params, **exact(name, fused=True, **options)), params
 
 
 def shapes_of(name, options):
@@ -210,7 +210,7 @@ def test_graph_of_a_training_step(name):
     def model_and_optimizer(**options):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(8, 300), nn.Tanh(), nn.Linear(300, 1)).cuda()
-        return model, optim.OPTIMIZERS[name](model.parameters(), **exact(name, fused=True, **options))
+        return model, adan_optim.OPTIMIZERS[name](model.parameters(), **exact(name, fused=True, **options))
 
     def train(model, optimizer, x):
         optimizer.zero_grad(set_to_none=True)
@@ -245,7 +245,7 @@ def test_graph_of_a_training_step(name):
 def test_the_monitor_waits_once_for_a_sample(name):
     """And never in between; the result is the same in every bit."""
     (ours, p), (plain, q) = fused(name), fused(name)
-    monitor = optim.Monitor(ours, every=4)
+    monitor = adan_optim.Monitor(ours, every=4)
     for i in range(1, 9):
         set_grads(p, i)
         set_grads(q, i)
@@ -274,7 +274,7 @@ def test_the_monitor_waits_once_for_a_sample(name):
 def test_the_monitor_leaves_a_capture_alone(name):
     ours, p = fused(name, capturable=True)
     set_grads(p, 0)
-    monitor = optim.Monitor(ours, every=1)
+    monitor = adan_optim.Monitor(ours, every=1)
     ours.step()
     with torch.cuda.graph(torch.cuda.CUDAGraph()):
         ours.step()
@@ -357,7 +357,7 @@ def test_two_devices(name):
         pytest.skip("this machine has one CUDA device")
     expected, q = fused(name, "cpu", shapes=SHAPES * 2, max_grad_norm=0.5)
     params = [p.detach().to(f"cuda:{i % 2}").requires_grad_() for i, p in enumerate(q)]
-    ours = optim.OPTIMIZERS[name](params, **exact(name, fused=True, max_grad_norm=0.5))
+    ours = adan_optim.OPTIMIZERS[name](params, **exact(name, fused=True, max_grad_norm=0.5))
     for seed in range(3):
         set_grads(params, seed)
         set_grads(q, seed)

@@ -11,8 +11,8 @@ from harness import PATHS, assert_same_bits, build, each_path, full_states, need
 from torch import nn
 from torch.distributed.checkpoint import state_dict as dcp_state
 
-import optim
-from optim.engine.dtensor import tensor_module
+import adan_optim
+from adan_optim.engine.dtensor import tensor_module
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*:DeprecationWarning:torch",
@@ -207,7 +207,7 @@ def worker(rank, port, folder, cases):
             # and a checkpoint by name, whose tensors are whole
             whole = dcp_state.StateDictOptions(full_state_dict=True)
             saved = dcp_state.get_optimizer_state_dict(model, optimizer, options=whole)
-            exact = optim.exact_params(optimizer)
+            exact = adan_optim.exact_params(optimizer)
             results[name, path, str(options)] = [exact[p].full_tensor() for p in model.parameters()]
             if "param_rounding" in options:
                 whole_checkpoint_holds(saved, model, exact)
@@ -235,7 +235,7 @@ def whole_checkpoint_holds(saved, model, exact):
     dcp_state.set_optimizer_state_dict(
         alone, optimizer, saved, options=dcp_state.StateDictOptions(full_state_dict=True)
     )
-    ours = optim.exact_params(optimizer)
+    ours = adan_optim.exact_params(optimizer)
     assert {optimizer.state[p]["remainder"].dtype for p in alone.parameters()} == {torch.int16}
     assert_same_bits([ours[p] for p in alone.parameters()], expected.values())
 
@@ -312,7 +312,7 @@ def test_fsdp2(tmp_path):
     process. Odd sizes, so that the halves differ, and a layer with fewer rows than processes."""
     cases = [
         (name, path, {})
-        for name, card in optim.CARDS.items()
+        for name, card in adan_optim.CARDS.items()
         for path in card.paths
         if path != "fused" or card.elementwise
     ]
@@ -336,7 +336,7 @@ def test_fsdp2(tmp_path):
         optimizer = build(name, model.parameters(), path, max_grad_norm=0.3, eps=0.05, **options)
         train(model, optimizer, range(4), dtype)
         for p, q in zip(
-            optim.exact_params(optimizer).values(), results[name, path, str(options)], strict=True
+            adan_optim.exact_params(optimizer).values(), results[name, path, str(options)], strict=True
         ):
             tolerance = dict(rtol=0.02, atol=0.002) if rounded else dict(rtol=1e-10, atol=1e-12)
             torch.testing.assert_close(q, p, **tolerance)

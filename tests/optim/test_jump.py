@@ -17,10 +17,10 @@ from harness import (
 )
 from oracle import DEFINITIONS
 
-import optim
-from optim import Lion
-from optim.base import Optimizer
-from optim.card import Card
+import adan_optim
+from adan_optim import Lion
+from adan_optim.base import Optimizer
+from adan_optim.card import Card
 
 B1 = DEFINITIONS["lion"].BASE["betas"][0]
 
@@ -95,7 +95,9 @@ def test_not_many_may_be_left_out():
 def test_the_base_takes_no_eps_for_granted(cls):
     """Groups, clipping, non-finite gradients, checkpoints, growth by a group, and the model's groups."""
     model = torch.nn.Linear(3, 2)
-    optimizer = cls.of_model(model, optim.param_groups(model, 0.5, 0.0), max_grad_norm=1.0, nonfinite="skip")
+    optimizer = cls.of_model(
+        model, adan_optim.param_groups(model, 0.5, 0.0), max_grad_norm=1.0, nonfinite="skip"
+    )
     rng = np.random.default_rng(0)
     set_grads(all_params(optimizer), rng)
     before = [p.detach().clone() for p in all_params(optimizer)]

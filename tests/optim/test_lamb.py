@@ -12,12 +12,12 @@ import torch
 from harness import build, make_params
 from test_outside import check
 
-import optim
+import adan_optim
 
 timm_lamb = pytest.importorskip("timm.optim.lamb")
 pytorch_optimizer = pytest.importorskip("pytorch_optimizer")
 
-each_path = pytest.mark.parametrize("path", optim.CARDS["lamb"].paths)
+each_path = pytest.mark.parametrize("path", adan_optim.CARDS["lamb"].paths)
 BASE = dict(lr=0.05, betas=(0.8, 0.9), eps=0.01)
 
 

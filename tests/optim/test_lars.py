@@ -11,12 +11,12 @@ import torch
 from harness import build, make_params, set_grads
 from test_outside import check
 
-import optim
+import adan_optim
 
 timm_lars = pytest.importorskip("timm.optim.lars")
 pytorch_optimizer = pytest.importorskip("pytorch_optimizer")
 
-each_path = pytest.mark.parametrize("path", optim.CARDS["lars"].paths)
+each_path = pytest.mark.parametrize("path", adan_optim.CARDS["lars"].paths)
 BASE = dict(lr=0.3, momentum=0.8, eps=0.01)
 
 
@@ -76,7 +76,7 @@ def test_zeros(path):
 def test_state(momentum):
     p = torch.ones(3, requires_grad=True)
     p.grad = torch.ones(3)
-    optimizer = optim.Lars([p], momentum=momentum)
+    optimizer = adan_optim.Lars([p], momentum=momentum)
     optimizer.step()
     assert set(optimizer.state[p]) == {"step", *(["momentum_buffer"] if momentum else [])}
 
@@ -92,7 +92,7 @@ def test_state(momentum):
 )
 def test_options_that_make_no_sense(options, match):
     with pytest.raises(ValueError, match=match):
-        optim.Lars([torch.ones(2)], **options)
+        adan_optim.Lars([torch.ones(2)], **options)
 
 
 def test_a_learning_rate_of_zero_with_a_clipped_trust():

@@ -6,8 +6,8 @@ import io
 import pytest
 import torch
 
-import optim
-from optim.engine.layout import zeros_like
+import adan_optim
+from adan_optim.engine.layout import zeros_like
 
 ELEMENTS = [100, 16_384, 100_003, 2**19, 2**20 + 3]
 
@@ -28,7 +28,7 @@ def test_states_are_zeros_apart_from_each_other(count: int, dtype: torch.dtype) 
 
 def test_a_large_state_is_saved_and_copied_like_any_other() -> None:
     p = torch.randn(700, 1100).requires_grad_()
-    optimizer = optim.Adan([p], fused=None)
+    optimizer = adan_optim.Adan([p], fused=None)
     p.grad = torch.randn_like(p)
     optimizer.step()
     file = io.BytesIO()
@@ -44,7 +44,7 @@ def test_a_large_state_is_saved_and_copied_like_any_other() -> None:
 
 def test_states_outlive_their_optimizer() -> None:
     p = torch.ones(700, 1100).requires_grad_()
-    optimizer = optim.Adan([p])
+    optimizer = adan_optim.Adan([p])
     p.grad = torch.full_like(p, 2.0)
     optimizer.step()
     kept = optimizer.state[p]["neg_pre_grad"]

@@ -8,12 +8,12 @@ import torch
 from harness import assert_same_bits, build, make_params, set_grads
 from test_outside import check
 
-import optim
+import adan_optim
 
 timm_lion = pytest.importorskip("timm.optim.lion")
 pytorch_optimizer = pytest.importorskip("pytorch_optimizer")
 
-each_path = pytest.mark.parametrize("path", optim.CARDS["lion"].paths)
+each_path = pytest.mark.parametrize("path", adan_optim.CARDS["lion"].paths)
 OPTIONS = dict(lr=0.05, betas=(0.8, 0.9), weight_decay=0.2)
 
 
@@ -27,7 +27,10 @@ def test_other_packages(path, foreach, maximize, theirs):
 
 
 def test_defaults_are_timms():
-    ours, theirs = optim.Lion(make_params([(3,)], np.random.default_rng(0))), timm_lion.Lion([torch.ones(1)])
+    ours, theirs = (
+        adan_optim.Lion(make_params([(3,)], np.random.default_rng(0))),
+        timm_lion.Lion([torch.ones(1)]),
+    )
     for name in ("lr", "betas", "weight_decay"):
         assert ours.defaults[name] == theirs.defaults[name]
 
@@ -66,7 +69,7 @@ def test_a_checkpoint_of_theirs_goes_on(path, theirs, counted):
 )
 def test_options_of_others_that_are_not_here(theirs, option):
     saved = theirs(make_params([(3,)], np.random.default_rng(0)), **{option: True}).state_dict()
-    ours = optim.Lion(make_params([(3,)], np.random.default_rng(0)))
+    ours = adan_optim.Lion(make_params([(3,)], np.random.default_rng(0)))
     with pytest.raises(ValueError, match=f"a checkpoint with {option}=True: there is no such option here"):
         ours.load_state_dict(saved)
 
@@ -75,7 +78,7 @@ def test_options_of_others_that_are_not_here(theirs, option):
 def test_coupled_weight_decay_is_refused(decay):
     theirs, ours = (make_params([(3,)], np.random.default_rng(0)) for _ in range(2))
     saved = pytorch_optimizer.Lion(theirs, weight_decay=decay, weight_decouple=False).state_dict()
-    ours = optim.Lion(ours)
+    ours = adan_optim.Lion(ours)
     refused = pytest.raises(ValueError, match=r"weight_decay=0\.1 that is part of the gradient")
     with refused if decay else nullcontext():
         ours.load_state_dict(saved)

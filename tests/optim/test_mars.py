@@ -6,14 +6,14 @@ import torch
 from harness import build, make_params, set_grads
 from test_outside import check
 
-import optim
+import adan_optim
 
 mars = pytest.importorskip("timm.optim.mars")
 
 OPTIONS = dict(lr=0.05, betas=(0.8, 0.7), eps=0.01, weight_decay=0.2, gamma=0.3)
 
 
-@pytest.mark.parametrize("path", optim.CARDS["mars"].paths)
+@pytest.mark.parametrize("path", adan_optim.CARDS["mars"].paths)
 @pytest.mark.parametrize("optimize_1d", [False, True])
 def test_timm(path, optimize_1d):
     options = OPTIONS | {"optimize_1d": optimize_1d}
@@ -46,7 +46,7 @@ def test_options_of_timms_that_are_not_here(option):
         build("mars", params).load_state_dict(mars.Mars(params, **option).state_dict())
 
 
-@pytest.mark.parametrize("path", optim.CARDS["mars"].paths)
+@pytest.mark.parametrize("path", adan_optim.CARDS["mars"].paths)
 def test_an_infinite_gradient_shows(path):
     p = torch.ones(3, 2, requires_grad=True)
     optimizer = build("mars", [p], path)

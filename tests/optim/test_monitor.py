@@ -25,10 +25,10 @@ from harness import (
 )
 from torch import nn
 
-import optim
-from optim import Monitor
-from optim.engine import storage
-from optim.monitor.statistics import Summary
+import adan_optim
+from adan_optim import Monitor
+from adan_optim.engine import storage
+from adan_optim.monitor.statistics import Summary
 
 SHAPES = [[(3, 4), (70, 80)], [(5,), (), (0, 2), (2, 3)]]  # of two groups; the last has no gradient
 INT8 = dict(state_dtype="int8", min_int8_size=0)
@@ -204,7 +204,7 @@ def test_memory():
     count = sum(p.numel() for p in params)
     assert memory["parameters"] == 4 * count
     assert memory["gradients"] == 4 * (count - params[-1].numel())
-    assert memory["states"] == optim.state_bytes(optimizer)
+    assert memory["states"] == adan_optim.state_bytes(optimizer)
     assert memory["states"]["exp_avg"] == count - params[-1].numel()
     assert memory["peak_of"] == "process, resident"
     status = Path("/proc/self/status")
@@ -299,7 +299,7 @@ def test_the_same_bits(make, tmp_path):
     plain, plain_params, plain_left = train(make, False, tmp_path)
     assert_same_bits(params, plain_params)
     assert_same_bits(left, plain_left)
-    if isinstance(optimizer, optim.Optimizer):
+    if isinstance(optimizer, adan_optim.Optimizer):
         assert_same_bits(tensors_of(optimizer), tensors_of(plain))
 
 
@@ -797,7 +797,7 @@ def test_close():
 
 
 def test_import_is_cheap():
-    code = "import sys, optim; print(optim.Monitor and {'matplotlib', 'wandb'} & {*sys.modules})"
+    code = "import sys, adan_optim; print(adan_optim.Monitor and {'matplotlib', 'wandb'} & {*sys.modules})"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -889,7 +889,7 @@ def worker(rank, port, folder):
             model = nn.Sequential(nn.Linear(6, 9), nn.Linear(9, 5), nn.Linear(5, 1))  # 1 row on 2 processes
             if sharded:
                 fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (2,)))
-            optimizer = optim.AdamW(model.parameters(), lr=0.1, max_grad_norm=0.1)
+            optimizer = adan_optim.AdamW(model.parameters(), lr=0.1, max_grad_norm=0.1)
             path = folder / f"{sharded}.jsonl" if rank == 0 else None
             with Monitor(optimizer, model, every=1, path=path) as monitor:
                 for _ in range(2):

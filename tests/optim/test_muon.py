@@ -17,13 +17,13 @@ from harness import (
 )
 from torch import nn
 
-import optim
-from optim.engine import orthogonal
-from optim.engine.dtensor import over_processes
-from optim.muon import COEFFICIENTS, MARGIN, REST_OPTIONS
+import adan_optim
+from adan_optim.engine import orthogonal
+from adan_optim.engine.dtensor import over_processes
+from adan_optim.muon import COEFFICIENTS, MARGIN, REST_OPTIONS
 
 F64 = torch.float64
-each_path = pytest.mark.parametrize("path", optim.CARDS["muon"].paths)
+each_path = pytest.mark.parametrize("path", adan_optim.CARDS["muon"].paths)
 JORDAN, EXPRESS = COEFFICIENTS["jordan"] * 5, COEFFICIENTS["polar_express"]
 
 
@@ -86,7 +86,7 @@ def test_checkpoints_of_torchs():
     theirs = torch.optim.Muon(params)
     set_grads(params, np.random.default_rng(1))
     theirs.step()
-    ours = optim.Muon([p.detach().clone().requires_grad_() for p in params], precision="float32")
+    ours = adan_optim.Muon([p.detach().clone().requires_grad_() for p in params], precision="float32")
     ours.load_state_dict(theirs.state_dict())
     assert ours.param_groups[0]["momentum"] == 0.95
     for p, q in zip(params, all_params(ours), strict=True):
@@ -205,7 +205,7 @@ class Net(nn.Module):
 
 
 def test_hidden_matrices_of_a_model():
-    found = optim.hidden_matrices(Net())
+    found = adan_optim.hidden_matrices(Net())
     hidden = [f"blocks.{i}.{j}.weight" for i in (0, 1) for j in (0, 2)]
     assert [name for name, entry in found.items() if entry.is_hidden] == hidden
     reasons = {name: entry.reason for name, entry in found.items()}
@@ -219,12 +219,16 @@ def test_hidden_matrices_of_a_model():
 
 
 def test_a_tied_head_is_an_embedding_and_a_block_has_no_output_layer():
-    reasons = {name: entry.reason for name, entry in optim.hidden_matrices(Net(tied=True)).items()}
+    reasons = {name: entry.reason for name, entry in adan_optim.hidden_matrices(Net(tied=True)).items()}
     assert reasons["embedding.weight"] == "Embedding: embedding"
     body = nn.Sequential(*(nn.TransformerEncoderLayer(8, 2, 16) for _ in range(2)))
-    assert sum(entry.is_hidden for entry in optim.hidden_matrices(body).values()) == 8
+    assert sum(entry.is_hidden for entry in adan_optim.hidden_matrices(body).values()) == 8
     layers = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5), nn.Linear(5, 2))
-    assert [entry.is_hidden for entry in optim.hidden_matrices(layers).values()][::2] == [True, True, False]
+    assert [entry.is_hidden for entry in adan_optim.hidden_matrices(layers).values()][::2] == [
+        True,
+        True,
+        False,
+    ]
 
 
 class Experts(nn.Module):
@@ -236,13 +240,13 @@ class Experts(nn.Module):
 
 
 def test_experts_are_stacks_and_convolutions_matrices():
-    found = optim.hidden_matrices(Experts())
+    found = adan_optim.hidden_matrices(Experts())
     assert found["up"][1:] == (True, True, "Experts: experts")
     conv = nn.Sequential(nn.Conv1d(3, 4, 6), nn.Conv2d(4, 4, 1, groups=4), nn.Linear(4, 2))
-    found = optim.hidden_matrices(conv)
+    found = adan_optim.hidden_matrices(conv)
     assert found["0.weight"][1:] == (True, False, "Conv1d")
     assert found["1.weight"][1:] == (False, False, "Conv2d: vector")
-    groups = optim.build_optimizer(Experts(), "muon").param_groups
+    groups = adan_optim.build_optimizer(Experts(), "muon").param_groups
     assert [(group["name"], group["use_muon"], group["stacked"]) for group in groups] == [
         ("decay_stacks", True, True),
         ("decay_rest", False, False),
@@ -267,23 +271,23 @@ def test_rules():
     """By name, type and parameter; the first counts."""
     net = Net()
     rules = {"blocks.0": False, nn.Linear: True, net.embedding.weight: True}
-    found = optim.hidden_matrices(net, rules={**rules, "bias": False})
+    found = adan_optim.hidden_matrices(net, rules={**rules, "bias": False})
     hidden = {name for name, entry in found.items() if entry.is_hidden}
     assert hidden == {"blocks.1.0.weight", "blocks.1.2.weight", "head.weight", "embedding.weight"}
     assert found["blocks.0.0.weight"].reason == "rule: False"
-    optimizer = optim.build_optimizer(net, "muon", rules={"head": False, "blocks": False})
+    optimizer = adan_optim.build_optimizer(net, "muon", rules={"head": False, "blocks": False})
     assert not any(group["use_muon"] for group in optimizer.param_groups)
     with pytest.raises(ValueError, match=r"rule True for norm\.weight of shape \(8,\), which is no matrix"):
-        optim.hidden_matrices(net, rules={"norm.weight": True})
+        adan_optim.hidden_matrices(net, rules={"norm.weight": True})
     with pytest.raises(ValueError, match="the rule for 'nothing' matches no trainable parameter"):
-        optim.hidden_matrices(net, rules={"nothing": True})
-    with pytest.raises(TypeError, match=r"rules needs the model: use optim.build_optimizer"):
-        optim.Muon(net.parameters(), rules=rules)
+        adan_optim.hidden_matrices(net, rules={"nothing": True})
+    with pytest.raises(TypeError, match=r"rules needs the model: use adan_optim.build_optimizer"):
+        adan_optim.Muon(net.parameters(), rules=rules)
 
 
 def test_a_model_is_one_optimizer_that_says_what_it_does():
     net = Net()
-    optimizer = optim.build_optimizer(net, "muon", rest="adan", lr=0.1, weight_decay=0.2)
+    optimizer = adan_optim.build_optimizer(net, "muon", rest="adan", lr=0.1, weight_decay=0.2)
     assert optimizer.description == "foreach: Muon for 4, Adan for 10 parameters"
     set_grads(list(net.parameters()), np.random.default_rng(0))
     optimizer.step()
@@ -293,7 +297,7 @@ def test_a_model_is_one_optimizer_that_says_what_it_does():
     assert (
         sum(kind == {"step", "exp_avg", "exp_avg_diff", "exp_avg_sq", "neg_pre_grad"} for kind in kinds) == 10
     )
-    other = optim.build_optimizer(Net(), "muon", rest="adan")
+    other = adan_optim.build_optimizer(Net(), "muon", rest="adan")
     other.load_state_dict(saved)
     assert other.state_dict()["param_groups"] == saved["param_groups"]
 
@@ -336,7 +340,7 @@ def test_int8_momentum(path):
             set_grads([p], rng)
             optimizer.step()
         moves[state_dtype] = p.detach() - start
-    assert optim.state_bytes(optimizer)["momentum_buffer"] == 64 * 80
+    assert adan_optim.state_bytes(optimizer)["momentum_buffer"] == 64 * 80
     assert 1e-4 < (moves["int8"] - moves[None]).norm() / moves[None].norm() < 0.1
 
 
@@ -355,7 +359,7 @@ def test_int8_momentum(path):
 )
 def test_bad_arguments(option, value, match):
     with pytest.raises(ValueError, match=match) as caught:
-        optim.Muon([torch.ones(2, 2, requires_grad=True)], **{option: value})
+        adan_optim.Muon([torch.ones(2, 2, requires_grad=True)], **{option: value})
     assert "\n" not in str(caught.value)
 
 
@@ -372,9 +376,9 @@ def test_equal_matrices_are_stacked_up_to_a_bound(monkeypatch):
         counts.append(tuple(x.shape))
         return work(x, coefficients)
 
-    monkeypatch.setattr("optim.muon.newton_schulz_fast", counting)
+    monkeypatch.setattr("adan_optim.muon.newton_schulz_fast", counting)
     for optimizer, bound in ((one, 2**24), (two, 50)):
-        monkeypatch.setattr("optim.muon.STACK", bound)
+        monkeypatch.setattr("adan_optim.muon.STACK", bound)
         set_grads(all_params(optimizer), np.random.default_rng(1))
         optimizer.step()
     assert counts[:3] == [(3, 4, 6), (1, 3, 3), (1, 6, 4)]

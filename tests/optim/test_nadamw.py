@@ -6,13 +6,13 @@ import torch
 from harness import build, make_params, set_grads
 from test_outside import check
 
-import optim
+import adan_optim
 
 timm = pytest.importorskip("timm.optim")
 
 OPTIONS = dict(lr=0.05, betas=(0.8, 0.7), eps=0.01, weight_decay=0.2)
 DOZAT = OPTIONS | {"momentum_decay": 0.3}
-each_path = pytest.mark.parametrize("path", optim.CARDS["nadamw"].paths)
+each_path = pytest.mark.parametrize("path", adan_optim.CARDS["nadamw"].paths)
 
 
 @each_path
@@ -32,7 +32,7 @@ def test_torch(path):
 
 
 def test_defaults_are_those_of_others():
-    ours, theirs = (kind([torch.ones(1)]).defaults for kind in (optim.NAdamW, timm.NAdamW))
+    ours, theirs = (kind([torch.ones(1)]).defaults for kind in (adan_optim.NAdamW, timm.NAdamW))
     assert all(ours[name] == theirs[name] for name in OPTIONS)
 
 
@@ -60,5 +60,5 @@ def test_checkpoints_go_on(theirs):
 def test_the_schedule_of_the_momentum_has_no_kernel():
     p = [torch.ones(2, requires_grad=True)]
     with pytest.raises(ValueError, match=r"no fused kernel for momentum_decay=0\.004"):
-        optim.NAdamW(p, momentum_decay=0.004, fused=True)
-    assert optim.NAdamW(p, momentum_decay=0.004).path == "foreach"
+        adan_optim.NAdamW(p, momentum_decay=0.004, fused=True)
+    assert adan_optim.NAdamW(p, momentum_decay=0.004).path == "foreach"

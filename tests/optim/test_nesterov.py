@@ -5,7 +5,7 @@ import pytest
 import torch
 from harness import build
 
-import optim
+import adan_optim
 
 
 def quadratic(seed=0):
@@ -39,7 +39,7 @@ def test_lemma_1(beta):
         x, g_prev = x - eta * big, g
 
 
-@pytest.mark.parametrize("path", optim.CARDS["adan"].paths)
+@pytest.mark.parametrize("path", adan_optim.CARDS["adan"].paths)
 def test_adans_first_and_second_moment_are_nesterovs(path):
     """With b1 = b2 = b, m + b v is the average with decay b of the Nesterov gradient g + b (g - g_prev).
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from harness import case_id, random
 
-import optim
-from optim.engine import native, norm
-from optim.engine.dtensor import is_dtensor, local
-from optim.engine.norm import global_norm
+import adan_optim
+from adan_optim.engine import native, norm
+from adan_optim.engine.dtensor import is_dtensor, local
+from adan_optim.engine.norm import global_norm
 
 SHAPES = [(3, 4), (0,), (), (1000,), (2, 0, 3), (5, 5, 5)]
 
@@ -117,9 +117,9 @@ def test_gradients_of_tables(name, monkeypatch):
     ]
     params.append(random((33, 9), rng, torch.float64).requires_grad_())
     groups = [{"params": params[:3]}, {"params": params[3:], "weight_decay": 0.0}]
-    optimizer = optim.OPTIMIZERS[name](groups, lr=0.0, max_grad_norm=1.0)
+    optimizer = adan_optim.OPTIMIZERS[name](groups, lr=0.0, max_grad_norm=1.0)
     monkeypatch.setattr(
-        "optim.engine.scaling.gradient_norm", lambda x: found.append(norm.gradient_norm(x)) or found[-1]
+        "adan_optim.engine.scaling.gradient_norm", lambda x: found.append(norm.gradient_norm(x)) or found[-1]
     )
     for _ in range(3):
         for p in params:

@@ -38,7 +38,7 @@ from harness import (
     variants_of,
 )
 
-from optim.engine import native
+from adan_optim.engine import native
 
 SHAPES = [(5, 7), (13,), (), (2, 3, 4)]
 # what 16 bits can hold does not depend on the options: each of the two types takes every other option set

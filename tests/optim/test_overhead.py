@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-import optim
-from optim.engine import native
+import adan_optim
+from adan_optim.engine import native
 
-FUSED = [name for name, card in optim.CARDS.items() if "fused" in card.paths]
+FUSED = [name for name, card in adan_optim.CARDS.items() if "fused" in card.paths]
 
 
 def parameters(count: int = 20) -> list[torch.nn.Parameter]:
@@ -19,9 +19,9 @@ def parameters(count: int = 20) -> list[torch.nn.Parameter]:
 @pytest.mark.parametrize("name", FUSED)
 def test_steady_state_allocates_no_tensor_memory(name: str) -> None:
     """But for rules with factors: theirs are made again, a few numbers for each row and column."""
-    small = 64 * 1024 if any(rule.factors for rule in optim.CARDS[name].fused_rules) else 0
+    small = 64 * 1024 if any(rule.factors for rule in adan_optim.CARDS[name].fused_rules) else 0
     params = parameters()
-    optimizer = optim.build_optimizer(params, name, fused=True)
+    optimizer = adan_optim.build_optimizer(params, name, fused=True)
     for p in params:
         p.grad = torch.randn_like(p)
     optimizer.step()
@@ -41,7 +41,7 @@ TAKE = [{}, {"take_gradients": True}, {"state_dtype": "int8"}]
         for name in FUSED
         for options in TAKE
         if "take_gradients" not in options or name == "adan"
-        if "state_dtype" not in options or all(rule.small for rule in optim.CARDS[name].fused_rules)
+        if "state_dtype" not in options or all(rule.small for rule in adan_optim.CARDS[name].fused_rules)
     ],
     ids=str,
 )
@@ -58,7 +58,7 @@ def test_new_gradients_need_no_new_table(
 
     monkeypatch.setattr(native.CpuTable, "__init__", counting)
     params = parameters()
-    optimizer = optim.build_optimizer(params, name, fused=True, **options)
+    optimizer = adan_optim.build_optimizer(params, name, fused=True, **options)
     for _ in range(5):
         for p in params:
             p.grad = torch.randn_like(p)

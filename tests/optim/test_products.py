@@ -7,7 +7,7 @@ import pytest
 from harness import NAMES, PATHS
 from products import beyond_covering
 
-import optim
+import adan_optim
 
 OPTIONS = range(6)
 
@@ -40,7 +40,7 @@ def covering(*marks):
 
 
 def family(name):
-    return optim.CARDS[name].elementwise, optim.CARDS[name].previous
+    return adan_optim.CARDS[name].elementwise, adan_optim.CARDS[name].previous
 
 
 FAMILIES = {(family(name), path) for name, path in PATHS}

@@ -4,6 +4,7 @@ Betas are powers of two, whose powers are exact: only `pow` may differ.
 """
 
 import ctypes
+import re
 
 import harness
 import pytest
@@ -23,9 +24,9 @@ from tables import (
     step,
 )
 
-import optim
+import adan_optim
+from adan_optim.engine import cuda, native, storage
 from benchmarks import cuda_model
-from optim.engine import cuda, native, storage
 
 pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the CUDA builds of torch")
 
@@ -37,7 +38,7 @@ FEW = [0, 3, 257, 8192 + 256, 0]  # an empty one, a part of a tile, one aligned 
 
 def options_of(name):
     optimizer = OPTIMIZER[name]
-    known, betas = harness.options_of(optimizer), BETAS[: optim.CARDS[optimizer].betas]
+    known, betas = harness.options_of(optimizer), BETAS[: adan_optim.CARDS[optimizer].betas]
     own = {key: value for key, value in OPTIONS.items() if key in known}
     return {**own, "betas": betas} if betas else own
 
@@ -394,19 +395,17 @@ def test_a_step_after_memory_ran_out(device, monkeypatch):
         ("cuDevicePrimaryCtxRetain", "CUDA_ERROR_OUT_OF_MEMORY"),
     ],
 )
-def test_what_cannot_be_loaded_is_said_once(device, function, error):
+def test_what_cannot_be_loaded_is_said(device, function, error):
     """Then `fused=None` takes foreach, and `fused=True` says why not."""
     device.failing[function] = error
-    with pytest.warns(UserWarning, match=f"loaded on device 0: .*{error}; optimizers take the path foreach"):
-        assert error in cuda.why_not(0)
-    assert error in cuda.why_not(0)
+    assert re.search(f"loaded on device 0: .*{error}", cuda.why_not(0))
     assert cuda.why_not() == ""
 
 
 def test_a_driver_older_than_nvrtc_is_named(device):
     device.version = 12080
-    with pytest.warns(UserWarning, match=r"the driver is for CUDA 12\.8 and loads nothing that NVRTC 13\.\d"):
-        assert "update it, or install a torch for its CUDA" in cuda.why_not(0)
+    assert re.search(r"the driver is for CUDA 12\.8 and loads nothing that NVRTC 13\.\d", cuda.why_not(0))
+    assert "update it, or install a torch for its CUDA" in cuda.why_not(0)
 
 
 def test_nothing_is_said_of_a_device_that_works(device):

@@ -11,12 +11,12 @@ import torch
 from harness import each_name
 from torch import nn
 
-import optim
-from optim import build_optimizer, layer_ids, param_groups
-from optim.card import FusedRule
-from optim.engine import cuda, native
-from optim.engine.available import why_not_fused
-from optim.engine.storage import Storage
+import adan_optim
+from adan_optim import build_optimizer, layer_ids, param_groups
+from adan_optim.card import FusedRule
+from adan_optim.engine import available, cuda, native
+from adan_optim.engine.available import why_not_fused
+from adan_optim.engine.storage import Storage
 
 timm = pytest.importorskip("timm")
 pytest.importorskip("timm.optim")
@@ -44,7 +44,7 @@ def by_name(model, groups):
 # ---- weight decay
 
 
-@pytest.mark.parametrize("name", [*optim.OPTIMIZERS, "torch.optim.SGD", "torch.optim.AdamW"])
+@pytest.mark.parametrize("name", [*adan_optim.OPTIMIZERS, "torch.optim.SGD", "torch.optim.AdamW"])
 def test_no_decay_on_biases_norms_and_what_the_model_names(name):
     model = Model()
     optimizer = build_optimizer(model, name, lr=0.1, weight_decay=0.3)
@@ -71,7 +71,7 @@ def test_decay_on_everything():
 
 
 def test_default_lr_and_decay_are_the_optimizers():
-    for cls, decay in ((optim.Adan, 0.0), (optim.AdamW, 0.01)):
+    for cls, decay in ((adan_optim.Adan, 0.0), (adan_optim.AdamW, 0.01)):
         groups = build_optimizer(Model(), cls.card.name).param_groups
         assert {group["weight_decay"] for group in groups} == {0.0, decay}
         assert {group["lr"] for group in groups} == {1e-3}
@@ -189,14 +189,14 @@ def test_groups_train():
 
 @each_name
 def test_by_name(name):
-    for spelling in (name, name.upper(), optim.OPTIMIZERS[name].card.title):
-        assert type(build_optimizer(Model(), spelling)) is optim.OPTIMIZERS[name]
+    for spelling in (name, name.upper(), adan_optim.OPTIMIZERS[name].card.title):
+        assert type(build_optimizer(Model(), spelling)) is adan_optim.OPTIMIZERS[name]
 
 
 def test_by_import_path():
     assert type(build_optimizer(Model(), "torch.optim.SGD", lr=0.1, momentum=0.9)) is torch.optim.SGD
     assert type(build_optimizer(Model(), "timm.optim.Lamb", lr=0.1)).__name__ == "Lamb"
-    assert type(build_optimizer([torch.ones(1, requires_grad=True)], "optim.Adan")) is optim.Adan
+    assert type(build_optimizer([torch.ones(1, requires_grad=True)], "adan_optim.Adan")) is adan_optim.Adan
 
 
 def test_by_config():
@@ -255,7 +255,7 @@ def test_nothing_to_optimize():
 
 
 def table(capsys):
-    optim.available()
+    adan_optim.available()
     *lines, others = capsys.readouterr().out.splitlines()
     assert re.match("Tensors on MPS, XPU or ROCm take the path foreach", others)
     return lines
@@ -281,7 +281,7 @@ def test_available(capsys):
     rows = [line.split(maxsplit=3) for line in lines[1:]]
     assert [(row[0], row[1], row[2]) for row in rows] == [
         (name, path, device)
-        for name, card in optim.CARDS.items()
+        for name, card in adan_optim.CARDS.items()
         for path in card.paths
         for device in (map(str.upper, card.fused_devices) if path == "fused" else ["any"])
     ]
@@ -301,12 +301,16 @@ def test_available_without_kernels(capsys, monkeypatch):
 def test_a_library_older_than_a_rule_says_so(monkeypatch):
     if reason := native.load()[1]:
         pytest.skip(reason)
-    monkeypatch.setattr(optim.Lion, "card", replace(optim.Lion.card, rules=(FusedRule("newer", ()),)))
+    monkeypatch.setattr(
+        adan_optim.Lion, "card", replace(adan_optim.Lion.card, rules=(FusedRule("newer", ()),))
+    )
     reason = "built without the rule 'newer' .* install this package again"
     with pytest.raises(ValueError, match=reason):
-        optim.Lion(Model().parameters(), fused=True)
-    assert optim.Lion(Model().parameters()).path == "foreach"
-    assert re.search(reason, why_not_fused(optim.Lion.card, torch.zeros(3), Storage(None, "nearest", False)))
+        adan_optim.Lion(Model().parameters(), fused=True)
+    assert adan_optim.Lion(Model().parameters()).path == "foreach"
+    assert re.search(
+        reason, why_not_fused(adan_optim.Lion.card, torch.zeros(3), Storage(None, "nearest", False))
+    )
 
 
 def test_a_missing_library_gives_its_reason(monkeypatch, tmp_path):
@@ -321,12 +325,37 @@ def test_a_missing_library_gives_its_reason(monkeypatch, tmp_path):
     assert "_cpu.so could not be loaded" in reason
 
 
+@pytest.fixture
+def hidden(monkeypatch):
+    """No kernels on this machine."""
+    monkeypatch.setattr(native, "load", lambda: (None, "the CPU kernels are hidden"))
+    available.warn_of_slow_path.cache_clear()
+    yield
+    available.warn_of_slow_path.cache_clear()
+
+
+def test_a_slow_path_is_said_once_at_the_users_line(hidden):
+    def step(**options):
+        p = torch.nn.Parameter(torch.ones(3))
+        p.grad = torch.ones(3)
+        adan_optim.AdamW([p], **options).step()
+
+    step(foreach=True)
+    message = "AdamW takes the path foreach on cpu, .*: the CPU kernels are hidden"
+    with pytest.warns(adan_optim.SlowPathWarning, match=message) as found:
+        step()
+    step()  # a second warning would be an error
+    assert [warning.filename for warning in found] == [__file__]
+
+
 def test_command():
-    out = subprocess.run([sys.executable, "-m", "optim"], capture_output=True, text=True, check=True).stdout
-    assert {line.split()[0] for line in out.splitlines()[1:-1]} == set(optim.CARDS)
+    out = subprocess.run(
+        [sys.executable, "-m", "adan_optim"], capture_output=True, text=True, check=True
+    ).stdout
+    assert {line.split()[0] for line in out.splitlines()[1:-1]} == set(adan_optim.CARDS)
 
 
 def test_path_in_use_of_torchs_own():
     p = [torch.ones(1, requires_grad=True)]
-    assert optim.path_in_use(torch.optim.AdamW(p, fused=True)) == "torch.optim.adamw.AdamW (fused)"
-    assert optim.path_in_use(torch.optim.SGD(p, lr=0.1)) == "torch.optim.sgd.SGD"
+    assert adan_optim.path_in_use(torch.optim.AdamW(p, fused=True)) == "torch.optim.adamw.AdamW (fused)"
+    assert adan_optim.path_in_use(torch.optim.SGD(p, lr=0.1)) == "torch.optim.sgd.SGD"

@@ -28,7 +28,7 @@ from harness import (
 )
 from torch import nn
 
-import optim
+import adan_optim
 
 pytestmark = pytest.mark.per_family
 
@@ -218,7 +218,8 @@ def test_mixed_dtypes_in_one_group(name, path):
     """Clipped together; each is computed and kept in its own type."""
     rng = np.random.default_rng(0)
     params = [
-        random(SHAPES[0], rng, dtype).requires_grad_() for dtype in (*optim.CARDS[name].dtypes, torch.float32)
+        random(SHAPES[0], rng, dtype).requires_grad_()
+        for dtype in (*adan_optim.CARDS[name].dtypes, torch.float32)
     ]
     optimizer = build(name, params, path, max_grad_norm=1.0)
     oracle = oracle_of(optimizer)
@@ -444,7 +445,7 @@ def test_hooks_of_all_optimizers():
 def test_a_subclass_with_a_step_of_its_own():
     """Its hooks see it, whether its step calls ours or not."""
 
-    class Own(optim.Adan):
+    class Own(adan_optim.Adan):
         def step(self, closure=None):
             return "own"
 
@@ -477,7 +478,7 @@ def test_the_state_dict_cleared(name, path):
     assert_same_bits(tensors_of(train(one, 3, seed=5)), tensors_of(train(two, 3, seed=5)))
 
 
-@pytest.mark.parametrize("path", optim.CARDS["adan"].paths)
+@pytest.mark.parametrize("path", adan_optim.CARDS["adan"].paths)
 def test_restart(path):
     """After restart_opt() everything is as for a new optimizer on the same parameters."""
     one = build("adan", make_params(SHAPES, np.random.default_rng(0)), path)

@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from harness import PATHS, assert_same_bits, build, make_params, random, set_grads, tensors_of
 
-import optim
-from optim.engine.dtensor import share_of, tensor_module
-from optim.engine.matrices import alike, cut
+import adan_optim
+from adan_optim.engine.dtensor import share_of, tensor_module
+from adan_optim.engine.matrices import alike, cut
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pytorch_optimizer")
 each_path = pytest.mark.parametrize("path", [path for name, path in PATHS if name == "shampoo"])
@@ -191,7 +191,7 @@ def test_blocks_are_parameters_of_their_own(path):
         for row, x in zip(rows, parts, strict=True):
             m, n = x.shape
             torch.testing.assert_close(row[: m * m + n * n], two.state[x][name][0], rtol=1e-12, atol=1e-12)
-    assert optim.state_bytes(one)["factors"] == 8 * (6 * 25 + 4 * 18)
+    assert adan_optim.state_bytes(one)["factors"] == 8 * (6 * 25 + 4 * 18)
 
 
 @each_path
@@ -225,7 +225,7 @@ def test_a_checkpoint_between_two_computations(path):
 
 def test_stacks_are_bounded(monkeypatch):
     """Many equal blocks are taken in turns."""
-    monkeypatch.setattr("optim.engine.matrices.STACK", 30)
+    monkeypatch.setattr("adan_optim.engine.matrices.STACK", 30)
     rows = [(torch.full((3, 4), float(i)), torch.zeros(2)) for i in range(5)] + [
         (torch.ones(9, 9), torch.ones(1))
     ]
@@ -346,7 +346,7 @@ def test_a_factor_of_low_rank_in_float32(path):
 )
 def test_bad_arguments(option, value, match):
     with pytest.raises(ValueError, match=match) as caught:
-        optim.Shampoo([torch.ones(2, 2, requires_grad=True)], **{option: value})
+        adan_optim.Shampoo([torch.ones(2, 2, requires_grad=True)], **{option: value})
     assert "\n" not in str(caught.value)
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from harness import VARIANTS, assert_same_bits, build, make_params, random, set_grads, tensors_of
 
-import optim
-from optim.soap import eigenvectors, power_iteration
+import adan_optim
+from adan_optim.soap import eigenvectors, power_iteration
 
 F64 = torch.float64
-each_path = pytest.mark.parametrize("path", optim.CARDS["soap"].paths)
+each_path = pytest.mark.parametrize("path", adan_optim.CARDS["soap"].paths)
 PLAIN = dict(lr=0.1, betas=(0.8, 0.9), eps=1e-20, weight_decay=0.0, shampoo_beta=0.9, matrix_eps=0.0)
 PLAIN |= dict(block_size=100, precondition_frequency=3)
 
@@ -222,7 +222,7 @@ def test_factors_that_overflow_keep_their_bases(path):
 )
 def test_bad_arguments(option, value, match):
     with pytest.raises(ValueError, match=match) as caught:
-        optim.Soap([torch.ones(2, 2, requires_grad=True)], **{option: value})
+        adan_optim.Soap([torch.ones(2, 2, requires_grad=True)], **{option: value})
     assert "\n" not in str(caught.value)
 
 

@@ -31,9 +31,9 @@ from harness import (
 from oracle import DEFINITIONS
 from torch import nn
 
-import optim
-from optim import Sophia, gauss_newton_bartlett, hutchinson
-from optim.engine import native, storage
+import adan_optim
+from adan_optim import Sophia, gauss_newton_bartlett, hutchinson
+from adan_optim.engine import native, storage
 
 SHAPES = [(5, 7), (13,), (), (2, 3, 400), (0,)]
 only_sophia = [case for case in each_kept.args[1] if case.values[0] == "sophia"]
@@ -352,6 +352,6 @@ def test_convergence(path, state_dtype, estimator):
 
 
 def test_exports():
-    assert optim.gauss_newton_bartlett is gauss_newton_bartlett
-    assert optim.OPTIMIZERS["sophia"] is Sophia
+    assert adan_optim.gauss_newton_bartlett is gauss_newton_bartlett
+    assert adan_optim.OPTIMIZERS["sophia"] is Sophia
     assert all_params(Sophia([torch.ones(1)]))

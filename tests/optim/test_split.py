@@ -23,8 +23,8 @@ from harness import (
     variants_of,
 )
 
-import optim
-from optim.engine import storage
+import adan_optim
+from adan_optim.engine import storage
 
 pytestmark = pytest.mark.per_family
 
@@ -34,7 +34,7 @@ INF, NAN = float("inf"), float("nan")
 
 
 def exact_values(optimizer):
-    return list(optim.exact_params(optimizer).values())
+    return list(adan_optim.exact_params(optimizer).values())
 
 
 def awkward():
@@ -69,7 +69,7 @@ def test_a_number_and_its_halves():
     assert (away > 0).all()
 
 
-@pytest.mark.parametrize("path", optim.CARDS["adamw"].paths)
+@pytest.mark.parametrize("path", adan_optim.CARDS["adamw"].paths)
 def test_every_path_stores_these_halves(path):
     """With lr = 0 AdamW stores the number it has read: p + 0."""
     x = awkward()
@@ -87,7 +87,7 @@ def test_every_path_stores_these_halves(path):
     assert p[nan].isnan().all()
 
 
-@pytest.mark.parametrize("path", optim.CARDS["adamw"].paths)
+@pytest.mark.parametrize("path", adan_optim.CARDS["adamw"].paths)
 def test_nan_of_any_kind_stays_nan(path):
     """Also those whose bits are all ones, as CUDA makes them, where rounding up would carry into the sign."""
     patterns = torch.tensor([0x7FFFFFFF, 0x7F800001, 0x7FC00000, -1, -0x7FFFFF], dtype=torch.int32)
@@ -102,7 +102,7 @@ def test_nan_of_any_kind_stays_nan(path):
     assert not optimizer.state[p]["remainder"].any()
 
 
-@pytest.mark.parametrize("path", optim.CARDS["adamw"].paths)
+@pytest.mark.parametrize("path", adan_optim.CARDS["adamw"].paths)
 @pytest.mark.parametrize("value", [0.0, -0.0, INF, -INF, NAN])
 def test_a_parameter_that_is_set_from_outside(path, value):
     """Pruned to 0, say: its bits with an old remainder may be those of a NaN."""
@@ -180,14 +180,14 @@ def test_exact_params(rounding):
     """By parameter, as copies, before and after the first step, of every dtype."""
     dtypes = [torch.bfloat16, torch.float32, torch.float64]
     params = [p for dtype in dtypes for p in make_params([(30, 3)], np.random.default_rng(0), dtype)]
-    optimizer = optim.AdamW(
+    optimizer = adan_optim.AdamW(
         [{"params": params[:1], "param_rounding": rounding}, {"params": params[1:]}], lr=1e-4
     )
     for step in range(3):
         if step:
             set_grads(params, np.random.default_rng(step))
             optimizer.step()
-        values = optim.exact_params(optimizer)
+        values = adan_optim.exact_params(optimizer)
         assert list(map(id, values)) == list(map(id, params))
         assert [x.dtype for x in values.values()] == [torch.float32, torch.float32, torch.float64]
         assert not any(x.requires_grad or x.data_ptr() == p.data_ptr() for p, x in values.items())
@@ -202,10 +202,10 @@ def test_exact_weights_of_a_model():
         torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 4)
     ).bfloat16()
     model[2].weight = model[0].weight
-    optimizer = optim.Adan(model.parameters(), lr=1e-4, **SPLIT)
+    optimizer = adan_optim.Adan(model.parameters(), lr=1e-4, **SPLIT)
     model(torch.ones(3, 4, dtype=torch.bfloat16)).sum().backward()
     optimizer.step()
-    exact = optim.exact_params(optimizer)
+    exact = adan_optim.exact_params(optimizer)
     weights = {name: exact.get(x, x) for name, x in model.state_dict(keep_vars=True).items()}
     assert weights["0.weight"] is weights["2.weight"]
     model.float().load_state_dict(weights)
@@ -226,7 +226,7 @@ def trained(rounding, seed=0, name="adan", path=None, steps=20):
 
 
 @pytest.mark.parametrize("order", ["model first", "optimizer first"])
-@pytest.mark.parametrize("path", optim.CARDS["adan"].paths)
+@pytest.mark.parametrize("path", adan_optim.CARDS["adan"].paths)
 @pytest.mark.parametrize("target", storage.ROUNDINGS)
 @pytest.mark.parametrize("source", storage.ROUNDINGS)
 def test_any_rounding_continues_any_other(source, target, path, order):
@@ -269,7 +269,7 @@ def test_a_tie_that_went_towards_zero():
     """1 + 2^-8 is 1 to the nearest even number: its remainder of 2^15 is one too many for int16."""
     p = torch.ones(4, dtype=torch.bfloat16, requires_grad=True)
     state = {"compensation": torch.tensor([2.0**-8, -(2.0**-9), 2.0**-10, NAN], dtype=torch.bfloat16)}
-    storage.Storage("float32", "split", False).fit_rest(optim.CARDS["adan"], p, state)
+    storage.Storage("float32", "split", False).fit_rest(adan_optim.CARDS["adan"], p, state)
     assert state["remainder"].tolist()[:3] == [0x7FFF, -0x8000, 1 << 13]
     assert storage.exact(p.detach(), state).isfinite().all()
 
@@ -300,19 +300,19 @@ def test_a_remainder_that_is_none_is_refused(bad):
 def test_bytes():
     """2 for each parameter, beside the states."""
     optimizer = trained("split")
-    assert optim.state_bytes(optimizer)["remainder"] == 2 * sum(p.numel() for p in all_params(optimizer))
+    assert adan_optim.state_bytes(optimizer)["remainder"] == 2 * sum(p.numel() for p in all_params(optimizer))
 
 
 def test_a_resized_parameter_keeps_its_rows():
     optimizer = trained("split")
     old = all_params(optimizer)[0]
-    before = optim.exact_params(optimizer)[old]
+    before = adan_optim.exact_params(optimizer)[old]
     rows = torch.tensor([4, 0, -1, 2])
     new = torch.nn.Parameter(
         torch.cat([old.detach()[[4, 0]], torch.ones(1, 90), old.detach()[2:3]]).bfloat16()
     )
-    optim.resize_state(optimizer, old, new, rows)
-    after = optim.exact_params(optimizer)[new]
+    adan_optim.resize_state(optimizer, old, new, rows)
+    after = adan_optim.exact_params(optimizer)[new]
     assert_same_bits([after[[0, 1, 3]], after[2]], [before[[4, 0, 2]], torch.ones(90)])
     new.grad = torch.ones_like(new)
     optimizer.step()
@@ -328,7 +328,7 @@ def test_a_restart_keeps_the_remainder():
 def test_a_converted_state_keeps_the_remainder():
     """From AdamW to Adan, whose values are other ones; the parameter's are the same."""
     one, two = trained("split", name="adamw"), trained("split", steps=0)
-    two.load_state_dict(optim.convert_state(one.state_dict()))
+    two.load_state_dict(adan_optim.convert_state(one.state_dict()))
     with torch.no_grad():
         for p, q in zip(all_params(one), all_params(two), strict=True):
             q.copy_(p)

@@ -30,8 +30,8 @@ from harness import (
 )
 from oracle import DEFINITIONS
 
-import optim
-from optim.engine import storage
+import adan_optim
+from adan_optim.engine import storage
 
 pytestmark = pytest.mark.per_family
 
@@ -146,7 +146,7 @@ def test_what_is_not_finite_poisons_its_block_and_no_other(signed, bad):
 # ---- every path stores what `encode` and `to_bfloat16` say
 
 
-@pytest.mark.parametrize("path", optim.CARDS["adamw"].paths)
+@pytest.mark.parametrize("path", adan_optim.CARDS["adamw"].paths)
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
 @pytest.mark.parametrize("size", [1, 255, 256, 257, 5000])
 def test_states_are_rounded_with_their_noise(state_dtype, size, path):
@@ -251,7 +251,7 @@ def test_small_updates_of_bfloat16_parameters(name, path, rounding):
         assert abs(moved.mean() - 0.04) < 6.5 * (100 * 4e-4 * 2.0**-8 / 1024) ** 0.5
 
 
-@pytest.mark.parametrize("path", optim.CARDS["adamw"].paths)
+@pytest.mark.parametrize("path", adan_optim.CARDS["adamw"].paths)
 def test_parameters_have_noise_of_their_own(path):
     """From 1 by 2^-10, exact in float32: every bit of the rounded parameter is known."""
     p = torch.ones(1000, dtype=torch.bfloat16, requires_grad=True)
@@ -272,7 +272,7 @@ def test_parameters_have_noise_of_their_own(path):
 )
 def test_taken_gradients_give_the_same_bits(name, path, options):
     """Also under clipping, where what is kept is the raw gradient and the coefficient."""
-    if not optim.CARDS[name].previous:
+    if not adan_optim.CARDS[name].previous:
         pytest.skip(f"{name} keeps no previous gradient")
     one, two = (
         build(
@@ -296,7 +296,7 @@ def test_taken_gradients_give_the_same_bits(name, path, options):
         assert all(x is g for x, g in zip(kept, given, strict=True) if step != 3)
         assert_same_bits(all_params(one), all_params(two))
     assert "neg_pre_grad" not in two.state[all_params(two)[0]]
-    assert optim.state_bytes(two)["pre_grad"] == optim.state_bytes(one)["neg_pre_grad"]
+    assert adan_optim.state_bytes(two)["pre_grad"] == adan_optim.state_bytes(one)["neg_pre_grad"]
 
 
 # ---- saving, loading, changing
@@ -356,7 +356,7 @@ def test_a_checkpoint_is_as_small_as_the_states(name):
         assert held[f"{key}_scale"].shape == (15,)
 
 
-@pytest.mark.parametrize(("name", "path"), [x for x in PATHS if optim.CARDS[x[0]].elementwise])
+@pytest.mark.parametrize(("name", "path"), [x for x in PATHS if adan_optim.CARDS[x[0]].elementwise])
 @pytest.mark.parametrize("case", ["f32_int8", "f32_bfloat16"])
 def test_blocks_are_in_the_order_of_memory(name, path, case):
     """channels_last, and a parameter whose layout changes between steps."""
@@ -379,7 +379,7 @@ def test_blocks_are_in_the_order_of_memory(name, path, case):
     optimizer.param_groups[0].update(DEFINITIONS[name].SLOW)
     optimizer.step()
     for key, x in before.items():
-        if key != optim.CARDS[name].previous:
+        if key != adan_optim.CARDS[name].previous:
             y = value_of(optimizer, optimizer.state[p], key)
             assert (np.abs(x - y) <= np.abs(x) / 7 + np.abs(x).max() / 200 + 1e-5).all()
 

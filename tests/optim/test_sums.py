@@ -8,8 +8,8 @@ import pytest
 import torch
 from harness import assert_same_bits, case_id, random
 
-from optim.engine import native
-from optim.engine.sums import CpuSums, block_totals, totals
+from adan_optim.engine import native
+from adan_optim.engine.sums import CpuSums, block_totals, totals
 
 SHAPES = [(3, 5), (1, 1), (7, 1), (1, 9), (0, 4), (64, 1023), (2, 70001), (515, 300), (4097, 33), (1, 200000)]
 SHAPES += [(1, 0), (30000, 70)]  # nothing at all, parts of columns that are longer than the last

@@ -28,9 +28,9 @@ from harness import (
 )
 from torch import nn
 
-import optim
-from optim.card import STATE_BYTES
-from optim.engine import native
+import adan_optim
+from adan_optim.card import STATE_BYTES
+from adan_optim.engine import native
 
 pytestmark = pytest.mark.per_family
 
@@ -45,7 +45,7 @@ def make(shapes, dtype=torch.float64):
 
 def for_any_layout(name, path):
     """The path; None, which may fall back, for a rule that cares how a tensor lies in memory."""
-    return path if optim.CARDS[name].elementwise or path != "fused" else None
+    return path if adan_optim.CARDS[name].elementwise or path != "fused" else None
 
 
 def twins(name, path, shapes=SHAPES, **options):
@@ -97,7 +97,7 @@ def test_layouts(name, path, dtype, of_param):
 def train_with_layouts(name, path, dtype, of_param, of_grad):
     rng = np.random.default_rng(0)
     p = LAYOUTS[of_param](random((2, 3, 4, 5), rng, dtype)).detach().requires_grad_()
-    if path == "fused" and of_param == "gaps" and optim.CARDS[name].elementwise:
+    if path == "fused" and of_param == "gaps" and adan_optim.CARDS[name].elementwise:
         with pytest.raises(ValueError, match=r"does not fill its memory; make it \.contiguous\(\)"):
             build(name, [p], path)
     path = None if of_param == "gaps" and path == "fused" else path
@@ -437,12 +437,12 @@ def test_the_table_of_addresses_is_made_once(name, monkeypatch):
 
 @pytest.mark.parametrize("state_dtype", ["float32", "bfloat16", "int8"])
 def test_states_cost_what_the_card_says(state_dtype):
-    for name, card in optim.CARDS.items():
+    for name, card in adan_optim.CARDS.items():
         p = torch.ones((64, 80), requires_grad=True)
         optimizer = build(name, [p], state_dtype=state_dtype)
         p.grad = torch.ones_like(p)
         optimizer.step()
-        taken = optim.state_bytes(optimizer)
+        taken = adan_optim.state_bytes(optimizer)
         assert taken.pop("step") == 4
         spec = optimizer.state_spec(p, optimizer.param_groups[0])
         for key, shape in spec.small:
@@ -459,15 +459,15 @@ def test_gradient_of_another_dtype_is_not_rounded(fused):
     p = torch.nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
     p.grad_dtype = None
     p.grad = torch.full((8,), 1 + 2.0**-12)  # bfloat16 would make it 1
-    optimizer = optim.Adan([p], fused=fused)
+    optimizer = adan_optim.Adan([p], fused=fused)
     if fused:
         with pytest.raises(RuntimeError, match=r"a gradient is torch.float32, its parameter torch.bfloat16"):
             optimizer.step()
     else:
         optimizer.step()
-        reference = optim.Adan([q := p.detach().clone().fill_(1).requires_grad_()], foreach=False)
+        reference = adan_optim.Adan([q := p.detach().clone().fill_(1).requires_grad_()], foreach=False)
         q.grad_dtype = None
         q.grad = p.grad
         reference.step()
-        for name in optim.CARDS["adan"].states:
+        for name in adan_optim.CARDS["adan"].states:
             assert torch.equal(optimizer.state[p][name], reference.state[q][name])

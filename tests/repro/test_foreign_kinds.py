@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from toy import ToyTask
 
-import optim
+import adan_optim
 from repro import interop
 from repro.errors import UserError
 from repro.interop import unpickle
@@ -354,7 +354,7 @@ def test_the_official_adan_becomes_ours(
         )
         assert new["state"][i]["step"] == STEP
     params = [torch.zeros_like(s["exp_avg"]).requires_grad_() for s in old["state"].values()]
-    ours = optim.Adan(params, lr=9.0)
+    ours = adan_optim.Adan(params, lr=9.0)
     ours.load_state_dict(new)
     for p in params:
         p.grad = torch.ones_like(p)

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-import optim
+import adan_optim
 from repro.errors import UserError
 from repro.ledger import rows
 from repro.ledger.rows import CONFIGS, Discrepancy, Figure, Recipe, Row
@@ -75,7 +75,7 @@ class TestEveryRow:
         }  # names of its own model's
         layers = [nn.Linear(4, 4) for _ in range(2)]
         model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(*layers), nn.Linear(4, 2))  # layer_decay counts
-        optimizer = optim.build_optimizer(model, options)
+        optimizer = adan_optim.build_optimizer(model, options)
         model(torch.ones(2, 4)).sum().backward()
         optimizer.step()
         assert max(group["lr"] for group in optimizer.param_groups) == options.get("lr", 0.001)

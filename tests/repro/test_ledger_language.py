@@ -22,7 +22,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from optim import adan_from_adamw, build_optimizer
+from adan_optim import adan_from_adamw, build_optimizer
 from repro.ledger.rows import CONFIGS, Recipe, load, names
 from repro.train.config import TrainConfig
 from repro.train.schedules import build_schedule

@@ -65,7 +65,7 @@ def test_the_prediction_is_what_a_step_keeps(row: str, overrides: list[str], opt
     kept = footprint.measure(lambda: task.step(task.model(real=True), size), task.config["optimizer"]).kinds
     for kind in ("parameters", "gradients"):
         assert predicted[kind] == kept[kind] > 0
-    # states are laid out with a little room on the CPU; see optim.engine.layout
+    # states are laid out with a little room on the CPU; see adan_optim.engine.layout
     assert predicted["states"] == pytest.approx(kept["states"], rel=0.01)
     assert predicted.total() == pytest.approx(kept.total(), rel=0.02)
     assert predicted["logits"] == kept["logits"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import optim
+import adan_optim
 from repro.errors import UserError
 from repro.planner import step
 from repro.planner.plan import Machine
@@ -54,11 +54,11 @@ def test_more_gpus_make_less_of_it_each_but_not_with_int8() -> None:
 
 def test_every_optimizer_with_a_fused_path_is_there_with_its_states() -> None:
     found = table(1e9, "8xH100").keys()
-    assert {name for name, _ in found} == optim.CARDS.keys() - {"shampoo", "muon", "soap"}
+    assert {name for name, _ in found} == adan_optim.CARDS.keys() - {"shampoo", "muon", "soap"}
     assert {kept for name, kept in found if name == "lamb"} == {"float32"}
     assert {kept for name, kept in found if name == "adan"} == {"float32", "bfloat16", "int8"}
     for name, kept in found:
-        card, state = optim.CARDS[name], step.state_bytes(name, kept)
+        card, state = adan_optim.CARDS[name], step.state_bytes(name, kept)
         assert step.cost(4, state, name).moved == card.step_bytes(state)
         if not card.optional and not card.small:
             assert card.step_bytes(state) == card.traffic_bytes(kept)

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-import optim
-from optim.interop.advice import REGIMES
+import adan_optim
+from adan_optim.interop.advice import REGIMES
 
 MAIN = runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "adan_from_adamw.py"))["main"]
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert MAIN(["--lr", "1e-3", "--weight-decay", "0.05", "--warmup", "500", "--regime", "finetune"]) == 0
-    settings = optim.adan_from_adamw(lr=1e-3, weight_decay=0.05, warmup=500, regime="finetune")
+    settings = adan_optim.adan_from_adamw(lr=1e-3, weight_decay=0.05, warmup=500, regime="finetune")
     table, text = capsys.readouterr().out.split("\n\n")
     assert table == str(settings)
     assert yaml.safe_load(text)["lr"] == 0.003

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import optim
-from optim.interop.advice import REGIMES
-from optim.interop.convert import TARGETS
-from optim.interop.sources import SOURCES
+import adan_optim
+from adan_optim.interop.advice import REGIMES
+from adan_optim.interop.convert import TARGETS
+from adan_optim.interop.sources import SOURCES
 from repro.interop import export
 
 COMMAND = runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "checkpoint.py"))
@@ -71,7 +71,7 @@ def test_convert(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert rest[0] == rest[1]
         old, new = old[key], new[key]
     params = [p.detach().clone().requires_grad_() for p in theirs.param_groups[0]["params"]]
-    ours = optim.Adan(params, lr=9.0)
+    ours = adan_optim.Adan(params, lr=9.0)
     ours.load_state_dict(new)
     steps(ours)
     steps(theirs)
@@ -112,7 +112,7 @@ def test_several_optimizers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert MAIN([*arguments, "--at", "optimizer_states.1"]) == 0
     new = torch.load(tmp_path / "out.pt", weights_only=True)["optimizer_states"]
     assert new[0]["state"][0].keys() == two[0]["state"][0].keys()
-    assert new[1]["state"][0].keys() == {"step", *optim.CARDS["adan"].states}
+    assert new[1]["state"][0].keys() == {"step", *adan_optim.CARDS["adan"].states}
     assert new[1]["param_groups"][0]["lr"] == 0.005
     assert (
         MAIN([*arguments, "--at", "optimizer_states.1", "--to", "adam_mini", "--blocks", "3", "--force"]) == 0

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-import optim
+import adan_optim
 from repro.errors import UserError
 from repro.ledger import rows
 from repro.train.cli import CONFIGS
@@ -251,7 +251,7 @@ def test_precision_and_checkpointing_change_nothing() -> None:
 
 def test_tokens_decay() -> None:
     """As in the official pre-training: all but what has one dimension. timm's own list does not count."""
-    groups = {group["name"]: group["params"] for group in optim.param_groups(tiny(), 1e-3, 0.1)}
+    groups = {group["name"]: group["params"] for group in adan_optim.param_groups(tiny(), 1e-3, 0.1)}
     assert {p.ndim for p in groups["no_decay"]} == {1}
     assert {p.ndim for p in groups["decay"]} == {2, 3, 4}
 

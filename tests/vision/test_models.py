@@ -14,7 +14,7 @@ from tiny import TINY
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import optim
+import adan_optim
 from repro.errors import UserError
 from repro.interop import read_weights
 from repro.ledger import rows
@@ -245,7 +245,7 @@ def probe(name: str = "test_resnet") -> Probe:
 @pytest.mark.parametrize("name", ["test_resnet", "vit_tiny_patch16_224"])
 def test_a_probe_trains_its_head_alone(name: str) -> None:
     model = probe(name)
-    optimizer = optim.build_optimizer(model, "lars", lr=1.0)
+    optimizer = adan_optim.build_optimizer(model, "lars", lr=1.0)
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert trained == {id(model.head.weight), id(model.head.bias)}
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
@@ -293,7 +293,7 @@ def test_lars_of_the_probe_is_maes() -> None:
 
     model = probe()
     settings = configure("+probe=linear").optimizer
-    optimizer = optim.build_optimizer(model, settings)
+    optimizer = adan_optim.build_optimizer(model, settings)
     expected = [p.detach().clone() for p in (model.head.weight, model.head.bias)]
     momenta = [torch.zeros_like(p) for p in expected]
     for _ in range(4):
@@ -320,7 +320,7 @@ def test_layer_wise_decay_is_maes(name: str, blocks: int) -> None:
             ModelConfig(values["name"], values["kwargs"], values["drop_path"]), DataConfig(channels=3), 1000
         )
     factor, decay, lr = (recipe.get(f"optimizer.{key}") for key in ("layer_decay", "weight_decay", "lr"))
-    optimizer = optim.build_optimizer(model, recipe.get("optimizer"))
+    optimizer = adan_optim.build_optimizer(model, recipe.get("optimizer"))
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for key, p in model.named_parameters():
         if key in ("cls_token", "pos_embed") or key.startswith("patch_embed"):

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tiny import TINY
 
-import optim
+import adan_optim
 from repro.train.cli import CONFIGS
 from vision.config import VisionConfig
 from vision.data import test_transform as evaluation_transform
@@ -39,7 +39,7 @@ def test_optimizer_configs(name: str) -> None:
     """Each is the optimizer that its name says, and a few steps get somewhere: matrices and vectors alike."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.Tanh(), torch.nn.Linear(64, 1))
-    optimizer = optim.build_optimizer(model, configure(f"optimizer={name}").optimizer)
+    optimizer = adan_optim.build_optimizer(model, configure(f"optimizer={name}").optimizer)
     assert type(optimizer).__name__.lower() == name.removesuffix("8bit").removeprefix("apex_").replace(
         "_", ""
     )

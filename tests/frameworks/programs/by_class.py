@@ -5,11 +5,11 @@ The same as from a model, except where `build_optimizer` would take more than th
 
 from task import ARGS, OPTIONS, batch, loss, network, report
 
-import optim
+import adan_optim
 
 model = network()
-groups = optim.param_groups(model, OPTIONS["lr"], OPTIONS["weight_decay"])
-optimizer = optim.OPTIMIZERS[ARGS.optimizer](groups, **OPTIONS)
+groups = adan_optim.param_groups(model, OPTIONS["lr"], OPTIONS["weight_decay"])
+optimizer = adan_optim.OPTIMIZERS[ARGS.optimizer](groups, **OPTIONS)
 for step in range(ARGS.steps):
     optimizer.zero_grad()
     loss(model, *batch(step)).backward()

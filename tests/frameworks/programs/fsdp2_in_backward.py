@@ -4,7 +4,7 @@ import torch.distributed as dist
 from task import ARGS, OPTIONS, batch, loss, network, report
 from torch.distributed.fsdp import fully_shard
 
-import optim
+import adan_optim
 
 dist.init_process_group("gloo")
 mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
@@ -12,7 +12,7 @@ model = network()
 for layer in (model[0], model[3]):
     fully_shard(layer, mesh=mesh)
 fully_shard(model, mesh=mesh)
-optim.step_in_backward(optim.build_optimizer(model, ARGS.optimizer, **OPTIONS))
+adan_optim.step_in_backward(adan_optim.build_optimizer(model, ARGS.optimizer, **OPTIONS))
 for step in range(ARGS.steps):
     loss(model, *batch(step)).backward()
     assert all(p.grad is None for p in model.parameters())

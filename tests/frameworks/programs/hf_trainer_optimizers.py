@@ -4,7 +4,7 @@ import torch
 from task import ARGS, OPTIONS, batch, network, report
 from transformers import Trainer, TrainingArguments
 
-import optim
+import adan_optim
 
 
 class Model(torch.nn.Module):
@@ -30,6 +30,6 @@ settings = TrainingArguments(
     use_cpu=True,
 )
 model = Model()
-optimizer = optim.build_optimizer(model, ARGS.optimizer, **OPTIONS)
+optimizer = adan_optim.build_optimizer(model, ARGS.optimizer, **OPTIONS)
 Trainer(model, settings, train_dataset=rows, optimizers=(optimizer, None)).train()
 report(model.network)

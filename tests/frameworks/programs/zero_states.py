@@ -5,7 +5,7 @@ from task import ARGS, OPTIONS, batch, loss, network, report
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
-import optim
+import adan_optim
 
 dist.init_process_group("gloo")
 
@@ -13,8 +13,8 @@ dist.init_process_group("gloo")
 def build(model):
     """With an option of the whole optimizer, which it repeats in the groups, and parameters in buckets."""
     return ZeroRedundancyOptimizer(
-        optim.param_groups(model, OPTIONS["lr"], OPTIONS["weight_decay"]),
-        optimizer_class=optim.OPTIMIZERS[ARGS.optimizer],
+        adan_optim.param_groups(model, OPTIONS["lr"], OPTIONS["weight_decay"]),
+        optimizer_class=adan_optim.OPTIMIZERS[ARGS.optimizer],
         parameters_as_bucket_view=True,
         foreach=True,
     )

@@ -104,7 +104,7 @@ UNIT = dict(eps=1e-30, clip_threshold=1.0, beta1=0.0)
 SLOW = dict(beta1=0.999999)
 ROUNDINGS = 24
 
-FILE = "optim/adafactor.py"
+FILE = "optim/adan_optim/adafactor.py"
 FAULTS = [
     ("rows the wrong way round", FILE, 'r = state["exp_avg_sq_row"].mul_(1 - new).add_(_mean(square, -1) + eps, alpha=new)', 'r = state["exp_avg_sq_row"].mul_(1 - new).add_(_mean(square, -1).flip(-1) + eps, alpha=new)'),
     ("rows are sums", FILE, "_mean(square, -1) + eps", "square.sum(-1) + eps"),
@@ -139,15 +139,15 @@ FAULTS = [
     ("foreach: no eps_scale", FILE, '_rms_many(p).clamp(min=group["eps_scale"])', "_rms_many(p)"),
     ("foreach: decay by the clipped step", FILE, '(1 - sizes * group["weight_decay"])', '(1 - factors * group["weight_decay"])'),
     ("foreach: momentum of 1 - beta1", FILE, "_foreach_lerp_(m, u, 1 - beta1)", "_foreach_lerp_(m, u, beta1)"),
-    ('fused: means over the other side', 'optim/adafactor.py', '[1 / columns[owners[0]], 1 / rows[owners[1]]]', '[1 / rows[owners[0]], 1 / columns[owners[1]]]'),
-    ('fused: mean square of u unscaled', 'optim/adafactor.py', 'totals(a.square() * weighted, counts[0]) * scale**2', 'totals(a.square() * weighted, counts[0])'),
-    ('fused: RMS over one row', 'optim/adafactor.py', '(squares / numels).sqrt()', 'squares.sqrt()'),
-    ('fused: no decay', 'optim/adafactor.py', '(sizes * group["weight_decay"])', '(sizes * 0)'),
-    ('fused: never clipped', 'optim/adafactor.py', '(sizes / clip)', '(sizes * 1)'),
-    ('fused: rows not over their mean', 'optim/adafactor.py', 'of_rows /= (totals', 'of_rows / (totals'),
+    ('fused: means over the other side', 'optim/adan_optim/adafactor.py', '[1 / columns[owners[0]], 1 / rows[owners[1]]]', '[1 / rows[owners[0]], 1 / columns[owners[1]]]'),
+    ('fused: mean square of u unscaled', 'optim/adan_optim/adafactor.py', 'totals(a.square() * weighted, counts[0]) * scale**2', 'totals(a.square() * weighted, counts[0])'),
+    ('fused: RMS over one row', 'optim/adan_optim/adafactor.py', '(squares / numels).sqrt()', 'squares.sqrt()'),
+    ('fused: no decay', 'optim/adan_optim/adafactor.py', '(sizes * group["weight_decay"])', '(sizes * 0)'),
+    ('fused: never clipped', 'optim/adan_optim/adafactor.py', '(sizes / clip)', '(sizes * 1)'),
+    ('fused: rows not over their mean', 'optim/adan_optim/adafactor.py', 'of_rows /= (totals', 'of_rows / (totals'),
     ('fused: momentum of 1 - beta1', 'csrc/rules.h', 's[0] = k.beta1 * s[0] + k.rest1 * (k.lr * (x', 's[0] = k.rest1 * s[0] + k.beta1 * (k.lr * (x'),
-    ('fused: second moments not kept', 'optim/adafactor.py', '        torch._foreach_copy_(states, list(torch.split(v, [len(x) for x in states])))\n', ''),
-    ('fused: step not counted', 'optim/adafactor.py', 'for state in batch.states]).double() + 1', 'for state in batch.states]).double()'),
+    ('fused: second moments not kept', 'optim/adan_optim/adafactor.py', '        torch._foreach_copy_(states, list(torch.split(v, [len(x) for x in states])))\n', ''),
+    ('fused: step not counted', 'optim/adan_optim/adafactor.py', 'for state in batch.states]).double() + 1', 'for state in batch.states]).double()'),
     ('sums: parts of a row lost', 'csrc/sums.h', 'total = begin % length ? total + part : part;', 'total = part;'),
     ('sums: strips of columns too short', 'csrc/sums.h', 'std::min(kStrip, length - c)', 'std::min(kStrip, length - c) - 1'),
     ('sums: weights of another part', 'csrc/sums.h', 'weight + begin % length', 'weight'),

@@ -43,7 +43,7 @@ CHANGES = {"amsgrad": True, "betas": (0.6, 0.3)}
 UNFUSED = ("amsgrad",)
 SLOW = dict(betas=(0.999999,) * 2)
 
-ADAM, ADAMW, RULES = "optim/adam.py", "optim/adamw.py", "csrc/rules.h"
+ADAM, ADAMW, RULES = "optim/adan_optim/adam.py", "optim/adan_optim/adamw.py", "csrc/rules.h"
 FAULTS = [
     ("decoupled", ADAM, "decoupled = False", "decoupled = True"),
     ("decay subtracted", ADAMW, "g = g + decay * p", "g = g - decay * p"),

@@ -32,7 +32,11 @@ VARIANTS = {"beta1=0": {**BASE, "betas": (0.0, 0.5), "weight_decay": 0.1}}
 SHOWN_ELSEWHERE = {"partition": "test_adam_mini.py::test_the_partition_matters"}
 SLOW = dict(betas=(0.999999,) * 2)
 
-MINI, BLOCKS, PARTITION = "optim/adam_mini.py", "optim/engine/blocks.py", "optim/partitions.py"
+MINI, BLOCKS, PARTITION = (
+    "optim/adan_optim/adam_mini.py",
+    "optim/adan_optim/engine/blocks.py",
+    "optim/adan_optim/partitions.py",
+)
 FAULTS = [
     ("m decays with b2", MINI, 'beta1, lr = group["betas"][0], float(group["lr"])', 'beta1, lr = group["betas"][1], float(group["lr"])'),
     ("m forgets", MINI, "m.mul_(beta1).add_(g, alpha=1 - beta1)", "m.mul_(0).add_(g, alpha=1 - beta1)"),
@@ -78,12 +82,12 @@ FAULTS = [
     ("frozen parameters in the partition", PARTITION, "if not p.requires_grad:", "if False:"),
     ('fused: decay dropped', 'csrc/rules.h', 'p = k.before * p - x * s[0];', 'p = p - x * s[0];'),
     ('fused: the gradient is not scaled', 'csrc/rules.h', 's[0] = k.beta1 * s[0] + k.rest1 * (g * k.grad_scale);', 's[0] = k.beta1 * s[0] + k.rest1 * g;'),
-    ('fused: means of the unscaled gradient', 'optim/adam_mini.py', 'sums * share * scale**2', 'sums * share'),
-    ('fused: sums instead of means', 'optim/adam_mini.py', 'sums * share * scale**2', 'sums * scale**2'),
-    ('fused: step not counted in factors', 'optim/adam_mini.py', '.double() + 1', '.double()'),
-    ('fused: second moments are not kept', 'optim/adam_mini.py', '        torch._foreach_copy_(states, list(torch.split(v, counts)))\n', ''),
-    ('fused: bias correction of the first parameter', 'optim/adam_mini.py', 'root.to(v.dtype)[owner]', 'root.to(v.dtype)[0]'),
-    ('fused: blocks in any memory', 'optim/engine/blocks.py', 'return first and p.shape[0] % blocks[0] == 0', 'return True'),
+    ('fused: means of the unscaled gradient', 'optim/adan_optim/adam_mini.py', 'sums * share * scale**2', 'sums * share'),
+    ('fused: sums instead of means', 'optim/adan_optim/adam_mini.py', 'sums * share * scale**2', 'sums * scale**2'),
+    ('fused: step not counted in factors', 'optim/adan_optim/adam_mini.py', '.double() + 1', '.double()'),
+    ('fused: second moments are not kept', 'optim/adan_optim/adam_mini.py', '        torch._foreach_copy_(states, list(torch.split(v, counts)))\n', ''),
+    ('fused: bias correction of the first parameter', 'optim/adan_optim/adam_mini.py', 'root.to(v.dtype)[owner]', 'root.to(v.dtype)[0]'),
+    ('fused: blocks in any memory', 'optim/adan_optim/engine/blocks.py', 'return first and p.shape[0] % blocks[0] == 0', 'return True'),
     ('fused: sums of blocks, not means', 'csrc/blocks.h', 'x[i] * share, v[i]', 'x[i], v[i]'),
     ('fused: blocks of the unscaled gradient', 'csrc/rules.h', '(1 - h.beta2) * scale * scale', '1 - h.beta2'),
     ('fused: blocks without bias correction', 'csrc/rules.h', 'return k.rate / (root(v) * k.root_rate + k.eps);', 'return k.rate / (root(v) + k.eps);'),
@@ -91,6 +95,6 @@ FAULTS = [
     ('fused: a block that threads share, twice', 'csrc/cpu.cpp', 'std::min(sums::pieces(stop, of.length), end / of.length)', 'sums::pieces(stop, of.length)'),
     ('fused: a block that threads share, not at all', 'csrc/cpu.cpp', '% length && is_new)', '% length && !is_new)'),
     ('fused: long blocks with the others', 'csrc/cpu.cpp', 'if (of.length > blocks::kLong) before.push_back({i, 0, of.count});', ''),
-    ('fused: blocks of bfloat16 gradients read as float', 'csrc/cpu.cpp', 'run_blocks<rules::RULE, bfloat16, float>', 'run_blocks<rules::RULE, float16, float>'),
-    ('fused: last row of factors', 'csrc/cpu.cpp', '++r, c = 0) {', 'c = 0) {'),
+    ('fused: blocks of bfloat16 gradients read as float', 'csrc/cpu.cpp', 'run_blocks<AdamMini, bfloat16, float>', 'run_blocks<AdamMini, float16, float>'),
+    ('fused: last row of factors', 'csrc/loops.h', '++r, c = 0) {', 'c = 0) {'),
 ]  # fmt: skip

@@ -32,7 +32,7 @@ CHANGES = {"amsgrad": True}
 UNFUSED = ("amsgrad",)
 SLOW = dict(betas=(0.999999,) * 2)
 
-ADAMW, RULES = "optim/adamw.py", "csrc/rules.h"
+ADAMW, RULES = "optim/adan_optim/adamw.py", "csrc/rules.h"
 FAULTS = [
     ("bias correction of v", ADAMW, "v.sqrt() / math.sqrt(1 - b2**t)", "v.sqrt()"),
     ("decay without lr", ADAMW, "p.mul_(1 - lr * decay)", "p.mul_(1 - decay)"),

@@ -40,7 +40,7 @@ CHANGES = {"alpha": 1.0, "alpha_warmup": 10, "beta3_warmup": 10}
 SLOW = dict(betas=(0.999999,) * 3)
 UNIT = dict(alpha=0.0)
 
-MIX, RULES = "optim/ademamix.py", "csrc/rules.h"
+MIX, RULES = "optim/adan_optim/ademamix.py", "csrc/rules.h"
 FAULTS = [
     ("no slow mean", MIX, "(fast / (1 - b1**t) + alpha * slow)", "(fast / (1 - b1**t))"),
     ("the slow mean corrected", MIX, "+ alpha * slow)", "+ alpha * slow / (1 - b3**t))"),

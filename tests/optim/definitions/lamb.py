@@ -52,7 +52,7 @@ CHANGES = {"bias_correction": False, "trust_clip": True, "always_adapt": False}
 GIVEN = {"always_adapt": {"weight_decay": 0.0}}
 SLOW = dict(betas=(0.999999,) * 2)
 
-LAMB = "optim/lamb.py"
+LAMB = "optim/adan_optim/lamb.py"
 FAULTS = [
     ("bias correction of m with b2", LAMB, "return (1 - b1**t, 1 - b2**t) if", "return (1 - b2**t, 1 - b2**t) if"),
     ("bias correction of v with b1", LAMB, "return (1 - b1**t, 1 - b2**t) if", "return (1 - b1**t, 1 - b1**t) if"),
@@ -84,12 +84,12 @@ FAULTS = [
     ("foreach: norms the wrong way round", LAMB, "p_norm, u_norm = (", "u_norm, p_norm = ("),
     ("foreach: no learning rate without ratios", LAMB, "torch._foreach_add_(p, u, alpha=-lr)", "torch._foreach_sub_(p, u)"),
     ('fused: sum of u', 'csrc/rules.h', 'q[0] = u * u;', 'q[0] = u;'),
-    ('fused: norms the wrong way round', 'optim/lamb.py', 'u_norm, p_norm = (x.sqrt()', 'p_norm, u_norm = (x.sqrt()'),
-    ('fused: no learning rate', 'optim/lamb.py', 'set_factors(batch, ratios * batch.group["lr"])', 'set_factors(batch, ratios)'),
-    ('fused: no root', 'optim/lamb.py', '(x.sqrt() for x in block_totals', '(x for x in block_totals'),
+    ('fused: norms the wrong way round', 'optim/adan_optim/lamb.py', 'u_norm, p_norm = (x.sqrt()', 'p_norm, u_norm = (x.sqrt()'),
+    ('fused: no learning rate', 'optim/adan_optim/lamb.py', 'set_factors(batch, ratios * batch.group["lr"])', 'set_factors(batch, ratios)'),
+    ('fused: no root', 'optim/adan_optim/lamb.py', '(x.sqrt() for x in block_totals', '(x for x in block_totals'),
     ('fused: the second pass counts, too', 'csrc/rules.h', 'counts = false;\n  static constexpr bool writes_param = true;\n', 'counts = true;\n  static constexpr bool writes_param = true;\n'),
     ('fused: no decay in the step', 'csrc/rules.h', '(root(s[1]) * k.root_rate + k.eps) + k.weight_decay * p;', '(root(s[1]) * k.root_rate + k.eps);'),
     ('fused: bias correction always', 'csrc/rules.h', 'root_rate(h.bias_correction != 0 ?', 'root_rate(true ?'),
-    ('fused: the last lane is not summed', 'csrc/cpu.cpp', 'for (int half = lanes / 2; half; half /= 2)', 'for (int half = lanes / 2; half > 1; half /= 2)'),
-    ('fused: sums of the first block', 'csrc/cpu.cpp', '[(at + i) / kBlock * Rule::sums + j] = total', '[i / kBlock * Rule::sums + j] = total'),
+    ('fused: the last lane is not summed', 'csrc/loops.h', 'for (int half = lanes / 2; half; half /= 2)', 'for (int half = lanes / 2; half > 1; half /= 2)'),
+    ('fused: sums of the first block', 'csrc/loops.h', '[(at + i) / kBlock * Rule::sums + j] = total', '[i / kBlock * Rule::sums + j] = total'),
 ]  # fmt: skip

@@ -62,7 +62,7 @@ GIVEN = {"always_adapt": {"weight_decay": 0.0}}
 UNIT = dict(trust_coefficient=1.0, momentum=0.0)
 SLOW = dict(momentum=0.999999)
 
-LARS = "optim/lars.py"
+LARS = "optim/adan_optim/lars.py"
 FAULTS = [
     ("decay outside of the rate", LARS, 'u = decayed = g + group["weight_decay"] * p\n', "u = decayed = g.clone()\n"),
     ("norm of the decayed gradient", LARS, "_rate(p.norm(), g.norm(), group)", "_rate(p.norm(), u.norm(), group)"),
@@ -89,10 +89,10 @@ FAULTS = [
     ("foreach: Nesterov without momentum", LARS, "torch._foreach_add(u, v, alpha=momentum)", "torch._foreach_add(u, v)"),
     ("foreach: changes the gradient", LARS, 'u = torch._foreach_mul(u, _rate', 'torch._foreach_mul_(u, _rate'),
     ("momentum of 1 accepted", LARS, 'if group["momentum"] >= 1:', 'if group["momentum"] > 1:'),
-    ('fused: norm of the unscaled gradient', 'optim/lars.py', '(g_norm * scale).abs()', 'g_norm'),
+    ('fused: norm of the unscaled gradient', 'optim/adan_optim/lars.py', '(g_norm * scale).abs()', 'g_norm'),
     ('fused: no momentum', 'csrc/rules.h', 's[0] = k.momentum * s[0] + step;', 's[0] = step;'),
     ('fused: nesterov without momentum', 'csrc/rules.h', 'behind(h.nesterov != 0 ? h.momentum : 1)', 'behind(1)'),
     ('fused: decay without the rate', 'csrc/rules.h', 'const T step = x * (g * k.grad_scale + k.weight_decay * p);', 'const T step = x * g * k.grad_scale + k.weight_decay * p;'),
     ('fused: no decay without momentum', 'csrc/rules.h', 'p -= k.lr * (x * (g * k.grad_scale + k.weight_decay * p));', 'p -= k.lr * (x * (g * k.grad_scale));'),
-    ('fused: the norm of what is stored', 'optim/engine/fused.py', 'return batch.storage.load_params(batch.params, batch.states)', 'return [p.float() for p in batch.params]'),
+    ('fused: the norm of what is stored', 'optim/adan_optim/engine/fused.py', 'return batch.storage.load_params(batch.params, batch.states)', 'return [p.float() for p in batch.params]'),
 ]  # fmt: skip

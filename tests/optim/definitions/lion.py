@@ -31,7 +31,7 @@ VARIANTS = {
 CHANGES = {"betas": (0.3, 0.6)}
 SLOW = dict(betas=(0.999999,) * 2)
 
-LION, RULES = "optim/lion.py", "csrc/rules.h"
+LION, RULES = "optim/adan_optim/lion.py", "csrc/rules.h"
 FAULTS = [
     ("sign of the old mean", LION, "_sign(b1 * m + (1 - b1) * g)", "_sign(m)"),
     ("sign of the gradient", LION, "_sign(b1 * m + (1 - b1) * g)", "_sign(g)"),

@@ -32,7 +32,7 @@ VARIANTS = {
 CHANGES = {"gamma": 0.1, "optimize_1d": True}
 SLOW = dict(betas=(0.999999,) * 2)
 
-MARS, RULES = "optim/mars.py", "csrc/rules.h"
+MARS, RULES = "optim/adan_optim/mars.py", "csrc/rules.h"
 FAULTS = [
     ("no correction", MARS, "c = g + _correction(group) * (g - last) if t > 1 else g", "c = g"),
     ("a correction at first", MARS, "(g - last) if t > 1 else g", "(g - last)"),

@@ -139,7 +139,11 @@ SLOW = dict(momentum=0.999999, rest_betas=(0.999999,) * 2)
 # Singular values near zero are multiplied by 500 in five iterations, and what they are rounded by, too.
 ROUNDINGS = 3000
 
-_FILE, _ITERATION, _HIDDEN = "optim/muon.py", "optim/engine/orthogonal.py", "optim/hidden.py"
+_FILE, _ITERATION, _HIDDEN = (
+    "optim/adan_optim/muon.py",
+    "optim/adan_optim/engine/orthogonal.py",
+    "optim/adan_optim/hidden.py",
+)
 FAULTS = [
     ("the mean sums", _FILE, "m.mul_(momentum).add_(g, alpha=1 - momentum)", "m.mul_(momentum).add_(g)"),
     ("no look ahead", _FILE, 'u = momentum * m + (1 - momentum) * g if group["nesterov"] else m', "u = m"),
@@ -182,5 +186,5 @@ FAULTS = [
     ("rules do not count", _HIDDEN, 'is_hidden, reason = rule, f"rule: {rule}"', 'reason = f"rule: {rule}"'),
     ("the last rule counts", _HIDDEN, "                break\n", ""),
     ("rows are matrices", _HIDDEN, "return min(sides) > 1", "return min(sides) > 0"),
-    ("parts instead of whole tensors", "optim/engine/dtensor.py", "return list(exchanged(work(mine), by_tensor, by_part).unbind())", "return list(work(stack).unbind())"),
+    ("parts instead of whole tensors", "optim/adan_optim/engine/dtensor.py", "return list(exchanged(work(mine), by_tensor, by_part).unbind())", "return list(work(stack).unbind())"),
 ]  # fmt: skip

@@ -31,7 +31,7 @@ CHANGES = {"momentum_decay": 0.5}
 UNFUSED = ("momentum_decay",)
 SLOW = dict(betas=(0.999999,) * 2)
 
-NADAMW, RULES = "optim/nadamw.py", "csrc/rules.h"
+NADAMW, RULES = "optim/adan_optim/nadamw.py", "csrc/rules.h"
 FAULTS = [
     ("no Nesterov", NADAMW, "u = (of_m * m + of_g * g) /", "u = m / (1 - b1**t) /"),
     ("m not corrected", NADAMW, "return b1 / (1 - b1**t), (1", "return b1, (1"),

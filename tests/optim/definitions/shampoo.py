@@ -111,7 +111,7 @@ SLOW = dict(betas=(0.999999,) * 2)
 # 4 times, as steep as its eigenvalue: 23 and 15 were seen.
 ROUNDINGS = 100
 
-_FILE, _BLOCKS = "optim/shampoo.py", "optim/engine/matrices.py"
+_FILE, _BLOCKS = "optim/adan_optim/shampoo.py", "optim/adan_optim/engine/matrices.py"
 FAULTS = [
     ("no direction, AdamW's step", _FILE, "U.copy_(grafted(roots[0] @ M @ roots[1], A))", "U.copy_(A)"),
     ("the gradient, not its mean", _FILE, "roots[0] @ M @ roots[1]", "roots[0] @ G @ roots[1]"),
@@ -149,5 +149,5 @@ FAULTS = [
     ("stacks have no bound", _BLOCKS, "count = max(1, STACK // max(x.numel() for x in same[0]))", "count = len(same)"),
     ("the last block of a stack is left out", _BLOCKS, "for i in range(0, len(same), count):", "for i in range(0, len(same) - 1, count):"),
     ("vectors are matrices", _BLOCKS, "math.prod(shape[1:])) < 2:", "math.prod(shape[1:])) < 1:"),
-    ("FSDP2: each process keeps the whole step", "optim/engine/dtensor.py", "return copies.redistribute(placements=owner.placements)", "return copies"),
+    ("FSDP2: each process keeps the whole step", "optim/adan_optim/engine/dtensor.py", "return copies.redistribute(placements=owner.placements)", "return copies"),
 ]  # fmt: skip

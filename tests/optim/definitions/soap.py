@@ -112,7 +112,7 @@ CHANGES = {"shampoo_beta": 0.9, "matrix_eps": 15.0, "block_size": 2, "preconditi
 SLOW = dict(betas=(0.999999,) * 2)
 ROUNDINGS = 400
 
-_FILE = "optim/soap.py"
+_FILE = "optim/adan_optim/soap.py"
 FAULTS = [
     ("bias of all gradients", _FILE, "u = m / (1 - b1 ** (t - 1)) /", "u = m / (1 - b1**t) /"),
     ("bias of all squares", _FILE, "(v.sqrt() / math.sqrt(1 - b2 ** (t - 1)) +", "(v.sqrt() / math.sqrt(1 - b2**t) +"),

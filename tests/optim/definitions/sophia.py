@@ -41,7 +41,7 @@ VARIANTS = {
 }
 CHANGES = {"rho": 0.1, "betas": (0.6, 0.3)}
 SLOW = dict(betas=(0.999999,) * 2)
-SOPHIA, RULES = "optim/sophia.py", "csrc/rules.h"
+SOPHIA, RULES = "optim/adan_optim/sophia.py", "csrc/rules.h"
 FAULTS = [
     ("not clipped", SOPHIA, ".clamp(-1, 1)", ""),
     ("not clipped below", SOPHIA, ".clamp(-1, 1)", ".clamp(max=1)"),

@@ -1,0 +1,71 @@
+"""The names of the package, each with the module that has it; see optim/adan_optim/__init__.py."""
+
+from .adafactor import Adafactor
+from .adam import Adam
+from .adam_mini import AdamMini
+from .adamw import AdamW
+from .adan import Adan
+from .ademamix import AdEMAMix
+from .base import Optimizer, exact_params, state_bytes
+from .card import Card
+from .groups import layer_ids, param_groups
+from .hidden import HiddenMatrices, hidden_matrices
+from .in_backward import step_in_backward
+from .interop.advice import AdanSettings, adan_from_adamw
+from .interop.convert import convert_state
+from .lamb import Lamb
+from .lars import Lars
+from .lion import Lion
+from .mars import Mars
+from .monitor.monitor import Monitor
+from .muon import Muon
+from .nadamw import NAdamW
+from .partitions import Partition, partition
+from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
+from .resize import resize_state
+from .shampoo import Shampoo
+from .soap import Soap
+from .sophia import Sophia, gauss_newton_bartlett, hutchinson
+from .warn import SlowPathWarning
+
+__all__ = [
+    "CARDS",
+    "OPTIMIZERS",
+    "AdEMAMix",
+    "Adafactor",
+    "Adam",
+    "AdamMini",
+    "AdamW",
+    "Adan",
+    "AdanSettings",
+    "Card",
+    "HiddenMatrices",
+    "Lamb",
+    "Lars",
+    "Lion",
+    "Mars",
+    "Monitor",
+    "Muon",
+    "NAdamW",
+    "Optimizer",
+    "Partition",
+    "Shampoo",
+    "SlowPathWarning",
+    "Soap",
+    "Sophia",
+    "adan_from_adamw",
+    "available",
+    "build_optimizer",
+    "convert_state",
+    "exact_params",
+    "gauss_newton_bartlett",
+    "hidden_matrices",
+    "hutchinson",
+    "layer_ids",
+    "param_groups",
+    "partition",
+    "path_in_use",
+    "resize_state",
+    "state_bytes",
+    "step_in_backward",
+]
