@@ -6,6 +6,8 @@
 
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(__x86_64__)
+#include <cpuid.h>
 #endif
 
 #ifdef _WIN32
@@ -46,22 +48,30 @@ constexpr const char* kNames[] = {"NEON"};
 constexpr const char* kNames[] = {"baseline"};
 #endif
 
-// The number of the widest that the processor at hand has. ATEN_CPU_CAPABILITY limits it on x86-64, as it does torch:
-// "default" to baseline, "avx2" to AVX2. Read once; `static`, so that two copies of the library have a value each.
+#if defined(TARGET_AVX2)
+// Asked of the processor itself: __builtin_cpu_supports is a stub in some runtimes of Clang.
+static inline int widest() {
+  unsigned a, b, c, d, low = 0, high;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return 0;  // OSXSAVE, without which there is no xgetbv
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));               // which registers the system saves
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+  constexpr unsigned ymm = 0x6, zmm = 0xe6, avx2 = 1u << 5, avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F DQ BW VL
+  return (low & ymm) != ymm || !(b & avx2) ? 0 : (low & zmm) != zmm || (b & avx512) != avx512 ? 1 : 2;
+}
+#elif defined(TARGET_SVE)
+static inline int widest() { return int(getauxval(AT_HWCAP) >> 22 & 1); }  // HWCAP_SVE
+#else
+static inline int widest() { return 0; }
+#endif
+
+// The number of the widest that the processor at hand has. ATEN_CPU_CAPABILITY limits it, as it does torch: "default" to
+// what every processor has, "avx2" to AVX2. Read once; `static`, so that two copies of the library have a value each.
 static inline int instruction_set() {
   static const int found = [] {
-#if defined(TARGET_AVX2)
     const char* limit = std::getenv("ATEN_CPU_CAPABILITY");
     const auto is = [limit](const char* name) { return limit && !std::strcmp(limit, name); };
-    if (is("default") || !__builtin_cpu_supports("avx2")) return 0;
-    if (is("avx2") || !__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-        !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
-      return 1;
-    return 2;
-#elif defined(TARGET_SVE)
-    return int(getauxval(AT_HWCAP) >> 22 & 1);  // HWCAP_SVE
-#endif
-    return 0;
+    const int most = is("default") ? 0 : is("avx2") ? 1 : 2, here = widest();
+    return here < most ? here : most;
   }();
   return found;
 }

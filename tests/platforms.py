@@ -17,6 +17,7 @@ is made.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import shlex
@@ -47,6 +48,7 @@ QEMU = ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "-cpu")
 OPENMP = ("-Wl,--no-as-needed", "-lgomp", "-ldl")
 PLATFORMS = (
     Platform("Linux x86-64", ("g++",), ((),), OPENMP),  # what the others are compared with
+    Platform("Linux x86-64, AVX2", ("g++",), ((),), OPENMP, {"ATEN_CPU_CAPABILITY": "avx2"}),
     Platform("Linux x86-64, SSE2", ("g++",), ((),), OPENMP, {"ATEN_CPU_CAPABILITY": "default"}),
     Platform("Linux x86-64, Clang", (*ZIG, "-target", "x86_64-linux-gnu"), ((),), ("-ldl",)),
     Platform(
@@ -68,8 +70,8 @@ def missing(words: Sequence[str]) -> str:
     """Return which program of a command is not installed; "" if it can be started."""
     if words and not shutil.which(words[0]):
         return words[0]
-    probe = [*words[:3], "--version"] if tuple(words[:3]) == ZIG[:3] else ["true"]
-    return "" if subprocess.run(probe, capture_output=True).returncode == 0 else "ziglang"
+    is_zig = tuple(words[:3]) == ZIG[:3]
+    return "ziglang" if is_zig and importlib.util.find_spec("ziglang") is None else ""
 
 
 def run(words: Sequence[str], **environment: str) -> str:
@@ -156,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     expected: list[str] = []
     rows = []
     for platform in PLATFORMS:
-        if platform is PLATFORMS[0] or options.only in platform.name:
+        if platform is PLATFORMS[0] or options.only.lower() in platform.name.lower():
             for row in tried(platform, expected):
                 print("  ".join(filter(None, row.values())), flush=True)
                 rows.append(row)

@@ -2,6 +2,8 @@
 // prints the instruction set and the threads that they use, and a hash of all that they wrote for each case: the same on
 // every processor. tests/platforms.py runs it.
 #ifdef _WIN32
+#define WIN32_LEAN_AND_MEAN
+#define NOMINMAX
 #include <windows.h>
 #else
 #include <dlfcn.h>

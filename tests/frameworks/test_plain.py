@@ -112,7 +112,7 @@ def test_registering_with_timm_twice_is_once(caplog):
     assert not caplog.records
     assert type(timm.optim.create_optimizer_v2(network(), "adan")) is timm.optim.Adan  # timm's own, untouched
     built = timm.optim.create_optimizer_v2(
-        network(), "adan_optim.adan", lr=1e-3, betas=(0.9, 0.8, 0.7), eps=1e-7
+        network(), "adan-optim.adan", lr=1e-3, betas=(0.9, 0.8, 0.7), eps=1e-7
     )
     assert type(built) is adan_optim.Adan
     assert built.param_groups[0]["betas"] == (0.9, 0.8, 0.7)
