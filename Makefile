@@ -59,10 +59,11 @@ platform-tools:  ## what test-platforms needs, as root on Debian
 	apt-get update
 	apt-get install --yes --no-install-recommends make g++ g++-aarch64-linux-gnu qemu-user wine64 wine python3-venv
 
+dist: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
 dist: $(BUILD)/.installed  ## dist/: the source distribution and this platform's wheel, checked as PyPI does
 	rm -rf dist && mkdir -p dist/built
-	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BUILD)/bin/python -m build --outdir dist/built
-	$(BUILD)/bin/auditwheel repair --wheel-dir dist dist/built/*.whl
+	$(BUILD)/bin/python -m build --outdir dist/built
+	PATH="$(abspath $(BUILD))/bin:$$PATH" auditwheel repair --wheel-dir dist dist/built/*.whl
 	mv dist/built/*.tar.gz dist && rm -r dist/built
 	$(BUILD)/bin/twine check --strict dist/*
 
