@@ -20,6 +20,7 @@ def read_options() -> argparse.Namespace:
 if __name__ == "__main__":
     read_options()  # --help and mistakes are answered before the imports that take seconds
 
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,17 @@ def language() -> str:
     return table(["row", "published", "command"], lines)
 
 
+def installs() -> str:
+    """Return the table of the platforms, Pythons and torches that the package was tried on."""
+    here = ROOT / "results" / "install"
+    tried = [
+        row for file in ("versions", "platforms") for row in json.loads((here / f"{file}.json").read_text())
+    ]
+    keys = ("platform", "python", "torch", "path", "how", "seen")
+    head = ["platform", "Python", "torch", "path", "how", "what was seen"]
+    return table(head, ([row.get(key, "") for key in keys] for row in tried))
+
+
 # The walk-through in docs/monitor.md. Title: optimizer, options, the factor of x^2 in the objective.
 WALKS: dict[str, tuple[str, dict[str, Any], float]] = {
     "Adam": ("adamw", dict(weight_decay=0.0), 0.0),
@@ -132,7 +144,8 @@ def walkthrough() -> str:
     return table(["step", *(f"{title}: x, objective" for title in walks)], rows)
 
 
-TABLES = {make.__name__: make for make in (language, ledger, optimizers, options, steps, walkthrough)}
+MAKERS = (installs, language, ledger, optimizers, options, steps, walkthrough)
+TABLES = {make.__name__: make for make in MAKERS}
 
 
 def generated(text: str) -> str:

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Unpack
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from .base import Optimizer, Options
 from .card import Card, FusedRule

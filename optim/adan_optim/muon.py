@@ -3,11 +3,12 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from .adamw import AdamW
 from .adan import Adan

@@ -3,11 +3,12 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from .base import Optimizer, Options
 from .card import Card

@@ -15,7 +15,7 @@ from ..card import FusedRule
 from .contract import check_row
 from .storage import RESTS, ROUNDINGS, STATE_DTYPES, Storage
 
-# How parameters and states are stored, as numbered in csrc/cpu.cpp and csrc/cuda.cu.
+# How parameters and states are stored, as numbered in csrc/table.h.
 PARAMETER = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 STATE = {None: 0, "float32": 1, "bfloat16": 2, "int8": 3}
 STATE_DTYPE = {number: STATE_DTYPES[name] if name else None for name, number in STATE.items()}
@@ -23,7 +23,7 @@ ROUNDING = {name: number for number, name in enumerate(ROUNDINGS)}
 
 
 class Kinds(NamedTuple):
-    """What the tensors of one table have in common: `Kinds` of csrc/cpu.cpp, its fields in order."""
+    """What the tensors of one table have in common: `Kinds` of csrc/table.h, its fields in order."""
 
     parameter: int
     state: int

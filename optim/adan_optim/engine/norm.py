@@ -49,8 +49,8 @@ def global_norm(tensors: Sequence[Tensor], known: Sequence[float] = ()) -> Tenso
     device = tensors[0].device
     buckets: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
     for x in tensors:
-        layout = (x.device_mesh, x.placements) if is_dtensor(x) else ()  # type: ignore[attr-defined]
-        buckets[(x.device, *layout)].append(local(x))
+        where = (x.device, x.device_mesh, x.placements) if is_dtensor(x) else (x.device,)  # type: ignore[attr-defined]
+        buckets[where].append(local(x))
     squares = [torch.tensor(sum(known), dtype=torch.float64, device="cpu")] if known else []
     for (place, *spec), parts in buckets.items():
         square = _square_sum(parts, place, wide)

@@ -210,7 +210,8 @@ class Monitor:
         self.last = sample
         self.samples.append({key: value for key, value in sample.items() if key != "parameters"})
         for where, quantity, value in _numbers(sample):
-            self.summaries[(*where, quantity)].add(value)
+            name = (*where, quantity)
+            self.summaries[name].add(value)
         if what := monitor_report.not_finite(sample):
             self.nonfinite_samples += 1
             if len(self.events) < 20:
