@@ -3,6 +3,8 @@
 torchrun --nproc-per-node 2 examples/zero_redundancy.py
 """
 
+from functools import partial
+
 import torch.distributed as dist
 from task import ARGS, OPTIONS, batch, loss, network, report
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -14,7 +16,9 @@ dist.init_process_group("gloo")
 model = network()
 parallel = DistributedDataParallel(model)
 groups = adan_optim.param_groups(model, OPTIONS["lr"], OPTIONS["weight_decay"])
-optimizer = ZeroRedundancyOptimizer(groups, optimizer_class=adan_optim.OPTIMIZERS[ARGS.optimizer])
+# Each process has some of the parameters, and clips by the norm of all.
+ours = partial(adan_optim.OPTIMIZERS[ARGS.optimizer], process_group="world")
+optimizer = ZeroRedundancyOptimizer(groups, optimizer_class=ours, max_grad_norm=ARGS.max_grad_norm)
 for step in range(ARGS.steps):
     optimizer.zero_grad()
     loss(parallel, *batch(step)).backward()

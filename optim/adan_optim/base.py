@@ -35,6 +35,7 @@ class Options(TypedDict, total=False):
     min_int8_size: int
     param_rounding: str
     capturable: bool
+    process_group: Any
     differentiable: bool
 
 
@@ -101,6 +102,10 @@ class Optimizer(UpdateRule):
         param_rounding: for bfloat16 parameters: "nearest", which loses updates below half a unit in the last
             place; "stochastic"; or, in 2 more bytes, "kahan", which keeps the rounding error, and "split",
             which keeps the lower half of a float32 number: steps are those of a float32 parameter.
+        process_group: of torch.distributed ("world": all processes), whose optimizers have other parameters
+            of the same model, as with ZeroRedundancyOptimizer: `max_grad_norm` and `nonfinite` take the norm
+            over all of them. Every process makes every step, also one without gradients. Not for DTensors,
+            whose norm is that of whole tensors anyway.
         capturable: require that every parameter takes the fused CUDA path, which a CUDA graph can capture.
         differentiable: must be False; it exists because torch's optimizers have it.
 
@@ -129,6 +134,7 @@ class Optimizer(UpdateRule):
         min_int8_size: int = 4096,
         param_rounding: str = "nearest",
         capturable: bool = False,
+        process_group: Any = None,
         differentiable: bool = False,
         **unknown: Any,
     ) -> None:
@@ -138,7 +144,7 @@ class Optimizer(UpdateRule):
             ]
             checks.known_options(type(self).__name__, unknown, accepted)
         self.nonfinite, self.foreach, self.fused = nonfinite, foreach, fused
-        self.take_gradients, self.capturable = take_gradients, capturable
+        self.take_gradients, self.capturable, self.process_group = take_gradients, capturable, process_group
         checks.check_switches(self, differentiable)
         self.max_grad_norm = float(checks.number("max_grad_norm", max_grad_norm))
         self._plan: Plan | None = None

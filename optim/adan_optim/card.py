@@ -35,6 +35,8 @@ COMMON_OPTIONS = {
     "'split' (float32, bit for bit)",
     "capturable": "demand a step that a CUDA graph can capture",
     "max_grad_norm": "clip the global norm of all gradients to this value; 0 is off",
+    "process_group": "take the norm over the optimizers of these processes ('world': all), which have other "
+    "parameters",
     "nonfinite": "'propagate', 'skip' (leave this step out) or 'raise' when a gradient is inf or NaN",
     "foreach": "True asks for the foreach path, False rules it out",
     "fused": "True asks for the fused path, False rules it out",

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from harness import (
     FLAGS,
     NAMES,
@@ -375,6 +376,7 @@ SHOWN_ELSEWHERE = {
     "foreach": "test_path_table",
     "fused": "test_path_table",
     "capturable": "test_capturable_needs_the_fused_cuda_path",
+    "process_group": "test_the_norm_is_that_of_all_processes",
     "differentiable": "test_differentiable_is_refused_with_the_reason",
 }
 
@@ -418,6 +420,40 @@ def test_every_option_matters(name, option):
         changed = three_steps(name, path, spoil, **given, **{option: value})
         same = len(plain) == len(changed) and all(map(torch.equal, plain, changed))
         assert not same, path
+
+
+@pytest.fixture
+def others(monkeypatch):
+    """A process group, of this process alone; to `others[0]` belongs what further ones would add."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    squares = [0.0]
+    monkeypatch.setattr(dist, "all_reduce", lambda x, group: x.add_(squares[0]))
+    yield squares
+    dist.destroy_process_group()
+
+
+def test_the_norm_is_that_of_all_processes(others):
+    p = torch.zeros(2, requires_grad=True)
+    options = dict(max_grad_norm=1.0, nonfinite="skip", eps=0.0, process_group="world")
+    optimizer = adan_optim.AdamW([p], **options)
+    optimizer.step()  # without a gradient it takes part all the same
+    p.grad = torch.tensor([3.0, 4.0])
+    others[0] = 75.0
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[p]["exp_avg"], torch.tensor([0.03, 0.04]))
+    before = p.detach().clone()
+    others[0] = math.inf
+    optimizer.step()
+    assert torch.equal(p, before)
+    assert adan_optim.AdamW([p], process_group=dist.group.WORLD).process_group is dist.group.WORLD
+
+
+def test_a_process_group_must_be_one():
+    p = [torch.zeros(2, requires_grad=True)]
+    with pytest.raises(TypeError, match="process_group='all': use None, 'world' or a group"):
+        adan_optim.AdamW(p, process_group="all")
+    with pytest.raises(ValueError, match=r"process_group='world': call torch.distributed.init_process_group"):
+        adan_optim.AdamW(p, process_group="world")
 
 
 def test_a_capture_needs_capturable_and_states(monkeypatch):

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..card import Card
@@ -20,7 +21,10 @@ from .rule import Group, UpdateRule
 from .storage import ROUNDINGS, STATE_DTYPES
 
 # Options of the whole optimizer; everything else is a hyper-parameter of a group.
-OPTIMIZER_WIDE = ("max_grad_norm", "nonfinite", "foreach", "fused", "take_gradients", "capturable")
+OPTIMIZER_WIDE = (
+    *("max_grad_norm", "nonfinite", "foreach", "fused", "take_gradients", "capturable"),
+    "process_group",
+)
 _MISSING = object()
 
 
@@ -92,6 +96,12 @@ def check_switches(optimizer: UpdateRule, differentiable: Any) -> None:
             raise TypeError(f"{name}={getattr(optimizer, name)!r}: use True or False")
     if optimizer.take_gradients and not optimizer.card.previous:
         raise TypeError(f"{title} has no option 'take_gradients': it keeps no previous gradient")
+    group = optimizer.process_group
+    if group is not None:
+        if not (dist.is_available() and (group == "world" or isinstance(group, dist.ProcessGroup))):
+            raise TypeError(f"process_group={group!r}: use None, 'world' or a group of torch.distributed")
+        if not dist.is_initialized():
+            raise ValueError(f"process_group={group!r}: call torch.distributed.init_process_group first")
     if optimizer.capturable and (optimizer.take_gradients or optimizer.nonfinite != "propagate"):
         raise ValueError(
             "capturable=True needs take_gradients=False and nonfinite='propagate': a graph has its "

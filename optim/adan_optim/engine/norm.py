@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from . import native
@@ -57,6 +58,16 @@ def global_norm(tensors: Sequence[Tensor], known: Sequence[float] = ()) -> Tenso
         squares.append(reduce_over_mesh(square, *spec) if spec else square)
     dtype = _dtype_on(device, wide)
     return torch.stack([x.to(device, dtype) for x in squares]).sum().sqrt()
+
+
+def over_processes(norm: Tensor | None, device: torch.device, group: Any) -> Tensor:
+    """Return the norm over what all processes of a group give: a norm, or None for nothing; see `Optimizer`.
+
+    A scalar tensor in float64, on the device that this process gives.
+    """
+    square = torch.zeros((), dtype=torch.float64, device=device) if norm is None else norm.double().square()
+    dist.all_reduce(square, group=None if group == "world" else group)
+    return square.sqrt()
 
 
 def _dtype_on(device: torch.device, wide: bool) -> torch.dtype:

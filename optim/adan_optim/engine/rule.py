@@ -67,6 +67,7 @@ class UpdateRule(torch.optim.Optimizer):
     fused: bool | None
     take_gradients: bool
     capturable: bool
+    process_group: Any
 
     def single_tensor(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
         """Update the parameter p and its state in place from the gradient g at step t = 1, 2, ...

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .norm import gradient_norm
+from .norm import gradient_norm, over_processes
 from .plan import Plan
 from .rule import UpdateRule
 
@@ -41,9 +41,11 @@ def gradient_scale(optimizer: UpdateRule, plan: Plan) -> tuple[bool, Tensor | No
     scale = None if loss_scale is None else loss_scale.double().reciprocal()
     if optimizer.max_grad_norm == 0 and optimizer.nonfinite == "propagate":
         return True, scale
-    if not plan.batches:
+    norm = gradient_norm(plan.batches) if plan.batches else None
+    if optimizer.process_group is not None:
+        norm = over_processes(norm, optimizer.param_groups[0]["params"][0].device, optimizer.process_group)
+    if norm is None:
         return True, scale
-    norm = gradient_norm(plan.batches)
     if optimizer.nonfinite != "propagate" and not math.isfinite(norm.item()):
         if optimizer.nonfinite == "raise":
             raise FloatingPointError(f"the norm of the gradients is {norm.item()}; nothing was changed")
