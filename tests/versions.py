@@ -80,7 +80,7 @@ def tried(version: str, torch: str, python: str, wheel: Path, scratch: Path) -> 
     except (subprocess.CalledProcessError, AssertionError) as error:
         return row | {"seen": f"FAILED: {getattr(error, 'stderr', None) or error}".strip()[-500:]}
     ignored = [word for warning in IGNORED for word in ("-W", warning)]
-    tests = [own, "-m", "pytest", "-q", "-n", "auto", "--dist", "worksteal", "-p", "no:cacheprovider"]
+    tests = [own, "-m", "pytest", "-q", "-rf", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider"]
     tests += [
         "-o",
         "pythonpath=.",
