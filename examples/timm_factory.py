@@ -3,9 +3,9 @@
 from task import ARGS, OPTIONS, batch, loss, network, report
 from timm.optim import create_optimizer_v2
 
-from adan_optim.interop.integrations import register_with_timm
+from adan_optim.interop.integrations import register
 
-register_with_timm()
+register("timm")
 model = network()
 name = ARGS.optimizer.replace("_", "-")
 optimizer = create_optimizer_v2(model, f"adan-optim.{name}", **OPTIONS)

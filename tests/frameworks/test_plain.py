@@ -6,7 +6,6 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 import adan_optim
-from adan_optim.interop.integrations import register_with_timm
 
 NAMES = list(adan_optim.OPTIMIZERS)
 OPTIONS = dict(lr=0.02, weight_decay=0.1)
@@ -96,23 +95,3 @@ def test_groups_of_timm(name, groups):
     loss(model, 0).backward()
     optimizer.step()
     assert len(optimizer.state) == len(list(model.parameters()))
-
-
-def test_registering_with_timm_twice_is_once(caplog):
-    import timm.optim
-
-    register_with_timm()
-    register_with_timm()
-    ours = dict(timm.optim.list_optimizers("adan-optim.*", with_description=True))
-    assert list(ours) == sorted(f"adan-optim.{name.replace('_', '-')}" for name in NAMES)
-    assert all(
-        adan_optim.CARDS[key.removeprefix("adan-optim.").replace("-", "_")].when in text
-        for key, text in ours.items()
-    )
-    assert not caplog.records
-    assert type(timm.optim.create_optimizer_v2(network(), "adan")) is timm.optim.Adan  # timm's own, untouched
-    built = timm.optim.create_optimizer_v2(
-        network(), "adan-optim.adan", lr=1e-3, betas=(0.9, 0.8, 0.7), eps=1e-7
-    )
-    assert type(built) is adan_optim.Adan
-    assert built.param_groups[0]["betas"] == (0.9, 0.8, 0.7)

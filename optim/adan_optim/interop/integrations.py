@@ -1,23 +1,62 @@
-"""Register our optimizers with frameworks, which are imported only when needed."""
+"""Our optimizers under the names by which frameworks choose one; frameworks are imported only when named."""
 
 import inspect
+from dataclasses import field, make_dataclass
+from typing import Any
 
-from ..registry import OPTIMIZERS
+from ..engine.checks import one_of
+from ..registry import OPTIMIZERS, find
 
 
-def register_with_timm() -> None:
-    """Register every optimizer with timm as "adan-optim.NAME", next to timm's own of the same name.
+def register(framework: str) -> None:
+    """Register every optimizer with a framework; a second time does nothing.
 
-    Names have "-" instead of "_", before which timm would look for a wrapper. timm passes a momentum
-    of 0.9 unasked, so optimizers whose default is another keep their own.
+    * "timm": as "adan-optim.NAME", with "-" instead of "_", before which timm would look for a wrapper.
+      timm passes a momentum of 0.9 unasked, so optimizers whose default is another keep their own.
+    * "mmengine" (MMPretrain, OpenMixup): as "AdanOptimClass", for `optimizer=dict(type="AdanOptimAdan", ...)`.
+    * "nemo": as "adan_optim_NAME", with a config of the arguments, for `optim.name: adan_optim_adan`.
 
     Example:
-        >>> adan_optim.interop.integrations.register_with_timm()
+        >>> adan_optim.interop.integrations.register("timm")
         >>> timm.optim.create_optimizer_v2(model, "adan-optim.adan", lr=1e-3, weight_decay=0.02)
 
     Raises:
-        ImportError: without timm.
+        ValueError: for another framework.
+        ImportError: if it is not installed.
     """
+    one_of("framework", framework, tuple(_REGISTER))
+    _REGISTER[framework]()
+
+
+def trainer_arguments(arguments: Any, name: str = "adan", **options: Any) -> tuple[type, dict[str, Any]]:
+    """Return an optimizer for Hugging Face's Trainer with the settings of its `TrainingArguments`.
+
+    The learning rate and weight decay are `learning_rate` and `weight_decay`. The betas and eps are
+    `adam_beta1`, `adam_beta2` and `adam_epsilon` for optimizers with two betas, if they were changed from
+    the Trainer's defaults; otherwise they are the optimizer's own.
+
+    Example:
+        >>> Trainer(model, arguments, optimizer_cls_and_kwargs=trainer_arguments(arguments, "adan"))
+
+    Args:
+        arguments: `transformers.TrainingArguments`.
+        name: a name of `OPTIMIZERS` or an import path.
+        options: for the optimizer; they override what `arguments` says.
+    """
+    cls = find(name)
+    given: dict[str, Any] = {"lr": arguments.learning_rate, "weight_decay": arguments.weight_decay}
+    defaults = {key: item.default for key, item in inspect.signature(type(arguments)).parameters.items()}
+    betas, eps = ("adam_beta1", "adam_beta2"), "adam_epsilon"
+    accepted = inspect.signature(cls).parameters
+    changed = any(getattr(arguments, key) != defaults[key] for key in betas)
+    if changed and "betas" in accepted and len(accepted["betas"].default) == 2:
+        given["betas"] = tuple(getattr(arguments, key) for key in betas)
+    if "eps" in accepted and getattr(arguments, eps) != defaults[eps]:
+        given["eps"] = getattr(arguments, eps)
+    return cls, {key: value for key, value in given.items() if key in accepted} | options
+
+
+def _register_with_timm() -> None:
     from timm.optim._optim_factory import OptimInfo, default_registry
 
     known = set(default_registry.list_optimizers("adan-optim.*"))
@@ -34,3 +73,35 @@ def register_with_timm() -> None:
         )
         if info.name not in known:
             default_registry.register(info)
+
+
+def _register_with_mmengine() -> None:
+    from mmengine.registry import OPTIMIZERS as REGISTRY
+
+    for cls in OPTIMIZERS.values():
+        name = f"AdanOptim{cls.__name__}"
+        if name not in REGISTRY:
+            REGISTRY.register_module(name=name, module=cls)
+
+
+def _register_with_nemo() -> None:
+    from nemo.core.config import OptimizerParams
+    from nemo.core.optim import optimizers as registry
+
+    for key, cls in OPTIMIZERS.items():
+        name = f"adan_optim_{key}"
+        if name in registry.AVAILABLE_OPTIMIZERS:
+            continue
+        accepted = list(inspect.signature(cls).parameters.values())[1:]
+        fields = [
+            (item.name, Any, _default(item.default)) for item in accepted if item.kind != item.VAR_KEYWORD
+        ]
+        config = make_dataclass(f"{cls.__name__}Params", fields, bases=(OptimizerParams,))
+        registry.register_optimizer(name, cls, config)
+
+
+def _default(value: Any) -> Any:
+    return field(default_factory=lambda: value)  # some are lists
+
+
+_REGISTER = {"timm": _register_with_timm, "mmengine": _register_with_mmengine, "nemo": _register_with_nemo}
