@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from harness import FLAGS, array, assert_same_bits, case_id, needs_torch, random, tensors_of
+from harness import FLAGS, array, assert_same_bits, case_id, needs_fsdp2, random, tensors_of
 from torch import nn
 
 from adan_optim import AdamMini, partition
@@ -203,7 +203,7 @@ def worker(rank, port, folder):
         dist.destroy_process_group()
 
 
-@needs_torch((2, 7), "DTensors on CPUs")
+@needs_fsdp2
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch", "ignore:.*:FutureWarning:torch")
 def test_blocks_across_shards(tmp_path):

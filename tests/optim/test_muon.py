@@ -10,6 +10,7 @@ from harness import (
     assert_same_bits,
     build,
     make_params,
+    needs_fsdp2,
     oracle_of,
     random,
     set_grads,
@@ -389,6 +390,7 @@ def test_equal_matrices_are_stacked_up_to_a_bound(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch", "ignore:.*:FutureWarning:torch")
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
+@needs_fsdp2
 def test_work_on_whole_tensors_of_parts():
     """With one process; frameworks/test_examples.py has two."""
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor

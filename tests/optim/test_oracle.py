@@ -148,7 +148,7 @@ def test_path_against_reference(name, path, dtype):
         expected.jumps = before.jumps
         tolerant = 2 if dtype in (torch.float32, torch.float64) else 1
         if dtype.itemsize == 2:  # both are within half a unit of the exact result, so a unit apart at most
-            masks = map(torch.as_tensor, undecided(expected, two))
+            masks = map(torch.as_tensor, map(np.asarray, undecided(expected, two)))
             for x, y, skip in zip_longest(tensors_of(one), tensors_of(two), masks):
                 unit = torch.finfo(dtype).eps * torch.maximum(x.abs(), y.abs()).clamp(min=1e-3)
                 near = (x.double() - y.double()).abs() <= unit

@@ -11,9 +11,9 @@ from ..registry import OPTIMIZERS, find
 def register(framework: str) -> None:
     """Register every optimizer with a framework; a second time does nothing.
 
-    * "timm": as "adan-optim.NAME", with "-" instead of "_", before which timm would look for a wrapper.
-      timm passes a momentum of 0.9 unasked, so optimizers whose default is another keep their own.
-    * "mmengine" (MMPretrain, OpenMixup): as "AdanOptimClass", for `optimizer=dict(type="AdanOptimAdan", ...)`.
+    * "timm": as "adan-optim.NAME", with "-" instead of "_", before which timm looks for a wrapper. timm
+      passes a momentum of 0.9 unasked, so optimizers whose default is another keep their own.
+    * "mmengine" (MMPretrain, OpenMixup): as "AdanOptimClass": `optimizer=dict(type="AdanOptimAdan", ...)`.
     * "nemo": as "adan_optim_NAME", with a config of the arguments, for `optim.name: adan_optim_adan`.
 
     Example:
