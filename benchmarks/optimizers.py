@@ -52,9 +52,10 @@ TIMM = {
 # fused_adan/README.md: L (12 d^2 + 13 d) + (49280 + 2048 + 2) d = 758,799,360 and 1,313,722,368 parameters.
 GPT2 = {"GPT-2 758M": (24, 1536), "GPT-2 1313M": (24, 2048)}
 MATRICES = "4 x 4096x4096"
+HIDDEN = "GPT-2 12x768, hidden matrices"  # for optimizers of matrices, and for them alone
 LISTS = {
-    "cpu": ["ViT-S", "ResNet-50", MATRICES, "ViT-B"],
-    "cuda": [*TIMM, *GPT2, MATRICES],
+    "cpu": ["ViT-S", "ResNet-50", MATRICES, "ViT-B", HIDDEN],
+    "cuda": [*TIMM, *GPT2, MATRICES, HIDDEN],
 }
 
 
@@ -85,7 +86,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ class Entry:
         state: bytes of state per parameter, by design.
         device: the only device type that it runs on; None is any.
         taken: whether the step takes the gradient and leaves None.
+        matrices: whether it is for the list HIDDEN, and for no other.
     """
 
     build: Build
@@ -119,6 +121,7 @@ class Entry:
     state: float
     device: str | None = None
     taken: bool = False
+    matrices: bool = False  # for the list HIDDEN
 
 
 def ours(
@@ -225,6 +228,18 @@ ENTRIES |= {  # the first pass reads the gradient and the states
     f"{card.title} fused, caution": ours(card.name, extra=4 + card.state_bytes(), caution=True)
     for card in (ADAMW, ADAN, adan_optim.CARDS["lion"])
 }
+ENTRIES |= {
+    name: replace(entry, matrices=True)
+    for name, entry in {
+        "Muon": ours("muon", fused=None),
+        "Muon, int8 states": ours("muon", "int8", fused=None),
+        "torch Muon": theirs("torch.optim.Muon", 4.0),
+        "timm Muon": theirs("timm.optim.Muon", 4.0),
+        "SOAP": ours("soap", fused=None),
+        "pytorch_optimizer SOAP": theirs("pytorch_optimizer.SOAP", ADAMW.state_bytes()),
+        "Shampoo": ours("shampoo", fused=None),
+    }.items()
+}
 BASELINE = "torch AdamW fused"
 
 PROCESSES = {"cpu": 7, "cuda": 3}
@@ -239,6 +254,9 @@ def shapes(name: str) -> list[torch.Size]:
     """Return the parameter shapes of a model, without allocating its memory."""
     if name == MATRICES:
         return [torch.Size((4096, 4096))] * 4
+    if name == HIDDEN:
+        d = 768
+        return [torch.Size(size) for size in ((d, 3 * d), (d, d), (d, 4 * d), (4 * d, d))] * 12
     size = gpt2_size(name)
     with torch.device("meta"):
         if size is not None:
@@ -285,11 +303,15 @@ def memory(device: str) -> int:
     return int(free.group(1)) * 1024 if free else sys.maxsize
 
 
-def present(device: str, only: list[str]) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Return the entries of these names that work on the device, and why the others do not."""
+def present(device: str, only: list[str], matrices: bool = False) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Return the entries of these names that work on the device, and why the others do not.
+
+    Args:
+        matrices: those for the list HIDDEN, and the baseline, instead of all others.
+    """
     works, absent = {}, {}
     for key, entry in ENTRIES.items():
-        if key not in only:
+        if key not in only or (key != BASELINE and entry.matrices != matrices):
             continue
         if entry.device not in (None, device):
             absent[key] = f"{entry.device} only"
@@ -363,7 +385,7 @@ def bench_list(name: str, device: str, rounds: int, budget: float, only: list[st
     """Measure the optimizers of these names on one parameter list, in this process."""
     sizes = shapes(name)
     count = sum(size.numel() for size in sizes)
-    entries, absent = present(device, only)
+    entries, absent = present(device, only, name == HIDDEN)
     groups, misfits = parties(entries, count, budget)
     rows: dict[str, dict[str, float]] = {}
     about = {"tensors": len(sizes), "parameters": count, "rounds": rounds, "absent": absent}
@@ -466,7 +488,8 @@ def bench_overhead(device: str, rounds: int, only: list[str]) -> dict[str, dict[
 
 def design() -> str:
     """Return the table of the bytes per parameter that each row moves and keeps, by the formula alone."""
-    rows = [(key, 4, entry.moved, entry.state) for key, entry in ENTRIES.items()]
+    bound = {key: entry for key, entry in ENTRIES.items() if not entry.matrices}  # by memory, not by products
+    rows = [(key, 4, entry.moved, entry.state) for key, entry in bound.items()]
     bf16 = ADAN.state_bytes("bfloat16")
     rows += [
         ("Adan fused, bf16 parameters and states", 2, one_pass(bf16, 2), bf16),

@@ -348,6 +348,16 @@ def test_a_slow_path_is_said_once_at_the_users_line(hidden):
     assert [warning.filename for warning in found] == [__file__]
 
 
+def test_a_cache_that_cannot_be_written_is_said(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cuda, "why_not", lambda index=None: "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cuda.why_not_kept() == ""
+    (tmp_path / "adan-optim").touch()
+    adan_optim.available()
+    message = f"yes (every process compiles its kernels again: {tmp_path / 'adan-optim'} cannot be written)"
+    assert message in capsys.readouterr().out
+
+
 def test_command():
     out = subprocess.run(
         [sys.executable, "-m", "adan_optim"], capture_output=True, text=True, check=True
