@@ -29,7 +29,8 @@ def fast_dtype(x: Tensor) -> torch.dtype:
     if x.is_cuda:
         has = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        has = x.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        ask = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)  # from torch 2.6 on; bool() is False
+        has = x.device.type == "cpu" and ask()
     return torch.bfloat16 if has else x.dtype
 
 

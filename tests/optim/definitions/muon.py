@@ -179,7 +179,7 @@ FAULTS = [
     ("foreach: tall matrices are not turned back", _ITERATION, "coefficients).mT.contiguous()", "coefficients).reshape(x.shape)"),
     ("zero over zero", _ITERATION, ".clamp(min=torch.finfo(x.dtype).tiny)", ""),
     ("long runs in bfloat16", _ITERATION, "torch.bfloat16: 2,", "torch.bfloat16: 5,"),
-    ("bfloat16 everywhere", _ITERATION, "has = x.device.type == \"cpu\" and torch.cpu._is_avx512_bf16_supported()", "has = True"),
+    ("bfloat16 everywhere", _ITERATION, "has = x.device.type == \"cpu\" and ask()", "has = True"),
     ("embeddings are hidden", _HIDDEN, 'return False, False, f"{kind}: embedding"', 'return True, False, f"{kind}: embedding"'),
     ("the output layer is hidden", _HIDDEN, "output = None if inside else model.get_submodule(last)", "output = None"),
     ("a block has an output layer", _HIDDEN, "output = None if inside else", "output ="),
