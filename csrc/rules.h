@@ -252,6 +252,80 @@ struct AdEMAMix : Plain {
   }
 };
 
+// Schedule-free: arXiv 2405.15682, Algorithm 1, with the parameter at y. z takes a step of `rate` along d, and y follows
+// it and the mean x, of which the newest z has the share c; x itself is in no register.
+struct ScheduleFree : Plain {
+  static constexpr bool factors = true;  // the rate of a tensor; its decay is c
+
+  template <class K, class T>
+  static RULE_FN void move(const K& k, T rate, T c, T d, T& y, T& z) {
+    z = k.first > 0 ? y : z;
+    y -= c * (y - z) + rate * (T(1) - k.beta1 * (T(1) - c)) * d;
+    z -= rate * d;
+  }
+};
+
+// With the second moment of AdamW.
+struct ScheduleFreeAdamW : ScheduleFree {
+  static constexpr int states = 2;  // z, exp_avg_sq v
+  static constexpr unsigned nonnegative = 1 << 1;
+
+  struct Hyper {
+    double lr, beta1, beta2, eps, weight_decay;  // lr is in the rate
+  };
+
+  template <class T>
+  struct Scalars {
+    T grad_scale, beta1, beta2, rest2, root_rate, eps, weight_decay;
+    T first;  // 1 or 0, as in Adan
+
+    RULE_FN Scalars(const Hyper& h, double t, double scale)
+        : grad_scale(scale), beta1(h.beta1), beta2(h.beta2), rest2(1 - h.beta2),
+          root_rate(1 / sqrt(1 - pow(h.beta2, t))), eps(h.eps), weight_decay(h.weight_decay), first(t == 1) {}
+  };
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T rate, T c, T g, T& p, T (&s)[states]) {
+    g *= k.grad_scale;
+    s[1] = k.beta2 * s[1] + k.rest2 * (g * g);
+    move(k, rate, c, g / (root(s[1]) * k.root_rate + k.eps) + k.weight_decay * p, p, s[0]);
+  }
+};
+
+// With the gradient difference and the second moment of Adan.
+struct ScheduleFreeAdan : ScheduleFree {
+  static constexpr int states = 4;  // z, exp_avg_diff v, exp_avg_sq n, neg_pre_grad -g[k-1]
+  static constexpr unsigned nonnegative = 1 << 2;
+  static constexpr int previous = 3;
+
+  struct Hyper {
+    double lr, beta1, beta2, beta3, eps, weight_decay;  // lr is in the rate
+  };
+
+  template <class T>
+  struct Scalars {
+    T grad_scale, beta1, beta2, beta3, rest2, rest3;
+    T of_v, root_rate, eps, weight_decay;  // b2/(1-b2^t), 1/sqrt(1-b3^t)
+    T first;                               // 1 or 0, as in Adan
+
+    RULE_FN Scalars(const Hyper& h, double t, double scale)
+        : grad_scale(scale), beta1(h.beta1), beta2(h.beta2), beta3(h.beta3), rest2(1 - h.beta2), rest3(1 - h.beta3),
+          of_v(h.beta2 / (1 - pow(h.beta2, t))), root_rate(1 / sqrt(1 - pow(h.beta3, t))), eps(h.eps),
+          weight_decay(h.weight_decay), first(t == 1) {}
+  };
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T rate, T c, T g, T& p, T (&s)[states]) {
+    g *= k.grad_scale;
+    const T diff = k.first > 0 ? T(0) : g + s[3];
+    const T nesterov = g + k.beta2 * diff;
+    s[1] = k.beta2 * s[1] + k.rest2 * diff;
+    s[2] = k.beta3 * s[2] + k.rest3 * (nesterov * nesterov);
+    s[3] = -g;
+    move(k, rate, c, (g + k.of_v * s[1]) / (root(s[2]) * k.root_rate + k.eps) + k.weight_decay * p, p, s[0]);
+  }
+};
+
 // Sophia: arXiv 2305.14342, Algorithm 3. h is what update_hessian of optim/adan_optim/sophia.py makes it.
 struct Sophia : Plain {
   static constexpr int states = 2;  // exp_avg m, hessian h
@@ -538,4 +612,5 @@ struct AdafactorMomentum : Adafactor {
   X(adan, Adan) X(adamw, AdamW) X(adam, Adam) X(nadamw, NAdamW) X(ademamix, AdEMAMix) X(sophia, Sophia) X(lion, Lion)
 #define OTHER_RULES(X)                                                                                         \
   X(mars_correction, MarsCorrection) X(mars, Mars) X(adam_mini, AdamMini) X(lamb_moments, LambMoments)         \
-  X(lamb, Lamb) X(lars, Lars) X(lars_plain, LarsPlain) X(adafactor, Adafactor) X(adafactor_momentum, AdafactorMomentum)
+  X(lamb, Lamb) X(lars, Lars) X(lars_plain, LarsPlain) X(adafactor, Adafactor) X(adafactor_momentum, AdafactorMomentum)      \
+  X(schedule_free_adamw, ScheduleFreeAdamW) X(schedule_free_adan, ScheduleFreeAdan)

@@ -1,0 +1,43 @@
+"""Schedule-free Adan: the iterates of arXiv 2405.15682, Algorithm 1, along the direction of arXiv 2208.06677."""
+
+import numpy as np
+
+
+def initial(p, **_):
+    states = {name: np.zeros_like(p) for name in ("z", "exp_avg_diff", "exp_avg_sq", "neg_pre_grad")}
+    return {**states, "weight_sum": np.zeros(()), "lr_max": np.zeros(())}
+
+
+def step(
+    p, g, s, t, *, lr, betas, eps, weight_decay, warmup_steps=0, r=0.0, weight_lr_power=2.0, caution=False
+):
+    b1, b2, b3 = betas
+    diff = g + s["neg_pre_grad"] if t > 1 else 0 * g
+    v = b2 * s["exp_avg_diff"] + (1 - b2) * diff
+    n = b3 * s["exp_avg_sq"] + (1 - b3) * (g + b2 * diff) ** 2
+    u = (g + b2 * v / (1 - b2**t)) / (np.sqrt(n / (1 - b3**t)) + eps)
+    if caution:
+        agrees = u * g > 0
+        u = u * agrees / max(agrees.mean(), 1e-3)
+    rate = lr * min(1.0, t / warmup_steps) if warmup_steps else lr
+    top = max(rate, float(s["lr_max"]))
+    before = s["weight_sum"] * ((t - 1) ** r * s["lr_max"] ** weight_lr_power)
+    weight = t**r * top**weight_lr_power
+    c = weight / (before + weight) if weight else 1.0
+    z = p if t == 1 else s["z"]
+    x = (p - (1 - b1) * z) / b1
+    z = z - rate * (u + weight_decay * p)
+    x = (1 - c) * x + c * z
+    states = {"z": z, "exp_avg_diff": v, "exp_avg_sq": n, "neg_pre_grad": -g}
+    return (1 - b1) * z + b1 * x, {**states, "weight_sum": np.asarray(1 / c), "lr_max": np.asarray(top)}
+
+
+BASE = dict(lr=0.07, betas=(0.7, 0.6, 0.8), eps=1e-8, weight_decay=0.0)
+VARIANTS = {
+    "warmup": {**BASE, "warmup_steps": 4, "weight_decay": 0.2, "eps": 0.01},
+    "polynomial": {**BASE, "betas": (0.4, 0.9, 0.5), "r": 1.5, "warmup_steps": 30, "weight_lr_power": 0.5},
+    "uniform": {**BASE, "betas": (0.95, 0.3, 0.9), "weight_lr_power": 0.0, "warmup_steps": 3},
+}
+CHANGES = {"warmup_steps": 10, "r": 2.0, "weight_lr_power": 0.5, "take_gradients": True}
+GIVEN = {"weight_lr_power": {"warmup_steps": 10}}
+SLOW = dict(betas=(0.999999,) * 3)
