@@ -110,7 +110,7 @@ def find(name: str) -> type[torch.optim.Optimizer]:
     Raises:
         ValueError: if there is none, with the nearest name.
     """
-    if (key := name.lower().replace("-", "_")) in OPTIMIZERS:
+    if (key := name.lower().replace("-", "_").replace(" ", "_")) in OPTIMIZERS:
         return OPTIMIZERS[key]
     module, _, attribute = name.rpartition(".")
     if not module:

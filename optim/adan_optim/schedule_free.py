@@ -41,9 +41,9 @@ class ScheduleFree(Optimizer):
         lr_t = lr min(1, t / warmup_steps)
         c_t = w_t / (w_1 + ... + w_t), w_t = t^r max(lr_1, ..., lr_t)^weight_lr_power
 
-    All three begin at the parameter: z is set in the first step. x is never kept: it is (y - (1 - b1) z) / b1. The numbers of the mean,
-    `weight_sum` (the sum of the weights in units of the newest, 1 / c_t) and `lr_max`, are one-element
-    tensors on the parameter's device, so that no step waits for them.
+    All three begin at the parameter: z is set in the first step. x is never kept: it is (y - (1 - b1) z) / b1.
+    The numbers of the mean, `weight_sum` (the sum of the weights in units of the newest, 1 / c_t) and `lr_max`,
+    are one-element tensors on the parameter's device, so that no step waits for them.
 
     Source: Algorithm 1 of the paper, with the warm-up and the weights of its section on practice.
 
@@ -57,7 +57,7 @@ class ScheduleFree(Optimizer):
             )
         whole_number("warmup_steps", group["warmup_steps"], 0)
         if not isinstance(group["train_mode"], bool):
-            raise TypeError(f"train_mode={group['train_mode']!r}: use optimizer.train() or optimizer.eval()")
+            raise TypeError(f"train_mode={group['train_mode']!r}: use True or False")
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, in the mode of the others."""
@@ -140,7 +140,7 @@ class ScheduleFree(Optimizer):
         small = [{name: state[name][i] for name in SMALL} for i in range(len(p))]
         if first := [i for i, ti in enumerate(t) if ti == 1]:
             torch._foreach_copy_([z[i] for i in first], [p[i] for i in first])
-        now = torch.tensor(t, dtype=p[0].dtype).to(p[0].device, non_blocking=True)
+        now = torch.tensor(t, dtype=p[0].dtype, device="cpu").to(p[0].device, non_blocking=True)
         rates, shares = _weigh(small, now, group)
         d = cautious_many(self.directions(g, state, t, group), g, group)
         torch._foreach_add_(d, p, alpha=group["weight_decay"])

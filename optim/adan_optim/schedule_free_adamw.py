@@ -44,7 +44,7 @@ class ScheduleFreeAdamW(ScheduleFree):
 
     card = Card(
         name="schedule_free_adamw",
-        title="schedule-free AdamW",
+        title="Schedule-free AdamW",
         source="arXiv 2405.15682, Algorithm 1; facebookresearch/schedule_free",
         when="AdamW's state without a schedule: runs whose end is not known",
         states={"z": "z, the point that the steps move", "exp_avg_sq": "v, mean of the squared gradient"},

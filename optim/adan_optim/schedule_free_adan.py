@@ -50,7 +50,7 @@ class ScheduleFreeAdan(ScheduleFree):
 
     card = Card(
         name="schedule_free_adan",
-        title="schedule-free Adan",
+        title="Schedule-free Adan",
         source="arXiv 2405.15682, Algorithm 1, with the direction of arXiv 2208.06677",
         when="Adan without a schedule: runs whose end is not known",
         states={
@@ -112,7 +112,7 @@ class ScheduleFreeAdan(ScheduleFree):
         v.mul_(b2).add_(diff, alpha=1 - b2)
         n.mul_(b3).add_((g + b2 * diff).square(), alpha=1 - b3)
         neg_pre_grad.copy_(g).neg_()
-        u = g + b2 * v / (1 - b2**t)
+        u: Tensor = g + b2 * v / (1 - b2**t)
         return u.div_(n.sqrt() / math.sqrt(1 - b3**t) + group["eps"])
 
     def directions(self, g: Tensors, state: States, t: list[float], group: Group) -> Tensors:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from harness import can
+
 import adan_optim
 from adan_optim.engine import native
 
@@ -41,7 +43,7 @@ TAKE = [{}, {"take_gradients": True}, {"state_dtype": "int8"}]
         for name in FUSED
         for options in TAKE
         if "take_gradients" not in options or name == "adan"
-        if "state_dtype" not in options or all(rule.small for rule in adan_optim.CARDS[name].fused_rules)
+        if can(name, "fused", torch.float32, options)
     ],
     ids=str,
 )

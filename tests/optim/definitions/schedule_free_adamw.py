@@ -47,4 +47,6 @@ VARIANTS = {
 }
 CHANGES = {"warmup_steps": 10, "r": 2.0, "weight_lr_power": 0.5}
 GIVEN = {"weight_lr_power": {"warmup_steps": 10}}
+SHOWN_ELSEWHERE = {"caution": "test_schedule_free.py::test_caution_with_zero_gradients"}
+UNIT = dict(betas=(1e-3, 0.99))  # y is next to z, which moves by lr
 SLOW = dict(betas=(0.999999,) * 2)

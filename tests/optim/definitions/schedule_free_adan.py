@@ -1,4 +1,4 @@
-"""Schedule-free Adan: the iterates of arXiv 2405.15682, Algorithm 1, along the direction of arXiv 2208.06677."""
+"""Schedule-free Adan: the iterates of arXiv 2405.15682, Algorithm 1, along Adan's direction (2208.06677)."""
 
 import numpy as np
 
@@ -40,4 +40,5 @@ VARIANTS = {
 }
 CHANGES = {"warmup_steps": 10, "r": 2.0, "weight_lr_power": 0.5, "take_gradients": True}
 GIVEN = {"weight_lr_power": {"warmup_steps": 10}}
+UNIT = dict(betas=(1e-3, 0.92, 0.99))  # y is next to z, which moves by lr
 SLOW = dict(betas=(0.999999,) * 3)
