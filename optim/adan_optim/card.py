@@ -81,8 +81,8 @@ class Card:
             the fused rule takes them.
         optional: those of them that only some options or parameters need.
         small: state tensors of other, smaller shapes; they are float32, or float64 for float64 parameters.
-        iterates: those that are points of the parameter's space, as it is itself, and no moments. They are never
-            kept in 8 bits: a code is wrong by 3 to 6 %, which for a weight is far more than a step.
+        iterates: those that are points of the parameter's space, as it is itself, and no moments. They are
+            never kept in 8 bits: a code is wrong by 3 to 6 %, which for a weight is far more than a step.
         nonnegative: those states that cannot be negative.
         previous: the one that is minus the gradient of the step before, or "".
         betas: number of decay factors in `betas`; 0 where there is no such argument.

@@ -41,9 +41,9 @@ class ScheduleFree(Optimizer):
         lr_t = lr min(1, t / warmup_steps)
         c_t = w_t / (w_1 + ... + w_t), w_t = t^r max(lr_1, ..., lr_t)^weight_lr_power
 
-    All three begin at the parameter: z is set in the first step. x is never kept: it is (y - (1 - b1) z) / b1.
-    The numbers of the mean, `weight_sum` (the sum of the weights in units of the newest, 1 / c_t) and `lr_max`,
-    are one-element tensors on the parameter's device, so that no step waits for them.
+    All three begin at the parameter: z is set in the first step. x is not kept: it is (y - (1 - b1) z) / b1.
+    The numbers of the mean, `weight_sum` (the sum of the weights in units of the newest, 1 / c_t) and
+    `lr_max`, are one-element tensors on the parameter's device, so that no step waits for them.
 
     Source: Algorithm 1 of the paper, with the warm-up and the weights of its section on practice.
 
@@ -83,8 +83,9 @@ class ScheduleFree(Optimizer):
         """Move the parameters to the mean x, for evaluation and export; nothing if they are there.
 
         `train()` takes them back to the same bits, except for elements whose |x| is in a higher binade than
-        |y|: these may differ by half a unit in the last place of x, in the parameter's dtype. With
-        param_rounding "kahan" and "split", what they keep counts as a part of the parameter.
+        |y|, or whose y is a power of two: these may differ by a unit in the last place of x, in the
+        parameter's dtype. In float64 all may differ by a few units. With param_rounding "kahan" and "split",
+        what they keep counts as a part of the parameter.
         """
         self._move(False)
 

@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
-
 from harness import can
+from torch.profiler import ProfilerActivity, profile
 
 import adan_optim
 from adan_optim.engine import native
