@@ -56,8 +56,8 @@ SETTINGS = {
         lr=0.05, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1, weight_lr_power=0.0, warmup_steps=5
     ),
 }
-# x and y after the steps of `recorded` from (0.5, -1, 2): AdamWScheduleFree(foreach=False) of schedulefree 1.4.1,
-# with torch 2.14.1 on a CPU
+# x and y after the steps of `recorded` from (0.5, -1, 2): AdamWScheduleFree(foreach=False) of schedulefree
+# 1.4.1, with torch 2.14.1 on a CPU
 RECORDED = {
     "plain": (
         [0.4443800987874759, -0.8102888926827356, 1.6434480020427715],
