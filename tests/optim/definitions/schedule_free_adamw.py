@@ -1,5 +1,6 @@
 """Schedule-free AdamW: arXiv 2405.15682, Algorithm 1, all three iterates written out; AdamW's direction."""
 
+# ruff: noqa: E501 (exact texts)
 import numpy as np
 
 
@@ -50,3 +51,19 @@ GIVEN = {"weight_lr_power": {"warmup_steps": 10}}
 SHOWN_ELSEWHERE = {"caution": "test_schedule_free.py::test_caution_with_zero_gradients"}
 UNIT = dict(betas=(1e-3, 0.99))  # y is next to z, which moves by lr
 SLOW = dict(betas=(0.999999,) * 2)
+
+OWN, RULES = "optim/adan_optim/schedule_free_adamw.py", "csrc/rules.h"
+FAULTS = [
+    ("b1 in v", OWN, 'b2 = group["betas"][1]\n        v', 'b2 = group["betas"][0]\n        v'),
+    ("v not corrected", OWN, "v.sqrt() / math.sqrt(1 - b2**t)", "v.sqrt()"),
+    ("no root", OWN, "g.div(v.sqrt() / ", "g.div(v / "),
+    ("no eps", OWN, ' + group["eps"])', ")"),
+    ("foreach: b1 in v", OWN, 'b2, v = group["betas"][1]', 'b2, v = group["betas"][0]'),
+    ("foreach: v forgets", OWN, "        torch._foreach_mul_(v, b2)\n", ""),
+    ("foreach: v of the gradient", OWN, "torch._foreach_addcmul_(v, g, g, 1 - b2)", "torch._foreach_add_(v, g, alpha=1 - b2)"),
+    ("foreach: v not corrected", "optim/adan_optim/schedule_free.py", "    torch._foreach_div_(found, [math.sqrt(1 - beta**ti) for ti in t])\n", ""),
+    ("foreach: no eps", "optim/adan_optim/schedule_free.py", '    torch._foreach_add_(found, group["eps"])\n', ""),
+    ("fused: v forgets", RULES, "    s[1] = k.beta2 * s[1] + k.rest2 * (g * g);\n    move(", "    s[1] = k.rest2 * (g * g);\n    move("),
+    ("fused: decay dropped", RULES, "move(k, rate, c, g / (root(s[1]) * k.root_rate + k.eps) + k.weight_decay * p, p", "move(k, rate, c, g / (root(s[1]) * k.root_rate + k.eps), p"),
+    ("fused: v not corrected", RULES, "move(k, rate, c, g / (root(s[1]) * k.root_rate +", "move(k, rate, c, g / (root(s[1]) +"),
+]  # fmt: skip

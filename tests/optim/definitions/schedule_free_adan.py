@@ -1,5 +1,6 @@
 """Schedule-free Adan: the iterates of arXiv 2405.15682, Algorithm 1, along Adan's direction (2208.06677)."""
 
+# ruff: noqa: E501 (exact texts)
 import numpy as np
 
 
@@ -42,3 +43,27 @@ CHANGES = {"warmup_steps": 10, "r": 2.0, "weight_lr_power": 0.5, "take_gradients
 GIVEN = {"weight_lr_power": {"warmup_steps": 10}}
 UNIT = dict(betas=(1e-3, 0.92, 0.99))  # y is next to z, which moves by lr
 SLOW = dict(betas=(0.999999,) * 3)
+
+OWN, RULES = "optim/adan_optim/schedule_free_adan.py", "csrc/rules.h"
+FAULTS = [
+    ("a difference at first", OWN, "torch.zeros_like(g)", "g.clone()"),
+    ("the difference the wrong way round", OWN, "diff = g + neg_pre_grad if", "diff = g - neg_pre_grad if"),
+    ("b3 in v", OWN, "v.mul_(b2).add_(diff, alpha=1 - b2)", "v.mul_(b3).add_(diff, alpha=1 - b3)"),
+    ("n of the gradient", OWN, "(g + b2 * diff).square()", "g.square()"),
+    ("n of the whole difference", OWN, "(g + b2 * diff).square()", "(g + diff).square()"),
+    ("v not corrected", OWN, "b2 * v / (1 - b2**t)", "b2 * v"),
+    ("v times its correction", OWN, "b2 * v / (1 - b2**t)", "b2 * v * (1 - b2**t)"),
+    ("v without b2", OWN, "g + b2 * v / ", "g + v / "),
+    ("n not corrected", OWN, "n.sqrt() / math.sqrt(1 - b3**t)", "n.sqrt()"),
+    ("the gradient is not kept", OWN, "neg_pre_grad.copy_(g).neg_()", "neg_pre_grad.copy_(g)"),
+    ("foreach: a difference at first", OWN, "if ti == 1]:\n            torch._foreach_zero_(first)", "if ti == 0]:\n            torch._foreach_zero_(first)"),
+    ("foreach: b3 in v", OWN, "torch._foreach_lerp_(v, diff, 1 - b2)", "torch._foreach_lerp_(v, diff, 1 - b3)"),
+    ("foreach: n of the whole difference", OWN, "        torch._foreach_mul_(diff, b2)\n", ""),
+    ("foreach: v not corrected", OWN, "b2 / (1 - b2**ti) for ti in t", "b2 for ti in t"),
+    ("foreach: no gradient in the step", OWN, "        torch._foreach_add_(u, g)\n", ""),
+    ("foreach: n corrected with b2", OWN, "denominators(n, b3, t, group)", "denominators(n, b2, t, group)"),
+    ("fused: v not corrected", RULES, "of_v(h.beta2 / (1 - pow(h.beta2, t)))", "of_v(h.beta2)"),
+    ("fused: no gradient in the step", RULES, "move(k, rate, c, (g + k.of_v * s[1])", "move(k, rate, c, (k.of_v * s[1])"),
+    ("fused: decay dropped", RULES, "(g + k.of_v * s[1]) / (root(s[2]) * k.root_rate + k.eps) + k.weight_decay * p", "(g + k.of_v * s[1]) / (root(s[2]) * k.root_rate + k.eps)"),
+    ("fused: the gradient is not kept", RULES, "    s[3] = -g;\n    move(k", "    move(k"),
+]  # fmt: skip
