@@ -61,5 +61,5 @@ def test_checkpoints_of_neosr_and_traiNNer_are_refused():
     group = dict(lr=1e-3, betas=(0.98, 0.92, 0.99), eps=1e-8, weight_decay=0.0, step=3, params=[0])
     group |= dict(r=0.0, warmup_steps=0, weight_lr_power=2.0, weight_sum=1.0, lr_max=1e-3, train_mode=True)
     saved = {"state": {0: {name: torch.ones(2) for name in names}}, "param_groups": [group]}
-    with pytest.raises(ValueError, match="not a checkpoint of Schedule-free Adan: .*exp_avg"):
+    with pytest.raises(ValueError, match=r"not a checkpoint of Schedule-free Adan: .*exp_avg"):
         adan_sf([p]).load_state_dict(saved)

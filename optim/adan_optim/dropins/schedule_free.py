@@ -61,8 +61,8 @@ def AdanScheduleFree(
         return ScheduleFreeAdan(params, **common, **weights)  # type: ignore[arg-type]
     if warmup_steps:
         raise ValueError(
-            f"warmup_steps={warmup_steps} with schedule_free=False: plain Adan has no warm-up of its own; give "
-            "it to the learning rate's scheduler"
+            f"warmup_steps={warmup_steps} with schedule_free=False: plain Adan has no warm-up of its own; "
+            "give it to the learning rate's scheduler"
         )
     return Adan(params, **{"no_prox": True, **common})
 
