@@ -446,7 +446,7 @@ FAULTS = {
         ("train as eval", FREE, "1 - b1 if training else 1 - 1 / b1", "1 - 1 / b1"),
         ("the way back not in float64", FREE, 'torch.float32 if p.device.type == "mps" else torch.float64', "torch.float32"),
         ("modes round by chance", FREE, 'kept = kept._replace(rounding="nearest")', "pass"),
-        ("the rest stays behind", FREE, "        kept.store_param(p, moved, state, None)\n", "        p.copy_(moved)\n"),
+        ("the rest stays behind", FREE, "    kept.store_param(p, moved, state, None)\n", "    p.copy_(moved)\n"),
         ("late groups are in training", FREE, 'param_group.setdefault("train_mode", self.is_training)', "pass"),
         ("evaluating leaves eval mode on", FREE, "    finally:\n        optimizer.train()", "    finally:\n        pass"),
         ("evaluating does not survive an exception", FREE, "    try:\n        yield\n    finally:\n        optimizer.train()  # type: ignore[attr-defined]\n", "    yield\n    optimizer.train()\n"),

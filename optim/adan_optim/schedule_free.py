@@ -73,7 +73,7 @@ class ScheduleFree(Optimizer):
     @property
     def is_training(self) -> bool:
         """Whether the parameters are at y, where steps are made; False if they are at x."""
-        return bool(self.param_groups[0]["train_mode"])
+        return all(group["train_mode"] for group in self.param_groups)
 
     def train(self) -> None:
         """Move the parameters to y, where they are trained; nothing if they are there."""
@@ -232,7 +232,4 @@ def _lerp(p: Tensor, state: State, kept: Storage, weight: float) -> None:
     moved = value.to(work).lerp_(storage.load(state, "z", signed=True).to(work), weight).to(value.dtype)
     if kept.rounding == "stochastic":
         kept = kept._replace(rounding="nearest")
-    if p.dtype == moved.dtype:
-        p.copy_(moved)
-    else:
-        kept.store_param(p, moved, state, None)
+    kept.store_param(p, moved, state, None)

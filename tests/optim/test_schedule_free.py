@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from harness import (
     KEPT,
     array,
@@ -15,6 +16,7 @@ from harness import (
     set_grads,
     tensors_of,
 )
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import adan_optim
@@ -60,20 +62,20 @@ SETTINGS = {
 # 1.4.1, with torch 2.14.1 on a CPU
 RECORDED = {
     "plain": (
-        [0.4443800987874759, -0.8102888926827356, 1.6434480020427715],
-        [0.43601883849270856, -0.8031664270308265, 1.617426684756517],
+        [0.38942909366255646, -0.6596586481212657, 1.593591542595587],
+        [0.38914733215338615, -0.6482509546226253, 1.5840446409580966],
     ),
     "warmup": (
-        [0.40483711252810994, -0.8225927491519921, 1.6631293233872555],
-        [0.38540318649387695, -0.8035891526614657, 1.5959652195181797],
+        [0.35913238733763186, -0.651902370419876, 1.6230744629832854],
+        [0.3623750663566419, -0.6243947921725067, 1.5955566716089618],
     ),
     "polynomial": (
-        [0.48972443996488163, -0.9773419951568362, 1.955018758540617],
-        [0.4893236096237513, -0.9773165386712298, 1.9542114564861646],
+        [0.48842845941576396, -0.9589231125613368, 1.9607953484323504],
+        [0.48841590695594245, -0.958705106433297, 1.9604766669969336],
     ),
     "uniform": (
-        [0.4400765573198026, -0.8724846994393335, 1.725477262573154],
-        [0.4202148932783341, -0.8535154414177147, 1.6673501982815606],
+        [0.42062590669156474, -0.796688761073312, 1.7285330005044548],
+        [0.40865439278537896, -0.7525149910930974, 1.6886747681429293],
     ),
 }
 
@@ -82,6 +84,8 @@ def recorded(optimizer, p):
     optimizer.train()
     for t in range(1, 13):
         p.grad = p.detach() / 2 + torch.cos(torch.arange(3, dtype=torch.float64) + t)
+        if t in (7, 10):
+            optimizer.param_groups[0]["lr"] *= 2 if t == 7 else 0.1
         optimizer.step()
     y = p.detach().tolist()
     optimizer.eval()
@@ -184,8 +188,8 @@ def noisy(name, seed, steps=600):
 @each_name
 @pytest.mark.parametrize("seed", range(10))
 def test_noise_is_averaged_without_a_schedule(name, seed):
-    """To a loss of 0.3 to 0.75, where AdamW without a schedule stays at 2.8 or more."""
-    assert noisy(name, seed) < 1.2
+    """To a loss of 0.35 to 0.9, where AdamW without a schedule stays at 3.1 or more."""
+    assert noisy(name, seed) < 1.5
     assert noisy("adamw", seed) > 2
 
 
@@ -400,7 +404,38 @@ def test_groups_that_join_have_the_mode_of_the_others(name):
     assert late.tolist() != [1, 1, 1]
 
 
+def test_modes_of_sharded_parameters(tmp_path):
+    """A DTensor goes there and back as the plain tensor does."""
+    params, optimizer = trained(NAMES[1], shapes=[(8, 3), (4,)])
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+        starts = make_params([(8, 3), (4,)], np.random.default_rng(0))
+        shards = [torch.nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])) for p in starts]
+        sharded, rng = build(NAMES[1], shards, **OPTIONS), np.random.default_rng(1)
+        for _ in range(5):
+            for p in shards:
+                p.grad = distribute_tensor(random(tuple(p.shape), rng), mesh, [Shard(0)])
+            sharded.step()
+        for switch in ("eval", "train"):
+            getattr(optimizer, switch)()
+            getattr(sharded, switch)()
+            assert_same_bits([p.full_tensor() for p in shards], params)
+    finally:
+        dist.destroy_process_group()
+
+
 # ---- arguments and storage
+
+
+def test_checkpoints_of_the_authors_code_are_refused():
+    """They count steps and weights for groups, and here each parameter has its own."""
+    p = torch.ones(2, requires_grad=True)
+    group = dict(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, k=3, train_mode=True, params=[0])
+    group |= dict(r=0.0, warmup_steps=0, weight_lr_power=2.0, weight_sum=1.0, lr_max=1e-3, foreach=True)
+    saved = {"state": {0: {"z": torch.ones(2), "exp_avg_sq": torch.ones(2)}}, "param_groups": [group]}
+    with pytest.raises(ValueError, match=r"not a checkpoint of Schedule-free AdamW: .*\['exp_avg_sq', 'z'\]"):
+        build(NAMES[0], [p]).load_state_dict(saved)
 
 
 @each_name
