@@ -47,6 +47,10 @@ class ScheduleFree(Optimizer):
 
     Source: Algorithm 1 of the paper, with the warm-up and the weights of its section on practice.
 
+    z is a parameter, not a moment: for bfloat16 models give state_dtype="float32", or "bfloat16", which
+    rounds stochastically. None keeps z in bfloat16, rounded to nearest, where small steps are lost; "int8"
+    keeps it in float32.
+
     `eval()` moves the parameters from y to x and `train()` moves them back, in place; see there.
     """
 

@@ -101,10 +101,14 @@ def test_recorded_steps_of_the_authors_code(setting, path):
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    "theirs", ["schedulefree.AdamWScheduleFree", "pytorch_optimizer.ScheduleFreeAdamW"], ids=str
+)
 @each_path
-def test_the_authors_code_step_by_step(setting, path):
-    """In both modes, with a learning rate that changes."""
-    theirs_of = pytest.importorskip("schedulefree", reason="schedulefree is not installed").AdamWScheduleFree
+def test_other_packages_step_by_step(theirs, setting, path):
+    """The authors' and another, in both modes, with a learning rate that changes."""
+    package, name = theirs.split(".")
+    theirs_of = getattr(pytest.importorskip(package, reason=f"{package} is not installed"), name)
     mine, other = (make_params([(4, 5), (3,)], np.random.default_rng(0), torch.float64) for _ in range(2))
     ours, theirs = (
         build("schedule_free_adamw", mine, path, **SETTINGS[setting]),
