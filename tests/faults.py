@@ -406,6 +406,9 @@ FAULTS = {
         ("variance from differences before", SUMMARY, "before * (x - self.mean)", "before * before"),
         ("quantile at the edge of its bin", SUMMARY, " * 0.99 if place", " if place"),
     ],
+    "dropins": [
+        ("Adan with proximal decay", "optim/adan_optim/dropins/schedule_free.py", '{"no_prox": True, **common}', "common"),
+    ],
     "schedule_free": [
         ("z does not begin at the parameter", FREE, "        if t == 1:\n            z.copy_(p)\n", ""),
         ("the mean moves by the whole step", FREE, "p.sub_(share * (p - z) + rate * (1 - b1 * (1 - share)) * d)", "p.sub_(share * (p - z) + rate * (1 - share) * d)"),
@@ -455,6 +458,5 @@ FAULTS = {
         ("z in 8 bits", "optim/adan_optim/engine/storage.py", '"float32") if self.state == "int8" else self', '"int8") if self.state == "int8" else self'),
         ("kernels for z in float32 and codes", "optim/adan_optim/engine/available.py", 'if storage.state == "int8" and card.iterates:', "if False:"),
         ("new rows at zero", "optim/adan_optim/resize.py", "        for name in optimizer.card.iterates:", "        for name in ():"),
-        ("drop-in: the prox", "optim/adan_optim/dropins/schedule_free.py", '{"no_prox": True, **common}', "common"),
     ],
 }  # fmt: skip

@@ -4,6 +4,7 @@ The tables in the docs, the error messages, `adan_optim.available()` and the par
 the tests are made from the cards.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -143,8 +144,12 @@ class Card:
 
     def state_bytes(self, state_dtype: str = "float32") -> float:
         """Bytes of state per parameter, without optional and small states."""
-        whole = len(self.iterates) if state_dtype == "int8" else 0
-        return (len(self.fused_states) - whole) * STATE_BYTES[state_dtype] + whole * STATE_BYTES["float32"]
+        return self.bytes_of(self.fused_states, state_dtype)
+
+    def bytes_of(self, states: Sequence[str], state_dtype: str) -> float:
+        """Bytes per parameter of some of the states."""
+        whole = self.iterates if state_dtype == "int8" else ()
+        return sum(STATE_BYTES["float32" if name in whole else state_dtype] for name in states)
 
     def traffic_bytes(self, state_dtype: str = "float32", take_gradients: bool = False) -> float:
         """Bytes that a fused step moves per float32 parameter, without optional and small states.
