@@ -132,15 +132,21 @@ struct Adan : Plain {
           after(h.no_prox != 0 ? 1 : 1 / (1 + h.lr * h.weight_decay)), first(t == 1) {}
   };
 
+  // Scales the gradient, and updates all states but the first.
   template <class T>
-  static RULE_FN T step(const Scalars<T>& k, T& g, T, T (&s)[states]) {
+  static RULE_FN void differences(const Scalars<T>& k, T& g, T (&s)[states]) {
     g *= k.grad_scale;
     const T diff = k.first > 0 ? T(0) : g + s[3];
     const T nesterov = g + k.beta2 * diff;
-    s[0] = k.beta1 * s[0] + k.rest1 * g;
     s[1] = k.beta2 * s[1] + k.rest2 * diff;
     s[2] = k.beta3 * s[2] + k.rest3 * (nesterov * nesterov);
     s[3] = -g;
+  }
+
+  template <class T>
+  static RULE_FN T step(const Scalars<T>& k, T& g, T, T (&s)[states]) {
+    differences(k, g, s);
+    s[0] = k.beta1 * s[0] + k.rest1 * g;
     return (k.m_rate * s[0] + k.v_rate * s[1]) / (root(s[2]) * k.root_rate + k.eps);
   }
 
@@ -292,37 +298,27 @@ struct ScheduleFreeAdamW : ScheduleFree {
   }
 };
 
-// With the gradient difference and the second moment of Adan.
-struct ScheduleFreeAdan : ScheduleFree {
-  static constexpr int states = 4;  // z, exp_avg_diff v, exp_avg_sq n, neg_pre_grad -g[k-1]
-  static constexpr unsigned nonnegative = 1 << 2;
-  static constexpr int previous = 3;
+// With the gradient difference and the second moment of Adan, and z in the place of its first moment.
+struct ScheduleFreeAdan : Adan {
+  static constexpr bool factors = true;
 
   struct Hyper {
     double lr, beta1, beta2, beta3, eps, weight_decay;  // lr is in the rate
   };
 
   template <class T>
-  struct Scalars {
-    T grad_scale, beta1, beta2, beta3, rest2, rest3;
-    T of_v, root_rate, eps, weight_decay;  // b2/(1-b2^t), 1/sqrt(1-b3^t)
-    T first;                               // 1 or 0, as in Adan
+  struct Scalars : Adan::Scalars<T> {
+    T weight_decay;
 
     RULE_FN Scalars(const Hyper& h, double t, double scale)
-        : grad_scale(scale), beta1(h.beta1), beta2(h.beta2), beta3(h.beta3), rest2(1 - h.beta2), rest3(1 - h.beta3),
-          of_v(h.beta2 / (1 - pow(h.beta2, t))), root_rate(1 / sqrt(1 - pow(h.beta3, t))), eps(h.eps),
-          weight_decay(h.weight_decay), first(t == 1) {}
+        : Adan::Scalars<T>({1, h.beta1, h.beta2, h.beta3, h.eps, 0, 0}, t, scale), weight_decay(h.weight_decay) {}
   };
 
   template <class T>
   static RULE_FN void update(const Scalars<T>& k, T rate, T c, T g, T& p, T (&s)[states]) {
-    g *= k.grad_scale;
-    const T diff = k.first > 0 ? T(0) : g + s[3];
-    const T nesterov = g + k.beta2 * diff;
-    s[1] = k.beta2 * s[1] + k.rest2 * diff;
-    s[2] = k.beta3 * s[2] + k.rest3 * (nesterov * nesterov);
-    s[3] = -g;
-    move(k, rate, c, (g + k.of_v * s[1]) / (root(s[2]) * k.root_rate + k.eps) + k.weight_decay * p, p, s[0]);
+    differences<T>(k, g, s);
+    const T u = (g + k.v_rate * s[1]) / (root(s[2]) * k.root_rate + k.eps);
+    ScheduleFree::move(k, rate, c, u + k.weight_decay * p, p, s[0]);
   }
 };
 

@@ -62,8 +62,8 @@ FAULTS = [
     ("foreach: v not corrected", OWN, "b2 / (1 - b2**ti) for ti in t", "b2 for ti in t"),
     ("foreach: no gradient in the step", OWN, "        torch._foreach_add_(u, g)\n", ""),
     ("foreach: n corrected with b2", OWN, "denominators(n, b3, t, group)", "denominators(n, b2, t, group)"),
-    ("fused: v not corrected", RULES, "of_v(h.beta2 / (1 - pow(h.beta2, t)))", "of_v(h.beta2)"),
-    ("fused: no gradient in the step", RULES, "move(k, rate, c, (g + k.of_v * s[1])", "move(k, rate, c, (k.of_v * s[1])"),
-    ("fused: decay dropped", RULES, "(g + k.of_v * s[1]) / (root(s[2]) * k.root_rate + k.eps) + k.weight_decay * p", "(g + k.of_v * s[1]) / (root(s[2]) * k.root_rate + k.eps)"),
-    ("fused: the gradient is not kept", RULES, "    s[3] = -g;\n    move(k", "    move(k"),
+    ("fused: v not corrected", RULES, "const T u = (g + k.v_rate * s[1]) /", "const T u = (g + k.beta2 * s[1]) /"),
+    ("fused: no gradient in the step", RULES, "const T u = (g + k.v_rate * s[1]) /", "const T u = k.v_rate * s[1] /"),
+    ("fused: v with the learning rate", RULES, "Adan::Scalars<T>({1, h.beta1", "Adan::Scalars<T>({h.lr, h.beta1"),
+    ("fused: decay dropped", RULES, "u + k.weight_decay * p, p, s[0]", "u, p, s[0]"),
 ]  # fmt: skip
