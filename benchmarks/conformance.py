@@ -124,6 +124,9 @@ OPTIONS: dict[str, dict[str, Options]] = {
         warm_ups={"alpha_warmup": 40, "beta3_warmup": 40},
     ),
     "mars": option_sets(usual("mars", gamma=0.3), weight_decay=DECAYED, optimize_1d={"optimize_1d": True}),
+    "schedule_free_adamw": option_sets(
+        usual("schedule_free_adamw"), weight_decay=DECAYED, weights={"warmup_steps": 40, "r": 1.5}
+    ),
     "lamb": option_sets(usual("lamb"), weight_decay=DECAYED, trust_clip={"trust_clip": True}),
     "lars": option_sets(
         dict(lr=0.3, momentum=0.6, trust_coefficient=0.05, weight_decay=0.0, nesterov=False, eps=0.0)

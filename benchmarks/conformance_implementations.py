@@ -33,6 +33,13 @@ def plain_call(factory: Callable[..., Any], params: list[Any], arguments: Option
     return factory(params, **arguments)
 
 
+def in_training(factory: Callable[..., Any], params: list[Any], arguments: Options) -> Any:
+    """Build a torch optimizer that begins in eval mode, and switch it to training."""
+    optimizer = factory(params, **arguments)
+    optimizer.train()
+    return optimizer
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to step one optimizer.
@@ -201,6 +208,8 @@ def ours() -> list[Implementation]:
     for name, card in adan_optim.CARDS.items():
         cls = adan_optim.OPTIMIZERS[name]
         bfloat16 = {"param_rounding": "kahan"}
+        if card.iterates:  # they lose small steps as parameters do
+            bfloat16["state_dtype"] = "float32"
         base = Implementation(
             "",
             name,
@@ -274,12 +283,14 @@ DECAY = "weight decay"  # an option set of conformance.py
 UNIT_CLIP = "an update whose norm is above a bound times the parameter's is cut to it; none is scaled up"
 NO_VECTORS = "vectors and scalars get plain SGD without decay; nothing turns that off"
 OPTAX: dict[str, Name] = {"lr": "learning_rate", "max_grad_norm": "clip_by_global_norm"}
+SCHEDULE_FREE = same(f"lr {ADAM} warmup_steps r weight_lr_power")
 OPTAX_ADAM = OPTAX | same("eps", betas=two_betas)
 
 bitsandbytes = of("bitsandbytes", "bitsandbytes.optim", dtype=FLOAT32)
 optax = of("optax", "optax", build=Optax)
 optimi = of("torch-optimi", "optimi", BOTH, fixed={"triton": False}, bfloat16={"kahan_sum": True})
 pytorch_optimizer = of("pytorch_optimizer", "pytorch_optimizer", BOTH)
+schedulefree = of("schedulefree", "schedulefree", BOTH, build=in_training)
 timm = of("timm", "timm.optim", BOTH)
 torchs = of("torch", "torch.optim", BOTH)
 
@@ -444,6 +455,9 @@ THEIRS = [
         same(f"lr {ADAM} alpha maximize", alpha_warmup="t_alpha_beta3", beta3_warmup="t_alpha_beta3"),
         fixed={"weight_decouple": True},
     ),
+    # Schedule-free AdamW, in training: p is between the mean and the newest point
+    *pytorch_optimizer("schedule_free_adamw", "ScheduleFreeAdamW", SCHEDULE_FREE | same("maximize")),
+    *schedulefree("schedule_free_adamw", "AdamWScheduleFree", SCHEDULE_FREE),
     # MARS-AdamW
     *timm("mars", "mars.Mars", same(f"lr {ADAM} gamma optimize_1d"), paths=ONE),
     # Lion

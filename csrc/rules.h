@@ -132,15 +132,21 @@ struct Adan : Plain {
           after(h.no_prox != 0 ? 1 : 1 / (1 + h.lr * h.weight_decay)), first(t == 1) {}
   };
 
+  // Scales the gradient, and updates all states but the first.
   template <class T>
-  static RULE_FN T step(const Scalars<T>& k, T& g, T, T (&s)[states]) {
+  static RULE_FN void differences(const Scalars<T>& k, T& g, T (&s)[states]) {
     g *= k.grad_scale;
     const T diff = k.first > 0 ? T(0) : g + s[3];
     const T nesterov = g + k.beta2 * diff;
-    s[0] = k.beta1 * s[0] + k.rest1 * g;
     s[1] = k.beta2 * s[1] + k.rest2 * diff;
     s[2] = k.beta3 * s[2] + k.rest3 * (nesterov * nesterov);
     s[3] = -g;
+  }
+
+  template <class T>
+  static RULE_FN T step(const Scalars<T>& k, T& g, T, T (&s)[states]) {
+    differences(k, g, s);
+    s[0] = k.beta1 * s[0] + k.rest1 * g;
     return (k.m_rate * s[0] + k.v_rate * s[1]) / (root(s[2]) * k.root_rate + k.eps);
   }
 
@@ -249,6 +255,70 @@ struct AdEMAMix : Plain {
     s[1] = k.beta2 * s[1] + k.rest2 * (g * g);
     s[2] = k.beta3 * s[2] + k.rest3 * g;
     return (k.m_rate * s[0] + k.slow_rate * s[2]) / (root(s[1]) * k.root_rate + k.eps);
+  }
+};
+
+// Schedule-free: arXiv 2405.15682, Algorithm 1, with the parameter at y. z takes a step of `rate` along d, and y follows
+// it and the mean x, of which the newest z has the share c; x itself is in no register.
+struct ScheduleFree : Plain {
+  static constexpr bool factors = true;  // the rate of a tensor; its decay is c
+
+  template <class K, class T>
+  static RULE_FN void move(const K& k, T rate, T c, T d, T& y, T& z) {
+    z = k.first > 0 ? y : z;
+    y -= c * (y - z) + rate * (T(1) - k.beta1 * (T(1) - c)) * d;
+    z -= rate * d;
+  }
+};
+
+// With the second moment of AdamW.
+struct ScheduleFreeAdamW : ScheduleFree {
+  static constexpr int states = 2;  // z, exp_avg_sq v
+  static constexpr unsigned nonnegative = 1 << 1;
+
+  struct Hyper {
+    double lr, beta1, beta2, eps, weight_decay;  // lr is in the rate
+  };
+
+  template <class T>
+  struct Scalars {
+    T grad_scale, beta1, beta2, rest2, root_rate, eps, weight_decay;
+    T first;  // 1 or 0, as in Adan
+
+    RULE_FN Scalars(const Hyper& h, double t, double scale)
+        : grad_scale(scale), beta1(h.beta1), beta2(h.beta2), rest2(1 - h.beta2),
+          root_rate(1 / sqrt(1 - pow(h.beta2, t))), eps(h.eps), weight_decay(h.weight_decay), first(t == 1) {}
+  };
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T rate, T c, T g, T& p, T (&s)[states]) {
+    g *= k.grad_scale;
+    s[1] = k.beta2 * s[1] + k.rest2 * (g * g);
+    move(k, rate, c, g / (root(s[1]) * k.root_rate + k.eps) + k.weight_decay * p, p, s[0]);
+  }
+};
+
+// With the gradient difference and the second moment of Adan, and z in the place of its first moment.
+struct ScheduleFreeAdan : Adan {
+  static constexpr bool factors = true;
+
+  struct Hyper {
+    double lr, beta1, beta2, beta3, eps, weight_decay;  // lr is in the rate
+  };
+
+  template <class T>
+  struct Scalars : Adan::Scalars<T> {
+    T weight_decay;
+
+    RULE_FN Scalars(const Hyper& h, double t, double scale)
+        : Adan::Scalars<T>({1, h.beta1, h.beta2, h.beta3, h.eps, 0, 0}, t, scale), weight_decay(h.weight_decay) {}
+  };
+
+  template <class T>
+  static RULE_FN void update(const Scalars<T>& k, T rate, T c, T g, T& p, T (&s)[states]) {
+    differences<T>(k, g, s);
+    const T u = (g + k.v_rate * s[1]) / (root(s[2]) * k.root_rate + k.eps);
+    ScheduleFree::move(k, rate, c, u + k.weight_decay * p, p, s[0]);
   }
 };
 
@@ -538,4 +608,5 @@ struct AdafactorMomentum : Adafactor {
   X(adan, Adan) X(adamw, AdamW) X(adam, Adam) X(nadamw, NAdamW) X(ademamix, AdEMAMix) X(sophia, Sophia) X(lion, Lion)
 #define OTHER_RULES(X)                                                                                         \
   X(mars_correction, MarsCorrection) X(mars, Mars) X(adam_mini, AdamMini) X(lamb_moments, LambMoments)         \
-  X(lamb, Lamb) X(lars, Lars) X(lars_plain, LarsPlain) X(adafactor, Adafactor) X(adafactor_momentum, AdafactorMomentum)
+  X(lamb, Lamb) X(lars, Lars) X(lars_plain, LarsPlain) X(adafactor, Adafactor) X(adafactor_momentum, AdafactorMomentum)      \
+  X(schedule_free_adamw, ScheduleFreeAdamW) X(schedule_free_adan, ScheduleFreeAdan)

@@ -62,6 +62,8 @@ TESTS = (
     "adam",
     "monitor",
     "blocks",
+    "schedule_free",
+    "dropins_schedule_free",
 )
 
 

@@ -163,7 +163,9 @@ class Optimizer(UpdateRule):
         kept = list(signature.parameters.values())[1:]  # without self
         own = [p for p in kept if p.kind != p.VAR_KEYWORD]
         if len(own) < len(kept):
-            parent = next(base for base in cls.__mro__[1:] if issubclass(base, Optimizer))
+            parent = next(
+                base for base in cls.__mro__[1:] if issubclass(base, Optimizer) and "__init__" in vars(base)
+            )
             inherited = inspect.signature(parent).parameters
             names = list(Options.__annotations__) if parent is Optimizer else list(inherited)[1:]
             own += [

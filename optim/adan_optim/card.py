@@ -4,6 +4,7 @@ The tables in the docs, the error messages, `adan_optim.available()` and the par
 the tests are made from the cards.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -83,6 +84,8 @@ class Card:
             the fused rule takes them.
         optional: those of them that only some options or parameters need.
         small: state tensors of other, smaller shapes; they are float32, or float64 for float64 parameters.
+        iterates: those that are points of the parameter's space, as it is itself, and no moments. They are
+            never kept in 8 bits: a code is wrong by 3 to 6 %, which for a weight is far more than a step.
         nonnegative: those states that cannot be negative.
         previous: the one that is minus the gradient of the step before, or "".
         betas: number of decay factors in `betas`; 0 where there is no such argument.
@@ -106,6 +109,7 @@ class Card:
     betas: int
     optional: tuple[str, ...] = ()
     small: dict[str, str] = field(default_factory=dict)
+    iterates: tuple[str, ...] = ()
     nonnegative: tuple[str, ...] = ()
     previous: str = ""
     reads: int = 0
@@ -142,7 +146,12 @@ class Card:
 
     def state_bytes(self, state_dtype: str = "float32") -> float:
         """Bytes of state per parameter, without optional and small states."""
-        return len(self.fused_states) * STATE_BYTES[state_dtype]
+        return self.bytes_of(self.fused_states, state_dtype)
+
+    def bytes_of(self, states: Sequence[str], state_dtype: str) -> float:
+        """Bytes per parameter of some of the states."""
+        whole = self.iterates if state_dtype == "int8" else ()
+        return sum(STATE_BYTES["float32" if name in whole else state_dtype] for name in states)
 
     def traffic_bytes(self, state_dtype: str = "float32", take_gradients: bool = False) -> float:
         """Bytes that a fused step moves per float32 parameter, without optional and small states.

@@ -23,6 +23,9 @@ from .nadamw import NAdamW
 from .partitions import Partition, partition
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
 from .resize import resize_state
+from .schedule_free import evaluating
+from .schedule_free_adamw import ScheduleFreeAdamW
+from .schedule_free_adan import ScheduleFreeAdan
 from .shampoo import Shampoo
 from .soap import Soap
 from .sophia import Sophia, gauss_newton_bartlett, hutchinson
@@ -49,6 +52,8 @@ __all__ = [
     "NAdamW",
     "Optimizer",
     "Partition",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeAdan",
     "Shampoo",
     "SlowPathWarning",
     "Soap",
@@ -57,6 +62,7 @@ __all__ = [
     "available",
     "build_optimizer",
     "convert_state",
+    "evaluating",
     "exact_params",
     "gauss_newton_bartlett",
     "hidden_matrices",

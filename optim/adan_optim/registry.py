@@ -27,6 +27,8 @@ from .lion import Lion
 from .mars import Mars
 from .muon import Muon
 from .nadamw import NAdamW
+from .schedule_free_adamw import ScheduleFreeAdamW
+from .schedule_free_adan import ScheduleFreeAdan
 from .shampoo import Shampoo
 from .soap import Soap
 from .sophia import Sophia
@@ -36,7 +38,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     cls.card.name: cls
     for cls in (
         *(Adan, AdamW, Adam, NAdamW, AdEMAMix, Mars, AdamMini, Adafactor, Lamb, Lars, Lion, Sophia),
-        *(Shampoo, Muon, Soap),
+        *(Shampoo, Muon, Soap, ScheduleFreeAdamW, ScheduleFreeAdan),
     )
 }
 CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}
@@ -108,7 +110,7 @@ def find(name: str) -> type[torch.optim.Optimizer]:
     Raises:
         ValueError: if there is none, with the nearest name.
     """
-    if (key := name.lower().replace("-", "_")) in OPTIMIZERS:
+    if (key := name.lower().replace("-", "_").replace(" ", "_")) in OPTIMIZERS:
         return OPTIMIZERS[key]
     module, _, attribute = name.rpartition(".")
     if not module:

@@ -22,8 +22,9 @@ def resize_state(optimizer: Optimizer, old: Tensor, new: Tensor, rows: Tensor) -
         rows = torch.arange(len(new)); rows[len(old):] = -1              # grow
         resize_state(optimizer, old, new, rows)                          # new = Parameter(cat([old, more]))
 
-    States of new rows are zero, as in the common recipes. The bias correction is that of the parameter's step
-    count, so their first steps are short. Adan uses the first gradient of a new row as its first difference.
+    States of new rows are zero, as in the common recipes; a state that is a point of the parameter's space
+    begins at the row's value. The bias correction is that of the parameter's step count, so their first steps
+    are short. Adan uses the first gradient of a new row as its first difference.
     8-bit states are decoded and rounded to nearest again, since their blocks then hold other rows.
 
     Args:
@@ -52,6 +53,8 @@ def resize_state(optimizer: Optimizer, old: Tensor, new: Tensor, rows: Tensor) -
         longer = torch.empty((len(old) + 1, *old.shape[1:]), dtype=old.dtype, device="meta")
         specs = [optimizer.state_spec(p, group) for p in (old, longer, new)]
         moved = _moved(optimizer, rows, state, *specs[:2])
+        for name in optimizer.card.iterates:  # a new row begins at its own value
+            moved[name][rows < 0] = new.detach()[rows < 0].to(moved[name].dtype)
         check_state("the new parameter", optimizer.card, specs[2], new, moved)
         storage = Storage.of(new, group, optimizer.take_gradients)
         storage.fit(optimizer.card, specs[2], new, moved, state["step"].device)

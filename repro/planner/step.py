@@ -81,7 +81,8 @@ def state_bytes(name: str, kept: str) -> float:
     optimizer = make([p], foreach=True)
     states = optimizer.state_spec(p, optimizer.param_groups[0])
     small: float = sum(math.prod(shape) for _, shape in states.small) * STATE_BYTES["float32"]
-    return len(states.full) * STATE_BYTES[kept] + small / p.numel()
+    card: Card = optimizer.card
+    return card.bytes_of(states.full, kept) + small / p.numel()
 
 
 def read_size(text: str) -> float:

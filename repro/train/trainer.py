@@ -159,6 +159,8 @@ class Trainer:
         with Listener(self.accelerator.num_processes, self.config.run.timeout) as self.listener:
             with bar as self.bar:
                 self._evaluate_again()
+                if callable(to_training := getattr(self.state.optimizer, "train", None)):
+                    to_training()  # the checkpoint of an evaluation has the weights that were evaluated
                 while self.progress.step < self.total:
                     epoch, done = divmod(self.progress.step, self.sampler.steps)
                     self._train_epoch(epoch, done)
@@ -183,7 +185,8 @@ class Trainer:
         epoch, done = divmod(self.progress.step - 1, self.sampler.steps)
         evaluated = self.progress.last["step"] if self.progress.last else 0
         if evaluated < self.progress.step and self._is_due(epoch, done + 1):
-            self._end_stretch(epoch, done + 1)
+            with adan_optim.evaluating(self.state.optimizer):
+                self._end_stretch(epoch, done + 1)
 
     def _train_epoch(self, epoch: int, done: int) -> None:
         """Train from step `done` of `epoch` to the epoch's end."""
@@ -252,12 +255,14 @@ class Trainer:
     def _end_step(self, epoch: int, done: int) -> None:
         """Average, log and save after optimizer step `done` of the epoch."""
         if self.state.ema is not None:
-            self.state.ema.update_parameters(self.state.module)
+            with adan_optim.evaluating(self.state.optimizer):
+                self.state.ema.update_parameters(self.state.module)
         self.progress.step += 1
         self.speed.window_steps += 1
         self.bar.update()
         if self._is_due(epoch, done):
-            self._end_stretch(epoch, done)
+            with adan_optim.evaluating(self.state.optimizer):
+                self._end_stretch(epoch, done)
             self.model.train()
             return
         if self.progress.step % self.config.run.log_every == 0:
@@ -280,7 +285,7 @@ class Trainer:
         return step == self.total or (config.eval_every is not None and step % config.eval_every == 0)
 
     def _end_stretch(self, epoch: int, done: int) -> None:
-        """Evaluate, log and save."""
+        """Evaluate, log and save, with the weights that the optimizer means for it."""
         record = {"epoch": self._epochs_at(epoch, done), **self._training_metrics(done)}
         self.speed.tick(training=True)
         average_statistics(self.state, self.accelerator)

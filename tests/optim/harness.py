@@ -71,6 +71,8 @@ def can(name, path, dtype, kept=None):
     kept, card = kept or {}, adan_optim.CARDS[name]
     small = dtype.itemsize < 4 or kept.get("state_dtype") in ("bfloat16", "int8")
     rules = card.cautious_rules if kept.get("caution") else card.fused_rules
+    if path == "fused" and card.iterates and kept.get("state_dtype") == "int8":
+        return False
     return path != "fused" or not small or all(rule.small for rule in rules)
 
 

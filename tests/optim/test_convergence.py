@@ -19,6 +19,10 @@ SETTINGS = {
     "lamb": dict(lr=0.1, weight_decay=0.0),
     "lars": dict(lr=0.5, weight_decay=0.0, trust_coefficient=0.02, always_adapt=True),
     "adafactor": dict(lr=0.3, weight_decay=0.0, relative_step=False),
+    "schedule_free_adamw": dict(
+        lr=0.1, weight_decay=0.0, r=2.0
+    ),  # later steps count more, as they go to zero
+    "schedule_free_adan": dict(lr=0.1, weight_decay=0.0, r=2.0),
 }
 
 
@@ -33,7 +37,8 @@ def minimise(name, path, loss, params, steps):
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
-    return loss().item() / start
+    with adan_optim.evaluating(optimizer):
+        return loss().item() / start
 
 
 def tensors(*shapes, seed=0):

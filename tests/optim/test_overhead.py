@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from harness import can
 from torch.profiler import ProfilerActivity, profile
 
 import adan_optim
@@ -41,7 +42,7 @@ TAKE = [{}, {"take_gradients": True}, {"state_dtype": "int8"}]
         for name in FUSED
         for options in TAKE
         if "take_gradients" not in options or name == "adan"
-        if "state_dtype" not in options or all(rule.small for rule in adan_optim.CARDS[name].fused_rules)
+        if can(name, "fused", torch.float32, options)
     ],
     ids=str,
 )

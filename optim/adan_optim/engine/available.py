@@ -29,6 +29,11 @@ def why_not_fused(card: Card, p: Tensor, storage: Storage, caution: bool = False
     is_small = p.dtype.itemsize < 4 or storage.state in ("bfloat16", "int8")
     if is_small and not all(rule.small for rule in rules):
         return f"the fused path of {title} needs parameters and states in float32 or float64"
+    if storage.state == "int8" and card.iterates:
+        kept = ", ".join(card.iterates)
+        return (
+            f"with state_dtype='int8', {kept} stays float32, and the kernels keep all states of a rule alike"
+        )
     p = local(p)
     if reason := why_not_written(p):
         return reason

@@ -186,6 +186,11 @@ class Storage(NamedTuple):
         """The state that the rounding keeps, if it does."""
         return RESTS.get(self.rounding)
 
+    @property
+    def of_iterates(self) -> "Storage":
+        """How states are stored that are points of the parameter's space; see `Card.iterates`."""
+        return self._replace(state="float32") if self.state == "int8" else self
+
     @classmethod
     def of(cls, p: Tensor, group: dict[str, Any], taken: bool) -> "Storage":
         """Return the storage of a parameter of any shape, from the options of its group."""
@@ -220,7 +225,8 @@ class Storage(NamedTuple):
             if name == card.previous and "pre_grad" in state:
                 pre_grad, scale = state.pop("pre_grad"), state.pop("pre_grad_scale", 1.0)
                 state[name] = -torch.as_tensor(scale, device=local(p).device) * pre_grad
-            self._fit_one(name, p, state, slot, signed=name not in card.nonnegative)
+            storage = self.of_iterates if name in card.iterates else self
+            storage._fit_one(name, p, state, slot, signed=name not in card.nonnegative)
 
     def fit_rest(self, card: Card, p: Tensor, state: State) -> None:
         """Do the same for the rest of a parameter of any shape; that of another rounding is converted.
