@@ -12,11 +12,11 @@ from harness import (
     assert_same_bits,
     build,
     make_params,
+    needs_fsdp2,
     random,
     set_grads,
     tensors_of,
 )
-from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import adan_optim
@@ -408,8 +408,12 @@ def test_groups_that_join_have_the_mode_of_the_others(name):
     assert late.tolist() != [1, 1, 1]
 
 
+@needs_fsdp2
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 def test_modes_of_sharded_parameters(tmp_path):
     """A DTensor goes there and back as the plain tensor does."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
     params, optimizer = trained(NAMES[1], shapes=[(8, 3), (4,)])
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
     try:
