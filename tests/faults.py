@@ -114,7 +114,7 @@ FAULTS = {
         ("scalars of the first row for all", CPU, "if (i && uint32_t(step) == scratch.back().step)", "if (i)"),
         ("restart keeps the moments", ADAN, 'names = {"step", *moments,', 'names = {"step",'),
         ("restart keeps the step count", ADAN, 'names = {"step", *moments,', "names = {*moments,"),
-        ("restart forgets the compensation", ADAN, 'moments = (*self.card.states, "pre_grad")', 'moments = (*self.card.states, "pre_grad", "compensation")'),
+        ("restart forgets the compensation", ADAN, 'moments = (*Adan.card.states, "pre_grad")', 'moments = (*Adan.card.states, "pre_grad", "compensation")'),
         ("late gradients not noticed", PLAN, "            and all(p.grad is None for p in self.idle)\n", ""),
         ("one step count for a batch", UNFUSED, 't = [state["step"].item() for state in states]', 't = [states[0]["step"].item() for state in states]'),
         ("gradient changed in place", UNFUSED, "g = list(torch._foreach_mul(g, by))", "torch._foreach_mul_(g, by)"),

@@ -21,6 +21,7 @@ from .monitor.monitor import Monitor
 from .muon import Muon
 from .nadamw import NAdamW
 from .partitions import Partition, partition
+from .prodigy import Prodigy, ProdigyAdan
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
 from .resize import resize_state
 from .shampoo import Shampoo
@@ -49,6 +50,8 @@ __all__ = [
     "NAdamW",
     "Optimizer",
     "Partition",
+    "Prodigy",
+    "ProdigyAdan",
     "Shampoo",
     "SlowPathWarning",
     "Soap",

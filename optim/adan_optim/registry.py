@@ -27,6 +27,7 @@ from .lion import Lion
 from .mars import Mars
 from .muon import Muon
 from .nadamw import NAdamW
+from .prodigy import Prodigy, ProdigyAdan
 from .shampoo import Shampoo
 from .soap import Soap
 from .sophia import Sophia
@@ -36,7 +37,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     cls.card.name: cls
     for cls in (
         *(Adan, AdamW, Adam, NAdamW, AdEMAMix, Mars, AdamMini, Adafactor, Lamb, Lars, Lion, Sophia),
-        *(Shampoo, Muon, Soap),
+        *(Prodigy, ProdigyAdan, Shampoo, Muon, Soap),
     )
 }
 CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}

@@ -8,6 +8,11 @@ Each optimizer is a module of `definitions/` with
     initial(p, **hyper)        the states of one parameter before its first step
     BASE, VARIANTS, CHANGES    options to test with, far from the defaults and from each other, so that no
                                mistake hides; see harness.py and test_arguments.py
+    share(found, hyper, states)
+                               of a rule with numbers that all parameters share, which step() takes by name: their
+                               next values, from what each parameter's step() returned third, and the
+                               hyper-parameters and the new states of all parameters
+    SHARED                     the names of those numbers, which are keys of the groups
     SHOWN_ELSEWHERE            options whose effect another test shows: "file.py::function"
     prepare(optimizer)         gives an optimizer what it wants besides gradients; see harness.py
     UNFUSED                    options without a fused rule
@@ -73,6 +78,8 @@ class Oracle:
             initial_states(definition, p, hyper) for p, hyper in zip(self.params, plain, strict=True)
         ]
         self.steps = [0] * len(self.params)
+        self.share = getattr(definition, "share", None)
+        self.shared = getattr(definition, "SHARED", ())
         self.jump = getattr(definition, "jump", None)
         self.jumps = [np.full_like(p, np.inf) for p in self.params]  # the least distance so far
         self.max_grad_norm, self.clip_eps = max_grad_norm, clip_eps
@@ -81,6 +88,7 @@ class Oracle:
         """One step; a gradient that is None leaves its parameter alone."""
         given = [g for g in grads if g is not None]
         c = clip_coefficient(given, self.max_grad_norm, self.clip_eps) if self.max_grad_norm else 1.0
+        found = []
         for i, g in enumerate(grads):
             if g is None:
                 continue
@@ -90,4 +98,9 @@ class Oracle:
             at = self.params[i], sign * c * g, self.states[i], self.steps[i]
             if self.jump:
                 self.jumps[i] = np.minimum(self.jumps[i], self.jump(*at, **hyper))
-            self.params[i], self.states[i] = self.rule(*at, **hyper)
+            self.params[i], self.states[i], *rest = self.rule(*at, **hyper)
+            found += rest
+        if self.share and given:
+            numbers = self.share(found, self.hyper, self.states)
+            for hyper in self.hyper:
+                hyper.update(numbers)
