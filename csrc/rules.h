@@ -560,13 +560,14 @@ struct Estimating : Base {
 
   template <class T>
   struct Scalars : Base::template Scalars<T> {
-    T s_beta, s_rate, correction;
+    T s_beta, s_rate, product_rate;
 
     // beta1, beta2: the decay factors of the mean gradient and of the mean square
     RULE_FN Scalars(const Hyper& h, double t, double scale, double beta1, double beta2)
-        : Base::template Scalars<T>(with_d(h), time(h, t), scale), s_beta(h.beta3), s_rate(0),
-          correction(sqrt(1 - pow(beta2, time(h, t))) / (1 - pow(beta1, time(h, t)))) {
-      s_rate = T(h.d / h.d0 * h.d) * (h.safeguard_warmup != 0 ? T(1) : T(h.lr) * correction);
+        : Base::template Scalars<T>(with_d(h), time(h, t), scale), s_beta(h.beta3) {
+      const double correction = sqrt(1 - pow(beta2, time(h, t))) / (1 - pow(beta1, time(h, t)));
+      s_rate = h.d / h.d0 * h.d * (h.safeguard_warmup != 0 ? 1 : h.lr * correction);
+      product_rate = t == 1 ? 0 : correction;  // x0 is x then, whatever the rounding of its state
     }
 
    private:
@@ -586,7 +587,7 @@ struct Estimating : Base {
     const T scaled = g * k.grad_scale;
     T& sum = s[own];
     sum = k.s_beta * sum + k.s_rate * scaled;
-    q[0] = k.correction * (scaled * (s[own + 1] - p));
+    q[0] = k.product_rate * (scaled * (s[own + 1] - p));
     q[1] = sum < 0 ? -sum : sum;
     T moments[own];
     for (int j = 0; j < own; ++j) moments[j] = s[j];

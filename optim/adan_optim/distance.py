@@ -168,8 +168,8 @@ class DistanceEstimate(UpdateRule):
         rate = d / group["d0"] * d * (1.0 if group["safeguard_warmup"] else float(group["lr"]) * c)
         s.mul_(self._beta3).add_(g, alpha=rate)
         wide = _wide(local(p).device)
-        terms = c * (g * (p0 - p)).sum(dtype=wide), s.abs().sum(dtype=wide)
-        self._terms.append(torch.stack(list(map(whole, terms))))
+        product = (g * (p0 - p)).sum(dtype=wide) * (c if t > 1 else 0.0)  # whatever the rounding of p0
+        self._terms.append(torch.stack([whole(product), whole(s.abs().sum(dtype=wide))]))
 
     @torch.no_grad()
     def finish_step(self, batches: list[Batch], idle: Tensors) -> None:
