@@ -5,11 +5,13 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from .engine.checks import number, whole_number
 from .engine.dtensor import is_dtensor, local, placing, reduce_over_mesh, whole
@@ -59,9 +61,7 @@ class DistanceEstimate(UpdateRule):
 
     def add_param_group(self, param_group: Group) -> None:
         super().add_param_group(param_group)
-        if "_estimate" not in vars(self):
-            self._set_estimate({})
-        self.param_groups[-1].update(zip(_ESTIMATE, self._estimate.unbind(), strict=True))
+        self._share(self.param_groups[0])
 
     def check_options(self, group: Group) -> None:
         super().check_options(group)
@@ -102,19 +102,18 @@ class DistanceEstimate(UpdateRule):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._set_estimate(self.param_groups[0])
+        self._share(self.param_groups[0])
 
-    def _set_estimate(self, saved: Group) -> None:
-        """Take the numbers of a group, or those before the first step, as the estimate of all groups."""
-        d = saved.get("d", self.param_groups[0]["d0"])
+    def _share(self, saved: Group) -> None:
+        """Make the estimate in a group, or else the first, that of all groups."""
+        d = saved.get("d", saved["d0"])
         values = d, saved.get("d_max", d), saved.get("d_numerator", 0.0)
-        self._terms: Tensors = []  # of each parameter that was updated without a kernel [2]
-        self._show(torch.tensor([float(x) for x in values], dtype=torch.float64, device="cpu"))
+        self._terms: Tensors = []  # [2] of each parameter that was updated without a kernel
+        self._show([torch.tensor(float(x), dtype=torch.float64, device="cpu") for x in values])
 
-    def _show(self, estimate: Tensor) -> None:
-        self._estimate = estimate
+    def _show(self, estimate: Sequence[Tensor]) -> None:
         for group in self.param_groups:
-            group.update(zip(_ESTIMATE, estimate.unbind(), strict=True))
+            group.update(zip(_ESTIMATE, estimate, strict=True))
 
     # ---- states
 
@@ -182,9 +181,12 @@ class DistanceEstimate(UpdateRule):
             total = torch.stack(found).sum(0)
             total = reduce_over_mesh(total, *layout) if layout else total
             sums.append(total.to(device, _wide(device)) if place != device else total)
+        if isinstance(total, FakeTensor):  # without values
+            return
         products, s = torch.stack(sums).sum(0).unbind()
-        estimate, group = self._estimate.to(device, _wide(device)), self.param_groups[0]
-        d, d_max, r = estimate.unbind()
+        group = self.param_groups[0]
+        old = [group[name].to(device, _wide(device)) for name in _ESTIMATE]
+        d, d_max, r = old
         r = self._beta3 * r + d / group["d0"] * d * _top([x["lr"] for x in self.param_groups], d) * products
         found_d = group["d_coef"] * r / s
         d_max = torch.maximum(d_max, found_d)
@@ -193,11 +195,9 @@ class DistanceEstimate(UpdateRule):
         is_known = found_d.isfinite()
         if (found_inf := getattr(self, "found_inf", None)) is not None:
             is_known &= found_inf.to(device) == 0
-        new = torch.where(is_known, torch.stack([d, d_max, r]), estimate)
-        if estimate is self._estimate:
-            estimate.copy_(new)
-        else:
-            self._show(new)
+        self._show(old)
+        for x, new in zip(old, (d, d_max, r), strict=True):
+            x.copy_(torch.where(is_known, new, x))
 
     def _sums(self, batches: list[Batch], idle: Tensors) -> dict[tuple[Any, ...], Tensors]:
         """The terms [2] of this process, by their device and the layout of the DTensors that they are parts of."""

@@ -61,7 +61,7 @@ class Prodigy(DistanceEstimate, AdamW):
         nonnegative=("exp_avg_sq",),
         state_reads=-1 / 4,  # p0, one of four states, is only read
         options=OPTIONS,
-        rules=(FusedRule("prodigy", (*_ADAMW, *STATES), sums=2),),
+        rules=(FusedRule("prodigy", (*_ADAMW, *STATES), sums=2, unwritten=("p0",)),),
     )
 
     def __init__(
@@ -130,7 +130,15 @@ class ProdigyAdan(DistanceEstimate, Adan):
         previous="neg_pre_grad",
         state_reads=-1 / 6,  # p0, one of six states, is only read
         options={**Adan.card.options, **OPTIONS},
-        rules=(FusedRule("prodigy_adan", (*_ADAN, *STATES), previous="neg_pre_grad", sums=2),),
+        rules=(
+            FusedRule(
+                "prodigy_adan",
+                (*_ADAN, *STATES),
+                previous="neg_pre_grad",
+                sums=2,
+                unwritten=("p0",),
+            ),
+        ),
     )
 
     def __init__(

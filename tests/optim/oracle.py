@@ -19,6 +19,7 @@ Each optimizer is a module of `definitions/` with
     fuses(p, options)          whether the fused rule is for a parameter, if it is not for all
     GIVEN                      what an option of CHANGES needs to have an effect
     UNIT                       options with which equal gradients move a parameter of ones by about lr
+    ALONE                      options with which the step of a parameter does not depend on others
     SLOW                       options that change the states by next to nothing in a step
     FAULTS                     for tests/mutants.py, which see
     ROUNDINGS                  operations on the way to a new parameter that round, if more than a dozen

@@ -19,6 +19,9 @@ SETTINGS = {
     "lamb": dict(lr=0.1, weight_decay=0.0),
     "lars": dict(lr=0.5, weight_decay=0.0, trust_coefficient=0.02, always_adapt=True),
     "adafactor": dict(lr=0.3, weight_decay=0.0, relative_step=False),
+    # a schedule that falls from the first step on leaves no time to grow from 1e-6
+    "prodigy": dict(lr=1.0, weight_decay=0.0, d0=1e-3),
+    "prodigy_adan": dict(lr=1.0, weight_decay=0.0, d0=1e-3),
 }
 
 

@@ -131,7 +131,8 @@ def accesses(name, kernel):
     counts = Counter({("LD", vector * size): groups * (2 + kinds.taken - len(unread))})
     counts["ST", vector * size] += groups * ("param" not in unwritten)
     counts["LD", vector * of_state] += groups * states
-    counts["ST", vector * of_state] += groups * states * ("states" not in unwritten)
+    written = [x for x in RULES[name].written_states if not (kinds.taken and x == RULES[name].previous)]
+    counts["ST", vector * of_state] += groups * len(written)
     if rounding in storage.RESTS and "param" not in unread:
         counts["LD", vector * 2] += groups
         counts["ST", vector * 2] += groups

@@ -93,12 +93,15 @@ VARIANTS = {
 CHANGES = {
     "beta3": 0.5,
     "d0": 0.1,
-    "d_coef": 30.0,
-    "growth_rate": 1.01,
     "use_bias_correction": False,
     "safeguard_warmup": True,
     "slice_p": 2,
 }
+SHOWN_ELSEWHERE = {
+    "d_coef": "test_prodigy.py::test_options_of_the_estimate",
+    "growth_rate": "test_prodigy.py::test_options_of_the_estimate",
+}
 UNFUSED = ("slice_p",)
-UNIT = dict(d0=1.0, lr=0.1)
+UNIT = dict(d0=1.0, d_coef=1e-9)  # d stays 1
+ALONE = dict(d_coef=1e-9)  # d stays d0
 SLOW = dict(betas=(0.999999,) * 2, beta3=0.999999, d0=1e-9, d_coef=1e-9)

@@ -91,18 +91,23 @@ VARIANTS = {
     "no_bias_correction": {**BASE, "use_bias_correction": False, "weight_decay": 0.2, "eps": 0.1},
     "safeguard_warmup": {**BASE, "safeguard_warmup": True, "d_coef": 5.0},
     "slices": {**BASE, "slice_p": 3, "eps": 0.01},
+    "caution": {**BASE, "betas": (0.9, 0.1, 0.8), "weight_decay": 0.2, "eps": 0.05, "caution": True},
 }
 CHANGES = {
     "no_prox": True,
     "take_gradients": True,
     "beta3": 0.5,
     "d0": 0.1,
-    "d_coef": 30.0,
-    "growth_rate": 1.01,
     "use_bias_correction": False,
     "safeguard_warmup": True,
     "slice_p": 2,
 }
+SHOWN_ELSEWHERE = {
+    "d_coef": "test_prodigy.py::test_options_of_the_estimate",
+    "growth_rate": "test_prodigy.py::test_options_of_the_estimate",
+}
 UNFUSED = ("slice_p",)
-UNIT = dict(d0=1.0, lr=0.1)
+GIVEN = {"caution": {"betas": (0.98, 0.1, 0.99)}}
+UNIT = dict(d0=1.0, d_coef=1e-9)  # d stays 1
+ALONE = dict(d_coef=1e-9)  # d stays d0
 SLOW = dict(betas=(0.999999,) * 3, beta3=0.999999, d0=1e-9, d_coef=1e-9)
