@@ -76,7 +76,7 @@ class DistanceEstimate(UpdateRule):
         whole_number("slice_p", group["slice_p"])
         if group["slice_p"] > 1 and any(map(is_dtensor, group["params"])):
             raise ValueError(f"slice_p={group['slice_p']} is not for DTensors: leave it 1")
-        for name in _SHARED:
+        for name in _SHARED if any(group is one for one in self.param_groups) else ():
             if group[name] != (first := self.param_groups[0][name]):
                 raise ValueError(f"{name}={group[name]} and {first} in different groups: d is one for all")
 
@@ -183,21 +183,24 @@ class DistanceEstimate(UpdateRule):
             sums.append(total.to(device, _wide(device)) if place != device else total)
         if isinstance(total, FakeTensor):  # without values
             return
-        products, s = torch.stack(sums).sum(0).unbind()
-        group = self.param_groups[0]
-        old = [group[name].to(device, _wide(device)) for name in _ESTIMATE]
-        d, d_max, r = old
-        r = self._beta3 * r + d / group["d0"] * d * _top([x["lr"] for x in self.param_groups], d) * products
-        found_d = group["d_coef"] * r / s
-        d_max = torch.maximum(d_max, found_d)
-        d = torch.where(d == group["d0"], torch.maximum(d, found_d), d)
-        d = d_max if group["growth_rate"] is None else torch.minimum(d_max, d * group["growth_rate"])
-        is_known = found_d.isfinite()
-        if (found_inf := getattr(self, "found_inf", None)) is not None:
-            is_known &= found_inf.to(device) == 0
+        old = [self.param_groups[0][name].to(device, _wide(device)) for name in _ESTIMATE]
         self._show(old)
-        for x, new in zip(old, (d, d_max, r), strict=True):
-            x.copy_(torch.where(is_known, new, x))
+        for x, new in zip(old, self._next(old, torch.stack(sums).sum(0)), strict=True):
+            x.copy_(new)
+
+    def _next(self, old: Tensors, sums: Tensor) -> Tensors:
+        """The d, d_max and r that follow those of a step, from its two sums [2]."""
+        (d, d_max, r), (products, s), group = old, sums.unbind(), self.param_groups[0]
+        top = _top([x["lr"] for x in self.param_groups], d)
+        r = self._beta3 * r + d / group["d0"] * d * top * products
+        found = group["d_coef"] * r / s
+        d_max = torch.maximum(d_max, found)
+        d = torch.where(d == group["d0"], torch.maximum(d, found), d)
+        d = d_max if group["growth_rate"] is None else torch.minimum(d_max, d * group["growth_rate"])
+        is_known = found.isfinite()
+        if (found_inf := getattr(self, "found_inf", None)) is not None:
+            is_known &= found_inf.to(d.device) == 0
+        return [torch.where(is_known, new, x) for new, x in zip((d, d_max, r), old, strict=True)]
 
     def _sums(self, batches: list[Batch], idle: Tensors) -> dict[tuple[Any, ...], Tensors]:
         """The terms [2] of this process, by their device and the layout of the DTensors that they are parts of."""

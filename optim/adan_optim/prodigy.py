@@ -84,7 +84,9 @@ class Prodigy(DistanceEstimate, AdamW):
         slice_p: int = 1,
         **options: Unpack[Options],
     ) -> None:
-        hyper = dict(lr=lr, betas=betas, beta3=beta3, eps=eps, weight_decay=weight_decay, d0=d0, d_coef=d_coef)
+        hyper = dict(
+            lr=lr, betas=betas, beta3=beta3, eps=eps, weight_decay=weight_decay, d0=d0, d_coef=d_coef
+        )
         hyper |= dict(growth_rate=growth_rate, use_bias_correction=use_bias_correction)
         hyper |= dict(safeguard_warmup=safeguard_warmup, slice_p=slice_p)
         Optimizer.__init__(

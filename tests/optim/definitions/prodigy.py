@@ -70,7 +70,16 @@ def step(
     b3 = b2**0.5 if beta3 is None else beta3
     c1, c2 = (1 - b1**t, 1 - b2**t) if use_bias_correction else (1.0, 1.0)
     more, term = observe(
-        p, g, s, lr=lr, d=d, d0=d0, b3=b3, c=np.sqrt(c2) / c1, safeguard_warmup=safeguard_warmup, slice_p=slice_p
+        p,
+        g,
+        s,
+        lr=lr,
+        d=d,
+        d0=d0,
+        b3=b3,
+        c=np.sqrt(c2) / c1,
+        safeguard_warmup=safeguard_warmup,
+        slice_p=slice_p,
     )
     m = b1 * s["exp_avg"] + (1 - b1) * d * g
     v = b2 * s["exp_avg_sq"] + (1 - b2) * (d * g) ** 2
