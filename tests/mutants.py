@@ -60,6 +60,7 @@ TESTS = (
     "contract",
     "sums",
     "adam",
+    "prodigy",
     "monitor",
     "blocks",
 )

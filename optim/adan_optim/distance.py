@@ -1,4 +1,4 @@
-"""Prodigy's estimate of the distance to the solution, which takes the place of a learning rate (arXiv 2306.06101).
+"""Prodigy's estimate of the distance to the solution, instead of a learning rate (arXiv 2306.06101).
 
 `DistanceEstimate` makes of an optimizer its learning-rate-free form; prodigy.py has the two.
 """
@@ -37,18 +37,18 @@ _ESTIMATE = ("d", "d_max", "d_numerator")  # keys of the groups
 
 
 class DistanceEstimate(UpdateRule):
-    """A rule on gradients times d, with the learning rate d lr and d eps; d is estimated from all parameters.
+    """A rule on gradients times d, with learning rate d lr and d eps; d is estimated from all parameters.
 
-    With sums over all elements of all parameters, c_t the bias correction of a step, and top the largest lr of
-    the groups, a step with d also makes the d of the next (Algorithm 4 of the paper)::
+    With sums over all elements of all parameters, c_t the bias correction of a step, and top the largest lr
+    of the groups, a step with d also makes the d of the next (Algorithm 4 of the paper)::
 
         r = b3 r + (d^2 / d0) top sum c_t g (x0 - x)
         s = b3 s + (d^2 / d0) lr c_t g                                  for each element
         d = max(d, d_coef r / sum |s|)                                  at most growth_rate d, unless d = d0
 
-    In a convex problem sum_t w_t <g, x0 - x> <= sum_t w_t <g, x0 - x*> = <s, x0 - x*>, so r / |s| is below the
-    largest distance of an element. The weights w must be the same for all elements; a group whose lr is a
-    fraction of the largest expects to move by that fraction of d, and so its lr is in s, and top in r.
+    In a convex problem sum_t w_t <g, x0 - x> <= sum_t w_t <g, x0 - x*> = <s, x0 - x*>, so r / |s| is below
+    the largest distance of an element. The weights w must be the same for all elements; a group whose lr is
+    a fraction of the largest expects to move by that fraction of d, and so its lr is in s, and top in r.
 
     A parameter without a gradient keeps its s, which counts. Where r or |s| is not finite, or |s| is 0, the
     estimate stays as it is. Each group has it as tensors of one element: `d`, `d_max` and `d_numerator`.
@@ -61,6 +61,9 @@ class DistanceEstimate(UpdateRule):
 
     def add_param_group(self, param_group: Group) -> None:
         super().add_param_group(param_group)
+        if len(self.param_groups) == 1:  # it may have been another optimizer's
+            for name in _ESTIMATE:
+                self.param_groups[0].pop(name, None)
         self._share(self.param_groups[0])
 
     def check_options(self, group: Group) -> None:
@@ -107,7 +110,7 @@ class DistanceEstimate(UpdateRule):
     def _share(self, saved: Group) -> None:
         """Make the estimate in a group, or else the first, that of all groups."""
         d = saved.get("d", saved["d0"])
-        values = d, saved.get("d_max", d), saved.get("d_numerator", 0.0)
+        values: Any = d, saved.get("d_max", d), saved.get("d_numerator", 0.0)
         self._terms: Tensors = []  # [2] of each parameter that was updated without a kernel
         self._show([torch.tensor(float(x), dtype=torch.float64, device="cpu") for x in values])
 
@@ -203,8 +206,8 @@ class DistanceEstimate(UpdateRule):
         return [torch.where(is_known, new, x) for new, x in zip((d, d_max, r), old, strict=True)]
 
     def _sums(self, batches: list[Batch], idle: Tensors) -> dict[tuple[Any, ...], Tensors]:
-        """The terms [2] of this process, by their device and the layout of the DTensors that they are parts of."""
-        found = defaultdict(list)
+        """The terms [2] of this process, by their device and the layout of the DTensors they are parts of."""
+        found: dict[tuple[Any, ...], Tensors] = defaultdict(list)
         without_kernel = sum(len(batch.params) for batch in batches if batch.table is None)
         terms = iter(self._terms[len(self._terms) - without_kernel :])
         self._terms = []

@@ -107,11 +107,11 @@ class ProdigyAdan(DistanceEstimate, Adan):
         p = (p - d lr u) / (1 + d lr weight_decay)       proximal, the default
         d, s                                             see `DistanceEstimate`
 
-    The paper has no such form; this is its derivation. The bound behind the estimate, <g, x - x*> >= f(x) - f*,
-    holds for the gradient g at x and for no other vector, so g enters the inner product and s, not Adan's
+    The paper has no such form; this is its derivation. The bound behind the estimate, <g, x - x*> >= f(x) -
+    f*, holds for the gradient g at x and for no other vector, so g enters the inner product and s, not Adan's
     g + b2 diff. A constant d cancels in u, whose moments it multiplies, so steps are those of Adan with the
-    learning rate d lr; as d grows it weights newer gradients more, as Prodigy does for Adam. Both gradients of
-    a difference get the d of this step: otherwise a jump of d would look like one of the gradient.
+    learning rate d lr; as d grows it weights newer gradients more, as Prodigy does for Adam. Both gradients
+    of a difference get the d of this step: otherwise a jump of d would look like one of the gradient.
 
     Args:
         params: see `adan_optim.base.Optimizer`, also for max_grad_norm, foreach, fused and the options.

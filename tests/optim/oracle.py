@@ -9,8 +9,8 @@ Each optimizer is a module of `definitions/` with
     BASE, VARIANTS, CHANGES    options to test with, far from the defaults and from each other, so that no
                                mistake hides; see harness.py and test_arguments.py
     share(found, hyper, states)
-                               of a rule with numbers that all parameters share, which step() takes by name: their
-                               next values, from what each parameter's step() returned third, and the
+                               of a rule with numbers that all parameters share, and step() takes by name:
+                               their next values, from what each parameter's step() returned third, and the
                                hyper-parameters and the new states of all parameters
     SHARED                     the names of those numbers, which are keys of the groups
     SHOWN_ELSEWHERE            options whose effect another test shows: "file.py::function"

@@ -1,4 +1,4 @@
-"""facebookresearch/dadaptation's DAdaptAdan by its names: `from adan_optim.dropins.dadaptation import DAdaptAdan`."""
+"""The names of facebookresearch/dadaptation: its DAdaptAdan, which is our Prodigy-Adan."""
 
 import math
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from ..warn import warn
 class DAdaptAdan(ProdigyAdan):
     """Adan without a learning rate, with the arguments of dadaptation's DAdaptAdan: it is our `ProdigyAdan`.
 
-    So d is Prodigy's estimate (arXiv 2306.06101), not that of D-Adaptation (arXiv 2301.07733), and runs do not
-    repeat those of the original. The original leaves out Adan's bias corrections, so its first steps are short;
-    it reads lr and betas from the first group alone; it waits for the device three times a parameter in each
-    step; and it keeps 20 bytes of state a parameter, which cannot be smaller (ours are 24, 12 with
-    state_dtype="bfloat16"). Its checkpoints have no x0 and are refused.
+    So d is Prodigy's estimate (arXiv 2306.06101), not that of D-Adaptation (arXiv 2301.07733), and runs do
+    not repeat those of the original. The original leaves out Adan's bias corrections, so its first steps are
+    short; it reads lr and betas from the first group alone; it waits for the device three times a parameter
+    in each step; and it keeps 20 bytes of state a parameter, which cannot be smaller (ours are 24, and 12
+    with state_dtype="bfloat16"). Its checkpoints have no x0 and are refused.
 
     Args:
         params, lr, betas, eps, weight_decay, no_prox, d0: see `ProdigyAdan`; lr is a multiplier, 1 as a rule.

@@ -2,9 +2,9 @@
 
 Most rules are one pass of a kernel over an element's own values. Other rules take factors for the rows and
 columns of a tensor, which torch's operations compute before the pass, from sums of squares (sums.py); some
-have a first pass that sums numbers over blocks of 256 elements (`block_sums`), or sum them in their only pass,
-for what comes after the step. On the CPU, kernels make the factors
-of blocks of elements themselves (csrc/blocks.h), while the gradient is in a cache.
+have a first pass that sums numbers over blocks of 256 elements (`block_sums`), or sum them in their only
+pass, for what comes after the step. On the CPU, kernels make the factors of blocks of elements themselves
+(csrc/blocks.h), while the gradient is in a cache.
 """
 
 from collections.abc import Sequence
@@ -74,9 +74,11 @@ def _numbers_on_device(optimizer: UpdateRule, batch: Batch) -> Tensor | None:
         return None
     if len(values) == 1:
         return values[0]  # type: ignore[no-any-return]
-    place = dict(dtype=torch.float64, device=batch.params[0].device)
+    device, dtype = batch.params[0].device, torch.float64
     made = [
-        x.reshape(()).to(**place, non_blocking=True) if isinstance(x, Tensor) else torch.full((), x, **place)
+        x.reshape(()).to(device, dtype, non_blocking=True)
+        if isinstance(x, Tensor)
+        else torch.full((), x, device=device, dtype=dtype)
         for x in values
     ]
     return torch.stack(made)

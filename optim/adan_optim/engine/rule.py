@@ -61,7 +61,7 @@ class UpdateRule(torch.optim.Optimizer):
     card: ClassVar[Card]
     decoupled: ClassVar[bool] = True  # weight decay shrinks the parameter instead of entering the gradient
     batches_dtensors: ClassVar[bool] = False  # whether multi_tensor takes whole parameters that are DTensors
-    # The first numbers of `fused_hyper`, keys of a group, which CUDA kernels read on the device if they are there.
+    # The first numbers of `fused_hyper`, keys of a group, that CUDA kernels read where they are, on the device.
     device_numbers: ClassVar[tuple[str, ...]] = ("lr",)
     max_grad_norm: float
     nonfinite: str
@@ -90,10 +90,10 @@ class UpdateRule(torch.optim.Optimizer):
         return bool(self.card.elementwise and not group["caution"])
 
     def prepare_state(self, p: Tensor, state: State, group: Group) -> None:
-        """Put the values of missing states of a parameter, any shape, that do not begin as zeros into `state`."""
+        """Add the states of a parameter, any shape, that are missing and do not begin as zeros."""
 
     def finish_step(self, batches: list[Batch], idle: Tensors) -> None:
-        """Do what is left when all batches have made their step; `idle` are the parameters without gradient."""
+        """Do what is left when all batches have made a step; `idle` are parameters without a gradient."""
 
     # ---- checks
 

@@ -111,3 +111,18 @@ GIVEN = {"caution": {"betas": (0.98, 0.1, 0.99)}}
 UNIT = dict(d0=1.0, d_coef=1e-9)  # d stays 1
 ALONE = dict(d_coef=1e-9)  # d stays d0
 SLOW = dict(betas=(0.999999,) * 3, beta3=0.999999, d0=1e-9, d_coef=1e-9)
+
+PRODIGY, RULES = "optim/adan_optim/prodigy.py", "csrc/rules.h"
+FAULTS = [
+    ("the first difference is the gradient", PRODIGY, "(previous if t > 1 else -g)", "(previous)"),
+    ("the previous gradient without d", PRODIGY, '(previous if t > 1 else -g) * float(group["d"])', "(previous if t > 1 else -g)"),
+    ("the previous gradient is kept with d", PRODIGY, "        previous.copy_(g).neg_()\n", '        previous.copy_(g * float(group["d"])).neg_()\n'),
+    ("foreach: the first difference is the gradient", PRODIGY, "[x if ti > 1 else -y for", "[x for"),
+    ("foreach: the previous gradient without d", PRODIGY, 'torch._foreach_mul(now, float(group["d"]))', "torch._foreach_mul(now, 1.0)"),
+    ("foreach: the previous gradient is not kept", PRODIGY, "        torch._foreach_copy_(previous, g)\n        torch._foreach_neg_(previous)\n", ""),
+    ("a restart forgets x0", "optim/adan_optim/adan.py", 'moments = (*Adan.card.states, "pre_grad")', 'moments = (*self.card.states, "pre_grad")'),
+    ("fused: no first step without corrections", RULES, "      this->first = t == 1;\n", ""),
+    ("fused: v without d", RULES, "      this->rest2 *= T(h.d);\n      this->rest3", "      this->rest3"),
+    ("fused: n with d once", RULES, "this->rest3 *= T(h.d * h.d);", "this->rest3 *= T(h.d);"),
+    ("fused: another decay for the correction", RULES, "(h, t, scale, h.base.beta1, h.base.beta3)", "(h, t, scale, h.base.beta1, h.base.beta2)"),
+]  # fmt: skip
