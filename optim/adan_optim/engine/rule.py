@@ -61,7 +61,7 @@ class UpdateRule(torch.optim.Optimizer):
     card: ClassVar[Card]
     decoupled: ClassVar[bool] = True  # weight decay shrinks the parameter instead of entering the gradient
     batches_dtensors: ClassVar[bool] = False  # whether multi_tensor takes whole parameters that are DTensors
-    # The first numbers of `fused_hyper`, keys of a group, that CUDA kernels read where they are, on the device.
+    # The first numbers of `fused_hyper`, keys of a group, which CUDA kernels read on the device if they can.
     device_numbers: ClassVar[tuple[str, ...]] = ("lr",)
     max_grad_norm: float
     nonfinite: str
