@@ -60,7 +60,6 @@ TESTS = (
     "contract",
     "sums",
     "adam",
-    "prodigy",
     "monitor",
     "blocks",
 )

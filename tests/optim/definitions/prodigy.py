@@ -150,6 +150,7 @@ FAULTS = [
     ("a checkpoint without r", DISTANCE, 'saved.get("d_numerator", 0.0)', "0.0"),
     ("a new group has its own d", DISTANCE, "        for group in self.param_groups:\n            group.update", "        for group in self.param_groups[:1]:\n            group.update"),
     ("sums of a shard alone", DISTANCE, "layout = placing(owner) if self.is_elementwise(owner, batch.group) else ()", "layout = ()"),
+    ("a restart forgets x0", "optim/adan_optim/adan.py", 'moments = (*Adan.card.states, "pre_grad")', 'moments = (*self.card.states, "pre_grad")'),
     ("fused: s without d", RULES, "s_rate = h.d / h.d0 * h.d *", "s_rate = h.d / h.d0 *"),
     ("fused: s without the bias correction", RULES, "? 1 : h.lr * correction);", "? 1 : h.lr);"),
     ("fused: safeguard_warmup is ignored", RULES, "(h.safeguard_warmup != 0 ? 1 :", "(false ? 1 :"),

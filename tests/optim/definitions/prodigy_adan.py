@@ -120,7 +120,6 @@ FAULTS = [
     ("foreach: the first difference is the gradient", PRODIGY, "[x if ti > 1 else -y for", "[x for"),
     ("foreach: the previous gradient without d", PRODIGY, 'torch._foreach_mul(now, float(group["d"]))', "torch._foreach_mul(now, 1.0)"),
     ("foreach: the previous gradient is not kept", PRODIGY, "        torch._foreach_copy_(previous, g)\n        torch._foreach_neg_(previous)\n", ""),
-    ("a restart forgets x0", "optim/adan_optim/adan.py", 'moments = (*Adan.card.states, "pre_grad")', 'moments = (*self.card.states, "pre_grad")'),
     ("fused: no first step without corrections", RULES, "      this->first = t == 1;\n", ""),
     ("fused: v without d", RULES, "      this->rest2 *= T(h.d);\n      this->rest3", "      this->rest3"),
     ("fused: n with d once", RULES, "this->rest3 *= T(h.d * h.d);", "this->rest3 *= T(h.d);"),
