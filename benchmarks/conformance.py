@@ -124,6 +124,13 @@ OPTIONS: dict[str, dict[str, Options]] = {
         warm_ups={"alpha_warmup": 40, "beta3_warmup": 40},
     ),
     "mars": option_sets(usual("mars", gamma=0.3), weight_decay=DECAYED, optimize_1d={"optimize_1d": True}),
+    "prodigy": option_sets(
+        usual("prodigy", lr=0.3, eps=1e-12, d0=0.05, use_bias_correction=False, safeguard_warmup=False),
+        weight_decay=DECAYED,
+        bias_correction={"use_bias_correction": True},
+        safeguard_warmup={"safeguard_warmup": True},
+    ),
+    "prodigy_adan": option_sets(usual("prodigy_adan", lr=0.3, d0=0.05), weight_decay=DECAYED),
     "lamb": option_sets(usual("lamb"), weight_decay=DECAYED, trust_clip={"trust_clip": True}),
     "lars": option_sets(
         dict(lr=0.3, momentum=0.6, trust_coefficient=0.05, weight_decay=0.0, nesterov=False, eps=0.0)

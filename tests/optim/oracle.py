@@ -12,7 +12,7 @@ Each optimizer is a module of `definitions/` with
                                of a rule with numbers that all parameters share, and step() takes by name:
                                their next values, from what each parameter's step() returned third, and the
                                hyper-parameters and the new states of all parameters
-    SHARED                     the names of those numbers, which are keys of the groups
+    SHARED                     those numbers, keys of the groups: what they begin as, or the option that says it
     SHOWN_ELSEWHERE            options whose effect another test shows: "file.py::function"
     prepare(optimizer)         gives an optimizer what it wants besides gradients; see harness.py
     UNFUSED                    options without a fused rule
@@ -30,6 +30,7 @@ Each optimizer is a module of `definitions/` with
 """
 
 import importlib.util
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +80,12 @@ class Oracle:
             initial_states(definition, p, hyper) for p, hyper in zip(self.params, plain, strict=True)
         ]
         self.steps = [0] * len(self.params)
-        self.share = getattr(definition, "share", None)
-        self.shared = getattr(definition, "SHARED", ())
+        self.share, self.shared = getattr(definition, "share", None), getattr(definition, "SHARED", {})
+        options = inspect.signature(definition.step).parameters.values()
+        defaults = {x.name: x.default for x in options if x.default is not x.empty}
+        for hyper in self.hyper if self.share else ():  # share() sees all options
+            hyper |= {**defaults, **hyper}
+            hyper |= {name: hyper.get(first, first) for name, first in self.shared.items()}
         self.jump = getattr(definition, "jump", None)
         self.jumps = [np.full_like(p, np.inf) for p in self.params]  # the least distance so far
         self.max_grad_norm, self.clip_eps = max_grad_norm, clip_eps

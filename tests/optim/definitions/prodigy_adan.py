@@ -7,7 +7,7 @@ itself.
 # ruff: noqa: E501 (exact texts)
 import numpy as np
 
-SHARED = ("d", "d_max", "d_numerator")
+SHARED = {"d": "d0", "d_max": "d0", "d_numerator": 0.0}
 
 
 def sliced(x, slice_p):
@@ -46,10 +46,10 @@ def step(
     betas,
     eps,
     weight_decay,
-    d,
-    d_max,
-    d_numerator,
-    d0,
+    d0=1e-6,
+    d=None,
+    d_max=None,
+    d_numerator=0.0,
     beta3=None,
     d_coef=1.0,
     growth_rate=None,
