@@ -56,6 +56,7 @@ class DistanceEstimate(UpdateRule):
 
     device_numbers: ClassVar[tuple[str, ...]] = ("lr", "d")
     resizable = False  # rows without a step have no x0
+    independent = False
 
     # ---- groups and checkpoints
 

@@ -12,7 +12,7 @@ Each optimizer is a module of `definitions/` with
                                of a rule with numbers that all parameters share, and step() takes by name:
                                their next values, from what each parameter's step() returned third, and the
                                hyper-parameters and the new states of all parameters
-    SHARED                     those numbers, keys of the groups: what they begin as, or the option that says it
+    SHARED                     those numbers, keys of the groups: what they begin as, or an option that is it
     SHOWN_ELSEWHERE            options whose effect another test shows: "file.py::function"
     prepare(optimizer)         gives an optimizer what it wants besides gradients; see harness.py
     UNFUSED                    options without a fused rule

@@ -60,6 +60,7 @@ class UpdateRule(torch.optim.Optimizer):
 
     card: ClassVar[Card]
     decoupled: ClassVar[bool] = True  # weight decay shrinks the parameter instead of entering the gradient
+    independent: ClassVar[bool] = True  # whether the step of a parameter does not depend on the others
     batches_dtensors: ClassVar[bool] = False  # whether multi_tensor takes whole parameters that are DTensors
     # The first numbers of `fused_hyper`, keys of a group, which CUDA kernels read on the device if they can.
     device_numbers: ClassVar[tuple[str, ...]] = ("lr",)
