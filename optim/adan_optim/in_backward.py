@@ -27,8 +27,8 @@ def step_in_backward(optimizer: Optimizer) -> list[RemovableHandle]:
 
     Raises:
         ValueError: for Prodigy, for clipping by the global norm, for a policy for non-finite gradients, and
-            for step hooks, such as those of `adan_optim.Monitor`. A hook that is registered later makes the backward
-            pass raise RuntimeError.
+            for step hooks, such as those of `adan_optim.Monitor`. A hook that is registered later makes the
+            backward pass raise RuntimeError.
     """
     if reason := _why_no_hooks(optimizer):
         raise ValueError(reason)
