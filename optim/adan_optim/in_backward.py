@@ -34,8 +34,8 @@ def step_in_backward(optimizer: Optimizer) -> list[RemovableHandle]:
         raise ValueError(reason)
     if not optimizer.independent:
         raise ValueError(
-            f"{optimizer.card.title}'s steps depend on all gradients at once, and a step in the backward pass "
-            "has only one: call step() after it"
+            f"{optimizer.card.title}'s steps depend on all gradients at once, and a step in the backward "
+            "pass has only one: call step() after it"
         )
     for option, off in (("max_grad_norm", 0), ("nonfinite", "propagate")):
         if (value := getattr(optimizer, option)) != off:
