@@ -278,6 +278,8 @@ FAULTS = {
         ("lr not scaled by layer", GROUPS, "lr=lr * scale", "lr=lr"),
     ],
     "ptx": [
+        ("CUDA: x0 of Prodigy is written", RULES, "constant = 1 << (own + 1);", "constant = 0;"),
+        ("CUDA: d and lr of Prodigy in another order on the device", RULES, "    h.lr = x[0];\n    h.d = x[1];\n", "    h.lr = x[1];\n    h.d = x[0];\n"),
         ("CUDA: row before the chunk's", CUDA, "if (work.end<Rule>(middle) > number)", "if (work.end<Rule>(middle) >= number)"),
         ("CUDA: chunk's number in the table, not in the tensor", CUDA, "number(row ? number - work.end<Rule>(row - 1) : number)", "number(number)"),
         ("CUDA: size of another column", CUDA, "return word(kWidth<Rule>, row);", "return word(kWidth<Rule> - 1, row);"),

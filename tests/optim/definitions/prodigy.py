@@ -163,7 +163,5 @@ FAULTS = [
     ("fused: lr without d", RULES, "base.lr = h.d * h.lr;", "base.lr = h.lr;"),
     ("fused: bias correction always", RULES, "return h.bias_correction != 0 ? t : 1e300;", "return t;"),
     ("fused: v with d once", RULES, "      this->rest1 *= T(h.d);\n      this->rest2 *= T(h.d * h.d);\n", "      this->rest1 *= T(h.d);\n      this->rest2 *= T(h.d);\n"),
-    ("fused: x0 is written", RULES, "constant = 1 << (own + 1);", "constant = 0;"),
-    ("fused: d and lr in another order on the device", RULES, "    h.lr = x[0];\n    h.d = x[1];\n", "    h.lr = x[1];\n    h.d = x[0];\n"),
     ("fused: another decay for the correction", RULES, "(h, t, scale, h.base.beta1, h.base.beta2)", "(h, t, scale, h.base.beta2, h.base.beta2)"),
 ]  # fmt: skip
