@@ -127,6 +127,13 @@ OPTIONS: dict[str, dict[str, Options]] = {
     "schedule_free_adamw": option_sets(
         usual("schedule_free_adamw"), weight_decay=DECAYED, weights={"warmup_steps": 40, "r": 1.5}
     ),
+    "prodigy": option_sets(
+        usual("prodigy", lr=0.3, eps=1e-12, d0=0.05, use_bias_correction=False, safeguard_warmup=False),
+        weight_decay=DECAYED,
+        bias_correction={"use_bias_correction": True},
+        safeguard_warmup={"safeguard_warmup": True},
+    ),
+    "prodigy_adan": option_sets(usual("prodigy_adan", lr=0.3, d0=0.05), weight_decay=DECAYED),
     "lamb": option_sets(usual("lamb"), weight_decay=DECAYED, trust_clip={"trust_clip": True}),
     "lars": option_sets(
         dict(lr=0.3, momentum=0.6, trust_coefficient=0.05, weight_decay=0.0, nesterov=False, eps=0.0)

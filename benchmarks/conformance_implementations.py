@@ -460,6 +460,16 @@ THEIRS = [
     *schedulefree("schedule_free_adamw", "AdamWScheduleFree", SCHEDULE_FREE),
     # MARS-AdamW
     *timm("mars", "mars.Mars", same(f"lr {ADAM} gamma optimize_1d"), paths=ONE),
+    # Prodigy
+    *pytorch_optimizer(
+        "prodigy",
+        "Prodigy",
+        same(
+            f"lr {ADAM} d0 safeguard_warmup maximize",
+            use_bias_correction="bias_correction",
+        ),
+        fixed={"weight_decouple": True},
+    ),
     # Lion
     *timm("lion", "Lion", same("lr betas weight_decay maximize")),
     *pytorch_optimizer("lion", "Lion", same("lr betas weight_decay maximize")),

@@ -107,7 +107,7 @@ def bytes_moved(rule: FusedRule, dtype: torch.dtype, state: str | None) -> float
     """Bytes of an element that a step reads and writes, by the byte model of docs/optim.md."""
     each = {None: dtype.itemsize, "float32": 4, "bfloat16": 2, "int8": 1 + 4 / TILE}[state]
     of_tensors = 3 - len(rule.unread) - ("param" in rule.unwritten)  # the parameter twice, the gradient
-    of_states = len(rule.states) * (2 - ("states" in rule.unwritten))
+    of_states = len(rule.states) + len(rule.written_states)
     return of_tensors * dtype.itemsize + of_states * each
 
 

@@ -53,13 +53,14 @@ struct Work {
   }
 };
 
-// A number in device memory, for which the host need not wait; `at` is null where there is none.
+// A number in device memory, or several, for which the host need not wait; `at` is null where there is none.
 struct Number {
   const void* at;
   int64_t is_double;
 
-  RULE_FN double operator*() const {
-    return is_double ? *static_cast<const double*>(at) : *static_cast<const float*>(at);
+  RULE_FN double operator*() const { return (*this)[0]; }
+  RULE_FN double operator[](int i) const {
+    return is_double ? static_cast<const double*>(at)[i] : static_cast<const float*>(at)[i];
   }
 };
 
@@ -258,7 +259,7 @@ struct Kernel {
     work.word(kGrad, row) = gradients.grad[i];
     work.word(kPrevious, row) = gradients.previous[i];
     if (found_inf.at && *found_inf != 0) return;
-    if (lr.at) hyper.lr = *lr;
+    if (lr.at) Rule::take(hyper, lr);
     if (scale.at) factor *= *scale;
     const float step = *global<float>(work.word(kStep, row)) += Rule::counts;
     Common common = common_of<Rule, R>(hyper, step, factor);
@@ -298,6 +299,7 @@ class Lane {
   static constexpr bool taken = Kernel::taken, coded = Kernel::coded, rounded = Kernel::rounded;
 
   static constexpr RULE_FN bool kept(int j) { return !taken || j != Rule::previous; }
+  static constexpr RULE_FN bool written(int j) { return kept(j) && Rule::writes_states && !(Rule::constant >> j & 1); }
   static constexpr RULE_FN bool positive(int j) { return Rule::nonnegative >> j & 1; }
 
  public:
@@ -397,7 +399,7 @@ class Lane {
     if constexpr (Rule::writes_param && has_rest) put<V, whole>(at<Rest>(kRest), new_rest, lane, tile.count);
 #pragma unroll
     for (int j = 0; j < Rule::states; ++j) {
-      if (!kept(j) || !Rule::writes_states) continue;
+      if (!written(j)) continue;
       if constexpr (coded) {
         if (lane == 0) *maximum(j) = float_of(top[j]);
         uint32_t codes[kLane];

@@ -33,6 +33,12 @@ constexpr bool kept(int j) {
   return !taken || j != Rule::previous;
 }
 
+// Whether it is written there.
+template <class Rule, bool taken>
+constexpr bool written(int j) {
+  return kept<Rule, taken>(j) && Rule::writes_states && !(Rule::constant >> j & 1);
+}
+
 // The rule for n elements: p, g and the previous gradient in the type of the arithmetic, states as S: that
 // type too, or bfloat16 with stochastic rounding (then at most kBlock elements, with their noise).
 // Element i has the factor x[i], and all have decay; the numbers to be added up go to sums[j][i].
@@ -53,7 +59,7 @@ RULE_FN void loop(const Common<Rule, R>& common, R* p, const R* g, const R* prev
     for (int j = 0; j < Rule::sums; ++j) sums[j][i] = number[j];
     if constexpr (Rule::writes_param) p[i] = parameter;
     for (int j = 0; j < Rule::states; ++j) {
-      if (!kept<Rule, taken>(j) || !Rule::writes_states) continue;
+      if (!written<Rule, taken>(j)) continue;
       if constexpr (rounded)
         store(s[j][i], state[j], noise_bits(places[i] ^ key, j));
       else
@@ -149,9 +155,9 @@ RULE_FN void block(const Kinds& kinds, const Common<Rule, float>& common, void* 
     }
     update<Rule, float, taken>(common, p, g, previous, s, n, nullptr, 0, row, at);
     for (int j = 0; j < Rule::states; ++j)  // all before the first is used: a quotient of it takes long
-      if (kinds.state == kStateInt8 && Rule::writes_states && kept<Rule, taken>(j)) *maximum(j) = converting::largest(s[j], n);
+      if (kinds.state == kStateInt8 && written<Rule, taken>(j)) *maximum(j) = converting::largest(s[j], n);
     for (int j = 0; j < Rule::states; ++j) {
-      if (!Rule::writes_states || !kept<Rule, taken>(j)) continue;
+      if (!written<Rule, taken>(j)) continue;
       const uint32_t part = noise_of_code(key, j) >> kUnused;
       if (kinds.state != kStateInt8)
         converting::shrink(kinds.parameter, row[kStates + j], at, s[j], n);

@@ -34,10 +34,17 @@ struct Plain {
   static constexpr bool counts = true;         // whether this pass counts the step
   static constexpr bool writes_param = true;
   static constexpr bool writes_states = true;
+  static constexpr unsigned constant = 0;  // a bit for each state that it does not write all the same
   static constexpr bool small = true;     // whether parameters and states may be kept in less than the arithmetic's type
   static constexpr bool factors = false;  // update(k, x, decay, g, p, s): a factor for the element, and a number
                                           // for the tensor, that the table gives
   static constexpr int sums = 0;          // update(k, g, p, s, q): the numbers q are added up
+
+  // Takes the numbers that are on the device, x[0] and so on, into the hyper-parameters.
+  template <class H, class Numbers>
+  static RULE_FN void take(H& h, const Numbers& x) {
+    h.lr = x[0];
+  }
 
   template <class K, class T>
   static RULE_FN void move(const K& k, T step, T& p) {
@@ -601,6 +608,88 @@ struct AdafactorMomentum : Adafactor {
   }
 };
 
+// What Prodigy and Prodigy-Adan have in common: arXiv 2306.06101, Algorithm 4. They are the rule Base on gradients times
+// the estimate d, with d lr and d eps; and the same pass adds up the terms of the next estimate: g (x0 - x) with the
+// bias correction, and |s|. Python makes d of the sums.
+template <class Base>
+struct Estimating : Base {
+  static constexpr int own = Base::states, states = own + 2;  // and s, p0
+  static constexpr unsigned constant = 1 << (own + 1);
+  static constexpr int sums = 2;
+
+  struct Hyper {
+    double lr, d, d0, beta3, bias_correction, safeguard_warmup;
+    typename Base::Hyper base;
+  };
+
+  template <class H, class Numbers>
+  static RULE_FN void take(H& h, const Numbers& x) {
+    h.lr = x[0];
+    h.d = x[1];
+  }
+
+  template <class T>
+  struct Scalars : Base::template Scalars<T> {
+    T s_beta, s_rate, product_rate;
+
+    // beta1, beta2: the decay factors of the mean gradient and of the mean square
+    RULE_FN Scalars(const Hyper& h, double t, double scale, double beta1, double beta2)
+        : Base::template Scalars<T>(with_d(h), time(h, t), scale), s_beta(h.beta3) {
+      const double correction = sqrt(1 - pow(beta2, time(h, t))) / (1 - pow(beta1, time(h, t)));
+      s_rate = h.d / h.d0 * h.d * (h.safeguard_warmup != 0 ? 1 : h.lr * correction);
+      product_rate = t == 1 ? 0 : correction;  // x0 is x then, whatever the rounding of its state
+    }
+
+   private:
+    static RULE_FN typename Base::Hyper with_d(const Hyper& h) {
+      typename Base::Hyper base = h.base;
+      base.lr = h.d * h.lr;
+      base.eps *= h.d;
+      return base;
+    }
+
+    // Without bias corrections, they are those of a late step.
+    static RULE_FN double time(const Hyper& h, double t) { return h.bias_correction != 0 ? t : 1e300; }
+  };
+
+  template <class K, class T>
+  static RULE_FN void update(const K& k, T g, T& p, T (&s)[states], T (&q)[sums]) {
+    const T scaled = g * k.grad_scale;
+    T& sum = s[own];
+    sum = k.s_beta * sum + k.s_rate * scaled;
+    q[0] = k.product_rate * (scaled * (s[own + 1] - p));
+    q[1] = sum < 0 ? -sum : sum;
+    T moments[own];
+    for (int j = 0; j < own; ++j) moments[j] = s[j];
+    Base::move(k, Base::template step<T>(k, g, p, moments), p);
+    for (int j = 0; j < own; ++j) s[j] = moments[j];
+  }
+};
+
+struct Prodigy : Estimating<AdamW> {
+  template <class T>
+  struct Scalars : Estimating<AdamW>::Scalars<T> {
+    RULE_FN Scalars(const Hyper& h, double t, double scale)
+        : Estimating<AdamW>::Scalars<T>(h, t, scale, h.base.beta1, h.base.beta2) {
+      this->rest1 *= T(h.d);
+      this->rest2 *= T(h.d * h.d);
+    }
+  };
+};
+
+struct ProdigyAdan : Estimating<Adan> {
+  template <class T>
+  struct Scalars : Estimating<Adan>::Scalars<T> {
+    RULE_FN Scalars(const Hyper& h, double t, double scale)
+        : Estimating<Adan>::Scalars<T>(h, t, scale, h.base.beta1, h.base.beta3) {
+      this->first = t == 1;
+      this->rest1 *= T(h.d);
+      this->rest2 *= T(h.d);
+      this->rest3 *= T(h.d * h.d);
+    }
+  };
+};
+
 }  // namespace rules
 
 // All rules, with their names for Python: those of step(), which caution applies to, and the others.
@@ -608,5 +697,6 @@ struct AdafactorMomentum : Adafactor {
   X(adan, Adan) X(adamw, AdamW) X(adam, Adam) X(nadamw, NAdamW) X(ademamix, AdEMAMix) X(sophia, Sophia) X(lion, Lion)
 #define OTHER_RULES(X)                                                                                         \
   X(mars_correction, MarsCorrection) X(mars, Mars) X(adam_mini, AdamMini) X(lamb_moments, LambMoments)         \
-  X(lamb, Lamb) X(lars, Lars) X(lars_plain, LarsPlain) X(adafactor, Adafactor) X(adafactor_momentum, AdafactorMomentum)      \
-  X(schedule_free_adamw, ScheduleFreeAdamW) X(schedule_free_adan, ScheduleFreeAdan)
+  X(lamb, Lamb) X(lars, Lars) X(lars_plain, LarsPlain) X(adafactor, Adafactor) X(adafactor_momentum, AdafactorMomentum) \
+  X(schedule_free_adamw, ScheduleFreeAdamW) X(schedule_free_adan, ScheduleFreeAdan) X(prodigy, Prodigy)        \
+  X(prodigy_adan, ProdigyAdan)

@@ -100,7 +100,7 @@ class Adan(Optimizer):
     def single_tensor(self, p: Tensor, g: Tensor, state: State, t: float, group: Group) -> None:
         b1, b2, b3 = group["betas"]
         lr, decay = float(group["lr"]), float(group["lr"]) * group["weight_decay"]
-        m, v, n, neg_pre_grad = (state[name] for name in self.card.states)
+        m, v, n, neg_pre_grad = (state[name] for name in Adan.card.states)
         diff = g + neg_pre_grad if t > 1 else torch.zeros_like(g)
         m.mul_(b1).add_(g, alpha=1 - b1)
         v.mul_(b2).add_(diff, alpha=1 - b2)
@@ -119,7 +119,7 @@ class Adan(Optimizer):
     ) -> None:
         b1, b2, b3 = group["betas"]
         lr, decay = float(group["lr"]), float(group["lr"]) * group["weight_decay"]
-        m, v, n, neg_pre_grad = (state[name] for name in self.card.states)
+        m, v, n, neg_pre_grad = (state[name] for name in Adan.card.states)
         diff = neg_pre_grad  # takes the difference, then g + b2 diff, and in the end minus the gradient
         torch._foreach_add_(diff, g)
         if first := [d for d, ti in zip(diff, t, strict=True) if ti == 1]:
@@ -174,7 +174,7 @@ class Adan(Optimizer):
         the remainder are parts of the parameter and stay. The authors restart after the warm-up and then at
         fixed epochs; most of the published runs do not.
         """
-        moments = (*self.card.states, "pre_grad")
+        moments = (*Adan.card.states, "pre_grad")
         names = {"step", *moments, *(f"{name}_scale" for name in moments)}
         for state in self.state.values():
             for name in state.keys() & names:

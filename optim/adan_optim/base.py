@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from typing_extensions import Unpack
 
 from .engine import checkpoint, checks, fused, taken, unfused
 from .engine.available import kernels
@@ -167,7 +168,8 @@ class Optimizer(UpdateRule):
                 base for base in cls.__mro__[1:] if issubclass(base, Optimizer) and "__init__" in vars(base)
             )
             inherited = inspect.signature(parent).parameters
-            names = list(Options.__annotations__) if parent is Optimizer else list(inherited)[1:]
+            takes_common = parent is Optimizer or kept[-1].annotation == Unpack[Options]
+            names = list(Options.__annotations__) if takes_common else list(inherited)[1:]
             own += [
                 inherited[name].replace(kind=inspect.Parameter.KEYWORD_ONLY)
                 for name in names
@@ -258,6 +260,7 @@ class Optimizer(UpdateRule):
                 unfused.step(self, batch, factor, scale)
             if batch.storage.taken:
                 taken.take(batch)
+        self.finish_step(plan.batches, plan.idle)
 
     # ---- state
 

@@ -57,7 +57,7 @@ class FusedRule:
         moments: the small state of which its kernel makes the factors; "" where the optimizer makes them.
         small: whether parameters and states may be kept in fewer bits than the arithmetic's.
         unread: what it does not read, of "param" and "grad".
-        unwritten: what it does not write, of "param" and "states".
+        unwritten: what it does not write, of "param", "states" (all of them) and the names of single states.
     """
 
     name: str
@@ -69,6 +69,11 @@ class FusedRule:
     small: bool = True
     unread: tuple[str, ...] = ()
     unwritten: tuple[str, ...] = ()
+
+    @property
+    def written_states(self) -> tuple[str, ...]:
+        """The states that it writes, in order."""
+        return tuple(x for x in self.states if not {x, "states"} & set(self.unwritten))
 
 
 @dataclass(frozen=True)

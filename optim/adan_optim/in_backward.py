@@ -26,12 +26,17 @@ def step_in_backward(optimizer: Optimizer) -> list[RemovableHandle]:
         One handle per parameter; its `remove()` restores the usual step.
 
     Raises:
-        ValueError: for clipping by the global norm, for a policy for non-finite gradients, and for step
-            hooks, such as those of `adan_optim.Monitor`. A hook that is registered later makes the backward
-            pass raise RuntimeError.
+        ValueError: for Prodigy, for clipping by the global norm, for a policy for non-finite gradients, and
+            for step hooks, such as those of `adan_optim.Monitor`. A hook that is registered later makes the
+            backward pass raise RuntimeError.
     """
     if reason := _why_no_hooks(optimizer):
         raise ValueError(reason)
+    if not optimizer.independent:
+        raise ValueError(
+            f"{optimizer.card.title}'s steps depend on all gradients at once, and a step in the backward "
+            "pass has only one: call step() after it"
+        )
     for option, off in (("max_grad_norm", 0), ("nonfinite", "propagate")):
         if (value := getattr(optimizer, option)) != off:
             raise ValueError(

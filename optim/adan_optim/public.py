@@ -21,6 +21,7 @@ from .monitor.monitor import Monitor
 from .muon import Muon
 from .nadamw import NAdamW
 from .partitions import Partition, partition
+from .prodigy import Prodigy, ProdigyAdan
 from .registry import CARDS, OPTIMIZERS, available, build_optimizer, path_in_use
 from .resize import resize_state
 from .schedule_free import evaluating
@@ -52,6 +53,8 @@ __all__ = [
     "NAdamW",
     "Optimizer",
     "Partition",
+    "Prodigy",
+    "ProdigyAdan",
     "ScheduleFreeAdamW",
     "ScheduleFreeAdan",
     "Shampoo",

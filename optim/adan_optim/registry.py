@@ -27,6 +27,7 @@ from .lion import Lion
 from .mars import Mars
 from .muon import Muon
 from .nadamw import NAdamW
+from .prodigy import Prodigy, ProdigyAdan
 from .schedule_free_adamw import ScheduleFreeAdamW
 from .schedule_free_adan import ScheduleFreeAdan
 from .shampoo import Shampoo
@@ -38,7 +39,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     cls.card.name: cls
     for cls in (
         *(Adan, AdamW, Adam, NAdamW, AdEMAMix, Mars, AdamMini, Adafactor, Lamb, Lars, Lion, Sophia),
-        *(Shampoo, Muon, Soap, ScheduleFreeAdamW, ScheduleFreeAdan),
+        *(ScheduleFreeAdamW, ScheduleFreeAdan, Prodigy, ProdigyAdan, Shampoo, Muon, Soap),
     )
 }
 CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}

@@ -26,7 +26,7 @@ def test_bytes_by_design() -> None:
     assert (moved["LAMB fused"], moved["LARS fused"], moved["Adafactor fused"]) == (40, 28, 28)
     assert (moved["Adam-mini fused"], moved["Adam-mini fused, bf16 states"]) == (24, 20)
     for card in adan_optim.CARDS.values():
-        if card.elementwise:
+        if card.elementwise and not card.state_reads:
             assert BENCH["one_pass"](card.state_bytes()) == card.traffic_bytes()
 
 

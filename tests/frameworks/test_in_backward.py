@@ -11,7 +11,7 @@ from adan_optim.engine.plan import collect
 
 pytestmark = pytest.mark.per_family
 
-NAMES = list(adan_optim.OPTIMIZERS)
+NAMES = [name for name, cls in adan_optim.OPTIMIZERS.items() if cls.independent]
 OPTIONS = dict(lr=0.02, weight_decay=0.1)
 each_name = pytest.mark.parametrize("name", NAMES)
 
@@ -110,6 +110,14 @@ def test_what_needs_all_gradients_is_refused(name, options):
     [(key, value)] = options.items()
     with pytest.raises(ValueError, match=f"{key}={value!r} needs all gradients at once"):
         adan_optim.step_in_backward(optimizer)
+
+
+@pytest.mark.parametrize("name", [x for x, cls in adan_optim.OPTIMIZERS.items() if not cls.independent])
+def test_steps_that_depend_on_all_gradients_are_refused(name):
+    with pytest.raises(
+        ValueError, match=r"'s steps depend on all gradients at once.*: call step\(\) after it"
+    ):
+        adan_optim.step_in_backward(adan_optim.build_optimizer(Tied(), name))
 
 
 def test_hooks_of_the_step_are_refused():

@@ -199,7 +199,10 @@ def oracle_of(optimizer):
     groups = [
         (
             [array(p) for p in group["params"]],
-            {key: float(group[key]) if key == "lr" else group[key] for key in (*hyper_names, "maximize")},
+            {
+                key: float(group[key]) if isinstance(group[key], torch.Tensor) else group[key]
+                for key in (*hyper_names, "maximize")
+            },
         )
         for group in optimizer.param_groups
     ]
@@ -214,6 +217,8 @@ def all_params(optimizer):
 
 def resync(oracle, optimizer):
     """Takes the optimizer's own parameters and states over into the oracle."""
+    for hyper in oracle.hyper:
+        hyper.update({name: float(optimizer.param_groups[0][name]) for name in oracle.shared})
     for i, p in enumerate(all_params(optimizer)):
         oracle.params[i] = array(p)
         oracle.jumps[i] = np.full_like(oracle.params[i], np.inf)
@@ -307,6 +312,11 @@ def undecided(oracle, optimizer, steps=1):
 def compare(oracle, optimizer, steps=1):
     """Demands that the optimizer's parameters, states and step counts are the oracle's."""
     skipped = undecided(oracle, optimizer, steps)
+    work = torch.promote_types(all_params(optimizer)[0].dtype, torch.float32)
+    for name in oracle.shared:
+        ours, expected = float(optimizer.param_groups[0][name]), oracle.hyper[0][name]
+        allowed = tolerance(expected, work, steps, roundings=roundings_of(optimizer.card.name))
+        assert abs(ours - expected) <= allowed, f"{name}: {ours!r} instead of {expected!r}"
     for i, p in enumerate(all_params(optimizer)):
         state = optimizer.state.get(p, {})
         assert int(state.get("step", 0)) == oracle.steps[i], f"parameter {i}: step count"

@@ -8,12 +8,18 @@ Each optimizer is a module of `definitions/` with
     initial(p, **hyper)        the states of one parameter before its first step
     BASE, VARIANTS, CHANGES    options to test with, far from the defaults and from each other, so that no
                                mistake hides; see harness.py and test_arguments.py
+    share(found, hyper, states)
+                               of a rule with numbers that all parameters share, and step() takes by name:
+                               their next values, from what each parameter's step() returned third, and the
+                               hyper-parameters and the new states of all parameters
+    SHARED                     those numbers, keys of the groups: what they begin as, or an option that is it
     SHOWN_ELSEWHERE            options whose effect another test shows: "file.py::function"
     prepare(optimizer)         gives an optimizer what it wants besides gradients; see harness.py
     UNFUSED                    options without a fused rule
     fuses(p, options)          whether the fused rule is for a parameter, if it is not for all
     GIVEN                      what an option of CHANGES needs to have an effect
     UNIT                       options with which equal gradients move a parameter of ones by about lr
+    ALONE                      options with which the step of a parameter does not depend on others
     SLOW                       options that change the states by next to nothing in a step
     FAULTS                     for tests/mutants.py, which see
     ROUNDINGS                  operations on the way to a new parameter that round, if more than a dozen
@@ -24,6 +30,7 @@ Each optimizer is a module of `definitions/` with
 """
 
 import importlib.util
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +80,12 @@ class Oracle:
             initial_states(definition, p, hyper) for p, hyper in zip(self.params, plain, strict=True)
         ]
         self.steps = [0] * len(self.params)
+        self.share, self.shared = getattr(definition, "share", None), getattr(definition, "SHARED", {})
+        options = inspect.signature(definition.step).parameters.values()
+        defaults = {x.name: x.default for x in options if x.default is not x.empty}
+        for hyper in self.hyper if self.share else ():  # share() sees all options
+            hyper |= {**defaults, **hyper}
+            hyper |= {name: hyper.get(first, first) for name, first in self.shared.items()}
         self.jump = getattr(definition, "jump", None)
         self.jumps = [np.full_like(p, np.inf) for p in self.params]  # the least distance so far
         self.max_grad_norm, self.clip_eps = max_grad_norm, clip_eps
@@ -81,6 +94,7 @@ class Oracle:
         """One step; a gradient that is None leaves its parameter alone."""
         given = [g for g in grads if g is not None]
         c = clip_coefficient(given, self.max_grad_norm, self.clip_eps) if self.max_grad_norm else 1.0
+        found = []
         for i, g in enumerate(grads):
             if g is None:
                 continue
@@ -90,4 +104,9 @@ class Oracle:
             at = self.params[i], sign * c * g, self.states[i], self.steps[i]
             if self.jump:
                 self.jumps[i] = np.minimum(self.jumps[i], self.jump(*at, **hyper))
-            self.params[i], self.states[i] = self.rule(*at, **hyper)
+            self.params[i], self.states[i], *rest = self.rule(*at, **hyper)
+            found += rest
+        if self.share and given:
+            numbers = self.share(found, self.hyper, self.states)
+            for hyper in self.hyper:
+                hyper.update(numbers)

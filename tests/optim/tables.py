@@ -169,6 +169,8 @@ def assert_same(ours, expected, what=""):
     for name, memory in expected.items():
         different = (bits(ours[name]) != bits(memory)).nonzero().flatten()
         if name == "block_sums":  # other lanes are added up first
-            torch.testing.assert_close(ours[name], memory)
+            # of 256 numbers of either sign, in float32
+            close = dict(rtol=1.3e-6, atol=256 * 2.0**-23) if memory.dtype == torch.float32 else {}
+            torch.testing.assert_close(ours[name], memory, **close)
             continue
         assert not len(different), f"{what}: {name}, {len(different)} elements from {different[0]}"

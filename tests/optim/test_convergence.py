@@ -23,6 +23,9 @@ SETTINGS = {
         lr=0.1, weight_decay=0.0, r=2.0
     ),  # later steps count more, as they go to zero
     "schedule_free_adan": dict(lr=0.1, weight_decay=0.0, r=2.0),
+    # a schedule that falls from the first step on leaves no time to grow from 1e-6
+    "prodigy": dict(lr=1.0, weight_decay=0.0, d0=1e-3),
+    "prodigy_adan": dict(lr=1.0, weight_decay=0.0, d0=1e-3),
 }
 
 

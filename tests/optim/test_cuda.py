@@ -252,10 +252,11 @@ def test_numbers_on_the_device(name, emulated):
     for kinds in all_kinds(rule):
         ours, expected = make(rule, kinds, sizes), make(rule, kinds, sizes)
         for dtype in (torch.float32, torch.float64, torch.float16):
-            lr, scale = torch.tensor(0.25, dtype=dtype), torch.tensor(0.5, dtype=dtype)
-            finite = torch.tensor(0.0)
-            step(ours, cuda.CudaTable, (-1.0, *hyper[1:]), 2.0, scale, lr=lr, found_inf=finite)
-            step(expected, native.CpuTable, (0.25, *hyper[1:]), 2.0, scale)
+            numbers = (0.25, 0.75)[: len(adan_optim.OPTIMIZERS[OPTIMIZER[name]].device_numbers)]
+            lr, scale = torch.tensor(numbers, dtype=dtype), torch.tensor(0.5, dtype=dtype)
+            finite, rest = torch.tensor(0.0), hyper[len(numbers) :]
+            step(ours, cuda.CudaTable, (-1.0,) * len(numbers) + rest, 2.0, scale, lr=lr, found_inf=finite)
+            step(expected, native.CpuTable, (*numbers, *rest), 2.0, scale)
         assert_same(snapshot(ours), snapshot(expected), f"{kinds}")
         before = snapshot(ours)
         previous = [state["pre_grad"].clone() for state in ours.states if kinds.taken]

@@ -318,7 +318,7 @@ def test_fsdp2(tmp_path):
     ]
     cases += [("adan", path, {"take_gradients": True}) for path in ("fused", "reference")]
     cases += [("adan", path, {"state_dtype": "bfloat16"}) for path in ("fused", "foreach")]
-    cases += [(name, "reference", {"caution": True}) for name in ("adamw", "lamb", "adam_mini")]
+    cases += [(name, "reference", {"caution": True}) for name in ("adamw", "lamb", "adam_mini", "prodigy")]
     cases += [("adan", path, SPLIT) for path in ("fused", "foreach", "reference")]
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

@@ -19,8 +19,8 @@ def parameters(count: int = 20) -> list[torch.nn.Parameter]:
 
 @pytest.mark.parametrize("name", FUSED)
 def test_steady_state_allocates_no_tensor_memory(name: str) -> None:
-    """But for rules with factors: theirs are made again, a few numbers for each row and column."""
-    small = 64 * 1024 if any(rule.factors for rule in adan_optim.CARDS[name].fused_rules) else 0
+    """But for factors and sums: they are made again, a few numbers for each row and column, or block."""
+    small = 64 * 1024 if any(rule.factors or rule.sums for rule in adan_optim.CARDS[name].fused_rules) else 0
     params = parameters()
     optimizer = adan_optim.build_optimizer(params, name, fused=True)
     for p in params:

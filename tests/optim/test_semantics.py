@@ -26,6 +26,7 @@ from harness import (
     set_grads,
     tensors_of,
 )
+from oracle import DEFINITIONS
 from torch import nn
 
 import adan_optim
@@ -80,8 +81,9 @@ def test_joining_and_leaving_with_a_norm(name, path):
 def joining_and_leaving(name, path, dtype, kept, max_grad_norm):
     together = make_params(SHAPES, np.random.default_rng(0), dtype)
     alone = make_params(SHAPES, np.random.default_rng(0), dtype)
-    one = build(name, together, path, max_grad_norm=max_grad_norm, **kept)
-    many = [build(name, [p], path, max_grad_norm=max_grad_norm, **kept) for p in alone]
+    options = {"max_grad_norm": max_grad_norm, **kept, **getattr(DEFINITIONS[name], "ALONE", {})}
+    one = build(name, together, path, **options)
+    many = [build(name, [p], path, **options) for p in alone]
     rng = np.random.default_rng(1)
     for present in PRESENT:
         for i, (p, q) in enumerate(zip(together, alone, strict=True)):

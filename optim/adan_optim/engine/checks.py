@@ -188,7 +188,7 @@ def _check_path(optimizer: UpdateRule, name: str, p: Tensor, group: Group) -> No
         reason = optimizer.why_not_fused(p, group) or f"it is on {p.device}, or another path was asked for"
         raise ValueError(f"capturable=True needs {name} on the fused CUDA path: {reason}")
     caution = group["caution"]
-    if optimizer.capturable and (caution or any(rule.factors for rule in card.fused_rules)):
+    if optimizer.capturable and (caution or any(rule.factors or rule.sums for rule in card.fused_rules)):
         title = f"{card.title}{' with caution' * caution}"
         raise ValueError(f"capturable=True: a step of {title} is more than its kernels, and is not captured")
 

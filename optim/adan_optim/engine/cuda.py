@@ -361,7 +361,7 @@ class CudaTable(native.Table):
         """Makes one step on the current stream.
 
         Args:
-            hyper, factor, scale, lr: see `Table.step`; one element, on any device.
+            hyper, factor, scale, lr: see `Table.step`; on any device.
             found_inf: if this is not zero, nothing changes. Gradients that are taken from the parameters
                 are then given the values of the previous ones, whose place the caller gives them in any case.
 

@@ -2,9 +2,12 @@
 
 Most rules are one pass of a kernel over an element's own values. Other rules take factors for the rows and
 columns of a tensor, which torch's operations compute before the pass, from sums of squares (sums.py); some
-have a first pass that sums numbers over blocks of 256 elements (`block_sums`). On the CPU, kernels make the
-factors of blocks of elements themselves (csrc/blocks.h), while the gradient is in a cache.
+have a first pass that sums numbers over blocks of 256 elements (`block_sums`), or sum them in their only
+pass, for what comes after the step. On the CPU, kernels make the factors of blocks of elements themselves
+(csrc/blocks.h), while the gradient is in a cache.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,13 +28,15 @@ def make_tables(optimizer: UpdateRule, batch: Batch) -> None:
     *first, rule = optimizer.card.cautious_rules if batch.group["caution"] else rules(batch.spec)
     if rule.factors:
         batch.factors = optimizer.make_factors(batch)
-    if first:
+    sums: Sequence[Tensor] = ()
+    if count := (*first, rule)[0].sums:
         batch.block_counts = [max(-(-p.numel() // BLOCK), 1) for p in batch.params]
-        shape = sum(batch.block_counts), first[0].sums
-        batch.block_sums = batch.params[0].new_zeros(shape, dtype=batch.work)
+        batch.block_sums = batch.params[0].new_zeros((sum(batch.block_counts), count), dtype=batch.work)
         sums = torch.split(batch.block_sums, batch.block_counts)
+    if first:
         batch.first = make(first[0], *tensors, (), sums, others)
-    batch.table = make(rule, *tensors, batch.factors, (), others)
+        sums = ()
+    batch.table = make(rule, *tensors, batch.factors, sums, others)
 
 
 def stays_on_device(batch: Batch) -> bool:
@@ -45,12 +50,12 @@ def stays_on_device(batch: Batch) -> bool:
 def step(optimizer: UpdateRule, batch: Batch, factor: float, scale: Tensor | None, on_device: bool) -> None:
     """Make a step on a batch; the gradients are multiplied by factor and scale, which has one element.
 
-    If the whole step stays on the device, so does a learning rate that is a tensor there.
+    If the whole step stays on the device, so do a learning rate that is a tensor there and its like.
     """
     assert batch.table is not None
-    lr = batch.group["lr"]
-    lr = lr if on_device and isinstance(lr, Tensor) and lr.is_cuda else None
-    hyper = optimizer.fused_hyper(batch.group if lr is None else {**batch.group, "lr": 0.0})
+    lr = _numbers_on_device(optimizer, batch) if on_device else None
+    known = batch.group if lr is None else {**batch.group, **dict.fromkeys(optimizer.device_numbers, 0.0)}
+    hyper = optimizer.fused_hyper(known)
     if batch.first is not None:
         batch.first.step(hyper, factor, scale)
     if batch.group["caution"]:
@@ -60,6 +65,23 @@ def step(optimizer: UpdateRule, batch: Batch, factor: float, scale: Tensor | Non
         by = factor if scale is None else factor * scale
         optimizer.fill_factors(batch, grads, by)  # type: ignore[arg-type]
     batch.table.step(hyper, factor, scale, lr=lr, found_inf=getattr(optimizer, "found_inf", None))
+
+
+def _numbers_on_device(optimizer: UpdateRule, batch: Batch) -> Tensor | None:
+    """The values of `device_numbers` [count], or the only one, if one of them is a tensor on a GPU."""
+    values = [batch.group[name] for name in optimizer.device_numbers]
+    if not any(isinstance(x, Tensor) and x.is_cuda for x in values):
+        return None
+    if len(values) == 1:
+        return values[0]  # type: ignore[no-any-return]
+    device, dtype = batch.params[0].device, torch.float64
+    made = [
+        x.reshape(()).to(device, dtype, non_blocking=True)
+        if isinstance(x, Tensor)
+        else torch.full((), x, device=device, dtype=dtype)
+        for x in values
+    ]
+    return torch.stack(made)
 
 
 # ---- for rules with factors or two passes

@@ -375,7 +375,7 @@ class Table:
             hyper: the numbers of the rule's Hyper (csrc/rules.h), in its order.
             factor, scale: their product multiplies every gradient: the sign for maximize, and clipping and
                 unscaling, if any. scale has one element.
-            lr: one element, on a GPU only: replaces hyper[0].
+            lr: on a GPU only, the rule's `device_numbers`, by default lr alone: replaces the first of hyper.
             found_inf: one element, on a GPU only: unless it is zero, nothing is changed.
         """
         raise NotImplementedError

@@ -148,6 +148,7 @@ def _row(optimizer: UpdateRule, index: int, place: int, p: Tensor, g: Tensor) ->
         p.grad = g = own
     spec, state = optimizer.state_spec(p, group), optimizer.state[p]
     optimizer.check_state(where, p, state, group)
+    optimizer.prepare_state(p, state, group)
     storage.fit(optimizer.card, spec, p, state, p.device if path == "fused" else "cpu")
     storage.fit_rest(optimizer.card, p, state)
     batch = Batch(group, path, storage, spec)

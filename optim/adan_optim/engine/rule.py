@@ -43,7 +43,7 @@ class Batch:
     table: native.Table | None = None
     factors: list[native.Factors] = field(default_factory=list)
     first: native.Table | None = None  # the first of two passes
-    block_sums: Tensor | None = None  # [blocks of all parameters, sums], from the first pass
+    block_sums: Tensor | None = None  # [blocks of all parameters, sums], from the first or only pass
     block_counts: list[int] = field(default_factory=list)  # how many of the blocks each parameter has
     # what `fill_factors` makes only once
     constants: dict[str, Tensor] = field(default_factory=dict)
@@ -60,7 +60,10 @@ class UpdateRule(torch.optim.Optimizer):
 
     card: ClassVar[Card]
     decoupled: ClassVar[bool] = True  # weight decay shrinks the parameter instead of entering the gradient
+    independent: ClassVar[bool] = True  # whether the step of a parameter does not depend on the others
     batches_dtensors: ClassVar[bool] = False  # whether multi_tensor takes whole parameters that are DTensors
+    # The first numbers of `fused_hyper`, keys of a group, which CUDA kernels read on the device if they can.
+    device_numbers: ClassVar[tuple[str, ...]] = ("lr",)
     max_grad_norm: float
     nonfinite: str
     foreach: bool | None
@@ -87,6 +90,12 @@ class UpdateRule(torch.optim.Optimizer):
     def is_elementwise(self, p: Tensor, group: Group) -> bool:
         """Return whether an element of p, of any shape, depends on its own numbers alone; see `Card`."""
         return bool(self.card.elementwise and not group["caution"])
+
+    def prepare_state(self, p: Tensor, state: State, group: Group) -> None:
+        """Add the states of a parameter, any shape, that are missing and do not begin as zeros."""
+
+    def finish_step(self, batches: list[Batch], idle: Tensors) -> None:
+        """Do what is left when all batches have made a step; `idle` are parameters without a gradient."""
 
     # ---- checks
 

@@ -102,6 +102,17 @@ def block_totals(block_sums: Tensor, counts: Sequence[int]) -> list[Tensor]:
     return [totals(column, counts) for column in block_sums.t().contiguous()]
 
 
+def signed_totals(block_sums: Tensor) -> Tensor:
+    """Return the totals over all blocks of all tensors: of [blocks, sums], [sums] in float64.
+
+    On the CPU they have the same bits for any number of threads.
+    """
+    if block_sums.device.type == "cpu":
+        lengths = torch.tensor([len(block_sums)], device="cpu")
+        return torch.segment_reduce(block_sums.double(), "sum", lengths=lengths, axis=0, unsafe=True)[0]
+    return block_sums.sum(0, dtype=torch.float64)
+
+
 def totals(x: Tensor, counts: Sequence[int]) -> Tensor:
     """Return the sum of the first counts[0] numbers of x [n], which are not negative, of the next, and so on.
 
