@@ -73,7 +73,9 @@ def measure(words: Sequence[str], scratch: Path, rounds: int) -> dict[str, Any]:
     """Return the seconds of processor time in each round, the exit status, and whether torch was imported."""
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     folders = {"XDG_CACHE_HOME": scratch / "cache", "PYTHONPYCACHEPREFIX": scratch / "bytecode"}
-    environment = clean | {"PYTHONPATH": str(ROOT)} | {key: str(path) for key, path in folders.items()}
+    environment = (
+        clean | {"PYTHONPATH": f"{ROOT}:{ROOT}/optim"} | {key: str(path) for key, path in folders.items()}
+    )
     words = [*words, "--out", str(scratch / "page.html")] if "scripts/report.py" in words[:1] else words
 
     def run(*options: str) -> tuple[float, "subprocess.CompletedProcess[str]"]:

@@ -25,7 +25,7 @@ def run(command: str, *arguments: str) -> tuple[int, str, str, set[str]]:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/optim"},
     )
     lines = done.stderr.splitlines()
     times = [line for line in lines if line.startswith("import time:")]

@@ -46,6 +46,8 @@ IGNORED = (
     "ignore:You are using .torch.load:FutureWarning",
     "ignore:In future:DeprecationWarning",
     "ignore:Warning",
+    "ignore:Converting a tensor with requires_grad=True to a scalar",  # LBFGS of torch 2.8
+    "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning",
 )
 MARKERS = "not slow and not exhaustive and not static"
 

@@ -22,7 +22,7 @@ class Server:
         self.folder, self.runs = folder, 0
         environment = {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{ROOT}:{ROOT}/optim",
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",
             "DS_ACCELERATOR": "cpu",

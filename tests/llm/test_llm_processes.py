@@ -56,7 +56,11 @@ def test_two_processes_are_one(
     program = str(HERE / "two_interrupted_processes.py")
     done = subprocess.run(
         [*launch, program, f"llm.{recipe}", *words, f"fsdp={sharded}", "run.root=two"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{HERE.parents[1]}:{HERE.parents[1]}/optim",
+        },
         capture_output=True,
         text=True,
         timeout=500,

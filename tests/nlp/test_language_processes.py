@@ -59,7 +59,11 @@ def test_two_processes_are_one(recipe: str, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*launch, str(HERE / "two_processes.py"), f"nlp.{recipe}", *arguments, f"run.root={tmp_path}/two"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{HERE.parents[1]}:{HERE.parents[1]}/optim",
+        },
         capture_output=True,
         text=True,
         timeout=500,

@@ -208,7 +208,7 @@ def test_killed_run_ends_bit_identical(text: list[str], tmp_path: Path) -> None:
 
     def start(name: str, **environment: str) -> int:
         command = [sys.executable, "-c", program, *words, f"run.name={name}"]
-        environ = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+        environ = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/optim", **environment}
         return subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, check=False).returncode
 
     assert start("whole") == 0

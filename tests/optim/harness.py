@@ -133,7 +133,10 @@ def needs_torch(first, what):
 
 
 needs_names = needs_torch((2, 6), "optimizers take named parameters")
-needs_fsdp2 = needs_torch((2, 7), "FSDP2 works on CPUs")
+needs_fsdp2 = pytest.mark.skipif(
+    TORCH < (2, 7) or TORCH == (2, 8),
+    reason="FSDP2 on CPUs: from torch 2.7 on, but 2.8 adds up float32 gradients instead of averaging them",
+)
 needs_kinds = needs_torch((2, 7), "state dicts tell Adam from AdamW")
 each_name = pytest.mark.parametrize("name", NAMES)
 FUSED = [name for name, path in PATHS if path == "fused"]

@@ -92,7 +92,9 @@ def swap_tensors(optimizer, memory, n):
 
 
 def move_storage(optimizer, memory, n):
-    pick(optimizer, n).data.untyped_storage().resize_(1 << 14)
+    storage = pick(optimizer, n).data.untyped_storage()
+    if not storage.is_shared():  # torch crashes
+        storage.resize_(1 << 14)
 
 
 def replace_parameter(optimizer, memory, n):

@@ -34,7 +34,7 @@ class Server:
     """Starts the command in forked processes; see fork_server.py."""
 
     def __init__(self, folder: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/optim"}
         with (folder / "stderr").open("w") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, str(Path(__file__).with_name("fork_server.py"))],

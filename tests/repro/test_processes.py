@@ -66,7 +66,11 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
             json.dumps([PLAIN, RANDOM]),
             json.dumps(BLOCKS | {"fsdp": True}),
         ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE.parents[1]}:{HERE}"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{HERE.parents[1]}:{HERE.parents[1]}/optim:{HERE}",
+        },
         capture_output=True,
         text=True,
         timeout=300,
