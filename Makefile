@@ -5,6 +5,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 CONFORMANCE := .venv-conformance
 BUILD := .venv-build
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PYTEST := $(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal
 START := $(shell date +%s)
 
@@ -55,9 +56,9 @@ test-sanitize: $(INSTALLED)  ## tensors changed between steps in every way, the 
 test-platforms: $(BUILD)/.installed  ## the CPU kernels for ARM, Windows and macOS: cross-compiled and, by emulators, run
 	$(BUILD)/bin/python tests/platforms.py --out results/install
 
-platform-tools:  ## what test-platforms needs, as root on Debian
-	apt-get update
-	apt-get install --yes --no-install-recommends make g++ g++-aarch64-linux-gnu qemu-user wine64 wine python3-venv
+platform-tools:  ## what test-platforms needs, on Debian and Ubuntu
+	$(SUDO) apt-get update
+	$(SUDO) apt-get install --yes --no-install-recommends g++ g++-aarch64-linux-gnu qemu-user wine wine64
 
 dist: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
 dist: $(BUILD)/.installed  ## dist/: the source distribution and this platform's wheel, checked as PyPI does
