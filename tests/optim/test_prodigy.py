@@ -375,7 +375,7 @@ def test_resuming_in_the_middle_gives_the_same_bits(name, path, options):
     train(loss, optimizer)
     file.seek(0)
     again, loss, resumed = new()
-    saved, values = torch.load(file)
+    saved, values = torch.load(file, weights_only=True)
     with torch.no_grad():
         torch._foreach_copy_(again, values)
     resumed.load_state_dict(saved)
@@ -570,7 +570,7 @@ def test_shards_have_one_estimate(tmp_path):
         port = s.getsockname()[1]
     torch.multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
     torch.multiprocessing.start_processes(worker, (port, tmp_path), nprocs=2, start_method="forkserver")
-    results = torch.load(tmp_path / "results.pt")
+    results = torch.load(tmp_path / "results.pt", weights_only=True)
     for name, path in SHARDED:
         (first, second), weights, saved = results[name, path]
         assert torch.equal(first, second)
