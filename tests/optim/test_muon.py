@@ -62,7 +62,13 @@ def test_torchs(path, nesterov, scaling, theirs):
     params, ours = muon([(12, 8), (8, 20), (9, 9)], path, torch.float32, scaling=scaling, **options)
     others = [p.detach().clone().requires_grad_() for p in params]
     before = [p.detach().clone() for p in params]
-    walk_together(ours, torch.optim.Muon(others, adjust_lr_fn=theirs, **options), params, others, 5, 1.0)
+    try:
+        torchs = torch.optim.Muon(others, adjust_lr_fn=theirs, **options)
+    except ValueError as error:  # of a torch before the newest
+        if f"{theirs} is not supported" not in str(error):
+            raise
+        pytest.skip(str(error))
+    walk_together(ours, torchs, params, others, 5, 1.0)
     for p, q, start in zip(params, others, before, strict=True):
         assert (p - q).norm() < 0.04 * (q - start).norm()
 
