@@ -163,6 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print("  ".join(filter(None, row.values())), flush=True)
                 rows.append(row)
     if options.out:
+        command = ["git", "rev-parse", "HEAD"]
+        commit = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+        rows = [row | {"commit": commit} for row in rows]
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "platforms.json").write_text(json.dumps(rows, indent=1) + "\n")
         (options.out / "platforms.txt").write_text(

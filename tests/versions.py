@@ -117,6 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     file = options.out / "versions.json" if options.out else None
     rows = json.loads(file.read_text()) if file and file.exists() else []
     missing = []
+    command = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
     for version, torch in PAIRS:
         if options.torch and torch not in options.torch:
             continue
@@ -125,7 +127,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             missing.append(version)
             print(f"Python {version}, torch {torch}: there is no Python {version} here", flush=True)
             continue
-        row = tried(version, torch, python, wheels[-1], ROOT / ".venv-torch") | {"wheel": wheels[-1].name}
+        row = tried(version, torch, python, wheels[-1], ROOT / ".venv-torch") | {
+            "wheel": wheels[-1].name,
+            "commit": commit,
+        }
         print("  ".join(row.values()), flush=True)
         rows = [old for old in rows if (old["python"], old["torch"]) != (version, torch)] + [row]
         if file:
