@@ -31,17 +31,17 @@ GCC = ("-fschedule-insns",)
 
 
 def find_compiler() -> list[str]:
-    """Return the words of $CXX, or else the first C++ compiler on the path.
+    """Return the words of $CXX, or else the first C++ compiler on the path, and those of $ARCHFLAGS.
+
+    The latter name the processor for which a wheel for macOS is built, which may be another than this one.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no compiler.
     """
-    if named := os.environ.get("CXX"):
-        return shlex.split(named)
-    for name in ("c++", "g++", "clang++"):
-        if shutil.which(name):
-            return [name]
-    raise FileNotFoundError("no C++ compiler: install g++ or clang++, or name one in CXX")
+    found = (name for name in ("c++", "g++", "clang++") if shutil.which(name))
+    if not (compiler := os.environ.get("CXX") or next(found, None)):
+        raise FileNotFoundError("no C++ compiler: install g++ or clang++, or name one in CXX")
+    return shlex.split(compiler) + shlex.split(os.environ.get("ARCHFLAGS", ""))
 
 
 def flags_for(compiler: Sequence[str]) -> list[str]:

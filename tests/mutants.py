@@ -30,7 +30,6 @@ from faults import FAULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("optim", "csrc", "setup.py", "pyproject.toml", "tests/optim")
-LIBRARY = "optim/adan_optim/_cpu.abi3.so"
 DAILY = "not slow and not exhaustive and not static"  # tests of `make test`
 # Imported once; the tests run in forks.
 PRELOAD = (
