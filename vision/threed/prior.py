@@ -69,7 +69,7 @@ def distil(
     """Return a loss, a scalar, whose gradient is that of score distillation.
 
     That is w(t) (noise found - noise added) for each sample, with w(t) = 1 - alpha(t), averaged over the
-    samples. The loss is half its square, so it also tells how far the samples are from what the prior expects.
+    samples. The loss is half its square: it also tells how far the samples are from what the prior expects.
 
     Args:
         samples: of the prior's space [n, ...], see Prior.encode.
