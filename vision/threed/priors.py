@@ -1,9 +1,10 @@
 """The prior that a configuration names."""
 
+import functools
+
 from vision.threed.analytic import Analytic
 from vision.threed.config import TextTo3DConfig
 from vision.threed.prior import Prior
-from vision.threed.shapes import parse
 
 VIEWS = 128  # of each object in the analytic prior
 
@@ -24,11 +25,14 @@ def build_prior(config: TextTo3DConfig) -> Prior:
             attention_slicing=prior.attention_slicing,
             vae_slicing=prior.vae_slicing,
         )
-    parse(config.prompt)
     if prior.name == "unet":
         from vision.threed.diffusion import Diffusion
 
         return Diffusion.load(str(prior.path), dtype=prior.dtype)
-    low, high = view.elevation
-    middles = (sum(values) / 2 for values in (view.radius, view.fov))
-    return Analytic(view.size, VIEWS, (low, high), *middles)
+    radius, fov = (sum(values) / 2 for values in (view.radius, view.fov))
+    return _world(view.size, tuple(view.elevation), radius, fov)
+
+
+@functools.lru_cache(1)  # rendering it takes seconds, and several runs of a process share it
+def _world(side: int, elevation: tuple[float, float], radius: float, fov: float) -> Analytic:
+    return Analytic(side, VIEWS, elevation, radius, fov)
