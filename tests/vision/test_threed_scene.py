@@ -86,7 +86,7 @@ def test_words_of_views() -> None:
     views = Cameras(
         torch.tensor(angles).deg2rad(), torch.tensor(elevations).deg2rad(), torch.ones(n), torch.ones(n)
     )
-    expected = "front front side side back back back side front front".split()
+    expected = ["front", "front", "side", "side", "back", "back", "back", "side", "front", "front"]
     assert words(views) == [f"{word} view" for word in expected] + ["overhead view"]
 
 
@@ -164,7 +164,8 @@ def test_pictures_do_not_depend_on_those_rendered_with_them() -> None:
     with torch.no_grad():
         apart = renderer(views, 16, normals=True)  # in parts
     for mine, theirs in zip(together, apart, strict=True):
-        assert mine is not None and theirs is not None
+        assert mine is not None
+        assert theirs is not None
         torch.testing.assert_close(mine, theirs)
 
 
@@ -212,7 +213,7 @@ def test_normals_point_outward() -> None:
 
 
 def test_light() -> None:
-    """Ambient light alone leaves the colours; textureless surfaces are white; surfaces turned away are dark."""
+    """Ambient light leaves the colours, textureless surfaces are white, and those turned away are dark."""
     scene = replace(SMALL, blob_density=8.0, blob_radius=0.3, background="white")
     renderer = Renderer(scene).eval()
     view = ring(1, 0.0, 3.0, 40.0)
@@ -244,7 +245,8 @@ def test_entropy_is_finite_where_rounding_leaves_the_range() -> None:
     opacity = torch.tensor([0.0, 1.0, 1.0 + 1e-6, -1e-7, 0.5], requires_grad=True)
     value = entropy(opacity)
     value.backward()
-    assert opacity.grad is not None and opacity.grad.isfinite().all()
+    assert opacity.grad is not None
+    assert opacity.grad.isfinite().all()
     assert value.item() == pytest.approx(0.2, abs=1e-3)  # one of five is undecided: a bit
 
 

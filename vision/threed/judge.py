@@ -41,7 +41,8 @@ def build_judge(config: TextTo3DConfig, prior: Prior) -> Judge | None:
     if measure.clip is not None:
         from vision.threed.clip import Clip  # it takes seconds
 
-        clip, captions = Clip.load(measure.clip), _captions(config)
+        captions = _captions(config)
+        clip = Clip.load(measure.clip)
         return lambda images, cameras: (
             clip.similarity(images, captions).argmax(1) == captions.index(config.prompt)
         )
