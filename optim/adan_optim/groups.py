@@ -1,11 +1,12 @@
 """Parameter groups: which parameters decay, and their learning rates."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
-from .engine.checks import number
+from .engine.checks import number, plain_number
 
 
 def param_groups(
@@ -15,6 +16,7 @@ def param_groups(
     *,
     decay_bias_and_norm: bool = False,
     layer_decay: float | None = None,
+    lr_scales: Mapping[str, float] | None = None,
     embedding_state_dtype: str | None = None,
 ) -> list[dict[str, Any]]:
     """Return the trainable parameters of a model as groups for an optimizer.
@@ -28,17 +30,20 @@ def param_groups(
             the model names.
         layer_decay: factor on the learning rate from each layer to the one before (BEiT, MAE); see
             `layer_ids`.
+        lr_scales: factors on the learning rate by regular expressions, searched in the full names of the
+            parameters; the first match counts. {"encoding": 10} is what NeRFs with hash grids use.
         embedding_state_dtype: a different state_dtype for the weights of `nn.Embedding` layers. 8-bit states
             work worst for tables with rarely used rows.
 
     Returns:
         Groups with params, lr, weight_decay and name, and state_dtype for embeddings if it was given. lr
-        includes the layer's factor. Schedules that scale each group's lr keep it (torch's and timm's); one
-        that sets the same lr for all groups loses it (MAE's `lr_sched`).
+        includes the factors. Schedules that scale each group's lr keep them (torch's and timm's); one
+        that sets the same lr for all groups loses them (MAE's `lr_sched`).
 
     Raises:
         ValueError, TypeError: for an lr or weight_decay that is not a number >= 0, a model without trainable
-            parameters, a layer_decay outside (0, 1], or a layer_decay for a model without repeated layers.
+            parameters, a layer_decay outside (0, 1], or one for a model without repeated layers, and for a
+        pattern in lr_scales that is no regular expression or matches no parameter.
     """
     number("lr", lr)
     number("weight_decay", weight_decay)
@@ -55,17 +60,37 @@ def param_groups(
     exempt = set(getattr(model, "no_weight_decay", set)())
     ids = layer_ids(model) if layer_decay is not None else {}
     last = max(ids.values(), default=0)
+    scales = _scales(named, lr_scales or {})
     groups: dict[str, dict[str, Any]] = {}
     for name, p in named.items():
         decays = decay_bias_and_norm or not (p.ndim <= 1 or name.endswith(".bias") or name in exempt)
-        scale = 1.0 if layer_decay is None else layer_decay ** (last - ids[name])
-        label = ("decay" if decays else "no_decay") + (f"_layer{ids[name]}" if ids else "")
+        factor, matched = scales.get(name, (1.0, ""))
+        scale = factor * (1.0 if layer_decay is None else layer_decay ** (last - ids[name]))
+        label = ("decay" if decays else "no_decay") + (f"_layer{ids[name]}" if ids else "") + matched
         decay = weight_decay if decays else 0.0
         special = {"state_dtype": embedding_state_dtype} if id(p) in tables else {}
         label += "_embedding" if special else ""
         group: dict[str, Any] = dict(params=[], lr=lr * scale, weight_decay=decay, name=label, **special)
         groups.setdefault(label, group)["params"].append(p)
     return list(groups.values())
+
+
+def _scales(names: Iterable[str], given: Mapping[str, float]) -> dict[str, tuple[float, str]]:
+    """Return the factor of each parameter that a pattern matches, and a label for its group."""
+    found: dict[str, tuple[float, str]] = {}
+    for pattern, factor in given.items():
+        factor = plain_number(f"lr_scales[{pattern!r}]", factor)
+        try:
+            matched = [name for name in names if re.search(pattern, name) and name not in found]
+        except re.error as error:
+            raise ValueError(f"lr_scales: {pattern!r} is no regular expression: {error}") from None
+        if not matched:
+            raise ValueError(
+                f"lr_scales: {pattern!r} matches no trainable parameter that no pattern before it matches; "
+                f"there are {', '.join(names)}"
+            )
+        found |= dict.fromkeys(matched, (float(factor), f"_{pattern}"))
+    return found
 
 
 def layer_ids(model: nn.Module) -> dict[str, int]:

@@ -51,6 +51,7 @@ def build_optimizer(
     *,
     decay_bias_and_norm: bool = False,
     layer_decay: float | None = None,
+    lr_scales: Mapping[str, float] | None = None,
     embedding_state_dtype: str | None = None,
     **options: Any,
 ) -> torch.optim.Optimizer:
@@ -61,8 +62,8 @@ def build_optimizer(
             weight decay on biases and norms), or parameters or groups as for any torch optimizer.
         name_or_config: a name in `OPTIMIZERS`, the import path of any torch optimizer ("torch.optim.SGD"), or
             a mapping with such a "name" and options.
-        decay_bias_and_norm, layer_decay, embedding_state_dtype: see `adan_optim.param_groups`; they need
-            a model.
+        decay_bias_and_norm, layer_decay, lr_scales, embedding_state_dtype: see `adan_optim.param_groups`;
+            they need a model.
         options: arguments of the optimizer; they override those in the mapping.
 
     Raises:
@@ -76,6 +77,7 @@ def build_optimizer(
     grouping: dict[str, Any] = dict(
         decay_bias_and_norm=decay_bias_and_norm,
         layer_decay=layer_decay,
+        lr_scales=lr_scales,
         embedding_state_dtype=embedding_state_dtype,
     )
     if isinstance(name_or_config, Mapping):
@@ -95,10 +97,8 @@ def build_optimizer(
         if issubclass(cls, Optimizer):
             return cls.of_model(model_or_params, groups, **options)
         return cls(groups, **options)
-    if decay_bias_and_norm or layer_decay is not None or embedding_state_dtype is not None:
-        raise ValueError(
-            "decay_bias_and_norm, layer_decay and embedding_state_dtype need the model, not its parameters"
-        )
+    if any(value not in (None, False) for value in grouping.values()):
+        raise ValueError(f"{', '.join(grouping)} need the model, not its parameters")
     params = list(model_or_params)
     if not params:
         raise ValueError("there are no parameters to optimize")

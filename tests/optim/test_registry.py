@@ -166,9 +166,49 @@ def test_layer_decay_errors():
             build_optimizer(Model(), "adan", layer_decay=bad)
     with pytest.raises(ValueError, match="found no repeated blocks in Linear"):
         build_optimizer(nn.Linear(2, 2), "adan", layer_decay=0.5)
-    for option in ({"layer_decay": 0.5}, {"decay_bias_and_norm": True}, {"embedding_state_dtype": "float32"}):
+    needy = {
+        "layer_decay": 0.5,
+        "decay_bias_and_norm": True,
+        "embedding_state_dtype": "float32",
+        "lr_scales": {"a": 2},
+    }
+    for option in ({name: value} for name, value in needy.items()):
         with pytest.raises(ValueError, match="need the model"):
             build_optimizer(Model().parameters(), "adan", **option)
+
+
+def test_parts_have_their_own_learning_rates():
+    """The first pattern that matches counts, together with layer_decay and the weight decay."""
+    model = nn.Sequential(OrderedDict(encoding=nn.Embedding(3, 2), net=nn.Linear(2, 2), out=nn.Linear(2, 1)))
+    scales = {"encoding": 10, r"net\.bias$": 0.5, "net": 2}
+    optimizer = build_optimizer(model, "adan", lr=0.1, weight_decay=0.3, lr_scales=scales)
+    found = {
+        name: (group["lr"], group["weight_decay"])
+        for name, group in by_name(model, optimizer.param_groups).items()
+    }
+    assert found == {
+        "encoding.weight": (pytest.approx(1.0), 0.3),
+        "net.weight": (pytest.approx(0.2), 0.3),
+        "net.bias": (pytest.approx(0.05), 0.0),
+        "out.weight": (0.1, 0.3),
+        "out.bias": (0.1, 0.0),
+    }
+    assert len({group["name"] for group in optimizer.param_groups}) == len(optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ({"nothing": 2}, "'nothing' matches no trainable parameter"),
+        ({"block": 2, "blocks.0": 3}, "'blocks.0' matches no trainable parameter that no pattern before it"),
+        ({"(": 2}, "is no regular expression"),
+        ({"block": -1}, r"lr_scales\['block'\]=-1"),
+        ({"block": "x"}, r"lr_scales\['block'\]='x'"),
+    ],
+)
+def test_bad_lr_scales(scales, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        build_optimizer(Model(), "adan", lr_scales=scales)
 
 
 def test_groups_train():

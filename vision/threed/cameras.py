@@ -1,6 +1,7 @@
 """Cameras around a scene. The world is right-handed with z up; an object's front looks along +x."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -64,11 +65,9 @@ def ring(number: int, elevation: float, radius: float, fov: float) -> Cameras:
     return Cameras(azimuth, *same)
 
 
-def drawn(
-    draws: Draws, elevation: tuple[float, float], radius: tuple[float, float], fov: tuple[float, float]
-) -> Cameras:
+def drawn(draws: Draws, elevation: Sequence[float], radius: Sequence[float], fov: Sequence[float]) -> Cameras:
     """Return random cameras, one for each sample of `draws`; the ranges of angles are in degrees."""
-    low, high = torch.tensor([(-180.0, 180.0), elevation, radius, fov]).T
+    low, high = torch.tensor([[-180.0, 180.0], elevation, radius, fov]).T
     values = torch.from_numpy(draws(range(4))).float() * (high - low) + low  # [cameras, 4]
     azimuth, elevations, radii, fovs = values.unbind(-1)
     return Cameras(azimuth.deg2rad(), elevations.deg2rad(), radii, fovs.deg2rad())

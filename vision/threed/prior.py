@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vision.threed.cameras import Cameras
 
 TIMES = 1000
+TIMES_COMPARED = 0.1, 0.3, 0.5  # at which captions are compared, as shares of all
 
 
 def scaled_linear(first: float = 0.00085, last: float = 0.012) -> Tensor:
@@ -57,6 +58,24 @@ class Prior(nn.Module, ABC):
         without = self.noise(noisy, times, [""] * len(captions), None)
         return without + guidance * (self.noise(noisy, times, captions, cameras) - without)
 
+    @torch.no_grad()
+    def likelihoods(self, samples: Tensor, captions: Sequence[str], cameras: Cameras | None) -> Tensor:
+        """Return how likely each sample is under each caption, up to a constant [samples, captions].
+
+        It is minus the mean error of the noise found, over TIMES_COMPARED; the noise is the same for all
+        captions (a diffusion classifier, arXiv 2303.16203).
+        """
+        generator = torch.Generator().manual_seed(0)
+        errors = samples.new_zeros(len(samples), len(captions))
+        for share in TIMES_COMPARED:
+            times = torch.full((len(samples),), round(share * (len(self.alphas) - 1)), device=samples.device)
+            noise = torch.randn(samples.shape, generator=generator).to(samples)
+            noisy = self.mixed(samples, noise, times)
+            for column, caption in enumerate(captions):
+                found = self.noise(noisy, times, [caption] * len(samples), cameras)
+                errors[:, column] += (found - noise).square().flatten(1).mean(1)
+        return -errors / len(TIMES_COMPARED)
+
 
 def distil(
     prior: Prior,
@@ -64,7 +83,7 @@ def distil(
     caption: str,
     cameras: Cameras | None,
     guidance: float,
-    times: tuple[float, float],
+    times: Sequence[float],
 ) -> Tensor:
     """Return a loss, a scalar, whose gradient is that of score distillation.
 
@@ -88,24 +107,3 @@ def distil(
         weights = (1 - prior.alphas[drawn]).view(-1, *[1] * (samples.ndim - 1))
         goal = samples - weights * (found - noise)
     return 0.5 * F.mse_loss(samples, goal, reduction="sum") / len(samples)
-
-
-@torch.no_grad()
-def likelihoods(
-    prior: Prior, samples: Tensor, captions: Sequence[str], cameras: Cameras | None, times: Sequence[float]
-) -> Tensor:
-    """Return how likely the prior finds each sample under each caption [samples, captions].
-
-    It is minus the mean error of the noise found, over time steps that are given as shares of all; the noise
-    is the same for all captions (a diffusion classifier, arXiv 2303.16203).
-    """
-    generator = torch.Generator().manual_seed(0)
-    errors = samples.new_zeros(len(samples), len(captions))
-    for share in times:
-        at = torch.full((len(samples),), round(share * (len(prior.alphas) - 1)), device=samples.device)
-        noise = torch.randn(samples.shape, generator=generator).to(samples)
-        noisy = prior.mixed(samples, noise, at)
-        for column, caption in enumerate(captions):
-            found = prior.noise(noisy, at, [caption] * len(samples), cameras)
-            errors[:, column] += (found - noise).square().flatten(1).mean(1)
-    return -errors / len(times)

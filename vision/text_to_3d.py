@@ -1,0 +1,165 @@
+"""Make a 3D object from text by score distillation: `python vision/text_to_3d.py prompt="a red torus"`.
+
+Without a text-to-image model, the prompt is an object of a small embedded world, "a [small] COLOUR SHAPE";
+that takes a minute or two on two CPU cores. With prior.name=stable_diffusion it is any text. The run folder
+gets the current rendering, and at the end a turntable, a mesh, and the curves of loss and measures. See
+docs/text_to_3d.md.
+"""
+
+import sys
+
+from repro.train.command import command
+from vision.threed.config import TextTo3DConfig
+
+main = command("text_to_3d", TextTo3DConfig, "vision.text_to_3d", __doc__)
+
+if __name__ == "__main__":
+    sys.exit(main())  # before the imports that take seconds
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from repro.interop import read_weights
+from repro.train.config import TrainConfig
+from repro.train.data import Plan, Sized, in_order
+from repro.train.seeding import Draws
+from repro.train.task import Task
+from vision.models import load
+from vision.threed import products
+from vision.threed.judge import build_judge, overlap
+from vision.threed.prior import distil
+from vision.threed.priors import build_prior
+from vision.threed.render import Renderer, Rendering, entropy, roughness
+from vision.threed.shapes import CAPTIONS
+from vision.threed.views import Batch, Ring, Views
+
+
+class TextTo3D(Task[Batch]):
+    """A scene whose pictures a frozen model of images takes for those of a text.
+
+    The best weights are those with the smallest distillation loss on held-out views: no truth is used for
+    them. Where the truth is known, the measures are the overlap of silhouettes (IoU) and the PSNR of pictures;
+    at the end also R-precision, see vision.threed.judge.
+    """
+
+    name = "text_to_3d"
+    schema = TextTo3DConfig
+    samples = "views"
+    metric = "valid_loss"
+    family = "other"
+    products = products.FILES
+
+    def __init__(self, config: TextTo3DConfig, synthetic: bool = False) -> None:
+        self.config, self.synthetic = config, synthetic
+        self.model_name = f"{config.scene.name} scene, {config.prior.name} prior"
+        self.folder: Path | None = None
+        if not synthetic:
+            self.prior = build_prior(config)
+            self.judge = build_judge(config, self.prior)
+            self.known = config.prompt in CAPTIONS
+
+    def train_data(self) -> Sized:
+        """Return the random views of the run."""
+        return Views(self.config)
+
+    def valid_data(self) -> Sized:
+        """Return views around the object."""
+        return Ring(self.config, self.known, last=False)
+
+    def test_data(self) -> Sized:
+        """Return views between those."""
+        return Ring(self.config, self.known, last=True)
+
+    def plan(self, data: Sized, config: TrainConfig) -> Plan:
+        """Return the views in their order: they are random already, and the epoch is the run."""
+        return in_order(len(data), config.batch_size)
+
+    def build_model(self) -> Renderer:
+        """Return the scene with its renderer."""
+        return Renderer(self.config.scene)
+
+    def move(self, batch: Batch, device: torch.device) -> Batch:
+        """Return the batch, and the prior, on the device."""
+        if not self.synthetic:
+            self.prior.to(device)
+        return super().move(batch, device)
+
+    def synthetic_batch(self, n: int) -> Batch:
+        """Return n random views."""
+        numbers = np.arange(n)
+        return Views(self.config).whole_batch(numbers, Draws("synthetic", numbers))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the distillation loss and the regularisers of a micro-batch, a scalar."""
+        config, view = self.config, self.config.view
+        early = bool(view.normals) and int(batch.numbers[0]) < view.normals * len(Views(config))
+        shaded = not early and (view.ambient[0] < 1 or view.textureless > 0)
+        seen: Rendering = model(
+            batch.cameras,
+            view.size,
+            light=batch.light if shaded else None,
+            background=batch.background if view.random_background and not early else None,
+            normals=early or config.orientation > 0,
+        )
+        loss = self.distilled(seen, batch, early)
+        if config.entropy:
+            loss = loss + config.entropy * entropy(seen.opacity)
+        if seen.orientation is not None:
+            loss = loss + config.orientation * seen.orientation.mean()
+        if config.smoothness:
+            loss = loss + config.smoothness * roughness(model)
+        return loss
+
+    def distilled(self, seen: Rendering, batch: Batch, early: bool = False) -> Tensor:
+        """Return the loss of score distillation, a scalar.
+
+        Args:
+            early: take normals and opacity for the latents of the prior, as stable-dreamfusion does in the
+                first part of a run; this forms the shape before the prior's encoder is needed.
+        """
+        config = self.config.prior
+        pixels = seen.colour
+        if early:
+            assert seen.normals is not None
+            pixels = torch.cat([seen.normals, 2 * seen.opacity - 1], 1)
+        if self.synthetic:  # the prior has no part in the memory that is planned
+            return pixels.square().mean()
+        cameras = batch.cameras if config.views else None
+        samples = pixels if early else self.prior.encode(pixels)
+        return distil(self.prior, samples, self.config.prompt, cameras, config.guidance, config.times)
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int]:
+        """Return the sums of the loss and, with a truth, IoU and PSNR; for the test R-precision."""
+        n = len(batch.numbers)
+        seen: Rendering = model(batch.cameras, self.config.view.size)
+        seen = seen._replace(colour=seen.colour.clamp(0, 1))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # the same noise in every evaluation
+            sums = {"valid_loss": self.distilled(seen, batch) * n}
+        if batch.truth.numel():
+            iou, psnr = overlap(seen.colour, seen.opacity, batch.truth)
+            sums |= {"valid_iou": iou.sum(), "valid_psnr": psnr.sum()}
+        if bool(batch.last.any()):
+            if self.judge is not None:
+                sums["valid_r_precision"] = self.judge(seen.colour, batch.cameras).sum()
+        elif self.folder is not None:
+            products.draw_strip(seen.colour, self.folder / products.NOW)
+        return sums, n
+
+    def begin(self, folder: Path) -> None:
+        """Say where the current rendering is to be seen."""
+        self.folder = folder
+        print(f"the object so far, after each evaluation: {folder / products.NOW}")
+
+    @torch.no_grad()
+    def finish(self, folder: Path) -> None:
+        """Write the turntable, the mesh and the curves."""
+        model = self.build_model().eval()
+        load(model, read_weights(folder)[0], str(folder))
+        products.write(model, self.config, folder)
+
+
+RECIPE = TextTo3D  # see repro.ledger.recipes
