@@ -10,7 +10,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from repro.errors import UserError
-from vision.threed.clip import similarity
+from vision.threed.clip import Clip
 from vision.train_prior import make_tokenizer
 
 CAPTIONS = ["a red torus", "a small blue chair", "a cat"]
@@ -35,7 +35,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("side", "atol"), [(16, 1e-5), (24, 0.02)])  # PIL rounds the pixels of 24 to 16
-def test_it_is_that_of_transformers(folder: Path, side: int, atol: float) -> None:
+def test_it_is_that_of_transformers(
+    folder: Path, side: int, atol: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Logits over their scale, of pictures as PIL has them; the size of batches changes nothing."""
     images = (torch.rand(5, 3, side, side) * 255).round() / 255
     model: Any = CLIPModel.from_pretrained(folder).eval()
@@ -45,11 +47,13 @@ def test_it_is_that_of_transformers(folder: Path, side: int, atol: float) -> Non
     )
     with torch.no_grad():
         expected = model(**inputs).logits_per_image / model.logit_scale.exp()
-    found = similarity(images, CAPTIONS, str(folder))
+    clip = Clip.load(str(folder))
+    found = clip.similarity(images, CAPTIONS)
     assert found.shape == (5, 3)
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)
-    torch.testing.assert_close(similarity(images, CAPTIONS, str(folder), batch_size=2), found)
-    torch.testing.assert_close(similarity(images[:1], CAPTIONS[:2], str(folder)), found[:1, :2])
+    torch.testing.assert_close(Clip.load(str(folder)).similarity(images, CAPTIONS, batch_size=2), found)
+    monkeypatch.setattr(clip.model, "get_text_features", None)  # each caption is read once
+    torch.testing.assert_close(clip.similarity(images[:1], CAPTIONS[1::-1]), found[:1, [1, 0]])
 
 
 def test_what_does_not_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +62,7 @@ def test_what_does_not_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     def refused(model: Path | str, caption: str = "a cat") -> str:
         with pytest.raises(UserError) as caught:
-            similarity(images, [caption], str(model))
+            Clip.load(str(model)).similarity(images, [caption])
         assert "\n" not in str(caught.value)
         return str(caught.value)
 

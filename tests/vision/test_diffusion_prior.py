@@ -220,7 +220,7 @@ def test_less_memory_is_the_same(tmp_path: Path, options: dict[str, bool]) -> No
 def test_half_precision(tmp_path: Path) -> None:
     """Weights in bfloat16 give about the same, in float32."""
     stable_diffusion(tmp_path)
-    prior, half = (Diffusion.load(str(tmp_path), dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    prior, half = (Diffusion.load(str(tmp_path), dtype=dtype) for dtype in ("float32", "bfloat16"))
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     noisy, times = torch.randn(2, 4, 8, 8), torch.tensor([100, 700])
     expected, found = (each.noise(noisy, times, CAPTIONS[:2], None) for each in (prior, half))

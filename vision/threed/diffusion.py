@@ -79,7 +79,7 @@ class Diffusion(Prior):
         cls,
         name: str,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: str = "float32",
         device: torch.device | str = "cpu",
         attention_slicing: bool = False,
         vae_slicing: bool = False,
@@ -92,7 +92,7 @@ class Diffusion(Prior):
 
         Args:
             name: of the folder, which has a model_index.json, or on the hub.
-            dtype: of weights and computation; what goes in and comes out is float32.
+            dtype: of weights and computation, by its name in torch; what goes in and comes out is float32.
             device: where it computes.
             attention_slicing: the UNet attends in two steps.
             vae_slicing: images are encoded one by one.
@@ -123,12 +123,13 @@ class Diffusion(Prior):
                     )
                 )
 
+        precision = getattr(torch, dtype)
         prior = cls(
-            network(diffusers.UNet2DConditionModel, "unet", torch_dtype=dtype),
-            network(CLIPTextModel, "text_encoder", dtype=dtype),
+            network(diffusers.UNet2DConditionModel, "unet", torch_dtype=precision),
+            network(CLIPTextModel, "text_encoder", dtype=precision),
             part(CLIPTokenizer, "tokenizer"),
             part(diffusers.DDPMScheduler, "scheduler"),
-            network(diffusers.AutoencoderKL, "vae", torch_dtype=dtype) if has(index, "vae") else None,
+            network(diffusers.AutoencoderKL, "vae", torch_dtype=precision) if has(index, "vae") else None,
             name,
         )
         check_shapes(prior)
