@@ -127,7 +127,7 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py optim/build_kernels.py $(w
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --no-deps -e . & kernels=$$!; \
-	$(RUN) scripts/constraints.py --requirements recipes test \
+	$(RUN) scripts/constraints.py --requirements recipes text-to-3d test \
 		| $(VENV)/bin/pip install --quiet --no-compile -c constraints.txt -r /dev/stdin && wait $$kernels
 	touch $@
 

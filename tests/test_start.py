@@ -14,6 +14,7 @@ from repro.ledger.rows import ROOT
 HEAVY = {
     *("torch", "torchvision", "timm", "transformers", "accelerate", "peft", "datasets", "tokenizers"),
     *("numpy", "scipy", "pandas", "pyarrow", "sklearn", "matplotlib", "PIL", "tensorboard", "wandb"),
+    *("diffusers", "imageio", "skimage", "trimesh"),
 }
 
 

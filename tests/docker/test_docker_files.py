@@ -26,7 +26,7 @@ def test_constraints_are_exact_versions_and_nothing_else() -> None:
     assert sorted(PINS, key=lambda pin: pin.partition("==")[0].lower()) == PINS
 
 
-@pytest.mark.parametrize("extra", ["recipes", "slurm", "test"])
+@pytest.mark.parametrize("extra", ["recipes", "slurm", "test", "text-to-3d"])
 def test_constraints_satisfy_what_pyproject_asks_for(extra: str) -> None:
     project = PROJECT["project"]
     wanted = [*PROJECT["build-system"]["requires"], *project["dependencies"]]
@@ -54,7 +54,7 @@ def test_the_command_that_writes_them_lists_the_same() -> None:
 def test_makefile_and_images_install_the_constraints() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(
-        r"--requirements recipes test \\\n.* install .* -c constraints.txt -r /dev/stdin", makefile
+        r"--requirements recipes text-to-3d test \\\n.* install .* -c constraints.txt -r /dev/stdin", makefile
     )
     installs = re.findall(r"pip install ([^&;{}]*)", DOCKERFILE)
     assert len(installs) == 4  # torch of another index, the tests' packages, apex, the recipes'
