@@ -57,6 +57,7 @@ class TextTo3D(Task[Batch]):
         self.model_name = f"{config.scene.name} scene, {config.prior.name} prior"
         self.folder: Path | None = None
         if not synthetic:
+            products.check_packages()
             self.prior = build_prior(config)
             self.judge = build_judge(config, self.prior)
             self.known = config.prompt in CAPTIONS
@@ -83,7 +84,7 @@ class TextTo3D(Task[Batch]):
 
     def move(self, batch: Batch, device: torch.device) -> Batch:
         """Return the batch, and the prior, on the device."""
-        if not self.synthetic:
+        if not (self.synthetic or self.config.prior.sequential_cpu_offload):
             self.prior.to(device)
         return super().move(batch, device)
 

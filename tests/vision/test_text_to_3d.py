@@ -75,7 +75,8 @@ def test_the_default_makes_the_object(runner: Callable[[Any], Run]) -> None:
 def test_it_continues_to_the_bit(command: Run, monkeypatch: pytest.MonkeyPatch, scene: str) -> None:
     """With occupied cells that are looked at every third step, shading and random backgrounds."""
     words = [
-        *SMALL, "steps=8", "eval_every=4", f"scene.name={scene}", "scene.occupancy=8", "scene.occupancy_every=3",
+        *SMALL, "steps=8", "eval_every=4", f"scene.name={scene}",
+        "scene.occupancy=8", "scene.occupancy_every=3",
         "scene.levels=3", "scene.entries=8", "scene.finest=32", "scene.width=8", "scene.depth=1",
         "scene.background=learned", "view.ambient=[0.1,1.0]", "view.textureless=0.3", "orientation=0.01",
         "view.random_background=0.5", "entropy=0.01", "run.checkpoint_every=1",

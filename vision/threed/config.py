@@ -64,6 +64,7 @@ class PriorConfig:
     dtype: str = "float32"  # float32 | float16 | bfloat16
     attention_slicing: bool = False  # of diffusers: less memory, slower
     vae_slicing: bool = False  # the same, for the VAE
+    sequential_cpu_offload: bool = False  # the least memory of the GPU, and much slower
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 import functools
 
+import torch
+
 from vision.threed.analytic import Analytic
 from vision.threed.config import TextTo3DConfig
 from vision.threed.prior import Prior
@@ -16,19 +18,18 @@ def build_prior(config: TextTo3DConfig) -> Prior:
         UserError: it does not know the prompt, or cannot be loaded.
     """
     view, prior = config.view, config.prior
-    if prior.name == "stable_diffusion":
+    if prior.name != "analytic":
         from vision.threed.diffusion import Diffusion  # its package is optional
 
+        device = torch.accelerator.current_accelerator() if prior.sequential_cpu_offload else None
         return Diffusion.load(
             str(prior.path),
             dtype=prior.dtype,
+            device=device or "cpu",  # until the first batch
             attention_slicing=prior.attention_slicing,
             vae_slicing=prior.vae_slicing,
+            sequential_cpu_offload=prior.sequential_cpu_offload,
         )
-    if prior.name == "unet":
-        from vision.threed.diffusion import Diffusion
-
-        return Diffusion.load(str(prior.path), dtype=prior.dtype)
     radius, fov = (sum(values) / 2 for values in (view.radius, view.fov))
     return _world(view.size, tuple(view.elevation), radius, fov)
 

@@ -14,11 +14,11 @@ from repro.publish import replacing
 from repro.runs import read
 from vision.threed.cameras import ring
 from vision.threed.config import TextTo3DConfig
+from vision.threed.pretrained import EXTRA
 from vision.threed.render import CHUNK, Renderer
 
 NOW, STRIP, TURNTABLE, MESH, CURVES = "now.png", "turntable.png", "turntable.gif", "mesh.ply", "curves.png"
 FILES = NOW, STRIP, TURNTABLE, MESH, CURVES
-INSTALL = "pip install -e '.[text-to-3d]'"
 
 SHOWN, FRAMES, SECONDS = 8, 48, 4  # views in a strip; pictures of a turn and how long it takes
 SIDE = 128  # of a picture in pixels, at least
@@ -112,4 +112,4 @@ def check_packages() -> None:
         import skimage  # noqa: F401
         import trimesh  # noqa: F401
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed: {INSTALL}") from None
+        raise UserError(f"{error.name} is not installed: {EXTRA}") from None
