@@ -97,8 +97,9 @@ def result(optimizer: str, prompt: str, seed: int, lr: float, run: Run) -> Resul
     assert run.summary is not None
     test = run.summary["test"]
     good = (record["step"] for record in run.records if record.get("valid_iou", 0) >= GOOD)
-    measured = (test[f"test_{key}"] for key in ("iou", "psnr", "r_precision"))
-    return Result(optimizer, prompt, seed, lr, *measured, next(good, None), run.summary["seconds"])
+    iou, psnr, r_precision = (test[f"test_{key}"] for key in ("iou", "psnr", "r_precision"))
+    seconds = run.summary["seconds"]
+    return Result(optimizer, prompt, seed, lr, iou, psnr, r_precision, next(good, None), seconds)
 
 
 def spread(values: Sequence[float], digits: str) -> str:
@@ -137,14 +138,14 @@ def text(command: str, tuned: dict[str, Any], results: Sequence[Result], janus: 
     return page(
         "Text to 3D: Adam and Adan in the embedded world",
         command,
-        "A proxy: the prior is the exact one of a world of 128 captions, not a text-to-image model, and the scene "
-        "is a grid of voxels. Test views lie between those that select the weights. Medians over seeds, with the "
-        "range.",
+        "A proxy: the prior is the exact one of a world of 128 captions, not a text-to-image model, and the "
+        "scene is a grid of voxels. Test views lie between those that select the weights. Medians over seeds, "
+        "with the range.",
         table(head, compared),
         "## Learning rates\n\nThe best, and all that were tried with the distillation loss on held-out views:",
         bullets(tried),
-        "## Is the view needed?\n\nThe same runs of one seed, with and without the view told to the prior (the "
-        "Janus problem: without it, every side looks like the front):",
+        "## Is the view needed?\n\nThe same runs of one seed, with and without telling the prior the view. "
+        "(Without it every side may look like the front: the Janus problem.)",
         table(head, blind),
     )
 

@@ -98,7 +98,11 @@ def draw_curves(folder: Path) -> None:
     for axes, (key, title) in zip(
         figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
     ):
-        points = [(record["step"], record[key]) for record in records if key in record]
+        # the training loss of an evaluation is a mean since the run began
+        taken = [
+            record for record in records if key in record and (key[0] == "v" or "valid_loss" not in record)
+        ]
+        points = [(record["step"], record[key]) for record in taken]
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
         axes.set(title=title, xlabel="step")
     with replacing(folder / CURVES) as temporary:
