@@ -65,7 +65,6 @@ class Result:
     psnr: float
     r_precision: float
     steps_to_good: int | None  # of the first evaluation with an IoU of GOOD on the validation views
-    seconds: float
 
 
 def run(runs: Path, optimizer: str, lr: float, prompt: str, seed: int, *more: str) -> Run:
@@ -98,8 +97,7 @@ def result(optimizer: str, prompt: str, seed: int, lr: float, run: Run) -> Resul
     test = run.summary["test"]
     good = (record["step"] for record in run.records if record.get("valid_iou", 0) >= GOOD)
     iou, psnr, r_precision = (test[f"test_{key}"] for key in ("iou", "psnr", "r_precision"))
-    seconds = run.summary["seconds"]
-    return Result(optimizer, prompt, seed, lr, iou, psnr, r_precision, next(good, None), seconds)
+    return Result(optimizer, prompt, seed, lr, iou, psnr, r_precision, next(good, None))
 
 
 def spread(values: Sequence[float], digits: str) -> str:
@@ -117,13 +115,12 @@ def row(results: Sequence[Result]) -> list[str]:
         spread([each.psnr for each in results], ".1f"),
         spread([each.r_precision for each in results], ".2f"),
         "never" if not reached else spread(reached, ".0f") + f", {len(reached)} of {len(steps)} runs",
-        spread([each.seconds for each in results], ".0f"),
     ]
 
 
 def text(command: str, tuned: dict[str, Any], results: Sequence[Result], janus: Sequence[Result]) -> str:
     """Return the page."""
-    head = ["", "IoU", "PSNR, dB", "R-precision", f"steps to IoU {GOOD}", "seconds"]
+    head = ["", "IoU", "PSNR, dB", "R-precision", f"steps to IoU {GOOD}"]
     groups = itertools.groupby(results, key=lambda each: (each.prompt, each.optimizer))
     compared = [[f"{prompt}, {optimizer}", *row([*group])] for (prompt, optimizer), group in groups]
     blind = [
@@ -139,13 +136,13 @@ def text(command: str, tuned: dict[str, Any], results: Sequence[Result], janus: 
         "Text to 3D: Adam and Adan in the embedded world",
         command,
         "A proxy: the prior is the exact one of a world of 128 captions, not a text-to-image model, and the "
-        "scene is a grid of voxels. Test views lie between those that select the weights. Medians over seeds, "
+        "scene is a grid of voxels. Test views lie between those that select the weights. Medians over seeds "
         "with the range.",
         table(head, compared),
-        "## Learning rates\n\nThe best, and all that were tried with the distillation loss on held-out views:",
+        "## Learning rates\n\nThe best of those that were tried, with their losses on held-out views:",
         bullets(tried),
-        "## Is the view needed?\n\nThe same runs of one seed, with and without telling the prior the view. "
-        "(Without it every side may look like the front: the Janus problem.)",
+        "## Is the view needed?\n\nRuns of one seed with and without telling the prior the view. Without it, "
+        "every side may look like the front (the Janus problem).",
         table(head, blind),
     )
 

@@ -16,6 +16,8 @@ main = command("text_to_3d", TextTo3DConfig, "vision.text_to_3d", __doc__)
 if __name__ == "__main__":
     sys.exit(main())  # before the imports that take seconds
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,8 @@ from vision.threed.priors import build_prior
 from vision.threed.render import Renderer, Rendering, entropy, roughness
 from vision.threed.views import Batch, Ring, Views
 
+OCCUPIED = 0.2  # share of the samples that are in occupied cells, for plans; it depends on the object
+
 
 class TextTo3D(Task[Batch]):
     """A scene whose pictures a frozen model of images takes for those of a text.
@@ -50,7 +54,11 @@ class TextTo3D(Task[Batch]):
     samples = "views"
     metric = "valid_loss"
     family = "other"
+    # with Stable Diffusion: (2.27 + 1.61) / (1.13 + 1.61), as only the encoder has a backward pass; see
+    # vision.threed.diffusion.paper_scale
+    passes = 1.4
     products = products.FILES
+    beside = ("prior",)
 
     def __init__(self, config: TextTo3DConfig, synthetic: bool = False) -> None:
         self.config, self.synthetic = config, synthetic
@@ -79,6 +87,19 @@ class TextTo3D(Task[Batch]):
         return in_order(len(data), config.batch_size)
 
     def build_model(self) -> Renderer:
+        """Return the scene with its renderer; a synthetic one with an untrained Stable Diffusion."""
+        if not self.synthetic:
+            return Renderer(self.config.scene)
+        scene = self.config.scene
+        left = OCCUPIED if scene.occupancy else 1.0
+        model = Renderer(replace(scene, occupancy=0, samples=math.ceil(scene.samples * left)))
+        if self.config.prior.name == "stable_diffusion":
+            from vision.threed.diffusion import untrained
+
+            model.prior = untrained().to(getattr(torch, self.config.prior.dtype))
+        return model
+
+    def initial(self) -> Renderer:
         """Return the scene with its renderer."""
         return Renderer(self.config.scene)
 
@@ -96,7 +117,7 @@ class TextTo3D(Task[Batch]):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the distillation loss and the regularisers of a micro-batch, a scalar."""
         config, view = self.config, self.config.view
-        early = bool(view.normals) and int(batch.numbers[0]) < view.normals * len(Views(config))
+        early = not self.synthetic and int(batch.numbers[0]) < view.normals * len(Views(config))
         shaded = not early and (view.ambient[0] < 1 or view.textureless > 0)
         seen: Rendering = model(
             batch.cameras,
@@ -105,7 +126,7 @@ class TextTo3D(Task[Batch]):
             background=batch.background if view.random_background and not early else None,
             normals=early or config.orientation > 0,
         )
-        loss = self.distilled(seen, batch, early)
+        loss = self._synthetic_loss(model, seen) if self.synthetic else self.distilled(seen, batch, early)
         if config.entropy:
             loss = loss + config.entropy * entropy(seen.opacity)
         if seen.orientation is not None:
@@ -126,11 +147,17 @@ class TextTo3D(Task[Batch]):
         if early:
             assert seen.normals is not None
             pixels = torch.cat([seen.normals, 2 * seen.opacity - 1], 1)
-        if self.synthetic:  # the prior has no part in the memory that is planned
-            return pixels.square().mean()
         cameras = batch.cameras if config.views else None
         samples = pixels if early else self.prior.encode(pixels)
         return distil(self.prior, samples, self.config.prompt, cameras, config.guidance, config.times)
+
+    def _synthetic_loss(self, model: nn.Module, seen: Rendering) -> Tensor:
+        """Return the loss with the untrained prior, which has read no text, or without one."""
+        if (prior := getattr(model, "prior", None)) is None:
+            return seen.colour.square().mean()
+        samples, config = prior.encode(seen.colour), self.config.prior
+        prior.embedded = dict.fromkeys(("", "text"), samples.new_zeros(77, 1024, dtype=prior.unet.dtype))
+        return distil(prior, samples, "text", None, config.guidance, config.times)
 
     def evaluate(self, model: nn.Module, batch: Batch) -> tuple[dict[str, Tensor], int]:
         """Return the sums of the loss and, with a truth, IoU and PSNR; for the test R-precision."""

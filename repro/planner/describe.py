@@ -95,7 +95,7 @@ def parts(kinds: Counter[str]) -> str:
 
 def _samples(task: Job) -> str:
     tokens = task.task.per_sample
-    return "images" if tokens == 1 else f"sequences of {tokens:,} tokens"
+    return task.task.samples if tokens == 1 else f"sequences of {tokens:,} tokens"
 
 
 def by_optimizer(

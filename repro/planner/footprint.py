@@ -177,7 +177,7 @@ def counting(step: Step, live: Live) -> Iterator[None]:
     """Count parameters, buffers and the batch, and every tensor that is created in this block."""
     for x in [*step.model.parameters(), *step.model.buffers()]:
         live.mark(x, "parameters")
-    for x in step.batch:
+    for x in tree_leaves(step.batch):
         live.mark(x, "activations")
     hooks = [
         p.register_post_accumulate_grad_hook(lambda p: live.mark(p.grad, "gradients"))  # type: ignore

@@ -160,7 +160,8 @@ def all_but_states(task: Job, machine: Machine) -> Counter[str]:
     elif n > 1:  # DDP's buckets hold a copy of all gradients
         more["buckets"] = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     if config.get("ema_decay"):
-        more["average"] = sum(p.nbytes for p in model.parameters())
+        named = model.named_parameters()
+        more["average"] = sum(p.nbytes for name, p in named if name.split(".")[0] not in task.task.beside)
 
     def build() -> Step:
         return task.step(materialise(model, sent), size)
@@ -206,10 +207,10 @@ def speed(task: Job, machine: Machine, utilisation: float, price: float) -> Spee
     assert machine.gpu is not None
     gpu, config = GPUS[machine.gpu], task.config
     peak = gpu.peak_float32 if config["amp"] == "no" else gpu.peak
-    again = bool(config.get("gradient_checkpointing") or config["model"].get("grad_checkpointing"))
-    passes = 4 if again else 3
+    again = bool(config.get("gradient_checkpointing") or config.get("model", {}).get("grad_checkpointing"))
+    passes = task.task.passes + again
     rate = machine.count * peak * utilisation / (task.forward_flops * passes)
-    estimate = Speed(rate * task.task.per_sample, utilisation * 3 / passes)
+    estimate = Speed(rate * task.task.per_sample, utilisation * task.task.passes / passes)
     if task.samples is None:
         return estimate
     hours = task.samples / rate / 3600

@@ -35,6 +35,9 @@ class Task(ABC, Generic[Batch]):
     # last dimension of the logits, which tells their memory from that of other activations.
     family: str | None = None
     classes: int | None = None
+    # Submodules that only a synthetic model has: other models, which its loss computes with.
+    beside: tuple[str, ...] = ()
+    passes = 3.0  # the cost of a training step in forward passes, if no activations are recomputed
     # Names of the files that `begin` and `finish` write into a run's folder; run.overwrite removes them.
     products: tuple[str, ...] = ()
 

@@ -300,34 +300,38 @@ def paper_scale() -> Cost:
     A multiplication and an addition are two operations; what is not a matrix product or convolution is left
     out. The text is encoded before the first step.
     """
-    diffusers = library()
     with torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel(
-            sample_size=64,
-            attention_head_dim=[5, 10, 20, 20],
-            cross_attention_dim=1024,
-            use_linear_projection=True,
-        )
-        vae = diffusers.AutoencoderKL(
-            down_block_types=["DownEncoderBlock2D"] * 4,
-            up_block_types=["UpDecoderBlock2D"] * 4,
-            block_out_channels=[128, 256, 512, 512],
-            layers_per_block=2,
-        )
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16
-            )
-        )
-        prior = Diffusion(unet, text, None, diffusers.DDPMScheduler(), vae)
+        prior = untrained()
         images = torch.empty(1, 3, 64, 64, requires_grad=True)
         with FlopCounterMode(display=False) as encode:
             latents = prior.encode(images)
             latents.backward(torch.empty_like(latents))
         with FlopCounterMode(display=False) as denoise, torch.no_grad():
-            unet(latents.detach().expand(2, -1, -1, -1), torch.empty(2), torch.empty(2, 77, 1024))
+            prior.unet(latents.detach().expand(2, -1, -1, -1), torch.empty(2), torch.empty(2, 77, 1024))
+    parts = {"unet": prior.unet, "vae": prior.vae, "text_encoder": prior.text_encoder}
     weights = {
-        part: sum(x.nbytes for x in [*module.half().parameters(), *module.buffers()])
-        for part, module in [("unet", unet), ("vae", vae), ("text_encoder", text)]
+        name: sum(x.nbytes for x in [*part.half().parameters(), *part.buffers()])
+        for name, part in parts.items()
     }
     return Cost(encode.get_total_flops(), denoise.get_total_flops(), weights)
+
+
+def untrained() -> Diffusion:
+    """Return a model of Stable Diffusion 2.1's size, without training and without a tokenizer."""
+    diffusers = library()
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=64,
+        attention_head_dim=[5, 10, 20, 20],
+        cross_attention_dim=1024,
+        use_linear_projection=True,
+    )
+    vae = diffusers.AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[128, 256, 512, 512],
+        layers_per_block=2,
+    )
+    text = CLIPTextConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16
+    )
+    return Diffusion(unet, CLIPTextModel(text), None, diffusers.DDPMScheduler(), vae)
