@@ -93,7 +93,18 @@ def prepare(name: str, scale: str, overrides: Sequence[str]) -> tuple[Recipe, li
         overrides.insert(0, f"+proxy={row.proxy}")
     if row.config is None:  # not a Hydra recipe: it has its own command line
         return recipe, [row.script, *row.arguments, *overrides]
-    return rows.load(name, overrides), [row.script, f"+paper={name}", *overrides]
+    recipe = rows.load(name, overrides)
+    given = {word.partition("=")[0] for word in overrides}
+    swept = {key: values for key, values in recipe.row.sweep.items() if key not in given}
+    several = ["-m"] if any(len(values) > 1 for values in swept.values()) else []
+    runs = [f"{key}={','.join(map(quoted, values))}" for key, values in swept.items()]
+    return recipe, [row.script, *several, f"+paper={name}", *overrides, *runs]
+
+
+def quoted(value: str) -> str:
+    """Return a text as a value in Hydra's grammar."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def shown(command: Sequence[str], processes: int | None) -> str:

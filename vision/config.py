@@ -9,6 +9,7 @@ from hydra.core.config_store import ConfigStore
 from repro.errors import UserError
 from repro.train.config import TrainConfig, one_of
 from vision import resolvers  # noqa: F401 (registers them with OmegaConf)
+from vision.threed import config, prior_config  # noqa: F401 (they register their schemas)
 
 SCRATCH = "scratch"
 

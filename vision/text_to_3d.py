@@ -29,20 +29,20 @@ from repro.train.seeding import Draws
 from repro.train.task import Task
 from vision.models import load
 from vision.threed import products
+from vision.threed.captions import CAPTIONS
 from vision.threed.judge import build_judge, overlap
 from vision.threed.prior import distil
 from vision.threed.priors import build_prior
 from vision.threed.render import Renderer, Rendering, entropy, roughness
-from vision.threed.shapes import CAPTIONS
 from vision.threed.views import Batch, Ring, Views
 
 
 class TextTo3D(Task[Batch]):
     """A scene whose pictures a frozen model of images takes for those of a text.
 
-    The best weights are those with the smallest distillation loss on held-out views: no truth is used for
-    them. Where the truth is known, the measures are the overlap of silhouettes (IoU) and the PSNR of pictures;
-    at the end also R-precision, see vision.threed.judge.
+    The best weights are those with the smallest distillation loss on held-out views; no truth has a part in
+    that. Where it is known, the IoU of silhouettes and the PSNR of pictures are measured, and at the end the
+    R-precision, see vision.threed.judge.
     """
 
     name = "text_to_3d"
@@ -57,6 +57,7 @@ class TextTo3D(Task[Batch]):
         self.model_name = f"{config.scene.name} scene, {config.prior.name} prior"
         self.folder: Path | None = None
         if not synthetic:
+            products.check_packages()
             self.prior = build_prior(config)
             self.judge = build_judge(config, self.prior)
             self.known = config.prompt in CAPTIONS
@@ -83,7 +84,7 @@ class TextTo3D(Task[Batch]):
 
     def move(self, batch: Batch, device: torch.device) -> Batch:
         """Return the batch, and the prior, on the device."""
-        if not self.synthetic:
+        if not (self.synthetic or self.config.prior.sequential_cpu_offload):
             self.prior.to(device)
         return super().move(batch, device)
 

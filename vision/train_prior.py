@@ -34,10 +34,11 @@ from repro.train.data import Sized
 from repro.train.seeding import Draws, hashed, left_alone
 from repro.train.task import Task
 from vision.threed.cameras import Cameras, drawn, ring
+from vision.threed.captions import CAPTIONS
 from vision.threed.diffusion import FEATURES, Diffusion, features, texts
 from vision.threed.pretrained import library
 from vision.threed.prior_config import GROUPS, NetConfig, PicturesConfig
-from vision.threed.shapes import CAPTIONS, render
+from vision.threed.shapes import render
 
 PIPELINE, PICTURE = "pipeline", "samples.png"
 SHOWN = (

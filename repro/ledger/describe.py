@@ -29,6 +29,7 @@ def describe(recipe: Recipe, command: str) -> str:
         "command": [command if row.status == "runnable" else "none, see the status"],
         "starts from": [f"the result of {row.after}"] if row.after else [],
         "data": list(_data(recipe)),
+        "needs": [f"{what}: {text}" for what, text in row.needs.items()],
         "cost": _cost(row),
         "released": list(_released(row)),
         "not known": [f"{key}: {text}" for key, text in row.unpublished.items()],
@@ -77,7 +78,7 @@ def _data(recipe: Recipe) -> Iterator[str]:
     yield f"published with {recipe.row.data}; data.name={data.get('name')}"
     config = CONFIGS / "data" / f"{data.get('name')}.yaml"
     if not config.is_file():
-        yield f"its reader is to come, with {recipe.row.script}" if recipe.row.script else "no reader of ours"
+        yield f"its reader is to come, with {recipe.row.script}"
         return
     head, root = _head(config), data.get("root")
     yield head

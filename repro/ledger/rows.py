@@ -136,7 +136,7 @@ class Row:
     title: str = MISSING
     model: str = MISSING
     data: str = MISSING
-    script: str = MISSING  # of the recipe, relative to the repository; "": there will be none
+    script: str = MISSING  # of the recipe, relative to the repository
     config: str | None = None  # the primary config of the recipe; None: not a Hydra recipe
     arguments: list[str] = field(default_factory=list)  # of a script that is not a Hydra recipe
     after: str | None = None  # the row from whose result this one starts
@@ -156,7 +156,12 @@ class Row:
     # of a proxy: its batch stands for one this many times as large, see repro.train.scaling
     batch_scale: int = 1
     waits_for: str | None = None  # what the existing script still lacks for this row
-    not_runnable: str | None = None  # why this row can never be run here
+    sweep: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # config keys with a value for each run of the row
+    needs: dict[str, str] = field(
+        default_factory=dict
+    )  # in addition to data: what, how much of it, where from
 
     @property
     def logs(self) -> list[File]:
@@ -165,9 +170,7 @@ class Row:
 
     @property
     def status(self) -> str:
-        """`runnable`, `not runnable yet: why` or `not runnable: why`."""
-        if self.not_runnable is not None:
-            return f"not runnable: {self.not_runnable}"
+        """`runnable`, or `not runnable yet: why`."""
         if not (ROOT / self.script).exists():
             return f"not runnable yet: {self.script} is to come"
         if self.waits_for is not None:

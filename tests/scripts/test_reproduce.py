@@ -6,7 +6,8 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 
 from repro import hardware
 from repro.ledger import rows, runs
-from repro.ledger.rows import ROOT, Cost
+from repro.ledger.rows import ROOT, Cost, Recipe
 from repro.logs.files import PRESENT
 from repro.runs import flatten
 from vision import train
@@ -211,12 +212,17 @@ def test_a_row_that_is_not_runnable(
     command: Command, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error says why, and which rows are runnable."""
-    row = rows.load(ROW).row
-    waiting = next(name for name in rows.names() if rows.load(name).row.status != row.status)
+    load, waiting = rows.load, "imagenet/vit_s_300"
+
+    def loaded(name: str, overrides: Sequence[str] = ()) -> Recipe:
+        recipe = load(name, overrides)
+        return replace(recipe, row=replace(recipe.row, waits_for="data")) if name == waiting else recipe
+
+    monkeypatch.setattr(rows, "load", loaded)
     monkeypatch.setattr(rows, "names", lambda: [waiting, ROW, "imagenet/resnet50_100", "memory/vit_b"])
     status, out, err = command(waiting)
     assert (status, out, started) == (2, "", [])
-    assert rows.load(waiting).row.status in err
+    assert f"{waiting} is not runnable yet: it waits for data" in err
     assert err.endswith("Runnable now: imagenet (2 rows), memory (1 row)\n")
 
 

@@ -8,8 +8,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vision.threed.cameras import Cameras
+from vision.threed.captions import COLOURS, SHAPES, SIZES, parse
 from vision.threed.prior import Prior, scaled_linear
-from vision.threed.shapes import COLOURS, SHAPES, SIZES, parse, shade
+from vision.threed.shapes import shade
 
 SHARPNESS = 0.1  # the time step at which captions are compared, as a share of all
 SPREAD = math.radians(8)  # of the views that count for a camera: the standard deviation of their angle to it

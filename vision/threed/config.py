@@ -6,6 +6,7 @@ from hydra.core.config_store import ConfigStore
 
 from repro.errors import UserError
 from repro.train.config import TrainConfig, at_least, one_of
+from vision.threed.captions import parse
 
 
 @dataclass
@@ -15,10 +16,10 @@ class SceneConfig:
     name: str = "grid"  # grid (voxels) | hashgrid (Instant-NGP) | mlp (NeRF)
     bound: float = 1.0  # the scene is in the ball of this radius; `hashgrid` refines its grid with it
     samples: int = 40  # of a ray
-    activation: str = "softplus"  # exp | softplus: makes the density positive
-    blob_density: float = 10.0  # added to the density before the activation, at the origin
+    activation: str = "exp"  # exp | softplus: makes the density positive
+    blob_density: float = 3.0  # added to the density before the activation, at the origin
     # exp: of a Gaussian, its standard deviation; softplus: of a cone, where it is 0
-    blob_radius: float = 0.5
+    blob_radius: float = 0.3
     background: str = "white"  # white | learned: an MLP of the direction
     normal_step: float = 0.01  # of the differences that give the normals
     occupancy: int = 0  # cells along a side of the grid by which empty space is left out; 0: nothing is
@@ -57,12 +58,13 @@ class PriorConfig:
     path: str | None = (
         None  # folder in diffusers' layout, or a name on the Hugging Face hub; not for analytic
     )
-    guidance: float = 7.5  # classifier-free
+    guidance: float = 3.0  # classifier-free
     times: list[float] = field(default_factory=lambda: [0.02, 0.98])  # range of time steps, as shares
     views: bool = True  # tell it the view
     dtype: str = "float32"  # float32 | float16 | bfloat16
     attention_slicing: bool = False  # of diffusers: less memory, slower
     vae_slicing: bool = False  # the same, for the VAE
+    sequential_cpu_offload: bool = False  # the least memory of the GPU, and much slower
 
 
 @dataclass
@@ -71,9 +73,9 @@ class MeasureConfig:
 
     views: int = 16  # held-out views, in equal steps around the object
     elevation: float = 20.0  # of them, in degrees
-    clip: str | None = None  # folder or name on the hub of a CLIP model, for R-precision without a truth
-    # file with a caption in each line, for R-precision; null: the embedded world's, or the row's prompts
-    captions: str | None = None
+    # folder or name on the hub of a CLIP model that judges R-precision; null: the prior does, if it can
+    clip: str | None = None
+    captions: str | None = None  # file with a caption in each line, for CLIP; null: the prompts of the row
 
 
 @dataclass
@@ -88,7 +90,6 @@ class TextTo3DConfig(TrainConfig):
     entropy: float = 0.0  # weight of the entropy of opacities
     orientation: float = 0.0  # weight of normals that look away from the camera
     smoothness: float = 0.0  # weight of differences between neighbouring voxels; for scene.name=grid
-    prompts: list[str] = field(default_factory=list)  # of a row: one run each
 
     def check(self) -> None:
         """Raise UserError for a value that cannot work, naming it."""
@@ -118,6 +119,8 @@ class TextTo3DConfig(TrainConfig):
             raise UserError(f"prior.path is not set: prior.name={self.prior.name} needs {cure}")
         if self.smoothness and self.scene.name != "grid":
             raise UserError(f"smoothness={self.smoothness:g}: is for scene.name=grid, not {self.scene.name}")
+        if self.prior.name != "stable_diffusion":
+            parse(self.prompt)
         if self.view.normals and self.prior.name != "stable_diffusion":
             raise UserError(
                 f"view.normals={self.view.normals:g}: is for prior.name=stable_diffusion; set it to 0"

@@ -1,15 +1,15 @@
 """Measures: how well pictures agree with the truth, or with their caption."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
 from repro.errors import UserError
 from vision.threed.cameras import Cameras
+from vision.threed.captions import CAPTIONS
 from vision.threed.config import TextTo3DConfig
 from vision.threed.prior import Prior
-from vision.threed.shapes import CAPTIONS
 
 # Whether the prompt is the best caption of pictures [n, 3, side, side] from cameras: [n], bool
 Judge = Callable[[Tensor, Cameras], Tensor]
@@ -35,35 +35,38 @@ def build_judge(config: TextTo3DConfig, prior: Prior) -> Judge | None:
     With measure.clip, CLIP judges; else, in the embedded world, the prior itself. None: nobody can.
 
     Raises:
-        UserError: the file of captions does not exist or is empty, or CLIP cannot be loaded.
+        UserError: the file of captions does not exist, or CLIP cannot be loaded.
     """
     measure = config.measure
-    if measure.clip is None and config.prior.name == "stable_diffusion":
-        return None
-    captions = _captions(config)
-    right = captions.index(config.prompt)
     if measure.clip is not None:
-        from vision.threed.clip import Clip
+        from vision.threed.clip import Clip  # it takes seconds
 
+        captions = _captions(config)
         clip = Clip.load(measure.clip)
-        return lambda images, cameras: clip.similarity(images, captions).argmax(1) == right
-    views = config.prior.views
+        return lambda images, cameras: (
+            clip.similarity(images, captions).argmax(1) == captions.index(config.prompt)
+        )
+    if config.prior.name == "stable_diffusion":
+        return None
+    right, views = CAPTIONS.index(config.prompt), config.prior.views
 
     def judge(images: Tensor, cameras: Cameras) -> Tensor:
-        found = prior.likelihoods(prior.encode(images), captions, cameras if views else None)
+        found = prior.likelihoods(prior.encode(images), CAPTIONS, cameras if views else None)
         return found.argmax(1) == right
 
     return judge
 
 
-def _captions(config: TextTo3DConfig) -> Sequence[str]:
-    """Return the captions to choose from, the prompt among them."""
-    path = config.measure.captions
-    if path is None:
-        captions = list(config.prompts or CAPTIONS)
-    else:
+def _captions(config: TextTo3DConfig) -> list[str]:
+    """Return the captions for CLIP to choose from: those of a file, or of a row; the prompt is among them."""
+    path, captions = config.measure.captions, [] if config.row is None else config.row.sweep.get("prompt", [])
+    if path is not None:
         try:
-            captions = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+            captions = [line.strip() for line in Path(path).expanduser().read_text().splitlines()]
         except OSError as error:
             raise UserError(f"measure.captions={path}: {error.strerror}; name a file of captions") from None
-    return captions if config.prompt in captions else [config.prompt, *captions]
+    if not any(caption not in ("", config.prompt) for caption in captions):
+        raise UserError(
+            "measure.captions is not set: CLIP needs other captions to choose from, a file of lines"
+        )
+    return sorted({config.prompt, *filter(None, captions)})

@@ -1,9 +1,12 @@
 """The prior that a configuration names."""
 
+import functools
+
+import torch
+
 from vision.threed.analytic import Analytic
 from vision.threed.config import TextTo3DConfig
 from vision.threed.prior import Prior
-from vision.threed.shapes import parse
 
 VIEWS = 128  # of each object in the analytic prior
 
@@ -15,20 +18,22 @@ def build_prior(config: TextTo3DConfig) -> Prior:
         UserError: it does not know the prompt, or cannot be loaded.
     """
     view, prior = config.view, config.prior
-    if prior.name == "stable_diffusion":
+    if prior.name != "analytic":
         from vision.threed.diffusion import Diffusion  # its package is optional
 
+        device = torch.accelerator.current_accelerator() if prior.sequential_cpu_offload else None
         return Diffusion.load(
             str(prior.path),
             dtype=prior.dtype,
+            device=device or "cpu",  # until the first batch
             attention_slicing=prior.attention_slicing,
             vae_slicing=prior.vae_slicing,
+            sequential_cpu_offload=prior.sequential_cpu_offload,
         )
-    parse(config.prompt)
-    if prior.name == "unet":
-        from vision.threed.diffusion import Diffusion
+    radius, fov = (sum(values) / 2 for values in (view.radius, view.fov))
+    return _world(view.size, tuple(view.elevation), radius, fov)
 
-        return Diffusion.load(str(prior.path), dtype=prior.dtype)
-    low, high = view.elevation
-    middles = (sum(values) / 2 for values in (view.radius, view.fov))
-    return Analytic(view.size, VIEWS, (low, high), *middles)
+
+@functools.lru_cache(1)  # rendering it takes seconds, and several runs of a process share it
+def _world(side: int, elevation: tuple[float, float], radius: float, fov: float) -> Analytic:
+    return Analytic(side, VIEWS, elevation, radius, fov)

@@ -14,11 +14,11 @@ from repro.publish import replacing
 from repro.runs import read
 from vision.threed.cameras import ring
 from vision.threed.config import TextTo3DConfig
+from vision.threed.pretrained import EXTRA
 from vision.threed.render import CHUNK, Renderer
 
 NOW, STRIP, TURNTABLE, MESH, CURVES = "now.png", "turntable.png", "turntable.gif", "mesh.ply", "curves.png"
 FILES = NOW, STRIP, TURNTABLE, MESH, CURVES
-INSTALL = "pip install -e '.[text-to-3d]'"
 
 SHOWN, FRAMES, SECONDS = 8, 48, 4  # views in a strip; pictures of a turn and how long it takes
 SIDE = 128  # of a picture in pixels, at least
@@ -98,7 +98,11 @@ def draw_curves(folder: Path) -> None:
     for axes, (key, title) in zip(
         figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
     ):
-        points = [(record["step"], record[key]) for record in records if key in record]
+        # the training loss of an evaluation is a mean since the run began
+        taken = [
+            record for record in records if key in record and (key[0] == "v" or "valid_loss" not in record)
+        ]
+        points = [(record["step"], record[key]) for record in taken]
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
         axes.set(title=title, xlabel="step")
     with replacing(folder / CURVES) as temporary:
@@ -112,4 +116,4 @@ def check_packages() -> None:
         import skimage  # noqa: F401
         import trimesh  # noqa: F401
     except ImportError as error:
-        raise UserError(f"{error.name} is not installed: {INSTALL}") from None
+        raise UserError(f"{error.name} is not installed: {EXTRA}") from None

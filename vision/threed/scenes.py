@@ -32,11 +32,11 @@ class Scene(nn.Module, ABC):
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return density [n], a share of light per length, and colour [n, 3] in 0..1 of points [n, 3]."""
         raw, colour = self.raw(points / self.config.bound)
-        return self._activated(raw.float(), points), colour.float().sigmoid()
+        return self._activated(raw, points), _full(colour).sigmoid()
 
     def density(self, points: Tensor) -> Tensor:
         """Return the density [n] of points [n, 3]."""
-        return self._activated(self.raw(points / self.config.bound)[0].float(), points)
+        return self._activated(self.raw(points / self.config.bound)[0], points)
 
     def normals(self, points: Tensor) -> Tensor:
         """Return the directions [n, 3] in which the density of points [n, 3] falls, by central differences.
@@ -53,12 +53,17 @@ class Scene(nn.Module, ABC):
         return torch.ones_like(directions) if self.behind is None else self.behind(directions)
 
     def _activated(self, raw: Tensor, points: Tensor) -> Tensor:
-        config, distance = self.config, points.norm(dim=-1)
+        raw, config, distance = _full(raw), self.config, points.norm(dim=-1)
         if config.activation == "exp":
             blob = config.blob_density * torch.exp(-(distance**2) / (2 * config.blob_radius**2))
             return _TruncatedExp.apply(raw + blob)
         blob = config.blob_density * (1 - distance / config.blob_radius)
         return F.softplus(raw + blob)
+
+
+def _full(x: Tensor) -> Tensor:
+    """Return half-precision results of networks under autocast in float32, in which rays are summed up."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class _TruncatedExp(torch.autograd.Function):
@@ -167,7 +172,7 @@ class Background(nn.Module):
 
     def forward(self, directions: Tensor) -> Tensor:
         """Return colours [n, 3] in 0..1 of directions [n, 3]."""
-        return cast(Tensor, self.network(self.encoding(directions)).float().sigmoid())
+        return _full(self.network(self.encoding(directions))).sigmoid()
 
 
 def mlp(inputs: int, hidden: int, outputs: int, layers: int) -> nn.Sequential:

@@ -1,19 +1,17 @@
-"""Pictures of simple objects by sphere tracing: 128 captions, 8 shapes in 8 colours and 2 sizes.
+"""Pictures of simple objects, see captions.py, by sphere tracing.
 
 They are the embedded world of text to 3D: they stand for the photographs that a text-to-image model has seen,
 for the distractors of R-precision, and for the truth on held-out views.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repro.errors import UserError
 from vision.threed.cameras import Cameras
+from vision.threed.captions import COLOURS, SIZES, parse
 
 Distance = Callable[[Tensor], Tensor]  # signed, of points [..., 3] to a surface [...]
 
@@ -41,7 +39,7 @@ def _ring(p: Tensor, axis: int, radius: float, thickness: float) -> Tensor:
 
 def _slopes(p: Tensor, sides: Tensor) -> Tensor:
     """A cone, or a pyramid: `sides` is the distance from the axis, in the norm of its base."""
-    rise, run = 1.2, 0.6
+    rise, run = 1.1, 0.55
     slope = (run * (p[..., 2] - rise / 2) + rise * sides) / (rise**2 + run**2) ** 0.5
     return torch.maximum(slope, -p[..., 2] - rise / 2)
 
@@ -60,7 +58,7 @@ def _chair(p: Tensor) -> Tensor:
     return torch.minimum(torch.minimum(seat, back), _box(leg, 0.06, 0.06, 0.3))
 
 
-SHAPES: dict[str, Distance] = {
+DISTANCES: dict[str, Distance] = {
     "sphere": lambda p: p.norm(dim=-1) - 0.55,
     "cube": lambda p: _box(p, 0.45, 0.45, 0.45),
     "torus": lambda p: _ring(p, 0, 0.45, 0.17),  # upright: its hole is seen from the front and the back
@@ -70,53 +68,11 @@ SHAPES: dict[str, Distance] = {
     "mug": _mug,
     "chair": _chair,
 }
-COLOURS = {
-    "red": (0.86, 0.14, 0.12),
-    "green": (0.15, 0.62, 0.20),
-    "blue": (0.13, 0.28, 0.85),
-    "yellow": (0.95, 0.83, 0.10),
-    "orange": (0.96, 0.50, 0.06),
-    "purple": (0.52, 0.16, 0.68),
-    "cyan": (0.10, 0.74, 0.80),
-    "brown": (0.45, 0.27, 0.13),
-}
-SIZES = {"": 1.0, "small": 0.6}
-
-
-class Caption(NamedTuple):
-    """The words of a caption: keys of SIZES, COLOURS and SHAPES."""
-
-    size: str
-    colour: str
-    shape: str
-
-    def __str__(self) -> str:
-        words = " ".join(filter(None, self))
-        return f"a{'n' * (words[0] in 'aeiou')} {words}"
-
-
-ALL = tuple(Caption(*words) for words in itertools.product(SIZES, COLOURS, SHAPES))
-CAPTIONS = tuple(map(str, ALL))
-
-
-def parse(prompt: str) -> Caption:
-    """Return the words of a prompt, such as "a small red torus".
-
-    Raises:
-        UserError: it is none of CAPTIONS.
-    """
-    try:
-        return ALL[CAPTIONS.index(" ".join(prompt.lower().split()))]
-    except ValueError:
-        raise UserError(
-            f"prompt={prompt!r}: without a text-to-image model it must be an object of the embedded world, "
-            f'"a [small] COLOUR SHAPE": {", ".join(COLOURS)}; {", ".join(SHAPES)}'
-        ) from None
 
 
 def shade(size: str, shape: str, cameras: Cameras, side: int) -> Tensor:
     """Return brightness and silhouette [cameras, 2, side, side] of an object, in 0..1; outside both are 0."""
-    scale, distance = SIZES[size], SHAPES[shape]
+    scale, distance = SIZES[size], DISTANCES[shape]
     origins, directions = cameras.rays(side * SAMPLES)
     origins = origins[:, None].expand_as(directions)
     # the bounding sphere of every object has radius 1: start where a ray comes nearest to the origin, minus 1
