@@ -18,9 +18,10 @@ from repro.interop import read_weights
 from repro.train.cli import CONFIGS
 from repro.train.seeding import Draws
 from vision.threed.cameras import Cameras
+from vision.threed.captions import CAPTIONS
 from vision.threed.diffusion import Diffusion, features, texts
 from vision.threed.prior_config import TrainPriorConfig
-from vision.threed.shapes import CAPTIONS, render
+from vision.threed.shapes import render
 from vision.train_prior import PICTURE, PIPELINE, SHOWN, VIEWS, Batch, TrainPrior, main, make_tokenizer
 
 Command = Callable[..., tuple[int, str, str]]
