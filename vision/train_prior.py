@@ -138,19 +138,25 @@ class Denoiser(nn.Module):
             up_block_types=["CrossAttnUpBlock2D"] + ["UpBlock2D"] * (levels - 1),
             cross_attention_dim=config.text_width,
             attention_head_dim=config.heads,  # diffusers' name for their number
+            addition_embed_type="text",  # all levels get a summary of it
+            addition_embed_type_num_heads=config.heads,
             norm_num_groups=GROUPS,
             class_embed_type="projection",
             projection_class_embeddings_input_dim=FEATURES,
         )
 
     def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor, views: Tensor) -> Tensor:
-        """Return the noise in noisy images [batch, 3, size, size] at time steps [batch]; see Batch."""
+        """Return the velocity of noisy images [batch, 3, size, size] at time steps [batch]; see Batch."""
         text = self.text_encoder(tokens).last_hidden_state
         return self.unet(noisy, times, text, class_labels=views).sample
 
 
 class TrainPrior(Task[Batch]):
-    """The noise in pictures of simple objects, told their captions and views."""
+    """Denoising of pictures of simple objects, told their captions and views.
+
+    The model predicts the velocity, sqrt(alpha) noise - sqrt(1 - alpha) picture (arXiv 2202.00512): from the
+    noise alone, as in the first steps of sampling, colours would follow only after long training.
+    """
 
     name = "train_prior"
     schema = TrainPriorConfig
@@ -161,7 +167,9 @@ class TrainPrior(Task[Batch]):
         self.config = config
         self.model_name = f"UNet {'-'.join(map(str, config.model.channels))}"
         self.tokenizer = make_tokenizer(config.model.text_tokens)
-        self.scheduler = library().DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+        self.scheduler = library().DDPMScheduler(
+            beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
+        )
         self.alphas = self.scheduler.alphas_cumprod
 
     def train_data(self) -> Sized:
@@ -194,7 +202,7 @@ class TrainPrior(Task[Batch]):
         return Batch(images, tokens, torch.randn(n, FEATURES), torch.arange(n))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean squared error of the noise found, a scalar.
+        """Return the mean squared error of the velocity, a scalar.
 
         The time steps of a batch are spread evenly over all, from a random first one (arXiv 2107.00630).
         """
@@ -209,7 +217,7 @@ class TrainPrior(Task[Batch]):
         return {self.metric: self.errors(model, batch, shares, noise).sum()}, len(shares)
 
     def errors(self, model: nn.Module, batch: Batch, shares: Tensor, noise: Tensor) -> Tensor:
-        """Return the mean squared error of the noise found in each picture [batch].
+        """Return the mean squared error of each picture's velocity [batch].
 
         Args:
             shares: the time steps, as shares of all in [0, 1) [batch].
@@ -217,9 +225,10 @@ class TrainPrior(Task[Batch]):
         """
         times = (shares * len(self.alphas)).long()
         alphas = self.alphas.to(noise.device)[times].view(-1, 1, 1, 1)
-        noisy = alphas.sqrt() * batch.images + (1 - alphas).sqrt() * noise
-        found = model(noisy, times, batch.tokens, batch.views)
-        return F.mse_loss(found.float(), noise, reduction="none").flatten(1).mean(1)
+        signal, share = alphas.sqrt(), (1 - alphas).sqrt()
+        found = model(signal * batch.images + share * noise, times, batch.tokens, batch.views)
+        velocity = signal * noise - share * batch.images
+        return F.mse_loss(found.float(), velocity, reduction="none").flatten(1).mean(1)
 
     def finish(self, folder: Path) -> None:
         """Save the pipeline and a picture: captions from all sides, beside the samples of the model."""

@@ -329,6 +329,14 @@ def test_other_pipelines(tmp_path: Path, index: dict[str, Any], what: str) -> No
             dict(class_embed_type="projection", projection_class_embeddings_input_dim=7),
             "its UNet has projection_class_embeddings_input_dim=7, not 4",
         ),
+        (
+            dict(
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=80,
+            ),
+            "its UNet has addition_embed_type=text_time, not None or text",
+        ),
         (dict(cross_attention_dim=24), "its UNet has cross_attention_dim=24, not 16"),
         (dict(sample_size=(8, 16)), "its UNet has sample_size="),
     ],

@@ -264,7 +264,7 @@ def check_shapes(prior: Diffusion) -> None:
         "in_channels": (channels,),
         "out_channels": (channels,),
         "cross_attention_dim": (text.hidden_size,),
-        "addition_embed_type": (None,),
+        "addition_embed_type": (None, "text"),
         "encoder_hid_dim_type": (None,),
         "class_embed_type": (None, "projection"),
     }
