@@ -12,12 +12,15 @@ START := $(shell date +%s)
 # With it, each of the hundred processes that the tests start would compile all of torch's Python that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo help test test-recipes test-optim test-torch test-slow test-cuda-static test-sanitize test-all test-times test-gpu \
+.PHONY: demo demo-3d help test test-recipes test-optim test-torch test-slow test-cuda-static test-sanitize test-all test-times test-gpu \
 	test-platforms platform-tools dist test-mutants test-docker constraints lint docs docs-check report-pictures bench bench-gpu quality conformance clean
 
 demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
 	$(RUN) vision/train.py -m optimizer=adan,adamw
 	$(RUN) scripts/compare.py runs/vision/optimizer=adan runs/vision/optimizer=adamw --out runs/demo.png
+
+demo-3d: $(INSTALLED)  ## a rotating object from a text: pictures, an animation, a mesh
+	$(RUN) vision/text_to_3d.py prompt="a red torus" run.name=demo
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'

@@ -79,6 +79,12 @@ class TestEveryRow:
         optimizer.step()
         assert max(group["lr"] for group in optimizer.param_groups) == options.get("lr", 0.001)
 
+    def test_has_a_run_for_each_value_of_what_it_sweeps(self, name: str) -> None:
+        recipe = load(name)
+        for key, values in recipe.row.sweep.items():
+            assert recipe.get(key) == values[0]
+            assert len(values) == len(set(values))
+
     def test_says_why_it_chose(self, name: str) -> None:
         recipe = load(name)
         for key in recipe.row.chosen:

@@ -48,7 +48,7 @@ def test_every_published_row_is_there() -> None:
     }
     models = ("resnet50", "resnet101", "vit_b", "vit_l", "swin_b", "swin_l", "convnext_b", "convnext_l")
     assert set(MEMORY) == {f"memory/{name}" for name in (*models, "gpt2_758m", "gpt2_1313m", "gpt2_grid")}
-    assert {*PRETRAINING, *FINE_TUNING, "text_to_3d/dreamfusion"} <= set(NAMES)
+    assert {*PRETRAINING, *FINE_TUNING, "text_to_3d/dreamfusion", "text_to_3d/dreamfusion_adam"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", IMAGENET)

@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from repro import hardware
@@ -224,6 +225,22 @@ def test_a_row_that_is_not_runnable(
     assert (status, out, started) == (2, "", [])
     assert f"{waiting} is not runnable yet: it waits for data" in err
     assert err.endswith("Runnable now: imagenet (2 rows), memory (1 row)\n")
+
+
+def test_a_row_of_several_runs(command: Command, started: list[list[str]]) -> None:
+    """One for each prompt, by Hydra's multirun, unless a prompt is given; texts are quoted for its grammar."""
+    name = "text_to_3d/dreamfusion"
+    prompts = rows.load(name).row.sweep["prompt"]
+    for given in ([], ["prompt=a chair"]):
+        with pytest.raises(SystemExit, match="7"):
+            command(name, *given)
+    [every, one] = started
+    assert every[2:4] == ["-m", f"+paper={name}"]
+    assert one[2:] == [f"+paper={name}", "prompt=a chair"]
+    parsed = OverridesParser.create().parse_override(every[-1])
+    assert [str(value.text) for value in parsed.value().list] == prompts
+    assert len(prompts) == 9
+    assert reproduce.quoted('say "a \\\\ b"') == r'"say \"a \\ b\""'
 
 
 def test_what_is_started(
