@@ -23,7 +23,7 @@ demo-3d: $(INSTALLED)  ## a rotating object from a text: pictures, an animation,
 	$(RUN) vision/text_to_3d.py prompt="a red torus" run.name=demo
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|'
 
 # The test tiers; tests/tiers.py runs them one after the other. ADAN_TEST_LUCK=1 runs them with other seeds
 # and other rounding (tests/luck.py), OMP_NUM_THREADS=2 with two threads.

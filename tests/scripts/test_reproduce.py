@@ -26,7 +26,8 @@ from repro.runs import flatten
 from vision import train
 
 SCRIPT = ROOT / "scripts" / "reproduce.py"
-MAIN = runpy.run_path(str(SCRIPT))["main"]
+NAMES = runpy.run_path(str(SCRIPT))
+MAIN = NAMES["main"]
 ROW = "imagenet/vit_s_150_i"
 TABLES = sorted({name.split("/")[0] for name in rows.names()})
 # of which every row is looked at
@@ -228,7 +229,7 @@ def test_a_row_that_is_not_runnable(
 
 
 def test_a_row_of_several_runs(command: Command, started: list[list[str]]) -> None:
-    """One for each prompt, by Hydra's multirun, unless a prompt is given; texts are quoted for its grammar."""
+    """One run for each prompt, by Hydra's multirun, unless one is given; texts are quoted for its grammar."""
     name = "text_to_3d/dreamfusion"
     prompts = rows.load(name).row.sweep["prompt"]
     for given in ([], ["prompt=a chair"]):
@@ -240,7 +241,7 @@ def test_a_row_of_several_runs(command: Command, started: list[list[str]]) -> No
     parsed = OverridesParser.create().parse_override(every[-1])
     assert [str(value.text) for value in parsed.value().list] == prompts
     assert len(prompts) == 9
-    assert reproduce.quoted('say "a \\\\ b"') == r'"say \"a \\ b\""'
+    assert NAMES["quoted"]('a "b" \\ c') == r'"a \"b\" \\ c"'
 
 
 def test_what_is_started(
