@@ -19,6 +19,7 @@ if __name__ == "__main__":
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -37,6 +38,9 @@ from vision.threed.prior import distil
 from vision.threed.priors import build_prior
 from vision.threed.render import Renderer, Rendering, entropy, roughness
 from vision.threed.views import Batch, Ring, Views
+
+if TYPE_CHECKING:
+    from vision.threed.diffusion import Diffusion
 
 OCCUPIED = 0.2  # share of the samples that are in occupied cells, for plans; it depends on the object
 
@@ -143,12 +147,13 @@ class TextTo3D(Task[Batch]):
                 first part of a run; this forms the shape before the prior's encoder is needed.
         """
         config = self.config.prior
-        pixels = seen.colour
         if early:
             assert seen.normals is not None
-            pixels = torch.cat([seen.normals, 2 * seen.opacity - 1], 1)
+            latents = torch.cat([seen.normals, 2 * seen.opacity - 1], 1)
+            samples = cast("Diffusion", self.prior).latents(latents)
+        else:
+            samples = self.prior.encode(seen.colour)
         cameras = batch.cameras if config.views else None
-        samples = pixels if early else self.prior.encode(pixels)
         return distil(self.prior, samples, self.config.prompt, cameras, config.guidance, config.times)
 
     def _synthetic_loss(self, model: nn.Module, seen: Rendering) -> Tensor:

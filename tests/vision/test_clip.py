@@ -6,31 +6,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_pipelines import clip
 from torchvision.transforms.v2.functional import to_pil_image
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+from transformers import CLIPModel, CLIPProcessor
 
 from repro.errors import UserError
 from vision.threed.clip import Clip
-from vision.train_prior import make_tokenizer
 
 CAPTIONS = ["a red torus", "a small blue chair", "a cat"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A model for images of 16 x 16 and texts of 12 tokens, saved."""
-    torch.manual_seed(0)
-    tokenizer = make_tokenizer(12)
-    shape: dict[str, Any] = dict(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
-    )
-    text = shape | dict(
-        vocab_size=len(tokenizer), max_position_embeddings=12, eos_token_id=tokenizer.eos_token_id
-    )
-    seen = shape | dict(image_size=16, patch_size=8)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=seen, projection_dim=8)).save_pretrained(tmp_path)
-    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
-    CLIPProcessor(images, tokenizer).save_pretrained(tmp_path)
+    """A tiny model, saved."""
+    clip(tmp_path)
     return tmp_path
 
 

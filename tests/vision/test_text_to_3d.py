@@ -12,6 +12,7 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
+from tiny_pipelines import clip, stable_diffusion
 
 from adan_optim import build_optimizer
 from repro.interop import read_weights
@@ -21,6 +22,7 @@ from repro.train.trainer import Trainer
 from vision.text_to_3d import TextTo3D, main
 from vision.threed import priors, products
 from vision.threed.config import TextTo3DConfig
+from vision.threed.diffusion import Diffusion
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -63,7 +65,7 @@ def test_the_default_makes_the_object(runner: Callable[[Any], Run]) -> None:
     assert strip.shape == (products.SIDE, products.SHOWN * products.SIDE, 3)
     centre = products.SIDE // 2
     assert (strip[:, centre, 0] - strip[:, centre, 2]).max() > 60  # red from the front
-    mesh = trimesh.load(FOLDER / products.MESH)
+    mesh: Any = trimesh.load(FOLDER / products.MESH)
     assert mesh.is_watertight
     assert 0.1 < mesh.volume < 0.6  # the torus: 2 pi^2 0.45 0.17^2 = 0.26
     assert 1.0 < mesh.extents[1] < 1.5  # 2 (0.45 + 0.17)
@@ -104,11 +106,42 @@ def test_it_continues_to_the_bit(command: Run, monkeypatch: pytest.MonkeyPatch, 
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_any_pipeline_of_diffusers(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny Stable Diffusion and CLIP on disk: first with normals for latents, then through the encoder."""
+    stable_diffusion(tmp_path / "pipeline")
+    clip(tmp_path / "clip")
+    phases: list[str] = []
+
+    def noted(name: str) -> Callable[[Diffusion, torch.Tensor], torch.Tensor]:
+        method = getattr(Diffusion, name)
+
+        def call(self: Diffusion, pictures: torch.Tensor) -> torch.Tensor:
+            phases.append(name)
+            return method(self, pictures)
+
+        return call
+
+    for name in ("encode", "latents"):
+        monkeypatch.setattr(Diffusion, name, noted(name))
+    Path("captions.txt").write_text("a cat\n\na red dog\n")
+    words = [
+        *SMALL, "prompt=a cat", "steps=5", "eval_every=5", "prior.name=stable_diffusion",
+        f"prior.path={tmp_path}/pipeline", "view.normals=0.4", "prior.guidance=100", "orientation=0.01",
+        f"measure.clip={tmp_path}/clip", "measure.captions=captions.txt",
+    ]  # fmt: skip
+    status, _, err = command(*words)
+    assert status == 0, err
+    assert phases[:5] == ["latents", "latents", "encode", "encode", "encode"]
+    test = json.loads((FOLDER / "summary.json").read_text())["test"]
+    assert 0 <= test["test_r_precision"] <= 1
+    assert "test_iou" not in test  # nobody knows what a cat looks like here
+
+
 def test_parts_have_their_own_learning_rates() -> None:
     """As the rows state them: the hash encoding has ten times that of the networks."""
     for name, lr in (("dreamfusion", 5e-3), ("dreamfusion_adam", 1e-3)):
         recipe = rows.load(f"text_to_3d/{name}", ["scene.entries=8", "scene.finest=32"])
-        model = TextTo3D(typed(recipe.config, TextTo3DConfig), synthetic=True).build_model()
+        model = TextTo3D(typed(recipe.config, TextTo3DConfig), synthetic=True).initial()
         optimizer = build_optimizer(model, recipe.config["optimizer"])
         found = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         for key, p in model.named_parameters():

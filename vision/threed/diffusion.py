@@ -158,6 +158,20 @@ class Diffusion(Prior):
         latents = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.sample()
         return latents.float() * self.vae.config.scaling_factor
 
+    def latents(self, pixels: Tensor) -> Tensor:
+        """Return pictures [n, channels, h, w] as samples without the autoencoder, resized.
+
+        Raises:
+            UserError: they have other channels than the samples.
+        """
+        config = self.unet.config
+        if pixels.shape[1] != config.in_channels:
+            raise UserError(
+                f"{self.name}: has latents of {config.in_channels} channels, for which normals and opacity, "
+                f"{pixels.shape[1]} channels, cannot stand; set view.normals=0"
+            )
+        return F.interpolate(pixels, (config.sample_size,) * 2, mode="bilinear", antialias=True)
+
     def decode(self, samples: Tensor) -> Tensor:
         """Return samples as images [n, 3, side, side] in 0..1."""
         if self.vae is not None:
