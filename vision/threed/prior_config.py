@@ -43,7 +43,7 @@ class TrainPriorConfig(TrainConfig):
     data: PicturesConfig = field(default_factory=PicturesConfig)
     caption_dropout: float = 0.1  # share of the pictures of which the model is told nothing, for guidance
     view_dropout: float = 0.1  # share of the pictures of which it is told the caption alone
-    guidance: float = 5.0  # of the samples in the picture at the end
+    guidance: float = 2.0  # of the samples in the picture at the end
     sample_steps: int = 50  # of DDIM, for these
 
     def check(self) -> None:
