@@ -94,7 +94,6 @@ def _short(start: float, weight_decays: tuple[float, ...] = DECOUPLED) -> Space:
 
 
 FREE = Space(1.0, DECOUPLED, (-1, 0, 1), budget=6)  # the learning rate is a factor on an estimate
-WARMED_UP = ("optimizer.safeguard_warmup=True",)  # the advice of Prodigy's authors for a warm-up
 FLAT = ("schedule=constant",)  # after the task's warm-up, as in the schedule-free paper
 OPTIMIZERS = {
     "adamw": Optimizer("AdamW", _full(2e-3), seeds=SEEDS),
@@ -125,8 +124,8 @@ OPTIMIZERS = {
     "soap": Optimizer("SOAP", _short(8e-3)),
     "schedule_free_adamw": Optimizer("Schedule-free AdamW", _short(1e-2), overrides=FLAT),
     "schedule_free_adan": Optimizer("Schedule-free Adan", _short(1e-2), overrides=FLAT),
-    "prodigy": Optimizer("Prodigy", FREE, overrides=WARMED_UP, rival="adamw"),
-    "prodigy_adan": Optimizer("Prodigy-Adan", FREE, overrides=WARMED_UP, rival="adan"),
+    "prodigy": Optimizer("Prodigy", FREE, rival="adamw"),
+    "prodigy_adan": Optimizer("Prodigy-Adan", FREE, rival="adan"),
 }
 
 BATCHES = (32, 256, 1024, 4096)  # images; the paper's are 1k to 32k
