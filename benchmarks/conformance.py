@@ -109,14 +109,20 @@ def usual(name: str, **more: Any) -> Options:
 
 
 DECAYED = {"weight_decay": 0.4}
+CAUTIOUS = {"caution": True, **DECAYED}  # where others have it, too, and ours on every path
 # Those that are not listed have the usual option sets.
 OPTIONS: dict[str, dict[str, Options]] = {
     name: option_sets(usual(name), weight_decay=DECAYED) for name in adan_optim.CARDS
 } | {
+    **{
+        name: option_sets(usual(name), weight_decay=DECAYED, caution=CAUTIOUS)
+        for name in ("adamw", "nadamw", "lion")
+    },
     "adan": option_sets(
         dict(lr=0.05, betas=(0.7, 0.6, 0.8), eps=0.05, weight_decay=0.0, no_prox=False),
         proximal_decay=DECAYED,
         decoupled_decay={**DECAYED, "no_prox": True},
+        caution=CAUTIOUS,
     ),
     "ademamix": option_sets(
         usual("ademamix", alpha=3.0),

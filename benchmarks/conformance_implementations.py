@@ -250,6 +250,11 @@ def two_betas(betas: tuple[float, float], _: Options) -> Options:
     return {"b1": betas[0], "b2": betas[1]}
 
 
+def three_betas(betas: tuple[float, float, float], _: Options) -> Options:
+    """Do the same for three."""
+    return dict(zip(("b1", "b2", "b3"), betas, strict=True))
+
+
 def left_out(_: Any, __: Options) -> Options:
     """Pass nothing, for an option that is always on, or that concerns a part the variant lacks."""
     return {}
@@ -277,17 +282,26 @@ def _always_scaled(scale: bool, _: Options) -> Options:
     return {}
 
 
+def _always_corrected(corrected: bool, _: Options) -> Options:
+    if not corrected:
+        raise NotApplicable("always corrects the bias")
+    return {}
+
+
 ADAM = "betas eps weight_decay"
 FLOAT32 = torch.float32
 DECAY = "weight decay"  # an option set of conformance.py
+DOZAT = "the mean's bias correction is that of the next step, as Dozat has it"
 UNIT_CLIP = "an update whose norm is above a bound times the parameter's is cut to it; none is scaled up"
 NO_VECTORS = "vectors and scalars get plain SGD without decay; nothing turns that off"
 OPTAX: dict[str, Name] = {"lr": "learning_rate", "max_grad_norm": "clip_by_global_norm"}
+PRODIGY = same(f"lr {ADAM} d0 safeguard_warmup")
 SCHEDULE_FREE = same(f"lr {ADAM} warmup_steps r weight_lr_power")
 OPTAX_ADAM = OPTAX | same("eps", betas=two_betas)
 
 bitsandbytes = of("bitsandbytes", "bitsandbytes.optim", dtype=FLOAT32)
 optax = of("optax", "optax", build=Optax)
+contrib = of("optax", "optax.contrib", build=Optax)
 optimi = of("torch-optimi", "optimi", BOTH, fixed={"triton": False}, bfloat16={"kahan_sum": True})
 pytorch_optimizer = of("pytorch_optimizer", "pytorch_optimizer", BOTH)
 schedulefree = of("schedulefree", "schedulefree", BOTH, build=in_training)
@@ -296,7 +310,12 @@ torchs = of("torch", "torch.optim", BOTH)
 
 THEIRS = [
     # Adan
-    *timm("adan", "Adan", same(f"lr {ADAM} no_prox")),
+    *timm(
+        "adan",
+        "Adan",
+        same(f"lr {ADAM} no_prox caution"),
+        variants={"caution": "leaves out elements of the first moment alone, not of the whole step"},
+    ),
     *pytorch_optimizer("adan", "Adan", same(f"lr {ADAM} max_grad_norm maximize", no_prox="weight_decouple")),
     *optimi("adan", "Adan", same(f"lr {ADAM}", no_prox="adam_wd")),
     Implementation(
@@ -308,9 +327,7 @@ THEIRS = [
     *optax(
         "adan",
         "adan",
-        OPTAX
-        | same("eps", betas=lambda betas, _: dict(zip(("b1", "b2", "b3"), betas, strict=True)))
-        | {"weight_decay": _optax_adan_decay, "no_prox": left_out},
+        OPTAX | same("eps", betas=three_betas) | {"weight_decay": _optax_adan_decay, "no_prox": left_out},
         fixed={"eps_root": 0.0},
     ),
     # Adam and AdamW
@@ -326,7 +343,7 @@ THEIRS = [
     *torchs("adamw", "AdamW", same(f"lr {ADAM} maximize"), paths=BOTH | {"fused": {"fused": True}}),
     *optimi("adamw", "AdamW", same(f"lr {ADAM}")),
     *bitsandbytes("adamw", "AdamW", same(f"lr {ADAM}"), fixed={"optim_bits": 32}),
-    *timm("adamw", "AdamWLegacy", same(f"lr {ADAM} maximize")),
+    *timm("adamw", "AdamWLegacy", same(f"lr {ADAM} maximize caution")),
     *optax("adam", "adam", OPTAX_ADAM),
     *optax("adamw", "adamw", OPTAX_ADAM | same("weight_decay")),
     # Adafactor
@@ -441,13 +458,15 @@ THEIRS = [
         variants={DECAY: "the trust ratio has the norm of gradient plus decay, not the sum of their norms"},
     ),
     # NAdamW
-    *timm("nadamw", "NAdamW", same(f"lr {ADAM} maximize")),
-    *optax(
+    *timm("nadamw", "NAdamW", same(f"lr {ADAM} maximize caution")),
+    *torchs(
         "nadamw",
-        "nadamw",
-        OPTAX_ADAM | same("weight_decay"),
-        variants={"": "the mean's bias correction is that of the next step, as Dozat has it"},
+        "NAdam",
+        same(f"lr {ADAM} maximize"),
+        fixed={"decoupled_weight_decay": True, "momentum_decay": 1e9},  # which ends its schedule at once
+        variants={"": DOZAT},
     ),
+    *optax("nadamw", "nadamw", OPTAX_ADAM | same("weight_decay"), variants={"": DOZAT}),
     # AdEMAMix
     *pytorch_optimizer(
         "ademamix",
@@ -455,23 +474,38 @@ THEIRS = [
         same(f"lr {ADAM} alpha maximize", alpha_warmup="t_alpha_beta3", beta3_warmup="t_alpha_beta3"),
         fixed={"weight_decouple": True},
     ),
+    *contrib(
+        "ademamix",
+        "ademamix",
+        OPTAX | same("alpha eps weight_decay", betas=three_betas),
+    ),
     # Schedule-free AdamW, in training: p is between the mean and the newest point
     *pytorch_optimizer("schedule_free_adamw", "ScheduleFreeAdamW", SCHEDULE_FREE | same("maximize")),
     *schedulefree("schedule_free_adamw", "AdamWScheduleFree", SCHEDULE_FREE),
+    *contrib(
+        "schedule_free_adamw",
+        "schedule_free_adamw",
+        OPTAX_ADAM | same("weight_decay warmup_steps weight_lr_power"),
+    ),
     # MARS-AdamW
     *timm("mars", "mars.Mars", same(f"lr {ADAM} gamma optimize_1d"), paths=ONE),
     # Prodigy
+    *of("prodigyopt", "prodigyopt")("prodigy", "Prodigy", PRODIGY | same("use_bias_correction")),
     *pytorch_optimizer(
         "prodigy",
         "Prodigy",
-        same(
-            f"lr {ADAM} d0 safeguard_warmup maximize",
-            use_bias_correction="bias_correction",
-        ),
+        PRODIGY | same("maximize", use_bias_correction="bias_correction"),
         fixed={"weight_decouple": True},
     ),
+    *contrib(
+        "prodigy",
+        "prodigy",
+        OPTAX
+        | same("betas eps weight_decay safeguard_warmup", d0="estim_lr0")
+        | {"use_bias_correction": _always_corrected},
+    ),
     # Lion
-    *timm("lion", "Lion", same("lr betas weight_decay maximize")),
+    *timm("lion", "Lion", same("lr betas weight_decay maximize caution")),
     *pytorch_optimizer("lion", "Lion", same("lr betas weight_decay maximize")),
     *optimi("lion", "Lion", same("lr betas weight_decay")),
     *bitsandbytes("lion", "Lion", same("lr betas weight_decay")),

@@ -1,4 +1,4 @@
-"""The paper's claims, each with the verdict of our runs at the size of a proxy.
+"""The paper's claims and those of Prodigy, each with the verdict of our runs at the size of a proxy.
 
 The verdict on a task is `yes`, `no`, or `open` if an interval has both signs. A claim is confirmed at this
 scale if more than half of the tasks say yes, not confirmed if more than half say no, and otherwise open.
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.comparison.design import BATCHES, EXPERIMENTS, OPTIMIZERS, REFERENCE, TASKS
-from benchmarks.comparison.measures import Estimate, difference, finals, tolerated
+from benchmarks.comparison.measures import Estimate, difference, finals, tolerated, untuned_finals
 from benchmarks.comparison.records import Record, Stage, select
 from benchmarks.comparison.search import best
 from benchmarks.comparison.todo import space, tuned
@@ -19,6 +19,7 @@ YES, NO, OPEN = "yes", "no", "open"
 ROBUST = 0.02  # share of a loss that may change, for a claim of robustness
 LARGER = 5.0  # times the learning rate: the lower end of the paper's 5 to 10
 USABLE = 0.05  # share of the best loss that a tolerated learning rate may cost
+NEAR = 0.03  # share of a tuned optimizer's loss that one without tuning may cost
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Finding:
 
 @dataclass
 class Claim:
-    """A claim of the paper, how it is judged, and the findings."""
+    """A claim, how it is judged, and the findings."""
 
     name: str
     says: str
@@ -89,6 +90,17 @@ def claims(records: Sequence[Record]) -> list[Claim]:
             EXPERIMENTS["restart"].claim,
             "yes, restarts help: the interval of the loss with them minus that without lies below 0",
             list(_restart(records)),
+        ),
+        *(
+            Claim(
+                name,
+                f"{about.title} with the learning rate 1, not tuned, is as good as tuned "
+                f"{OPTIMIZERS[about.rival].title}. (Not a claim of the paper.)",
+                f"yes: the mean loss is at most {NEAR:.0%} larger",
+                list(_untuned(records, name)),
+            )
+            for name, about in OPTIMIZERS.items()
+            if about.rival
         ),
     ]
 
@@ -182,3 +194,14 @@ def _restart(records: Sequence[Record]) -> Iterator[Finding]:
             if without := _default(records, "restart", task):
                 found = difference(losses, without)
                 yield Finding(task, judge(found), f"{variant}: {found.format('+.2g')}")
+
+
+def _untuned(records: Sequence[Record], name: str) -> Iterator[Finding]:
+    rival = OPTIMIZERS[name].rival
+    for task in TASKS:
+        losses, others = untuned_finals(records, task, name), finals(records, task, rival)
+        if losses and others:
+            mean, other = statistics.fmean(losses), statistics.fmean(others)
+            change = mean / other - 1
+            what = f"{mean:.4g}, {OPTIMIZERS[rival].title} {other:.4g}: {change:+.1%}"
+            yield Finding(task, YES if change <= NEAR else NO, what)

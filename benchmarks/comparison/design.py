@@ -45,6 +45,7 @@ class Optimizer:
         seeds: of the result.
         without: tasks on which it does not work, or takes too long.
         why: the reason.
+        rival: of an optimizer without a learning rate to tune, the tuned one that it should equal.
     """
 
     title: str
@@ -54,6 +55,7 @@ class Optimizer:
     seeds: tuple[int, ...] = FEWER
     without: tuple[str, ...] = ()
     why: str = ""
+    rival: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,15 @@ def _full(start: float) -> Space:
 
 
 DECOUPLED = (0.05, 0.5)  # weight decays
+
+
+def _short(start: float, weight_decays: tuple[float, ...] = DECOUPLED) -> Space:
+    """Return the space of a shorter search, which begins where AdamW's optima are: from 2e-3 to 0.03."""
+    return Space(start, weight_decays, (-2, 0, 2), budget=8)
+
+
+FREE = Space(1.0, DECOUPLED, (-1, 0, 1), budget=6)  # the learning rate is a factor on an estimate
+FLAT = ("schedule=constant",)  # after the task's warm-up, as in the schedule-free paper
 OPTIMIZERS = {
     "adamw": Optimizer("AdamW", _full(2e-3), seeds=SEEDS),
     "adan": Optimizer("Adan", _full(4e-3), seeds=SEEDS),
@@ -102,13 +113,19 @@ OPTIMIZERS = {
     ),
     "shampoo": Optimizer("Shampoo", Space(2e-3, DECOUPLED)),
     "adafactor": Optimizer("Adafactor", Space(1e-2, DECOUPLED), overrides=("optimizer.relative_step=False",)),
-    "muon": Optimizer(
-        "Muon",
-        Space(2e-3, DECOUPLED),
-        without=("resnet", "mae", "glue", "lstm"),
-        why="timm's computes in bfloat16, which takes minutes a run on a CPU without instructions for it",
-    ),
     "sgd": Optimizer("SGD, momentum", Space(0.05, (5e-4, 5e-3))),
+    "nadamw": Optimizer("NAdamW", _short(8e-3)),
+    "lion": Optimizer("Lion", _short(8e-4, (0.5, 5.0))),
+    "ademamix": Optimizer(  # warm-ups of about the length of a run, as the authors have them
+        "AdEMAMix", _short(8e-3), overrides=("optimizer.alpha_warmup=200", "optimizer.beta3_warmup=200")
+    ),
+    "mars": Optimizer("MARS", _short(1.2e-2)),
+    "muon": Optimizer("Muon", _short(8e-3), overrides=("optimizer.precision=float32",)),
+    "soap": Optimizer("SOAP", _short(8e-3)),
+    "schedule_free_adamw": Optimizer("Schedule-free AdamW", _short(1e-2), overrides=FLAT),
+    "schedule_free_adan": Optimizer("Schedule-free Adan", _short(1e-2), overrides=FLAT),
+    "prodigy": Optimizer("Prodigy", FREE, rival="adamw"),
+    "prodigy_adan": Optimizer("Prodigy-Adan", FREE, rival="adan"),
 }
 
 BATCHES = (32, 256, 1024, 4096)  # images; the paper's are 1k to 32k

@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import matplotlib as mpl
 import numpy as np
@@ -29,7 +30,10 @@ QUIET = (
     "#1a9e6b", "#e07b00", "#8f7ae0", "#c4549a", "#b8860b",
     "#5f8a8b", "#7a5c3e", "#6b8e23", "#4b5563", "#a0a0a0",
 )  # fmt: skip
-COLOURS = LOUD | dict(zip([name for name in OPTIMIZERS if name not in LOUD], QUIET, strict=True))
+LINES = ("-", "-.")  # twenty optimizers have ten colours twice, the second time with dashes
+CODES = dict(zip((name for name in OPTIMIZERS if name not in LOUD), product(LINES, QUIET), strict=False))
+COLOURS = LOUD | {name: colour for name, (_, colour) in CODES.items()}
+DASHES = dict.fromkeys(LOUD, "-") | {name: line for name, (line, _) in CODES.items()}
 
 
 def draw_all(records: Sequence[Record]) -> dict[str, Figure]:
@@ -94,14 +98,17 @@ def _losses(axes: Axes, records: Sequence[Record], tasks: Sequence[str], names: 
 
 
 def _profiles(axes: Axes, records: Sequence[Record], tasks: Sequence[str], names: Sequence[str]) -> None:
+    finished = [  # a task without runs would count as one that is never solved
+        name for name in names if all(finals(records, task, name) for task in tasks if works(task, name))
+    ]
     steps = {
-        name: {task: 1 / up for task in tasks if (up := speed_up(records, task, name))} for name in names
+        name: {task: 1 / up for task in tasks if (up := speed_up(records, task, name))} for name in finished
     }
     at = [1 + i / 100 for i in range(101)]
     for name, shares in profile(steps, tasks, at).items():
         loud = name in LOUD
         axes.step(
-            at, [100 * share for share in shares], where="post", color=COLOURS[name],
+            at, [100 * share for share in shares], where="post", color=COLOURS[name], ls=DASHES[name],
             lw=2.4 if loud else 1.2, label=OPTIMIZERS[name].title, zorder=3 if loud else 2,
         )  # fmt: skip
     axes.set(
@@ -124,7 +131,7 @@ def curves(records: Sequence[Record]) -> Figure | None:
         means = [statistics.fmean(run.curve[i][1] for run in runs) for i in range(len(steps))]
         loud, variant = name in LOUD, bool(OPTIMIZERS[name].of)  # its curve is close to the original's
         axes.plot(
-            steps, means, color=COLOURS[name], lw=2 if loud else 1, ls="--" if variant else "-",
+            steps, means, color=COLOURS[name], lw=2 if loud else 1, ls="--" if variant else DASHES[name],
             zorder=4 if variant else 3 if loud else 2, label=OPTIMIZERS[name].title,
         )  # fmt: skip
 
@@ -157,7 +164,8 @@ def learning_rates(records: Sequence[Record]) -> Figure | None:
         about, loud = space(task, name), name in LOUD
         axes.plot(
             [about.lr(octave) for octave in octaves], [losses[octave] for octave in octaves],
-            color=COLOURS[name], lw=2 if loud else 1, zorder=3 if loud else 2, label=OPTIMIZERS[name].title,
+            color=COLOURS[name], lw=2 if loud else 1, ls=DASHES[name], zorder=3 if loud else 2,
+            label=OPTIMIZERS[name].title,
         )  # fmt: skip
         axes.plot(about.lr(point.octave), losses[point.octave], "o", color=COLOURS[name], ms=4, zorder=4)
 
@@ -218,7 +226,7 @@ def _small_multiples(
         line.get_label(): line for axes in panels for line in axes.get_lines() if _is_visible(line, axes)
     }
     handles = [lines[title] for name in shown if (title := OPTIMIZERS[name].title) in lines]
-    panels[len(tasks)].legend(handles=handles, loc="center", ncols=1, fontsize=8)
+    panels[len(tasks)].legend(handles=handles, loc="center", ncols=2, fontsize=7)
     return figure
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.comparison.design import OPTIMIZERS, REFERENCE
 from benchmarks.comparison.records import Record, Stage, select
 from benchmarks.comparison.search import Point, Space, best
-from benchmarks.comparison.todo import space, tuned
+from benchmarks.comparison.todo import space, tuned, untuned
 
 RESAMPLES = 10_000
 
@@ -67,6 +67,15 @@ def _interval(samples: Sequence[Sequence[float]], statistic: Callable[..., Any])
 def finals(records: Sequence[Record], task: str, optimizer: str, stage: str = Stage.SEEDS) -> list[float]:
     """Return the last losses of a stage's runs."""
     return [record.final for record in select(records, task=task, optimizer=optimizer, stage=stage)]
+
+
+def untuned_finals(records: Sequence[Record], task: str, optimizer: str) -> list[float]:
+    """Return the last losses of the runs with the seeds of the result, at the point of no tuning."""
+    point = untuned(task, optimizer)
+    runs = select(
+        records, task=task, optimizer=optimizer, octave=point.octave, weight_decay=point.weight_decay
+    )
+    return [run.final for run in runs if run.stage in (Stage.SEEDS, Stage.UNTUNED)]
 
 
 def winner(records: Sequence[Record], task: str) -> str | None:
@@ -144,11 +153,12 @@ def _end(line: Sequence[tuple[int, float]], limit: float) -> tuple[float, bool]:
 def divergence(records: Sequence[Record], task: str, optimizer: str) -> tuple[int, int]:
     """Return the number of failed runs of the first grid, and of all its runs.
 
-    A run failed if its loss became infinite or NaN, or ended no lower than at its first measurement. The grid
-    is the same for all: the start times powers of four, with the first weight decay.
+    A run failed if its loss became infinite or NaN, or ended no lower than at its first measurement. Of the
+    full grids only what the others have is counted: every second octave, with the first weight decay.
     """
     about = space(task, optimizer)
-    grid = {(octave, about.weight_decays[0]) for octave in (-4, -2, 0, 2, 4)}
+    octaves = about.octaves[::2] if about.full else about.octaves
+    grid = {(octave, about.weight_decays[0]) for octave in octaves}
     runs = select(records, task=task, optimizer=optimizer, stage=Stage.TUNE)
     counted = [record for record in runs if (record.octave, record.weight_decay) in grid]
     failed = [r for r in counted if math.isinf(r.final) or r.final >= r.curve[0][1]]

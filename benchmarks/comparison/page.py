@@ -54,6 +54,11 @@ def summary(records: Sequence[Record], times: Sequence[Time], figures: Sequence[
         for about in OPTIMIZERS.values()
         if about.without
     ]
+    settings = [
+        f"{about.title} `{' '.join(about.overrides)}`"
+        for about in OPTIMIZERS.values()
+        if about.overrides and not about.of
+    ]
     tables = {
         "final": _markdown(final_losses(records)),
         "speed_up": _markdown(_matrix(tasks, lambda task, name: _speed_up(records, times, task, name))),
@@ -74,10 +79,21 @@ def summary(records: Sequence[Record], times: Sequence[Time], figures: Sequence[
         within=WITHIN,
         tables=tables if tasks else None,
         without="; ".join(reasons),
+        settings="; ".join(settings),
+        budgets=_budgets(),
         claims=claims(records),
         titles={name: task.title for name, task in ALL_TASKS.items()},
         figures=figures,
     )
+
+
+def _budgets() -> str:
+    """Return in words the most runs that a search may take."""
+    found: dict[int, list[str]] = {}
+    for about in OPTIMIZERS.values():
+        if about.space is not None:
+            found.setdefault(about.space.budget, []).append(about.title)
+    return "; ".join(f"{budget} for {', '.join(titles)}" for budget, titles in found.items())
 
 
 def tuning(records: Sequence[Record]) -> str:

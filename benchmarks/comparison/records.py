@@ -27,6 +27,7 @@ class Stage(StrEnum):
     TUNE = "tune"
     SEEDS = "seeds"
     HALF = "half"
+    UNTUNED = "untuned"  # at the first point of the search, where the best one is another
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Record:
     """A run that ended.
 
     Attributes:
-        stage: tune, seeds, half, or the name of an experiment.
+        stage: tune, seeds, half, untuned, or the name of an experiment.
         variant: of the experiment.
         octave: of the learning rate, see Space.
         overrides: the words of the recipe's command line, without `seed`.

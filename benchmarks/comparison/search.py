@@ -24,7 +24,7 @@ class Space:
     """The range in which an optimizer is tuned, and the number of runs.
 
     Attributes:
-        start: the learning rate at octave 0, that of configs/optimizer.
+        start: the learning rate at octave 0.
         weight_decays: the grid has the first of them, or with `full` all.
         octaves: of the grid.
         full: whether the grid has every learning rate with every weight decay.

@@ -1,7 +1,7 @@
 """What to run next: a function of the records alone, so that a sweep can stop and continue anywhere."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 
@@ -82,6 +82,11 @@ def tuned(records: Sequence[Record], task: str, optimizer: str) -> dict[Point, f
     return {Point(record.octave, record.weight_decay): record.final for record in found}
 
 
+def untuned(task: str, optimizer: str) -> Point:
+    """Return the point of somebody who tunes nothing: the start, with the first weight decay."""
+    return Point(0, space(task, optimizer).weight_decays[0])
+
+
 def todo(task: str, optimizer: str, records: Sequence[Record]) -> list[Job]:
     """Return the next jobs of an optimizer that is tuned; none if all are done."""
     losses = tuned(records, task, optimizer)
@@ -91,28 +96,29 @@ def todo(task: str, optimizer: str, records: Sequence[Record]) -> list[Job]:
             octaves.setdefault(point.weight_decay, []).append(point.octave)
         job = partial(Job, task, optimizer, Stage.TUNE, seeds=(TUNING_SEED,))
         return [job(decay, tuple(of)) for decay, of in octaves.items()]
-    point = best(losses)
     done = {(r.optimizer, r.stage, r.variant, r.seed) for r in records if r.task == task}
     jobs = []
-    for name, stage, variant, seeds, more in _after(task, optimizer):
-        missing = tuple(seed for seed in seeds if (name, stage, variant, seed) not in done)
-        if missing:
-            jobs.append(
-                Job(task, name, stage, point.weight_decay, (point.octave,), missing, variant, tuple(more))
-            )
+    for job in _after(task, optimizer, best(losses)):
+        missing = (seed for seed in job.seeds if (job.optimizer, job.stage, job.variant, seed) not in done)
+        if seeds := tuple(missing):
+            jobs.append(replace(job, seeds=seeds))
     return jobs
 
 
-def _after(task: str, optimizer: str) -> Iterator[tuple[str, str, str, Sequence[int], Sequence[str]]]:
-    """Yield what follows the search: optimizer, stage, variant, seeds and overrides."""
+def _after(task: str, optimizer: str, point: Point) -> Iterator[Job]:
+    """Yield what follows a search that ended at a point."""
     about: Task = ALL_TASKS[task]
+    job = partial(Job, task, weight_decay=point.weight_decay, octaves=(point.octave,))
     for name in variants(task, optimizer):
-        run = OPTIMIZERS[name]
-        yield name, Stage.SEEDS, "", run.seeds if about.half else run.seeds[:2], ()
+        seeds = OPTIMIZERS[name].seeds
+        yield job(name, Stage.SEEDS, seeds=seeds if about.half else seeds[:2])
         if about.half:
-            yield name, Stage.HALF, "", run.seeds[: len(run.seeds) // 2 + 1], about.half
+            yield job(name, Stage.HALF, seeds=seeds[: len(seeds) // 2 + 1], more=about.half)
+    if OPTIMIZERS[optimizer].rival and (first := untuned(task, optimizer)) != point:
+        seeds = OPTIMIZERS[optimizer].seeds
+        yield Job(task, optimizer, Stage.UNTUNED, first.weight_decay, (first.octave,), seeds)
     if optimizer == "adan":
         for name, experiment in EXPERIMENTS.items():
             if task in experiment.tasks:
                 for variant, more in experiment.variants.items():
-                    yield optimizer, name, variant, experiment.seeds, more
+                    yield job(optimizer, name, seeds=experiment.seeds, variant=variant, more=more)
