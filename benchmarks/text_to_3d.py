@@ -29,6 +29,7 @@ if __name__ == "__main__":
     read_options()  # --help and mistakes are answered before the imports that take seconds
 
 import itertools
+import re
 import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -69,7 +70,7 @@ class Result:
 
 def run(runs: Path, optimizer: str, lr: float, prompt: str, seed: int, *more: str) -> Run:
     """Return a run, finished."""
-    name = "-".join([optimizer, f"{lr:g}", prompt.replace(" ", "_"), str(seed), *more])
+    name = re.sub(r"[ =]", "_", "-".join([optimizer, f"{lr:g}", prompt, str(seed), *more]))
     words = [
         f"optimizer={optimizer}", f"optimizer.lr={lr:g}", "optimizer.weight_decay=0.0", f"prompt={prompt}",
         f"seed={seed}", f"run.root={runs}", f"run.name={name}", *more,

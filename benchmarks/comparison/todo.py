@@ -98,10 +98,10 @@ def todo(task: str, optimizer: str, records: Sequence[Record]) -> list[Job]:
         return [job(decay, tuple(of)) for decay, of in octaves.items()]
     done = {(r.optimizer, r.stage, r.variant, r.seed) for r in records if r.task == task}
     jobs = []
-    for job in _after(task, optimizer, best(losses)):
-        missing = (seed for seed in job.seeds if (job.optimizer, job.stage, job.variant, seed) not in done)
-        if seeds := tuple(missing):
-            jobs.append(replace(job, seeds=seeds))
+    for after in _after(task, optimizer, best(losses)):
+        known = after.optimizer, after.stage, after.variant
+        if seeds := tuple(seed for seed in after.seeds if (*known, seed) not in done):
+            jobs.append(replace(after, seeds=seeds))
     return jobs
 
 
