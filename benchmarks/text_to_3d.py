@@ -102,7 +102,9 @@ def result(optimizer: str, prompt: str, seed: int, lr: float, run: Run) -> Resul
 
 
 def spread(values: Sequence[float], digits: str) -> str:
-    """Return the median and the range of values."""
+    """Return the median and the range of values, or the only one."""
+    if len(values) == 1:
+        return f"{values[0]:{digits}}"
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{middle:{digits}} ({low:{digits}} to {high:{digits}})"
 
@@ -115,7 +117,8 @@ def row(results: Sequence[Result]) -> list[str]:
         spread([each.iou for each in results], ".3f"),
         spread([each.psnr for each in results], ".1f"),
         spread([each.r_precision for each in results], ".2f"),
-        "never" if not reached else spread(reached, ".0f") + f", {len(reached)} of {len(steps)} runs",
+        ("never" if not reached else spread(reached, ".0f"))
+        + (f", {len(reached)} of {len(steps)} runs" if len(reached) < len(steps) > 1 else ""),
     ]
 
 
