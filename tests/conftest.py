@@ -4,8 +4,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -87,6 +89,28 @@ def apex(monkeypatch: pytest.MonkeyPatch) -> None:
     optimizers.FusedAdam, optimizers.FusedLAMB = FusedAdam, FusedLAMB  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "apex", package)
     monkeypatch.setitem(sys.modules, "apex.optimizers", optimizers)
+
+
+@pytest.fixture
+def killed_after() -> Callable[[int], AbstractContextManager[None]]:
+    """Kill the run in a block once it has taken this many steps."""
+
+    @contextmanager
+    def block(steps: int) -> Iterator[None]:
+        from repro.train.trainer import Trainer
+
+        end_step = Trainer._end_step
+
+        def killed(self: Trainer, *arguments: Any) -> None:
+            end_step(self, *arguments)
+            if self.progress.step == steps:
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "_end_step", killed)
+            yield
+
+    return block
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import re
 import shutil
 import sysconfig
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from llm.pretrain import LanguageModelling, main
 from llm.sequences import Batch
 from repro.interop import read_weights
 from repro.train.cli import CONFIGS
-from repro.train.trainer import Trainer
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -125,7 +125,7 @@ def test_a_mixture_of_experts(command: Run) -> None:
 
 @pytest.mark.recipe
 def test_an_interrupted_mixture_goes_on_to_the_same_bits(
-    command: Run, monkeypatch: pytest.MonkeyPatch
+    command: Run, killed_after: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     words = [
         *MOE,
@@ -135,15 +135,7 @@ def test_an_interrupted_mixture_goes_on_to_the_same_bits(
         "gradient_accumulation_steps=2",
     ]
     assert command(*words, "run.name=whole")[0] == 0
-    step = Trainer._end_step
-
-    def interrupted(self: Trainer, *arguments: Any) -> None:
-        step(self, *arguments)
-        if self.progress.step == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_end_step", interrupted)
+    with killed_after(3):
         assert command(*words, "run.name=parts")[0] == 130
     status, out, _ = command(*words, "run.name=parts")
     assert status == 0

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -132,26 +133,12 @@ def test_a_task_that_no_one_has_seen_before(command: Run, tmp_path: Path) -> Non
 
 @pytest.mark.recipe
 def test_a_killed_run_goes_on_to_the_same_bits(
-    command: Run, root: Path, monkeypatch: pytest.MonkeyPatch
+    command: Run, root: Path, killed_after: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     words = ["task=stsb", f"data.root={root}", *TINY, "data.max_tokens=96", "run.checkpoint_every=1"]
     assert command(*words, "run.name=whole")[0] == 0
-    from repro.train.trainer import Trainer
-
-    end_step, done = Trainer._end_step, 0
-
-    def killed(self: Trainer, *arguments: Any) -> None:
-        nonlocal done
-        end_step(self, *arguments)
-        done += 1
-        if done == 5:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "_end_step", killed)
-    assert command(*words, "run.name=killed")[0] == 130
-    monkeypatch.undo()
-    # pytest's own folder of this test; `undo` took the working directory back as well
-    monkeypatch.chdir(root.parent / "work")
+    with killed_after(5):
+        assert command(*words, "run.name=killed")[0] == 130
     status, out, _ = command(*words, "run.name=killed")
     assert status == 0
     assert "continuing runs/glue/killed at step 5" in out

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from adan_optim import build_optimizer
 from repro.interop import read_weights
 from repro.ledger import rows
 from repro.train.config import typed
-from repro.train.trainer import Trainer
 from vision.text_to_3d import TextTo3D, main
 from vision.threed import priors, products
 from vision.threed.config import TextTo3DConfig
@@ -74,7 +74,9 @@ def test_the_default_makes_the_object(runner: Callable[[Any], Run]) -> None:
 
 
 @pytest.mark.parametrize("scene", ["grid", "hashgrid", "mlp"])
-def test_it_continues_to_the_bit(command: Run, monkeypatch: pytest.MonkeyPatch, scene: str) -> None:
+def test_it_continues_to_the_bit(
+    command: Run, killed_after: Callable[[int], AbstractContextManager[None]], scene: str
+) -> None:
     """With occupied cells that are looked at every third step, shading and random backgrounds."""
     words = [
         *SMALL, "steps=8", "eval_every=4", f"scene.name={scene}",
@@ -85,17 +87,7 @@ def test_it_continues_to_the_bit(command: Run, monkeypatch: pytest.MonkeyPatch, 
     ]  # fmt: skip
     status, _, err = command(*words, "run.name=whole")
     assert status == 0, err
-    end_step, done = Trainer._end_step, 0
-
-    def killed(self: Trainer, *arguments: Any) -> None:
-        nonlocal done
-        end_step(self, *arguments)
-        done += 1
-        if done == 5:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_end_step", killed)
+    with killed_after(5):
         assert command(*words, "run.name=killed")[0] == 130
     status, out, err = command(*words, "run.name=killed")
     assert status == 0, err

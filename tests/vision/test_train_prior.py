@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -165,22 +166,12 @@ def test_end_to_end(command: Command) -> None:
 
 
 @pytest.mark.recipe
-def test_a_killed_run_goes_on_to_the_same_bits(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    from repro.train.trainer import Trainer
-
+def test_a_killed_run_goes_on_to_the_same_bits(
+    command: Command, killed_after: Callable[[int], AbstractContextManager[None]]
+) -> None:
     words = [*TINY, "run.checkpoint_every=1"]
     assert command(*words, "run.name=whole")[0] == 0
-    end_step, done = Trainer._end_step, 0
-
-    def killed(self: Trainer, *arguments: Any) -> None:
-        nonlocal done
-        end_step(self, *arguments)
-        done += 1
-        if done == 6:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_end_step", killed)
+    with killed_after(6):
         assert command(*words, "run.name=killed")[0] == 130
     status, out, _ = command(*words, "run.name=killed")
     assert status == 0
