@@ -1,7 +1,7 @@
 """Parameter groups: which parameters decay, and their learning rates."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -43,7 +43,7 @@ def param_groups(
     Raises:
         ValueError, TypeError: for an lr or weight_decay that is not a number >= 0, a model without trainable
             parameters, a layer_decay outside (0, 1], or one for a model without repeated layers, and for a
-        pattern in lr_scales that is no regular expression or matches no parameter.
+            pattern in lr_scales that is no regular expression or matches no parameter.
     """
     number("lr", lr)
     number("weight_decay", weight_decay)
@@ -75,7 +75,7 @@ def param_groups(
     return list(groups.values())
 
 
-def _scales(names: Iterable[str], given: Mapping[str, float]) -> dict[str, tuple[float, str]]:
+def _scales(names: Collection[str], given: Mapping[str, float]) -> dict[str, tuple[float, str]]:
     """Return the factor of each parameter that a pattern matches, and a label for its group."""
     found: dict[str, tuple[float, str]] = {}
     for pattern, factor in given.items():

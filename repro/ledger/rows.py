@@ -156,12 +156,10 @@ class Row:
     # of a proxy: its batch stands for one this many times as large, see repro.train.scaling
     batch_scale: int = 1
     waits_for: str | None = None  # what the existing script still lacks for this row
-    sweep: dict[str, list[str]] = field(
-        default_factory=dict
-    )  # config keys with a value for each run of the row
-    needs: dict[str, str] = field(
-        default_factory=dict
-    )  # in addition to data: what, how much of it, where from
+    # config keys with several values: the row is a run for each
+    sweep: dict[str, list[str]] = field(default_factory=dict)
+    # in addition to data: what, how much of it, where from
+    needs: dict[str, str] = field(default_factory=dict)
 
     @property
     def logs(self) -> list[File]:

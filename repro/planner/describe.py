@@ -52,7 +52,7 @@ def describe(
     assumed = "assumed" if setting.mfu is None else "given"
     lines.append(
         f"speed: {speed.per_second:,.0f} {task.task.samples} per second, at {share:.0%} of the peak "
-        f"({assumed} for a {family}; MFU {speed.mfu:.0%})"
+        f"({assumed} for the family {family!r}; MFU {speed.mfu:.0%})"
     )
     lines.append(_step(task, machine, speed, setting))
     if speed.days is not None and speed.dollars is not None:

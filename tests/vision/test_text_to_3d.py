@@ -152,7 +152,7 @@ def test_parts_have_their_own_learning_rates() -> None:
         (["scene.name=mlp", "smoothness=0.1"], "smoothness=0.1: is for scene.name=grid, not mlp"),
         (["view.fov=[40]"], r"view.fov=\[40.0\]: must be two numbers from 1 to 120"),
         (["view.radius=[0.5,3]"], r"view.radius=\[0.5, 3.0\]: must be two numbers from 1 to inf"),
-        (["prior.times=[0.9,0.1]"], r"prior.times=\[0.9, 0.1\]: .* lower one first"),
+        (["prior.times=[0.9,0.1]"], r"prior.times=\[0.9, 0.1\]: .* the lower one first"),
         (["view.normals=0.2"], "view.normals=0.2: is for prior.name=stable_diffusion; set it to 0"),
         (["view.textureless=2"], "view.textureless=2.0: is a share"),
         (["steps=null"], "steps is not set"),

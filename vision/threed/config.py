@@ -1,6 +1,7 @@
 """Configuration of vision/text_to_3d.py."""
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from hydra.core.config_store import ConfigStore
 
@@ -48,6 +49,11 @@ class ViewConfig:
     # prior.name=stable_diffusion
     normals: float = 0.0
 
+    @property
+    def middle(self) -> tuple[float, float]:
+        """The middles of radius and fov, for cameras that are not random."""
+        return sum(self.radius) / 2, sum(self.fov) / 2
+
 
 @dataclass
 class PriorConfig:
@@ -55,9 +61,8 @@ class PriorConfig:
 
     # analytic (the exact one of the embedded world) | unet (of vision/train_prior.py) | stable_diffusion
     name: str = "analytic"
-    path: str | None = (
-        None  # folder in diffusers' layout, or a name on the Hugging Face hub; not for analytic
-    )
+    # folder in diffusers' layout, or a name on the Hugging Face hub; not for analytic
+    path: str | None = None
     guidance: float = 3.0  # classifier-free
     times: list[float] = field(default_factory=lambda: [0.02, 0.98])  # range of time steps, as shares
     views: bool = True  # tell it the view
@@ -135,15 +140,18 @@ class TextTo3DConfig(TrainConfig):
             "prior.times": (0.0, 1.0),
         }
         for key, (least, most) in limits.items():
-            part, _, name = key.partition(".")
-            values = getattr(getattr(self, part), name)
-            if len(values) != 2 or not least <= values[0] <= values[1] <= most:
-                raise UserError(
-                    f"{key}={values}: must be two numbers from {least:g} to {most:g}, lower one first"
-                )
+            check_range(key, attrgetter(key)(self), least, most)
         for name in ("textureless", "random_background", "normals"):
             if not 0 <= getattr(self.view, name) <= 1:
                 raise UserError(f"view.{name}={getattr(self.view, name)}: is a share, in [0, 1]")
+
+
+def check_range(key: str, values: list[float], least: float, most: float) -> None:
+    """Raise UserError unless `values` are two numbers from `least` to `most`, in order."""
+    if len(values) != 2 or not least <= values[0] <= values[1] <= most:
+        raise UserError(
+            f"{key}={values}: must be two numbers from {least:g} to {most:g}, the lower one first"
+        )
 
 
 ConfigStore.instance().store(name="text_to_3d_schema", node=TextTo3DConfig)

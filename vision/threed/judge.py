@@ -43,16 +43,18 @@ def build_judge(config: TextTo3DConfig, prior: Prior) -> Judge | None:
 
         captions = _captions(config)
         clip = Clip.load(measure.clip)
-        return lambda images, cameras: (
-            clip.similarity(images, captions).argmax(1) == captions.index(config.prompt)
+        right = captions.index(config.prompt)
+        return lambda images, cameras: (clip.similarity(images, captions).argmax(1) == right).to(
+            images.device
         )
     if config.prior.name == "stable_diffusion":
         return None
-    right, views = CAPTIONS.index(config.prompt), config.prior.views
 
     def judge(images: Tensor, cameras: Cameras) -> Tensor:
-        found = prior.likelihoods(prior.encode(images), CAPTIONS, cameras if views else None)
-        return found.argmax(1) == right
+        told = cameras if config.prior.views else None
+        return prior.likelihoods(prior.encode(images), CAPTIONS, told).argmax(1) == CAPTIONS.index(
+            config.prompt
+        )
 
     return judge
 

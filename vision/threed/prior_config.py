@@ -6,6 +6,7 @@ from hydra.core.config_store import ConfigStore
 
 from repro.errors import UserError
 from repro.train.config import TrainConfig, at_least
+from vision.threed.config import check_range
 
 GROUPS = 8  # of the UNet's normalisation
 
@@ -64,10 +65,7 @@ class TrainPriorConfig(TrainConfig):
             raise UserError(f"data.size={size}: must be divisible by {2**halvings}, for {halvings} halvings")
         limits = {"elevation": (-90.0, 90.0), "radius": (1.5, float("inf")), "fov": (1.0, 120.0)}
         for key, (least, most) in limits.items():
-            values = getattr(self.data, key)
-            if len(values) != 2 or not least <= values[0] <= values[1] <= most:
-                rule = f"must be two numbers from {least:g} to {most:g}, the lower one first"
-                raise UserError(f"data.{key}={values}: {rule}")
+            check_range(f"data.{key}", getattr(self.data, key), least, most)
         shares = self.caption_dropout, self.view_dropout
         if min(shares) < 0 or sum(shares) > 1:
             names = f"caption_dropout={shares[0]}, view_dropout={shares[1]}"

@@ -15,7 +15,7 @@ def build_prior(config: TextTo3DConfig) -> Prior:
     """Return the prior, frozen.
 
     Raises:
-        UserError: it does not know the prompt, or cannot be loaded.
+        UserError: it cannot be loaded.
     """
     view, prior = config.view, config.prior
     if prior.name != "analytic":
@@ -30,8 +30,7 @@ def build_prior(config: TextTo3DConfig) -> Prior:
             vae_slicing=prior.vae_slicing,
             sequential_cpu_offload=prior.sequential_cpu_offload,
         )
-    radius, fov = (sum(values) / 2 for values in (view.radius, view.fov))
-    return _world(view.size, tuple(view.elevation), radius, fov)
+    return _world(view.size, (view.elevation[0], view.elevation[1]), *view.middle)
 
 
 @functools.lru_cache(1)  # rendering it takes seconds, and several runs of a process share it

@@ -36,12 +36,12 @@ MEASURES = {
 @torch.no_grad()
 def write(model: Renderer, config: TextTo3DConfig, folder: Path) -> None:
     """Write the files of a finished run into its folder."""
-    radius, fov = (sum(values) / 2 for values in (config.view.radius, config.view.fov))
-    cameras = ring(FRAMES, config.measure.elevation, radius, fov)
+    cameras = ring(FRAMES, config.measure.elevation, *config.view.middle)
     turn = model(cameras, max(SIDE, config.view.size)).colour.clamp(0, 1)
     draw_strip(turn[:: FRAMES // SHOWN], folder / STRIP)
     write_turntable(turn, folder / TURNTABLE)
-    write_mesh(model, folder / MESH)
+    if not write_mesh(model, folder / MESH):
+        print(f"no {MESH}: nothing in the scene is dense enough for a surface")
     draw_curves(folder)
 
 
@@ -98,11 +98,12 @@ def draw_curves(folder: Path) -> None:
     for axes, (key, title) in zip(
         figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
     ):
-        # the training loss of an evaluation is a mean since the run began
-        taken = [
-            record for record in records if key in record and (key[0] == "v" or "valid_loss" not in record)
+        points = [
+            (record["step"], record[key])
+            for record in records
+            # the training loss of an evaluation is a mean since the run began
+            if key in record and not (key == "train_loss" and "valid_loss" in record)
         ]
-        points = [(record["step"], record[key]) for record in taken]
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
         axes.set(title=title, xlabel="step")
     with replacing(folder / CURVES) as temporary:

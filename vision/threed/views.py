@@ -51,7 +51,7 @@ class Views(Dataset[Batch]):
         """Return the views with these numbers."""
         view, n = self.config.view, len(indices)
         cameras = drawn(draws, view.elevation, view.radius, view.fov)
-        random = torch.from_numpy(draws(range(4, 14))).float()
+        random = torch.from_numpy(draws(range(4, 13))).float()
         low, high = view.ambient
         near = cameras.position + torch.special.ndtri(random[:, :3].clamp(1e-6, 1 - 1e-6))  # of the camera
         light = Light(
@@ -71,8 +71,7 @@ class Ring(Dataset[Batch]):
     def __init__(self, config: TextTo3DConfig, known: bool, last: bool) -> None:
         self.config, self.last = config, last
         measure, view = config.measure, config.view
-        middles = (sum(values) / 2 for values in (view.radius, view.fov))
-        self.cameras = ring(measure.views, measure.elevation, *middles)
+        self.cameras = ring(measure.views, measure.elevation, *view.middle)
         if last:
             step = 2 * torch.pi / measure.views
             self.cameras = self.cameras._replace(azimuth=self.cameras.azimuth + TEST_TURN * step)
