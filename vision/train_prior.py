@@ -1,6 +1,6 @@
 """Train a small text-to-image model: `python vision/train_prior.py optimizer=adan [key=value ...]`.
 
-Without arguments it learns the pictures of 128 captions, 32 x 32 pixels, in minutes on two CPU cores. The run
+Without arguments it learns the pictures of 128 captions, 16 x 16 pixels, in minutes on two CPU cores. The run
 folder gets a pipeline/ in diffusers' layout, by which vision/text_to_3d.py can judge its renderings
 (prior.path), and a picture of samples.
 """

@@ -205,6 +205,27 @@ def test_what_is_occupied_is_looked_at_again() -> None:
     assert {"occupied", "calls"} <= renderer.state_dict().keys()  # a run that continues looks when it should
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch hides it from all but pytest
+@pytest.mark.parametrize("occupancy", [0, 4])
+def test_a_compiled_renderer_is_the_same(occupancy: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Traced as by compile=true, in training and evaluation; the compiler complains of nothing."""
+    torch.compiler.reset()  # it counts how often it compiles a function in all tests together
+    torch.manual_seed(0)
+    model = Renderer(replace(SMALL, name="hashgrid", occupancy=occupancy))
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    compiled = torch.compile(model, backend="aot_eager")
+    around = ring(2, 20.0, 3.0, 40.0)
+    found = []
+    for renderer in (model, compiled):
+        model.train()
+        renderer(around, 4).colour.sum().backward()
+        model.eval()
+        found.append([renderer(around, 4).colour, renderer(around, 4, normals=True).normals])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_normals_point_outward() -> None:
     scene = SCENES["grid"](replace(SMALL, blob_density=5.0, blob_radius=0.3))
     points = torch.randn(20, 3) * 0.3

@@ -37,7 +37,8 @@ def parts(prediction: str = "epsilon", unet: dict[str, Any] | None = None) -> di
     )  # fmt: skip
     text = CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=12, eos_token_id=tokenizer.eos_token_id,
+        num_attention_heads=2, max_position_embeddings=12,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     scheduler = diffusers.PNDMScheduler(
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction,

@@ -236,7 +236,7 @@ class Diffusion(Prior):
         for time in sampler.timesteps:
             times = time.to(device).expand(len(captions))
             noise = self.guided(samples, times, captions, cameras, guidance)
-            samples = sampler.step(noise, int(time), samples).prev_sample
+            samples = sampler.step(noise, int(time), samples, use_clipped_model_output=True).prev_sample
         return self.decode(samples)
 
 

@@ -16,11 +16,11 @@ class NetConfig:
     """A UNet on pixels, and the encoder of what it is told in words."""
 
     # of the UNet's levels, each of half the side of the one before; only the last attends to the text
-    channels: list[int] = field(default_factory=lambda: [16, 32, 64])
+    channels: list[int] = field(default_factory=lambda: [32, 64, 64])
     layers: int = 1  # residual blocks on the way down in each level; one more on the way up
     heads: int = 4  # of all attention
     text_width: int = 64
-    text_layers: int = 2
+    text_layers: int = 0  # 0: the words without their order, which is all that these captions need
     text_tokens: int = 16  # of a text at most, with one before and one after it
 
 
@@ -28,7 +28,7 @@ class NetConfig:
 class PicturesConfig:
     """Pictures of every caption by random cameras, rendered before the first step."""
 
-    size: int = 32  # side in pixels
+    size: int = 16  # side in pixels
     views: int = 32  # of each caption
     valid_views: int = 2  # others, to measure the model by
     elevation: list[float] = field(default_factory=lambda: [-10.0, 60.0])  # range in degrees
@@ -50,7 +50,8 @@ class TrainPriorConfig(TrainConfig):
     def check(self) -> None:
         """Raise UserError for a value that cannot work, naming it."""
         super().check()
-        at_least(1, "model.", self.model, "layers", "heads", "text_layers")
+        at_least(1, "model.", self.model, "layers", "heads")
+        at_least(0, "model.", self.model, "text_layers")
         at_least(1, "data.", self.data, "views", "valid_views")
         at_least(1, "", self, "sample_steps")
         at_least(12, "model.", self.model, "text_tokens")  # captions with words of the view have up to 9

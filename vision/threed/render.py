@@ -196,14 +196,22 @@ def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
 
 def _taken(values: Tensor, kept: Tensor | None) -> Tensor:
     """Return the values [n, ...] of the samples that are kept, or of all, in one row."""
-    return values.flatten(0, 2) if kept is None else values[kept]
+    return values.flatten(0, 2) if kept is None else _chosen(values, kept)
 
 
 def _spread(values: Tensor, kept: Tensor | None, like: Tensor) -> Tensor:
     """Return values [n, ...] in their places [pictures, rays, samples, ...], and 0 for the others."""
-    if kept is None:
-        return values.view(*like.shape, *values.shape[1:])
-    whole = values.new_zeros(*like.shape, *values.shape[1:])
+    return values.view(*like.shape, *values.shape[1:]) if kept is None else _placed(values, kept)
+
+
+@torch.compiler.disable  # how many samples are kept depends on the data
+def _chosen(values: Tensor, kept: Tensor) -> Tensor:
+    return values[kept]
+
+
+@torch.compiler.disable
+def _placed(values: Tensor, kept: Tensor) -> Tensor:
+    whole = values.new_zeros(*kept.shape, *values.shape[1:])
     whole[kept] = values
     return whole
 
