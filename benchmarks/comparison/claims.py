@@ -10,7 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.comparison.design import BATCHES, EXPERIMENTS, OPTIMIZERS, REFERENCE, TASKS
-from benchmarks.comparison.measures import Estimate, difference, finals, tolerated, untuned_finals
+from benchmarks.comparison.measures import (
+    Estimate,
+    difference,
+    finals,
+    in_times,
+    multiplier,
+    tolerated,
+    untuned_finals,
+)
 from benchmarks.comparison.records import Record, Stage, select
 from benchmarks.comparison.search import best
 from benchmarks.comparison.todo import space, tuned
@@ -19,6 +27,7 @@ YES, NO, OPEN = "yes", "no", "open"
 ROBUST = 0.02  # share of a loss that may change, for a claim of robustness
 LARGER = 5.0  # times the learning rate: the lower end of the paper's 5 to 10
 USABLE = 0.05  # share of the best loss that a tolerated learning rate may cost
+TWICE = 2.0  # times AdamW's steps for Adan's loss: its "half the steps"
 NEAR = 0.03  # share of a tuned optimizer's loss that one without tuning may cost
 
 
@@ -59,6 +68,12 @@ def claims(records: Sequence[Record]) -> list[Claim]:
             "Adan reaches in half of the steps what AdamW reaches in all.",
             "yes: the interval of Adan's loss after half the steps minus AdamW's after all lies below 0",
             list(_half(records)),
+        ),
+        Claim(
+            "multiplier",
+            f"AdamW needs {TWICE:g} times Adan's steps for Adan's result.",
+            f"yes: the interval of the step multiplier is at least {TWICE:g}; no: it is below",
+            list(_multiplier(records)),
         ),
         Claim(
             "lr",
@@ -119,6 +134,13 @@ def _half(records: Sequence[Record]) -> Iterator[Finding]:
             found = difference(half, whole)
             what = f"{statistics.fmean(half):.4g} after half, AdamW {statistics.fmean(whole):.4g} after all"
             yield Finding(task, judge(found), f"{what}: {found.format('+.2g')}")
+
+
+def _multiplier(records: Sequence[Record]) -> Iterator[Finding]:
+    for task in TASKS:
+        if (found := multiplier(records, task, "adan")) is not None:
+            verdict = YES if found.low >= TWICE else NO if found.high < TWICE else OPEN
+            yield Finding(task, verdict, f"{in_times(found)}")
 
 
 def _rates(records: Sequence[Record]) -> Iterator[Finding]:

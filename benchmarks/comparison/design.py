@@ -11,6 +11,27 @@ TUNING_SEED = 0
 SEEDS = (1, 2, 3, 4, 5)  # of the result; none is used for tuning
 FEWER = SEEDS[:3]  # for optimizers that the claims are not about
 REFERENCE = "adamw"
+LADDER = (0.25, 2.0, 4.0)  # lengths at which it is run, besides half and whole, as factors of a task's
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long the runs of a task are, and the warm-up at their beginning, as its configuration says.
+
+    Attributes:
+        unit: epochs or steps, of both.
+    """
+
+    unit: str
+    whole: int
+    warmup: int
+
+    def words(self, factor: float) -> tuple[str, ...]:
+        """Return overrides for runs of another length, with the same share of warm-up."""
+        return (
+            f"{self.unit}={self.whole * factor:g}",
+            f"schedule.warmup_{self.unit}={self.warmup * factor:g}",
+        )
 
 
 @dataclass(frozen=True)
@@ -18,14 +39,14 @@ class Task:
     """A recipe at the size given by a file of configs/comparison; the criterion is the validation loss.
 
     Attributes:
-        half: overrides that halve its length; a task without them is only for the claims.
+        length: of its runs; a task without it is only for the claims, and has no runs of other lengths.
         only: its optimizers; empty means all.
         data: the folder of the data set in ADAN_DATA, if it is not embedded.
     """
 
     script: str
     title: str
-    half: tuple[str, ...] = ()
+    length: Length | None = None
     unit: str = "nats"
     config: str = ""  # default: the task's name
     overrides: tuple[str, ...] = ()
@@ -71,14 +92,6 @@ class Experiment:
     variants: Mapping[str, tuple[str, ...]]
     tasks: tuple[str, ...] = ("vit", "lstm", "gpt")
     seeds: tuple[int, ...] = SEEDS[:3]
-
-
-def _steps(steps: int, warmup: int) -> tuple[str, ...]:
-    return f"steps={steps // 2}", f"schedule.warmup_steps={warmup // 2}"
-
-
-def _epochs(epochs: int, warmup: int) -> tuple[str, ...]:
-    return f"epochs={epochs // 2}", f"schedule.warmup_epochs={warmup // 2}"
 
 
 def _full(start: float) -> Space:
@@ -130,12 +143,14 @@ OPTIMIZERS = {
 
 BATCHES = (32, 256, 1024, 4096)  # images; the paper's are 1k to 32k
 TASKS = {
-    "vit": Task("vision/train.py", "ViT, digits", half=_epochs(16, 2)),
-    "resnet": Task("vision/train.py", "ResNet, digits", half=_epochs(12, 2)),
-    "mae": Task("vision/pretrain_mae.py", "MAE, digits", unit="mean squared error", half=_epochs(12, 2)),
-    "glue": Task("nlp/finetune_glue.py", "RoBERTa, sentences", half=_steps(160, 16)),
-    "lstm": Task("nlp/train_lstm.py", "LSTM, words", half=_steps(200, 20)),
-    "gpt": Task("llm/pretrain.py", "GPT-2, bytes", half=_steps(200, 20)),
+    "vit": Task("vision/train.py", "ViT, digits", length=Length("epochs", 16, 2)),
+    "resnet": Task("vision/train.py", "ResNet, digits", length=Length("epochs", 12, 2)),
+    "mae": Task(
+        "vision/pretrain_mae.py", "MAE, digits", unit="mean squared error", length=Length("epochs", 12, 2)
+    ),
+    "glue": Task("nlp/finetune_glue.py", "RoBERTa, sentences", length=Length("steps", 160, 16)),
+    "lstm": Task("nlp/train_lstm.py", "LSTM, words", length=Length("steps", 200, 20)),
+    "gpt": Task("llm/pretrain.py", "GPT-2, bytes", length=Length("steps", 200, 20)),
 }
 BATCH_TASKS = {
     f"batch_{size}": Task(

@@ -9,12 +9,12 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 
-from benchmarks.comparison.design import OPTIMIZERS, REFERENCE
+from benchmarks.comparison.design import LADDER, OPTIMIZERS, REFERENCE
 from benchmarks.comparison.records import Record, Stage, select
 from benchmarks.comparison.search import Point, Space, best
 from benchmarks.comparison.todo import space, tuned, untuned
@@ -113,6 +113,54 @@ def speed_up(records: Sequence[Record], task: str, optimizer: str) -> float | No
     if loss is None or not runs:
         return None
     return statistics.median(record.steps / steps_to(record, loss) for record in runs)
+
+
+def multiplier(records: Sequence[Record], task: str, optimizer: str) -> Estimate | None:
+    """Return the steps after which AdamW ends at an optimizer's final loss, over the optimizer's own.
+
+    AdamW's runs of several lengths, each with a schedule of its length, are the ladder; between two lengths
+    the mean loss is interpolated over the logarithm of the steps. All means are over the same seeds, and the
+    interval is over all samples of these with replacement. 0: AdamW's shortest runs end lower already;
+    infinity: its longest ones do not. None if runs of the ladder or the optimizer are missing.
+    """
+    own = {run.seed: run for run in select(records, task=task, optimizer=optimizer, stage=Stage.SEEDS)}
+    rungs: dict[int, dict[int, float]] = {}
+    for stage in (Stage.HALF, Stage.SEEDS, Stage.LADDER):
+        for run in select(records, task=task, optimizer=REFERENCE, stage=stage):
+            rungs.setdefault(run.steps, {})[run.seed] = run.final
+    seeds = sorted(set(own).intersection(*rungs.values()))
+    if not seeds or len(rungs) < len(LADDER) + 2:
+        return None
+    losses = [(steps, [rungs[steps][seed] for seed in seeds]) for steps in sorted(rungs)]
+    ours = [own[seed].final for seed in seeds]
+
+    def of(places: Sequence[int]) -> float:
+        means = [(steps, statistics.fmean(values[place] for place in places)) for steps, values in losses]
+        return _reached(means, statistics.fmean(ours[place] for place in places)) / own[seeds[0]].steps
+
+    drawn = sorted(of(places) for places in product(range(len(seeds)), repeat=len(seeds)))
+    low, high = (drawn[round(share * (len(drawn) - 1))] for share in (0.025, 0.975))
+    return Estimate(of(range(len(seeds))), low, high, len(seeds))
+
+
+def in_times(found: Estimate) -> str:
+    """Return a multiplier and its interval in words; beyond the ladder, as a bound."""
+    mean, low, high = (
+        f"< {LADDER[0]:g}" if not value else f"> {LADDER[-1]:g}" if math.isinf(value) else f"{value:.2f}"
+        for value in (found.mean, found.low, found.high)
+    )
+    return mean if low == mean == high else f"{mean} ({low} to {high})"
+
+
+def _reached(ladder: Sequence[tuple[int, float]], loss: float) -> float:
+    """Return the steps at which losses, by growing steps, are first at most `loss`; see multiplier."""
+    if ladder[0][1] <= loss:
+        return 0.0
+    for (steps, above), (further, below) in pairwise(ladder):
+        if below <= loss:
+            share = (above - loss) / (above - below) if math.isfinite(above) else 1.0
+            return float(steps * (further / steps) ** share)
+    return math.inf
 
 
 @dataclass(frozen=True)

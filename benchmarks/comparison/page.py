@@ -9,13 +9,15 @@ from typing import Any
 import jinja2
 
 from benchmarks.comparison.claims import claims
-from benchmarks.comparison.design import OPTIMIZERS, REFERENCE, SEEDS, TASKS, TUNING_SEED
+from benchmarks.comparison.design import LADDER, OPTIMIZERS, REFERENCE, SEEDS, TASKS, TUNING_SEED
 from benchmarks.comparison.figures import draw_all, finished_tasks
 from benchmarks.comparison.measures import (
     best_point,
     divergence,
     estimate,
     finals,
+    in_times,
+    multiplier,
     speed_up,
     tolerated,
     winner,
@@ -61,6 +63,8 @@ def summary(records: Sequence[Record], times: Sequence[Time], figures: Sequence[
     ]
     tables = {
         "final": _markdown(final_losses(records)),
+        "multiplier": _markdown(_matrix(tasks, lambda task, name: _multiplier(records, task, name))),
+        "seconds": _markdown(_matrix(tasks, lambda task, name: _in_seconds(records, times, task, name))),
         "speed_up": _markdown(_matrix(tasks, lambda task, name: _speed_up(records, times, task, name))),
         "half": _markdown(_matrix(tasks, lambda task, name: _half(records, task, name))),
         "costs": _costs(records, times, tasks),
@@ -77,6 +81,7 @@ def summary(records: Sequence[Record], times: Sequence[Time], figures: Sequence[
         seeds=SEEDS,
         tuning_seed=TUNING_SEED,
         within=WITHIN,
+        ladder=sorted((*LADDER, 0.5, 1.0)),
         tables=tables if tasks else None,
         without="; ".join(reasons),
         settings="; ".join(settings),
@@ -142,6 +147,20 @@ def _final(records: Sequence[Record], task: str, name: str) -> str:
         return ""
     text = estimate(losses).format() + (f" [{len(losses)}]" if len(losses) < len(SEEDS) else "")
     return f"**{text}**" if name == winner(records, task) else text
+
+
+def _multiplier(records: Sequence[Record], task: str, name: str) -> str:
+    found = multiplier(records, task, name)
+    return "" if found is None else in_times(found)
+
+
+def _in_seconds(records: Sequence[Record], times: Sequence[Time], task: str, name: str) -> str:
+    found, slower = multiplier(records, task, name), ratio(times, task, name)
+    if found is None or slower is None:
+        return ""
+    if found.mean in (0, math.inf):
+        return "-"
+    return f"{found.mean / slower:.2f}"
 
 
 def _speed_up(records: Sequence[Record], times: Sequence[Time], task: str, name: str) -> str:

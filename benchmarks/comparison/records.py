@@ -27,6 +27,7 @@ class Stage(StrEnum):
     TUNE = "tune"
     SEEDS = "seeds"
     HALF = "half"
+    LADDER = "ladder"  # the reference at other lengths
     UNTUNED = "untuned"  # at the first point of the search, where the best one is another
 
 
@@ -35,8 +36,8 @@ class Record:
     """A run that ended.
 
     Attributes:
-        stage: tune, seeds, half, untuned, or the name of an experiment.
-        variant: of the experiment.
+        stage: tune, seeds, half, ladder, untuned, or the name of an experiment.
+        variant: of the experiment; of the ladder, the length as a factor of the task's.
         octave: of the learning rate, see Space.
         overrides: the words of the recipe's command line, without `seed`.
         config_hash: of the resolved configuration, without the seed and keys that change no result.

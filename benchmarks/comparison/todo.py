@@ -5,7 +5,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 
-from benchmarks.comparison.design import BATCH_TASKS, EXPERIMENTS, OPTIMIZERS, TASKS, TUNING_SEED, Task
+from benchmarks.comparison.design import (
+    BATCH_TASKS,
+    EXPERIMENTS,
+    FEWER,
+    LADDER,
+    OPTIMIZERS,
+    REFERENCE,
+    TASKS,
+    TUNING_SEED,
+    Task,
+)
 from benchmarks.comparison.records import Record, Stage, select
 from benchmarks.comparison.search import Point, Space, best, next_points
 
@@ -111,9 +121,13 @@ def _after(task: str, optimizer: str, point: Point) -> Iterator[Job]:
     job = partial(Job, task, weight_decay=point.weight_decay, octaves=(point.octave,))
     for name in variants(task, optimizer):
         seeds = OPTIMIZERS[name].seeds
-        yield job(name, Stage.SEEDS, seeds=seeds if about.half else seeds[:2])
-        if about.half:
-            yield job(name, Stage.HALF, seeds=seeds[: len(seeds) // 2 + 1], more=about.half)
+        yield job(name, Stage.SEEDS, seeds=seeds if about.length else seeds[:2])
+        if about.length:
+            yield job(name, Stage.HALF, seeds=seeds[: len(seeds) // 2 + 1], more=about.length.words(0.5))
+    if optimizer == REFERENCE and about.length:
+        for factor in LADDER:
+            more = about.length.words(factor)
+            yield job(optimizer, Stage.LADDER, seeds=FEWER, variant=f"{factor:g}", more=more)
     if OPTIMIZERS[optimizer].rival and (first := untuned(task, optimizer)) != point:
         seeds = OPTIMIZERS[optimizer].seeds
         yield Job(task, optimizer, Stage.UNTUNED, first.weight_decay, (first.octave,), seeds)

@@ -13,7 +13,7 @@ STEPS = 100
 
 def record(job: Job, octave: int, seed: int, loss: float) -> Record:
     """Return a run whose loss falls linearly from 3 to `loss`."""
-    steps = STEPS // 2 if job.stage == "half" else STEPS
+    steps = round(STEPS * length(job))
     points = [(steps * i // 10, 3 + (loss - 3) * i / 10) for i in range(1, 11)]
     return Record(
         task=job.task,
@@ -44,11 +44,16 @@ def record(job: Job, octave: int, seed: int, loss: float) -> Record:
     )
 
 
+def length(job: Job) -> float:
+    """Return the length of a job's runs, as a factor of the task's."""
+    return float(job.variant) if job.stage == "ladder" else 0.5 if job.stage == "half" else 1.0
+
+
 def bowl(job: Job, octave: int, seed: int) -> float:
-    """Return a loss with the best octave 1; Adan is ahead, Prodigy-Adan next; half a run costs a little."""
+    """Return a loss with the best octave 1; Adan is ahead, Prodigy-Adan next; a shorter run is worse."""
     ahead = 0.1 if job.optimizer.startswith("adan") else 0.09 * (job.optimizer == "prodigy_adan")
     decay = 0.0 if job.weight_decay in (0.05, 1e-4, 5e-4) else 0.02
-    later = 0.02 if job.stage == "half" else 0.0
+    later = -0.02 * math.log2(length(job))
     return 1 - ahead + 0.01 * (octave - 1) ** 2 + decay + later + 0.001 * seed
 
 

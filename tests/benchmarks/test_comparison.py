@@ -15,7 +15,8 @@ from benchmarks.comparison import __main__, measures, page, records, times
 from benchmarks.comparison import claims as judged
 from benchmarks.comparison.design import BATCH_TASKS, BATCHES, EXPERIMENTS, OPTIMIZERS, SEEDS, TASKS
 from benchmarks.comparison.figures import draw_all
-from benchmarks.comparison.records import Record
+from benchmarks.comparison.measures import in_times, multiplier
+from benchmarks.comparison.records import Record, select
 from benchmarks.comparison.search import Point, Space, best, edges, next_points
 from benchmarks.comparison.todo import Job, cells, todo, works
 from repro.errors import UserError
@@ -90,6 +91,7 @@ def test_a_sweep_ends_and_all_are_tuned_by_equal_budgets() -> None:
                 assert len(about.space.grid()) <= tried <= about.space.budget
             most = 5 if name in ("adamw", "adan", "adan_bf16", "adan_int8") else 3
             wanted = {"seeds": [*SEEDS[:most]], "half": [*SEEDS[: 3 if most == 5 else 2]]}
+            wanted["ladder"] = [*(3 * [1] + 3 * [2] + 3 * [3])] if name == "adamw" else []
             wanted["untuned"] = [*SEEDS[:most]] if about.rival else []  # the bowl's best octave is 1
             assert seeds == (wanted if works(task, name) else {key: [] for key in wanted})
     tried = {run.octave for run in records.select(runs, optimizer="prodigy", stage="untuned")}
@@ -121,7 +123,7 @@ def test_what_a_job_types() -> None:
     assert [job.lr(octave) for octave in job.octaves] == [4e-3, 8e-3]
     words = Job("vit", "adan", "prox", 0.05, (0,), (1,), more=EXPERIMENTS["prox"].variants["proximal"]).words
     assert [word for word in words if "weight_decay" in word] == ["optimizer.weight_decay=0.5"]
-    words = Job("vit", "adan_int8", "half", 0.0, (0,), (1,), more=TASKS["vit"].half).words
+    words = Job("vit", "adan_int8", "half", 0.0, (0,), (1,), more=("epochs=8",)).words
     assert {"optimizer=adan", "optimizer.state_dtype=int8", "epochs=8"} <= set(words)
 
 
@@ -204,6 +206,53 @@ def test_speed_up() -> None:
     assert measures.speed_up(runs, "lstm", "adan") is None
 
 
+@pytest.mark.parametrize(
+    ("ahead", "expected"),
+    [
+        (0.0, "1.00"),
+        (0.02, "2.00"),
+        (0.01, "1.41"),  # half a doubling
+        (-0.01, "0.71"),
+        (0.041, "> 4"),
+        (-0.041, "< 0.25"),
+        (math.inf, "< 0.25"),  # diverged
+    ],
+)
+def test_step_multiplier(ahead: float, expected: str) -> None:
+    """AdamW's loss falls by 0.02 with each doubling; noise is the same, so no interval remains."""
+
+    def loss(job: Job, octave: int, seed: int) -> float:
+        own = 0.0 if job.optimizer == "adamw" else abs(ahead) if math.isinf(ahead) else -ahead
+        return bowl(replace(job, optimizer="adamw"), octave, seed) + own
+
+    runs = sweep(["vit"], loss, ["adamw", "lamb"])
+    found = multiplier(runs, "vit", "lamb")
+    assert found is not None
+    assert found.number == 3
+    assert in_times(found) == expected
+    assert in_times(multiplier(runs, "vit", "adamw")) == "1.00"
+    without = [run for run in runs if run.variant != "4"]
+    assert multiplier(without, "vit", "lamb") is None
+    assert multiplier(select(runs, optimizer="adamw"), "vit", "lamb") is None
+
+
+def test_the_step_multiplier_has_the_interval_of_paired_seeds() -> None:
+    """Noise that AdamW's runs and the optimizer's have in common leaves no interval; other noise does."""
+    noise = {1: -0.005, 2: 0.0, 3: 0.005}
+
+    def loss(job: Job, octave: int, seed: int) -> float:
+        own = noise.get(seed, 0.0) if job.optimizer == "lamb" and job.stage == "seeds" else 0.0
+        return bowl(replace(job, optimizer="adamw"), octave, 0) + own
+
+    found = multiplier(sweep(["vit"], loss, ["adamw", "lamb"]), "vit", "lamb")
+    assert found is not None
+    assert found.mean == pytest.approx(1)
+    # of 27 samples the least and the largest, three times the same seed, are outside
+    low, high = 2 ** (-0.01 / 3 / 0.02), 2 ** (0.01 / 3 / 0.02)
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-6)
+    assert in_times(found) == "1.00 (0.89 to 1.12)"
+
+
 def test_intervals() -> None:
     found = measures.estimate([1.0, 2.0, 3.0, 4.0, 5.0])
     assert (found.mean, found.number) == (3, 5)
@@ -259,6 +308,7 @@ def test_claims_follow_the_runs() -> None:
     runs = sweep(ALL, loss)
     assert verdicts(runs) == {
         "half": "confirmed at this scale",
+        "multiplier": "confirmed at this scale",
         "lr": "confirmed at this scale",
         "betas": "not confirmed at this scale",
         "batch": "confirmed at this scale",
@@ -274,11 +324,13 @@ def test_claims_follow_the_runs() -> None:
 def test_claims_that_fail_are_said_to() -> None:
     def loss(job: Job, octave: int, seed: int) -> float:
         value = bowl(job, octave, seed) + 0.5 * (job.stage == "half")
+        value += 0.085 * (job.optimizer == "adan" and job.task in TASKS)  # three quarters of a doubling ahead
         value += 0.1 * (job.variant == "proximal") + 0.05 * (job.optimizer == "prodigy" and octave == 0)
         return value + 0.2 * (job.task == f"batch_{BATCHES[-1]}" and job.optimizer == "adan")
 
     assert verdicts(sweep(ALL, loss)) == {
         "half": "not confirmed at this scale",
+        "multiplier": "not confirmed at this scale",
         "lr": "not confirmed at this scale",
         "betas": "confirmed at this scale",
         "batch": "not confirmed at this scale",

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from benchmarks import sweep
 from benchmarks.comparison import __main__, times, todo
-from benchmarks.comparison.design import EXPERIMENTS, OPTIMIZERS, TASKS
+from benchmarks.comparison.design import EXPERIMENTS, LADDER, OPTIMIZERS, TASKS
 from benchmarks.comparison.records import append, load
 from benchmarks.comparison.todo import ALL_TASKS, Job
 from repro.errors import UserError
@@ -126,7 +126,8 @@ def test_errors_are_one_line(runner: Callable[..., Run], monkeypatch: pytest.Mon
 
 def test_overrides_are_written_as_hydra_repeats_them() -> None:
     variants = [words for about in EXPERIMENTS.values() for words in about.variants.values()]
-    for words in [*variants, *(task.overrides + task.half for task in ALL_TASKS.values()),
+    for words in [*variants, *(task.overrides for task in ALL_TASKS.values()),
+                  *(task.length.words(factor) for task in TASKS.values() if task.length for factor in LADDER),
                   *(optimizer.overrides for optimizer in OPTIMIZERS.values())]:  # fmt: skip
         parsed = OverridesParser.create().parse_overrides(list(words))
         assert [f"{override.key_or_group}={override.get_value_element_as_str()}" for override in parsed] == [
@@ -136,7 +137,7 @@ def test_overrides_are_written_as_hydra_repeats_them() -> None:
 
 @pytest.mark.parametrize("name", [*TASKS, "batch_32"])
 def test_every_task_is_a_configuration(name: str) -> None:
-    """With all overrides of the comparison; half of a task is half as long."""
+    """With all overrides of the comparison; and at every length of the ladder."""
     task = ALL_TASKS[name]
     primary = {
         "vision/pretrain_mae.py": "pretrain_mae",
@@ -148,10 +149,11 @@ def test_every_task_is_a_configuration(name: str) -> None:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         compose(config, Job(name, "adafactor", "tune", 0.0, (0,), (0,)).words)
         whole = compose(config, Job(name, "adan", "tune", 0.0, (0,), (0,)).words)
-        if task.half:
-            half = compose(config, Job(name, "adan", "half", 0.0, (0,), (0,), more=task.half).words)
-            assert (half.steps or half.epochs) * 2 == (whole.steps or whole.epochs)
-            assert (half.schedule.warmup_steps or half.schedule.warmup_epochs) * 2 == (
+        for factor in (*LADDER, 0.5, 1.0) if task.length else ():
+            more = task.length.words(factor)
+            other = compose(config, Job(name, "adan", "ladder", 0.0, (0,), (0,), more=more).words)
+            assert (other.steps or other.epochs) == factor * (whole.steps or whole.epochs)
+            assert (other.schedule.warmup_steps or other.schedule.warmup_epochs) == factor * (
                 whole.schedule.warmup_steps or whole.schedule.warmup_epochs
             )
         for experiment in EXPERIMENTS.values():

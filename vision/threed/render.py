@@ -204,12 +204,13 @@ def _spread(values: Tensor, kept: Tensor | None, like: Tensor) -> Tensor:
     return values.view(*like.shape, *values.shape[1:]) if kept is None else _placed(values, kept)
 
 
-@torch.compiler.disable  # how many samples are kept depends on the data
+# How many samples are kept depends on the data, so what follows is not compiled
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _chosen(values: Tensor, kept: Tensor) -> Tensor:
     return values[kept]
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _placed(values: Tensor, kept: Tensor) -> Tensor:
     whole = values.new_zeros(*kept.shape, *values.shape[1:])
     whole[kept] = values
