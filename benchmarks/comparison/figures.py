@@ -12,13 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from benchmarks.comparison.design import BATCH_TASKS, BATCHES, OPTIMIZERS, REFERENCE, TASKS
+from benchmarks.comparison.design import BATCH_TASKS, BATCHES, LADDER, OPTIMIZERS, REFERENCE, TASKS
 from benchmarks.comparison.measures import (
     best_point,
     estimate,
     finals,
-    profile,
-    speed_up,
+    multiplier,
     target,
 )
 from benchmarks.comparison.records import Record, Stage, select
@@ -33,6 +32,8 @@ QUIET = (
 LINES = ("-", "-.")  # twenty optimizers have ten colours twice, the second time with dashes
 CODES = dict(zip((name for name in OPTIMIZERS if name not in LOUD), product(LINES, QUIET), strict=False))
 COLOURS = LOUD | {name: colour for name, (_, colour) in CODES.items()}
+MARKERS = dict(zip(TASKS, "osD^vP", strict=True))
+BEYOND = LADDER[0] * 0.85, LADDER[-1] / 0.85  # where multipliers outside the ladder are drawn
 DASHES = dict.fromkeys(LOUD, "-") | {name: line for name, (line, _) in CODES.items()}
 
 
@@ -55,67 +56,72 @@ def finished_tasks(records: Sequence[Record]) -> list[str]:
 
 
 def headline(records: Sequence[Record]) -> Figure | None:
-    """Draw losses compared with AdamW's on every task, and profiles of the steps to AdamW's loss."""
+    """Draw losses compared with AdamW's on every task, and how many steps AdamW needs for them."""
     tasks = finished_tasks(records)
     if not tasks:
         return None
     names = [name for name in OPTIMIZERS if any(finals(records, task, name) for task in tasks)]
     figure = Figure(figsize=(10, 0.3 * len(names) + 1.6), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    _losses(left, records, tasks, names)
-    _profiles(right, records, tasks, names)
+    left, right = figure.subplots(1, 2, sharey=True)
+
+    def change(task: str, name: str) -> float | None:
+        losses, reference = finals(records, task, name), finals(records, task, REFERENCE)
+        return 100 * (statistics.fmean(losses) / statistics.fmean(reference) - 1) if losses else None
+
+    def steps(task: str, name: str) -> float | None:
+        found = multiplier(records, task, name)
+        return None if found is None else found.mean
+
+    _dots(left, tasks, names, change, (-60, 60))
+    left.axvline(0, color="#333333", lw=1)
+    left.set_yticks(range(len(names)), [OPTIMIZERS[name].title for name in names])
+    left.invert_yaxis()
+    left.set_xscale("symlog", linthresh=5)
+    left.margins(x=0.06)
+    left.set(title="Final loss: left is better", xlabel="difference to AdamW, %")
+    left.xaxis.set_major_locator(FixedLocator([-50, -20, -5, -2, 0, 2, 5, 20, 50]))
+    left.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
+
+    _dots(right, tasks, names, steps, BEYOND)
+    right.axvline(1, color="#333333", lw=1)
+    right.set_xscale("log", base=2)
+    right.set(
+        title="Step multiplier: right is better", xlabel="AdamW's steps to the same loss, over the own",
+        xlim=(BEYOND[0] * 0.9, BEYOND[1] / 0.9),
+    )  # fmt: skip
+    rungs = sorted((*LADDER, 0.5, 1.0))
+    right.set_xticks(rungs, [f"{rung:g}" for rung in rungs])
+    right.tick_params(axis="y", length=0)
+
+    for axes in (left, right):
+        axes.xaxis.set_minor_locator(NullLocator())
+    for task in tasks:
+        left.plot([], [], MARKERS[task], color="#555555", ms=5, label=TASKS[task].title)
+    left.plot([], [], "|", color="#555555", ms=9, mew=2.5, label="median")
+    right.plot([], [], "o", color="#555555", ms=5, mfc="none", label="beyond the axis")
+    figure.legend(fontsize=7, loc="outside lower center", ncols=8, handletextpad=0.1, columnspacing=1)
     return figure
 
 
-def _losses(axes: Axes, records: Sequence[Record], tasks: Sequence[str], names: Sequence[str]) -> None:
-    markers = dict(zip(TASKS, "osD^vP", strict=True))
+def _dots(
+    axes: Axes,
+    tasks: Sequence[str],
+    names: Sequence[str],
+    of: Callable[[str, str], float | None],
+    limits: tuple[float, float],
+) -> None:
+    """Draw a value of each task and optimizer, and the median; what is beyond the limits is hollow."""
     for row, name in enumerate(names):
-        changes = []
-        for task in tasks:
-            losses, reference = finals(records, task, name), finals(records, task, REFERENCE)
-            if losses and math.isfinite(statistics.fmean(losses)):
-                changes.append(100 * (statistics.fmean(losses) / statistics.fmean(reference) - 1))
-                shown = np.clip(changes[-1], -60, 60)
-                axes.plot(shown, row, markers[task], color=COLOURS[name], ms=5, alpha=0.75, mec="none")
-        if changes:
-            median = np.clip(statistics.median(changes), -60, 60)
+        values = [(task, value) for task in tasks if (value := of(task, name)) is not None]
+        for task, value in values:
+            shown = np.clip(value, *limits)
+            axes.plot(
+                shown, row, MARKERS[task], color=COLOURS[name], ms=5, alpha=0.75,
+                mfc=COLOURS[name] if shown == value else "none",
+            )  # fmt: skip
+        if values:
+            median = np.clip(statistics.median(value for _, value in values), *limits)
             axes.plot([median] * 2, [row - 0.33, row + 0.33], color=COLOURS[name], lw=2.5)
-    for task in tasks:
-        axes.plot([], [], markers[task], color="#555555", ms=5, label=TASKS[task].title)
-    axes.axvline(0, color="#333333", lw=1)
-    axes.set_yticks(range(len(names)), [OPTIMIZERS[name].title for name in names])
-    axes.invert_yaxis()
-    axes.set_xscale("symlog", linthresh=5)
-    axes.margins(x=0.06)
-    axes.set(title="Final validation loss; bar: median", xlabel="difference to AdamW, %")
-    axes.xaxis.set_major_locator(FixedLocator([-50, -20, -5, -2, 0, 2, 5, 20, 50]))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}" if value else "0")
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.legend(
-        fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.5 / len(names) - 0.07), ncols=3,
-        handletextpad=0.1, columnspacing=1,
-    )  # fmt: skip
-
-
-def _profiles(axes: Axes, records: Sequence[Record], tasks: Sequence[str], names: Sequence[str]) -> None:
-    finished = [  # a task without runs would count as one that is never solved
-        name for name in names if all(finals(records, task, name) for task in tasks if works(task, name))
-    ]
-    steps = {
-        name: {task: 1 / up for task in tasks if (up := speed_up(records, task, name))} for name in finished
-    }
-    at = [1 + i / 100 for i in range(101)]
-    for name, shares in profile(steps, tasks, at).items():
-        loud = name in LOUD
-        axes.step(
-            at, [100 * share for share in shares], where="post", color=COLOURS[name], ls=DASHES[name],
-            lw=2.4 if loud else 1.2, label=OPTIMIZERS[name].title, zorder=3 if loud else 2,
-        )  # fmt: skip
-    axes.set(
-        title="Steps to AdamW's final loss", xlabel="times the fewest of all", ylabel="tasks reached, %",
-        xlim=(1, 2), ylim=(-3, 103),
-    )  # fmt: skip
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def curves(records: Sequence[Record]) -> Figure | None:

@@ -217,21 +217,3 @@ def best_point(records: Sequence[Record], task: str, optimizer: str) -> Point | 
     """Return the best point of an optimizer's search, None if nothing was tried yet."""
     losses = tuned(records, task, optimizer)
     return best(losses) if losses else None
-
-
-def profile(
-    steps: Mapping[str, Mapping[str, float]], tasks: Sequence[str], at: Sequence[float]
-) -> dict[str, list[float]]:
-    """Return performance profiles (Dolan and Moré, 2002): the share of tasks with at most each ratio of `at`.
-
-    A ratio is a task's steps over the fewest of all optimizers.
-
-    Args:
-        steps: by optimizer and task; a missing task counts as failed.
-    """
-    least = {task: min(of.get(task, math.inf) for of in steps.values()) for task in tasks}
-    ratios = {name: [of[task] / least[task] for task in tasks if task in of] for name, of in steps.items()}
-    return {
-        name: [sum(ratio <= limit for ratio in found) / len(tasks) for limit in at]
-        for name, found in ratios.items()
-    }

@@ -282,17 +282,11 @@ def test_runs_that_failed_are_counted() -> None:
     assert measures.divergence(runs, "vit", "muon") == (0, 3)  # of a search that begins with three
 
 
-def test_performance_profiles() -> None:
-    steps = {"a": {"x": 10.0, "y": 30.0}, "b": {"x": 20.0}}
-    assert measures.profile(steps, ["x", "y"], [1, 2]) == {"a": [1, 1], "b": [0, 0.5]}
-    assert measures.profile(steps, ["x", "z"], [1, 2]) == {"a": [0.5, 0.5], "b": [0, 0.5]}
+def verdicts(runs: list[Record]) -> dict[str, str]:
+    return {claim.name: claim.verdict for claim in judged.claims(runs)}
 
 
 # ---- claims
-
-
-def verdicts(runs: list[Record]) -> dict[str, str]:
-    return {claim.name: claim.verdict for claim in judged.claims(runs)}
 
 
 def test_claims_follow_the_runs() -> None:
