@@ -158,8 +158,10 @@ def _in_seconds(records: Sequence[Record], times: Sequence[Time], task: str, nam
     found, slower = multiplier(records, task, name), ratio(times, task, name)
     if found is None or slower is None:
         return ""
-    if found.mean in (0, math.inf):
-        return "-"
+    if not found.mean:
+        return f"< {LADDER[0] / slower:.2f}"
+    if math.isinf(found.mean):
+        return f"> {LADDER[-1] / slower:.2f}"
     return f"{found.mean / slower:.2f}"
 
 
