@@ -205,6 +205,7 @@ def test_what_is_occupied_is_looked_at_again() -> None:
     assert {"occupied", "calls"} <= renderer.state_dict().keys()  # a run that continues looks when it should
 
 
+@pytest.mark.recipe
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch hides it from all but pytest
 @pytest.mark.parametrize("occupancy", [0, 4])
 def test_a_compiled_renderer_is_the_same(occupancy: int, caplog: pytest.LogCaptureFixture) -> None:
