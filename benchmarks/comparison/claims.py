@@ -140,7 +140,7 @@ def _multiplier(records: Sequence[Record]) -> Iterator[Finding]:
     for task in TASKS:
         if (found := multiplier(records, task, "adan")) is not None:
             verdict = YES if found.low >= TWICE else NO if found.high < TWICE else OPEN
-            yield Finding(task, verdict, f"{in_times(found)}")
+            yield Finding(task, verdict, in_times(found))
 
 
 def _rates(records: Sequence[Record]) -> Iterator[Finding]:

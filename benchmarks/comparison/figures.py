@@ -89,8 +89,7 @@ def headline(records: Sequence[Record]) -> Figure | None:
         title="Step multiplier: right is better", xlabel="AdamW's steps to the same loss, over the own",
         xlim=(BEYOND[0] * 0.9, BEYOND[1] / 0.9),
     )  # fmt: skip
-    rungs = sorted((*LADDER, 0.5, 1.0))
-    right.set_xticks(rungs, [f"{rung:g}" for rung in rungs])
+    right.set_xticks(LADDER, [f"{length:g}" for length in LADDER])
     right.tick_params(axis="y", length=0)
 
     for axes in (left, right):

@@ -124,19 +124,20 @@ def multiplier(records: Sequence[Record], task: str, optimizer: str) -> Estimate
     infinity: its longest ones do not. None if runs of the ladder or the optimizer are missing.
     """
     own = {run.seed: run for run in select(records, task=task, optimizer=optimizer, stage=Stage.SEEDS)}
-    rungs: dict[int, dict[int, float]] = {}
-    for stage in (Stage.HALF, Stage.SEEDS, Stage.LADDER):
-        for run in select(records, task=task, optimizer=REFERENCE, stage=stage):
-            rungs.setdefault(run.steps, {})[run.seed] = run.final
+    lengths = {Stage.HALF: 0.5, Stage.SEEDS: 1.0}
+    rungs: dict[float, dict[int, float]] = {length: {} for length in LADDER}
+    for run in select(records, task=task, optimizer=REFERENCE):
+        if run.stage in (*lengths, Stage.LADDER):
+            rungs[lengths.get(Stage(run.stage)) or float(run.variant)][run.seed] = run.final
     seeds = sorted(set(own).intersection(*rungs.values()))
-    if not seeds or len(rungs) < len(LADDER) + 2:
+    if not seeds:
         return None
-    losses = [(steps, [rungs[steps][seed] for seed in seeds]) for steps in sorted(rungs)]
+    losses = [(length, [of[seed] for seed in seeds]) for length, of in rungs.items()]
     ours = [own[seed].final for seed in seeds]
 
     def of(places: Sequence[int]) -> float:
-        means = [(steps, statistics.fmean(values[place] for place in places)) for steps, values in losses]
-        return _reached(means, statistics.fmean(ours[place] for place in places)) / own[seeds[0]].steps
+        means = [(length, statistics.fmean(values[place] for place in places)) for length, values in losses]
+        return _reached(means, statistics.fmean(ours[place] for place in places))
 
     drawn = sorted(of(places) for places in product(range(len(seeds)), repeat=len(seeds)))
     low, high = (drawn[round(share * (len(drawn) - 1))] for share in (0.025, 0.975))
@@ -152,14 +153,14 @@ def in_times(found: Estimate) -> str:
     return mean if low == mean == high else f"{mean} ({low} to {high})"
 
 
-def _reached(ladder: Sequence[tuple[int, float]], loss: float) -> float:
-    """Return the steps at which losses, by growing steps, are first at most `loss`; see multiplier."""
+def _reached(ladder: Sequence[tuple[float, float]], loss: float) -> float:
+    """Return the length at which losses, by growing lengths, are first at most `loss`; see multiplier."""
     if ladder[0][1] <= loss:
         return 0.0
-    for (steps, above), (further, below) in pairwise(ladder):
+    for (length, above), (further, below) in pairwise(ladder):
         if below <= loss:
             share = (above - loss) / (above - below) if math.isfinite(above) else 1.0
-            return float(steps * (further / steps) ** share)
+            return float(length * (further / length) ** share)
     return math.inf
 
 

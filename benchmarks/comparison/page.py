@@ -81,7 +81,7 @@ def summary(records: Sequence[Record], times: Sequence[Time], figures: Sequence[
         seeds=SEEDS,
         tuning_seed=TUNING_SEED,
         within=WITHIN,
-        ladder=sorted((*LADDER, 0.5, 1.0)),
+        ladder=LADDER,
         tables=tables if tasks else None,
         without="; ".join(reasons),
         settings="; ".join(settings),

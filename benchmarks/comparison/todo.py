@@ -125,7 +125,7 @@ def _after(task: str, optimizer: str, point: Point) -> Iterator[Job]:
         if about.length:
             yield job(name, Stage.HALF, seeds=seeds[: len(seeds) // 2 + 1], more=about.length.words(0.5))
     if optimizer == REFERENCE and about.length:
-        for factor in LADDER:
+        for factor in (factor for factor in LADDER if factor not in (0.5, 1.0)):  # all run these
             more = about.length.words(factor)
             yield job(optimizer, Stage.LADDER, seeds=FEWER, variant=f"{factor:g}", more=more)
     if OPTIMIZERS[optimizer].rival and (first := untuned(task, optimizer)) != point:

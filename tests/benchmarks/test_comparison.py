@@ -282,11 +282,11 @@ def test_runs_that_failed_are_counted() -> None:
     assert measures.divergence(runs, "vit", "muon") == (0, 3)  # of a search that begins with three
 
 
+# ---- claims
+
+
 def verdicts(runs: list[Record]) -> dict[str, str]:
     return {claim.name: claim.verdict for claim in judged.claims(runs)}
-
-
-# ---- claims
 
 
 def test_claims_follow_the_runs() -> None:
