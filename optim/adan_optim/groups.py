@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from torch import nn
 
 from .engine.checks import number, plain_number
+
+SHOWN = 4  # names of parameters in a message, of hundreds
 
 
 def param_groups(
@@ -85,9 +88,10 @@ def _scales(names: Collection[str], given: Mapping[str, float]) -> dict[str, tup
         except re.error as error:
             raise ValueError(f"lr_scales: {pattern!r} is no regular expression: {error}") from None
         if not matched:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             raise ValueError(
                 f"lr_scales: {pattern!r} matches no trainable parameter that no pattern before it matches; "
-                f"there are {', '.join(names)}"
+                f"there are {', '.join(islice(names, SHOWN))}{more}"
             )
         found |= dict.fromkeys(matched, (float(factor), f"_{pattern}"))
     return found

@@ -211,6 +211,13 @@ def test_bad_lr_scales(scales, message):
         build_optimizer(Model(), "adan", lr_scales=scales)
 
 
+def test_a_pattern_without_match_is_answered_in_one_line():
+    """A few names show how they look, whatever the size of the model."""
+    with pytest.raises(ValueError, match=r"there are 0\.weight, 0\.bias, 1\.weight, 1\.bias and 96 more$"):
+        build_optimizer(nn.Sequential(*(nn.Linear(2, 2) for _ in range(50))), "adan",
+                        lr_scales={"nothing": 2})  # fmt: skip
+
+
 def test_groups_train():
     """The groups are valid for our optimizers and the learning rates are used."""
     model = Model()
