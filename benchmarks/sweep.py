@@ -57,6 +57,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from functools import partial
 from itertools import product
 from multiprocessing import get_context, parent_process
 from typing import cast
@@ -98,11 +99,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if missing:
         folder = ALL_TASKS[missing[0]].data
         raise UserError(f"{missing[0]}: set --data or ADAN_DATA to the folder with {folder}/")
-    return measure_times(options) if options.times else sweep(pairs, options)
+    return measure_times(options) if options.times else sweep(pairs, options, finish)
 
 
-def sweep(pairs: Sequence[tuple[str, str]], options: argparse.Namespace) -> int:
-    """Finish the pairs of a task and an optimizer, several at a time; return 2 if one failed."""
+def sweep(
+    pairs: Sequence[tuple[str, str]],
+    options: argparse.Namespace,
+    finish: Callable[[str, str, argparse.Namespace], None],
+) -> int:
+    """Finish the pairs of a task and an optimizer, several at a time; return 2 if one failed.
+
+    Args:
+        options: with jobs, and out, the file of the records.
+        finish: of a module, called for each pair in a process of its own.
+    """
     failed = False
     begin, before = time.monotonic(), len(load(options.out))
     with (
@@ -149,8 +159,15 @@ def logged(path: Path) -> Iterator[None]:
 
 def finish(task: str, optimizer: str, options: argparse.Namespace) -> None:
     """Run everything that is missing for an optimizer on a task; call it in a separate process."""
-    with logged(options.runs / f"{task}-{optimizer}.log"):
-        while jobs := todo(task, optimizer, load(options.out)):
+    finish_all(partial(todo, task, optimizer), options.runs / f"{task}-{optimizer}.log", options)
+
+
+def finish_all(
+    todo: Callable[[Sequence[Record]], Sequence[Job]], log: Path, options: argparse.Namespace
+) -> None:
+    """Run jobs and append their records to options.out, until nothing follows from the records."""
+    with logged(log):
+        while jobs := todo(load(options.out)):
             for job in jobs:
                 for record in run(job, options):
                     append(options.out, record)
@@ -159,11 +176,14 @@ def finish(task: str, optimizer: str, options: argparse.Namespace) -> None:
 def run(job: Job, options: argparse.Namespace) -> list[Record]:
     """Run a job as a multirun of its recipe; return a record for each run.
 
+    Args:
+        options: with threads, runs (the folder of the runs), data and launcher.
+
     Raises:
         UserError: a run did not start, or neither ended nor diverged.
     """
     torch.set_num_threads(options.threads)
-    task = ALL_TASKS[job.task]
+    task = job.about
     lrs = [f"{job.lr(octave):g}" for octave in job.octaves]
     root = options.runs / job.task
     where = [f"run.root={root}", "run.keep=1"]

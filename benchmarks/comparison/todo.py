@@ -36,9 +36,14 @@ class Job:
     more: tuple[str, ...] = ()
 
     @property
+    def about(self) -> Task:
+        """The task."""
+        return ALL_TASKS[self.task]
+
+    @property
     def words(self) -> list[str]:
         """Return the overrides that its runs share; the last one of each key counts."""
-        task, optimizer = ALL_TASKS[self.task], OPTIMIZERS[self.optimizer]
+        task, optimizer = self.about, OPTIMIZERS[self.optimizer]
         words = [
             f"+comparison={task.config or self.task}",
             f"optimizer={optimizer.of or self.optimizer}",

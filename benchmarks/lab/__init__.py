@@ -1,0 +1,1 @@
+"""The claims lab: the paper's claims in runs of growing length, as docs/lab.md describes it."""

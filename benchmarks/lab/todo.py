@@ -1,0 +1,189 @@
+"""What the lab runs next: a function of the records alone, so that it can stop and continue anywhere.
+
+Of a task and an optimizer: the search at the length at which it is tuned, with two seeds; the learning rate
+again at the longest; the seeds of the result at every length; for the reference, the ladder; for Adan, the
+experiments.
+"""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from benchmarks.comparison.design import REFERENCE
+from benchmarks.comparison.records import Record, Stage, select
+from benchmarks.comparison.search import Point, Space, best, next_points
+from benchmarks.comparison.todo import Job
+from benchmarks.lab.design import (
+    ALL_TASKS,
+    BATCH_TASKS,
+    CORE,
+    EXPERIMENTS,
+    LONG,
+    OPTIMIZERS,
+    RUNGS,
+    TUNING_SEEDS,
+    LabTask,
+)
+
+AGAIN = "again"  # stage: the learning rate at the longest length
+TRY = "try"  # stage, after the name of an experiment: the learning rates of a variant
+
+
+@dataclass(frozen=True)
+class LabJob(Job):
+    """Runs of the lab that differ only in learning rate and seed.
+
+    Attributes:
+        steps: of each run.
+    """
+
+    steps: int = 0
+
+    @property
+    def about(self) -> LabTask:
+        """The task."""
+        return ALL_TASKS[self.task]
+
+    @property
+    def words(self) -> list[str]:
+        """Return the overrides that its runs share; the last one of each key counts."""
+        task, optimizer = self.about, OPTIMIZERS[self.optimizer]
+        words = [
+            f"+lab={task.config or self.task}",
+            f"optimizer={optimizer.of or self.optimizer}",
+            *task.overrides,
+            *optimizer.overrides,
+            f"optimizer.weight_decay={self.weight_decay:g}",
+            *task.words(self.steps),
+            *self.more,
+        ]
+        return list({word.partition("=")[0]: word for word in words}.values())
+
+    def lr(self, octave: int) -> float:
+        """Return the learning rate at an octave."""
+        return space(self.optimizer).lr(octave)
+
+
+def space(optimizer: str) -> Space:
+    """Return the space in which an optimizer, or the original of a variant, is tuned."""
+    found = OPTIMIZERS[OPTIMIZERS[optimizer].of or optimizer].space
+    assert found is not None, "the original of a variant is tuned"
+    return found
+
+
+def cells(tasks: Sequence[str], optimizers: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs of a task and an optimizer that is tuned, Adan and AdamW first, then other batches."""
+    tuned = [name for name in optimizers if OPTIMIZERS[name].space is not None]
+    pairs = [(task, n) for task in tasks for n in tuned if not ALL_TASKS[task].only or n in CORE]
+    return sorted(pairs, key=lambda pair: (pair[1] not in CORE, pair[0] in BATCH_TASKS))
+
+
+def variants(task: str, optimizer: str) -> list[str]:
+    """Return an optimizer and those with its rule and other states."""
+    others = [] if ALL_TASKS[task].only else [n for n, o in OPTIMIZERS.items() if o.of == optimizer]
+    return [optimizer, *others]
+
+
+def length(record: Record) -> int:
+    """Return the steps that a run was to have."""
+    return next(int(w.removeprefix("steps=")) for w in record.overrides if w.startswith("steps="))
+
+
+def tuned(records: Sequence[Record], task: str, optimizer: str) -> dict[Point, float]:
+    """Return the mean losses over the tuning seeds of the points that have all of them."""
+    name = OPTIMIZERS[optimizer].of or optimizer
+    losses: dict[Point, list[float]] = {}
+    for run in select(records, task=task, optimizer=name, stage=Stage.TUNE):
+        losses.setdefault(Point(run.octave, run.weight_decay), []).append(run.final)
+    whole = {point: of for point, of in losses.items() if len(of) == len(TUNING_SEEDS)}
+    return {point: statistics.fmean(of) for point, of in whole.items()}
+
+
+def again(records: Sequence[Record], task: str, optimizer: str) -> dict[int, float]:
+    """Return the losses by octave at the longest length."""
+    name = OPTIMIZERS[optimizer].of or optimizer
+    return {run.octave: run.final for run in select(records, task=task, optimizer=name, stage=AGAIN)}
+
+
+def tries(records: Sequence[Record], task: str, stage: str, variant: str, steps: int) -> dict[int, float]:
+    """Return the losses by octave of a variant of an experiment at a length."""
+    runs = select(records, task=task, stage=f"{stage} {TRY}", variant=variant)
+    return {run.octave: run.final for run in runs if length(run) == steps}
+
+
+def octave_at(records: Sequence[Record], task: str, optimizer: str, steps: int) -> int | None:
+    """Return the octave of the learning rate for runs of a length; None if it is not known yet."""
+    at_tuned = tuned(records, task, optimizer)
+    if not at_tuned:
+        return None
+    centre = best(at_tuned).octave
+    if 2 * steps < LONG or LONG not in ALL_TASKS[task].lengths:
+        return centre
+    found = again(records, task, optimizer)
+    return None if _untried(found, centre) else min(sorted(found), key=found.__getitem__)
+
+
+def todo(task: str, optimizer: str, longest: int, records: Sequence[Record]) -> list[LabJob]:
+    """Return the next jobs of an optimizer that is tuned, of runs up to a length; none if all are done."""
+    about, losses = ALL_TASKS[task], tuned(records, task, optimizer)
+    if about.tuned > longest:
+        return []
+    if points := next_points(space(optimizer), losses):
+        octaves: dict[float, list[int]] = {}
+        for point in points:
+            octaves.setdefault(point.weight_decay, []).append(point.octave)
+        job = partial(LabJob, task, optimizer, Stage.TUNE, steps=about.tuned, seeds=TUNING_SEEDS)
+        return _missing([job(decay, tuple(of)) for decay, of in octaves.items()], records)
+    decay, wanted = best(losses).weight_decay, []
+    if LONG in about.lengths and longest >= LONG:
+        missing = _untried(again(records, task, optimizer), best(losses).octave)
+        wanted = [LabJob(task, optimizer, AGAIN, decay, tuple(missing), TUNING_SEEDS[:1], steps=LONG)]
+    wanted += [job for job in _after(task, optimizer, decay, records) if job.steps <= longest]
+    return _missing(wanted, records)
+
+
+def _after(task: str, optimizer: str, decay: float, records: Sequence[Record]) -> Iterator[LabJob]:
+    """Yield the runs of the result, and of the experiments, whose learning rate is known."""
+    about = ALL_TASKS[task]
+    lengths = RUNGS if optimizer == REFERENCE and not about.of else about.lengths
+    for steps in lengths:
+        octave = octave_at(records, task, optimizer, steps)
+        if octave is not None:
+            for name in variants(task, optimizer):
+                yield LabJob(task, name, Stage.SEEDS, decay, (octave,), OPTIMIZERS[name].seeds, steps=steps)
+    if optimizer != "adan" or about.of:
+        return
+    for name, asked in EXPERIMENTS.items():
+        for steps in asked.lengths if task in asked.tasks else ():
+            centre = octave_at(records, task, optimizer, steps)
+            if centre is None:
+                continue
+            for variant, more in asked.variants.items():
+                job = partial(LabJob, task, optimizer, variant=variant, more=more, steps=steps)
+                octaves = tuple(centre + side for side in asked.octaves)
+                found = tries(records, task, name, variant, steps)
+                yield job(f"{name} {TRY}", decay, octaves, TUNING_SEEDS[:1])
+                if set(octaves) <= set(found):
+                    yield job(name, decay, (min(octaves, key=found.__getitem__),), asked.seeds)
+
+
+def _untried(found: dict[int, float], centre: int) -> list[int]:
+    """Return the octaves to try next around a centre: three, then further where an end is the best."""
+    if missing := [centre + side for side in (-1, 0, 1) if centre + side not in found]:
+        return missing
+    least, (low, high) = min(sorted(found), key=found.__getitem__), (min(found), max(found))
+    return [least - 1] if least == low else [least + 1] if least == high else []
+
+
+def _missing(jobs: Sequence[LabJob], records: Sequence[Record]) -> list[LabJob]:
+    """Return the jobs without the runs that are done; those that differ only in the seed stay together."""
+    done = {(r.task, r.optimizer, r.stage, r.variant, length(r), r.octave, r.weight_decay, r.seed)
+            for r in records}  # fmt: skip
+    left = []
+    for job in jobs:
+        for octave in job.octaves:
+            key = job.task, job.optimizer, job.stage, job.variant, job.steps, octave, job.weight_decay
+            if seeds := tuple(seed for seed in job.seeds if (*key, seed) not in done):
+                left.append(replace(job, octaves=(octave,), seeds=seeds))
+    return left
