@@ -57,7 +57,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from functools import partial
 from itertools import product
 from multiprocessing import get_context, parent_process
 from typing import cast
@@ -76,6 +75,8 @@ from repro.runs import read
 from repro.train import checkpoint
 from repro.train.cli import exit_status
 from repro.train.run_folder import run_name
+
+Todo = Callable[[str, str, Sequence[Record]], Sequence[Job]]
 
 # Three speed records; the last two count, as Shampoo computes its roots every 20 steps from the 20th on.
 SHORT = ("stop_after=60", "run.log_every=20", "eval_every=null", "eval_epochs=null")
@@ -99,19 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if missing:
         folder = ALL_TASKS[missing[0]].data
         raise UserError(f"{missing[0]}: set --data or ADAN_DATA to the folder with {folder}/")
-    return measure_times(options) if options.times else sweep(pairs, options, finish)
+    return measure_times(options) if options.times else sweep(pairs, todo, options)
 
 
-def sweep(
-    pairs: Sequence[tuple[str, str]],
-    options: argparse.Namespace,
-    finish: Callable[[str, str, argparse.Namespace], None],
-) -> int:
+def sweep(pairs: Sequence[tuple[str, str]], todo: Todo, options: argparse.Namespace) -> int:
     """Finish the pairs of a task and an optimizer, several at a time; return 2 if one failed.
 
     Args:
-        options: with jobs, and out, the file of the records.
-        finish: of a module, called for each pair in a process of its own.
+        todo: the next jobs of a pair, from the records so far; none if it is finished.
+        options: jobs, out (the file of the records), and those of `run`.
     """
     failed = False
     begin, before = time.monotonic(), len(load(options.out))
@@ -121,7 +118,7 @@ def sweep(
         ) as pool,
         tqdm(total=len(pairs), unit="cell") as bar,
     ):
-        left = {pool.submit(finish, *pair, options): pair for pair in pairs}
+        left = {pool.submit(finish, *pair, todo, options): pair for pair in pairs}
         while left:
             ended, _ = wait(left, timeout=10, return_when=FIRST_COMPLETED)
             for future in ended:
@@ -157,17 +154,10 @@ def logged(path: Path) -> Iterator[None]:
         yield
 
 
-def finish(task: str, optimizer: str, options: argparse.Namespace) -> None:
+def finish(task: str, optimizer: str, todo: Todo, options: argparse.Namespace) -> None:
     """Run everything that is missing for an optimizer on a task; call it in a separate process."""
-    finish_all(partial(todo, task, optimizer), options.runs / f"{task}-{optimizer}.log", options)
-
-
-def finish_all(
-    todo: Callable[[Sequence[Record]], Sequence[Job]], log: Path, options: argparse.Namespace
-) -> None:
-    """Run jobs and append their records to options.out, until nothing follows from the records."""
-    with logged(log):
-        while jobs := todo(load(options.out)):
+    with logged(options.runs / f"{task}-{optimizer}.log"):
+        while jobs := todo(task, optimizer, load(options.out)):
             for job in jobs:
                 for record in run(job, options):
                     append(options.out, record)

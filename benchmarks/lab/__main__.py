@@ -77,13 +77,7 @@ def run(options: argparse.Namespace) -> int:
         )
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     options.out = options.records
-    return sweep.sweep(cells(options.tasks, options.optimizers), options, finish)
-
-
-def finish(task: str, optimizer: str, options: argparse.Namespace) -> None:
-    """Run everything that is missing for an optimizer on a task; call it in a separate process."""
-    log = options.runs / f"{task}-{optimizer}.log"
-    sweep.finish_all(partial(todo, task, optimizer, options.upto), log, options)
+    return sweep.sweep(cells(options.tasks, options.optimizers), partial(todo, longest=options.upto), options)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def octave_at(records: Sequence[Record], task: str, optimizer: str, steps: int) 
     return None if _untried(found, centre) else min(sorted(found), key=found.__getitem__)
 
 
-def todo(task: str, optimizer: str, longest: int, records: Sequence[Record]) -> list[LabJob]:
+def todo(task: str, optimizer: str, records: Sequence[Record], longest: int = RUNGS[-1]) -> list[LabJob]:
     """Return the next jobs of an optimizer that is tuned, of runs up to a length; none if all are done."""
     about, losses = ALL_TASKS[task], tuned(records, task, optimizer)
     if about.tuned > longest:
