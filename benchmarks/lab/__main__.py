@@ -34,6 +34,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--upto", type=int, choices=RUNGS, default=RUNGS[-1], help="steps of the longest runs"
     )
+    parser.add_argument("--ladder", action="store_true", help="run no experiments")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each run (default 1)")
     parser.add_argument(
@@ -77,7 +78,11 @@ def run(options: argparse.Namespace) -> int:
         )
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     options.out = options.records
-    return sweep.sweep(cells(options.tasks, options.optimizers), partial(todo, longest=options.upto), options)
+    return sweep.sweep(
+        cells(options.tasks, options.optimizers),
+        partial(todo, longest=options.upto, asked=not options.ladder),
+        options,
+    )
 
 
 if __name__ == "__main__":

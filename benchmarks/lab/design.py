@@ -15,7 +15,7 @@ LONG = 8192  # where the learning rate is tuned once more; runs from half of it 
 WARMUP = 0.1  # share of the steps
 TUNING_SEEDS = (0, 10)
 SEEDS = (1, 2, 3, 4, 5)  # of the result, the same data order for every optimizer
-FEWER = SEEDS[:3]  # of the experiments
+FEWER = SEEDS[:3]  # of other state types, and of the experiments
 
 # Adan's longest average remembers 100 steps. The paper's shortest pre-training (Transformer-XL) has 50,000.
 PAPER_STEPS = 50_000
@@ -69,9 +69,9 @@ def _space(start: float) -> Space:
 OPTIMIZERS = {
     "adamw": Optimizer("AdamW", _space(4e-3), seeds=SEEDS),
     "adan": Optimizer("Adan", _space(1.2e-2), seeds=SEEDS),
-    "adan_int8": Optimizer("Adan, int8", of="adan", overrides=("optimizer.state_dtype=int8",), seeds=SEEDS),
+    "adan_int8": Optimizer("Adan, int8", of="adan", overrides=("optimizer.state_dtype=int8",), seeds=FEWER),
     "adan_bf16": Optimizer(
-        "Adan, bfloat16", of="adan", overrides=("optimizer.state_dtype=bfloat16",), seeds=SEEDS
+        "Adan, bfloat16", of="adan", overrides=("optimizer.state_dtype=bfloat16",), seeds=FEWER
     ),
     "nadamw": Optimizer("NAdamW", _space(4e-3), seeds=SEEDS),
     "muon": Optimizer("Muon", _space(8e-3), overrides=("optimizer.precision=float32",), seeds=SEEDS),

@@ -124,8 +124,15 @@ def octave_at(records: Sequence[Record], task: str, optimizer: str, steps: int) 
     return None if _untried(found, centre) else min(sorted(found), key=found.__getitem__)
 
 
-def todo(task: str, optimizer: str, records: Sequence[Record], longest: int = RUNGS[-1]) -> list[LabJob]:
-    """Return the next jobs of an optimizer that is tuned, of runs up to a length; none if all are done."""
+def todo(
+    task: str, optimizer: str, records: Sequence[Record], longest: int = RUNGS[-1], asked: bool = True
+) -> list[LabJob]:
+    """Return the next jobs of an optimizer that is tuned; none if all are done.
+
+    Args:
+        longest: the most steps of a run.
+        asked: with the experiments.
+    """
     about, losses = ALL_TASKS[task], tuned(records, task, optimizer)
     if about.tuned > longest:
         return []
@@ -139,12 +146,14 @@ def todo(task: str, optimizer: str, records: Sequence[Record], longest: int = RU
     if LONG in about.lengths and longest >= LONG:
         missing = _untried(again(records, task, optimizer), best(losses).octave)
         wanted = [LabJob(task, optimizer, AGAIN, decay, tuple(missing), TUNING_SEEDS[:1], steps=LONG)]
-    wanted += [job for job in _after(task, optimizer, decay, records) if job.steps <= longest]
-    return _missing(wanted, records)
+    wanted += _results(task, optimizer, decay, records)
+    if asked and optimizer == "adan" and not about.of:
+        wanted += _experiments(task, decay, records)
+    return _missing([job for job in wanted if job.steps <= longest], records)
 
 
-def _after(task: str, optimizer: str, decay: float, records: Sequence[Record]) -> Iterator[LabJob]:
-    """Yield the runs of the result, and of the experiments, whose learning rate is known."""
+def _results(task: str, optimizer: str, decay: float, records: Sequence[Record]) -> Iterator[LabJob]:
+    """Yield the runs of the result whose learning rate is known."""
     about = ALL_TASKS[task]
     lengths = RUNGS if optimizer == REFERENCE and not about.of else about.lengths
     for steps in lengths:
@@ -152,15 +161,17 @@ def _after(task: str, optimizer: str, decay: float, records: Sequence[Record]) -
         if octave is not None:
             for name in variants(task, optimizer):
                 yield LabJob(task, name, Stage.SEEDS, decay, (octave,), OPTIMIZERS[name].seeds, steps=steps)
-    if optimizer != "adan" or about.of:
-        return
+
+
+def _experiments(task: str, decay: float, records: Sequence[Record]) -> Iterator[LabJob]:
+    """Yield the runs of the experiments whose learning rate is known."""
     for name, asked in EXPERIMENTS.items():
         for steps in asked.lengths if task in asked.tasks else ():
-            centre = octave_at(records, task, optimizer, steps)
+            centre = octave_at(records, task, "adan", steps)
             if centre is None:
                 continue
             for variant, more in asked.variants.items():
-                job = partial(LabJob, task, optimizer, variant=variant, more=more, steps=steps)
+                job = partial(LabJob, task, "adan", variant=variant, more=more, steps=steps)
                 octaves = tuple(centre + side for side in asked.octaves)
                 found = tries(records, task, name, variant, steps)
                 yield job(f"{name} {TRY}", decay, octaves, TUNING_SEEDS[:1])
