@@ -7,7 +7,7 @@ somewhat too narrow, as is any bootstrap of five values.
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any
@@ -123,31 +123,53 @@ def multiplier(records: Sequence[Record], task: str, optimizer: str) -> Estimate
     interval is over all samples of these with replacement. 0: AdamW's shortest runs end lower already;
     infinity: its longest ones do not. None if runs of the ladder or the optimizer are missing.
     """
-    own = {run.seed: run for run in select(records, task=task, optimizer=optimizer, stage=Stage.SEEDS)}
+    own = finals_by_seed(select(records, task=task, optimizer=optimizer, stage=Stage.SEEDS))
     lengths = {Stage.HALF: 0.5, Stage.SEEDS: 1.0}
     rungs: dict[float, dict[int, float]] = {length: {} for length in LADDER}
     for run in select(records, task=task, optimizer=REFERENCE):
         if run.stage in (*lengths, Stage.LADDER):
             rungs[lengths.get(Stage(run.stage)) or float(run.variant)][run.seed] = run.final
+    return multiplier_on(own, rungs)
+
+
+def finals_by_seed(runs: Iterable[Record]) -> dict[int, float]:
+    """Return the last losses of runs by their seeds."""
+    return {run.seed: run.final for run in runs}
+
+
+def multiplier_on(own: Mapping[int, float], rungs: Mapping[float, Mapping[int, float]]) -> Estimate | None:
+    """Return the length at which the reference ends at an optimizer's loss; see multiplier.
+
+    Args:
+        own: losses of the optimizer by seed.
+        rungs: those of the reference, by growing length, that of the optimizer being 1.
+    """
     seeds = sorted(set(own).intersection(*rungs.values()))
     if not seeds:
         return None
-    losses = [(length, [of[seed] for seed in seeds]) for length, of in rungs.items()]
-    ours = [own[seed].final for seed in seeds]
-
-    def of(places: Sequence[int]) -> float:
-        means = [(length, statistics.fmean(values[place] for place in places)) for length, values in losses]
-        return _reached(means, statistics.fmean(ours[place] for place in places))
-
-    drawn = sorted(of(places) for places in product(range(len(seeds)), repeat=len(seeds)))
+    drawn = sorted(multipliers(own, rungs, seeds))
     low, high = (drawn[round(share * (len(drawn) - 1))] for share in (0.025, 0.975))
-    return Estimate(of(range(len(seeds))), low, high, len(seeds))
+    return Estimate(_multiplier(own, rungs, seeds), low, high, len(seeds))
 
 
-def in_times(found: Estimate) -> str:
+def multipliers(
+    own: Mapping[int, float], rungs: Mapping[float, Mapping[int, float]], seeds: Sequence[int]
+) -> list[float]:
+    """Return the multipliers of all samples of the seeds with replacement, always in the same order."""
+    return [_multiplier(own, rungs, drawn) for drawn in product(seeds, repeat=len(seeds))]
+
+
+def _multiplier(
+    own: Mapping[int, float], rungs: Mapping[float, Mapping[int, float]], seeds: Sequence[int]
+) -> float:
+    means = [(length, statistics.fmean(of[seed] for seed in seeds)) for length, of in rungs.items()]
+    return _reached(means, statistics.fmean(own[seed] for seed in seeds))
+
+
+def in_times(found: Estimate, ladder: Sequence[float] = LADDER) -> str:
     """Return a multiplier and its interval in words; beyond the ladder, as a bound."""
     mean, low, high = (
-        f"< {LADDER[0]:g}" if not value else f"> {LADDER[-1]:g}" if math.isinf(value) else f"{value:.2f}"
+        f"< {ladder[0]:g}" if not value else f"> {ladder[-1]:g}" if math.isinf(value) else f"{value:.2f}"
         for value in (found.mean, found.low, found.high)
     )
     return mean if low == mean == high else f"{mean} ({low} to {high})"

@@ -4,7 +4,8 @@
     python -m benchmarks.lab --plan              what is missing: runs, hours, and the least effect to be seen
     python -m benchmarks.lab --run --jobs 2      the missing runs; can be stopped and repeated at any time
     python -m benchmarks.lab --run --upto 2048   only those of at most so many steps
-    python -m benchmarks.lab --again gpt adan    a cell's shortest runs again: do they agree?
+    python -m benchmarks.lab --predict           Adan's learning rates from AdamW's and the gradient's noise
+    python -m benchmarks.lab --again gpt adan    a cell's shortest run again: does it agree?
 
 Every run that ends is appended to the records, and the next ones follow from these alone.
 """
@@ -18,16 +19,16 @@ from benchmarks.lab.design import ALL_TASKS, OPTIMIZERS, RUNGS
 from repro.ledger.rows import ROOT
 from repro.train.cli import command_line
 
-COMMAND = "python -m benchmarks.lab"
 RECORDS = ROOT / "results" / "lab" / "runs.jsonl"
 
 
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = command_line(__doc__, prog=COMMAND)
+    parser = command_line(__doc__, prog="python -m benchmarks.lab")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--plan", action="store_true", help="show what is missing, and what it costs")
     what.add_argument("--run", action="store_true", help="run what is missing")
+    what.add_argument("--predict", action="store_true", help="append predictions that are missing")
     what.add_argument("--again", nargs=2, metavar=("TASK", "OPTIMIZER"), help="exit status 1 if it differs")
     parser.add_argument("--tasks", nargs="+", choices=list(ALL_TASKS), default=list(ALL_TASKS))
     parser.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), default=list(OPTIMIZERS))
@@ -51,13 +52,26 @@ if __name__ == "__main__":
     read_options()  # --help and mistakes are answered before the imports that take seconds
 
 import sys
+import tempfile
 from functools import partial
+
+from tqdm import tqdm
 
 from benchmarks import sweep
 from benchmarks.common import check
-from benchmarks.lab.todo import cells, todo
+from benchmarks.comparison.design import REFERENCE
+from benchmarks.comparison.measures import estimate
+from benchmarks.comparison.records import Stage, load
+from benchmarks.comparison.search import best
+from benchmarks.lab import budget, page, predictions
+from benchmarks.lab.design import SEEDS
+from benchmarks.lab.measures import finals
+from benchmarks.lab.todo import LabJob, cells, octave_at, todo, tuned
+from repro.environment import environment
 from repro.errors import UserError
 from repro.train.cli import exit_status
+from repro.train.run_folder import refuse_foreign_page
+from scripts.transfer import predict
 
 
 @exit_status
@@ -66,23 +80,96 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = read_options(arguments)
     check(options, "jobs", "threads")
     options.launcher = []
-    return run(options)
+    records, guesses = load(options.records), options.records.with_name("predictions.jsonl")
+    if options.plan:
+        found = budget.missing(records, options.tasks, options.optimizers, options.upto, not options.ladder)
+        print(budget.describe(records, found, options.jobs))
+        return 0
+    if options.run:
+        return run(options)
+    if not records:
+        raise UserError(f"{options.records}: no runs; make some with --run")
+    if options.predict:
+        return predict_all(options, guesses)
+    if options.again:
+        task, optimizer = options.again
+        return again(task, optimizer, options)
+    refuse_foreign_page(options.out / "README.md", "lab")
+    print(f"{options.out}: {', '.join(page.write(records, predictions.load(guesses), options.out))}")
+    return 0
+
+
+def needs_data(tasks: Sequence[str], options: argparse.Namespace) -> None:
+    """Raise UserError if one of the tasks needs data and there is no folder."""
+    missing = [task for task in tasks if ALL_TASKS[task].data and options.data is None]
+    if missing:
+        folder = ALL_TASKS[missing[0]].data
+        raise UserError(f"{missing[0]}: set --data or ADAN_DATA to the folder with {folder}/")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run what is missing; return 2 if a cell failed."""
-    missing = [task for task in options.tasks if ALL_TASKS[task].data and options.data is None]
-    if missing:
-        raise UserError(
-            f"{missing[0]}: set --data or ADAN_DATA to the folder with {ALL_TASKS[missing[0]].data}/"
-        )
+    needs_data(options.tasks, options)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     options.out = options.records
-    return sweep.sweep(
-        cells(options.tasks, options.optimizers),
-        partial(todo, longest=options.upto, asked=not options.ladder),
-        options,
+    jobs = partial(todo, longest=options.upto, asked=not options.ladder)
+    return sweep.sweep(cells(options.tasks, options.optimizers), jobs, options)
+
+
+def predict_all(options: argparse.Namespace, path: Path) -> int:
+    """Append what adan_optim.transfer predicts for every task whose AdamW is tuned."""
+    records = load(options.records)
+    jobs = predictions.missing(records, predictions.load(path), options.tasks)
+    needs_data([job.task for job in jobs], options)
+    wanted = [(job, pilot) for job in jobs for pilot in predictions.PILOTS]
+    for job, pilot in tqdm(wanted, unit="prediction", disable=None):
+        (octave,) = job.octaves
+        given = {"lr": job.lr(octave), "weight_decay": job.weight_decay}
+        words = [word for word in job.words if not word.startswith("optimizer")]
+        words += [
+            "optimizer=adan",
+            *([f"data.root={options.data / job.about.data}"] if job.about.data else []),
+        ]
+        found = predict(job.about.script, words, REFERENCE, given, "adan", pilot, predictions.SAMPLES)
+        noise = predictions.total(found.noise)
+        predictions.append(
+            path,
+            predictions.Prediction(
+                job.task, pilot, given["lr"], noise, found.factor,
+                found.settings.options["weight_decay"], environment(),
+            ),
+        )  # fmt: skip
+    print(f"{path}: {len(wanted)} new")
+    return 0
+
+
+def again(task: str, optimizer: str, options: argparse.Namespace) -> int:
+    """Run the first seed of a cell's shortest runs again; return 1 if it is outside of their interval.
+
+    Raises:
+        UserError: there is no such cell, or it has no result yet.
+    """
+    records = load(options.records)
+    if task not in ALL_TASKS or optimizer not in OPTIMIZERS:
+        known = f"tasks are {', '.join(ALL_TASKS)}; optimizers are {', '.join(OPTIMIZERS)}"
+        raise UserError(f"--again {task} {optimizer}: {known}")
+    needs_data([task], options)
+    steps = min(ALL_TASKS[task].lengths)
+    losses, octave = finals(records, task, optimizer, steps), octave_at(records, task, optimizer, steps)
+    if not losses or octave is None:
+        raise UserError(f"--again {task} {optimizer}: has no result in {options.records}")
+    decay, seed = best(tuned(records, task, optimizer)).weight_decay, SEEDS[0]
+    job = LabJob(task, optimizer, Stage.SEEDS, decay, (octave,), (seed,), steps=steps)
+    with tempfile.TemporaryDirectory() as folder:
+        options.runs = Path(folder)
+        (now,) = sweep.run(job, options)
+    interval = estimate(list(losses.values()))
+    inside = now.final == losses[seed] or interval.low <= now.final <= interval.high
+    print(
+        f"{task}, {optimizer}, {steps} steps, seed {seed}: {now.final:.6g} now, {losses[seed]:.6g} then; "
+        f"{len(losses)} seeds: {interval.format('.6g')}: {'agrees' if inside else 'DIFFERS'}"
     )
+    return 0 if inside else 1
 
 
 if __name__ == "__main__":

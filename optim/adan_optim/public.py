@@ -11,7 +11,7 @@ from .card import Card
 from .groups import layer_ids, param_groups
 from .hidden import HiddenMatrices, hidden_matrices
 from .in_backward import step_in_backward
-from .interop.advice import AdanSettings, adan_from_adamw
+from .interop.advice import adan_from_adamw
 from .interop.convert import convert_state
 from .lamb import Lamb
 from .lars import Lars
@@ -27,9 +27,11 @@ from .resize import resize_state
 from .schedule_free import evaluating
 from .schedule_free_adamw import ScheduleFreeAdamW
 from .schedule_free_adan import ScheduleFreeAdan
+from .settings import Settings
 from .shampoo import Shampoo
 from .soap import Soap
 from .sophia import Sophia, gauss_newton_bartlett, hutchinson
+from .transfer.transfer import Transfer, transfer
 from .warn import SlowPathWarning
 
 __all__ = [
@@ -41,7 +43,6 @@ __all__ = [
     "AdamMini",
     "AdamW",
     "Adan",
-    "AdanSettings",
     "Card",
     "HiddenMatrices",
     "Lamb",
@@ -57,10 +58,12 @@ __all__ = [
     "ProdigyAdan",
     "ScheduleFreeAdamW",
     "ScheduleFreeAdan",
+    "Settings",
     "Shampoo",
     "SlowPathWarning",
     "Soap",
     "Sophia",
+    "Transfer",
     "adan_from_adamw",
     "available",
     "build_optimizer",
@@ -77,4 +80,5 @@ __all__ = [
     "resize_state",
     "state_bytes",
     "step_in_backward",
+    "transfer",
 ]

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from repro.direction import higher_is_better
 from repro.errors import UserError
 from repro.ledger.rows import Row
+from repro.train import like
 
 
 @dataclass
@@ -132,7 +133,8 @@ class TrainConfig:
     # data loading processes per training process; 0: none. Pixels and tokens in memory need none: the loop
     # takes them in whole batches
     workers: int = 0
-    optimizer: dict[str, Any] = field(default_factory=dict)  # see adan_optim.build_optimizer
+    # see adan_optim.build_optimizer; lr: like:adamw takes it from AdamW's, see repro.train.like
+    optimizer: dict[str, Any] = field(default_factory=dict)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -150,6 +152,7 @@ class TrainConfig:
         optimizer = self.optimizer.get("name")
         if self.restart_every is not None and optimizer != "adan":
             raise UserError(f"restart_every={self.restart_every}: is for optimizer=adan, not {optimizer}")
+        like.asked(self.optimizer)
         one_of("amp", self.amp, ("no", "bf16", "fp16"))
         self._check_fsdp()
         one_of("schedule.name", self.schedule.name, ("cosine", "polynomial", "constant", "step"))

@@ -1,38 +1,11 @@
 """Settings for Adan from those of AdamW: the authors' advice as numbers, with reasons."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..engine.checks import number, one_of
-from ..text import aligned
-
-
-@dataclass(frozen=True)
-class AdanSettings:
-    """Settings for Adan; `print(settings)` shows them with their reasons.
-
-    Attributes:
-        options: arguments for `Adan(params, **options)` or `build_optimizer(model, "adan", **options)`.
-        warmup: length of the warm-up, in the unit in which AdamW's was given.
-        reasons: one line for each option and for the warm-up, with the source.
-    """
-
-    options: dict[str, Any]
-    warmup: float
-    reasons: dict[str, str]
-
-    def __str__(self) -> str:
-        values = {**self.options, "warmup": self.warmup}
-        return "\n".join(aligned([(name, _shown(x), self.reasons[name]) for name, x in values.items()]))
-
-    @property
-    def yaml(self) -> str:
-        """The options as lines for a file in configs/optimizer."""
-        options = (f"{name}: {_shown(value).lower()}" for name, value in self.options.items())
-        return "\n".join(["name: adan", *options])
-
+from ..settings import Settings
 
 _BETAS = ((0.98, 0.92, 0.99), "the paper's and the official default; tune the third first, then the first")
 _PROX = (False, "every published result has the proximal form (issue 12)")
@@ -65,7 +38,7 @@ REGIMES: dict[str, dict[str, tuple[Any, str]]] = {
 
 def adan_from_adamw(
     *, lr: float | Tensor, weight_decay: float = 0.01, warmup: float = 0, regime: str = "pretrain"
-) -> AdanSettings:
+) -> Settings:
     """Return settings for Adan in place of these of AdamW, by the advice of Adan's authors.
 
     | regime | lr | weight decay | warm-up | betas | no_prox | source |
@@ -102,19 +75,10 @@ def adan_from_adamw(
         no_prox=advice["no_prox"][0],
     )
     warm = type(warmup)(_product(warmup, advice["warmup"][0]))
-    return AdanSettings(options, warm, {name: reason for name, (_, reason) in advice.items()})
+    return Settings("adan", options, warm, {name: reason for name, (_, reason) in advice.items()})
 
 
 def _product(value: Any, factor: float) -> Any:
     """The product without the digits that binary fractions add: 0.05 x 0.1 is 0.005."""
     product = value * factor
     return product if isinstance(product, Tensor) else float(f"{product:.12g}")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(str, value))}]"
-    if isinstance(value, bool):
-        return str(value)
-    text = f"{float(value):.12g}"
-    return text.replace("e", ".0e") if "e" in text and "." not in text else text  # YAML needs the point

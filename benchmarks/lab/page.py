@@ -1,0 +1,174 @@
+"""The page of the lab in Markdown, and all files of results/lab, from the records alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from benchmarks.comparison.design import REFERENCE
+from benchmarks.comparison.measures import estimate, in_times
+from benchmarks.comparison.records import Record, frame
+from benchmarks.comparison.search import best, edges
+from benchmarks.lab.claims import LARGER, claims
+from benchmarks.lab.design import (
+    ALL_TASKS,
+    BATCH_TASKS,
+    LENGTHS,
+    LONG,
+    OPTIMIZERS,
+    RUNGS,
+    SEEDS,
+    TASKS,
+    TUNED,
+)
+from benchmarks.lab.figures import draw_all
+from benchmarks.lab.measures import (
+    best_lr,
+    best_lr_again,
+    finals,
+    ladder,
+    least_multiplier,
+    multiplier,
+    trend,
+)
+from benchmarks.lab.predictions import PILOT, PILOTS, Prediction, loss_at, predicted
+from benchmarks.lab.todo import again, cells, space, todo, tuned
+from repro.results import table
+from repro.train.run_folder import write_atomically
+
+COMMAND = "python -m benchmarks.lab"
+
+
+def write(records: Sequence[Record], predictions: Sequence[Prediction], folder: Path) -> list[str]:
+    """Write the page, the figures and the tidy table of all runs; return the names of the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frame(records).to_csv(folder / "runs.csv", index=False)
+    drawn = draw_all(records)
+    figures = [f"{name}.png" for name in drawn]
+    for name, figure in drawn.items():
+        figure.savefig(folder / f"{name}.png", dpi=130, facecolor="white", metadata={"Software": None})
+    write_atomically(folder / "README.md", summary(records, predictions, figures).rstrip() + "\n")
+    return ["README.md", "runs.csv", *figures]
+
+
+def summary(records: Sequence[Record], predictions: Sequence[Prediction], figures: Sequence[str]) -> str:
+    """Return the page."""
+    every = cells(list(ALL_TASKS), list(OPTIMIZERS))
+    finished = sum(not todo(*cell, records) for cell in every)
+    tables = {
+        "multiplier": _markdown(_multipliers(records)),
+        "final": _markdown(_finals(records)),
+        "tuning": _markdown(_tuning(records)),
+        "transfer": _markdown(_transfer(records, predictions)),
+        "pilots": _markdown(_pilots(predictions)),
+    }
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    template = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return template.get_template("page.md").render(
+        command=COMMAND,
+        runs=len(records),
+        hours=sum(record.seconds for record in records) / 3600,
+        left=f"Of {len(every)} cells (a task and an optimizer that is tuned) {finished} are finished; "
+        f"`{COMMAND} --plan` says what is missing.",
+        commits=", ".join(sorted({record.environment["commit"][:10] for record in records})),
+        machines=", ".join(sorted({record.environment["machine"] for record in records})),
+        torch=", ".join(sorted({record.environment["torch"] for record in records})),
+        rungs=", ".join(f"{rung:,}" for rung in RUNGS),
+        seeds=SEEDS,
+        tuned=TUNED,
+        long=LONG,
+        pilot=PILOT,
+        tables=tables,
+        claims=claims(records, predictions),
+        titles={name: task.title for name, task in ALL_TASKS.items()},
+        figures=figures,
+    )
+
+
+def _multipliers(records: Sequence[Record]) -> list[list[str]]:
+    rows = [["task", "optimizer", *(f"{steps:,} steps" for steps in LENGTHS), "trend", "power"]]
+    for task in TASKS:
+        for name, about in OPTIMIZERS.items():
+            if name == REFERENCE:
+                continue
+            found = [multiplier(records, task, name, steps) for steps in LENGTHS]
+            if not any(found):
+                continue
+            cells = [
+                "" if each is None else in_times(each, list(ladder(records, task, steps)))
+                for steps, each in zip(LENGTHS, found, strict=True)
+            ]
+            grows = trend(records, task, name)
+            least = [
+                f"{x:.2f}"
+                for steps in LENGTHS
+                if (x := least_multiplier(records, task, name, steps)) is not None
+            ]
+            rows.append([
+                TASKS[task].title, about.title, *cells, "" if grows is None else grows.format(".2f"),
+                ", ".join(least),
+            ])  # fmt: skip
+    return rows
+
+
+def _finals(records: Sequence[Record]) -> list[list[str]]:
+    rows = [["task", "optimizer", *(f"{steps:,}" for steps in RUNGS)]]
+    for task, task_about in TASKS.items():
+        for name, about in OPTIMIZERS.items():
+            found = [list(finals(records, task, name, steps).values()) for steps in RUNGS]
+            if any(found):
+                cells = [estimate(of).format() if of else "" for of in found]
+                rows.append([task_about.title, about.title, *cells])
+    return rows
+
+
+def _tuning(records: Sequence[Record]) -> list[list[str]]:
+    rows = [
+        ["task", "optimizer", "lr", "interpolated", "weight decay", "points", "optimum", f"lr at {LONG:,}"]
+    ]
+    for task, about in ALL_TASKS.items():
+        for name, optimizer in OPTIMIZERS.items():
+            losses = {} if optimizer.of else tuned(records, task, name)
+            if not losses:
+                continue
+            point, lr = best(losses), best_lr(records, task, name)
+            longest = best_lr_again(again(records, task, name), name)
+            rows.append([
+                about.title, optimizer.title, f"{space(name).lr(point.octave):g}", f"{lr:.2g}",
+                f"{point.weight_decay:g}", str(len(losses)),
+                ", ".join(edges(space(name), losses)) or "interior",
+                "" if longest is None else f"{longest:.2g}",
+            ])  # fmt: skip
+    return rows
+
+
+def _transfer(records: Sequence[Record], predictions: Sequence[Prediction]) -> list[list[str]]:
+    rows = [
+        ["task", "signal-to-noise", "predicted", "tuned", "loss at predicted", f"loss at {LARGER:g} times"]
+    ]
+    for task, about in ALL_TASKS.items():
+        guess = predicted(predictions, task)
+        ours, theirs = best_lr(records, task, "adan"), best_lr(records, task, REFERENCE)
+        if guess is None or ours is None or theirs is None:
+            continue
+        least = min(tuned(records, task, "adan").values())
+        losses = [loss_at(records, task, "adan", guess.like * factor) for factor in (guess.factor, LARGER)]
+        shown = ["beyond" if loss is None else f"{loss / least - 1:+.1%}" for loss in losses]
+        rows.append(
+            [about.title, f"{guess.noise:.2g}", f"{guess.factor:.2f}", f"{ours / theirs:.2f}", *shown]
+        )
+    return rows
+
+
+def _pilots(predictions: Sequence[Prediction]) -> list[list[str]]:
+    rows = [["task", *(f"after {pilot} steps" for pilot in PILOTS)]]
+    for task in (*TASKS, *BATCH_TASKS):
+        found = [predicted(predictions, task, pilot) for pilot in PILOTS]
+        if any(found):
+            cells = ["" if p is None else f"{p.factor:.2f} (s {p.noise:.2g})" for p in found]
+            rows.append([ALL_TASKS[task].title, *cells])
+    return rows
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    return table(rows[0], rows[1:]) if len(rows) > 1 else "Not run yet."

@@ -1,0 +1,1 @@
+"""Settings of one optimizer from those of another, by the noise of the gradient; see transfer.py."""

@@ -1,0 +1,81 @@
+"""The noise of the gradient in a recipe, and the settings that it predicts (adan_optim.transfer)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import adan_optim
+from repro.errors import UserError
+from repro.train.config import TrainConfig
+from repro.train.data import Sized, TrainingSampler, make_loader
+from repro.train.seeding import seed_generators
+from repro.train.task import Task
+
+PILOT = 200  # steps, but at most a tenth of the run
+SHARE = 0.1
+
+
+def measure(
+    task: Task,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    data: Sized,
+    module: nn.Module,
+    like: dict[str, Any],
+    to: str,
+    steps: int,
+    pilot: int | None = None,
+    samples: int = 32,
+) -> adan_optim.Transfer:
+    """Return what adan_optim.transfer finds on a recipe's model and training data.
+
+    Args:
+        module: the model, sharded with fsdp=true; it is moved to the device.
+        like: settings of the optimizer to come from.
+        to: name of the optimizer to move to.
+        steps: of the run.
+        pilot: None: PILOT, or SHARE of the run.
+
+    Raises:
+        UserError: one of the two has no closed form, or a loss is not finite.
+    """
+    ranks = accelerator.num_processes, accelerator.process_index
+    parts = config.gradient_accumulation_steps
+    sampler = TrainingSampler(task.plan(data, config), parts, *ranks)
+    loader = make_loader(data, sampler, config.seed, config.workers, config.repeats, task.collate)
+
+    def batches() -> Iterator[Any]:
+        number = 0
+        for epoch in range(2**31):
+            sampler.start_at(epoch)
+            for batch in loader:
+                seed_generators(f"transfer {config.seed} {number} {accelerator.process_index}")
+                number += 1
+                yield task.move(batch, accelerator.device)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        task.state = {}
+        with accelerator.autocast():
+            return task.loss(model, batch)
+
+    module.to(accelerator.device).train()
+    model = DistributedDataParallel(module) if ranks[0] > 1 and not config.fsdp else module
+    try:
+        return adan_optim.transfer(
+            model,
+            batches(),
+            loss,
+            like,
+            to,
+            steps=steps,
+            pilot=min(PILOT, int(SHARE * steps)) if pilot is None else pilot,
+            samples=samples,
+            micro_batches=parts,
+            clip_grad=config.clip_grad,
+            warmup=config.schedule.warmup_steps or 0,
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"optimizer.lr=like:{like['name']}: {error}") from error

@@ -1,0 +1,118 @@
+"""Predict an optimizer's settings from another's, on any recipe, by the noise of its gradient.
+
+    python scripts/transfer.py llm/pretrain.py
+    python scripts/transfer.py vision/train.py data=digits epochs=20 --like adamw --lr 1e-3 --to adan
+
+Words with = choose and change the recipe's configuration, as on its own command line. First a pilot of a few
+steps with the optimizer that was tuned, then the noise of some gradients is measured. Nothing is written;
+with --out, the numbers are, as JSON. In a run, optimizer.lr=like:adamw does the same. See docs/transfer.md.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from repro.errors import UserError
+from repro.train.cli import command_line, exit_status
+
+
+def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = command_line(__doc__)
+    parser.add_argument("recipe", help="its script, as llm/pretrain.py")
+    parser.add_argument("words", nargs="*", metavar="key=value", help="as for the recipe")
+    parser.add_argument(
+        "--like", default="adamw", metavar="NAME", help="the optimizer that was tuned (adamw)"
+    )
+    parser.add_argument("--lr", type=float, help="its learning rate; default: that of configs/optimizer")
+    parser.add_argument("--weight-decay", type=float, help="its weight decay; the same default")
+    parser.add_argument("--to", default="adan", metavar="NAME", help="the optimizer to move to (adan)")
+    parser.add_argument("--pilot", type=int, metavar="STEPS", help="default: 200, at most a tenth of the run")
+    parser.add_argument("--samples", type=int, default=32, metavar="N", help="gradients measured (32)")
+    parser.add_argument("--out", type=Path, metavar="JSON", help="also write the numbers")
+    return parser.parse_intermixed_args(arguments)
+
+
+if __name__ == "__main__":
+    read_options()  # --help and mistakes are answered before the imports that take seconds
+
+import importlib
+from dataclasses import asdict
+from typing import Any, cast
+
+import torch
+from omegaconf import OmegaConf
+
+import adan_optim
+from repro.environment import environment
+from repro.ledger.rows import ROOT, compose_config
+from repro.train import like
+from repro.train.accelerator import build, shut_down
+from repro.train.config import TrainConfig, typed
+from repro.train.noise import measure
+from repro.train.run_folder import write_atomically
+from repro.train.task import Task
+
+
+@exit_status
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the settings and return the exit status."""
+    options = read_options(arguments)
+    given = {"lr": options.lr, "weight_decay": options.weight_decay}
+    found = predict(
+        options.recipe, options.words, options.like, given, options.to, options.pilot, options.samples
+    )
+    print(f"{found}\n\n{found.settings.yaml}")
+    if options.out is not None:
+        noise = {name: asdict(each) for name, each in found.noise.items()}
+        content = {"settings": asdict(found.settings), "factor": found.factor, "noise": noise}
+        write_atomically(options.out, json.dumps(content | {"environment": environment()}, indent=1) + "\n")
+    return 0
+
+
+def predict(
+    recipe: str,
+    words: Sequence[str],
+    name: str,
+    given: dict[str, float | None],
+    to: str,
+    pilot: int | None,
+    samples: int,
+) -> adan_optim.Transfer:
+    """Return what adan_optim.transfer finds on a recipe, configured as on its command line.
+
+    Args:
+        name: of the optimizer to come from, with the learning rate and weight decay of `given`; where these
+        are
+            None, those of configs/optimizer.
+
+    Raises:
+        UserError: there is no such recipe or optimizer, or its configuration is wrong.
+    """
+    if not (ROOT / recipe).is_file():
+        raise UserError(f"{recipe}: there is no such script; give a recipe's, as llm/pretrain.py")
+    make = getattr(importlib.import_module(recipe.removesuffix(".py").replace("/", ".")), "RECIPE", None)
+    if make is None:
+        raise UserError(f"{recipe}: is not a recipe that trains a model")
+    values = OmegaConf.to_container(compose_config(make.name, words), resolve=True)
+    config: TrainConfig = typed(cast(dict[str, Any], values), make.schema)
+    config.check()
+    source = like.asked({"lr": f"like:{name}"})
+    assert source is not None
+    source |= {key: value for key, value in given.items() if value is not None}
+    task: Task = make(config)
+    accelerator = build(config)
+    try:
+        torch.manual_seed(config.seed)
+        data = task.train_data()
+        steps = config.total_steps(len(task.plan(data, config)(0)))
+        model = task.build_model()
+        return measure(task, config, accelerator, data, model, source, to, steps, pilot, samples)
+    finally:
+        shut_down(accelerator)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
