@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from repro.errors import UserError
 from repro.train.cli import command_line, exit_status
 
 
@@ -38,22 +37,11 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":
     read_options()  # --help and mistakes are answered before the imports that take seconds
 
-import importlib
 from dataclasses import asdict
-from typing import Any, cast
 
-import torch
-from omegaconf import OmegaConf
-
-import adan_optim
 from repro.environment import environment
-from repro.ledger.rows import ROOT, compose_config
-from repro.train import like
-from repro.train.accelerator import build, shut_down
-from repro.train.config import TrainConfig, typed
-from repro.train.noise import measure
+from repro.train.noise import predict
 from repro.train.run_folder import write_atomically
-from repro.train.task import Task
 
 
 @exit_status
@@ -70,48 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         content = {"settings": asdict(found.settings), "factor": found.factor, "noise": noise}
         write_atomically(options.out, json.dumps(content | {"environment": environment()}, indent=1) + "\n")
     return 0
-
-
-def predict(
-    recipe: str,
-    words: Sequence[str],
-    name: str,
-    given: dict[str, float | None],
-    to: str,
-    pilot: int | None,
-    samples: int,
-) -> adan_optim.Transfer:
-    """Return what adan_optim.transfer finds on a recipe, configured as on its command line.
-
-    Args:
-        name: of the optimizer to come from, with the learning rate and weight decay of `given`; where these
-        are
-            None, those of configs/optimizer.
-
-    Raises:
-        UserError: there is no such recipe or optimizer, or its configuration is wrong.
-    """
-    if not (ROOT / recipe).is_file():
-        raise UserError(f"{recipe}: there is no such script; give a recipe's, as llm/pretrain.py")
-    make = getattr(importlib.import_module(recipe.removesuffix(".py").replace("/", ".")), "RECIPE", None)
-    if make is None:
-        raise UserError(f"{recipe}: is not a recipe that trains a model")
-    values = OmegaConf.to_container(compose_config(make.name, words), resolve=True)
-    config: TrainConfig = typed(cast(dict[str, Any], values), make.schema)
-    config.check()
-    source = like.asked({"lr": f"like:{name}"})
-    assert source is not None
-    source |= {key: value for key, value in given.items() if value is not None}
-    task: Task = make(config)
-    accelerator = build(config)
-    try:
-        torch.manual_seed(config.seed)
-        data = task.train_data()
-        steps = config.total_steps(len(task.plan(data, config)(0)))
-        model = task.build_model()
-        return measure(task, config, accelerator, data, model, source, to, steps, pilot, samples)
-    finally:
-        shut_down(accelerator)
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ from benchmarks.lab.todo import LabJob, cells, octave_at, todo, tuned
 from repro.environment import environment
 from repro.errors import UserError
 from repro.train.cli import exit_status
+from repro.train.noise import predict
 from repro.train.run_folder import refuse_foreign_page
-from scripts.transfer import predict
 
 
 @exit_status

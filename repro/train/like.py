@@ -68,7 +68,7 @@ def settle(
     if folder is not None and (folder / FILE).exists():
         kept = read_json(folder / FILE, dict)
     else:
-        found = find(like=like, to=options["name"])
+        found = find(like=like, to={key: options[key] for key in ("name", "betas") if key in options})
         numbers = {key: found.settings.options[key] for key in ("lr", "weight_decay")}
         kept = {**numbers, "text": str(found)}
     return options | {key: kept[key] for key in ("lr", "weight_decay")}, kept

@@ -65,7 +65,7 @@ def measure(
         found = loss(model, batch)
         if not torch.isfinite(found.detach()).all():
             raise ValueError(
-                f"the loss of micro-batch {taken} is {float(found)}: the noise cannot be measured"
+                f"the loss of micro-batch {taken} is {float(found.detach())}: the noise cannot be measured"
             )
         found.backward()  # type: ignore[no-untyped-call]
         taken += 1

@@ -18,7 +18,8 @@ from ..text import aligned
 from .lengths import FILTERS, squared_length
 from .noise import Noise, by_group, measure, together
 
-MEMORIES = 20  # of its longest average that a run should last; in shorter runs all betas shrink alike
+MEMORIES = 20  # of its longest average that a run should last; in shorter runs all memories shrink alike
+SHRINK = 5  # the most by which they do
 WARMUPS = 2  # memories of the average of squares that a linear warm-up should last (arXiv 1910.04209)
 SHARE = 0.1  # of the run that a warm-up may take
 
@@ -52,7 +53,7 @@ def transfer(
     batches: Iterable[Any],
     loss: Callable[[nn.Module, Any], Tensor],
     like: str | Mapping[str, Any] = "adamw",
-    to: str = "adan",
+    to: str | Mapping[str, Any] = "adan",
     *,
     steps: int | None = None,
     warmup: int = 0,
@@ -74,8 +75,8 @@ def transfer(
         loss: the mean loss of the model on a micro-batch, a scalar.
         like: "adamw", "nadamw", "adan" or "lion", or a mapping with such a "name" and the options that were
             tuned.
-        to: one of the same names.
-        steps: of the run to come, for betas and warm-up; None leaves the betas as they are by default.
+        to: one of the same names, or a mapping with such a "name", and "betas" that are to stay.
+        steps: of the run to come, for betas and warm-up; None leaves the default betas.
         warmup: of `like`, in steps.
         pilot: steps, with a linear warm-up; 0 if the model is trained already.
         samples: number of gradients that are measured; 20 to 50 suffice.
@@ -90,17 +91,17 @@ def transfer(
         >>> found = adan_optim.transfer(model, loader, loss, {"name": "adamw", "lr": 1e-3}, steps=50_000)
         >>> optimizer = build_optimizer(model, found.settings.name, **found.settings.options)
     """
-    source = _complete({"name": like} if isinstance(like, str) else like)
-    one_of("to", to, tuple(FILTERS))
+    source, target = _complete("like", like), _complete("to", to)
     number("warmup", warmup)
     whole_number("pilot", pilot, 0)
     whole_number("samples", samples, 2)
     whole_number("micro_batches", micro_batches)
     if steps is not None:
         whole_number("steps", steps)
-    target = _complete({"name": to})
-    betas, why_betas = _betas(target["betas"], steps)
-    target["betas"] = betas
+    betas, why_betas = target["betas"], "as given"
+    if isinstance(to, str) or "betas" not in to:
+        betas, why_betas = _betas(target["name"], betas, steps)
+    target["betas"] = betas = tuple(betas)
     stream = iter(batches)
     before = {name: x.detach().clone() for name, x in model.state_dict().items()}
     try:
@@ -116,7 +117,7 @@ def transfer(
         for label, found in by_group(noise, labels).items()
     }
     lr = float(f"{source['lr'] * factor:.3g}")
-    decay, why_decay = _decay(source, to, lr)
+    decay, why_decay = _decay(source, target["name"], lr)
     warm, why_warmup = _warmup(betas, steps, warmup)
     reasons = {
         "lr": f"{factor:.2f} x that of {source['name']}, {source['lr']:g}: steps are as long at a "
@@ -126,25 +127,23 @@ def transfer(
         "warmup": why_warmup,
     }
     options = {"lr": lr, "betas": betas, "weight_decay": decay}
-    return Transfer(Settings(to, options, warm, reasons), factor, noise, groups)
+    return Transfer(Settings(target["name"], options, warm, reasons), factor, noise, groups)
 
 
-def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with the defaults of its optimizer.
+def _complete(argument: str, given: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an optimizer with its defaults.
 
     Raises:
         ValueError, TypeError: for an unknown optimizer or option, or a learning rate that is not above 0.
     """
-    name = config.get("name")
-    one_of("like", name, tuple(FILTERS))
+    config = {"name": given} if isinstance(given, str) else dict(given)
+    name = config.pop("name", None)
+    one_of(argument, name, tuple(FILTERS))
     assert name is not None
     accepted = inspect.signature(find(name)).parameters
-    given = {key: value for key, value in config.items() if key != "name"}
-    known_options(OPTIMIZERS[name].__name__, given, list(accepted)[1:])
-    defaults = {
-        key: option.default for key, option in accepted.items() if key in ("lr", "betas", "weight_decay")
-    }
-    found = {"name": name, **defaults, **given}
+    known_options(OPTIMIZERS[name].__name__, config, list(accepted)[1:])
+    defaults = {key: accepted[key].default for key in ("lr", "betas", "weight_decay")}
+    found = {"name": name, **defaults, **config}
     if not number("lr", found["lr"]) > 0:
         raise ValueError(
             f"lr={found['lr']} of {name}: must be above 0, it is the learning rate to start from"
@@ -198,15 +197,15 @@ def _labels(model: nn.Module) -> dict[str, list[str]]:
     return {group["name"]: [names[id(p)] for p in group["params"]] for group in param_groups(model, 0.0, 0.0)}
 
 
-def _betas(betas: tuple[float, ...], steps: int | None) -> tuple[tuple[float, ...], str]:
-    """Return betas for a run of some steps, and why."""
+def _betas(name: str, betas: tuple[float, ...], steps: int | None) -> tuple[tuple[float, ...], str]:
+    """Return betas for a run of some steps, and why. Only Adan's have memories that are much alike."""
     memory = 1 / (1 - betas[-1])
-    if steps is None:
+    if steps is None or name != "adan":
         return betas, f"the default; its longest average remembers {memory:.0f} steps"
     if steps >= MEMORIES * memory:
         return betas, f"the default: {steps:,} steps are {steps / memory:.0f} times its longest memory"
-    shrink = MEMORIES * memory / steps
-    shorter = tuple(float(f"{max(1 - (1 - beta) * shrink, 0.0):.3g}") for beta in betas)
+    shrink = min(MEMORIES * memory / steps, SHRINK)
+    shorter = tuple(float(f"{1 - (1 - beta) * shrink:.3g}") for beta in betas)
     return shorter, (
         f"{steps:,} steps are {steps / memory:.1f} times the longest memory of the default, not {MEMORIES}: "
         f"each 1 - beta times {shrink:.2g}"
