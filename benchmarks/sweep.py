@@ -224,7 +224,8 @@ def measure_times(options: argparse.Namespace) -> int:
             if recipe(ALL_TASKS[task])([*command, "run.name=x"]):
                 raise UserError(f"{task}, {name}: cannot be timed; {log} says why")
             (folder,) = Path(root).glob("*/x")
-            times.append(path, times.Time(task, name, number, times.seconds(folder), where(read(folder))))
+            place = where(read(folder).starts[-1])
+            times.append(path, times.Time(task, name, number, times.seconds(folder), place))
     print(f"{path}: {len(wanted)} new")
     return 0
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -112,7 +112,7 @@ def outcome(folder: Path) -> dict[str, Any]:
         "parameters": about.get("parameters", 0),
         "state_bytes": about.get("state_bytes", 0),
         "seconds": about.get("seconds", 0.0),
-        "environment": where(run),
+        "environment": where(run.starts[-1]),
     }
 
 
@@ -143,15 +143,14 @@ def config_hash(run: Run) -> str:
     return hashlib.sha256(run.identity.encode()).hexdigest()[:12]
 
 
-def where(run: Run) -> dict[str, Any]:
-    """Return commit, machine, threads, torch and time of a run's last start."""
-    last = run.starts[-1]
+def where(start: Mapping[str, Any]) -> dict[str, Any]:
+    """Return commit, machine, threads, torch and time of a start, see repro.environment."""
     return {
-        "commit": last["commit"],
-        "machine": ", ".join([last["system"], last["cpu"], *last["cuda"]]),
-        "threads": last["threads"],
-        "torch": last["versions"]["torch"],
-        "time": last["time"],
+        "commit": start["commit"],
+        "machine": ", ".join([start["system"], start["cpu"], *start["cuda"]]),
+        "threads": start["threads"],
+        "torch": start["versions"]["torch"],
+        "time": start["time"],
     }
 
 

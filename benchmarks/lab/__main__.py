@@ -61,7 +61,7 @@ from benchmarks import sweep
 from benchmarks.common import check
 from benchmarks.comparison.design import REFERENCE
 from benchmarks.comparison.measures import estimate
-from benchmarks.comparison.records import Stage, load
+from benchmarks.comparison.records import Stage, load, where
 from benchmarks.comparison.search import best
 from benchmarks.lab import budget, page, predictions
 from benchmarks.lab.design import SEEDS
@@ -136,7 +136,7 @@ def predict_all(options: argparse.Namespace, path: Path) -> int:
             path,
             predictions.Prediction(
                 job.task, pilot, given["lr"], noise, found.factor,
-                found.settings.options["weight_decay"], environment(),
+                found.settings.options["weight_decay"], where(environment()),
             ),
         )  # fmt: skip
     print(f"{path}: {len(wanted)} new")

@@ -18,7 +18,7 @@ from benchmarks.lab.todo import LabJob, space, tuned
 from repro.loading import read_lines
 from repro.publish import append_line
 
-PILOTS = (0, 200, 800)  # steps before the noise is measured
+PILOTS = (0, 200, 1000)  # steps before the noise is measured
 PILOT = 200  # the default of adan_optim.transfer, which counts
 SAMPLES = 32  # gradients
 
