@@ -10,8 +10,6 @@ from benchmarks.lab.measures import least_multiplier
 from benchmarks.lab.todo import LabJob, cells, length, todo
 from repro.results import table
 
-SECONDS = 0.03  # of a step, where nothing was run yet
-
 
 @dataclass(frozen=True)
 class Missing:
@@ -101,9 +99,8 @@ def _worse(job: LabJob, octave: int, seed: int, known: Sequence[Record]) -> Reco
 
 
 def _seconds(records: Sequence[Record], task: str, optimizer: str) -> float:
-    """Return the seconds of a step: the median of the cell's runs, else of the task's, else SECONDS."""
-    for wanted in ({"task": task, "optimizer": optimizer}, {"task": task}):
-        rates = [run.seconds / length(run) for run in select(records, **wanted) if run.seconds]
-        if rates:
-            return statistics.median(rates)
-    return SECONDS
+    """Return the seconds of a step: the median of the cell's runs, or what the design says."""
+    rates = [
+        run.seconds / length(run) for run in select(records, task=task, optimizer=optimizer) if run.seconds
+    ]
+    return statistics.median(rates) if rates else ALL_TASKS[task].seconds

@@ -6,14 +6,15 @@ half of its tasks say so in their longest runs, and otherwise open.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.comparison.claims import NO, OPEN, YES
 from benchmarks.comparison.design import REFERENCE
-from benchmarks.comparison.measures import Estimate, in_times
-from benchmarks.comparison.records import Record
-from benchmarks.lab.design import ALL_TASKS, EXPERIMENTS, LENGTHS, PAPER_STEPS, TASKS
+from benchmarks.comparison.measures import Estimate, in_times, steps_to
+from benchmarks.comparison.records import Record, Stage, select
+from benchmarks.lab.design import ALL_TASKS, BATCHES, EXPERIMENTS, LENGTHS, OPTIMIZERS, PAPER_STEPS, TASKS
 from benchmarks.lab.measures import best_lr, change, finals, ladder, least_multiplier, multiplier, trend
 from benchmarks.lab.predictions import Prediction, predicted
 
@@ -102,6 +103,15 @@ def claims(records: Sequence[Record], predictions: Sequence[Prediction]) -> list
             list(_variants(records, "memory", _sign)),
         ),
         Claim(
+            "batches",
+            "Adan keeps its speed over batches from small to large, where LAMB does not.",
+            "ImageNet, batches of 1,024 to 32,768; no table of it is in the ledger",
+            "steps to AdamW's final loss in the smallest batch, AdamW's over the own, in each batch: yes if "
+            "the largest of these over the smallest is less for Adan than for LAMB",
+            list(_batches(records)),
+            tuple(BATCHES)[-1:],
+        ),
+        Claim(
             "proximal decay",
             "Adan's proximal weight decay is better than AdamW's form of it.",
             "all published runs have the proximal form",
@@ -158,6 +168,30 @@ def _rates(records: Sequence[Record], predictions: Sequence[Prediction]) -> Iter
         guess = predicted(predictions, task)
         beside = "" if guess is None else f"; {guess.factor:.1f} predicted from the noise"
         yield Finding(task, about.tuned, verdict, f"{ratio:.1f} ({ours:.2g} against {theirs:.2g}){beside}")
+
+
+def _batches(records: Sequence[Record]) -> Iterator[Finding]:
+    first, *_ = BATCHES
+    reached = finals(records, first, REFERENCE, ALL_TASKS[first].tuned)
+    if not reached:
+        return
+    target = statistics.fmean(reached.values())
+    ratios: dict[str, list[float]] = {"adan": [], "lamb": []}
+    for task in BATCHES:
+        taken = {}
+        for name in (REFERENCE, *ratios):
+            runs = select(records, task=task, optimizer=name, stage=Stage.SEEDS)
+            if not runs:
+                return
+            taken[name] = statistics.fmean(steps_to(run, target) for run in runs)
+        for name, of in ratios.items():
+            of.append(taken[REFERENCE] / taken[name])
+    spread = {name: max(of) / min(of) if min(of) else math.inf for name, of in ratios.items()}
+    verdict = YES if spread["adan"] < spread["lamb"] else NO
+    what = "; ".join(
+        f"{OPTIMIZERS[name].title} {', '.join(f'{x:.2f}' for x in of)}" for name, of in ratios.items()
+    )
+    yield Finding([*BATCHES][-1], ALL_TASKS[first].tuned, verdict, f"in growing batches: {what}")
 
 
 def _base(records: Sequence[Record], task: str, steps: int) -> dict[int, float]:

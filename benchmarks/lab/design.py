@@ -29,17 +29,26 @@ class LabTask(Task):
         tuned: the length at which it is tuned.
         lengths: those of its runs.
         batch: samples of a step.
-        of: of a task with another batch, the one that it is a variant of.
+        ladder: whether the reference has all RUNGS, and Adan its experiments.
+        tuning_seeds: whose mean loss the search takes.
+        seeds: the most seeds of a result.
+        eval_every: steps between evaluations; None: one, at the end.
+        seconds: of a step, roughly; of a cell that has run, its own count.
     """
 
     tuned: int = TUNED
     lengths: tuple[int, ...] = LENGTHS
     batch: int = 0
-    of: str = ""
+    ladder: bool = True
+    tuning_seeds: tuple[int, ...] = TUNING_SEEDS
+    seeds: int = len(SEEDS)
+    eval_every: int | None = None
+    seconds: float = 0.03
 
     def words(self, steps: int) -> tuple[str, ...]:
-        """Return overrides for runs of a length: the warm-up keeps its share; one evaluation, at the end."""
-        return (f"steps={steps}", f"schedule.warmup_steps={round(WARMUP * steps)}")
+        """Return overrides for runs of a length: the warm-up keeps its share."""
+        evaluated = () if self.eval_every is None else (f"eval_every={self.eval_every}",)
+        return (f"steps={steps}", f"schedule.warmup_steps={round(WARMUP * steps)}", *evaluated)
 
 
 @dataclass(frozen=True)
@@ -76,31 +85,47 @@ OPTIMIZERS = {
     "nadamw": Optimizer("NAdamW", _space(4e-3), seeds=SEEDS),
     "muon": Optimizer("Muon", _space(8e-3), overrides=("optimizer.precision=float32",), seeds=SEEDS),
     "shampoo": Optimizer("Shampoo", _space(4e-3), seeds=SEEDS),
+    "lamb": Optimizer(
+        "LAMB", _space(8e-3), seeds=SEEDS, without=("gpt", "mae", "vit"), why="for the batches alone"
+    ),
 }
-CORE = ("adamw", "adan")  # run first, and in the variants with another batch
+CORE = ("adamw", "adan")  # run first
 
 TASKS = {
-    "gpt": LabTask("llm/pretrain.py", "GPT-2, bytes", batch=8),
+    "gpt": LabTask("llm/pretrain.py", "GPT-2, bytes", batch=8, seconds=0.025),
     "mae": LabTask(
         "vision/pretrain_mae.py", "MAE, Fashion-MNIST", unit="mean squared error", batch=64,
-        data="fashion-mnist",
+        data="fashion-mnist", seconds=0.05,
     ),
-    "vit": LabTask("vision/train.py", "ViT, Fashion-MNIST", batch=64, data="fashion-mnist"),
+    "vit": LabTask("vision/train.py", "ViT, Fashion-MNIST", batch=64, data="fashion-mnist", seconds=0.045),
 }  # fmt: skip
 
 
-def _batch(name: str, factor: int, steps: int) -> LabTask:
+def _larger(name: str, factor: int, steps: int) -> LabTask:
     """Return a task in larger batches, for a second measurement of the best learning rates."""
     task = TASKS[name]
     size = task.batch * factor
     return replace(
         task, title=f"{task.title}, batch {size:,}", overrides=(f"batch_size={size}",), batch=size,
-        only=CORE, tuned=steps, lengths=(steps,), of=name, config=name,
+        only=CORE, tuned=steps, lengths=(steps,), ladder=False, config=name, seconds=factor * task.seconds,
     )  # fmt: skip
 
 
-BATCH_TASKS = {f"{name}_{8 * TASKS[name].batch}": _batch(name, 8, 512) for name in ("gpt", "mae")}
-ALL_TASKS = TASKS | BATCH_TASKS
+def _batch(size: int) -> LabTask:
+    """Return a small ViT in batches of a size, all for the same number of steps."""
+    spaces = {name: Space(start, (0.05,), (-2, 0, 2), budget=5) for name, start in BATCHED.items()}
+    return LabTask(
+        "vision/train.py", f"small ViT, batch {size:,}", config="batch", overrides=(f"batch_size={size}",),
+        only=tuple(BATCHED), data="fashion-mnist", space=spaces, tuned=1000, lengths=(1000,), batch=size,
+        ladder=False, tuning_seeds=TUNING_SEEDS[:1], seeds=2, eval_every=50,
+        seconds=0.005 + 1.5e-4 * size,
+    )  # fmt: skip
+
+
+BATCHED = {"adamw": 4e-3, "adan": 1.2e-2, "lamb": 8e-3}  # the learning rates at octave 0
+LARGER = {f"{name}_{8 * TASKS[name].batch}": _larger(name, 8, 512) for name in ("gpt", "mae")}
+BATCHES = {f"batch_{size}": _batch(size) for size in (32, 256, 1024, 4096)}  # the paper's are 1k to 32k
+ALL_TASKS = TASKS | LARGER | BATCHES
 
 
 def _betas(*values: float) -> tuple[str, ...]:

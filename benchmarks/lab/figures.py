@@ -16,17 +16,16 @@ from benchmarks.lab.design import LENGTHS, OPTIMIZERS, RUNGS, SEEDS, TASKS, TUNE
 from benchmarks.lab.measures import finals, multiplier
 from repro.ledger.charts import STYLE
 
-# Okabe and Ito's colours, each with a marker of its own
-LOOKS = dict(
-    zip(
-        OPTIMIZERS,
-        zip(
-            ("#0072B2", "#D55E00", "#E69F00", "#CC79A7", "#009E73", "#000000", "#56B4E9"), "oDsv^Px",
-            strict=True,
-        ),
-        strict=True,
-    )
-)  # fmt: skip
+# Okabe and Ito's colours, each with a marker of its own, of the optimizers that run at all lengths
+LOOKS = {
+    "adamw": ("#0072B2", "o"),
+    "adan": ("#D55E00", "D"),
+    "adan_int8": ("#E69F00", "s"),
+    "adan_bf16": ("#CC79A7", "v"),
+    "nadamw": ("#009E73", "^"),
+    "muon": ("#000000", "P"),
+    "shampoo": ("#56B4E9", "x"),
+}
 
 
 def draw_all(records: Sequence[Record]) -> dict[str, Figure]:
@@ -43,10 +42,10 @@ def multipliers(records: Sequence[Record]) -> Figure | None:
         return None
     figure, panels = _panels(len(tasks))
     for axes, task in zip(panels, tasks, strict=True):
-        for place, name in enumerate(OPTIMIZERS):
+        for place, name in enumerate(LOOKS):
             found = {steps: multiplier(records, task, name, steps) for steps in LENGTHS}
             # a little beside each other, so that intervals do not hide each other
-            shift = 1.04 ** (place - len(OPTIMIZERS) / 2)
+            shift = 1.04 ** (place - len(LOOKS) / 2)
             points = [
                 (steps * shift, each.mean, each.low, each.high)
                 for steps, each in found.items()
@@ -84,7 +83,7 @@ def ladders(records: Sequence[Record]) -> Figure | None:
         return None
     figure, panels = _panels(len(tasks), sharey=False)
     for axes, task in zip(panels, tasks, strict=True):
-        for name in OPTIMIZERS:
+        for name in LOOKS:
             lengths = RUNGS if name == REFERENCE else LENGTHS
             found = {steps: finals(records, task, name, steps) for steps in lengths}
             points = [(steps, estimate(list(of.values()))) for steps, of in found.items() if of]

@@ -9,9 +9,9 @@ import numpy as np
 from benchmarks.comparison.design import REFERENCE
 from benchmarks.comparison.measures import Estimate, finals_by_seed, multiplier_on, multipliers
 from benchmarks.comparison.records import Record, Stage, select
-from benchmarks.comparison.search import best
+from benchmarks.comparison.search import Space, best
 from benchmarks.lab.design import ALL_TASKS, RUNGS, SEEDS
-from benchmarks.lab.todo import length, space, tuned
+from benchmarks.lab.todo import again, length, space, tuned
 
 POWER = 3.72  # quantiles .975 and .8 of Student's t with four degrees of freedom, added: 80 % power at 5 %
 
@@ -94,19 +94,21 @@ def best_lr(records: Sequence[Record], task: str, optimizer: str) -> float | Non
         return None
     found = best(losses)
     line = {point.octave: loss for point, loss in losses.items() if point.weight_decay == found.weight_decay}
-    return _lowest(line, found.octave, optimizer)
+    return _lowest(line, found.octave, space(task, optimizer))
 
 
-def best_lr_again(found: Mapping[int, float], optimizer: str) -> float | None:
-    """Return the same for losses by octave, those of the longest runs."""
-    return _lowest(found, min(sorted(found), key=found.__getitem__), optimizer) if found else None
+def best_lr_again(records: Sequence[Record], task: str, optimizer: str) -> float | None:
+    """Return the same of the longest runs."""
+    found = again(records, task, optimizer)
+    octave = min(sorted(found), key=found.__getitem__, default=0)
+    return _lowest(found, octave, space(task, optimizer)) if found else None
 
 
-def _lowest(line: Mapping[int, float], octave: int, optimizer: str) -> float:
+def _lowest(line: Mapping[int, float], octave: int, about: Space) -> float:
     below, above = (line.get(octave + side, math.nan) for side in (-1, 1))
     curvature = below + above - 2 * line[octave]
     shift = (below - above) / (2 * curvature) if math.isfinite(curvature) and curvature > 0 else 0.0
-    return float(space(optimizer).start * 2.0 ** (octave + shift))
+    return float(about.start * 2.0 ** (octave + shift))
 
 
 def change(values: Mapping[int, float], others: Mapping[int, float]) -> Estimate | None:

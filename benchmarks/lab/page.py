@@ -12,7 +12,6 @@ from benchmarks.comparison.search import best, edges
 from benchmarks.lab.claims import LARGER, claims
 from benchmarks.lab.design import (
     ALL_TASKS,
-    BATCH_TASKS,
     LENGTHS,
     LONG,
     OPTIMIZERS,
@@ -32,7 +31,7 @@ from benchmarks.lab.measures import (
     trend,
 )
 from benchmarks.lab.predictions import PILOT, PILOTS, Prediction, loss_at, predicted
-from benchmarks.lab.todo import again, cells, space, todo, tuned
+from benchmarks.lab.todo import cells, space, todo, tuned
 from repro.results import table
 from repro.train.run_folder import write_atomically
 
@@ -132,11 +131,11 @@ def _tuning(records: Sequence[Record]) -> list[list[str]]:
             if not losses:
                 continue
             point, lr = best(losses), best_lr(records, task, name)
-            longest = best_lr_again(again(records, task, name), name)
+            longest = best_lr_again(records, task, name)
             rows.append([
-                about.title, optimizer.title, f"{space(name).lr(point.octave):g}", f"{lr:.2g}",
+                about.title, optimizer.title, f"{space(task, name).lr(point.octave):g}", f"{lr:.2g}",
                 f"{point.weight_decay:g}", str(len(losses)),
-                ", ".join(edges(space(name), losses)) or "interior",
+                ", ".join(edges(space(task, name), losses)) or "interior",
                 "" if longest is None else f"{longest:.2g}",
             ])  # fmt: skip
     return rows
@@ -162,7 +161,7 @@ def _transfer(records: Sequence[Record], predictions: Sequence[Prediction]) -> l
 
 def _pilots(predictions: Sequence[Prediction]) -> list[list[str]]:
     rows = [["task", *(f"after {pilot} steps" for pilot in PILOTS)]]
-    for task in (*TASKS, *BATCH_TASKS):
+    for task in ALL_TASKS:
         found = [predicted(predictions, task, pilot) for pilot in PILOTS]
         if any(found):
             cells = ["" if p is None else f"{p.factor:.2f} (s {p.noise:.2g})" for p in found]

@@ -93,7 +93,7 @@ def loss_at(records: Sequence[Record], task: str, optimizer: str, lr: float) -> 
         return None
     decay = best(losses).weight_decay
     line = {point.octave: loss for point, loss in losses.items() if point.weight_decay == decay}
-    return _between(line, math.log2(lr / space(optimizer).start))
+    return _between(line, math.log2(lr / space(task, optimizer).start))
 
 
 def _between(line: Mapping[int, float], octave: float) -> float | None:

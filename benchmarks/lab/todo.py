@@ -16,12 +16,12 @@ from benchmarks.comparison.search import Point, Space, best, next_points
 from benchmarks.comparison.todo import Job
 from benchmarks.lab.design import (
     ALL_TASKS,
-    BATCH_TASKS,
     CORE,
     EXPERIMENTS,
     LONG,
     OPTIMIZERS,
     RUNGS,
+    TASKS,
     TUNING_SEEDS,
     LabTask,
 )
@@ -62,21 +62,28 @@ class LabJob(Job):
 
     def lr(self, octave: int) -> float:
         """Return the learning rate at an octave."""
-        return space(self.optimizer).lr(octave)
+        return space(self.task, self.optimizer).lr(octave)
 
 
-def space(optimizer: str) -> Space:
+def space(task: str, optimizer: str) -> Space:
     """Return the space in which an optimizer, or the original of a variant, is tuned."""
-    found = OPTIMIZERS[OPTIMIZERS[optimizer].of or optimizer].space
+    name = OPTIMIZERS[optimizer].of or optimizer
+    found = ALL_TASKS[task].space.get(name) or OPTIMIZERS[name].space
     assert found is not None, "the original of a variant is tuned"
     return found
 
 
 def cells(tasks: Sequence[str], optimizers: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the pairs of a task and an optimizer that is tuned, Adan and AdamW first, then other batches."""
+    """Return the pairs of a task and an optimizer that is tuned: first those of TASKS, AdamW and Adan."""
     tuned = [name for name in optimizers if OPTIMIZERS[name].space is not None]
-    pairs = [(task, n) for task in tasks for n in tuned if not ALL_TASKS[task].only or n in CORE]
-    return sorted(pairs, key=lambda pair: (pair[1] not in CORE, pair[0] in BATCH_TASKS))
+    pairs = [(task, name) for task in tasks for name in tuned if works(task, name)]
+    return sorted(pairs, key=lambda pair: (pair[0] not in TASKS, pair[1] not in CORE))
+
+
+def works(task: str, optimizer: str) -> bool:
+    """Return whether an optimizer runs on a task."""
+    only = ALL_TASKS[task].only
+    return (not only or optimizer in only) and task not in OPTIMIZERS[optimizer].without
 
 
 def variants(task: str, optimizer: str) -> list[str]:
@@ -96,7 +103,8 @@ def tuned(records: Sequence[Record], task: str, optimizer: str) -> dict[Point, f
     losses: dict[Point, list[float]] = {}
     for run in select(records, task=task, optimizer=name, stage=Stage.TUNE):
         losses.setdefault(Point(run.octave, run.weight_decay), []).append(run.final)
-    whole = {point: of for point, of in losses.items() if len(of) == len(TUNING_SEEDS)}
+    number = len(ALL_TASKS[task].tuning_seeds)
+    whole = {point: of for point, of in losses.items() if len(of) == number}
     return {point: statistics.fmean(of) for point, of in whole.items()}
 
 
@@ -136,18 +144,18 @@ def todo(
     about, losses = ALL_TASKS[task], tuned(records, task, optimizer)
     if about.tuned > longest:
         return []
-    if points := next_points(space(optimizer), losses):
+    if points := next_points(space(task, optimizer), losses):
         octaves: dict[float, list[int]] = {}
         for point in points:
             octaves.setdefault(point.weight_decay, []).append(point.octave)
-        job = partial(LabJob, task, optimizer, Stage.TUNE, steps=about.tuned, seeds=TUNING_SEEDS)
+        job = partial(LabJob, task, optimizer, Stage.TUNE, steps=about.tuned, seeds=about.tuning_seeds)
         return _missing([job(decay, tuple(of)) for decay, of in octaves.items()], records)
     decay, wanted = best(losses).weight_decay, []
     if LONG in about.lengths and longest >= LONG:
         missing = _untried(again(records, task, optimizer), best(losses).octave)
         wanted = [LabJob(task, optimizer, AGAIN, decay, tuple(missing), TUNING_SEEDS[:1], steps=LONG)]
     wanted += _results(task, optimizer, decay, records)
-    if asked and optimizer == "adan" and not about.of:
+    if asked and optimizer == "adan" and about.ladder:
         wanted += _experiments(task, decay, records)
     return _missing([job for job in wanted if job.steps <= longest], records)
 
@@ -155,12 +163,13 @@ def todo(
 def _results(task: str, optimizer: str, decay: float, records: Sequence[Record]) -> Iterator[LabJob]:
     """Yield the runs of the result whose learning rate is known."""
     about = ALL_TASKS[task]
-    lengths = RUNGS if optimizer == REFERENCE and not about.of else about.lengths
+    lengths = RUNGS if optimizer == REFERENCE and about.ladder else about.lengths
     for steps in lengths:
         octave = octave_at(records, task, optimizer, steps)
         if octave is not None:
             for name in variants(task, optimizer):
-                yield LabJob(task, name, Stage.SEEDS, decay, (octave,), OPTIMIZERS[name].seeds, steps=steps)
+                seeds = OPTIMIZERS[name].seeds[: about.seeds]
+                yield LabJob(task, name, Stage.SEEDS, decay, (octave,), seeds, steps=steps)
 
 
 def _experiments(task: str, decay: float, records: Sequence[Record]) -> Iterator[LabJob]:

@@ -12,7 +12,7 @@ from benchmarks.comparison.search import Point, edges
 from benchmarks.lab import __main__ as lab
 from benchmarks.lab import budget, page, predictions
 from benchmarks.lab.claims import Claim, Finding, claims
-from benchmarks.lab.design import ALL_TASKS, LENGTHS, OPTIMIZERS, RUNGS, SEEDS, TASKS, TUNED
+from benchmarks.lab.design import ALL_TASKS, BATCHES, LENGTHS, OPTIMIZERS, RUNGS, SEEDS, TASKS, TUNED
 from benchmarks.lab.measures import best_lr, change, least_multiplier, multiplier, trend
 from benchmarks.lab.predictions import Prediction
 from benchmarks.lab.todo import LabJob, cells, length, octave_at, space, todo, tuned
@@ -64,6 +64,8 @@ def test_everything_is_run_once(done: list[Record]) -> None:
     keys = [(r.optimizer, r.stage, r.variant, r.octave, r.weight_decay, r.seed, length(r)) for r in done]
     assert len(set(keys)) == len(keys)
     for name, optimizer in OPTIMIZERS.items():
+        if "gpt" in optimizer.without:
+            continue
         lengths = RUNGS if name == "adamw" else LENGTHS
         seen = sorted((length(r), r.seed) for r in select(done, optimizer=name, stage="seeds"))
         assert seen == [(steps, seed) for steps in lengths for seed in optimizer.seeds]
@@ -78,7 +80,7 @@ def test_everything_is_run_once(done: list[Record]) -> None:
 def test_the_search_and_the_longest_runs(done: list[Record]) -> None:
     losses = tuned(done, "gpt", "muon")
     assert min(losses, key=losses.__getitem__) == Point(1, 0.05)
-    assert not edges(space("muon"), losses)
+    assert not edges(space("gpt", "muon"), losses)
     assert best_lr(done, "gpt", "muon") == pytest.approx(2 * 8e-3)
     octaves = {steps: octave_at(done, "gpt", "adan_int8", steps) for steps in RUNGS}
     assert octaves == {256: 1, 512: 1, 1024: 1, 2048: 1, 4096: 0, 8192: 0, 16384: 0}
@@ -106,6 +108,29 @@ def test_large_batches() -> None:
     assert {(r.optimizer, length(r)) for r in records} == {("adamw", 512), ("adan", 512)}
     assert all("batch_size=64" in r.overrides and "+lab=gpt" in r.overrides for r in records)
     assert not {r.stage for r in records} - {"tune", "seeds"}
+
+
+def test_batches_by_steps_to_a_target() -> None:
+    """AdamW's loss in the smallest batch is reached in fewer steps by Adan in all, by LAMB in small ones."""
+
+    def loss(job: LabJob, octave: int, seed: int) -> float:
+        ahead = {"adamw": 1.0, "adan": 1.2, "lamb": 1.5 if job.about.batch < 1000 else 0.8}[job.optimizer]
+        return 2 - 0.1 * ahead * job.about.batch**0.1 + 0.01 * octave**2
+
+    records = run_all(loss, list(BATCHES))
+    assert {(r.optimizer, length(r)) for r in records} == {(n, 1000) for n in ("adamw", "adan", "lamb")}
+    assert {r.seed for r in select(records, stage="seeds")} == {1, 2}
+    assert {r.seed for r in select(records, stage="tune")} == {0}
+    assert all("eval_every=50" in r.overrides for r in records)
+    falling = [
+        replace(r, curve=tuple((50 * i, 3 + (r.final - 3) * i / 20) for i in range(21))) for r in records
+    ]
+    found = {claim.name: claim for claim in claims(falling, [])}["batches"]
+    assert found.verdict == "confirmed"
+    assert found.findings[0].what == (
+        "in growing batches: Adan 1.02, 1.03, 1.03, 1.04; LAMB 1.06, 1.07, 0.97, 0.96"
+    )
+    assert verdicts([r for r in falling if r.optimizer != "lamb"])["batches"] == []
 
 
 def test_the_multiplier_and_its_trend(done: list[Record]) -> None:
