@@ -1,11 +1,11 @@
-"""Predict an optimizer's settings from another's, on any recipe, by the noise of its gradient.
+"""Predict an optimizer's settings from another's, on any recipe, by the steps that both take.
 
     python scripts/transfer.py llm/pretrain.py
     python scripts/transfer.py vision/train.py data=digits epochs=20 --like adamw --lr 1e-3 --to adan
 
-Words with = choose and change the recipe's configuration, as on its own command line. First a pilot of a few
-steps with the optimizer that was tuned, then the noise of some gradients is measured. Nothing is written;
-with --out, the numbers are, as JSON. In a run, optimizer.lr=like:adamw does the same. See docs/transfer.md.
+Words with = choose and change the recipe's configuration, as on its own command line. A pilot trains with the
+optimizer that was tuned, and the other one sees the same gradients. Nothing is written; with --out, the
+numbers are, as JSON. In a run, optimizer.lr=like:adamw does the same. See docs/transfer.md.
 """
 
 import argparse
@@ -28,8 +28,10 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, help="its learning rate; default: that of configs/optimizer")
     parser.add_argument("--weight-decay", type=float, help="its weight decay; the same default")
     parser.add_argument("--to", default="adan", metavar="NAME", help="the optimizer to move to (adan)")
-    parser.add_argument("--pilot", type=int, metavar="STEPS", help="default: 200, at most a tenth of the run")
-    parser.add_argument("--samples", type=int, default=32, metavar="N", help="gradients measured (32)")
+    parser.add_argument(
+        "--pilot", type=int, metavar="STEPS", help="default: 400, at most a quarter of the run"
+    )
+    parser.add_argument("--samples", type=int, default=32, metavar="N", help="gradients for the noise (32)")
     parser.add_argument("--out", type=Path, metavar="JSON", help="also write the numbers")
     return parser.parse_intermixed_args(arguments)
 
@@ -55,7 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{found}\n\n{found.settings.yaml}")
     if options.out is not None:
         noise = {name: asdict(each) for name, each in found.noise.items()}
-        content = {"settings": asdict(found.settings), "factor": found.factor, "noise": noise}
+        content = {
+            "settings": asdict(found.settings),
+            "factor": found.factor,
+            "factors": found.factors,
+            "noise": noise,
+        }
         write_atomically(options.out, json.dumps(content | {"environment": environment()}, indent=1) + "\n")
     return 0
 

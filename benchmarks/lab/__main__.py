@@ -132,10 +132,11 @@ def predict_all(options: argparse.Namespace, path: Path) -> int:
         ]
         found = predict(job.about.script, words, REFERENCE, given, "adan", pilot, predictions.SAMPLES)
         noise = predictions.total(found.noise)
+        assert found.closed_form is not None, "the noise was measured"
         predictions.append(
             path,
             predictions.Prediction(
-                job.task, pilot, given["lr"], noise, found.factor,
+                job.task, pilot, given["lr"], found.factor, noise, found.closed_form,
                 found.settings.options["weight_decay"], where(environment()),
             ),
         )  # fmt: skip

@@ -166,7 +166,7 @@ def _rates(records: Sequence[Record], predictions: Sequence[Prediction]) -> Iter
         ratio = ours / theirs
         verdict = YES if ratio >= LARGER else OPEN if ratio >= LARGER / 2**0.5 else NO
         guess = predicted(predictions, task)
-        beside = "" if guess is None else f"; {guess.factor:.1f} predicted from the noise"
+        beside = "" if guess is None else f"; {guess.factor:.1f} predicted by `adan_optim.transfer`"
         yield Finding(task, about.tuned, verdict, f"{ratio:.1f} ({ours:.2g} against {theirs:.2g}){beside}")
 
 

@@ -154,17 +154,20 @@ def _transfer(records: Sequence[Record], predictions: Sequence[Prediction]) -> l
         losses = [loss_at(records, task, "adan", guess.like * factor) for factor in (guess.factor, LARGER)]
         shown = ["beyond" if loss is None else f"{loss / least - 1:+.1%}" for loss in losses]
         rows.append(
-            [about.title, f"{guess.noise:.2g}", f"{guess.factor:.2f}", f"{ours / theirs:.2f}", *shown]
+            [about.title, f"{guess.factor:.2f}", f"{ours / theirs:.2f}", f"{guess.closed_form:.2f}", *shown]
         )
     return rows
 
 
 def _pilots(predictions: Sequence[Prediction]) -> list[list[str]]:
-    rows = [["task", *(f"after {pilot} steps" for pilot in PILOTS)]]
+    rows = [["task", *(f"{pilot:,} steps" for pilot in PILOTS)]]
     for task in ALL_TASKS:
         found = [predicted(predictions, task, pilot) for pilot in PILOTS]
         if any(found):
-            cells = ["" if p is None else f"{p.factor:.2f} (s {p.noise:.2g})" for p in found]
+            cells = [
+                "" if p is None else f"{p.factor:.2f}; {p.closed_form:.2f} at s = {p.noise:.2g}"
+                for p in found
+            ]
             rows.append([ALL_TASKS[task].title, *cells])
     return rows
 

@@ -1,6 +1,6 @@
 """Learning rates that adan_optim.transfer predicts for the tasks of the lab: one line of JSON each.
 
-Each begins with AdamW at its tuned learning rate and weight decay, and measures the noise after a pilot.
+Each begins with AdamW at its tuned learning rate and weight decay.
 """
 
 import math
@@ -18,8 +18,8 @@ from benchmarks.lab.todo import LabJob, space, tuned
 from repro.loading import read_lines
 from repro.publish import append_line
 
-PILOTS = (0, 200, 1000)  # steps before the noise is measured
-PILOT = 200  # the default of adan_optim.transfer, which counts
+PILOTS = (100, 400, 1000)  # steps
+PILOT = 400  # the default of adan_optim.transfer, which counts
 SAMPLES = 32  # gradients
 
 
@@ -28,18 +28,20 @@ class Prediction:
     """What was predicted for Adan on a task.
 
     Attributes:
-        pilot: steps of AdamW before the noise was measured.
+        pilot: its steps.
         like: AdamW's learning rate, that of its search.
-        noise: the signal-to-noise ratio of the whole gradient.
         factor: Adan's learning rate over AdamW's.
+        noise: the signal-to-noise ratio of the whole gradient at the end of the pilot.
+        closed_form: the factor that the noise alone predicts.
         weight_decay: predicted for Adan.
     """
 
     task: str
     pilot: int
     like: float
-    noise: float
     factor: float
+    noise: float
+    closed_form: float
     weight_decay: float
     environment: dict[str, Any]
 

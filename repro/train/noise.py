@@ -20,8 +20,8 @@ from repro.train.data import Sized, TrainingSampler, make_loader
 from repro.train.seeding import seed_generators
 from repro.train.task import Task
 
-PILOT = 200  # steps, but at most a tenth of the run
-SHARE = 0.1
+PILOT = 400  # steps, but at most a quarter of the run
+SHARE = 0.25
 
 
 def measure(
@@ -77,7 +77,7 @@ def measure(
             like,
             to,
             steps=steps,
-            pilot=min(PILOT, int(SHARE * steps)) if pilot is None else pilot,
+            pilot=max(2, min(PILOT, int(SHARE * steps))) if pilot is None else pilot,
             samples=samples,
             micro_batches=parts,
             clip_grad=config.clip_grad,

@@ -231,11 +231,11 @@ def test_verdicts_on_the_experiments(done: list[Record]) -> None:
     assert found["proximal decay"] == ["yes"]
 
 
-PREDICTION = Prediction("gpt", 200, 8e-3, 0.5, 2.0, 0.03, {"commit": "c"})
+PREDICTION = Prediction("gpt", 400, 8e-3, 2.0, 0.5, 1.8, 0.03, {"commit": "c"})
 
 
 def test_the_page(done: list[Record], tmp_path: Path) -> None:
-    guesses = [PREDICTION, replace(PREDICTION, pilot=0, factor=1.5)]
+    guesses = [PREDICTION, replace(PREDICTION, pilot=100, factor=1.5)]
     names = page.write(done, guesses, tmp_path)
     assert {*names} == {path.name for path in tmp_path.iterdir()}
     assert {"multiplier.png", "ladder.png"} < {*names}
@@ -244,8 +244,8 @@ def test_the_page(done: list[Record], tmp_path: Path) -> None:
         assert f"**{claim.name}: {claim.verdict}.**" in text
     assert "| GPT-2, bytes | Muon | 1.6" in text
     # predicted 2.00, tuned 3: the loss at 1.6e-2 lies between those of the octaves 0 and 1
-    assert "| GPT-2, bytes | 0.5 | 2.00 | 3.00 | +0.3% |" in text
-    assert "1.50 (s 0.5) | 2.00 (s 0.5) |  |" in text
+    assert "| GPT-2, bytes | 2.00 | 3.00 | 1.80 | +0.3% |" in text
+    assert "| 1.50; 1.80 at s = 0.5 | 2.00; 1.80 at s = 0.5 |  |" in text
 
 
 def test_a_page_of_little(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_predictions_are_for_tuned_tasks(done: list[Record], tmp_path: Path) -> 
     predictions.append(tmp_path / "p.jsonl", PREDICTION)
     assert predictions.load(tmp_path / "p.jsonl") == [PREDICTION]
     assert predictions.predicted([PREDICTION], "gpt") == PREDICTION
-    assert predictions.predicted([PREDICTION], "gpt", 0) is None
+    assert predictions.predicted([PREDICTION], "gpt", 100) is None
     low, high = (predictions.loss_at(done, "gpt", "adan", 1.2e-2 * 2.0**octave) for octave in (0, 1))
     assert predictions.loss_at(done, "gpt", "adan", 1.2e-2 * 2.0**0.5) == pytest.approx((low + high) / 2)
     assert predictions.loss_at(done, "gpt", "adan", 100.0) is None

@@ -1,7 +1,7 @@
 """The signal and the noise of a model's gradient, measured over micro-batches."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -82,8 +82,8 @@ def measure(
         raise ValueError(f"no parameter of {type(model).__name__} has a gradient")
     result = {}
     for name, total in sums.items():
-        mean = _number(total.square().sum()) / taken**2
-        covariance = max((_number(squares[name]) - taken * mean) / (taken - 1), 0.0)
+        mean = number_of(total.square().sum()) / taken**2
+        covariance = max((number_of(squares[name]) - taken * mean) / (taken - 1), 0.0)
         signal = max(mean - covariance / taken, 0.0)
         result[name] = Noise(signal, covariance / micro_batches, named[name].numel())
     return result
@@ -95,14 +95,6 @@ def together(noises: Iterable[Noise]) -> Noise:
     return Noise(sum(n.signal for n in every), sum(n.noise for n in every), sum(n.parameters for n in every))
 
 
-def by_group(noises: Mapping[str, Noise], groups: Mapping[str, Iterable[str]]) -> dict[str, Noise]:
-    """Return the noise of groups of parameters, given by names; groups without gradients are left out."""
-    return {
-        label: together(noises[name] for name in names if name in noises)
-        for label, names in groups.items()
-        if any(name in noises for name in names)
-    }
-
-
-def _number(x: Tensor) -> float:
+def number_of(x: Tensor) -> float:
+    """Return a scalar, of a DTensor the whole one."""
     return float(x.full_tensor() if is_dtensor(x) else x)  # type: ignore[attr-defined]

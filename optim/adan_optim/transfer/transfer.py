@@ -1,4 +1,4 @@
-"""Settings for one optimizer from those of another, predicted from the noise of the gradient."""
+"""Settings for one optimizer from those of another, measured on the gradients of a short training."""
 
 import inspect
 import math
@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.checks import known_options, number, one_of, whole_number
-from ..groups import param_groups
 from ..registry import OPTIMIZERS, build_optimizer, find
 from ..settings import Settings
-from ..text import aligned
 from .lengths import FILTERS, squared_length
-from .noise import Noise, by_group, measure, together
+from .noise import Noise, measure, number_of, together
 
 MEMORIES = 20  # of its longest average that a run should last; in shorter runs all memories shrink alike
 SHRINK = 5  # the most by which they do
@@ -26,26 +24,32 @@ SHARE = 0.1  # of the run that a warm-up may take
 
 @dataclass(frozen=True)
 class Transfer:
-    """What `transfer` found; `print(found)` shows settings, reasons and noise.
+    """What `transfer` found; `print(found)` shows settings, reasons, factors and noise.
 
     Attributes:
         settings: of the optimizer to move to.
         factor: its learning rate over the other's.
-        noise: of each parameter's gradient, by name.
-        groups: the factors of the groups of `param_groups` alone, each with its noise.
+        factors: of each parameter tensor alone, by name; `factor` is their median, weighted by size.
+        noise: of each parameter's gradient at the end of the pilot, by name; empty if none was measured.
+        closed_form: the factor that the noise predicts, see `lengths`; None without noise.
     """
 
     settings: Settings
     factor: float
+    factors: dict[str, float]
     noise: dict[str, Noise]
-    groups: dict[str, tuple[float, Noise]]
+    closed_form: float | None
 
     def __str__(self) -> str:
-        rows = [("parameters", "number", "signal-to-noise", "factor on lr")]
-        found = {"all": (self.factor, together(self.noise.values())), **self.groups}
-        for label, (factor, noise) in found.items():
-            rows.append((label, f"{noise.parameters:,}", f"{noise.ratio:.3g}", f"{factor:.2f}"))
-        return "\n".join([str(self.settings), "", *aligned(rows)])
+        lines = [str(self.settings), "", f"factors on lr of {len(self.factors)} tensors: "
+                 f"{min(self.factors.values()):.2f} to {max(self.factors.values()):.2f}"]  # fmt: skip
+        if self.closed_form is not None:
+            ratio = together(self.noise.values()).ratio
+            lines.append(
+                f"signal-to-noise ratio of the gradient: {ratio:.3g}; if it were white noise around a mean "
+                f"that holds still, the factor would be {self.closed_form:.2f}"
+            )
+        return "\n".join(lines)
 
 
 def transfer(
@@ -57,17 +61,18 @@ def transfer(
     *,
     steps: int | None = None,
     warmup: int = 0,
-    pilot: int = 200,
+    pilot: int = 400,
     samples: int = 32,
     micro_batches: int = 1,
     clip_grad: float | None = None,
 ) -> Transfer:
     """Return settings with which `to` takes steps as long as those of `like`, which was tuned.
 
-    First `pilot` steps of training with `like` bring the model where the noise is that of training: at random
-    weights the gradient is nearly the same in all batches. Then the signal-to-noise ratio of each parameter's
-    gradient is measured (`noise.measure`), and the closed form of `lengths` gives the factor on the learning
-    rate. The weights and buffers of the model are then those from before.
+    A pilot trains the model with `like`. Both optimizers also see its gradients in shadow, with weights of
+    their own that stay at zero, so that each step leaves nothing but the update. In the second half of the
+    pilot, the root mean square of one's updates over the other's is the factor on the learning rate: of each
+    tensor alone, and of all by their median. Then the noise of the gradient is measured (`noise.measure`),
+    for comparison with the closed form of `lengths`. Weights and buffers of the model are restored.
 
     Args:
         model: may be sharded, or in DistributedDataParallel; then all processes call this.
@@ -78,8 +83,9 @@ def transfer(
         to: one of the same names, or a mapping with such a "name", and "betas" that are to stay.
         steps: of the run to come, for betas and warm-up; None leaves the default betas.
         warmup: of `like`, in steps.
-        pilot: steps, with a linear warm-up; 0 if the model is trained already.
-        samples: number of gradients that are measured; 20 to 50 suffice.
+        pilot: steps; its first half has a linear warm-up and is not measured. At random weights the gradient
+            is nearly the same in all batches, so a long pilot is closer to what most of a run is like.
+        samples: gradients for the measurement of the noise, 20 to 50; 0 for none.
         micro_batches: of one step, whose gradients are averaged.
         clip_grad: the global norm to which the pilot's gradients are clipped.
 
@@ -93,8 +99,8 @@ def transfer(
     """
     source, target = _complete("like", like), _complete("to", to)
     number("warmup", warmup)
-    whole_number("pilot", pilot, 0)
-    whole_number("samples", samples, 2)
+    whole_number("pilot", pilot, 2)
+    whole_number("samples", samples, 0)
     whole_number("micro_batches", micro_batches)
     if steps is not None:
         whole_number("steps", steps)
@@ -104,30 +110,28 @@ def transfer(
     target["betas"] = betas = tuple(betas)
     stream = iter(batches)
     before = {name: x.detach().clone() for name, x in model.state_dict().items()}
+    noise: dict[str, Noise] = {}
     try:
-        _train(model, stream, loss, source, pilot, micro_batches, clip_grad)
-        noise = measure(model, stream, loss, samples, micro_batches)
+        factors = _compare(model, stream, loss, source, target, pilot, micro_batches, clip_grad)
+        if samples:
+            noise = measure(model, stream, loss, samples, micro_batches)
     finally:
         model.load_state_dict(before)
 
-    factor = _factor(source, target, noise)
-    labels = _labels(model)
-    groups = {
-        label: (_factor(source, target, {n: noise[n] for n in labels[label] if n in noise}), found)
-        for label, found in by_group(noise, labels).items()
-    }
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    factor = _median([(value, sizes[name]) for name, value in factors.items()])
     lr = float(f"{source['lr'] * factor:.3g}")
     decay, why_decay = _decay(source, target["name"], lr)
     warm, why_warmup = _warmup(betas, steps, warmup)
     reasons = {
-        "lr": f"{factor:.2f} x that of {source['name']}, {source['lr']:g}: steps are as long at a "
-        f"signal-to-noise ratio of {together(noise.values()).ratio:.2g} ({samples} gradients, step {pilot})",
+        "lr": f"{factor:.2f} x that of {source['name']}, {source['lr']:g}: on the same gradients (steps "
+        f"{pilot // 2} to {pilot} of the pilot) the updates are so much shorter",
         "betas": why_betas,
         "weight_decay": why_decay,
         "warmup": why_warmup,
     }
-    options = {"lr": lr, "betas": betas, "weight_decay": decay}
-    return Transfer(Settings(target["name"], options, warm, reasons), factor, noise, groups)
+    settings = Settings(target["name"], {"lr": lr, "betas": betas, "weight_decay": decay}, warm, reasons)
+    return Transfer(settings, factor, factors, noise, _closed_form(source, target, noise) if noise else None)
 
 
 def _complete(argument: str, given: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -151,24 +155,51 @@ def _complete(argument: str, given: str | Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _train(
+class Shadow:
+    """An optimizer that sees a model's gradients but does not train it."""
+
+    def __init__(self, config: Mapping[str, Any], params: Mapping[str, nn.Parameter]) -> None:
+        self.params = {name: nn.Parameter(torch.zeros_like(p)) for name, p in params.items()}
+        # its parameters start each step at zero, and no update depends on them without weight decay
+        options = {**_options(config), "lr": 1.0, "weight_decay": 0.0}
+        self.optimizer = build_optimizer(list(self.params.values()), config["name"], **options)
+        self.squares: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, params: Mapping[str, nn.Parameter], count: bool) -> None:
+        """Take a step with the gradients of `params`, and add up the squares of the updates if they count."""
+        for name, p in self.params.items():
+            p.zero_()
+            p.grad = params[name].grad
+        self.optimizer.step()
+        for name, p in self.params.items():
+            if count and p.grad is not None:
+                self.squares[name] = self.squares.get(name, 0.0) + p.detach().float().square().sum()
+            p.grad = None
+
+    def lengths(self) -> dict[str, float]:
+        """Return the root of the sum of squares of each tensor's updates."""
+        return {name: math.sqrt(number_of(total)) for name, total in self.squares.items()}
+
+
+def _compare(
     model: nn.Module,
     batches: Iterator[Any],
     loss: Callable[[nn.Module, Any], Tensor],
-    config: Mapping[str, Any],
+    source: Mapping[str, Any],
+    target: Mapping[str, Any],
     steps: int,
     micro_batches: int,
     clip_grad: float | None,
-) -> None:
-    """Train for some steps, with a linear warm-up over all of them."""
-    if not steps:
-        return
-    options = {key: value for key, value in config.items() if key != "name"}
-    optimizer = build_optimizer(model, config["name"], **options)
+) -> dict[str, float]:
+    """Train for some steps, and return the length of the source's updates over the target's, by tensor."""
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = build_optimizer(model, source["name"], **_options(source))
+    shadows = [Shadow(config, params) for config in (source, target)]
     peaks = [group["lr"] for group in optimizer.param_groups]
     for step in range(steps):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * (step + 1) / steps
+            group["lr"] = peak * min(1.0, (step + 1) / (steps // 2))
         model.zero_grad(set_to_none=True)
         parts = list(islice(batches, micro_batches))
         if len(parts) < micro_batches:
@@ -176,25 +207,47 @@ def _train(
                 f"pilot={steps}: the batches ended after step {step}; give more, or a shorter pilot"
             )
         for batch in parts:
-            (loss(model, batch) / micro_batches).backward()  # type: ignore[no-untyped-call]
+            found = loss(model, batch) / micro_batches
+            if not torch.isfinite(found.detach()).all():
+                raise ValueError(
+                    f"the loss is {float(found.detach())} at step {step} of the pilot, with {source['name']} "
+                    f"at lr={source['lr']:g}: was it tuned for this model and these batches?"
+                )
+            found.backward()  # type: ignore[no-untyped-call]
         if clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
+        for shadow in shadows:
+            shadow.step(params, step >= steps // 2)
         optimizer.step()
+    ours, theirs = (shadow.lengths() for shadow in shadows)
+    found_factors = {name: ours[name] / theirs[name] for name in ours if theirs.get(name) and ours[name]}
+    if not found_factors:
+        raise ValueError(f"no parameter of {type(model).__name__} has a gradient that is not zero")
+    return found_factors
 
 
-def _factor(source: Mapping[str, Any], target: Mapping[str, Any], noise: Mapping[str, Noise]) -> float:
-    """Return the ratio of learning rates at which the updates of all parameters have the same length."""
-    ours, theirs = (
-        math.fsum(n.parameters * squared_length(config["name"], config, n.ratio) for n in noise.values())
-        for config in (source, target)
-    )
-    return math.sqrt(ours / theirs)
+def _options(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "name"}
 
 
-def _labels(model: nn.Module) -> dict[str, list[str]]:
-    """Return the names of the parameters in each group of `param_groups`."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    return {group["name"]: [names[id(p)] for p in group["params"]] for group in param_groups(model, 0.0, 0.0)}
+def _median(weighted: list[tuple[float, int]]) -> float:
+    """Return the median of values with weights: half of the weight is at or below it."""
+    total, so_far = sum(weight for _, weight in weighted), 0
+    for value, weight in sorted(weighted):
+        so_far += weight
+        if 2 * so_far >= total:
+            return value
+    raise AssertionError("weights are positive")
+
+
+def _closed_form(source: Mapping[str, Any], target: Mapping[str, Any], noise: Mapping[str, Noise]) -> float:
+    """Return the median over the tensors of the factor that the noise predicts."""
+
+    def factor(ratio: float) -> float:
+        ours, theirs = (squared_length(config["name"], config, ratio) for config in (source, target))
+        return math.sqrt(ours / theirs)
+
+    return _median([(factor(each.ratio), each.parameters) for each in noise.values()])
 
 
 def _betas(name: str, betas: tuple[float, ...], steps: int | None) -> tuple[tuple[float, ...], str]:
