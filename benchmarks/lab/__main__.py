@@ -59,8 +59,9 @@ from tqdm import tqdm
 
 from benchmarks import sweep
 from benchmarks.common import check
-from benchmarks.comparison.design import REFERENCE
+from benchmarks.comparison.design import REFERENCE, Task
 from benchmarks.comparison.measures import estimate
+from benchmarks.comparison.records import RECORDS as COMPARED
 from benchmarks.comparison.records import Stage, load, where
 from benchmarks.comparison.search import best
 from benchmarks.lab import budget, page, predictions
@@ -95,21 +96,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         task, optimizer = options.again
         return again(task, optimizer, options)
     refuse_foreign_page(options.out / "README.md", "lab")
-    print(f"{options.out}: {', '.join(page.write(records, predictions.load(guesses), options.out))}")
+    print(
+        f"{options.out}: {', '.join(page.write(records, load(COMPARED), predictions.load(guesses), options.out))}"
+    )
     return 0
 
 
-def needs_data(tasks: Sequence[str], options: argparse.Namespace) -> None:
+def check_data(tasks: Sequence[Task], options: argparse.Namespace) -> None:
     """Raise UserError if one of the tasks needs data and there is no folder."""
-    missing = [task for task in tasks if ALL_TASKS[task].data and options.data is None]
+    missing = [task for task in tasks if task.data and options.data is None]
     if missing:
-        folder = ALL_TASKS[missing[0]].data
-        raise UserError(f"{missing[0]}: set --data or ADAN_DATA to the folder with {folder}/")
+        folder = missing[0].data
+        raise UserError(f"{missing[0].title}: set --data or ADAN_DATA to the folder with {folder}/")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run what is missing; return 2 if a cell failed."""
-    needs_data(options.tasks, options)
+    check_data([ALL_TASKS[task] for task in options.tasks], options)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     options.out = options.records
     jobs = partial(todo, longest=options.upto, asked=not options.ladder)
@@ -117,27 +120,27 @@ def run(options: argparse.Namespace) -> int:
 
 
 def predict_all(options: argparse.Namespace, path: Path) -> int:
-    """Append what adan_optim.transfer predicts for every task whose AdamW is tuned."""
-    records = load(options.records)
-    jobs = predictions.missing(records, predictions.load(path), options.tasks)
-    needs_data([job.task for job in jobs], options)
-    wanted = [(job, pilot) for job in jobs for pilot in predictions.PILOTS]
-    for job, pilot in tqdm(wanted, unit="prediction", disable=None):
+    """Append what adan_optim.transfer predicts for every task on which AdamW and Adan are tuned."""
+    found = predictions.searches(load(options.records), load(COMPARED))
+    wanted = predictions.missing(found, predictions.load(path))
+    if options.data is None and (needs := [search for search, _ in wanted if search.job.about.data]):
+        raise UserError(
+            f"{needs[0].name}: set --data or ADAN_DATA to the folder with {needs[0].job.about.data}/"
+        )
+    for search, pilot in tqdm(wanted, unit="prediction", disable=None):
+        job, about = search.job, search.job.about
         (octave,) = job.octaves
         given = {"lr": job.lr(octave), "weight_decay": job.weight_decay}
         words = [word for word in job.words if not word.startswith("optimizer")]
-        words += [
-            "optimizer=adan",
-            *([f"data.root={options.data / job.about.data}"] if job.about.data else []),
-        ]
-        found = predict(job.about.script, words, REFERENCE, given, "adan", pilot, predictions.SAMPLES)
-        noise = predictions.total(found.noise)
-        assert found.closed_form is not None, "the noise was measured"
+        words += ["optimizer=adan", *([f"data.root={options.data / about.data}"] if about.data else [])]
+        length = min(pilot, search.steps)  # what is beyond the runs does not count
+        guess = predict(about.script, words, REFERENCE, given, "adan", length, predictions.SAMPLES)
+        assert guess.closed_form is not None, "the noise was measured"
         predictions.append(
             path,
             predictions.Prediction(
-                job.task, pilot, given["lr"], found.factor, noise, found.closed_form,
-                found.settings.options["weight_decay"], where(environment()),
+                search.name, pilot, given["lr"], guess.factor, predictions.total(guess.noise),
+                guess.closed_form, guess.settings.options["weight_decay"], where(environment()),
             ),
         )  # fmt: skip
     print(f"{path}: {len(wanted)} new")
@@ -154,7 +157,7 @@ def again(task: str, optimizer: str, options: argparse.Namespace) -> int:
     if task not in ALL_TASKS or optimizer not in OPTIMIZERS:
         known = f"tasks are {', '.join(ALL_TASKS)}; optimizers are {', '.join(OPTIMIZERS)}"
         raise UserError(f"--again {task} {optimizer}: {known}")
-    needs_data([task], options)
+    check_data([ALL_TASKS[task]], options)
     steps = min(ALL_TASKS[task].lengths)
     losses, octave = finals(records, task, optimizer, steps), octave_at(records, task, optimizer, steps)
     if not losses or octave is None:

@@ -30,7 +30,7 @@ from benchmarks.lab.measures import (
     multiplier,
     trend,
 )
-from benchmarks.lab.predictions import PILOT, PILOTS, Prediction, loss_at, predicted
+from benchmarks.lab.predictions import PILOT, PILOTS, Prediction, Search, predicted, searches
 from benchmarks.lab.todo import cells, space, todo, tuned
 from repro.results import table
 from repro.train.run_folder import write_atomically
@@ -38,28 +38,40 @@ from repro.train.run_folder import write_atomically
 COMMAND = "python -m benchmarks.lab"
 
 
-def write(records: Sequence[Record], predictions: Sequence[Prediction], folder: Path) -> list[str]:
-    """Write the page, the figures and the tidy table of all runs; return the names of the files."""
+def write(
+    records: Sequence[Record], compared: Sequence[Record], predictions: Sequence[Prediction], folder: Path
+) -> list[str]:
+    """Write the page, the figures and the tidy table of all runs; return the names of the files.
+
+    Args:
+        compared: the records of the fair comparison, for its learning rates.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     frame(records).to_csv(folder / "runs.csv", index=False)
     drawn = draw_all(records)
     figures = [f"{name}.png" for name in drawn]
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=130, facecolor="white", metadata={"Software": None})
-    write_atomically(folder / "README.md", summary(records, predictions, figures).rstrip() + "\n")
+    write_atomically(folder / "README.md", summary(records, compared, predictions, figures).rstrip() + "\n")
     return ["README.md", "runs.csv", *figures]
 
 
-def summary(records: Sequence[Record], predictions: Sequence[Prediction], figures: Sequence[str]) -> str:
+def summary(
+    records: Sequence[Record],
+    compared: Sequence[Record],
+    predictions: Sequence[Prediction],
+    figures: Sequence[str],
+) -> str:
     """Return the page."""
+    found = searches(records, compared)
     every = cells(list(ALL_TASKS), list(OPTIMIZERS))
     finished = sum(not todo(*cell, records) for cell in every)
     tables = {
         "multiplier": _markdown(_multipliers(records)),
         "final": _markdown(_finals(records)),
         "tuning": _markdown(_tuning(records)),
-        "transfer": _markdown(_transfer(records, predictions)),
-        "pilots": _markdown(_pilots(predictions)),
+        "transfer": _markdown(_transfer(found, predictions)),
+        "pilots": _markdown(_pilots(found, predictions)),
     }
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
@@ -141,34 +153,28 @@ def _tuning(records: Sequence[Record]) -> list[list[str]]:
     return rows
 
 
-def _transfer(records: Sequence[Record], predictions: Sequence[Prediction]) -> list[list[str]]:
-    rows = [
-        ["task", "signal-to-noise", "predicted", "tuned", "loss at predicted", f"loss at {LARGER:g} times"]
-    ]
-    for task, about in ALL_TASKS.items():
-        guess = predicted(predictions, task)
-        ours, theirs = best_lr(records, task, "adan"), best_lr(records, task, REFERENCE)
-        if guess is None or ours is None or theirs is None:
-            continue
-        least = min(tuned(records, task, "adan").values())
-        losses = [loss_at(records, task, "adan", guess.like * factor) for factor in (guess.factor, LARGER)]
-        shown = ["beyond" if loss is None else f"{loss / least - 1:+.1%}" for loss in losses]
-        rows.append(
-            [about.title, f"{guess.factor:.2f}", f"{ours / theirs:.2f}", f"{guess.closed_form:.2f}", *shown]
-        )
+def _transfer(found: Sequence[Search], predictions: Sequence[Prediction]) -> list[list[str]]:
+    head = ["task", "steps", "predicted", "tuned", "closed form", "loss at predicted", f"at {LARGER:g} times"]
+    rows = [head]
+    for search in found:
+        if (guess := predicted(predictions, search.name)) is not None:
+            changes = [search.change(factor) for factor in (guess.factor, LARGER)]
+            shown = ["beyond" if change is None else f"{change:+.1%}" for change in changes]
+            numbers = [guess.factor, search.ratio, guess.closed_form]
+            rows.append([search.title, f"{search.steps:,}", *(f"{x:.2f}" for x in numbers), *shown])
     return rows
 
 
-def _pilots(predictions: Sequence[Prediction]) -> list[list[str]]:
+def _pilots(found: Sequence[Search], predictions: Sequence[Prediction]) -> list[list[str]]:
     rows = [["task", *(f"{pilot:,} steps" for pilot in PILOTS)]]
-    for task in ALL_TASKS:
-        found = [predicted(predictions, task, pilot) for pilot in PILOTS]
-        if any(found):
+    for search in found:
+        guesses = [predicted(predictions, search.name, pilot) for pilot in PILOTS]
+        if any(guesses):
             cells = [
                 "" if p is None else f"{p.factor:.2f}; {p.closed_form:.2f} at s = {p.noise:.2g}"
-                for p in found
+                for p in guesses
             ]
-            rows.append([ALL_TASKS[task].title, *cells])
+            rows.append([search.title, *cells])
     return rows
 
 

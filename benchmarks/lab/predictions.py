@@ -1,4 +1,4 @@
-"""Learning rates that adan_optim.transfer predicts for the tasks of the lab: one line of JSON each.
+"""Learning rates that adan_optim.transfer predicts, beside those that were tuned: one line of JSON each.
 
 Each begins with AdamW at its tuned learning rate and weight decay.
 """
@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from adan_optim.transfer.noise import Noise, together
+from benchmarks.comparison import todo as comparison
 from benchmarks.comparison.design import REFERENCE
-from benchmarks.comparison.records import Record
-from benchmarks.comparison.search import best
+from benchmarks.comparison.records import Record, Stage, select
+from benchmarks.comparison.search import Point, Space, best
+from benchmarks.comparison.todo import Job
 from benchmarks.lab.design import ALL_TASKS
+from benchmarks.lab.measures import best_lr
 from benchmarks.lab.todo import LabJob, space, tuned
 from repro.loading import read_lines
 from repro.publish import append_line
@@ -28,6 +31,7 @@ class Prediction:
     """What was predicted for Adan on a task.
 
     Attributes:
+        task: see Search.name.
         pilot: its steps.
         like: AdamW's learning rate, that of its search.
         factor: Adan's learning rate over AdamW's.
@@ -65,44 +69,79 @@ def total(noises: Mapping[str, Noise]) -> float:
     return together(noises.values()).ratio
 
 
-def missing(
-    records: Sequence[Record], predictions: Sequence[Prediction], tasks: Sequence[str]
-) -> list[LabJob]:
-    """Return AdamW's best points of the tasks for which there are no predictions yet."""
-    known = {prediction.task for prediction in predictions}
+@dataclass(frozen=True)
+class Search:
+    """Where AdamW and Adan were tuned alike: a task of the lab, or one of the fair comparison.
+
+    Attributes:
+        name: of the task; those of the fair comparison begin with "comparison/".
+        job: AdamW at its best point.
+        steps: of the runs.
+        ratio: Adan's best learning rate over AdamW's.
+        losses: of Adan's search at its best weight decay, by learning rate.
+    """
+
+    name: str
+    title: str
+    job: Job
+    steps: int
+    ratio: float
+    losses: Mapping[float, float]
+
+    def change(self, factor: float) -> float | None:
+        """Return by what share Adan's loss at a factor on AdamW's learning rate is above its best one.
+
+        Linear over the logarithm of the learning rate, between those that were tried; None outside of these.
+        """
+        (octave,) = self.job.octaves
+        lr = self.job.lr(octave) * factor
+        below, above = ([x for x in self.losses if (x <= lr if low else x >= lr)] for low in (True, False))
+        if not below or not above:
+            return None
+        left, right = max(below), min(above)
+        share = 0.0 if left == right else math.log(lr / left) / math.log(right / left)
+        loss = (1 - share) * self.losses[left] + share * self.losses[right]
+        return loss / min(self.losses.values()) - 1
+
+
+def searches(records: Sequence[Record], compared: Sequence[Record]) -> list[Search]:
+    """Return the finished searches of the lab and of the fair comparison, from the records of each."""
     found = []
-    for task in tasks:
-        if task not in known and (losses := tuned(records, task, REFERENCE)):
-            point, steps = best(losses), ALL_TASKS[task].tuned
-            found.append(
-                LabJob(task, REFERENCE, "pilot", point.weight_decay, (point.octave,), (), steps=steps)
-            )
+    for task, about in ALL_TASKS.items():
+        losses, theirs = tuned(records, task, "adan"), tuned(records, task, REFERENCE)
+        ours, other = best_lr(records, task, "adan"), best_lr(records, task, REFERENCE)
+        if ours is None or other is None:
+            continue
+        point = best(theirs)
+        job = LabJob(task, REFERENCE, "pilot", point.weight_decay, (point.octave,), (), steps=about.tuned)
+        line = _line(losses, space(task, "adan"))
+        found.append(Search(task, about.title, job, about.tuned, ours / other, line))
+    for task, theirs_about in comparison.ALL_TASKS.items():
+        losses, theirs = (comparison.tuned(compared, task, name) for name in ("adan", REFERENCE))
+        if not losses or not theirs:
+            continue
+        point = best(theirs)
+        job_there = comparison.Job(task, REFERENCE, "pilot", point.weight_decay, (point.octave,), ())
+        about_adan = comparison.space(task, "adan")
+        ratio = about_adan.lr(best(losses).octave) / job_there.lr(point.octave)
+        steps = max(run.steps for run in select(compared, task=task, optimizer=REFERENCE, stage=Stage.TUNE))
+        line = _line(losses, about_adan)
+        found.append(Search(f"comparison/{task}", theirs_about.title, job_there, steps, ratio, line))
     return found
+
+
+def _line(losses: Mapping[Point, float], about: Space) -> dict[float, float]:
+    decay = best(losses).weight_decay
+    return {about.lr(point.octave): loss for point, loss in losses.items() if point.weight_decay == decay}
+
+
+def missing(found: Sequence[Search], predictions: Sequence[Prediction]) -> list[tuple[Search, int]]:
+    """Return the searches without predictions, each with the lengths of the pilots that its runs can have."""
+    known = {prediction.task for prediction in predictions}
+    pairs = [(search, pilot) for search in found if search.name not in known for pilot in PILOTS]
+    return [(search, pilot) for search, pilot in pairs if pilot <= max(search.steps, PILOT)]
 
 
 def predicted(predictions: Sequence[Prediction], task: str, pilot: int = PILOT) -> Prediction | None:
     """Return the prediction for a task with a pilot of that length, None if there is none."""
     return next((p for p in predictions if (p.task, p.pilot) == (task, pilot)), None)
-
-
-def loss_at(records: Sequence[Record], task: str, optimizer: str, lr: float) -> float | None:
-    """Return the loss of a search at a learning rate, at its best weight decay, by interpolation.
-
-    Linear over the logarithm of the learning rate, between those that were tried; None outside of these.
-    """
-    losses = tuned(records, task, optimizer)
-    if not losses:
-        return None
-    decay = best(losses).weight_decay
-    line = {point.octave: loss for point, loss in losses.items() if point.weight_decay == decay}
-    return _between(line, math.log2(lr / space(task, optimizer).start))
-
-
-def _between(line: Mapping[int, float], octave: float) -> float | None:
-    below = [o for o in line if o <= octave]
-    above = [o for o in line if o >= octave]
-    if not below or not above:
-        return None
-    left, right = max(below), min(above)
-    share = 0.0 if left == right else (octave - left) / (right - left)
-    return (1 - share) * line[left] + share * line[right]

@@ -6,13 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from comparison_samples import bowl
+from comparison_samples import sweep as compared_runs
 
 from benchmarks.comparison.records import Record, append, load, select
 from benchmarks.comparison.search import Point, edges
 from benchmarks.lab import __main__ as lab
 from benchmarks.lab import budget, page, predictions
 from benchmarks.lab.claims import Claim, Finding, claims
-from benchmarks.lab.design import ALL_TASKS, BATCHES, LENGTHS, OPTIMIZERS, RUNGS, SEEDS, TASKS, TUNED
+from benchmarks.lab.design import ALL_TASKS, BATCHES, LENGTHS, OPTIMIZERS, RUNGS, SEEDS, TUNED
 from benchmarks.lab.measures import best_lr, change, least_multiplier, multiplier, trend
 from benchmarks.lab.predictions import Prediction
 from benchmarks.lab.todo import LabJob, cells, length, octave_at, space, todo, tuned
@@ -236,7 +238,7 @@ PREDICTION = Prediction("gpt", 400, 8e-3, 2.0, 0.5, 1.8, 0.03, {"commit": "c"})
 
 def test_the_page(done: list[Record], tmp_path: Path) -> None:
     guesses = [PREDICTION, replace(PREDICTION, pilot=100, factor=1.5)]
-    names = page.write(done, guesses, tmp_path)
+    names = page.write(done, [], guesses, tmp_path)
     assert {*names} == {path.name for path in tmp_path.iterdir()}
     assert {"multiplier.png", "ladder.png"} < {*names}
     text = (tmp_path / "README.md").read_text()
@@ -244,12 +246,12 @@ def test_the_page(done: list[Record], tmp_path: Path) -> None:
         assert f"**{claim.name}: {claim.verdict}.**" in text
     assert "| GPT-2, bytes | Muon | 1.6" in text
     # predicted 2.00, tuned 3: the loss at 1.6e-2 lies between those of the octaves 0 and 1
-    assert "| GPT-2, bytes | 2.00 | 3.00 | 1.80 | +0.3% |" in text
+    assert "| GPT-2, bytes | 2,048 | 2.00 | 3.00 | 1.80 | +0.3% |" in text
     assert "| 1.50; 1.80 at s = 0.5 | 2.00; 1.80 at s = 0.5 |  |" in text
 
 
 def test_a_page_of_little(tmp_path: Path) -> None:
-    names = page.write([record(todo("gpt", "adan", [])[0], 0, 0, 1.0)], [], tmp_path)
+    names = page.write([record(todo("gpt", "adan", [])[0], 0, 0, 1.0)], [], [], tmp_path)
     assert names == ["README.md", "runs.csv"]
     assert "Not run yet." in (tmp_path / "README.md").read_text()
 
@@ -286,16 +288,23 @@ def test_every_job_is_a_configuration(task: str) -> None:
 
 
 def test_predictions_are_for_tuned_tasks(done: list[Record], tmp_path: Path) -> None:
-    (job,) = predictions.missing(done, [], list(TASKS))
-    assert (job.task, job.octaves, job.weight_decay, job.steps) == ("gpt", (1,), 0.05, TUNED)
-    assert predictions.missing(done, [PREDICTION], list(TASKS)) == []
+    compared = compared_runs(["vit"], bowl, ["adamw", "adan"])
+    ours, theirs = predictions.searches(done, compared)
+    assert (ours.name, ours.job.octaves, ours.job.weight_decay, ours.steps) == ("gpt", (1,), 0.05, TUNED)
+    assert (theirs.name, theirs.steps) == ("comparison/vit", 100)
+    assert (ours.ratio, theirs.ratio) == (pytest.approx(3), pytest.approx(2))
+    pairs = predictions.missing([ours, theirs], [])
+    assert [(search.name, pilot) for search, pilot in pairs] == [
+        ("gpt", 100), ("gpt", 400), ("gpt", 1000), ("comparison/vit", 100), ("comparison/vit", 400)
+    ]  # fmt: skip
+    assert {search.name for search, _ in predictions.missing([ours, theirs], [PREDICTION])} == {theirs.name}
     predictions.append(tmp_path / "p.jsonl", PREDICTION)
     assert predictions.load(tmp_path / "p.jsonl") == [PREDICTION]
     assert predictions.predicted([PREDICTION], "gpt") == PREDICTION
     assert predictions.predicted([PREDICTION], "gpt", 100) is None
-    low, high = (predictions.loss_at(done, "gpt", "adan", 1.2e-2 * 2.0**octave) for octave in (0, 1))
-    assert predictions.loss_at(done, "gpt", "adan", 1.2e-2 * 2.0**0.5) == pytest.approx((low + high) / 2)
-    assert predictions.loss_at(done, "gpt", "adan", 100.0) is None
+    assert ours.change(3.0) == pytest.approx(0)
+    assert ours.change(3.0 / 2**0.5) == pytest.approx(ours.change(1.5) / 2)
+    assert ours.change(100.0) is None
 
 
 def test_the_command(runner, tmp_path: Path) -> None:
@@ -320,4 +329,7 @@ def test_the_command(runner, tmp_path: Path) -> None:
 def test_data_is_asked_for_first(runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ADAN_DATA", raising=False)
     status, _, err = runner(lab.main)("--run", "--tasks", "mae", "--records", str(tmp_path / "r.jsonl"))
-    assert (status, err) == (2, "error: mae: set --data or ADAN_DATA to the folder with fashion-mnist/\n")
+    assert (status, err) == (
+        2,
+        "error: MAE, Fashion-MNIST: set --data or ADAN_DATA to the folder with fashion-mnist/\n",
+    )
