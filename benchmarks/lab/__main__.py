@@ -96,9 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         task, optimizer = options.again
         return again(task, optimizer, options)
     refuse_foreign_page(options.out / "README.md", "lab")
-    print(
-        f"{options.out}: {', '.join(page.write(records, load(COMPARED), predictions.load(guesses), options.out))}"
-    )
+    names = page.write(records, load(COMPARED), predictions.load(guesses), options.out)
+    print(f"{options.out}: {', '.join(names)}")
     return 0
 
 
