@@ -197,13 +197,13 @@ def _untried(found: dict[int, float], centre: int) -> list[int]:
 
 
 def _missing(jobs: Sequence[LabJob], records: Sequence[Record]) -> list[LabJob]:
-    """Return the jobs without the runs that are done; those that differ only in the seed stay together."""
+    """Return the runs that are not done, a job each: long ones are recorded as they end."""
     done = {(r.task, r.optimizer, r.stage, r.variant, length(r), r.octave, r.weight_decay, r.seed)
             for r in records}  # fmt: skip
     left = []
     for job in jobs:
-        for octave in job.octaves:
-            key = job.task, job.optimizer, job.stage, job.variant, job.steps, octave, job.weight_decay
-            if seeds := tuple(seed for seed in job.seeds if (*key, seed) not in done):
-                left.append(replace(job, octaves=(octave,), seeds=seeds))
+        key = job.task, job.optimizer, job.stage, job.variant, job.steps
+        for octave, seed in job.runs():
+            if (*key, octave, job.weight_decay, seed) not in done:
+                left.append(replace(job, octaves=(octave,), seeds=(seed,)))
     return left
