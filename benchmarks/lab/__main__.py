@@ -75,6 +75,9 @@ from repro.train.noise import predict
 from repro.train.run_folder import refuse_foreign_page
 
 
+ADAN = {"name": "adan", "betas": (0.98, 0.92, 0.99)}  # as tuned
+
+
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out the command and return the exit status."""
@@ -133,7 +136,7 @@ def predict_all(options: argparse.Namespace, path: Path) -> int:
         words = [word for word in job.words if not word.startswith("optimizer")]
         words += ["optimizer=adan", *([f"data.root={options.data / about.data}"] if about.data else [])]
         length = min(pilot, search.steps)  # what is beyond the runs does not count
-        guess = predict(about.script, words, REFERENCE, given, "adan", length, predictions.SAMPLES)
+        guess = predict(about.script, words, REFERENCE, given, ADAN, length, predictions.SAMPLES)
         assert guess.closed_form is not None, "the noise was measured"
         predictions.append(
             path,

@@ -92,7 +92,7 @@ def predict(
     words: Sequence[str],
     name: str,
     given: dict[str, float | None],
-    to: str,
+    to: str | dict[str, Any],
     pilot: int | None,
     samples: int,
 ) -> adan_optim.Transfer:
