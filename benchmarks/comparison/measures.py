@@ -9,10 +9,11 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.comparison.design import LADDER, OPTIMIZERS, REFERENCE
 from benchmarks.comparison.records import Record, Stage, select
@@ -147,23 +148,33 @@ def multiplier_on(own: Mapping[int, float], rungs: Mapping[float, Mapping[int, f
     seeds = sorted(set(own).intersection(*rungs.values()))
     if not seeds:
         return None
-    drawn = sorted(multipliers(own, rungs, seeds))
-    low, high = (drawn[round(share * (len(drawn) - 1))] for share in (0.025, 0.975))
-    return Estimate(_multiplier(own, rungs, seeds), low, high, len(seeds))
+    drawn = np.sort(multipliers(own, rungs, seeds))
+    low, high = (float(drawn[round(share * (len(drawn) - 1))]) for share in (0.025, 0.975))
+    whole = float(_multipliers(own, rungs, seeds, np.arange(len(seeds))[None])[0])
+    return Estimate(whole, low, high, len(seeds))
 
 
 def multipliers(
     own: Mapping[int, float], rungs: Mapping[float, Mapping[int, float]], seeds: Sequence[int]
-) -> list[float]:
-    """Return the multipliers of all samples of the seeds with replacement, always in the same order."""
-    return [_multiplier(own, rungs, drawn) for drawn in product(seeds, repeat=len(seeds))]
+) -> NDArray[np.float64]:
+    """Return the multipliers [samples] of all samples of the seeds with replacement, in a fixed order."""
+    number = len(seeds)
+    drawn = np.indices((number,) * number).reshape(number, -1).T
+    return _multipliers(own, rungs, seeds, drawn)
 
 
-def _multiplier(
-    own: Mapping[int, float], rungs: Mapping[float, Mapping[int, float]], seeds: Sequence[int]
-) -> float:
-    means = [(length, statistics.fmean(of[seed] for seed in seeds)) for length, of in rungs.items()]
-    return _reached(means, statistics.fmean(own[seed] for seed in seeds))
+def _multipliers(
+    own: Mapping[int, float],
+    rungs: Mapping[float, Mapping[int, float]],
+    seeds: Sequence[int],
+    drawn: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Return the multipliers [samples] of samples of seeds, given as their places [samples, seeds]."""
+
+    def means(losses: Mapping[int, float]) -> NDArray[np.float64]:
+        return np.array([losses[seed] for seed in seeds])[drawn].mean(axis=1)
+
+    return _reached(np.array([*rungs]), np.stack([means(of) for of in rungs.values()]), means(own))
 
 
 def in_times(found: Estimate, ladder: Sequence[float] = LADDER) -> str:
@@ -175,15 +186,24 @@ def in_times(found: Estimate, ladder: Sequence[float] = LADDER) -> str:
     return mean if low == mean == high else f"{mean} ({low} to {high})"
 
 
-def _reached(ladder: Sequence[tuple[float, float]], loss: float) -> float:
-    """Return the length at which losses, by growing lengths, are first at most `loss`; see multiplier."""
-    if ladder[0][1] <= loss:
-        return 0.0
-    for (length, above), (further, below) in pairwise(ladder):
-        if below <= loss:
-            share = (above - loss) / (above - below) if math.isfinite(above) else 1.0
-            return float(length * (further / length) ** share)
-    return math.inf
+def _reached(
+    lengths: NDArray[np.float64], ladder: NDArray[np.float64], losses: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the lengths [samples] at which a ladder's losses are first at most `losses`; see multiplier.
+
+    Args:
+        lengths: growing [rungs].
+        ladder: the losses of each length [rungs, samples].
+        losses: [samples].
+    """
+    below = ladder <= losses
+    first, samples = below.argmax(axis=0), np.arange(len(losses))
+    before = np.maximum(first - 1, 0)
+    high, low = ladder[before, samples], ladder[first, samples]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.where(np.isfinite(high), (high - losses) / (high - low), 1.0)
+        found = lengths[before] * (lengths[first] / lengths[before]) ** share
+    return np.where(below.any(axis=0), np.where(first == 0, 0.0, found), np.inf)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,6 @@ from repro.train.cli import exit_status
 from repro.train.noise import predict
 from repro.train.run_folder import refuse_foreign_page
 
-
 ADAN = {"name": "adan", "betas": (0.98, 0.92, 0.99)}  # as tuned
 
 
