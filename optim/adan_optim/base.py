@@ -7,7 +7,7 @@ has to provide.
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar, TypedDict
 
 import torch
@@ -139,11 +139,12 @@ class Optimizer(UpdateRule):
         differentiable: bool = False,
         **unknown: Any,
     ) -> None:
-        if unknown:
-            accepted = [
-                name for name in list(inspect.signature(type(self)).parameters)[1:] if name not in unknown
-            ]
-            checks.known_options(type(self).__name__, unknown, accepted)
+        self._refuse(unknown)
+        if isinstance(params, nn.Module):
+            raise TypeError(
+                f"{type(self).__name__} takes parameters, not a model: give model.parameters(), or use "
+                "adan_optim.build_optimizer(model, ...)"
+            )
         self.nonfinite, self.foreach, self.fused = nonfinite, foreach, fused
         self.take_gradients, self.capturable, self.process_group = take_gradients, capturable, process_group
         checks.check_switches(self, differentiable)
@@ -177,6 +178,12 @@ class Optimizer(UpdateRule):
                 and inherited[name].kind != inspect.Parameter.VAR_POSITIONAL
             ]
         cls.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
+
+    @classmethod
+    def _refuse(cls, options: Collection[str]) -> None:
+        """Raise TypeError for options that the constructor does not have; none is no error."""
+        accepted = [name for name in list(inspect.signature(cls).parameters)[1:] if name not in options]
+        checks.known_options(cls.__name__, options, accepted)
 
     @classmethod
     def of_model(cls, model: nn.Module, groups: list[Group], **options: Any) -> "Optimizer":

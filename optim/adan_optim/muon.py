@@ -194,8 +194,9 @@ class Muon(Optimizer):
         one_of("precision", group["precision"], ("fast", "float32", "bfloat16"))
         one_of("rest", group["rest"], tuple(REST))
         whole_number("iterations", group["iterations"])
-        if group["rest_betas"] is not None:
-            group["rest_betas"] = betas_of(REST[group["rest"]].card, group["rest_betas"], "rest_betas")
+        if (betas := group["rest_betas"]) is not None:
+            rest = group["rest"]
+            group["rest_betas"] = betas_of(REST[rest].card, betas, REST_OPTIONS[rest]["betas"], "rest_betas")
 
     @property
     def description(self) -> str:

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -42,6 +43,14 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
         *(ScheduleFreeAdamW, ScheduleFreeAdan, Prodigy, ProdigyAdan, Shampoo, Muon, Soap),
     )
 }
+# Further names of the command line, with the optimizer that each is, and its options.
+ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "adam8bit": ("adam", {"state_dtype": "int8"}),
+    "adamw8bit": ("adamw", {"state_dtype": "int8"}),
+    "adabelief": ("timm.optim.AdaBelief", {}),
+    "apex_fused_adam": ("apex.optimizers.FusedAdam", {}),
+    "apex_fused_lamb": ("apex.optimizers.FusedLAMB", {}),
+}
 CARDS: dict[str, Card] = {name: cls.card for name, cls in OPTIMIZERS.items()}
 
 
@@ -60,8 +69,9 @@ def build_optimizer(
     Args:
         model_or_params: a module, to group its trainable parameters with `adan_optim.groups.param_groups` (no
             weight decay on biases and norms), or parameters or groups as for any torch optimizer.
-        name_or_config: a name in `OPTIMIZERS`, the import path of any torch optimizer ("torch.optim.SGD"), or
-            a mapping with such a "name" and options.
+        name_or_config: a name of the command line, that is, one in `OPTIMIZERS` or `ALIASES`, or the name of
+            an optimizer in torch.optim ("sgd"); the import path of any other ("timm.optim.Lamb"); or a
+            mapping with such a "name" and options. Defaults are those of the class.
         decay_bias_and_norm, layer_decay, lr_scales, embedding_state_dtype: see `adan_optim.param_groups`;
             they need a model.
         options: arguments of the optimizer; they override those in the mapping.
@@ -85,7 +95,8 @@ def build_optimizer(
         if not isinstance(config.get("name"), str):
             raise ValueError(f"no optimizer name in {dict(name_or_config)}: use {', '.join(OPTIMIZERS)}")
         return build_optimizer(model_or_params, config.pop("name"), **config)
-    cls = find(name_or_config)
+    cls, preset = resolve(name_or_config)
+    options = preset | options
     accepted = inspect.signature(cls).parameters
     known_options(cls.__name__, options, list(accepted)[1:])
     if isinstance(model_or_params, nn.Module):
@@ -106,21 +117,49 @@ def build_optimizer(
 
 
 def find(name: str) -> type[torch.optim.Optimizer]:
-    """Return the class for a registry name or an import path.
+    """Return the class for a name or an import path; see `resolve`."""
+    return resolve(name)[0]
+
+
+def resolve(name: object) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """Return the class for a name or an import path, and the options that the name stands for.
+
+    Args:
+        name: one in `OPTIMIZERS`, in `ALIASES`, or of a class in torch.optim, in upper or lower case, with or
+            without "-", "_" and spaces; ours come first. Or an import path.
 
     Raises:
-        ValueError: if there is none, with the nearest name.
+        TypeError: if it is no string.
+        ValueError: if there is no such optimizer, with the nearest name, or it cannot be imported.
     """
-    if (key := name.lower().replace("-", "_").replace(" ", "_")) in OPTIMIZERS:
-        return OPTIMIZERS[key]
+    if not isinstance(name, str):
+        raise TypeError(f"an optimizer's name is a string such as 'adan', not a {type(name).__name__}")
+    torchs = {
+        key: value
+        for key, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and key != "Optimizer"
+    }
+    classes = {_plain(key): value for key, value in {**torchs, **OPTIMIZERS}.items()}
+    aliases = {_plain(key): value for key, value in ALIASES.items()}
+    if (plain := _plain(name)) in classes:
+        return classes[plain], {}
+    if plain in aliases:
+        path, options = aliases[plain]
+        return resolve(path)[0], options
+    if "." in name:
+        return _imported(name), {}
+    names = dict.fromkeys([*OPTIMIZERS, *ALIASES, *sorted(map(str.lower, torchs))])
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    others = f"there are {', '.join(names)}, and import paths like timm.optim.Lamb"
+    raise ValueError(f"unknown optimizer {name!r}: {f'did you mean {near[0]!r}?' if near else others}")
+
+
+def _plain(name: str) -> str:
+    return re.sub("[-_ ]", "", name.lower())
+
+
+def _imported(name: str) -> type[torch.optim.Optimizer]:
     module, _, attribute = name.rpartition(".")
-    if not module:
-        near = difflib.get_close_matches(name.lower(), OPTIMIZERS, n=1)
-        hint = f"did you mean {near[0]!r}? There" if near else "there"
-        names = ", ".join(OPTIMIZERS)
-        raise ValueError(
-            f"unknown optimizer {name!r}: {hint} are {names}, and import paths like torch.optim.SGD"
-        )
     try:
         cls = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

@@ -5,6 +5,8 @@ import inspect
 import math
 import subprocess
 import sys
+import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +35,10 @@ from oracle import DEFINITIONS
 import adan_optim
 from adan_optim.engine import native
 from adan_optim.engine.checks import OPTIMIZER_WIDE
+from adan_optim.engine.words import INSTEAD, SYNONYMS
 
 CLASSES = adan_optim.OPTIMIZERS
+INSTALLED = "/env/lib/python3/site-packages/framework/build.py"
 NUMBERS = ("lr", "eps", "weight_decay", "max_grad_norm")
 each_number = pytest.mark.parametrize(
     ("name", "key"), [(name, key) for name in NAMES for key in NUMBERS if key in options_of(name)]
@@ -98,7 +102,9 @@ def test_number_of_betas(name, betas):
     if len(betas) == count:
         assert CLASSES[name](one(), betas=betas).param_groups[0]["betas"] == tuple(betas)
     else:
-        refused(name, ValueError, f"give {count} numbers, not {len(betas)}", betas=betas)
+        default = inspect.signature(CLASSES[name]).parameters["betas"].default
+        message = refused(name, ValueError, f"give {count} numbers, not {len(betas)}", betas=betas)
+        assert message.endswith(f"; the default is {default}")
 
 
 @each_with_betas
@@ -186,6 +192,43 @@ def test_unknown_keywords(name, key, hint):
     refused(name, TypeError, rf"^{CLASSES[name].__name__} has no option '{key}': {hint}", **{key: 1})
 
 
+WORDS = [
+    ("adan", "learning_rate", "did you mean 'lr'?"),
+    ("adan", "weight_decouple", "did you mean 'no_prox'?"),
+    ("adan", "beta", "did you mean 'betas'?"),
+    ("adan", "cautious", "did you mean 'caution'?"),
+    ("adan", "restart_cond", r"reset the moments in your loop, by optimizer.state.clear\(\)"),
+    ("adan", "gradient_release", "use adan_optim.step_in_backward"),
+    ("adan", "triton", "did you mean 'fused'?"),
+    ("adamw", "wd", "did you mean 'weight_decay'?"),
+    ("adamw", "weight_decouple", "it is no choice here"),
+    ("lars", "betas", "did you mean 'momentum'?"),
+    ("adafactor", "momentum", "did you mean 'beta1'?"),
+    ("lion", "grad_clip", "did you mean 'max_grad_norm'?"),
+]
+
+
+@pytest.mark.parametrize(("name", "word", "hint"), WORDS)
+def test_words_of_other_packages(name, word, hint):
+    hint = hint.replace("?", r"\?")
+    refused(name, TypeError, f"^{CLASSES[name].__name__} has no option '{word}': {hint}", **{word: 0.5})
+    with pytest.raises(TypeError, match=hint):
+        adan_optim.build_optimizer(torch.nn.Linear(2, 2), name, **{word: 0.5})
+
+
+def test_words_lead_to_options_that_exist():
+    options = set().union(*(inspect.signature(cls).parameters for cls in CLASSES.values()))
+    assert {words[0] for words in SYNONYMS} <= options
+    assert not {word for word in INSTEAD if word in options} - {"no_prox"}
+
+
+def test_a_model_in_place_of_its_parameters():
+    for model in (torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 2))):
+        refused(
+            "adan", TypeError, r"^Adan takes parameters, not a model: give model.parameters\(\), or", model
+        )
+
+
 # ---- subclasses
 
 
@@ -258,7 +301,12 @@ def test_float16_states_that_lose_small_gradients_are_warned_of():
 @each_name
 @pytest.mark.parametrize(
     ("key", "near"),
-    [("weigth_decay", "weight_decay"), ("state_dtyp", "state_dtype"), ("maximise", "maximize")],
+    [
+        ("weigth_decay", "weight_decay"),
+        ("state_dtyp", "state_dtype"),
+        ("maximise", "maximize"),
+        ("learning_rate", "lr"),
+    ],
 )
 def test_misspelt_keys_of_a_group(name, key, near):
     title = adan_optim.CARDS[name].title
@@ -331,6 +379,32 @@ def test_the_papers_betas_get_a_warning(betas):
         optimizer = adan_optim.Adan(one(), betas=betas)
     assert str(meant) in str(caught[0].message)
     assert optimizer.param_groups[0]["betas"] == betas
+
+
+def test_warnings_point_at_the_users_line():
+    """Past this package, torch and other installed ones; at the nearest of those where there is no other."""
+    scope = {"__name__": "framework"}
+    exec(compile("def build(*args, **options): return make(*args, **options)", INSTALLED, "exec"), scope)
+    scope["make"] = adan_optim.build_optimizer
+    model, betas = torch.nn.Linear(2, 2, bias=False), (0.02, 0.08, 0.01)
+    optimizer = adan_optim.Adan(model.parameters())
+    torch.optim.lr_scheduler.ConstantLR(optimizer)  # wraps the step
+    optimizer.param_groups[0]["betas"] = betas
+    model.weight.grad = torch.ones(2, 2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        adan_optim.build_optimizer(model, "adan", betas=betas)
+        scope["build"](model, "adan", betas=betas)
+        optimizer.step()
+    lines = [warning.lineno for warning in caught]
+    assert {warning.filename for warning in caught} == {__file__}
+    assert lines == [lines[0], lines[0] + 1, lines[0] + 2]
+    thread = threading.Thread(target=scope["build"], args=(model, "adan"), kwargs={"betas": betas})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        thread.start()
+        thread.join()
+    assert [warning.filename for warning in caught] == [INSTALLED]
 
 
 def test_official_positional_order():

@@ -222,8 +222,8 @@ def a_parameter_missing(saved, name):
             one_state_too_many,
             r"not a checkpoint of [\w -]+: the state of parameter 1 is .*exp_avg_(diff|slow)",
         ),
-        (a_group_missing, "different number of parameter groups"),
-        (a_parameter_missing, "doesn't match the size of optimizer's group"),
+        (a_group_missing, r"parameter groups of sizes \[\d+\], the optimizer \[\d+, \d+\]; build it as"),
+        (a_parameter_missing, r"parameter groups of sizes \[.*\], the optimizer \[.*\]; build it as"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit(name, path, spoil, message):
@@ -239,8 +239,54 @@ def test_a_checkpoint_that_does_not_fit(name, path, spoil, message):
 def test_parameters_in_another_order_whose_states_differ_in_kind(name):
     shapes = [(4, 3), (5,)]
     one, two = (build(name, make_params(s, np.random.default_rng(0))) for s in (shapes, shapes[::-1]))
-    with pytest.raises(ValueError, match=r"or of its parameters in another order.*: .* for shape \(5,\)"):
+    with pytest.raises(ValueError, match=r"or parameters in another order.*: .* for shape \(5,\)"):
         two.load_state_dict(train(one, 1, seed=1).state_dict())
+
+
+def saved_by(*groups):
+    optimizer = adan_optim.Adan(list(groups))
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+def test_other_groups_than_those_that_were_saved():
+    """Positions and shapes alone would load some of these without an error, into other parameters."""
+    a, b, c = (torch.zeros(2, requires_grad=True) for _ in range(3))
+    one, two = ({"params": [p], "name": name} for p, name in ((a, "decay"), (b, "no_decay")))
+    saved = saved_by(one, two)
+    with pytest.raises(
+        ValueError, match=r"groups .* another order: number 0 is 'decay' there and 'no_decay'"
+    ):
+        adan_optim.Adan([two, one]).load_state_dict(saved)
+    with pytest.raises(ValueError, match=r"of sizes \[1, 1\], the optimizer \[2\]; build it as the saved"):
+        adan_optim.Adan([a, b]).load_state_dict(saved)
+    saved = saved_by({"params": [a, b]}, {"params": [c]})
+    with pytest.raises(ValueError, match=r"sizes \[2, 1\], the optimizer \[1, 2\], in another order"):
+        adan_optim.Adan([{"params": [a]}, {"params": [b, c]}]).load_state_dict(saved)
+    adan_optim.Adan([{"params": [a, b]}, {"params": [c], "name": "new"}]).load_state_dict(saved)
+
+
+@needs_names
+def test_named_parameters_in_another_order():
+    a, b = (torch.zeros(2, requires_grad=True) for _ in range(2))
+    saved = saved_by(("a", a), ("b", b))
+    with pytest.raises(
+        ValueError, match=r"parameters .* in another order: number 0 is 'a' there and 'b' here"
+    ):
+        adan_optim.Adan([("b", b), ("a", a)]).load_state_dict(saved)
+    adan_optim.Adan([("module.a", a), ("module.b", b)]).load_state_dict(saved)
+
+
+def test_what_is_no_state_dict_of_an_optimizer():
+    model = torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(3)))
+    optimizer = adan_optim.Adan(model.parameters())
+    with pytest.raises(ValueError, match=r"keys '0.weight', .*'1.bias', ...: give what optimizer.state_dict"):
+        optimizer.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match="the keys 'epoch', 'optimizer': load the entry 'optimizer'"):
+        optimizer.load_state_dict({"epoch": 1, "optimizer": optimizer.state_dict()})
 
 
 # ---- hooks

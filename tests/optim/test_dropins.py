@@ -108,3 +108,36 @@ def test_every_path(module, path):
 
     default = {"weight_decay": 0.02, "eps": 1e-6} if module is optimi else {}
     torch.testing.assert_close(trained(make), trained(lambda p: adan_optim.Adan(p, lr=0.1, **default)))
+
+
+@pytest.mark.parametrize(
+    ("cls", "word", "hint"),
+    [
+        (optimi.Adan, "no_prox", "adam_wd"),
+        (optimi.Adan, "fused", "triton"),
+        (optimi.Adan, "learning_rate", "lr"),
+        (pytorch_optimizer.Adan, "no_prox", "weight_decouple"),
+        (pytorch_optimizer.Adan, "triton", "fused"),
+        (adan_pytorch.Adan, "weight_decouple", "no_prox"),
+    ],
+)
+def test_words_that_a_drop_in_does_not_have(cls, word, hint):
+    with pytest.raises(TypeError, match=rf"^Adan has no option '{word}': did you mean '{hint}'\?$"):
+        cls([torch.zeros(1, requires_grad=True)], lr=0.1, **{word: True})
+
+
+@pytest.mark.parametrize("cls", [optimi.Adan, adan_pytorch.Adan, pytorch_optimizer.Adan])
+def test_drop_ins_have_the_options_of_adan(cls):
+    """Their signatures show them, so that building by name accepts them."""
+    options = {"max_grad_norm": 0.5, "take_gradients": True, "state_dtype": "bfloat16"}
+    optimizer = adan_optim.build_optimizer(torch.nn.Linear(2, 2), f"{cls.__module__}.Adan", lr=0.1, **options)
+    assert type(optimizer) is cls
+    assert (optimizer.max_grad_norm, optimizer.take_gradients) == (0.5, True)
+
+
+def test_the_betas_of_adan_pytorch_are_named_in_its_own_convention():
+    p = [torch.zeros(1, requires_grad=True)]
+    with pytest.raises(ValueError, match=r"betas=\(0.1, 0.01\): .* the default is \(0.02, 0.08, 0.01\)"):
+        adan_pytorch.Adan(p, betas=(0.1, 0.01))
+    with pytest.raises(TypeError, match=r"betas=0.5: give 3 numbers"):
+        adan_pytorch.Adan(p, betas=0.5)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from adan_optim.card import FusedRule
 from adan_optim.engine import available, cuda, native
 from adan_optim.engine.available import why_not_fused
 from adan_optim.engine.storage import Storage
+from adan_optim.registry import find, resolve
 
 timm = pytest.importorskip("timm")
 pytest.importorskip("timm.optim")
@@ -238,6 +240,37 @@ def test_groups_train():
 def test_by_name(name):
     for spelling in (name, name.upper(), adan_optim.OPTIMIZERS[name].card.title):
         assert type(build_optimizer(Model(), spelling)) is adan_optim.OPTIMIZERS[name]
+
+
+COMMAND_LINE = sorted((Path(__file__).parents[2] / "configs/optimizer").glob("[a-z]*.yaml"))
+
+
+@pytest.mark.parametrize("file", COMMAND_LINE, ids=lambda file: file.stem)
+def test_names_of_the_command_line(file):
+    """Each is a name here, of the same class, with the states in the same number of bits."""
+    config = file.read_text()
+    name = re.search(r"^(?:name:|  -) (\S+)$", config, re.M)[1]
+    if name.startswith("apex"):  # which is not on any index
+        with pytest.raises(ValueError, match=rf"unknown optimizer '{name}': No module named 'apex'"):
+            resolve(file.stem)
+        return
+    options = {"state_dtype": "int8"} if "state_dtype: int8" in config else {}
+    assert resolve(file.stem) == (find(name), options)
+
+
+def test_other_names():
+    for name, cls in {
+        "SGD": torch.optim.SGD,
+        "l-bfgs": torch.optim.LBFGS,
+        "Adam_mini": adan_optim.AdamMini,
+    }.items():
+        assert find(name) is cls
+    optimizer = build_optimizer(Model(), "adamw8bit", weight_decay=0.3)
+    assert {group["state_dtype"] for group in optimizer.param_groups} == {"int8"}
+    assert build_optimizer(Model(), "adamw8bit", state_dtype=None).param_groups[0]["state_dtype"] is None
+    for no_name in (adan_optim.Adan, Model()):
+        with pytest.raises(TypeError, match=r"^an optimizer's name is a string such as 'adan', not a \w+$"):
+            build_optimizer(Model(), no_name)
 
 
 def test_by_import_path():

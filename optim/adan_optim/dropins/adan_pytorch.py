@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
 from ..adan import Adan as Core
-from ..base import Options
+from ..engine.checks import betas_of
 from ..engine.rule import Group
 
 __all__ = ["Adan"]
+
+DEFAULT_BETAS = (0.02, 0.08, 0.01)
 
 
 class Adan(Core):
@@ -38,11 +39,11 @@ class Adan(Core):
         self,
         params: ParamsT,
         lr: float | Tensor = 1e-3,
-        betas: Sequence[float] = (0.02, 0.08, 0.01),
+        betas: Sequence[float] = DEFAULT_BETAS,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         restart_cond: Callable[..., Any] | None = None,
-        **options: Unpack[Options],
+        **options: Any,
     ) -> None:
         if restart_cond is not None:
             raise TypeError(
@@ -59,8 +60,9 @@ class Adan(Core):
 
 
 def _decay_factors(betas: Sequence[float]) -> tuple[float, ...]:
+    betas = betas_of(Core.card, betas, DEFAULT_BETAS)
     if min(betas) > 0.5:
         raise ValueError(
-            f"betas={tuple(betas)}: here they are 1 minus the decay factors, which adan_optim.Adan takes"
+            f"betas={betas}: here they are 1 minus the decay factors, which adan_optim.Adan takes"
         )
     return tuple(1 - beta for beta in betas)

@@ -25,10 +25,10 @@ class Adan(Core):
         foreach: see `adan_optim.Adan`.
         triton: `fused` of `adan_optim.Adan`.
         gradient_release: must be False; `adan_optim.step_in_backward` does it for every optimizer.
-        options: see `adan_optim.Adan`.
+        max_grad_norm, take_gradients, options: see `adan_optim.Adan`.
 
     Raises:
-        TypeError: for gradient_release=True, and a max_lr without decouple_lr.
+        TypeError: for an unknown option, gradient_release=True, and a max_lr without decouple_lr.
         ValueError: for what the base class refuses.
     """
 
@@ -46,8 +46,12 @@ class Adan(Core):
         foreach: bool | None = None,
         triton: bool | None = None,
         gradient_release: bool = False,
+        *,
+        max_grad_norm: float = 0.0,
+        take_gradients: bool = False,
         **options: Unpack[Options],
     ) -> None:
+        self._refuse(options.keys() - Options.__annotations__.keys())
         if gradient_release:
             raise TypeError("gradient_release=True: use adan_optim.step_in_backward(model, optimizer)")
         if max_lr is not None and not decouple_lr:
@@ -57,5 +61,15 @@ class Adan(Core):
         if kahan_sum is not False:
             options.setdefault("param_rounding", "kahan")
         super().__init__(
-            params, lr, betas, eps, weight_decay, no_prox=adam_wd, foreach=foreach, fused=triton, **options
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            max_grad_norm,
+            no_prox=adam_wd,
+            foreach=foreach,
+            fused=triton,
+            take_gradients=take_gradients,
+            **options,
         )

@@ -18,8 +18,8 @@ class Adan(Core):
     Args:
         params, lr, betas, weight_decay, max_grad_norm, foreach, eps: see `adan_optim.Adan`.
         weight_decouple: decoupled weight decay instead of the proximal one; `no_prox` of `adan_optim.Adan`.
-        options: see `adan_optim.Adan`, `maximize` among them. Unknown ones are errors, where the original
-            accepts them without effect.
+        fused, take_gradients, options: see `adan_optim.Adan`, `maximize` among them. Unknown
+            ones are errors, where the original accepts them without effect.
 
     Raises:
         TypeError, ValueError: for what the base class refuses.
@@ -35,8 +35,12 @@ class Adan(Core):
         max_grad_norm: float = 0.0,
         foreach: bool | None = None,
         eps: float = 1e-8,
+        *,
+        fused: bool | None = None,
+        take_gradients: bool = False,
         **options: Unpack[Options],
     ) -> None:
+        self._refuse(options.keys() - Options.__annotations__.keys())
         super().__init__(
             params,
             lr,
@@ -46,5 +50,7 @@ class Adan(Core):
             no_prox=weight_decouple,
             max_grad_norm=max_grad_norm,
             foreach=foreach,
+            fused=fused,
+            take_gradients=take_gradients,
             **options,
         )

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,7 +16,10 @@ from .dtensor import is_dtensor, with_dtype
 from .rule import Group, UpdateRule
 from .storage import REST_NAMES, STORAGE_OPTIONS, State, StateSpec, Storage
 
-ANOTHER_MODEL = "a checkpoint of another model, or of its parameters in another order, or a damaged one"
+ANOTHER_MODEL = (
+    "a checkpoint of another model, or of its groups or parameters in another order, or a damaged one"
+)
+SHOWN = 4  # keys in a message, of hundreds
 
 
 def gatherable(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -38,10 +42,11 @@ def adopt(optimizer: UpdateRule, state_dict: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError, TypeError: for a state or an option that does not fit the optimizer.
     """
+    _check_keys(state_dict)
     groups = [dict(group) for group in state_dict["param_groups"]]
     states = dict(state_dict["state"])
-    # not strict: torch itself refuses other numbers of groups and parameters
-    for number, (saved, group) in enumerate(zip(groups, optimizer.param_groups, strict=False)):
+    _check_groups(optimizer, groups)
+    for number, (saved, group) in enumerate(zip(groups, optimizer.param_groups, strict=True)):
         if "weight_decouple" in saved:  # pytorch_optimizer's name
             saved.setdefault("decoupled_weight_decay", saved["weight_decouple"])
         refuse_options(saved, known=optimizer.defaults, decoupled=optimizer.decoupled)
@@ -53,7 +58,7 @@ def adopt(optimizer: UpdateRule, state_dict: dict[str, Any]) -> dict[str, Any]:
         saved |= {name: group[name] for name in STORAGE_OPTIONS}
         for name, value in optimizer.defaults.items():
             saved.setdefault(name, value)
-        for index, p in zip(saved["params"], group["params"], strict=False):
+        for index, p in zip(saved["params"], group["params"], strict=True):
             if state := dict(states.get(index, {})):
                 states[index] = state
                 if group_step is not None:
@@ -68,6 +73,46 @@ def adopt(optimizer: UpdateRule, state_dict: dict[str, Any]) -> dict[str, Any]:
             check_hyper(optimizer, saved, optimizer.defaults)
             optimizer.check_options({**saved, "params": group["params"]})
     return {**state_dict, "state": states, "param_groups": groups}
+
+
+def _check_keys(given: dict[str, Any]) -> None:
+    if not given.keys() >= {"state", "param_groups"}:
+        inner = [key for key, value in given.items() if isinstance(value, dict) and "param_groups" in value]
+        cure = f"load the entry {inner[0]!r}" if inner else "give what optimizer.state_dict() returned"
+        keys = ", ".join(repr(key) for key in islice(given, SHOWN)) + ", ..." * (len(given) > SHOWN)
+        raise ValueError(f"not an optimizer's state dict, but one with the keys {keys}: {cure}")
+
+
+def _check_groups(optimizer: UpdateRule, saved: list[Group]) -> None:
+    """Refuse groups that are not the optimizer's: torch matches groups and parameters by position alone.
+
+    What tells are the sizes, and the names of groups and of parameters where both sides have them.
+    """
+    title, groups = optimizer.card.title, optimizer.param_groups
+    for what, key in (("groups", "name"), ("parameters", "param_names")):
+        there, here = (_names(each, key) for each in (saved, groups))
+        if there != here and sorted(there) == sorted(here):
+            i = next(i for i, pair in enumerate(zip(there, here, strict=True)) if pair[0] != pair[1])
+            raise ValueError(
+                f"{title}: the {what} of the checkpoint are in another order: number {i} is {there[i]!r} "
+                f"there and {here[i]!r} here; keep the order, or change the state dict by "
+                "register_load_state_dict_pre_hook"
+            )
+    sizes, ours = ([len(group["params"]) for group in each] for each in (saved, groups))
+    if sizes != ours:
+        order = ", in another order" if sorted(sizes) == sorted(ours) else ""
+        raise ValueError(
+            f"{title}: the checkpoint has parameter groups of sizes {sizes}, the optimizer {ours}{order}; "
+            "build it as the saved one was, both by adan_optim.build_optimizer(model, ...) or both from "
+            "model.parameters()"
+        )
+
+
+def _names(groups: list[Group], key: str) -> list[str]:
+    """All names under a key of the groups, one or a list in each; [] if a group has none."""
+    found = [group.get(key) or () for group in groups]
+    names = [str(name) for each in found for name in ([each] if isinstance(each, str) else each)]
+    return names if all(found) else []
 
 
 def copy_state(optimizer: UpdateRule, p: Tensor, state: dict[str, Any], group: Group) -> dict[str, Any]:

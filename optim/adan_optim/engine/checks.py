@@ -1,7 +1,6 @@
 """Checks of an optimizer's arguments: single values, the constructor, the groups."""
 
 import contextlib
-import difflib
 import functools
 import inspect
 import math
@@ -19,6 +18,7 @@ from .dtensor import is_dtensor
 from .plan import path_of
 from .rule import Group, UpdateRule
 from .storage import ROUNDINGS, STATE_DTYPES
+from .words import INSTEAD, nearest
 
 # Options of the whole optimizer; everything else is a hyper-parameter of a group.
 OPTIMIZER_WIDE = (
@@ -71,8 +71,8 @@ def known_options(title: str, given: Iterable[str], accepted: Collection[str]) -
     """Raise TypeError for an option that is not among the accepted ones, with the nearest name."""
     for key in given:
         if key not in accepted:
-            near = difflib.get_close_matches(key, accepted, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(accepted)}"
+            near = nearest(key, accepted)
+            hint = f"did you mean {near!r}?" if near else INSTEAD.get(key) or f"it has {', '.join(accepted)}"
             raise TypeError(f"{title} has no option {key!r}: {hint}")
 
 
@@ -150,8 +150,8 @@ def check_group(optimizer: UpdateRule, group: Group) -> None:
             if group[key] == getattr(optimizer, key):  # ZeroRedundancyOptimizer repeats them in the groups
                 continue
             raise ValueError(f"{key} is an option of the whole optimizer: give it to the constructor")
-        if near := difflib.get_close_matches(key, optimizer.defaults, n=1, cutoff=0.8):
-            raise ValueError(f"unknown key {key!r}: did you mean {near[0]!r}?")
+        if near := nearest(key, optimizer.defaults, cutoff=0.8):
+            raise ValueError(f"unknown key {key!r}: did you mean {near!r}?")
     check_hyper(optimizer, group, optimizer.defaults)
     optimizer.check_options(group)
     for i, p in enumerate(group["params"]):
@@ -195,43 +195,53 @@ def _check_path(optimizer: UpdateRule, name: str, p: Tensor, group: Group) -> No
 
 def check_hyper(optimizer: UpdateRule, group: Group, names: Iterable[str]) -> None:
     """Check the hyper-parameters `names` of a group, and make plain numbers of them."""
-    kinds = _kinds(type(optimizer))  # type: ignore[arg-type]  # mypy takes the class for an instance
+    defaults = _defaults(type(optimizer))  # type: ignore[arg-type]  # mypy takes the class for an instance
     for name in names:
         if name not in group:
             raise ValueError(f"the group no longer has {name!r}")
         value = group[name]
         if name == "lr":
             group[name] = number(name, value)
-        elif name in ("eps", "weight_decay") or kinds.get(name) is float:
+        elif name in ("eps", "weight_decay") or isinstance(defaults.get(name), float):
             group[name] = plain_number(name, value)
         elif name == "betas":
-            group[name] = betas_of(optimizer.card, value)
+            group[name] = betas_of(optimizer.card, value, defaults.get(name))
         elif name == "state_dtype":
             one_of(name, value, (None, *STATE_DTYPES))
         elif name == "param_rounding":
             one_of(name, value, ROUNDINGS)
         elif name == "min_int8_size":
             whole_number(name, value, 0)
-        elif kinds.get(name) is bool and not isinstance(value, bool):
+        elif isinstance(defaults.get(name), bool) and not isinstance(value, bool):
             raise TypeError(f"{name}={value!r}: use True or False")
 
 
 @functools.cache
-def _kinds(cls: type[UpdateRule]) -> dict[str, type]:
-    """The types of the constructor's defaults, also of options that a user's subclass does not repeat."""
+def _defaults(cls: type[UpdateRule]) -> dict[str, Any]:
+    """The constructor's defaults, also of options that a user's subclass does not repeat."""
     owner = next(base for base in cls.__mro__ if "card" in vars(base))
     options = [option for c in (cls, owner) for option in inspect.signature(c).parameters.values()]
-    return {option.name: type(option.default) for option in options}
+    return {option.name: option.default for option in options if option.default is not option.empty}
 
 
-def betas_of(card: Card, betas: Any, name: str = "betas") -> tuple[float, ...]:
-    """Return decay factors, as many as an optimizer has, as Python's numbers; `name` is the option's."""
-    count = card.betas
+def betas_of(card: Card, betas: Any, default: Any, name: str = "betas") -> tuple[float, ...]:
+    """Return decay factors, as many as an optimizer has, as Python's numbers.
+
+    Args:
+        card: the optimizer's.
+        betas: what was given.
+        default: what the option is if nothing is given, for the message; None if there is no such value.
+        name: the option's.
+
+    Raises:
+        ValueError, TypeError: for anything but so many numbers in [0, 1).
+    """
+    count, hint = card.betas, f"; the default is {default}" if default else ""
     if isinstance(betas, str) or not isinstance(betas, Iterable):
-        raise TypeError(f"{name}={betas!r}: give {count} numbers in [0, 1)")
+        raise TypeError(f"{name}={betas!r}: give {count} numbers in [0, 1){hint}")
     values = tuple(float(number(f"{name}[{i}]", beta)) for i, beta in enumerate(betas))
     if len(values) != count:
-        raise ValueError(f"{name}={values}: give {count} numbers, not {len(values)}")
+        raise ValueError(f"{name}={values}: give {count} numbers, not {len(values)}{hint}")
     if max(values) >= 1:
         raise ValueError(f"{name}={values}: each must be in [0, 1)")
     return values

@@ -5,7 +5,7 @@ from dataclasses import field, make_dataclass
 from typing import Any
 
 from ..engine.checks import one_of
-from ..registry import OPTIMIZERS, find
+from ..registry import OPTIMIZERS, resolve
 
 
 def register(framework: str) -> None:
@@ -40,10 +40,10 @@ def trainer_arguments(arguments: Any, name: str = "adan", **options: Any) -> tup
 
     Args:
         arguments: `transformers.TrainingArguments`.
-        name: a name of `OPTIMIZERS` or an import path.
+        name: a name or an import path, as for `adan_optim.build_optimizer`.
         options: for the optimizer; they override what `arguments` says.
     """
-    cls = find(name)
+    cls, preset = resolve(name)
     given: dict[str, Any] = {"lr": arguments.learning_rate, "weight_decay": arguments.weight_decay}
     defaults = {key: item.default for key, item in inspect.signature(type(arguments)).parameters.items()}
     betas, eps = ("adam_beta1", "adam_beta2"), "adam_epsilon"
@@ -53,7 +53,7 @@ def trainer_arguments(arguments: Any, name: str = "adan", **options: Any) -> tup
         given["betas"] = tuple(getattr(arguments, key) for key in betas)
     if "eps" in accepted and getattr(arguments, eps) != defaults[eps]:
         given["eps"] = getattr(arguments, eps)
-    return cls, {key: value for key, value in given.items() if key in accepted} | options
+    return cls, {key: value for key, value in given.items() if key in accepted} | preset | options
 
 
 def _register_with_timm() -> None:
