@@ -197,7 +197,7 @@ WORDS = [
     ("adan", "weight_decouple", "did you mean 'no_prox'?"),
     ("adan", "beta", "did you mean 'betas'?"),
     ("adan", "cautious", "did you mean 'caution'?"),
-    ("adan", "restart_cond", r"reset the moments in your loop, by optimizer.state.clear\(\)"),
+    ("adan", "restart_cond", r"call its restart_opt\(\) in your loop"),
     ("adan", "gradient_release", "use adan_optim.step_in_backward"),
     ("adan", "triton", "did you mean 'fused'?"),
     ("adamw", "wd", "did you mean 'weight_decay'?"),

@@ -29,7 +29,7 @@ SYNONYMS = (
 
 # What is no option of ours, and what to do instead.
 INSTEAD = {
-    "restart_cond": "call restart_opt() of Adan in your loop; recipes have restart_every",
+    "restart_cond": "call its restart_opt() in your loop",
     "gradient_release": "use adan_optim.step_in_backward(optimizer)",
     **dict.fromkeys(
         _DECOUPLED, "it is no choice here: Adam and LARS add weight decay to the gradient, the others do not"
