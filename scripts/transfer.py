@@ -42,8 +42,8 @@ if __name__ == "__main__":
 from dataclasses import asdict
 
 from repro.environment import environment
-from repro.train.noise import predict
 from repro.train.run_folder import write_atomically
+from repro.train.transfer import predict
 
 
 @exit_status

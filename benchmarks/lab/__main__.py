@@ -4,7 +4,7 @@
     python -m benchmarks.lab --plan              what is missing: runs, hours, and the least effect to be seen
     python -m benchmarks.lab --run --jobs 2      the missing runs; can be stopped and repeated at any time
     python -m benchmarks.lab --run --upto 2048   only those of at most so many steps
-    python -m benchmarks.lab --predict           Adan's learning rates from AdamW's and the gradient's noise
+    python -m benchmarks.lab --predict           what adan_optim.transfer says about Adan's learning rates
     python -m benchmarks.lab --again gpt adan    a cell's shortest run again: does it agree?
 
 Every run that ends is appended to the records, and the next ones follow from these alone.
@@ -71,8 +71,8 @@ from benchmarks.lab.todo import LabJob, cells, octave_at, todo, tuned
 from repro.environment import environment
 from repro.errors import UserError
 from repro.train.cli import exit_status
-from repro.train.noise import predict
 from repro.train.run_folder import refuse_foreign_page
+from repro.train.transfer import predict
 
 ADAN = {"name": "adan", "betas": (0.98, 0.92, 0.99)}  # as tuned
 

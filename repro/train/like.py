@@ -3,9 +3,8 @@
     like:adamw         learning rate and weight decay of configs/optimizer/adamw.yaml
     like:adamw@1e-3    that learning rate
 
-The noise of the gradient is measured on the recipe's own model and data (repro.train.noise). The run takes
-the learning rate and the weight decay that come out, and keeps them in its folder, so that it continues with
-them.
+A pilot on the recipe's own model and data measures it (repro.train.transfer). The run takes the learning rate
+and the weight decay that come out, and keeps them in its folder, so that it continues with them.
 """
 
 import re
@@ -57,7 +56,7 @@ def settle(
 
     Args:
         folder: of the run; what it has kept counts. None: a run that starts over.
-        find: repro.train.noise.measure, but for `like` and `to`.
+        find: repro.train.transfer.measure, but for `like` and `to`.
 
     Raises:
         UserError: see `asked` and `measure`; FILE is damaged.

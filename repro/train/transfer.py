@@ -1,4 +1,4 @@
-"""The noise of the gradient in a recipe, and the settings that it predicts (adan_optim.transfer)."""
+"""`adan_optim.transfer` on the model and the data of a recipe."""
 
 import importlib
 from collections.abc import Iterator, Sequence
