@@ -8,6 +8,7 @@ BUILD := .venv-build
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PYTEST := $(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal
 START := $(shell date +%s)
+.DEFAULT_GOAL := help
 
 # With it, each of the hundred processes that the tests start would compile all of torch's Python that it imports.
 unexport PYTHONDONTWRITEBYTECODE

@@ -1,6 +1,7 @@
-"""Fine-tune all weights of a language model, or only low-rank adapters, on questions with answers:
+"""Fine-tune all weights of a language model, or only low-rank adapters, on questions with answers.
 
-    python llm/finetune.py model.checkpoint=RUN data.root=PATH [lora.rank=16 optimizer=... key=value ...]
+    python llm/finetune.py optimizer=adan epochs=1
+    python llm/finetune.py model.checkpoint=RUN data.root=PATH lora.rank=16
 
 Without arguments it trains a small model from scratch to write function bodies of Python's library, in about
 a minute on two CPU cores. The run folder gets the tokenizer, and at the end a folder `transformers` with the

@@ -1,4 +1,7 @@
-"""Pre-train a language model: `python llm/pretrain.py [model=... data=... optimizer=... key=value ...]`.
+"""Pre-train a language model.
+
+    python llm/pretrain.py model=llama_mini optimizer=adam_mini
+    python llm/pretrain.py data=text data.root=PATH model=gpt2_125m amp=bf16 steps=10000
 
 Without arguments it trains a small GPT-2 on the source of Python's library, in a few minutes on two CPU
 cores, and shows code that it writes. The run folder gets the tokenizer, and a folder `transformers` with the

@@ -1,8 +1,9 @@
-"""Reinforcement learning of a language model from rewards, by ReMax (arXiv 2310.10505):
+"""Reinforcement learning of a language model from rewards, by ReMax (arXiv 2310.10505).
 
-    python llm/remax.py model.checkpoint=RUN reward.name=model reward.checkpoint=RUN data.root=PATH [...]
+    python llm/remax.py optimizer=adamw steps=30
+    python llm/remax.py model.checkpoint=RUN reward.name=model reward.checkpoint=RUN data.root=PATH
 
-The first run is one of llm/finetune.py, the second of llm/reward.py. Without arguments, a small model learns
+The first RUN is one of llm/finetune.py, the second of llm/reward.py. Without arguments, a small model learns
 from scratch, rewarded for words that occur in the true function bodies of Python's library.
 """
 

@@ -1,6 +1,7 @@
-"""Train a reward model, which gives the better of two answers the higher score:
+"""Train a reward model, which gives the better of two answers the higher score.
 
-    python llm/reward.py model.checkpoint=RUN data.root=PATH [lora.rank=16 optimizer=... key=value ...]
+    python llm/reward.py optimizer=adan epochs=1
+    python llm/reward.py model.checkpoint=RUN data.root=PATH lora.rank=16
 
 It is transformers' AutoModelForSequenceClassification with one output, at the last token of question and
 answer. Without arguments, a small one learns from scratch to tell function bodies of Python's library from

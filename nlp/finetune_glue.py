@@ -1,6 +1,7 @@
-"""Fine-tune an encoder on a task of GLUE, or one like it:
+"""Fine-tune an encoder on a task of GLUE, or one like it.
 
-    python nlp/finetune_glue.py task=sst2 data.root=PATH model.checkpoint=RUN [optimizer=... key=value ...]
+    python nlp/finetune_glue.py optimizer=adamw epochs=4
+    python nlp/finetune_glue.py task=sst2 data.root=PATH model.checkpoint=RUN
 
 Without arguments it trains a small encoder from scratch to tell which package of Python's library a sentence
 documents, in a few minutes on two CPU cores.

@@ -1,4 +1,7 @@
-"""Pre-train BERT or RoBERTa: `python nlp/pretrain_bert.py optimizer=adan [data=... model=... key=value ...]`.
+"""Pre-train BERT or RoBERTa.
+
+    python nlp/pretrain_bert.py optimizer=adamw steps=300
+    python nlp/pretrain_bert.py data=wikitext103 data.root=PATH model=bert_base tokenizer=wordpiece
 
 Without arguments it trains a small one on the documentation of Python's library, in a few minutes on two CPU
 cores. The run folder gets the tokenizer, and a folder `transformers` with the best weights, which

@@ -1,4 +1,7 @@
-"""Train an LSTM language model: `python nlp/train_lstm.py optimizer=adan [data=... model=... key=value ...]`.
+"""Train an LSTM language model.
+
+    python nlp/train_lstm.py optimizer=adamw epochs=1
+    python nlp/train_lstm.py data=ptb data.root=PATH model=lstm_3
 
 Without arguments it trains a small one on Python's documentation, in a few minutes on two CPU cores.
 """

@@ -1,4 +1,7 @@
-"""Train Transformer-XL: `python nlp/train_transformer_xl.py optimizer=adan [data=... key=value ...]`.
+"""Train Transformer-XL on text.
+
+    python nlp/train_transformer_xl.py optimizer=adamw epochs=1
+    python nlp/train_transformer_xl.py data=wikitext103 data.root=PATH model=transformer_xl_base
 
 Without arguments it trains a small one on Python's documentation, in a few minutes on two CPU cores.
 """

@@ -40,10 +40,7 @@ def _explanation(error: BaseException) -> str | None:
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}' on the command line: overrides are written key=value"
     if isinstance(error, HydraException):
-        cause = error.__cause__
-        if isinstance(cause, OmegaConfBaseException):
-            return explain(cause)
-        return " ".join(str(error).split())
+        return _composition(error)
     if isinstance(error, OmegaConfBaseException):
         first = str(error.msg or error).splitlines()[0]
         # prefer the message of a resolver
@@ -61,6 +58,18 @@ def _explanation(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{error}; make room and run the same command again"
     return None
+
+
+def _composition(error: HydraException) -> str | None:
+    """Return why Hydra could not compose a configuration."""
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        return explain(error.__cause__)
+    text = " ".join(str(error).split())
+    if several := re.match(r"Ambiguous value for argument '([^']*)'", text):
+        return f"{several[1]}: a run for each of several values needs -m; a list is written key=[a,b]"
+    if misfit := re.match(r"In '(\w+)/([^']+)': .* Key '(\w+)' not in '.* full_key: (\S+)", text):
+        return f"{misfit[1]}={misfit[2]}: is for other recipes; this one has no {misfit[4]}"
+    return text
 
 
 def _lost_process(error: BaseException) -> str | None:

@@ -56,9 +56,17 @@ def show_hours(hours: float) -> str:
     return f"{hours:,.0f}" if hours >= 99.95 else f"{hours:#.3g}".rstrip(".")
 
 
+def show_time(hours: float) -> str:
+    """Return a time in the unit that people use for it: 3 s | 12 min | 2.5 h | 3.2 days."""
+    for unit, length, limit in (("s", 1 / 3600, 120 / 3600), ("min", 1 / 60, 2), ("h", 1, 48)):
+        if hours < limit:
+            return f"{hours / length:.2g} {unit}" if hours < 10 * length else f"{hours / length:.0f} {unit}"
+    return f"{hours / 24:.2g} days" if hours < 240 else f"{hours / 24:,.0f} days"
+
+
 def describe(cost: Cost) -> list[str]:
     """Return the estimate and its assumptions, as lines of text."""
-    each = ", ".join(f"{show_hours(gpu_hours(cost, gpu))} hours on an {gpu}" for gpu in PEAK)
+    each = ", ".join(f"{show_time(gpu_hours(cost, gpu))} on an {gpu}" for gpu in PEAK)
     return [
         f"about {each} (one GPU): estimated, at {ASSUMPTIONS}",
         f"{cost.flops:.3g} FLOP in training = {cost.forward_flops:.4g} in the forward pass of a sample "

@@ -33,7 +33,7 @@ class Use:
     by: str  # module
     line: int
     name: str  # as it is written; of `from a import b` a.b
-    outside: bool  # of functions, so that it comes with the import of `by`
+    at_once: bool  # an import outside of functions, so that it comes with the import of `by`
 
     def __str__(self) -> str:
         return f"{self.by}, line {self.line}: {self.name}"
@@ -57,7 +57,8 @@ def uses(module: str, path: Path) -> Iterator[Use]:
     inside = {id(node) for function in functions for node in ast.walk(function)}
     for node in ast.walk(tree):
         for name in _names(node, module if path.name == "__init__.py" else module.rpartition(".")[0]):
-            yield Use(module, getattr(node, "lineno", 0), name, id(node) not in inside)
+            at_once = id(node) not in inside and not isinstance(node, ast.Constant)
+            yield Use(module, getattr(node, "lineno", 0), name, at_once)
 
 
 def _names(node: ast.AST, package: str) -> list[str]:
@@ -91,7 +92,7 @@ def problems(root: Path) -> list[str]:
     for module, path in known.items():
         for use in uses(module, path):
             tree, other = module.partition(".")[0], imported(use, known)
-            if tree in OPTIM and use.outside and use.name.partition(".")[0] in NEVER_IN_OPTIM:
+            if tree in OPTIM and use.at_once and use.name.partition(".")[0] in NEVER_IN_OPTIM:
                 found.append(f"{use}: {tree} is imported without it")
             if other is None or other == module:
                 continue

@@ -1,5 +1,6 @@
 """Commands answer at once: --help and mistakes need none of the packages that take seconds to import."""
 
+import ast
 import os
 import re
 import subprocess
@@ -77,8 +78,20 @@ def test_what_reproduce_shows(arguments: list[str]) -> None:
 
 def test_the_help_of_a_recipe() -> None:
     _, out, _, _ = run("vision/train.py", "--help", "optimizer=adan", "epochs=7")
-    assert out.startswith("Train an image classifier: `python vision/train.py")
-    assert re.search(r"^optimizer: adabelief, adafactor, .* adan, ", out, re.M)
+    assert out.startswith("Train an image classifier.\n\n    python vision/train.py")
+    assert re.search(r"^  optimizer=adan  of adabelief, adafactor, .* adan,$", out, re.M)
+    assert "  data=digits  of cifar10, digits, fashion_mnist, hfds, imagefolder, webdataset\n" in out
+    assert "gpt2" not in out  # a model of other recipes
     assert "_core" not in out  # what files share is no option
-    assert "\nepochs: 7\n" in out
-    assert "\noptimizer:\n  name: adan\n" in out
+    assert re.search(r"^  epochs=7 +passes over the training data$", out, re.M)
+    assert re.search(r"^  optimizer.lr=0.004 +learning rate", out, re.M)
+    assert re.search(r"^  schedule.warmup_steps=null +instead of warmup_epochs$", out, re.M)
+
+
+@pytest.mark.parametrize("recipe", [each for each in recipes() if each != "scripts/prepare_text.py"])
+def test_a_recipe_explains_itself_in_its_first_lines(recipe: str) -> None:
+    doc = ast.get_docstring(ast.parse((ROOT / recipe).read_text())) or ""
+    first, blank, *examples = doc.splitlines()[:4]
+    assert first.endswith(".")
+    assert not blank
+    assert all(example.startswith(f"    python {recipe} ") for example in examples)

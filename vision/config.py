@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 
@@ -12,15 +12,16 @@ from vision import resolvers  # noqa: F401 (registers them with OmegaConf)
 from vision.threed import config, prior_config  # noqa: F401 (they register their schemas)
 
 SCRATCH = "scratch"
+SETS = ("digits", "fashion_mnist", "cifar10", "imagefolder", "webdataset", "hfds")
 
 
 @dataclass
 class ModelConfig:
     """A timm model."""
 
-    name: str = "vit_tiny_patch16_224"
+    name: str = "vit_tiny_patch16_224"  # any model of timm
     kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
-    drop_path: float = 0.0
+    drop_path: float = 0.0  # probability of leaving out a residual block (stochastic depth)
     pretrained: bool = False  # start from timm's weights on the Hugging Face hub; the name needs its tag
     # initial weights: a run folder, or any file that repro.interop reads; scratch: random ones
     checkpoint: str | None = None
@@ -38,17 +39,17 @@ class DataConfig:
     # share of the training images held out for validation; the test images are then used once, at the end
     valid_share: float = 0.0
     size: int = 8  # side in pixels
-    channels: int = 1
-    classes: int | None = None  # None: as many as the data set has
+    channels: int = 1  # 1 (grey) | 3 (colour)
+    classes: int | None = None  # null: as many as the data set has
     mean: list[float] = field(default_factory=lambda: [0.5])  # per channel, of pixels in 0..1
-    std: list[float] = field(default_factory=lambda: [0.5])
+    std: list[float] = field(default_factory=lambda: [0.5])  # the same: standard deviation
     crop_pct: float = 1.0  # share of the side that the central crop keeps in evaluation
     interpolation: str = "bicubic"  # in evaluation
     draft: bool = False  # decode large training JPEGs at a fraction of their size: faster, different pixels
-    train_split: str = "train"  # hfds only, like all below
-    test_split: str = "test"
-    image_column: str = "image"
-    label_column: str = "label"
+    train_split: str = "train"  # hfds only, like all below: name of the training images
+    test_split: str = "test"  # name of the test images
+    image_column: str = "image"  # name of the column
+    label_column: str = "label"  # name of the column
 
 
 @dataclass
@@ -58,31 +59,33 @@ class AugmentConfig:
     crop: str = "resized"  # resized (random resized crop) | padded (pad, then random crop) | none
     padding: int = 0  # pixels, for crop=padded
     scale: list[float] = field(default_factory=lambda: [0.08, 1.0])  # share of the area, for crop=resized
-    ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
-    interpolation: str = "random"
-    hflip: float = 0.5  # probability
-    color_jitter: float = 0.4  # not used together with auto_augment, as in timm
+    ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])  # of the sides, the same
+    interpolation: str = "random"  # bilinear | bicubic | random (one of the two)
+    hflip: float = 0.5  # probability of a horizontal flip
+    # largest change of brightness, contrast and saturation; not used together with auto_augment, as in timm
+    color_jitter: float = 0.4
     auto_augment: str | None = None  # e.g. rand-m7-mstd0.5-inc1
     erase: float = 0.0  # probability of random erasing
     erase_mode: str = "pixel"  # const | rand | pixel
-    erase_count: int = 1
-    mixup: float = 0.0  # alpha
-    cutmix: float = 0.0  # alpha
-    mixup_prob: float = 1.0
-    mixup_switch_prob: float = 0.5
+    erase_count: int = 1  # rectangles erased in an image
+    mixup: float = 0.0  # alpha; 0: none
+    cutmix: float = 0.0  # alpha; 0: none
+    mixup_prob: float = 1.0  # probability of mixup or cutmix
+    mixup_switch_prob: float = 0.5  # probability of cutmix, if both are on
     mixup_mode: str = "batch"  # batch | pair | elem
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.0  # share of the target that all classes share
 
 
 @dataclass
 class VisionConfig(TrainConfig):
     """All settings of vision/train.py."""
 
+    options: ClassVar = {"model": ("convnext_*", "resnet*", "swin_*", "vit_*"), "data": SETS}
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    loss: str = "ce"  # ce | bce
-    channels_last: bool = False
+    loss: str = "ce"  # ce (cross entropy) | bce (binary cross entropy, per class)
+    channels_last: bool = False  # memory format of images and weights; faster on GPUs
 
     def check(self) -> None:
         """Raise UserError for a value that cannot work, naming it."""
@@ -131,9 +134,9 @@ class VisionConfig(TrainConfig):
 class DecoderConfig:
     """The decoder of a masked autoencoder."""
 
-    embed_dim: int = 512
-    depth: int = 8
-    num_heads: int = 16
+    embed_dim: int = 512  # width
+    depth: int = 8  # number of blocks
+    num_heads: int = 16  # of attention
 
 
 @dataclass
@@ -153,6 +156,7 @@ class AutoencoderConfig:
 class PretrainConfig(TrainConfig):
     """All settings of vision/pretrain_mae.py. It has no labels, so `label_smoothing` has no effect."""
 
+    options: ClassVar = {"model": ("vit_*",), "data": SETS}
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -1,4 +1,7 @@
-"""Pre-train a masked autoencoder: `python vision/pretrain_mae.py optimizer=adan [data=... key=value ...]`.
+"""Pre-train a masked autoencoder on images without labels.
+
+    python vision/pretrain_mae.py optimizer=adamw model.mask_ratio=0.6
+    python vision/pretrain_mae.py data=imagefolder data.root=PATH model=vit_base amp=bf16
 
 Without arguments it trains a small one on scikit-learn's digits, in about a minute on two CPU cores. The run
 folder gets a picture of reconstructed images, and vision/train.py can start from it (model.checkpoint).

@@ -1,4 +1,7 @@
-"""Make a 3D object from text by score distillation: `python vision/text_to_3d.py prompt="a red torus"`.
+"""Make a 3D object from text by score distillation.
+
+    python vision/text_to_3d.py prompt="a red torus"
+    python vision/text_to_3d.py -m prompt="a small blue cube" optimizer=adan,adamw
 
 Without a text-to-image model, the prompt is an object of a small embedded world, "a [small] COLOUR SHAPE";
 that takes a minute or two on two CPU cores. With prior.name=stable_diffusion it is any text. The run folder

@@ -1,4 +1,7 @@
-"""Train an image classifier: `python vision/train.py optimizer=adan [data=... model=... key=value ...]`.
+"""Train an image classifier.
+
+    python vision/train.py optimizer=adamw epochs=10
+    python vision/train.py data=imagefolder data.root=PATH model=vit_small augment=strong amp=bf16
 
 Without arguments it trains a small ViT on scikit-learn's digits, in half a minute on two CPU cores.
 """

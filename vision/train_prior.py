@@ -1,4 +1,7 @@
-"""Train a small text-to-image model: `python vision/train_prior.py optimizer=adan [key=value ...]`.
+"""Train a small text-to-image model.
+
+    python vision/train_prior.py optimizer=adamw epochs=5
+    python vision/train_prior.py 'optimizer.lr_scales={text_encoder:0.3}' guidance=3
 
 Without arguments it learns the pictures of 128 captions, 16 x 16 pixels, in minutes on two CPU cores. The run
 folder gets a pipeline/ in diffusers' layout, by which vision/text_to_3d.py can judge its renderings

@@ -1,7 +1,7 @@
 """Configuration of llm/finetune.py and llm/reward.py; llm/remax.py extends it."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 
@@ -17,11 +17,11 @@ class ConversationsConfig:
     # .jsonl, .json or .parquet, a folder of them, or a name on the Hugging Face hub; null: Python's functions
     root: str | None = None
     dataset_config: str | None = None  # configuration of a data set on the hub, if it has several
-    train_split: str = "train"
+    train_split: str = "train"  # name of the training split
     valid_split: str = "validation"  # if missing, valid_share of the training rows
-    valid_share: float = 0.01
+    valid_share: float = 0.01  # see valid_split
     train_rows: int | None = None  # number of first rows to use; null: all
-    valid_rows: int | None = 1000
+    valid_rows: int | None = 1000  # the same, for validation
     sequence_length: int = 256  # maximum tokens of question and answer, which are cut at the end
 
     def check(self) -> None:
@@ -54,8 +54,8 @@ class LoraConfig:
 class FinetuneConfig(TrainConfig):
     """All settings of llm/finetune.py and llm/reward.py."""
 
-    # transformers' keys, see llm/models.py. `checkpoint` (a run of llm/pretrain.py or llm/finetune.py, a
-    # folder of transformers, a name on the hub) determines the model and its tokenizer.
+    options: ClassVar = {"model": ("gpt2_*", "llama*", "moe_*")}
+    # transformers' keys; `checkpoint` (a run, a folder of transformers, a name on the hub) has a tokenizer
     model: dict[str, Any] = field(default_factory=dict)
     gradient_checkpointing: bool = False  # recompute activations in the backward pass, to save memory
     lora: LoraConfig = field(default_factory=LoraConfig)

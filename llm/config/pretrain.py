@@ -1,12 +1,12 @@
 """Configuration of llm/pretrain.py."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.config_store import ConfigStore
 
 from repro.errors import UserError
-from repro.text.config import TextConfig, TokenizerConfig
+from repro.text.config import TEXTS, TextConfig, TokenizerConfig
 from repro.train.config import TrainConfig, at_least
 
 
@@ -14,7 +14,7 @@ from repro.train.config import TrainConfig, at_least
 class SequencesConfig(TextConfig):
     """A text, and the sequences it is cut into: its documents one after another, without gaps."""
 
-    name: str = "python_source"
+    name: str = "python_source"  # one of TEXTS, which docs/text.md describes
     sequence_length: int = 256  # tokens predicted in a sequence
     tokens: int | None = None  # number of first tokens to train on; null: all
 
@@ -33,7 +33,7 @@ class SamplingConfig:
 
     temperature: float = 0.8  # 0: always the most likely token
     top_p: float = 0.95  # sample among the most likely tokens that together have this probability
-    max_new_tokens: int = 512
+    max_new_tokens: int = 512  # of a continuation
     samples: int = 200  # of each problem of HumanEval
 
     def check(self) -> None:
@@ -48,6 +48,7 @@ class SamplingConfig:
 class LlmConfig(TrainConfig):
     """All settings of llm/pretrain.py."""
 
+    options: ClassVar = {"model": ("gpt2_*", "llama*", "moe_*"), "data": TEXTS}
     model: dict[str, Any] = field(default_factory=dict)  # transformers' keys, see llm/models.py
     data: SequencesConfig = field(default_factory=SequencesConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

@@ -1,11 +1,12 @@
 """Configuration of nlp/pretrain_bert.py, and of the encoder that nlp/finetune_glue.py starts from."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from hydra.core.config_store import ConfigStore
 
 from repro.errors import UserError
-from repro.text.config import TextConfig, TokenizerConfig
+from repro.text.config import TEXTS, TextConfig, TokenizerConfig
 from repro.train.config import TrainConfig, at_least, one_of
 
 BLOCKS = ("complete", "complete_doc", "none")
@@ -17,17 +18,17 @@ class EncoderConfig:
 
     name: str = "roberta"  # roberta | bert: which of transformers' two
     vocab_size: int | None = None  # null: as many as the tokenizer has
-    hidden_size: int = 128
-    num_hidden_layers: int = 2
-    num_attention_heads: int = 2
-    intermediate_size: int = 512
-    hidden_act: str = "gelu"
+    hidden_size: int = 128  # width
+    num_hidden_layers: int = 2  # number of blocks
+    num_attention_heads: int = 2  # of each block
+    intermediate_size: int = 512  # width inside the feed-forward layers
+    hidden_act: str = "gelu"  # activation between them
     max_position_embeddings: int = 514  # roberta counts on from its padding token: length + pad id + 1
     # number of segment types; 0: no embedding of segments, as in fairseq's RoBERTa
     type_vocab_size: int = 0
-    layer_norm_eps: float = 1.0e-5
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
+    layer_norm_eps: float = 1.0e-5  # added to the variance in layer norms
+    hidden_dropout_prob: float = 0.1  # dropout of embeddings and blocks
+    attention_probs_dropout_prob: float = 0.1  # dropout of attention weights
     initializer_range: float = 0.02  # standard deviation of the initial weights; biases are 0
     # bert only: also learn to tell whether the second segment follows the first
     next_sentence: bool = False
@@ -57,7 +58,7 @@ class SequencesConfig(TextConfig):
     random_token_prob: float = 0.1  # share of these that become a random token
     mask_specials: bool = False  # also predict <s> and </s>, as fairseq does
     train_sequences: int | None = None  # published number, to compare with
-    valid_sequences: int | None = None
+    valid_sequences: int | None = None  # the same, for validation
 
     def check(self) -> None:
         """Raise UserError for a value that cannot work, naming it."""
@@ -76,6 +77,7 @@ class SequencesConfig(TextConfig):
 class BertConfig(TrainConfig):
     """All settings of nlp/pretrain_bert.py."""
 
+    options: ClassVar = {"model": ("bert_*", "roberta_*"), "data": TEXTS}
     model: EncoderConfig = field(default_factory=EncoderConfig)
     data: SequencesConfig = field(default_factory=SequencesConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

@@ -1,6 +1,7 @@
 """Configuration of nlp/finetune_glue.py."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +28,7 @@ class ClassifierConfig(EncoderConfig):
 class GlueDataConfig:
     """Where a task's examples are and, for tasks outside GLUE, what they are."""
 
-    name: str = "glue"
+    name: str = "glue"  # of the data in records and tables
     root: str | None = None  # folder of the task, or of several, in GLUE's layout; null: use data.hub
     hub: str | None = "nyu-mll/glue"  # GLUE on the Hugging Face hub, or a folder that `datasets` reads
     # columns of the one or two sentences; null, here and below: the task's own
@@ -51,6 +52,7 @@ class GlueDataConfig:
 class GlueConfig(TrainConfig):
     """All settings of nlp/finetune_glue.py."""
 
+    options: ClassVar = {"model": ("bert_*", "roberta_*")}
     task: str = "packages"  # cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli, or the name of a folder
     seeds: list[int] | None = None  # one run for each, and their median; null: one run with `seed`
     loss: str | None = None  # cross_entropy | mse; null: as the task needs

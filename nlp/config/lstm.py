@@ -1,11 +1,12 @@
 """Configuration of nlp/train_lstm.py."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from hydra.core.config_store import ConfigStore
 
 from repro.errors import UserError
-from repro.text.config import TextConfig, TokenizerConfig
+from repro.text.config import TEXTS, TextConfig, TokenizerConfig
 from repro.train.config import TrainConfig, at_least
 
 
@@ -15,7 +16,7 @@ class LSTMConfig:
 
     emsize: int = 400  # width of the embedding
     nhid: int = 1150  # width of all layers, except the last if tied, which has the embedding's
-    nlayers: int = 3
+    nlayers: int = 3  # number of layers
     tied: bool = True  # share the embedding's weights with the softmax
     dropout: float = 0.4  # probability, of the last layer's output
     dropouth: float = 0.25  # between layers
@@ -44,6 +45,7 @@ class StreamsConfig(TextConfig):
 class LSTMTrainConfig(TrainConfig):
     """All settings of nlp/train_lstm.py."""
 
+    options: ClassVar = {"model": ("lstm_*",), "data": TEXTS}
     model: LSTMConfig = field(default_factory=LSTMConfig)
     data: StreamsConfig = field(default_factory=StreamsConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

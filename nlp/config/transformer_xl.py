@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import ClassVar
 
 from hydra.core.config_store import ConfigStore
 
 from repro.errors import UserError
-from repro.text.config import TextConfig, TokenizerConfig
+from repro.text.config import TEXTS, TextConfig, TokenizerConfig
 from repro.train.config import TrainConfig, at_least, one_of
 
 
@@ -14,14 +15,14 @@ from repro.train.config import TrainConfig, at_least, one_of
 class ModelConfig:
     """Transformer-XL (Dai et al., arXiv 1901.02860). The keys are named as in the original code."""
 
-    name: str = "transformer_xl"
-    n_layer: int = 4
-    n_head: int = 4
-    d_head: int = 32
-    d_embed: int = 128
-    d_model: int = 128
-    d_inner: int = 512
-    dropout: float = 0.1
+    name: str = "transformer_xl"  # in records and tables
+    n_layer: int = 4  # number of blocks
+    n_head: int = 4  # heads of attention
+    d_head: int = 32  # width of a head
+    d_embed: int = 128  # width of the embedding
+    d_model: int = 128  # width of the blocks
+    d_inner: int = 512  # width inside the feed-forward layers
+    dropout: float = 0.1  # probability
     dropatt: float = 0.0  # of attention weights
     mem_len: int = 64  # tokens before a segment that attention reaches
     ext_len: int = 0  # further tokens, recomputed; only 0 is supported
@@ -29,14 +30,14 @@ class ModelConfig:
     same_length: bool = False  # let every token attend to the same number of tokens
     clamp_len: int = -1  # largest distance, to which longer ones are clamped; -1: none
     pre_lnorm: bool = False  # normalise before attention and perceptron instead of after
-    tie_word_embeddings: bool = True
+    tie_word_embeddings: bool = True  # share the embedding's weights with the softmax
     cutoffs: list[int] = field(default_factory=list)  # of the adaptive softmax; []: plain softmax
     div_val: int = 1  # divisor of the embedding size from one part of the vocabulary to the next
     tie_projs: list[bool] = field(default_factory=lambda: [False])  # per part
     init: str = "normal"  # normal | uniform
     init_range: float = 0.1  # of uniform
     init_std: float = 0.02  # of normal
-    proj_init_std: float = 0.01
+    proj_init_std: float = 0.01  # of projections of embeddings, with init=normal
     attention: str = "auto"  # textbook | explicit | fused; auto: fused on GPUs, explicit elsewhere
     checkpoint: str | None = None  # initial weights: a run folder, or any file that repro.interop reads
 
@@ -79,6 +80,7 @@ class EvaluationConfig:
 class TransformerXLConfig(TrainConfig):
     """All settings of nlp/train_transformer_xl.py. `batch_size` streams are read side by side."""
 
+    options: ClassVar = {"model": ("transformer_xl_*",), "data": TEXTS}
     model: ModelConfig = field(default_factory=ModelConfig)
     data: TextConfig = field(default_factory=TextConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from adan_optim import CARDS
 from repro.errors import UserError
-from repro.hardware import FAMILIES, GPUS
+from repro.hardware import FAMILIES, GPUS, show_time
 from repro.ledger import rows
 from repro.planner import footprint, plan, step
 from repro.planner.plan import Job, Machine, Speed
@@ -58,7 +58,7 @@ def describe(
     if speed.days is not None and speed.dollars is not None:
         assumed = "assumed" if price is None else "given"
         cost = f"${speed.dollars:,.0f} at ${dollars:.2f} for an hour of a GPU ({assumed})"
-        lines.append(f"time: {speed.days:.2g} days; cost: {cost}")
+        lines.append(f"time: {show_time(24 * speed.days)}; cost: {cost}")
     return [*lines, ""]
 
 

@@ -27,11 +27,11 @@ class TextConfig:
     # For HUB only, like all keys below: the configuration of the data set, if it has several
     dataset_config: str | None = None
     files: str | None = None  # pattern of the files to read below root, such as data/*.parquet
-    column: str = "text"
+    column: str = "text"  # column with the text
     rows: str = "documents"  # content of a row: documents | lines
-    train_split: str = "train"
+    train_split: str = "train"  # name of the training split
     valid_split: str = "validation"  # if there is none, valid_share of the training rows
-    test_split: str = "test"
+    test_split: str = "test"  # name of the test split
     # read rows as they arrive, instead of first storing the data set as Arrow files
     streaming: bool = False
 

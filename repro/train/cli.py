@@ -11,29 +11,30 @@ import select
 import signal
 import sys
 import tempfile
-import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
 import hydra
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from repro.errors import Stopped
 from repro.explain import explain
-from repro.train import slurm
+from repro.train import choices, multirun, slurm
 from repro.train.config import TrainConfig, typed
+from repro.train.usage import usage
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+NO_LOG = ["hydra/hydra_logging=none"]
 
 READER_LEFT = 128 + signal.SIGPIPE  # exit status if the reader of the output is gone, as in a shell
 
 Arguments = ParamSpec("Arguments")
 Config = TypeVar("Config", bound=TrainConfig)
-Main = Callable[[Config, list[str]], object]  # (configuration, the command line's overrides)
+Main = Callable[[Config, list[str]], Path | None]  # (configuration, overrides) -> the run's folder, if any
 
 
 def entry_point(
@@ -45,7 +46,7 @@ def entry_point(
     `error: ...` on stderr, or a signal's that stopped it (see repro.train.preemption). With `--debug` (or
     HYDRA_FULL_ERROR=1) errors are raised instead. The config's defaults start with `<config_name>_schema`,
     which is `schema`; the module that defines it registers it. `main` gets a configuration that is checked.
-    `--help` prints `doc`, the groups of configurations and the configuration.
+    `--help` prints `doc`, the groups of configurations and the keys; see repro.train.usage.
     """
 
     def decorate(main: Main[Config]) -> Callable[..., int]:
@@ -54,36 +55,26 @@ def entry_point(
             arguments = list(sys.argv[1:] if arguments is None else arguments)
             debug = "--debug" in arguments or os.environ.get("HYDRA_FULL_ERROR") == "1"
             arguments = [argument for argument in arguments if argument != "--debug"]
-            failed = False
-
-            def job(config: DictConfig) -> None:
-                nonlocal failed
-                try:
-                    _call(main, schema, config)
-                except Exception as error:
-                    line = explain(error)
-                    if debug or line is None:
-                        raise
-                    failed = True  # and let the other jobs of a multirun go on
-                    print(f"error: {line}", file=sys.stderr)
-
             try:
                 with flushed():
-                    if asked := {"-h", "--help"} & set(arguments):
-                        print(_help(config_name, doc))
-                        arguments = ["--cfg=job", *(each for each in arguments if each not in asked)]
+                    choices.check(CONFIGS, config_name, schema, arguments)
                     launcher = slurm.launcher(arguments)
-                    if launcher is None:
-                        _run_hydra(job, config_name, arguments, ["hydra/hydra_logging=none"])
+                    if {"-h", "--help"} & set(arguments):
+                        rest = [each for each in arguments if each not in ("-h", "--help", *multirun.FLAGS)]
+                        show = functools.partial(_show_usage, doc, config_name, schema)
+                        _run_hydra(show, config_name, rest, NO_LOG)
+                    elif launcher is None:
+                        return _run_jobs(main, schema, config_name, arguments, debug)
                     else:
                         command_line = [sys.argv[0], *arguments]
                         submitted = functools.partial(_submitted, slurm.module(main), schema, command_line)
                         _run_hydra(submitted, config_name, arguments, slurm.prepare(launcher))
+                    return 0
             except KeyboardInterrupt:
                 print("interrupted; the same command continues", file=sys.stderr)
                 return 130
             except Stopped as stopped:
-                if int(os.environ.get("RANK", 0)) == 0:  # one of its processes says so
+                if _is_first():
                     print(f"{stopped}; the same command continues", file=sys.stderr)
                 return stopped.status
             except Exception as error:
@@ -94,38 +85,62 @@ def entry_point(
                     raise
                 print(f"error: {line}", file=sys.stderr)
                 return 2
-            return 2 if failed else 0
 
         return command
 
     return decorate
 
 
-def _help(config_name: str, doc: str | None) -> str:
-    """Return the help of an entry point, up to its configuration, which Hydra prints."""
-    parts = [doc.strip()] if doc else []
-    parts += [
-        "-m, --multirun  make a run for each combination of key=value,value,...\n"
-        "--debug         raise errors, instead of one line on stderr\n"
-        "--hydra-help    the other options, which are Hydra's",
-        "Groups of configurations, to be chosen as group=name:",
-    ]
-    defaults = yaml.safe_load((CONFIGS / f"{config_name}.yaml").read_text())["defaults"]
-    groups = [group for entry in defaults if isinstance(entry, dict) for group in entry]
-    lines = []
-    for group in groups:
-        names = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml") if path.stem[0] != "_")
-        lines.append(textwrap.fill(f"{group}: {', '.join(names)}", 110, subsequent_indent="    "))
-    lines.append("+paper=<table>/<row>: a published result; `python scripts/reproduce.py --list` has them")
-    return "\n\n".join([*parts, "\n".join(lines), "Configuration, of which key=value changes a value:\n"])
+def _show_usage(doc: str | None, config_name: str, schema: type[Config], config: DictConfig) -> None:
+    """Print the help of an entry point with what Hydra made of the command line."""
+    values = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    chosen = HydraConfig.get().runtime.choices
+    print(usage(doc, CONFIGS, config_name, schema, values, chosen))
 
 
-def _call(main: Main[Config], schema: type[Config], config: DictConfig) -> None:
-    """Call an entry point with what Hydra made of the command line."""
+def _is_first() -> bool:
+    """Return whether this is the one of a run's processes that prints."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _run_jobs(
+    main: Main[Config], schema: type[Config], config_name: str, arguments: list[str], debug: bool
+) -> int:
+    """Run an entry point here, once or for each job of a multirun; return the exit status.
+
+    An error of the input in one job lets the others go on. A table at the end compares their runs.
+    """
+    several = bool(set(multirun.FLAGS) & set(arguments))
+    folders: list[Path] = []
+    failed = False
+
+    def job(config: DictConfig) -> None:
+        nonlocal failed
+        if several and _is_first():
+            number = HydraConfig.get().job.num
+            print(f"{chr(10) * (number > 0)}{multirun.header(arguments, number)}", flush=True)
+        try:
+            if (folder := _call(main, schema, config)) is not None:
+                folders.append(folder)
+        except Exception as error:
+            line = explain(error)
+            if debug or line is None:
+                raise
+            failed = True
+            print(f"error: {line}", file=sys.stderr)
+
+    _run_hydra(job, config_name, arguments, NO_LOG)
+    if len(folders) > 1 and _is_first():
+        print(f"\n{multirun.compared(folders)}")
+    return 2 if failed else 0
+
+
+def _call(main: Main[Config], schema: type[Config], config: DictConfig) -> Path | None:
+    """Call an entry point with what Hydra made of the command line; return the run's folder, if any."""
     values = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     checked = typed(values, schema)
     checked.check()
-    main(checked, list(HydraConfig.get().overrides.task))
+    return main(checked, list(HydraConfig.get().overrides.task))
 
 
 def _submitted(module: str, schema: type[Config], command_line: list[str], config: DictConfig) -> None:
@@ -250,9 +265,9 @@ def _run_hydra(
 
 def _insert(overrides: list[str], arguments: list[str]) -> list[str]:
     """Insert overrides before the user's, and -m first: argparse wants all overrides in one place."""
-    multirun = [argument for argument in arguments if argument in ("-m", "--multirun")]
-    rest = [argument for argument in arguments if argument not in multirun]
+    flags = [argument for argument in arguments if argument in multirun.FLAGS]
+    rest = [argument for argument in arguments if argument not in flags]
     first = next(
         (i for i, argument in enumerate(rest) if not argument.startswith("-") and "=" in argument), len(rest)
     )
-    return [*multirun, *rest[:first], *overrides, *rest[first:]]
+    return [*flags, *rest[:first], *overrides, *rest[first:]]

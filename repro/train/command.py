@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 
 from repro.train.cli import entry_point
 from repro.train.config import TrainConfig
@@ -14,12 +15,14 @@ def command(config_name: str, schema: type[TrainConfig], module: str, doc: str |
     is imported when the configuration has been checked: --help and mistakes are answered at once.
     """
 
-    def main(config: TrainConfig, overrides: list[str]) -> None:
+    def main(config: TrainConfig, overrides: list[str]) -> Path:
         from repro.train.run_folder import run_name
         from repro.train.trainer import train
 
         recipe = importlib.import_module(module).RECIPE
-        train(recipe(config), config, config.run.name or run_name(overrides))
+        name = config.run.name or run_name(overrides)
+        train(recipe(config), config, name)
+        return Path(config.run.root, str(recipe.name), name)
 
     main.__module__ = module  # which a SLURM job imports
     return entry_point(config_name, schema, doc)(main)

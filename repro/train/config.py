@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from omegaconf import OmegaConf
 
@@ -17,7 +17,7 @@ from repro.train import like
 class RunConfig:
     """Where a run is stored and how often it is saved. Nothing here changes its result."""
 
-    root: str = "runs"
+    root: str = "runs"  # folder of all runs; a run is in ROOT/RECIPE/NAME
     name: str | None = None  # default: made from the command line, so that the same command finds its folder
     overwrite: bool = False  # start over instead of continuing
     # steps between checkpoints within an epoch; there is one at the end of every epoch
@@ -33,7 +33,7 @@ class TrackingConfig:
     """A live tracker of accelerate; `metrics.jsonl` is always written."""
 
     name: str | None = None  # wandb | tensorboard
-    project: str = "adan"
+    project: str = "adan"  # name of the project there
     mode: str = "online"  # wandb only: online | offline
 
 
@@ -71,7 +71,7 @@ class SelectConfig:
 class LossScaleConfig:
     """The loss scale for amp=fp16, of torch.amp.GradScaler, with fairseq's options."""
 
-    initial: float = 65536.0
+    initial: float = 65536.0  # its first value
     growth_interval: int = 2000  # steps without overflow after which it doubles; an overflow halves it
     threshold: float | None = None  # lower limit
     minimum: float = 0.0  # the run ends when the scale falls to this
@@ -84,7 +84,7 @@ class ScheduleConfig:
     name: str = "cosine"  # cosine | polynomial | constant | step
     per: str = "epoch"  # epoch | step: when the learning rate changes
     join: str = "cut"  # cosine only: cut | shift | scale, how it meets the warm-up
-    warmup_epochs: float = 0.0
+    warmup_epochs: float = 0.0  # in which the learning rate rises linearly to optimizer.lr
     warmup_steps: int | None = None  # instead of warmup_epochs
     warmup_lr: float = 0.0  # learning rate at step 0 of a warm-up
     min_lr: float = 0.0  # learning rate at the end
@@ -92,6 +92,18 @@ class ScheduleConfig:
     power: float = 1.0  # polynomial only; 1 is linear
     milestones: list[int] = field(default_factory=list)  # step only: in epochs, or steps for a run in steps
     factor: float = 0.1  # step only: factor on the learning rate at each milestone
+
+    def check_warmup(self, warmup: float, total: int, unit: str) -> None:
+        """Raise UserError unless a warm-up leaves something to train of a run; both are in `unit`s."""
+        if warmup < total or (warmup == total and (self.name, self.join) == ("cosine", "cut")):
+            return
+        key = "warmup_epochs" if self.warmup_steps is None else "warmup_steps"
+        short = f"schedule.warmup_{unit}={total // 10 if unit == 'steps' else total / 10:g}"
+        cure = short if key in short else f"schedule.{key}=0 {short}"
+        raise UserError(
+            f"schedule.{key}={getattr(self, key):g}: the warm-up of {warmup:g} {unit} must be shorter than "
+            f"the run of {total} {unit}; set {cure}"
+        )
 
 
 # The smallest values of keys that are not null.
@@ -108,8 +120,11 @@ MINIMA = {
 class TrainConfig:
     """The settings of the training loop, which every task shares."""
 
-    seed: int = 0
-    epochs: int = 10
+    # by group of configurations: patterns of the files in configs/<group> that fit; all, if it is not here
+    options: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    seed: int = 0  # of weights, of the order of the data and of all other random numbers
+    epochs: int = 10  # passes over the training data
     steps: int | None = None  # total number of optimizer steps, instead of epochs
     # with `steps`: stop after this many epochs if they come first; the schedule ignores this
     max_epochs: int | None = None
@@ -121,19 +136,17 @@ class TrainConfig:
     repeats: int = 1  # copies of a sample per epoch, each augmented anew; the epoch keeps its length
     amp: str = "no"  # no | bf16 | fp16
     loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
-    # Global norm to which the loop clips gradients, for any optimizer. `optimizer.max_grad_norm` does the
-    # same within the step of our optimizers; set one of the two.
+    # global norm to which the loop clips gradients; optimizer.max_grad_norm, within the step: set one of them
     clip_grad: float | None = None
     select: SelectConfig = field(default_factory=SelectConfig)
     hessian_every: int = 10  # steps between estimates of the Hessian, for optimizer=sophia
     restart_every: int | None = None  # steps after which optimizer=adan resets its moments to zero
-    ema_decay: float | None = None
-    compile: bool = False
+    ema_decay: float | None = None  # of an average of the weights, which is evaluated too
+    compile: bool = False  # the model, by torch.compile
     fsdp: bool = False  # shard parameters, gradients and states over the processes; see repro.train.fsdp
-    # data loading processes per training process; 0: none. Pixels and tokens in memory need none: the loop
-    # takes them in whole batches
+    # data loading processes per training process; 0: none, which is enough for pixels and tokens in memory
     workers: int = 0
-    # see adan_optim.build_optimizer; lr: like:adamw takes it from AdamW's, see repro.train.like
+    # its options are in docs/optim.md; lr=like:adamw takes it from AdamW's
     optimizer: dict[str, Any] = field(default_factory=dict)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -182,6 +195,11 @@ class TrainConfig:
             raise UserError(f"steps={self.steps}: a run in steps has no schedule.cooldown_epochs")
         if self.steps is None and self.max_epochs is not None:
             raise UserError(f"max_epochs={self.max_epochs}: is for a run in steps; set epochs instead")
+        # the other two combinations have to know the steps of an epoch, see repro.train.schedules
+        if self.steps is None and self.schedule.warmup_steps is None:
+            self.schedule.check_warmup(self.schedule.warmup_epochs, self.epochs, "epochs")
+        elif self.steps is not None and self.schedule.warmup_steps is not None:
+            self.schedule.check_warmup(self.schedule.warmup_steps, self.steps, "steps")
 
     def total_steps(self, per_epoch: int) -> int:
         """Return the number of optimizer steps of a run with `per_epoch` steps per epoch."""

@@ -12,6 +12,7 @@ runs/<entry point>/<name>/
     speed.jsonl        since the previous record: samples per second, share of time spent waiting for data,
                        10^12 operations per second, and MFU (see repro.train.throughput)
     monitor.jsonl      with run.monitor: samples of adan_optim.Monitor, including times and memory
+    transfer.json      with optimizer.lr=like:NAME: what was predicted, see repro.train.like
     checkpoints/       see repro.train.checkpoint
     summary.json       written at the end; its presence marks the run as finished
     diverged.json      written instead of a summary if the loss is not finite: the `step` and a message
@@ -32,6 +33,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from repro.doctor.hint import hint
 from repro.environment import environment
 from repro.errors import Diverged, UserError
 from repro.loading import read_records, read_text
@@ -55,7 +57,9 @@ from repro.train import checkpoint
 DIVISION = "gradient_accumulation_steps"
 
 # Removed when a run starts over, with the checkpoints; the mark of the finished run comes first.
-PRODUCTS = (SUMMARY, DIVERGED, *LOGS, "monitor.jsonl", ENVIRONMENT, "wandb", "tensorboard")
+PRODUCTS = (
+    *(SUMMARY, DIVERGED, *LOGS, "monitor.jsonl", "transfer.json", ENVIRONMENT, "wandb", "tensorboard"),
+)
 
 
 def run_name(overrides: Sequence[str]) -> str:
@@ -182,16 +186,23 @@ class RunFolder:
             write_atomically(self.path / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
     def diverge(self, error: Diverged) -> None:
-        """Record that the loss became non-finite."""
+        """Record that the loss became non-finite, and print the likeliest cause."""
         if self.active:
             text = json.dumps({"step": error.step, "message": str(error)}, indent=1)
             write_atomically(self.path / DIVERGED, text + "\n")
+            if line := hint(self.path):
+                print(line)
 
     def log(self, record: dict[str, Any], file: str = METRICS) -> None:
         """Append a record, which must have a `step`, to a file of LOGS."""
         if self.active:
             with (self.path / file).open("a") as log:
                 log.write(json.dumps(record) + "\n")
+
+    def keep(self, file: str, content: dict[str, Any]) -> None:
+        """Write a JSON file of PRODUCTS."""
+        if self.active:
+            write_atomically(self.path / file, json.dumps(content, indent=1) + "\n")
 
     def rewind(self, step: int) -> None:
         """Drop the records after `step`, that of the test set, and an incomplete last line."""

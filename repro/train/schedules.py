@@ -74,7 +74,6 @@ def build_schedule(
     Raises:
         UserError: the warm-up is at least as long as the run, or settings exclude each other.
     """
-    warmup_key = "warmup_epochs" if config.warmup_steps is None else "warmup_steps"
     by_step = config.per == "step"
     if not by_step and (steps is not None or config.warmup_steps is not None):
         raise UserError("schedule.per=epoch: a run in steps, or a warm-up in steps, needs schedule.per=step")
@@ -83,12 +82,7 @@ def build_schedule(
     scale = steps_per_epoch if by_step else 1
     total = epochs * scale if steps is None else steps
     warmup = config.warmup_epochs * scale if config.warmup_steps is None else config.warmup_steps
-    if warmup > total or (warmup == total and (config.name, config.join) != ("cosine", "cut")):
-        length = f"epochs={epochs}" if steps is None else f"steps={steps}"
-        raise UserError(
-            f"schedule.{warmup_key}={getattr(config, warmup_key):g}: must be below {length}, "
-            "or nothing is left to train"
-        )
+    config.check_warmup(warmup, total, "steps" if by_step else "epochs")
     milestones = [milestone * (scale if steps is None else 1) for milestone in config.milestones]
     start, end = (config.warmup_lr / lr, config.min_lr / lr) if lr else (1.0, 1.0)
     curves: dict[str, Callable[[float], float]] = {

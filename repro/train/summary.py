@@ -1,11 +1,14 @@
 """The output of a run: a line per epoch and the closing summary."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import adan_optim
 from adan_optim.monitor.readings import peak_resident_bytes
+from repro.doctor.hint import hint
+from repro.hardware import show_time
 from repro.ledger import tracking
 from repro.runs import sample_rate
 from repro.train.config import TrainConfig
@@ -107,9 +110,9 @@ def describe(summary: dict[str, Any]) -> str:
         f"train_loss {final['train_loss']:.4g}",
         "model": f"{summary['model']}, {summary['parameters']:,} parameters",
         "optimizer": f"{summary['optimizer']}, path: {summary['optimizer_path']}",
-        "time": f"{_duration(summary['seconds'])} for {summary['epochs']} epochs, "
+        "time": f"{show_time(summary['seconds'] / 3600)} for {summary['epochs']} epochs, "
         f"{rate:,.0f} {unit}/s"
-        + (f", {summary['tflop_per_second']:.3g} TFLOP/s" if "tflop_per_second" in summary else "")
+        + (f", {summary['tflop_per_second']:.3g} TFLOP/s" if summary.get("tflop_per_second", 0) >= 1 else "")
         + (f" ({summary['mfu']:.1%} of the peak)" if "mfu" in summary else "")
         + f", {summary['wait_share']:.0%} of the time waiting for data",
         "memory": f"{summary['peak_memory_mib']:,} MiB at most ({summary['memory_of']})",
@@ -126,6 +129,7 @@ def describe(summary: dict[str, Any]) -> str:
     lines = [f"{key:<10} {value}" for key, value in rows.items()]
     if "paper" in summary:
         lines += [f"{'paper':<10} {line}" for line in tracking.describe(summary["paper"])]
+    lines += filter(None, [hint(Path(summary["run"]))])
     for key in ("examples", "monitor"):
         lines += ["", *summary[key]] if key in summary else []
     return "\n".join(lines)

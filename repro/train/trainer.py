@@ -12,6 +12,7 @@ and are averaged over several.
 import math
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +27,7 @@ from tqdm import tqdm
 import adan_optim
 from repro.errors import Diverged, Stopped, UserError
 from repro.ledger import tracking
-from repro.train import checkpoint, fsdp, saving
+from repro.train import checkpoint, fsdp, like, saving
 from repro.train.accelerator import (
     build,
     build_monitor,
@@ -48,6 +49,7 @@ from repro.train.state import Progress, TrainState
 from repro.train.summary import describe, epoch_line, summarise
 from repro.train.task import Task
 from repro.train.throughput import Throughput, count_flops, device_peak
+from repro.train.transfer import measure
 
 
 def train(task: Task, config: TrainConfig, name: str) -> dict[str, Any]:
@@ -122,7 +124,11 @@ class Trainer:
             ema = AveragedModel(module, self.device, multi_avg_fn=average, use_buffers=True)
         if config.fsdp:
             fsdp.shard(module, task.sharded(module), self.device, config.amp, config.compile)
-        optimizer = build_optimizer(module, config.optimizer)
+        find = partial(measure, task, config, accelerator, train_data, module, steps=self.total)
+        options, self.transferred = like.settle(
+            config.optimizer, None if config.run.overwrite else folder.path, find
+        )
+        optimizer = build_optimizer(module, options)
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
         self.lr: float = optimizer.defaults["lr"]
         self.multiplier = build_schedule(
@@ -148,6 +154,9 @@ class Trainer:
         self._resume()
         start_trackers(self.accelerator, self.config, self.folder.path)
         self.monitor = build_monitor(self.state, self.config, self.folder.path, self.accelerator)
+        if self.transferred is not None:
+            self.folder.keep(like.FILE, self.transferred)
+            self.accelerator.print(self.transferred["text"])
         self.tracker = tracking.Tracker(self.config.row, self.progress.tracked)
         if self.tracker.untracked is not None:
             self.accelerator.print(f"not tracked: {self.tracker.untracked}")
@@ -346,6 +355,8 @@ class Trainer:
             norms = self.state.recent("grad_norm", steps)
             finite = norms[norms.isfinite()]
             metrics |= {"grad_norm": float(finite.mean())} if len(finite) else {}
+        if self.accelerator.scaler is not None:
+            metrics["train_loss_scale"] = self.accelerator.scaler.get_scale()
         return metrics
 
     def _mean_loss(self, steps: int) -> float:

@@ -69,7 +69,7 @@ def test_per_step_and_cooldown() -> None:
 
 
 def test_warmup_longer_than_the_run() -> None:
-    with pytest.raises(UserError, match=r"schedule\.warmup_epochs=11: .*epochs=10"):
+    with pytest.raises(UserError, match=r"schedule\.warmup_epochs=11: .* 10 epochs"):
         build_schedule(ScheduleConfig(warmup_epochs=11), LR, 10, 5)
 
 
@@ -99,7 +99,11 @@ def test_a_shifted_cosine_is_transformers() -> None:
 @pytest.mark.parametrize(
     ("changes", "steps", "message"),
     [
-        (dict(warmup_steps=50), 50, "schedule.warmup_steps=50: must be below steps=50"),
+        (
+            dict(warmup_steps=50),
+            50,
+            "warm-up of 50 steps must be shorter than the run of 50 steps; set schedule.warmup_steps=5",
+        ),
         (dict(per="epoch"), 50, "needs schedule.per=step"),
         (dict(join="scale", min_lr=0.1), 50, "schedule.join=scale: needs"),
     ],

@@ -56,7 +56,26 @@ def images(tmp_path: Path) -> Path:
         ("optimizer.lr=abc", "lr"),
         ("optimizer.betas=[0.9]", "betas"),
         ("optimizer.name=torch.optim.Nope", "torch.optim.Nope"),
-        ("model=resnet99", "model=resnet99: no such option; did you mean resnet50?"),
+        (
+            "model=resnet99",
+            "model=resnet99: no such option; did you mean resnet50? This recipe has convnext_tiny,",
+        ),
+        (
+            "model=gpt2_125m",
+            "model=gpt2_125m: is for other recipes; this one has convnext_tiny, resnet101, resn",
+        ),
+        ("data=c4", "data=c4: is for other recipes; this one has cifar10, digits,"),
+        ("augment=zoom", "augment=zoom: no such option; this recipe has cifar, flip, imagenet, none,"),
+        (
+            "tokenizer=bpe",
+            "tokenizer=bpe: this recipe has no such group; it has optimizer, schedule, model, au",
+        ),
+        ("paper=mae/base", "paper=mae/base: is added to the configuration; write +paper=mae/base"),
+        (
+            "+paper=gpt2/adan_150k",
+            "+paper=gpt2/adan_150k: is a row of llm/pretrain.py, not of this recipe; run",
+        ),
+        ("optimizer=adan,adamw", "optimizer=adan,adamw: a run for each of several values needs -m;"),
         ("model.name=resnet5", "timm has no such model; did you mean resnet50"),
         ("+model.kwargs.deth=3", "unexpected keyword argument 'deth'"),
         ("model.kwargs.num_heads=7", "model.kwargs="),
@@ -77,7 +96,12 @@ def images(tmp_path: Path) -> Path:
         ("data=hfds", "data.root is not set"),
         ("loss=mse", "loss=mse: must be one of ce, bce"),
         ("schedule=cosin", "schedule=cosin: no such option; did you mean cosine?"),
-        ("schedule.warmup_epochs=50", "schedule.warmup_epochs=50: must be below epochs=40"),
+        ("schedule.warmup_epochs=50", "schedule.warmup_epochs=50: the warm-up of 50 epochs must be shorter"),
+        ("epochs=1", "must be shorter than the run of 1 epochs; set schedule.warmup_epochs=0.1"),
+        (
+            "steps=20",
+            "the warm-up of 44 steps must be shorter than the run of 20 steps; set schedule.warmup_e",
+        ),
         ("tracking=wandbb", "did you mean wandb?"),
     ],
 )

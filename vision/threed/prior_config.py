@@ -19,7 +19,7 @@ class NetConfig:
     channels: list[int] = field(default_factory=lambda: [32, 64, 64])
     layers: int = 1  # residual blocks on the way down in each level; one more on the way up
     heads: int = 4  # of all attention
-    text_width: int = 64
+    text_width: int = 64  # of the encoder of words
     text_layers: int = 0  # 0: the words without their order, which is all that these captions need
     text_tokens: int = 16  # of a text at most, with one before and one after it
 
