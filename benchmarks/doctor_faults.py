@@ -167,7 +167,7 @@ def with_few_samples(task: Task, recipe: str) -> None:
     vars(task)["train_data"] = lambda: few
 
 
-ADAMW = {
+ADAMW: dict[str, tuple[str, ...]] = {
     "digits": ("optimizer=adamw", "optimizer.lr=4e-3"),
     "gpt2_mini": ("optimizer=adamw", "optimizer.lr=2e-3"),
     "lstm": ("optimizer=adamw", "optimizer.lr=4e-3"),
