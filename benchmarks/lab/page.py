@@ -1,5 +1,6 @@
 """The page of the lab in Markdown, and all files of results/lab, from the records alone."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from repro.results import table
 from repro.train.run_folder import write_atomically
 
 COMMAND = "python -m benchmarks.lab"
+NEAR = 0.02  # share of the loss that a prediction may cost
 
 
 def write(
@@ -71,6 +73,7 @@ def summary(
         "final": _markdown(_finals(records)),
         "tuning": _markdown(_tuning(records)),
         "transfer": _markdown(_transfer(found, predictions)),
+        "score": _score(found, predictions),
         "pilots": _markdown(_pilots(found, predictions)),
     }
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -163,6 +166,21 @@ def _transfer(found: Sequence[Search], predictions: Sequence[Prediction]) -> lis
             numbers = [guess.factor, search.ratio, guess.closed_form]
             rows.append([search.title, f"{search.steps:,}", *(f"{x:.2f}" for x in numbers), *shown])
     return rows
+
+
+def _score(found: Sequence[Search], predictions: Sequence[Prediction]) -> str:
+    """Return in words how often the predictions are good enough, and better than LARGER times."""
+    known = [(search, predicted(predictions, search.name)) for search in found]
+    pairs = [
+        [x if x is not None else math.inf for x in (search.change(guess.factor), search.change(LARGER))]
+        for search, guess in known
+        if guess is not None
+    ]
+    near, ahead = sum(ours <= NEAR for ours, _ in pairs), sum(ours < other for ours, other in pairs)
+    return (
+        f"The loss at the predicted learning rate is within {NEAR:.0%} of the best one on {near} of {len(pairs)} "
+        f"tasks, and lower than at {LARGER:g} times AdamW's on {ahead}."
+    )
 
 
 def _pilots(found: Sequence[Search], predictions: Sequence[Prediction]) -> list[list[str]]:

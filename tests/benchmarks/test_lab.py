@@ -247,6 +247,7 @@ def test_the_page(done: list[Record], tmp_path: Path) -> None:
     assert "| GPT-2, bytes | Muon | 1.6" in text
     # predicted 2.00, tuned 3: the loss at 1.6e-2 lies between those of the octaves 0 and 1
     assert "| GPT-2, bytes | 2,048 | 2.00 | 3.00 | 1.80 | +0.3% |" in text
+    assert "within 2% of the best one on 1 of 1 tasks, and lower than at 5 times AdamW's on 1." in text
     assert "| 1.50; 1.80 at s = 0.5 | 2.00; 1.80 at s = 0.5 |  |" in text
 
 
