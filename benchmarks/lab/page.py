@@ -178,8 +178,8 @@ def _score(found: Sequence[Search], predictions: Sequence[Prediction]) -> str:
     ]
     near, ahead = sum(ours <= NEAR for ours, _ in pairs), sum(ours < other for ours, other in pairs)
     return (
-        f"The loss at the predicted learning rate is within {NEAR:.0%} of the best one on {near} of {len(pairs)} "
-        f"tasks, and lower than at {LARGER:g} times AdamW's on {ahead}."
+        f"The loss at the predicted learning rate is within {NEAR:.0%} of the best one on {near} of "
+        f"{len(pairs)} tasks, and lower than at {LARGER:g} times AdamW's on {ahead}."
     )
 
 
