@@ -142,9 +142,10 @@ def todo(
         asked: with the experiments.
     """
     about, losses = ALL_TASKS[task], tuned(records, task, optimizer)
-    if about.tuned > longest:
+    points = next_points(space(task, optimizer), losses)
+    if points and about.tuned > longest:
         return []
-    if points := next_points(space(task, optimizer), losses):
+    if points:
         octaves: dict[float, list[int]] = {}
         for point in points:
             octaves.setdefault(point.weight_decay, []).append(point.octave)
