@@ -61,8 +61,7 @@ def entry_point(
                     launcher = slurm.launcher(arguments)
                     if {"-h", "--help"} & set(arguments):
                         rest = [each for each in arguments if each not in ("-h", "--help", *multirun.FLAGS)]
-                        show = functools.partial(_show_usage, doc, config_name, schema)
-                        _run_hydra(show, config_name, rest, NO_LOG)
+                        print(_usage(doc, config_name, schema, rest))
                     elif launcher is None:
                         return _run_jobs(main, schema, config_name, arguments, debug)
                     else:
@@ -91,11 +90,16 @@ def entry_point(
     return decorate
 
 
-def _show_usage(doc: str | None, config_name: str, schema: type[Config], config: DictConfig) -> None:
-    """Print the help of an entry point with what Hydra made of the command line."""
-    values = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-    chosen = HydraConfig.get().runtime.choices
-    print(usage(doc, CONFIGS, config_name, schema, values, chosen))
+def _usage(doc: str | None, config_name: str, schema: type[Config], arguments: list[str]) -> str:
+    """Return the help of an entry point with what Hydra makes of a command line."""
+    texts = []
+
+    def job(config: DictConfig) -> None:
+        values = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        texts.append(usage(doc, CONFIGS, config_name, schema, values, HydraConfig.get().runtime.choices))
+
+    _run_hydra(job, config_name, arguments, NO_LOG)
+    return texts[0]
 
 
 def _is_first() -> bool:
