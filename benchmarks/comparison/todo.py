@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from typing import ClassVar
 
 from benchmarks.comparison.design import (
     BATCH_TASKS,
@@ -14,6 +15,7 @@ from benchmarks.comparison.design import (
     REFERENCE,
     TASKS,
     TUNING_SEED,
+    Optimizer,
     Task,
 )
 from benchmarks.comparison.records import Record, Stage, select
@@ -34,6 +36,7 @@ class Job:
     seeds: tuple[int, ...]
     variant: str = ""
     more: tuple[str, ...] = ()
+    study: ClassVar[str] = "comparison"  # the folder in configs/ that has the tasks
 
     @property
     def about(self) -> Task:
@@ -41,16 +44,25 @@ class Job:
         return ALL_TASKS[self.task]
 
     @property
+    def method(self) -> Optimizer:
+        """The optimizer, or its variant."""
+        return OPTIMIZERS[self.optimizer]
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """The overrides of these runs alone."""
+        return self.more
+
+    @property
     def words(self) -> list[str]:
         """Return the overrides that its runs share; the last one of each key counts."""
-        task, optimizer = self.about, OPTIMIZERS[self.optimizer]
         words = [
-            f"+comparison={task.config or self.task}",
-            f"optimizer={optimizer.of or self.optimizer}",
-            *task.overrides,
-            *optimizer.overrides,
+            f"+{self.study}={self.about.config or self.task}",
+            f"optimizer={self.method.of or self.optimizer}",
+            *self.about.overrides,
+            *self.method.overrides,
             f"optimizer.weight_decay={self.weight_decay:g}",
-            *self.more,
+            *self.changes,
         ]
         return list({word.partition("=")[0]: word for word in words}.values())
 

@@ -9,8 +9,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
-from benchmarks.comparison.design import REFERENCE
+from benchmarks.comparison.design import REFERENCE, Optimizer
 from benchmarks.comparison.records import Record, Stage, select
 from benchmarks.comparison.search import Point, Space, best, next_points
 from benchmarks.comparison.todo import Job
@@ -39,6 +40,7 @@ class LabJob(Job):
     """
 
     steps: int = 0
+    study: ClassVar[str] = "lab"
 
     @property
     def about(self) -> LabTask:
@@ -46,19 +48,14 @@ class LabJob(Job):
         return ALL_TASKS[self.task]
 
     @property
-    def words(self) -> list[str]:
-        """Return the overrides that its runs share; the last one of each key counts."""
-        task, optimizer = self.about, OPTIMIZERS[self.optimizer]
-        words = [
-            f"+lab={task.config or self.task}",
-            f"optimizer={optimizer.of or self.optimizer}",
-            *task.overrides,
-            *optimizer.overrides,
-            f"optimizer.weight_decay={self.weight_decay:g}",
-            *task.words(self.steps),
-            *self.more,
-        ]
-        return list({word.partition("=")[0]: word for word in words}.values())
+    def method(self) -> Optimizer:
+        """The optimizer, or its variant."""
+        return OPTIMIZERS[self.optimizer]
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """The overrides of these runs alone."""
+        return (*self.about.words(self.steps), *self.more)
 
     def lr(self, octave: int) -> float:
         """Return the learning rate at an octave."""
