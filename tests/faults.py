@@ -269,7 +269,7 @@ FAULTS = {
     "arguments": [
         ("beta of 1 accepted", CHECKS, "if max(values) >= 1:", "if max(values) > 1:"),
         ("infinite numbers accepted", CHECKS, "if not (math.isfinite(plain) and plain >= 0):", "if not plain >= 0:"),
-        ("misspelt keys accepted", CHECKS, "n=1, cutoff=0.8):", "n=1, cutoff=1.0):"),
+        ("misspelt keys accepted", CHECKS, "optimizer.defaults, cutoff=0.8):", "optimizer.defaults, cutoff=1.0):"),
         ("a refused group stays", BASE, "            self.param_groups.pop()\n", ""),
     ],
     "registry": [

@@ -11,7 +11,7 @@ EARLY = 0.15  # share of the run in which a warm-up matters
 LARGE_UPDATE = 0.1  # of the weights in one step; those of healthy runs stay below 0.05
 SHORT_WARMUP = 0.02  # share of the run: recipes here and published ones have 5 % to 40 %
 RISE = 1.1  # loss over the first one: above, training has undone what initialisation gave
-ABOVE_NOISE = 4.0  # standard deviations of a record's noise by which it must rise, too
+ABOVE_NOISE = 7.0  # standard deviations of a record's noise by which it must rise, too
 
 
 def warmup_too_short(run: Record) -> Finding | None:
@@ -57,6 +57,7 @@ def lr_too_high(run: Record) -> Finding | None:
 
 
 PASSES = 3.0  # over the data: before, nothing repeats often enough to be learned by heart
+MANY_PASSES = 10.0  # fine-tuning makes fewer, and its validation loss may rise all the same
 OVERFIT_RISE = 0.1  # of the validation loss above its minimum, at the end
 GAP = 1.3  # validation loss over training loss at the end
 
@@ -78,13 +79,13 @@ def data_repeats(run: Record) -> Finding | None:
         f"the validation loss has risen by {last / best - 1:.0%} since {run.position} {best_at:g} while the "
         f"training loss fell from {at_best:.3g} to {train:.3g}{passes}",
         f"more data or augmentation, or stop at {run.position} {best_at:g}",
-        likely=last > GAP * train,
+        likely=last > GAP * train and (run.epochs or 0) >= MANY_PASSES,
     )
 
 
 PARTS = 20  # of the run, whose mean losses are compared
 NOISY_PART = 0.02  # noise of the mean loss of a part, over the loss
-SIGNAL = 6.0  # descent of the whole run over the noise of a part: healthy tiny runs have 14 and more
+SIGNAL = 5.0  # descent of the whole run over the noise of a part: healthy runs have 5.7 and more
 
 
 def noise_bound_batch(run: Record) -> Finding | None:

@@ -127,6 +127,8 @@ def clipping_always_on(run: Record) -> Finding | None:
     if run.ours and not run.config.get(key):
         return None  # nothing is clipped
     threshold = run.number(key)
+    if threshold <= 0:
+        return None
     if not run.grad_norm:
         raise Unjudged(f"gradient norms, to compare with the threshold {threshold:g}")
     norms = [value for _, value in run.grad_norm]

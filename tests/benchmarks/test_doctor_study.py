@@ -30,7 +30,7 @@ def test_page() -> None:
             outcome("a", "lr_too_high", "lr_too_high"),
             outcome("b", "lr_too_high", "warmup_too_short", "lr_too_high"),
             outcome("healthy digits", "healthy", "healthy"),
-            outcome("results/nlp/x", "healthy", "data_repeats"),
+            outcome("released/NLP/x", "healthy", "data_repeats"),
             outcome("released/CV/y", "healthy", "healthy"),
         ],
         about,
@@ -39,7 +39,7 @@ def test_page() -> None:
     assert "| lr too high | 2 | 1 | 2 | warmup too short 1 |" in text
     assert "| together | 2 | 1 | 50.0% |" in text
     assert "| chosen with | 1 | 0 | 0.0% |" in text
-    assert "* results/nlp/x: data repeats" in text
+    assert "* released/NLP/x: data repeats" in text
 
 
 def test_each_cause_is_planted_at_least_four_times() -> None:

@@ -203,6 +203,7 @@ def worker(rank, port, folder):
         dist.destroy_process_group()
 
 
+@pytest.mark.exhaustive
 @needs_fsdp2
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch", "ignore:.*:FutureWarning:torch")

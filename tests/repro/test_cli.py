@@ -4,7 +4,6 @@ import contextlib
 import fnmatch
 import os
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 import nlp.config  # noqa: F401 (it registers the schemas)
+import repro
 from llm.config.pretrain import LlmConfig
 from repro.hardware import show_time
 from repro.runs import flatten
@@ -64,11 +64,11 @@ def test_another_broken_pipe_is_raised() -> None:
         command()
 
 
-def test_an_interruption_outside_of_the_commands_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interruption_outside_of_the_commands_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     """Such as one in the imports."""
     with pytest.raises(SystemExit) as ended:
-        sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
-    assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted\n")
+        repro._end(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert (ended.value.code, capfd.readouterr().err) == (130, "interrupted\n")
 
 
 def test_recipes_too(capsys: pytest.CaptureFixture[str]) -> None:

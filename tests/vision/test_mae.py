@@ -352,13 +352,15 @@ def test_the_measure_has_fixed_masks() -> None:
     assert not torch.isclose(whole["test_loss"], moved["test_loss"])
 
 
+def test_an_encoder_of_another_kind() -> None:
+    with pytest.raises(UserError, match="needs a vision transformer of plain patches .* not timm's ResNet"):
+        MaskedAutoencoder(timm.create_model("resnet18"))
+
+
 @pytest.mark.parametrize(
     ("argument", "line"),
     [
-        (
-            "model=resnet18",
-            "needs a vision transformer of plain patches as its encoder, such as model=vit_small",
-        ),
+        ("model=resnet18", "model=resnet18: is for other recipes; this one has vit_base, vit_mini"),
         ("model.name=vit_tini", "model.name=vit_tini"),
         ("+model.kwargs.deth=3", "unexpected keyword argument 'deth'"),
         ("model.mask_ratio=1", "model.mask_ratio=1.0: shows 0 of 16 patches"),
