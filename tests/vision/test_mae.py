@@ -353,7 +353,7 @@ def test_the_measure_has_fixed_masks() -> None:
 
 
 def test_an_encoder_of_another_kind() -> None:
-    with pytest.raises(UserError, match="needs a vision transformer of plain patches .* not timm's ResNet"):
+    with pytest.raises(UserError, match=r"needs a vision transformer of plain patches .* not timm's ResNet"):
         MaskedAutoencoder(timm.create_model("resnet18"))
 
 

@@ -102,7 +102,6 @@ class Blind(nn.Module):
 
 
 def test_the_loss_is_the_error_of_the_velocity() -> None:
-@pytest.mark.recipe
     """Time steps are spread evenly; the measure depends on the pictures' numbers, and on nothing else."""
     task = TrainPrior(configure(*TINY))
     data: Any = task.valid_data()
@@ -124,6 +123,9 @@ def test_the_loss_is_the_error_of_the_velocity() -> None:
     torch.testing.assert_close(whole["valid_loss"], parts[0]["valid_loss"] + parts[1]["valid_loss"])
     moved, _ = task.evaluate(model, batch._replace(indices=batch.indices + 1))
     assert not torch.isclose(whole["valid_loss"], moved["valid_loss"])
+
+
+@pytest.mark.recipe
 def test_end_to_end(command: Command) -> None:
     """It learns, saves a pipeline that is a prior, and a picture; both are made again if they are gone."""
     arguments = [*TINY, "epochs=6", "run.name=x", "optimizer.lr=0.01", "schedule=constant"]
