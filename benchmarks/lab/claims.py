@@ -106,7 +106,7 @@ def claims(records: Sequence[Record], predictions: Sequence[Prediction]) -> list
             "batches",
             "Adan keeps its speed over batches from small to large, where LAMB does not.",
             "ImageNet, batches of 1,024 to 32,768; no table of it is in the ledger",
-            "steps to AdamW's final loss in the smallest batch, AdamW's over the own, in each batch: yes if "
+            "steps to AdamW's worst loss in the smallest batch, AdamW's over the own, in each batch: yes if "
             "the largest of these over the smallest is less for Adan than for LAMB",
             list(_batches(records)),
             tuple(BATCHES)[-1:],
@@ -175,7 +175,7 @@ def _batches(records: Sequence[Record]) -> Iterator[Finding]:
     reached = finals(records, first, REFERENCE, ALL_TASKS[first].tuned)
     if not reached:
         return
-    target = statistics.fmean(reached.values())
+    target = max(reached.values())  # every run of AdamW gets there
     ratios: dict[str, list[float]] = {"adan": [], "lamb": []}
     for task in BATCHES:
         taken = {}

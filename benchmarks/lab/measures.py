@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.comparison.design import REFERENCE
 from benchmarks.comparison.measures import Estimate, finals_by_seed, multiplier_on, multipliers
 from benchmarks.comparison.records import Record, Stage, select
-from benchmarks.comparison.search import Space, best
+from benchmarks.comparison.search import Space, best, next_points
 from benchmarks.lab.design import ALL_TASKS, RUNGS, SEEDS
 from benchmarks.lab.todo import again, length, space, tuned
 
@@ -87,10 +87,11 @@ def best_lr(records: Sequence[Record], task: str, optimizer: str) -> float | Non
     """Return the best learning rate of the search, interpolated: the minimum of a parabola over octaves.
 
     The parabola is through the best point and its neighbours, at its weight decay. Without both neighbours,
-    the best learning rate that was tried.
+    the best learning rate that was tried. None if the search is
+    not finished.
     """
     losses = tuned(records, task, optimizer)
-    if not losses:
+    if not losses or next_points(space(task, optimizer), losses):
         return None
     found = best(losses)
     line = {point.octave: loss for point, loss in losses.items() if point.weight_decay == found.weight_decay}

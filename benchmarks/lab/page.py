@@ -148,9 +148,11 @@ def _tuning(records: Sequence[Record]) -> list[list[str]]:
             point, lr = best(losses), best_lr(records, task, name)
             longest = best_lr_again(records, task, name)
             rows.append([
-                about.title, optimizer.title, f"{space(task, name).lr(point.octave):g}", f"{lr:.2g}",
+                about.title, optimizer.title, f"{space(task, name).lr(point.octave):g}",
+                "" if lr is None else f"{lr:.2g}",
                 f"{point.weight_decay:g}", str(len(losses)),
-                ", ".join(edges(space(task, name), losses)) or "interior",
+                "search not finished" if lr is None
+                else ", ".join(edges(space(task, name), losses)) or "interior",
                 "" if longest is None else f"{longest:.2g}",
             ])  # fmt: skip
     return rows

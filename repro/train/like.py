@@ -66,6 +66,8 @@ def settle(
         return options, None
     if folder is not None and (folder / FILE).exists():
         kept = read_json(folder / FILE, dict)
+        if not kept.keys() >= {"lr", "weight_decay", "text"}:
+            raise UserError(f"{folder / FILE}: lacks lr, weight_decay or text; delete it to measure again")
     else:
         found = find(like=like, to={key: options[key] for key in ("name", "betas") if key in options})
         numbers = {key: found.settings.options[key] for key in ("lr", "weight_decay")}

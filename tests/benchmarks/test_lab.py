@@ -97,6 +97,14 @@ def test_a_search_waits_for_both_seeds() -> None:
     assert left.seeds == (10,)
 
 
+def test_an_unfinished_search_has_no_best_learning_rate(done: list[Record]) -> None:
+    begun = [r for r in done if not (r.optimizer == "adan" and r.stage == "tune" and r.octave == 2)]
+    assert tuned(begun, "gpt", "adan")
+    assert best_lr(begun, "gpt", "adan") is None
+    assert predictions.searches(begun, []) == []
+    assert verdicts(begun)["learning rate"] == []
+
+
 def test_shorter_runs_first() -> None:
     records = run_all(law, longest=2048, asked=False)
     assert {length(r) for r in records} == {256, 512, 1024, 2048}

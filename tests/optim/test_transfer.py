@@ -245,6 +245,13 @@ def test_a_loss_that_is_not_finite(pilot: int, message: str) -> None:
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 
+def test_a_weight_decay_that_leaves_nothing() -> None:
+    model, batches = regression()
+    like = {"name": "adamw", "lr": 0.01, "weight_decay": 100}
+    with pytest.raises(ValueError, match=r"lr=0.01 x weight_decay=100 of adamw: must be below 1"):
+        adan_optim.transfer(model, batches, squared, like, pilot=2, samples=0)
+
+
 def test_a_model_without_gradients() -> None:
     with pytest.raises(ValueError, match="no parameter of Weights has a gradient that is not zero"):
         adan_optim.transfer(Weights(3), gradients(50, 3, 0.0), lambda m, x: 0 * m.p.sum(), pilot=4)

@@ -57,6 +57,12 @@ def test_a_run_takes_what_was_predicted_and_continues_with_it(runner, killed_aft
     assert json.loads((folder / like.FILE).read_text()) == kept
 
 
+def test_a_damaged_file_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / like.FILE).write_text("{}")
+    with pytest.raises(UserError, match=r"transfer.json: lacks lr, weight_decay or text; delete it"):
+        like.settle({"name": "adan", "lr": "like:adamw"}, tmp_path, lambda **_: None)
+
+
 def test_an_optimizer_without_a_closed_form(runner) -> None:
     status, _, err = runner(train.main)("optimizer=muon", "optimizer.lr=like:adamw", "steps=20")
     assert status == 2

@@ -269,6 +269,11 @@ def _decay(source: Mapping[str, Any], to: str, lr: float) -> tuple[float, str]:
     """Return the weight decay with which a step shrinks weights by the same share, and why."""
     number("weight_decay", source["weight_decay"])
     share = source["lr"] * source["weight_decay"]
+    if source["name"] != "adan" and share >= 1:
+        raise ValueError(
+            f"lr={source['lr']:g} x weight_decay={source['weight_decay']:g} of {source['name']}: must be "
+            "below 1, or a step leaves nothing of the weights"
+        )
     if source["name"] == "adan":  # proximal: a division by 1 + lr wd
         share = share / (1 + share)
     if to == "adan":
