@@ -18,7 +18,7 @@ from repro.logs.timm import BCE, CE
 from repro.runs import CONFIG, ENVIRONMENT, METRICS, SUMMARY, read_config, read_starts, read_summary
 
 REQUIRED = ("step", "lr", "epoch")  # the first keys of every record, in this order
-TRAINING = (*REQUIRED, "train_")  # prefixes of all keys of a training record
+TRAINING = (*REQUIRED, "train_", "grad_norm")  # prefixes of all keys of a training record
 
 
 def matches(source: Source) -> bool:

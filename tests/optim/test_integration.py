@@ -7,7 +7,17 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from harness import PATHS, assert_same_bits, build, each_path, full_states, needs_fsdp2, random, tensors_of
+from harness import (
+    PATHS,
+    assert_same_bits,
+    build,
+    each_path,
+    full_states,
+    needs_fsdp2,
+    needs_names,
+    random,
+    tensors_of,
+)
 from torch import nn
 from torch.distributed.checkpoint import state_dict as dcp_state
 
@@ -134,6 +144,29 @@ def test_distributed_checkpoint(name, path, options, tmp_path):
     dcp_state.set_optimizer_state_dict(other, fresh, optim_state_dict=state["optimizer"])
     train(other, fresh, range(3, 6), dtype)
     assert_same_bits(tensors_of(optimizer), tensors_of(fresh))
+
+
+@needs_names
+def test_distributed_checkpoint_of_a_model_with_its_parameters_in_another_order():
+    """It matches by name, so the names that the groups have of the saved order mean nothing."""
+
+    def new(*layers):
+        model = nn.ModuleDict({name: nn.Linear(3, 3) for name in layers})
+        return model, adan_optim.Adan(model.named_parameters())
+
+    def step(model, optimizer):
+        model["b"](model["a"](torch.ones(2, 3))).sum().backward()
+        optimizer.step()
+
+    model, optimizer = new("a", "b")
+    step(model, optimizer)
+    other, fresh = new("b", "a")
+    saved = dcp_state.get_optimizer_state_dict(model, optimizer)
+    dcp_state.set_optimizer_state_dict(other, fresh, optim_state_dict=saved)
+    there = dict(model.named_parameters())
+    for name, p in other.named_parameters():
+        assert_same_bits(fresh.state[p].values(), optimizer.state[there[name]].values())
+    assert fresh.param_groups[0]["param_names"] == [name for name, _ in other.named_parameters()]
 
 
 # ---- DDP

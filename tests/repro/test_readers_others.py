@@ -182,19 +182,22 @@ def test_own_records_that_are_none(own_run: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_a_measurement_amid_an_epoch(tmp_path: Path) -> None:
+def test_a_measurement_amid_an_epoch_of_a_run_with_clipping(tmp_path: Path) -> None:
     config = TrainConfig(
         steps=20,
         eval_every=6,
         batch_size=8,
+        clip_grad=1.0,
         optimizer={"name": "adan", "lr": 0.01},
         schedule=ScheduleConfig(per="step"),
-        run=RunConfig(root=str(tmp_path), log_every=100),
+        run=RunConfig(root=str(tmp_path), log_every=5),
     )
     train(ToyTask(), config, "run")
     log = read(tmp_path / "toy" / "run")
     kinds = dict(zip(log.table["step"], log.table["record"], strict=True))
-    assert kinds == {6: "eval", 8: "epoch", 12: "eval", 16: "epoch", 18: "eval", 20: "eval"}
+    trained = dict.fromkeys((5, 10, 15), "train")
+    assert kinds == trained | {6: "eval", 8: "epoch", 12: "eval", 16: "epoch", 18: "eval", 20: "eval"}
+    assert log.of("train")["grad_norm"].notna().all()
 
 
 def test_the_unit_of_a_loss_is_that_of_the_configuration(own_run: Path, tmp_path: Path) -> None:

@@ -45,6 +45,10 @@ def adopt(optimizer: UpdateRule, state_dict: dict[str, Any]) -> dict[str, Any]:
     _check_keys(state_dict)
     groups = [dict(group) for group in state_dict["param_groups"]]
     states = dict(state_dict["state"])
+    for saved in groups:
+        if any(isinstance(index, str) for index in saved["params"]):
+            # torch.distributed.checkpoint matched parameters by name, but left these in the saved order
+            saved.pop("param_names", None)
     _check_groups(optimizer, groups)
     for number, (saved, group) in enumerate(zip(groups, optimizer.param_groups, strict=True)):
         if "weight_decouple" in saved:  # pytorch_optimizer's name
