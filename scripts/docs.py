@@ -29,6 +29,7 @@ import torch
 
 from adan_optim import CARDS, OPTIMIZERS
 from adan_optim.card import COMMON_OPTIONS, STATE_BYTES
+from repro.errors import UserError
 from repro.ledger import rows
 from repro.ledger.describe import published
 from repro.ledger.rows import Row
@@ -144,7 +145,43 @@ def walkthrough() -> str:
     return table(["step", *(f"{title}: x, objective" for title in walks)], rows)
 
 
-MAKERS = (installs, language, ledger, optimizers, options, steps, walkthrough)
+def copied(page: str, *columns: str) -> str:
+    """Return some columns of a table on a page of results/, for what docs/ says of it.
+
+    Args:
+        page: its folder.
+        columns: at least what tells the table from those before it.
+
+    Raises:
+        UserError: no table of the page has these columns.
+    """
+    path = ROOT / "results" / page / "README.md"
+    for block in path.read_text().split("\n\n"):
+        head, *lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in block.split("\n"))
+        if set(columns) <= set(head):
+            return table(columns, ([line[head.index(name)] for name in columns] for line in lines[1:]))
+    raise UserError(f"{path}: has no table with the columns {', '.join(columns)}")
+
+
+def lab_claims() -> str:
+    """Return the verdicts of the claims lab."""
+    return copied("lab", "claim", "verdict", "so far", "power")
+
+
+def lab_multipliers() -> str:
+    """Return the step multipliers of the claims lab."""
+    return copied("lab", "task", "optimizer", "512 steps", "2,048 steps", "8,192 steps", "power")
+
+
+def lab_predictions() -> str:
+    """Return what `adan_optim.transfer` predicted, and what it is worth."""
+    return copied("lab", "task", "steps", "predicted", "tuned", "loss at predicted", "at 5 times")
+
+
+MAKERS = (
+    installs, lab_claims, lab_multipliers, lab_predictions, language, ledger, optimizers, options, steps,
+    walkthrough,
+)  # fmt: skip
 TABLES = {make.__name__: make for make in MAKERS}
 
 

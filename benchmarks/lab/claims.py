@@ -15,12 +15,22 @@ from benchmarks.comparison.design import REFERENCE
 from benchmarks.comparison.measures import Estimate, in_times, steps_to
 from benchmarks.comparison.records import Record, Stage, select
 from benchmarks.lab.design import ALL_TASKS, BATCHES, EXPERIMENTS, LENGTHS, OPTIMIZERS, PAPER_STEPS, TASKS
-from benchmarks.lab.measures import best_lr, change, finals, ladder, least_multiplier, multiplier, trend
+from benchmarks.lab.measures import (
+    best_lr,
+    change,
+    finals,
+    ladder,
+    least_change,
+    least_multiplier,
+    multiplier,
+    trend,
+)
 from benchmarks.lab.predictions import Prediction, predicted
 
 NOT_REACHED = "regime not reached"
 TWICE = 2.0  # AdamW's steps for Adan's loss: the paper's "half the steps"
 LARGER = 5.0  # the lower end of the paper's 5 to 10 times the learning rate
+OCTAVE = 2.0  # the distance of the learning rates that were tried
 ROBUST = 0.02  # share of a loss that other betas may cost
 SAME = 0.01  # share of a loss that smaller states may cost
 MEMORIES = 50  # of its longest average, 100 steps, from which on a run is in the paper's regime
@@ -30,17 +40,22 @@ VERDICTS = {YES: "confirmed", NO: "refuted", NOT_REACHED: NOT_REACHED}
 
 @dataclass(frozen=True)
 class Finding:
-    """The verdict on a claim for a task at a length, and what was seen."""
+    """The verdict on a claim for a task at a length, what was seen, and the least effect that would be."""
 
     task: str
     steps: int
     verdict: str
     what: str
+    least: float | None = None
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, the paper's figures behind it, how it is judged, and the findings."""
+    """A claim, the paper's figures behind it, how it is judged, and the findings.
+
+    Attributes:
+        effect: the format of the least effect that a test sees, four times of five.
+    """
 
     name: str
     says: str
@@ -48,6 +63,17 @@ class Claim:
     judged: str
     findings: Sequence[Finding]
     tasks: Sequence[str] = tuple(TASKS)
+    effect: str = "{:.1%} of the loss"
+
+    def power(self, found: Finding) -> str:
+        """Return the least effect that a finding would have told; empty if it is not known."""
+        return "" if found.least is None else self.effect.format(found.least)
+
+    @property
+    def powers(self) -> str:
+        """The smallest and the largest of these."""
+        of = sorted(found.least for found in self.findings if found.least is not None)
+        return " to ".join(dict.fromkeys(map(self.effect.format, (*of[:1], *of[-1:]))))
 
     @property
     def verdict(self) -> str:
@@ -60,6 +86,18 @@ class Claim:
             if last.count(verdict) > len(self.tasks) / 2:
                 return word
         return "open"
+
+    @property
+    def seen(self) -> str:
+        """Which verdicts there are so far, and on which tasks at which lengths."""
+        lengths: dict[str, dict[str, list[str]]] = {}
+        for found in self.findings:
+            title = ALL_TASKS[found.task].title
+            lengths.setdefault(found.verdict, {}).setdefault(title, []).append(f"{found.steps:,}")
+        return "; ".join(
+            f"{verdict}: " + ", ".join(f"{title} at {', '.join(of)} steps" for title, of in tasks.items())
+            for verdict, tasks in lengths.items()
+        )
 
 
 def claims(records: Sequence[Record], predictions: Sequence[Prediction]) -> list[Claim]:
@@ -74,6 +112,7 @@ def claims(records: Sequence[Record], predictions: Sequence[Prediction]) -> list
             f"not reached' if the upper end of the trend, continued to {PAPER_STEPS:,} steps, is {TWICE:g} "
             "or more, or if there is no trend yet",
             list(_half(records)),
+            effect="{:.2f} times the steps",
         ),
         Claim(
             "learning rate",
@@ -84,6 +123,7 @@ def claims(records: Sequence[Record], predictions: Sequence[Prediction]) -> list
             f"open from {LARGER / 2**0.5:.1f}, half an octave below",
             list(_rates(records, predictions)),
             tuple(ALL_TASKS),
+            effect="a factor of {:g}, the distance of the rates tried",
         ),
         Claim(
             "betas",
@@ -146,16 +186,15 @@ def _half(records: Sequence[Record]) -> Iterator[Finding]:
             if found is None:
                 continue
             least = least_multiplier(records, task, "adan", steps)
-            seen = "" if least is None else f"; {least:.2f} could have been told from 1"
             verdict = YES if found.low >= TWICE else NO if found.high < TWICE else OPEN
-            what = in_times(found, list(ladder(records, task, steps))) + seen
+            what = in_times(found, list(ladder(records, task, steps)))
             if verdict == NO and grows is None:
                 verdict = NOT_REACHED
             elif verdict == NO and grows is not None:
                 later = found.high * grows.high ** math.log(PAPER_STEPS / steps, 4)
                 what += f"; at {PAPER_STEPS:,} steps at most {later:.2f} by the trend"
                 verdict = NOT_REACHED if later >= TWICE else NO
-            yield Finding(task, steps, verdict, what)
+            yield Finding(task, steps, verdict, what, least)
 
 
 def _rates(records: Sequence[Record], predictions: Sequence[Prediction]) -> Iterator[Finding]:
@@ -167,7 +206,8 @@ def _rates(records: Sequence[Record], predictions: Sequence[Prediction]) -> Iter
         verdict = YES if ratio >= LARGER else OPEN if ratio >= LARGER / 2**0.5 else NO
         guess = predicted(predictions, task)
         beside = "" if guess is None else f"; {guess.factor:.1f} predicted by `adan_optim.transfer`"
-        yield Finding(task, about.tuned, verdict, f"{ratio:.1f} ({ours:.2g} against {theirs:.2g}){beside}")
+        what = f"{ratio:.1f} ({ours:.2g} against {theirs:.2g}){beside}"
+        yield Finding(task, about.tuned, verdict, what, OCTAVE)
 
 
 def _batches(records: Sequence[Record]) -> Iterator[Finding]:
@@ -217,7 +257,7 @@ def _variants(
                 if name == "betas" and verdict == NO and steps < MEMORIES * LONGEST_MEMORY:
                     verdict = NOT_REACHED
                 what = "; ".join(f"{variant}: {each.format('+.1%')}" for variant, each in found.items())
-                yield Finding(task, steps, verdict, what)
+                yield Finding(task, steps, verdict, what, max(map(least_change, found.values())))
 
 
 def _robust(found: dict[str, Estimate]) -> str:
@@ -237,7 +277,8 @@ def _prox(records: Sequence[Record]) -> Iterator[Finding]:
         for steps in asked.lengths:
             ours, theirs = (finals(records, task, "adan", steps, "prox", v) for v in asked.variants)
             if (found := change(ours, theirs)) is not None:
-                yield Finding(task, steps, _sign({"": found}), found.format("+.1%"))
+                verdict, what = _sign({"": found}), found.format("+.1%")
+                yield Finding(task, steps, verdict, what, least_change(found))
 
 
 def _states(records: Sequence[Record], name: str) -> Iterator[Finding]:
@@ -246,4 +287,4 @@ def _states(records: Sequence[Record], name: str) -> Iterator[Finding]:
             found = change(finals(records, task, name, steps), _base(records, task, steps))
             if found is not None:
                 verdict = YES if found.high <= SAME else NO if found.low > SAME else OPEN
-                yield Finding(task, steps, verdict, found.format("+.2%"))
+                yield Finding(task, steps, verdict, found.format("+.2%"), least_change(found))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from repro.errors import UserError
 from repro.ledger import rows
 
 DOCS = runpy.run_path(str(rows.ROOT / "scripts" / "docs.py"))
@@ -22,6 +23,16 @@ def test_a_row_that_was_never_verified_is_counted_as_such(
     monkeypatch.setattr(rows, "VERIFIED", tmp_path / "verify.json")
     monkeypatch.setattr(rows, "names", lambda: ["imagenet/vit_s_150_i", "imagenet/vit_s_150"])
     assert DOCS["ledger"]().splitlines()[2:] == ["| `imagenet` | ViT-S | 2 | 2 | 1 | 2 |"]
+
+
+def test_columns_of_a_table_in_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DOCS["copied"].__globals__, "ROOT", tmp_path)
+    (tmp_path / "results" / "x").mkdir(parents=True)
+    tables = "| a | b |\n|---|---|\n| 0 | 0 |\n\n| a | b | c |\n|---|---|---|\n| 1 |  | 3 |\n\n| 4 |\n"
+    (tmp_path / "results" / "x" / "README.md").write_text(f"# X\n\na | b\n\n{tables}")
+    assert DOCS["copied"]("x", "c", "b") == "| c | b |\n|---|---|\n| 3 |  |"
+    with pytest.raises(UserError, match=r"README\.md: has no table with the columns a, d"):
+        DOCS["copied"]("x", "a", "d")
 
 
 # ---- the walk-through
