@@ -25,7 +25,21 @@ from adan_optim.monitor.style import COLOURS, INK, QUIET, STYLE
 from repro.errors import UserError
 from repro.publish import replacing
 
-__all__ = ["COLOURS", "INK", "MOST", "QUIET", "STYLE", "Look", "finish", "look", "looks", "panels", "save"]
+__all__ = [
+    "COLOURS",
+    "INK",
+    "MOST",
+    "QUIET",
+    "STYLE",
+    "Look",
+    "finish",
+    "look",
+    "looks",
+    "panels",
+    "quantity",
+    "rc_context",
+    "save",
+]
 
 MOST = len(COLOURS)  # series that a reader can tell apart in a panel
 WIDTH = 6.4  # inches of a figure: at half a page or on a phone its text is still readable
@@ -45,12 +59,17 @@ class Look:
     @property
     def line(self) -> dict[str, Any]:
         """Keywords of Axes.plot for a line."""
-        return {"color": self.colour, "linestyle": self.dashes}
+        behind = {"linewidth": 1.0, "zorder": 1.5} if self.colour == QUIET else {}
+        return {"color": self.colour, "linestyle": self.dashes, **behind}
 
     @property
     def points(self) -> dict[str, Any]:
         """Keywords of Axes.plot for a line with a marker at each point."""
         return {**self.line, "marker": self.marker}
+
+    def label(self, text: str) -> str | None:
+        """Return the label of the series; None if it is only shown for comparison, without one."""
+        return None if self.colour == QUIET else text
 
 
 _VERMILLION, _BLUE, _GREEN, _ORANGE, _PURPLE, _SKY, _ = COLOURS
@@ -81,7 +100,7 @@ def look(optimizer: str) -> Look:
 
 
 def looks(series: Mapping[str, str | None]) -> dict[str, Look]:
-    """Return a look for each series of a figure, no two the same.
+    """Return a look for each series of a figure: no two the same among the first MOST, grey for the others.
 
     An optimizer's first series has its look. Further ones have its colour and another line style; what is no
     known optimizer has a colour that none of the known ones has, as long as there is one.
@@ -90,28 +109,28 @@ def looks(series: Mapping[str, str | None]) -> dict[str, Look]:
         series: the name of the optimizer by label; None or an unknown name for other things.
     """
     found: dict[str, Look] = {}
-    for label, name in series.items():
+    front = dict([*series.items()][:MOST])
+    for label, name in front.items():
         if name in LOOKS and LOOKS[name] not in found.values():
             found[label] = LOOKS[name]
     used = {each.colour for each in found.values()}
     order = sorted(COLOURS, key=lambda colour: colour in used)  # stable
     codes = product(LINES, zip(order, "osD^vPX", strict=True))
     every = [Look(colour, marker, dashes) for dashes, (colour, marker) in codes]
-    for label, name in series.items():
-        if label in found:
-            continue
-        taken = {(each.colour, each.dashes) for each in found.values()}
-        free = [each for each in every if (each.colour, each.dashes) not in taken] or every
-        own = [each for each in free if name in LOOKS and each.colour == LOOKS[name].colour]
-        found[label] = (own or free)[0]
-    return {label: found[label] for label in series}
+    for label, name in front.items():
+        if label not in found:
+            taken = {(each.colour, each.dashes) for each in found.values()}
+            free = [each for each in every if (each.colour, each.dashes) not in taken]
+            own = [each for each in free if name in LOOKS and each.colour == LOOKS[name].colour]
+            found[label] = (own or free)[0]
+    return {label: found.get(label, Look(QUIET, "", "-")) for label in series}
 
 
 def panels(number: int, columns: int = 2, height: float = 2.6, **options: Any) -> tuple[Figure, list[Axes]]:
     """Return a figure with a number of panels, at most `columns` in a row.
 
     Args:
-        height: of a row, in inches.
+        height: of a row, in inches; `finish` adds what titles and the legend need.
         options: of Figure.subplots, such as sharex.
     """
     columns = min(columns, number)
@@ -123,7 +142,7 @@ def panels(number: int, columns: int = 2, height: float = 2.6, **options: Any) -
     return figure, axes[:number]
 
 
-def finish(figure: Figure, finding: str, note: str = "", columns: int = 4) -> None:
+def finish(figure: Figure, finding: str, note: str = "") -> None:
     """Say above a figure what it shows, and below it what the reader must know; one legend of all panels.
 
     There is no legend below if a panel has one of its own, or no series has a label.
@@ -131,22 +150,32 @@ def finish(figure: Figure, finding: str, note: str = "", columns: int = 4) -> No
     Args:
         finding: computed from the data; where none can be, the question.
         note: how many seeds, what a band is, which direction is better.
-        columns: of the legend.
     """
-    figure.suptitle(textwrap.fill(finding, 72), x=0.01, ha="left")
-    note = textwrap.fill(note, 100)
+    finding, note = textwrap.fill(finding, 66), textwrap.fill(note, 100)
+    figure.suptitle(finding, x=0.01, ha="left")
     handles = {
-        label: handle
+        textwrap.fill(label, 70): handle
         for axes in figure.axes
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
+    rows = 0
     if handles and not any(axes.get_legend() for axes in figure.axes):
+        columns = max(1, 84 // (7 + max(map(len, handles))))  # as many as there is room for
+        rows = -(-len(handles) // columns)
         figure.legend(
-            [*handles.values()], [*handles], loc="outside lower left", ncols=min(columns, len(handles)),
+            [*handles.values()], [*handles], loc="outside lower left", ncols=columns,
             title=note, title_fontsize=8, alignment="left",
         )  # fmt: skip
     elif note:
         figure.supxlabel(note, x=0.01, ha="left", fontsize=8)
+    lines = finding.count("\n") + note.count("\n") + (2 if note else 1) + rows
+    figure.set_size_inches(WIDTH, figure.get_size_inches()[1] + 0.19 * lines)  # panels keep their height
+
+
+def quantity(name: str, unit: str = "", better: str = "") -> str:
+    """Return the label of a y axis: what is shown, its unit, and which values are better."""
+    lines = textwrap.wrap(f"{name}, {unit}" if unit else name, 28, max_lines=2, placeholder=" ...")
+    return "\n".join([*lines, better] if better else lines)
 
 
 def save(figure: Figure, out: Path) -> list[Path]:
