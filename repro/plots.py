@@ -10,6 +10,7 @@ An optimizer has the same colour, marker and line style in every figure. Colours
 colour-blind; markers and line styles repeat what they say, for print in black and white.
 """
 
+import io
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from adan_optim.monitor.style import COLOURS, INK, QUIET, STYLE
 from repro.errors import UserError
@@ -44,7 +46,7 @@ __all__ = [
 MOST = len(COLOURS)  # series that a reader can tell apart in a panel
 WIDTH = 6.4  # inches of a figure: at half a page or on a phone its text is still readable
 DPI = 150
-METADATA = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}  # else with the date
+SUFFIXES = (".png", ".svg")
 LINES = ("-", "--", ":", "-.")
 
 
@@ -172,6 +174,16 @@ def finish(figure: Figure, finding: str, note: str = "") -> None:
     figure.set_size_inches(WIDTH, figure.get_size_inches()[1] + 0.19 * lines)  # panels keep their height
 
 
+def caption(figure: Figure) -> str:
+    """Return in a line what a figure after `finish` shows: the text that stands for the picture in a page."""
+    first = figure.axes[0]
+    x, y = (label.partition("\n")[0] for label in (first.get_xlabel(), first.get_ylabel()))
+    titles = [title for axes in figure.axes if (title := axes.get_title(loc="left").partition("\n")[0])]
+    about = [f"{y} over {x}"] if x and y else []
+    about += [f"panels: {'; '.join(titles)}"] if len(titles) > 1 else titles
+    return f"{figure.get_suptitle()} ({'; '.join(about)})".replace("\n", " ")
+
+
 def quantity(name: str, unit: str = "", better: str = "") -> str:
     """Return the label of a y axis: what is shown, its unit, and which values are better."""
     lines = textwrap.wrap(f"{name}, {unit}" if unit else name, 28, max_lines=2, placeholder=" ...")
@@ -195,19 +207,38 @@ def save(figure: Figure, out: Path) -> list[Path]:
                 f"{len(labels)} series in the panel {axes.get_title(loc='left')!r}: a reader tells at most "
                 f"{MOST} apart; split the panel, or draw the others in QUIET without a label"
             )
-    if out.suffix not in ("", *METADATA):
+    if out.suffix not in ("", *SUFFIXES):
         raise UserError(
-            f"--out={out}: a figure is written as {' and '.join(METADATA)}; end the name in one of them"
+            f"--out={out}: a figure is written as {' and '.join(SUFFIXES)}; end the name in one of them"
         )
-    paths = [out.with_suffix(suffix) for suffix in METADATA]
     with rc_context(STYLE):
         figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # each file would move things a little further
+        figure.set_layout_engine("none")  # each file would move things a little further
+        png, svg = io.BytesIO(), io.BytesIO()
+        figure.savefig(png, dpi=DPI, facecolor="white")
+        figure.savefig(svg, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+    paths = [out.with_suffix(suffix) for suffix in SUFFIXES]
+    write_pixels(Image.open(png), paths[0])
+    _write(paths[1], svg.getvalue())
+    return paths
+
+
+def write_pixels(image: Image.Image, out: Path) -> None:
+    """Write a picture as PNG, with the 256 colours that fit it best: a third of the size.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    buffer = io.BytesIO()
+    few = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few.save(buffer, "PNG", optimize=True)
+    _write(out, buffer.getvalue())
+
+
+def _write(out: Path, content: bytes) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            with rc_context(STYLE), replacing(path) as temporary:
-                figure.savefig(temporary, dpi=DPI, facecolor="white", metadata=METADATA[path.suffix])
+        with replacing(out) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         raise UserError(f"--out={out}: cannot write the figure: {error}") from error
-    return paths

@@ -99,7 +99,7 @@ def draw(axis: Axes, key: str, label: str, runs: list[Run], look: Look) -> None:
 def optimizer(config: dict[str, Any]) -> str:
     """Return whose look a run gets: that of its optimizer, or of the variant with small states."""
     name = str(config["optimizer.name"])
-    variant = name + VARIANTS.get(config.get("optimizer.state_dtype"), "")
+    variant = name + VARIANTS.get(str(config.get("optimizer.state_dtype")), "")
     return variant if variant in LOOKS else name
 
 

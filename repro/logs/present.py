@@ -109,7 +109,7 @@ def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]
                 xlabel="step" if over == "step" else "epochs done", title=_best(logs, name, over),
                 ylabel=quantity(name.replace("_", " "), "; ".join(sorted(units)), better(name)),
             )  # fmt: skip
-            values = [y for line in axis.lines for y in line.get_ydata() if math.isfinite(y)]
+            values = [y for log in logs.values() for y in _curve(log, name, over)[name] if math.isfinite(y)]
             if higher_is_better(name) is False and values and 0 < LOG_FROM * min(values) < max(values):
                 axis.set_yscale("log")
             axis.xaxis.set_major_locator(MaxNLocator(6))
