@@ -21,3 +21,9 @@ def higher_is_better(metric: str) -> bool | None:
     if words & LOWER:
         return False
     return True if words & HIGHER else None
+
+
+def better(metric: str) -> str:
+    """Return which values are better, in words for an axis; "" if the name does not tell."""
+    higher = higher_is_better(metric)
+    return "" if higher is None else f"{'higher' if higher else 'lower'} is better"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from repro.errors import UserError
-from repro.publish import replacing
 from repro.train.run_folder import write_atomically
 
 
@@ -38,24 +37,6 @@ def write(result: Any, text: str, out: Path, name: str | None = None) -> None:
         raise UserError(f"--out={out.parent}: cannot be written to ({error.strerror})") from error
     write_atomically(out.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
     write_atomically(out.with_suffix(".md") if name is None else out.with_name(name), text + "\n")
-
-
-def save_figure(figure: Any, out: Path) -> None:
-    """Write a figure of matplotlib's pyplot and close it.
-
-    Raises:
-        UserError: it cannot be written; its suffix may be one that matplotlib does not know.
-    """
-    from matplotlib import pyplot as plt
-
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as temporary:
-            figure.savefig(temporary, dpi=150)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--out={out}: cannot write the figure: {error}") from error
-    finally:
-        plt.close(figure)
 
 
 def publish(result: Any, text: str, out: Path | None, name: str | None = None) -> None:

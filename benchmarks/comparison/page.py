@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from benchmarks.comparison.search import edges
 from benchmarks.comparison.times import Time, ratio
 from benchmarks.comparison.todo import ALL_TASKS, Job, cells, space, todo, tuned, variants, works
 from repro.ledger.charts import svg
+from repro.plots import STYLE, caption, rc_context, save
 from repro.results import table
 from repro.train.run_folder import write_atomically
 
@@ -38,17 +39,18 @@ def write(records: Sequence[Record], times: Sequence[Time], folder: Path) -> lis
     folder.mkdir(parents=True, exist_ok=True)
     frame(records).to_csv(folder / "runs.csv", index=False)
     drawn = draw_all(records)
-    figures = [f"{name}.png" for name in drawn]
-    for name, figure in drawn.items():
-        figure.savefig(folder / f"{name}.png", dpi=130, facecolor="white", metadata={"Software": None})
-    pages = {"README.md": summary(records, times, figures), "tuning.md": tuning(records)}
+    figures = [path.name for name, figure in drawn.items() for path in save(figure, folder / name)]
+    pages = {
+        "README.md": summary(records, times, {name: caption(figure) for name, figure in drawn.items()}),
+        "tuning.md": tuning(records),
+    }
     for name, text in pages.items():
         write_atomically(folder / name, text.rstrip() + "\n")
     return [*pages, "runs.csv", *figures]
 
 
-def summary(records: Sequence[Record], times: Sequence[Time], figures: Sequence[str]) -> str:
-    """Return the README."""
+def summary(records: Sequence[Record], times: Sequence[Time], figures: Mapping[str, str]) -> str:
+    """Return the README, with the captions of its figures by name."""
     tasks = finished_tasks(records)
     every = cells(list(ALL_TASKS), list(OPTIMIZERS))
     reasons = [
@@ -128,11 +130,13 @@ def section(records: Sequence[Record]) -> dict[str, Any] | None:
     head, *rows = final_losses(records)
     if len(head) == 1:
         return None
+    with rc_context(STYLE):  # of the text in the files
+        charts = [svg(figure, caption(figure)) for figure in draw_all(records).values()]
     return {
         "claims": claims(records),
         "head": head,
         "rows": [[cell.replace("**", "") for cell in row] for row in rows],
-        "charts": [svg(figure, name) for name, figure in draw_all(records).items()],
+        "charts": charts,
     }
 
 

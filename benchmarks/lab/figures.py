@@ -3,38 +3,26 @@
 import math
 from collections.abc import Sequence
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from benchmarks.comparison.design import REFERENCE
-from benchmarks.comparison.measures import estimate
+from benchmarks.comparison.figures import BETTER, in_seeds, in_words, lower_or_higher
+from benchmarks.comparison.measures import Estimate, estimate, in_times
 from benchmarks.comparison.records import Record
 from benchmarks.lab.design import LENGTHS, OPTIMIZERS, RUNGS, TASKS, TUNED
-from benchmarks.lab.measures import finals, multiplier
-from repro.ledger.charts import STYLE
-
-# Okabe and Ito's colours, each with a marker of its own, of the optimizers that run at all lengths
-LOOKS = {
-    "adamw": ("#0072B2", "o"),
-    "adan": ("#D55E00", "D"),
-    "adan_int8": ("#E69F00", "s"),
-    "adan_bf16": ("#CC79A7", "v"),
-    "nadamw": ("#009E73", "^"),
-    "muon": ("#000000", "P"),
-    "shampoo": ("#56B4E9", "x"),
-}
-
+from benchmarks.lab.measures import change, finals, ladder, multiplier
+from repro.plots import INK, STYLE, finish, look, panels, quantity, rc_context
 
 TOP = 2.3  # of the multipliers that are drawn; an interval without upper end goes up to it
 
 
+@rc_context(STYLE)
 def draw_all(records: Sequence[Record]) -> dict[str, Figure]:
     """Return every figure for which there are enough records, by name."""
-    with mpl.rc_context(STYLE):
-        drawn = {"multiplier": multipliers(records), "ladder": ladders(records)}
+    drawn = {"multiplier": multipliers(records), "ladder": ladders(records)}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -43,36 +31,55 @@ def multipliers(records: Sequence[Record]) -> Figure | None:
     tasks = [task for task in TASKS if any(multiplier(records, task, "adan", steps) for steps in LENGTHS)]
     if not tasks:
         return None
-    figure, panels = _panels(len(tasks))
-    for axes, task in zip(panels, tasks, strict=True):
-        for place, name in enumerate(LOOKS):
-            found = {steps: multiplier(records, task, name, steps) for steps in LENGTHS}
-            # a little beside each other, so that intervals do not hide each other
-            shift = 1.04 ** (place - len(LOOKS) // 2)
-            points = [
-                (steps * shift, each.mean, each.low, each.high)
-                for steps, each in found.items()
-                if each is not None and 0 < each.mean < math.inf and name != REFERENCE
+    figure, axes = panels(len(tasks), height=2.9, sharey=True)
+    seeds: set[int] = set()
+    for panel, task in zip(axes, tasks, strict=True):
+        found = {
+            name: [
+                (steps, each)
+                for steps in LENGTHS
+                if (each := multiplier(records, task, name, steps)) and 0 < each.mean < math.inf
             ]
-            if points:
-                x, middle, low, high = np.array(points).T
-                top = np.where(np.isfinite(high), high, TOP)
-                colour, marker = LOOKS[name]
-                axes.errorbar(
-                    x, middle, [middle - low, top - middle], color=colour, marker=marker, ms=5, capsize=2,
-                    lw=1.2, label=OPTIMIZERS[name].title,
-                )  # fmt: skip
+            for name in OPTIMIZERS
+            if name != REFERENCE
+        }
+        shown = [name for name in found if found[name]]
+        for place, name in enumerate(shown):
+            # a little beside each other, so that intervals do not hide each other
+            shift = 1.04 ** (place - (len(shown) - 1) / 2)
+            x, middle, low, high = np.array(
+                [(steps * shift, each.mean, each.low, each.high) for steps, each in found[name]]
+            ).T
+            top = np.where(np.isfinite(high), high, TOP)
+            panel.errorbar(
+                x, middle, [middle - low, top - middle], **look(name).points, capsize=2, elinewidth=1,
+                label=OPTIMIZERS[name].title,
+            )  # fmt: skip
+            seeds |= {each.number for _, each in found[name]}
         for level, style in ((1, "-"), (2, "--")):
-            axes.axhline(level, color="#555555", lw=0.8, ls=style)
-        _lengths(axes, LENGTHS)
-        axes.set(title=TASKS[task].title, yscale="log")
-        axes.set_yticks([0.5, 0.7, 1, 1.4, 2], ["0.5", "0.7", "1", "1.4", "2"])
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.set(ylim=(0.45, TOP), xlim=(LENGTHS[0] / 1.4, LENGTHS[-1] * 1.4))
-    panels[0].set_ylabel("AdamW's steps to the same loss,\nover the own (higher is better)")
-    figure.suptitle("Step multiplier by length of run", fontsize=9)
-    _legend(figure, panels)
+            panel.axhline(level, color=INK, lw=0.8, ls=style)
+        _lengths(panel, LENGTHS)
+        panel.set(title=TASKS[task].title)
+        panel.set(yscale="log", ylim=(0.45, TOP), xlim=(LENGTHS[0] / 1.4, LENGTHS[-1] * 1.4))
+        panel.set_yticks([0.5, 0.7, 1, 1.4, 2], ["0.5", "0.7", "1", "1.4", "2"])
+        panel.yaxis.set_minor_locator(NullLocator())
+    for panel in axes[::2]:
+        panel.set_ylabel("step multiplier\nhigher is better")
+    times = in_words([_longest(records, task, interval=len(tasks) == 1) for task in tasks])
+    finish(
+        figure, f"AdamW needs {times} times Adan's steps to the same loss, in the longest runs",
+        f"Step multiplier: AdamW's steps to the same loss, over its own. Mean of {in_seeds(seeds)}; bars: "
+        "intervals of 95 %, without an upper end where they reach the edge. Dashed: half the steps.",
+    )  # fmt: skip
     return figure
+
+
+def _longest(records: Sequence[Record], task: str, interval: bool) -> str:
+    """Return Adan's multiplier in its longest runs on a task, in words."""
+    found = {steps: multiplier(records, task, "adan", steps) for steps in LENGTHS}
+    steps, last = [(steps, each) for steps, each in found.items() if each is not None][-1]
+    bare = Estimate(last.mean, last.mean, last.mean, last.number)
+    return in_times(last if interval else bare, list(ladder(records, task, steps)))
 
 
 def ladders(records: Sequence[Record]) -> Figure | None:
@@ -80,43 +87,40 @@ def ladders(records: Sequence[Record]) -> Figure | None:
     tasks = [task for task in TASKS if finals(records, task, REFERENCE, TUNED)]
     if not tasks:
         return None
-    figure, panels = _panels(len(tasks), sharey=False)
-    for axes, task in zip(panels, tasks, strict=True):
-        for name in LOOKS:
+    figure, axes = panels(len(tasks), height=2.9)
+    seeds, differences = set(), []
+    for panel, task in zip(axes, tasks, strict=True):
+        for name in OPTIMIZERS:
             lengths = RUNGS if name == REFERENCE else LENGTHS
             found = {steps: finals(records, task, name, steps) for steps in lengths}
             points = [(steps, estimate(list(of.values()))) for steps, of in found.items() if of]
             if not points:
                 continue
-            colour, marker = LOOKS[name]
             x, each = zip(*points, strict=True)
-            axes.plot(
-                x, [e.mean for e in each], color=colour, marker=marker, ms=4, lw=1.2,
-                label=OPTIMIZERS[name].title,
+            panel.plot(x, [e.mean for e in each], **look(name).points, label=OPTIMIZERS[name].title)
+            panel.fill_between(
+                x, [e.low for e in each], [e.high for e in each], color=look(name).colour, alpha=0.2,
+                linewidth=0,
             )  # fmt: skip
-            axes.fill_between(x, [e.low for e in each], [e.high for e in each], color=colour, alpha=0.2)
-        _lengths(axes, RUNGS)
-        axes.set(title=TASKS[task].title, ylabel=f"validation loss, {TASKS[task].unit} (lower is better)")
-    figure.suptitle("Final loss by length of run", fontsize=9)
-    _legend(figure, panels)
+            seeds |= {e.number for e in each}
+        changes = [
+            change(finals(records, task, "adan", steps), finals(records, task, REFERENCE, steps))
+            for steps in LENGTHS
+        ]
+        differences += [each for each in changes if each is not None][-1:]
+        _lengths(panel, RUNGS)
+        panel.set(title=TASKS[task].title, ylabel=quantity("validation loss", TASKS[task].unit, BETTER))
+    finish(
+        figure,
+        f"{lower_or_higher(differences)}, in the longest runs" if differences else "Which ends lower?",
+        f"Each point is a run's end, with a schedule of its length. Mean of {in_seeds(seeds)}; band: "
+        "bootstrap interval of 95 %.",
+    )  # fmt: skip
     return figure
 
 
-def _panels(number: int, sharey: bool = True) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(1.2 + 3.1 * number, 3.6), layout="constrained")
-    return figure, figure.subplots(1, number, sharey=sharey, squeeze=False)[0]
-
-
 def _lengths(axes: Axes, lengths: Sequence[int]) -> None:
+    shown = lengths[:: 1 + len(lengths) // 4]
     axes.set(xscale="log", xlabel="steps of the run")
-    axes.set_xticks(lengths, [f"{steps:,}" for steps in lengths], rotation=45 if len(lengths) > 4 else 0)
+    axes.set_xticks(shown, [f"{steps:,}" for steps in shown])
     axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    handles = {
-        label: handle
-        for axes in panels
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend([*handles.values()], [*handles], fontsize=8, loc="outside lower center", ncols=len(handles))

@@ -1,7 +1,7 @@
 """The page of the lab in Markdown, and all files of results/lab, from the records alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -33,6 +33,7 @@ from benchmarks.lab.measures import (
 )
 from benchmarks.lab.predictions import PILOT, PILOTS, Prediction, Search, predicted, searches
 from benchmarks.lab.todo import cells, space, todo, tuned
+from repro.plots import caption, save
 from repro.results import table
 from repro.train.run_folder import write_atomically
 
@@ -51,10 +52,9 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     frame(records).to_csv(folder / "runs.csv", index=False)
     drawn = draw_all(records)
-    figures = [f"{name}.png" for name in drawn]
-    for name, figure in drawn.items():
-        figure.savefig(folder / f"{name}.png", dpi=130, facecolor="white", metadata={"Software": None})
-    write_atomically(folder / "README.md", summary(records, compared, predictions, figures).rstrip() + "\n")
+    figures = [path.name for name, figure in drawn.items() for path in save(figure, folder / name)]
+    captions = {name: caption(figure) for name, figure in drawn.items()}
+    write_atomically(folder / "README.md", summary(records, compared, predictions, captions).rstrip() + "\n")
     return ["README.md", "runs.csv", *figures]
 
 
@@ -62,9 +62,9 @@ def summary(
     records: Sequence[Record],
     compared: Sequence[Record],
     predictions: Sequence[Prediction],
-    figures: Sequence[str],
+    figures: Mapping[str, str],
 ) -> str:
-    """Return the page."""
+    """Return the page, with the captions of its figures by name."""
     found = searches(records, compared)
     every = cells(list(ALL_TASKS), list(OPTIMIZERS))
     finished = sum(not todo(*cell, records) for cell in every)

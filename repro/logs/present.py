@@ -9,13 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 from adan_optim.text import aligned
-from repro.direction import higher_is_better
+from repro.direction import better, higher_is_better
 from repro.errors import UserError
 from repro.logs import FORMATS, epochs_from
 from repro.logs.log import POSITION, UNKNOWN, Log
 from repro.publish import replacing
 from repro.reading import printable
-from repro.results import save_figure
 
 SHOWN = 5  # faults or oddities
 LOG_FROM = 20  # a loss that falls by more than this factor gets a logarithmic axis
@@ -87,46 +86,53 @@ def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]
     Raises:
         UserError: no log has such a column, the logs have no position in common, or OUT cannot be written.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
     from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    from repro.plots import MOST, STYLE, finish, looks, panels, quantity, rc_context, save
 
     names = _drawn(logs, only)
     over = "step" if all(log.position == "step" for log in logs.values()) else "epoch"
     for label, log in logs.items():
         if over not in log.table:
             raise UserError(f"{label} has no {over}, the position of another of these logs; plot them apart")
-    width = 2 if len(names) in (2, 4) else min(3, len(names))
-    height = -(-len(names) // width)
-    figure, axes = plt.subplots(
-        height, width, figsize=(5 * width, 3.6 * height), layout="constrained", squeeze=False
-    )
-    lines = {}
-    for axis, name in zip(axes.flat, names, strict=False):
-        for index, (label, log) in enumerate(logs.items()):
-            rows = _curve(log, name, over)
-            done = 1 - epochs_from(log) if over == "epoch" else 0
-            style = {"color": f"C{index}", "marker": "." if len(rows) < 30 else None, "linewidth": 1.2}
-            (lines[label],) = axis.plot(rows[over] + done, rows[name], **style)
-        units = {log.units[name] for log in logs.values() if name in log.units} - {"1", UNKNOWN}
-        unit = f"\n({'; '.join(sorted(units))})" if units else ""
-        axis.set(xlabel="step" if over == "step" else "epochs done", ylabel=name.replace("_", " ") + unit)
-        values = [y for line in axis.lines for y in line.get_ydata() if math.isfinite(y)]
-        if higher_is_better(name) is False and values and 0 < LOG_FROM * min(values) < max(values):
-            axis.set_yscale("log")
-        axis.xaxis.set_major_locator(MaxNLocator(6))
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes.flat[len(names) :]:
-        axis.remove()
-    figure.legend(
-        lines.values(), lines.keys(), loc="outside lower center", frameon=False, ncols=min(width, len(lines))
-    )
-    save_figure(figure, out)
+    drawn = looks(dict.fromkeys(logs))
+    with rc_context(STYLE):
+        figure, axes = panels(len(names))
+        for axis, name in zip(axes, names, strict=True):
+            for label, log in logs.items():
+                rows, look = _curve(log, name, over), drawn[label]
+                done = 1 - epochs_from(log) if over == "epoch" else 0
+                style = look.points if len(rows) < 30 else look.line
+                axis.plot(rows[over] + done, rows[name], **style, label=look.label(label))
+            units = {log.units[name] for log in logs.values() if name in log.units} - {"1", UNKNOWN}
+            axis.set(
+                xlabel="step" if over == "step" else "epochs done", title=_best(logs, name, over),
+                ylabel=quantity(name.replace("_", " "), "; ".join(sorted(units)), better(name)),
+            )  # fmt: skip
+            values = [y for log in logs.values() for y in _curve(log, name, over)[name] if math.isfinite(y)]
+            if higher_is_better(name) is False and values and 0 < LOG_FROM * min(values) < max(values):
+                axis.set_yscale("log")
+            axis.xaxis.set_major_locator(MaxNLocator(6))
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k
+        note = f"In grey: the last {len(logs) - MOST} logs of {len(logs)}." if len(logs) > MOST else ""
+        finish(figure, "Which log is best?" if len(logs) > 1 else next(iter(logs)), note)
+    save(figure, out)
     return names
+
+
+def _best(logs: dict[str, Log], name: str, over: str) -> str:
+    """Return the best value of a column in words, and which of several logs has it; "" if none is better."""
+    higher = higher_is_better(name)
+    if higher is None:
+        return ""
+    sign = 1 if higher else -1
+    values = {label: sign * _curve(log, name, over)[name] for label, log in logs.items()}
+    most = {label: x.max() for label, x in values.items() if len(x) and math.isfinite(x.max())}
+    if not most:
+        return ""
+    label = max(most, key=most.__getitem__)
+    end = label if len(label) <= 28 else f"...{label[-25:]}"
+    return f"best: {sign * most[label]:.4g}" + (f"\n{end}" if len(logs) > 1 else "")
 
 
 def _drawn(logs: dict[str, Log], only: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ from benchmarks.comparison.search import Point, Space, best, edges, next_points
 from benchmarks.comparison.todo import Job, cells, todo, works
 from repro.errors import UserError
 from repro.ledger.rows import ROOT
+from repro.plots import QUIET
 from repro.runs import Run
 
 SPACE = Space(1e-3, (0.05, 0.0, 0.5), budget=16)
@@ -350,10 +351,11 @@ def test_all_files_come_from_the_records_alone(tmp_path: Path) -> None:
         "README.md",
         "tuning.md",
         "runs.csv",
-        "headline.png",
-        "curves.png",
-        "learning_rates.png",
-        "batches.png",
+        *(
+            f"{name}.{suffix}"
+            for name in ("headline", "curves", "learning_rates", "batches")
+            for suffix in ("png", "svg")
+        ),
     } == {*files}
     text = (tmp_path / "README.md").read_text()
     assert f"{len(runs):,} runs" in text
@@ -381,18 +383,26 @@ def test_curves_show_the_later_losses_and_name_what_is_drawn() -> None:
 
     runs = [started_high(run) for run in sweep(["vit"], optimizers=["adamw", "adan", "adan_int8", "sgd"])]
     figures = draw_all(runs)
-    panel, legend = figures["curves"].axes[0], figures["curves"].axes[1].get_legend()
+    [panel], [legend] = figures["curves"].axes, figures["curves"].legends
     low, high = panel.get_ylim()
     assert 0.75 < low < 0.9
     assert 2 < high < 3
-    assert [text.get_text() for text in legend.get_texts()] == [
-        "AdamW",
-        "Adan",
-        "Adan, bfloat16",
-        "Adan, int8",
-    ]
-    legend = figures["learning_rates"].axes[1].get_legend()  # where a variant has its optimizer's
-    assert "Adan, int8" not in [text.get_text() for text in legend.get_texts()]
+    assert [text.get_text() for text in legend.get_texts()] == ["AdamW", "Adan"]
+    assert [line.get_color() for line in panel.lines].count(QUIET) == 2  # the variants
+
+
+def test_titles_say_what_the_losses_say() -> None:
+    def titles(ahead: float) -> dict[str, str]:
+        def loss(job: Job, octave: int, seed: int) -> float:
+            return bowl(job, octave, seed) + ahead * (job.optimizer == "adan")
+
+        drawn = draw_all(sweep(["vit", "mae"], loss))
+        return {name: figure.get_suptitle() for name, figure in drawn.items()}
+
+    assert titles(0.3)["curves"] == "Adan ends lower than AdamW on 0 of 2 tasks, higher on 2"
+    assert titles(-0.3)["curves"] == "Adan ends lower than AdamW on 2 of 2 tasks, higher on 0"
+    assert "above AdamW" in titles(0.3)["headline"]
+    assert titles(0.3)["learning_rates"] == "Adan's best learning rate is 2 times AdamW's"
 
 
 def test_pages_of_a_sweep_that_only_began(tmp_path: Path) -> None:
@@ -407,7 +417,7 @@ def test_only_its_own_page_is_replaced(tmp_path: Path, monkeypatch: pytest.Monke
     committed = (ROOT / "results" / "comparison" / "README.md").read_text()
     pages = {
         "committed": committed,
-        "new": page.summary(sweep(["vit"], most=5), [], []),
+        "new": page.summary(sweep(["vit"], most=5), [], {}),
         "foreign": "# Mine\n",
     }
     (tmp_path / "README.md").write_text(pages[origin])

@@ -248,7 +248,7 @@ def test_the_page(done: list[Record], tmp_path: Path) -> None:
     guesses = [PREDICTION, replace(PREDICTION, pilot=100, factor=1.5)]
     names = page.write(done, [], guesses, tmp_path)
     assert {*names} == {path.name for path in tmp_path.iterdir()}
-    assert {"multiplier.png", "ladder.png"} < {*names}
+    assert {"multiplier.png", "multiplier.svg", "ladder.png", "ladder.svg"} < {*names}
     text = (tmp_path / "README.md").read_text()
     for claim in claims(done, guesses):
         assert f"**{claim.name}: {claim.verdict}.**" in text

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 from toy import ToyTask
 
+from repro.plots import LOOKS, MOST, look
 from repro.train.config import TrainConfig
 from repro.train.trainer import train
 
@@ -30,7 +31,10 @@ def test_table_and_curves(config: TrainConfig, tmp_path: Path, capsys: pytest.Ca
     assert [row.split()[:3] for row in rows] == [["adamw", "2", "4"], ["adan", "2", "4"]]
     assert all(" ± " in row for row in rows)
     with Image.open(tmp_path / "figures" / "curves.png") as image:
-        assert image.size == (1500, 600)
+        drawn = {pixel for _, pixel in image.convert("RGB").getcolors(1 << 24) or []}
+    assert {ImageColor.getrgb(look(name).colour) for name in ("adan", "adamw")} <= drawn
+    svg = (tmp_path / "figures" / "curves.svg").read_text()
+    assert all(text in svg for text in ("adan (2 seeds)", "adamw (2 seeds)", "band", "lower is better"))
 
 
 def write_run(folder: Path, values: Sequence[float], ended: bool = True, metric: str = "valid_loss") -> None:
@@ -59,7 +63,7 @@ def write_run(folder: Path, values: Sequence[float], ended: bool = True, metric:
 
 
 def compared(root: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, str]]:
-    """The cells of the table of the runs below `root`, by label and column."""
+    """The cells of the table of the runs below `root`, by label and column; a figure is next to them."""
     assert COMPARE([str(root), "--out", str(root / "curves.png")]) == 0
     header, _, *rows = [re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines()[:-2]]
     return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
@@ -88,6 +92,45 @@ def test_only_finished_runs_have_results(tmp_path: Path, capsys: pytest.CaptureF
     }
     assert rows["adan (unfinished)"]["best valid_loss"] == rows["adan (unfinished)"]["images/s"] == "-"
     assert rows["adan (unfinished)"]["epochs"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("values", "metric", "finding"),
+    [
+        ({"adan0": [3, 1], "lamb0": [3, 2]}, "valid_loss", "Lowest final valid loss: adan, 1; next lamb, 2"),
+        (
+            {"adan0": [50, 60], "lamb0": [50, 70]},
+            "test_accuracy",
+            "Highest final test accuracy: lamb, 70 %; next adan, 60 %",
+        ),
+        (
+            {"adan0": [3, 1], "adan1": [3, 3], "lamb0": [3, 2.5]},
+            "valid_loss",
+            "Lowest final valid loss: adan, 2; next lamb, 2.5; the ranges of\ntheir seeds overlap",
+        ),
+        ({"adan0": [3, 1], "lamb0": [3, 2, 1]}, "valid_loss", "Valid loss over epochs"),  # of other lengths
+        ({"adan0": [3, 1], "lamb0": [3, 2]}, "valid_length", "Valid length over epochs"),
+    ],
+)
+def test_the_title_says_what_was_found(
+    tmp_path: Path, values: dict[str, list[float]], metric: str, finding: str
+) -> None:
+    for name, each in values.items():
+        write_run(tmp_path / name, each, metric=metric)
+    assert COMPARE([str(tmp_path), "--out", str(tmp_path / "x")]) == 0
+    svg = (tmp_path / "x.svg").read_text()
+    assert all(line in svg for line in finding.split("\n"))
+    assert ("may be chance" in svg) == ("adan1" not in values)
+
+
+def test_more_runs_than_can_be_told_apart(tmp_path: Path) -> None:
+    names = [*LOOKS][: MOST + 3]
+    for place, name in enumerate(names):
+        write_run(tmp_path / f"{name}0", [20.0, 20.0 - place])
+    assert COMPARE([str(tmp_path), "--out", str(tmp_path / "x")]) == 0
+    svg = (tmp_path / "x.svg").read_text()
+    assert [f">{name}<" in svg for name in names] == [False] * 3 + [True] * MOST  # the best
+    assert "In grey: 3 more" in svg
 
 
 def test_runs_of_different_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

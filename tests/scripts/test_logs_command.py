@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import pandas as pd  # type: ignore[import-untyped]
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 from pyarrow import parquet  # type: ignore[import-untyped]
 
 from repro.errors import UserError
@@ -22,6 +22,7 @@ from repro.ledger import rows
 from repro.ledger.rows import File
 from repro.logs import FORMATS, files, read
 from repro.logs.files import fetch
+from repro.plots import COLOURS, MOST
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASED = runpy.run_path(str(ROOT / "scripts" / "logs.py"))["main"]
@@ -77,15 +78,25 @@ def test_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert RELEASED(["plot", str(one), str(two), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}: train_loss, eval_loss, eval_top1, eval_top5\n"
     with Image.open(out) as image:
-        assert image.size == (1500, 1080)  # two by two panels
         drawn = {pixel for _, pixel in image.convert("RGB").getcolors(1 << 24) or []}
-    assert {(31, 119, 180), (255, 127, 14)} <= drawn  # a colour for each log
+    first, second = map(ImageColor.getrgb, COLOURS[:2])
+    assert {first, second} <= drawn  # a colour for each log
+    svg = out.with_suffix(".svg").read_text()
+    assert all(text in svg for text in ("best: 60", "deeper/two.csv", "epochs done", "higher is better"))
     assert RELEASED(["plot", "--parts", str(one), str(two), "--column", "eval_top1", "--out", str(out)]) == 0
     with Image.open(out) as image:
-        assert image.size == (750, 540)
         drawn = {pixel for _, pixel in image.convert("RGB").getcolors(1 << 24) or []}
-    assert (255, 127, 14) not in drawn
-    assert sorted(path.name for path in out.parent.iterdir()) == ["out.png"]
+    assert first in drawn
+    assert second not in drawn
+    assert sorted(path.name for path in out.parent.iterdir()) == ["out.png", "out.svg"]
+
+
+def test_plot_of_many_logs(tmp_path: Path) -> None:
+    logs = [summary(tmp_path / f"log{number}.csv", range(5)) for number in range(MOST + 2)]
+    assert RELEASED(["plot", *map(str, logs), "--out", str(tmp_path / "out.svg")]) == 0
+    svg = (tmp_path / "out.svg").read_text()
+    assert [f">log{number}.csv<" in svg for number in range(MOST + 2)] == [True] * MOST + [False] * 2
+    assert f"In grey: the last 2 logs of {MOST + 2}" in svg
 
 
 def test_plot_of_what_does_not_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +113,7 @@ def test_plot_of_what_does_not_go_together(tmp_path: Path, capsys: pytest.Captur
         assert RELEASED(["plot", *map(str, arguments), "--out", str(tmp_path / "x.png")]) == 2
         assert message in capsys.readouterr().err
     assert RELEASED(["plot", str(one), "--out", str(tmp_path / "x.tiff9")]) == 2
-    assert "cannot write the figure" in capsys.readouterr().err
+    assert "x.tiff9: a figure is written as .png and .svg" in capsys.readouterr().err
     assert not list(tmp_path.glob("*x.*"))
 
 
