@@ -47,7 +47,7 @@ from repro.doctor.record import read_record
 from repro.ledger.rows import ROOT
 from repro.loading import read_lines
 from repro.logs import files
-from repro.results import page, table
+from repro.results import as_text, page, table
 from repro.runs import CONFIG, METRICS
 from repro.train.cli import exit_status
 from repro.train.run_folder import refuse_foreign_page, write_atomically
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with (options.out / OUTCOMES).open("a") as file:
             file.write(json.dumps(outcome) + "\n")
     text = describe(outcomes, about)
-    print(text)
+    print(as_text(text))
     write_atomically(readme, text + "\n")
     return 0
 

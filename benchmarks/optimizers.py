@@ -100,7 +100,7 @@ import adan_optim
 from adan_optim.card import STATE_BYTES, one_pass
 from benchmarks.common import Step, check, fresh, interleave, machine, made
 from repro.errors import UserError
-from repro.results import bullets, page, publish, table
+from repro.results import as_text, bullets, page, publish, table
 from repro.train.cli import exit_status
 
 Build = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
@@ -561,7 +561,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write, and return the exit status."""
     options = read_options(arguments)
     if options.design:
-        print(design())
+        print(as_text(design()))
         return 0
     check(options, "rounds", "processes")
     device, steps = options.device, [BASELINE, *(options.steps or ENTRIES)]

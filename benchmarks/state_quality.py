@@ -86,9 +86,10 @@ import adan_optim
 from benchmarks.common import check
 from repro.environment import environment
 from repro.errors import UserError
+from repro.hardware import show_time
 from repro.loading import read_lines
 from repro.publish import append_line
-from repro.results import page, table
+from repro.results import as_text, page, table
 from repro.runs import read_summary
 from repro.train import checkpoint
 from repro.train.cli import exit_status
@@ -359,11 +360,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("interrupted; the same command continues", file=sys.stderr)
             return 130
-        minutes = (time.perf_counter() - start) / 60
-        done = f"{new} runs done now in {minutes:.1f} minutes, {len(runs) - new} were there already\n"
+        took = show_time((time.perf_counter() - start) / 3600)
+        done = f"{new} runs done now in {took}, {len(runs) - new} were there already\n"
     text = markdown(load(records))
     write_atomically(written, text + "\n")
-    print(f"{text}\n{done}records: {records}, table: {written}")
+    print(f"{as_text(text)}\n{done}records: {records}, table: {written}")
     return 0
 
 

@@ -71,6 +71,7 @@ from benchmarks.comparison.measures import best_point
 from benchmarks.comparison.records import Record, Stage, append, load, outcome, where
 from benchmarks.comparison.todo import Job, cells, space, todo, works
 from repro.errors import UserError
+from repro.hardware import show_time
 from repro.runs import read
 from repro.train import checkpoint
 from repro.train.cli import exit_status
@@ -129,8 +130,8 @@ def sweep(pairs: Sequence[tuple[str, str]], todo: Todo, options: argparse.Namesp
                 bar.update()
             bar.set_postfix_str(f"{len(load(options.out)) - before} runs")
     runs = len(load(options.out)) - before
-    hours = (time.monotonic() - begin) / 3600
-    print(f"{runs} runs in {hours:.2f} hours, now {before + runs} in {options.out}")
+    took = show_time((time.monotonic() - begin) / 3600)
+    print(f"{runs} runs in {took}, now {before + runs} in {options.out}")
     return 2 if failed else 0
 
 

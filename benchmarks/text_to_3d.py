@@ -42,7 +42,7 @@ from benchmarks.common import check, machine, made
 from benchmarks.comparison.search import Point, Space, best, next_points
 from repro.errors import UserError
 from repro.publish import replacing
-from repro.results import bullets, page, table, write
+from repro.results import as_text, bullets, page, table, write
 from repro.runs import Run, read
 from repro.train.cli import exit_status
 from vision import text_to_3d
@@ -179,7 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         janus.append(result("adan", prompt, 1, lr, found))
         strips.append((f"{prompt}, Adan, the view not told", found.path / STRIP))
     about = machine("cpu", arguments)
-    print(shown := text(made(about), tuned, results, janus))
+    shown = text(made(about), tuned, results, janus)
+    print(as_text(shown))
     if options.out:
         record = {**about, "tuned": tuned, "results": [*map(asdict, results)], "janus": [*map(asdict, janus)]}
         write(record, f"{shown}\n\n{pictures(strips, options.out)}", options.out)

@@ -2,12 +2,13 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from adan_optim.text import aligned
 from repro.errors import UserError
+from repro.hardware import show_time
 from repro.runs import METRICS, Run, is_free, read, sample_rate
 
 
@@ -80,7 +81,7 @@ def table(groups: dict[str, list[Run]], metric: str) -> str:
     finished = [run.summary for runs in groups.values() for run in runs if run.summary]
     units = {sample_rate(summary)[0] for summary in finished}
     unit = units.pop() if len(units) == 1 else "samples"
-    head = ["seeds", "epochs", f"final {metric}", f"best {metric}", "train_loss", "seconds", f"{unit}/s"]
+    head = ["seeds", "epochs", f"final {metric}", f"best {metric}", "train_loss", "time", f"{unit}/s"]
     rows = [["run", *head]]
     for label, runs in groups.items():
         summaries = [run.summary for run in runs if run.summary]
@@ -90,17 +91,20 @@ def table(groups: dict[str, list[Run]], metric: str) -> str:
                 label,
                 str(len(runs)),
                 "/".join(f"{epoch:.4g}" for epoch in sorted(epochs)),
-                *(_spread([each[key][metric] for each in summaries], ".4g") for key in ("final", "best")),
-                _spread([trained(run)[-1]["train_loss"] for run in runs], ".4f"),
-                _spread([summary["seconds"] for summary in summaries], ".0f"),
-                _spread([sample_rate(summary)[1] for summary in summaries], ".0f"),
+                *(
+                    _spread([each[key][metric] for each in summaries], "{:.4g}".format)
+                    for key in ("final", "best")
+                ),
+                _spread([trained(run)[-1]["train_loss"] for run in runs], "{:.4f}".format),
+                _spread([summary["seconds"] / 3600 for summary in summaries], show_time),
+                _spread([sample_rate(summary)[1] for summary in summaries], "{:,.0f}".format),
             ]
         )
     return "\n".join(aligned(rows, right=head, rule=True))
 
 
-def _spread(values: Sequence[float], form: str) -> str:
+def _spread(values: Sequence[float], show: Callable[[float], str]) -> str:
     if not values:
         return "-"
-    mean = format(statistics.fmean(values), form)
-    return mean if len(values) == 1 else f"{mean} ± {format(statistics.stdev(values), form)}"
+    mean = show(statistics.fmean(values))
+    return mean if len(values) == 1 else f"{mean} ± {show(statistics.stdev(values))}"

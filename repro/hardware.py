@@ -30,7 +30,7 @@ GPUS = {
     "H200": Gpu(141e9, 989e12, 67e12, 4.8e12, 64e9, 3.5),
 }
 
-# of the GPUs for which the ledger shows hours; their memory makes no difference there
+# of the GPUs for which the ledger shows times; their memory makes no difference there
 PEAK = {"A100": GPUS["A100-80"].peak, "H100": GPUS["H100"].peak}
 
 # Share of the peak that training reaches, for all rows and GPUs: our assumption, a round number. Large
@@ -49,11 +49,6 @@ ASSUMPTIONS = f"{UTILISATION:.0%} of the peak in bf16 or fp16: " + ", ".join(
 def gpu_hours(cost: Cost, gpu: str) -> float:
     """Return the estimated hours on one GPU of PEAK; n of them take an n-th of it at best."""
     return cost.flops / (PEAK[gpu] * UTILISATION) / 3600
-
-
-def show_hours(hours: float) -> str:
-    """Return hours with three significant digits: 1,230 | 45.6 | 0.0123."""
-    return f"{hours:,.0f}" if hours >= 99.95 else f"{hours:#.3g}".rstrip(".")
 
 
 def show_time(hours: float) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from repro.environment import environment
 from repro.errors import UserError
 from repro.hardware import GPUS
-from repro.results import page, write
+from repro.results import as_text, page, write
 from repro.train.cli import command_line, exit_status
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def publish(
     folder: Path | None, name: str, title: str, note: str, parts: list[str], found: Any, words: list[str]
 ) -> None:
     """Print the parts of a page; if there is a folder, also write the page and its numbers there."""
-    print("\n\n".join(parts))
+    print(as_text("\n\n".join(parts)))
     if folder is not None:
         here, command = environment(), ["python", "scripts/plan.py", *words]
         made = f"`{' '.join(command)}` at commit {here['commit']}, {here['time']}, {here['system']}"

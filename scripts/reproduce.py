@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from adan_optim.text import aligned
+from adan_optim.text import aligned, without_empty
 from repro import hardware
 from repro.errors import UserError
 from repro.ledger import describe, rows, runs
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 RUNS = (Path("runs"), ROOT / "results")  # folders with own results
 SHOWN = 40  # lines of a comparison
+GPU = "H100"  # of hardware.PEAK
+TIME = f"one {GPU}"  # column of the list
 
 
 @exit_status
@@ -167,7 +169,7 @@ def compare(recipe: Recipe, files: Sequence[Path]) -> None:
     frame = compare_log(recipe.row, log)
     for remark in frame.attrs["left_out"]:
         print(remark)
-    print(thinned(frame).to_string(index=False, float_format=lambda value: f"{value:.6g}"))
+    print(thinned(frame).to_string(index=False, float_format="{:.5g}".format))
     if len(frame) > SHOWN:
         print(f"({len(frame):,} lines; shown are some of them, and all where a verdict changes)")
     print(f"{recipe.row.name}: {verdict(frame)}")
@@ -195,27 +197,32 @@ def table(pattern: str) -> str:
     if not names:
         raise UserError(f"--list {pattern}: no row has that in its name; leave it out to see all")
     finished = runs.of_rows(RUNS)
-    hours = [f"{gpu} h" for gpu in hardware.PEAK]
-    columns = ["row", "model", "data", "optimizer", "published", "status", *hours, "own result"]
-    cells, reasons = [columns], Counter[str]()
+    cells, reasons = [["row", "model", "published", "status", TIME, "own result"]], Counter[str]()
     for name in tqdm(names, unit="row", leave=False, disable=None):  # Hydra takes 0.2 s for each
         recipe = rows.load(name)
         row = recipe.row
         status, _, why = row.status.partition(": ")
         if why:
             reasons[row.status] += 1
-        estimates = [
-            "-" if row.cost is None else hardware.show_hours(hardware.gpu_hours(row.cost, gpu))
-            for gpu in hardware.PEAK
-        ]
         last = runs.last(finished, name)
-        optimizer = recipe.config.get("optimizer", {}).get("name", "-")
-        result = "-" if last is None else runs.describe(last, recipe)
-        about = [row.model, row.data, optimizer, describe.published(row), status]
-        cells.append([name, *about, *estimates, result])
+        cells.append(
+            [
+                name,
+                row.model,
+                describe.headline(row),
+                status if why else "-",
+                "-" if row.cost is None else hardware.show_time(hardware.gpu_hours(row.cost, GPU)),
+                "-" if last is None else runs.describe(last, recipe),
+            ]
+        )
+    cells = without_empty(cells)
     notes = [f"{status} ({counted(count)})" for status, count in reasons.items()]
-    notes.append(f"Hours of one GPU, estimated: {hardware.ASSUMPTIONS} (docs/reproduce.md).")
-    return "\n".join([*aligned(cells, right=hours, rule=True), "", *notes])
+    if TIME in cells[0]:
+        times = hardware.PEAK[GPU] / hardware.PEAK["A100"]
+        notes.append(
+            f"{TIME}: the estimated time; an A100 takes {times:.2g} times as long (docs/reproduce.md)"
+        )
+    return "\n".join([*aligned(cells, right=[TIME], rule=True), "", *notes]).rstrip()
 
 
 if __name__ == "__main__":

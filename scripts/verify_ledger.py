@@ -34,7 +34,7 @@ from tqdm import tqdm
 from repro.environment import environment
 from repro.errors import UserError
 from repro.ledger.rows import COMMIT, REPOSITORY, names
-from repro.results import bullets, page, table, write
+from repro.results import as_text, bullets, page, table, write
 from repro.train.cli import exit_status
 from repro.verify import Verdict, verify
 from repro.verify.checks import Check
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = tqdm(options.rows or names(), unit="row", leave=False, disable=None)
     verdicts = [verify(name) for name in rows]
     parts = [rows_of(verdicts), bullets(notes(verdicts)), "\n".join(summary(verdicts))]
-    print("\n\n".join(filter(None, parts)))
+    print(as_text("\n\n".join(filter(None, parts))))
     if options.out is not None:
         publish(options.out, verdicts, options.rows)
     return int(any(verdict.failed for verdict in verdicts))

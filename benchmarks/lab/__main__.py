@@ -1,7 +1,7 @@
 """The claims lab: `python -m benchmarks.lab` writes results/lab from its runs.
 
     python -m benchmarks.lab                     tables and figures from runs.jsonl
-    python -m benchmarks.lab --plan              what is missing: runs, hours, and the least effect to be seen
+    python -m benchmarks.lab --plan              what is missing: runs, time, and the least effect to be seen
     python -m benchmarks.lab --run --jobs 2      the missing runs; can be stopped and repeated at any time
     python -m benchmarks.lab --run --upto 2048   only those of at most so many steps
     python -m benchmarks.lab --predict           what adan_optim.transfer says about Adan's learning rates

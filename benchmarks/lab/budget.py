@@ -4,11 +4,12 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from adan_optim.text import aligned
 from benchmarks.comparison.records import Record, select
 from benchmarks.lab.design import ALL_TASKS, LENGTHS, SEEDS, TASKS, TUNING_SEEDS
 from benchmarks.lab.measures import least_multiplier
 from benchmarks.lab.todo import LabJob, cells, length, todo
-from repro.results import table
+from repro.hardware import show_time
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,16 @@ def missing(
 def describe(records: Sequence[Record], found: Sequence[Missing], jobs: int) -> str:
     """Return the budget as a table with its sum, and the power."""
     rows = [
-        [each.task, each.optimizer, f"{each.runs}", f"{each.steps:,}", f"{each.seconds / 3600:.2f}"]
+        [each.task, each.optimizer, f"{each.runs}", f"{each.steps:,}", show_time(each.seconds / 3600)]
         for each in found
         if each.runs
     ]
     hours = sum(each.seconds for each in found) / 3600
-    lines = [table(["task", "optimizer", "runs", "steps", "hours"], rows)] if rows else []
+    head = ["task", "optimizer", "runs", "steps", "one core"]
+    lines = ["\n".join(aligned([head, *rows], right=head[2:], rule=True))] if rows else []
     lines.append(
-        f"{sum(each.runs for each in found):,} runs, {hours:.1f} hours of one core"
-        + (f", {hours / jobs:.1f} hours with --jobs {jobs}" if jobs > 1 else "")
+        f"{sum(each.runs for each in found):,} runs, {show_time(hours)} of one core"
+        + (f", {show_time(hours / jobs)} with --jobs {jobs}" if jobs > 1 else "")
         + ", if the searches end where they begin."
     )
     power = [

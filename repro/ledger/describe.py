@@ -61,6 +61,16 @@ def published(row: Row) -> str:
     return f"{words} {unit}" + (f" and {more} more" if more else "")
 
 
+def headline(row: Row) -> str:
+    """Return the first metric that `published` has, for a narrow column, and the number of all others."""
+    figures = [figure for figure in row.published if figure.value is not None]
+    if not figures:
+        return f"{len(row.cells)} cells" if row.cells else "-"
+    unit, more = figures[-1].unit, len(figures) - 1
+    first = next(figure for figure in figures if figure.unit == unit)
+    return f"{first.metric} {first.value}" + " %" * (unit == "%") + f", {more} more" * (more > 0)
+
+
 def _figures(row: Row) -> Iterator[str]:
     for figure in row.published:
         log = f"; released log: best {figure.best}, final {figure.final}" if figure.best is not None else ""

@@ -37,9 +37,9 @@ class Shown:
     own: str  # our own result
 
     @property
-    def hours(self) -> str:
-        """The estimated hours on one H100."""
-        return "" if self.row.cost is None else hardware.show_hours(hardware.gpu_hours(self.row.cost, "H100"))
+    def time(self) -> str:
+        """The estimated time on one H100."""
+        return "" if self.row.cost is None else hardware.show_time(hardware.gpu_hours(self.row.cost, "H100"))
 
     @property
     def mood(self) -> str:
@@ -172,7 +172,7 @@ def _run(run: Run) -> dict[str, str]:
         "what": f"{summary['model']} on {config.get('data.name')}, {summary['epochs']} epochs",
         "optimizer": f"{summary['optimizer']}, lr {config['optimizer.lr']:g}",
         "result": f"{metric} {summary['final'][metric]:.4g} (best {summary['best'][metric]:.4g})",
-        "time": f"{summary['seconds']:.0f} s",
+        "time": hardware.show_time(summary["seconds"] / 3600),
         "commit": (run.starts[-1].get("commit") or "")[:10] if run.starts else "",
     }
 

@@ -222,4 +222,4 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr(Planted, "fault", "wrong sign")
     monkeypatch.setitem(GLOBALS, "ours", lambda: [replace(PLANTED, package="")])
     assert CONFORMANCE["main"](["--only", "adamw"]) == 1
-    assert "| **FAIL** " in capsys.readouterr().out
+    assert "  **FAIL** " in capsys.readouterr().out

@@ -1,5 +1,7 @@
 """benchmarks/cuda_model.py: what limits a kernel."""
 
+import re
+
 import pytest
 
 from benchmarks import cuda_model
@@ -28,8 +30,8 @@ def test_the_page(capsys):
     pytest.importorskip("cuda.bindings.nvrtc", reason="NVRTC comes with the CUDA builds of torch")
     assert cuda_model.main([]) == 0
     page = capsys.readouterr().out
-    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    rows = [line for line in page.splitlines() if re.match("`(?!python )", line)]
     assert len(rows) == len(cuda_model.kernels()) + len(cuda_model.SUMS) * len(cuda_model.PARAMETERS)
-    assert "| `adan` | float32 | float32 | 44 |" in page
-    assert "| `sums of both` | float32 |  | 4.16 |" in page
-    assert page.count("100% (memory)") > len(rows)  # of four cards
+    assert re.search(r"^`adan` +float32 +float32 +44 ", page, re.M)
+    assert re.search(r"^`sums of both` +float32 +4.16 ", page, re.M)
+    assert page.count("(memory)") > len(rows)  # of four cards

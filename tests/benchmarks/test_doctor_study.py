@@ -1,6 +1,7 @@
 """benchmarks/doctor.py: its page, and a run with a planted fault."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,6 @@ def test_planted_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     arguments = [f"--out={tmp_path / 'out'}", f"--runs={tmp_path / 'runs'}", "--only=dead_gradients lstm"]
     for _ in range(2):  # the second time there is nothing left to do
         assert doctor.main(arguments) == 0
-        assert "| dead gradients | 2 | 2 | 2 |  |" in capsys.readouterr().out
+        assert re.search(r"^dead gradients( +2){3}$", capsys.readouterr().out, re.M)
     lines = (tmp_path / "out" / doctor.OUTCOMES).read_text().splitlines()
     assert [json.loads(line)["named"] for line in lines] == ["dead_gradients"] * 2

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import tracking_faults, tracking_study
 from repro.ledger import verdict
 from repro.ledger.rows import ROOT
+from repro.results import as_text
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_the_study(
     monkeypatch.setattr(study, "CONSTANTS", [(0.1, 0.02, 0.015, 3), (0, 0, 0.005, 1)])
     assert study.main(["--seeds", "2", "--out", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "tracking.json").read_text())
-    assert (tmp_path / "README.md").read_text() == capsys.readouterr().out
+    assert as_text((tmp_path / "README.md").read_text()) == capsys.readouterr().out.rstrip("\n")
     known = {"imagenet/resnet101_100", "imagenet/resnet101_200"}
     assert known <= set(results["rows"])
     assert results["themselves"]["not on track"] == 0

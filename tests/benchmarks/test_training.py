@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import training
+from repro.results import as_text
 
 
 @pytest.fixture
@@ -96,16 +97,19 @@ def test_every_batch_goes_to_every_contestant(bench: ModuleType) -> None:
 
 
 @pytest.mark.recipe
-def test_optimizers(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_optimizers(bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """States and bytes are those of each optimizer; contestants for other devices are named."""
-    assert bench.main(["--quick", "--optimizers", "--models", "test_vit", "--rounds", "1"]) == 0
-    out = capsys.readouterr().out
-    rows = {cells[1].strip(): cells for cells in (line.split("|") for line in out.splitlines()) if cells[1:]}
+    out = tmp_path / "page"
+    words = ["--quick", "--optimizers", "--models", "test_vit", "--rounds", "1", "--out", str(out)]
+    assert bench.main(words) == 0
+    page = out.with_suffix(".md").read_text()
+    assert capsys.readouterr().out == f"{as_text(page)}\n"
+    rows = {cells[1].strip(): cells for cells in (line.split("|") for line in page.splitlines()) if cells[1:]}
     assert rows["Adan fused"][-4:-2] == [" 44 ", " 16.00 "]
     assert rows["Adan fused, bf16 states"][-4:-2] == [" 28 ", " 8.00 "]
     assert rows["torch AdamW fused"][-4:-2] == [" 28 ", " 8.00 "]
-    assert "Not here: Adan, official traffic (emulated)." in out
-    assert all(f"* {key}: " in out for key in bench.OPTIMIZERS)
+    assert "Not here: Adan, official traffic (emulated)." in page
+    assert all(f"* {key}: " in page for key in bench.OPTIMIZERS)
 
 
 def test_flops_are_those_of_the_ledger(bench: ModuleType) -> None:

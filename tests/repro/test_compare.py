@@ -74,7 +74,7 @@ def test_the_speed_is_in_samples_alone(tmp_path: Path, capsys: pytest.CaptureFix
     write_run(tmp_path / "adan0", [3.0, 1.0, 2.0])
     assert compared(tmp_path, capsys)["adan"] == {
         "run": "adan", "seeds": "1", "epochs": "3", "final valid_loss": "2", "best valid_loss": "1",
-        "train_loss": "1.0000", "seconds": "60", "images/s": "1467",
+        "train_loss": "1.0000", "time": "60 s", "images/s": "1,467",
     }  # fmt: skip
 
 
