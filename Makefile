@@ -14,7 +14,7 @@ START := $(shell date +%s)
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo demo-3d help test test-recipes test-optim test-torch test-slow test-cuda-static test-sanitize test-all test-times test-gpu \
-	test-platforms platform-tools dist test-mutants test-docker constraints lint docs docs-check report-pictures bench bench-gpu quality conformance clean
+	test-platforms platform-tools dist test-mutants test-docker constraints lint docs docs-check site report-pictures bench bench-gpu quality conformance clean
 
 demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
 	$(RUN) vision/train.py -m optimizer=adan,adamw
@@ -98,6 +98,9 @@ docs-check: $(INSTALLED)  ## the pages: generated tables, links, files, commands
 	$(RUN) scripts/docs.py --check
 	$(RUN) -m pytest tests/test_readme.py
 
+site: $(INSTALLED)  ## site/: the pages with navigation, search and the API reference; a dead link fails
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
 report-pictures: $(INSTALLED)  ## takes the pictures in docs/report.md, with the released logs in ADAN_RELEASED
 	$(RUN) scripts/report.py results --out report.html --pictures docs
 
@@ -131,9 +134,9 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py optim/build_kernels.py $(w
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --no-deps -e . & kernels=$$!; \
-	$(RUN) scripts/constraints.py --requirements recipes text-to-3d test \
+	$(RUN) scripts/constraints.py --requirements recipes text-to-3d test site \
 		| $(VENV)/bin/pip install --quiet --no-compile -c constraints.txt -r /dev/stdin && wait $$kernels
 	touch $@
 
 clean:  ## removes what was built here, but never a folder given as VENV=PATH
-	rm -rf .venv .venv-* build dist optim/*.egg-info optim/adan_optim/*.so
+	rm -rf .venv .venv-* build dist site optim/*.egg-info optim/adan_optim/*.so

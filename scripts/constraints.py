@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "constraints.txt"
-EXTRAS = ("recipes", "text-to-3d", "test")
+EXTRAS = ("recipes", "text-to-3d", "test", "site")
 HEAD = """\
 # The versions that the tests are run with, of every package that they and the recipes need, for Python 3.11
 # on Linux (x86-64). Written by `make constraints`; installed by `make test` and in the images of docker/.

@@ -20,6 +20,7 @@ def read_options() -> argparse.Namespace:
 if __name__ == "__main__":
     read_options()  # --help and mistakes are answered before the imports that take seconds
 
+import inspect
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -27,8 +28,11 @@ from typing import Any
 
 import torch
 
+import adan_optim
 from adan_optim import CARDS, OPTIMIZERS
 from adan_optim.card import COMMON_OPTIONS, STATE_BYTES
+from adan_optim.interop.integrations import register, trainer_arguments
+from adan_optim.public import __all__ as PUBLIC
 from repro.errors import UserError
 from repro.ledger import rows
 from repro.ledger.describe import published
@@ -178,8 +182,29 @@ def lab_predictions() -> str:
     return copied("lab", "task", "steps", "predicted", "tuned", "loss at predicted", "at 5 times")
 
 
+def api() -> str:
+    """Return a table of the public names for each kind, with their sources and first paragraphs."""
+    optimizers = {cls.__name__: cls for cls in OPTIMIZERS.values()}
+    others = {name: getattr(adan_optim, name) for name in PUBLIC if name not in optimizers}
+    others |= {f"interop.integrations.{plug.__name__}": plug for plug in (register, trainer_arguments)}
+    kinds: dict[str, dict[str, Any]] = {
+        "Optimizers": optimizers,
+        "Functions": {name: it for name, it in others.items() if inspect.isfunction(it)},
+        "Classes": {name: it for name, it in others.items() if inspect.isclass(it)},
+    }
+    parts = []
+    for kind, names in kinds.items():
+        lines = []
+        for name, it in names.items():
+            source = Path(inspect.getsourcefile(inspect.unwrap(it)) or "").relative_to(ROOT)
+            what = (inspect.getdoc(it) or "").partition("\n\n")[0].replace("\n", " ")
+            lines.append([f"[`{name}`](../{source})", what])
+        parts += [f"## {kind}", table(["name", "what it is"], lines)]
+    return "\n\n".join(parts)
+
+
 MAKERS = (
-    installs, lab_claims, lab_multipliers, lab_predictions, language, ledger, optimizers, options, steps,
+    api, installs, lab_claims, lab_multipliers, lab_predictions, language, ledger, optimizers, options, steps,
     walkthrough,
 )  # fmt: skip
 TABLES = {make.__name__: make for make in MAKERS}

@@ -54,7 +54,8 @@ def test_the_command_that_writes_them_lists_the_same() -> None:
 def test_makefile_and_images_install_the_constraints() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(
-        r"--requirements recipes text-to-3d test \\\n.* install .* -c constraints.txt -r /dev/stdin", makefile
+        r"--requirements recipes text-to-3d test site \\\n.* install .* -c constraints.txt -r /dev/stdin",
+        makefile,
     )
     installs = re.findall(r"pip install ([^&;{}]*)", DOCKERFILE)
     assert len(installs) == 4  # torch of another index, the tests' packages, apex, the recipes'
