@@ -99,8 +99,17 @@ class VisionConfig(TrainConfig):
         if not 0 <= self.augment.label_smoothing < 1:
             raise UserError(f"augment.label_smoothing={self.augment.label_smoothing}: must lie in [0, 1)")
         self._check_model()
-        if self.mixes and self.batch_size // self.gradient_accumulation_steps % 2:
-            raise UserError(f"batch_size={self.batch_size}: mixup and cutmix need an even micro-batch")
+        self.micro_batch(1)
+
+    def micro_batch(self, processes: int) -> int:
+        """Return the micro-batch size of one process; errors are those of TrainConfig, or mixing's."""
+        size = super().micro_batch(processes)
+        if self.mixes and size % 2:
+            raise UserError(
+                f"batch_size={self.batch_size}: mixup and cutmix need an even micro-batch, not {size}; "
+                "lower gradient_accumulation_steps, or set augment.mixup=0 augment.cutmix=0"
+            )
+        return size
 
     def _check_model(self) -> None:
         """Check the source of the initial weights, before anything is built or read."""

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from repro.errors import UserError
 from repro.explain import explain
 from repro.ledger import cache
+from repro.overrides import opened
 from repro.train import resolvers
 
 resolvers.register()  # before any configuration is read
@@ -302,7 +303,7 @@ def compose_config(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     GlobalHydra.instance().clear()  # within a run, Hydra would refuse a second instance
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return compose(name, list(overrides))
+            return compose(name, opened(overrides))
     finally:
         GlobalHydra.instance().hydra = running
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from adan_optim import CARDS
 from repro.errors import UserError
-from repro.hardware import FAMILIES, GPUS, show_time
+from repro.hardware import FAMILIES, GPUS, Gpu, show_time
 from repro.ledger import rows
 from repro.planner import footprint, plan, step
 from repro.planner.plan import Job, Machine, Speed
@@ -36,18 +36,24 @@ def describe(
     family = str(task.task.family)
     share = FAMILIES[family] if setting.mfu is None else setting.mfu
     dollars = gpu.dollars if price is None else price
-    config, need = task.config, kinds.total()
-    fits = need <= gpu.memory
     lines = [
-        f"{name} on {machine}: {plan.micro_batch(config, machine.count)} {_samples(task)} in a micro-batch, "
-        f"{config['gradient_accumulation_steps']} of them a step on each GPU, amp={config['amp']}",
+        f"{name} on {machine}, amp={task.config['amp']}",
+        _batch(task, machine),
         "memory of a GPU, GB: " + parts(kinds),
-        f"  {need / 1e9:.1f} of {gpu.memory / 1e9:.0f} GB: {'it fits' if fits else 'it does not fit'}",
+        f"  {_of(kinds.total(), gpu)}: {'it fits' if kinds.total() <= gpu.memory else 'it does not fit'}",
     ]
-    if not fits:
-        for changes, total in plan.remedies(name, overrides, machine):
-            verdict = "it fits" if total <= gpu.memory else "does not fit yet"
-            lines.append(f"  with {' '.join(changes)}: {total / 1e9:.1f} GB, {verdict}")
+    if kinds.total() > gpu.memory:
+        found = plan.remedies(name, overrides, machine)
+        lines += (
+            f"  {_of(total, gpu)} with {' '.join(changes)}: {'it fits' if total <= gpu.memory else 'not yet'}"
+            for changes, total in found
+        )
+        if not found or found[-1][1] > gpu.memory:
+            cure = "take more GPUs or larger ones (--gpus), or --set a smaller batch_size or model"
+            return [*lines, f"no speed, time or cost, because nothing tried here fits: {cure}", ""]
+        changes, _ = found[-1]
+        task = plan.job(rows.load(name, [*overrides, *changes]))
+        lines += [f"what follows is for the command with {' '.join(changes)}:", _batch(task, machine)]
     speed = plan.speed(task, machine, share, dollars)
     assumed = "assumed" if setting.mfu is None else "given"
     lines.append(
@@ -62,6 +68,16 @@ def describe(
     return [*lines, ""]
 
 
+def _batch(task: Job, machine: Machine) -> str:
+    """Return the line on the micro-batches."""
+    size, number = task.micro_batch(machine.count), task.config["gradient_accumulation_steps"]
+    return f"batch of a GPU: {number} x {size} {_samples(task)}, gradient_accumulation_steps={number}"
+
+
+def _of(need: float, gpu: Gpu) -> str:
+    return f"{need / 1e9:.1f} of {gpu.memory / 1e9:.0f} GB"
+
+
 def _step(task: Job, machine: Machine, speed: Speed, setting: Setting) -> str:
     """Return the line on the optimizer's step."""
     gpu, config = GPUS[str(machine.gpu)], task.config
@@ -69,7 +85,7 @@ def _step(task: Job, machine: Machine, speed: Speed, setting: Setting) -> str:
     card = CARDS.get(named)
     kept = config["optimizer"].get("state_dtype") or "float32"
     if card is not None and not step.is_estimated(card, kept):
-        return f"step: not estimated, as {card.title} makes many passes with {kept} states"
+        return f"step on a GPU: not estimated, as {card.title} makes many passes with {kept} states"
     model = task.model()
     states = footprint.states(model, config["optimizer"])
     shards = machine.count if config.get("fsdp") else 1
@@ -81,7 +97,7 @@ def _step(task: Job, machine: Machine, speed: Speed, setting: Setting) -> str:
     training = config["batch_size"] * task.task.per_sample / speed.per_second
     share = f"{seconds / (training + seconds):.2%} of a training step"
     return (
-        f"step: {cost.moved / 1e9:.3g} GB moved on each GPU, {1e3 * seconds:.3g} ms "
+        f"step on a GPU: {cost.moved / 1e9:.3g} GB moved, {1e3 * seconds:.3g} ms "
         f"at {bandwidth / 1e9:,.0f} GB/s, {share}; {1e3 * cost.seconds(bandwidth, pcie):.3g} ms "
         f"with offloaded states at {pcie / 1e9:g} GB/s"
     )
@@ -90,7 +106,8 @@ def _step(task: Job, machine: Machine, speed: Speed, setting: Setting) -> str:
 def parts(kinds: Counter[str]) -> str:
     """Return the bytes by kind, in GB."""
     order = sorted(kinds, key=lambda kind: (*footprint.KINDS, kind).index(kind))
-    return ", ".join(f"{kind} {kinds[kind] / 1e9:.2f}" for kind in order if kinds[kind])
+    shown = {kind: f"{kinds[kind] / 1e9:.2f}" for kind in order}
+    return ", ".join(f"{kind} {size}" for kind, size in shown.items() if size != "0.00")
 
 
 def _samples(task: Job) -> str:

@@ -94,7 +94,7 @@ def job(row: str, overrides: Sequence[str], name: str) -> Job:
 
 def _measure(row: str, overrides: Sequence[str], name: str) -> Measured:
     task = job(row, overrides, name)
-    size = plan.micro_batch(task.config, 1)
+    size = task.micro_batch(1)
     task.model()  # import its modules before memory is measured
     return footprint.measure(lambda: task.step(task.model(real=True), size), task.config["optimizer"])
 

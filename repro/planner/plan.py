@@ -1,7 +1,11 @@
 """Predict the memory, time and cost of a row on given GPUs; see docs/plan.md."""
 
+import bisect
+import contextlib
+import functools
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -15,6 +19,7 @@ from repro.ledger import recipes, rows
 from repro.ledger.rows import ROOT, Recipe
 from repro.planner import footprint
 from repro.planner.footprint import Step, materialise
+from repro.train.config import typed
 from repro.train.task import Task
 
 Config = dict[str, Any]
@@ -63,6 +68,14 @@ class Job:
         with torch.device("cpu" if real else "meta"):
             return self.task.build_model().train()
 
+    def micro_batch(self, processes: int) -> int:
+        """Return the samples in the micro-batch of one process.
+
+        Raises:
+            UserError: the batch does not divide evenly.
+        """
+        return typed(self.config, self.task.schema).micro_batch(processes)
+
     def step(self, model: nn.Module, samples: int) -> Step:
         """Return a training step of the model on micro-batches of `samples` samples."""
         config, self.task.state = self.config, {}
@@ -98,25 +111,6 @@ def job(recipe: Recipe) -> Job:
     return Job(config, task, flops, None if row.cost is None else row.cost.samples)
 
 
-def micro_batch(config: Config, processes: int) -> int:
-    """Return the samples in the micro-batch of one process.
-
-    Raises:
-        UserError: the batch does not divide evenly.
-    """
-    size, accumulated = config["batch_size"], config["gradient_accumulation_steps"]
-    parts = accumulated * processes
-    if size % parts:
-        fits = [str(n) for n in range(1, size // processes + 1) if size % (n * processes) == 0][-8:]
-        cure = f"; gradient_accumulation_steps may be {', '.join(fits)}" if fits else ""
-        raise UserError(
-            f"batch_size={size}: must be divisible by "
-            f"gradient_accumulation_steps={accumulated} times {processes} "
-            f"process(es){cure}"
-        )
-    return int(size // parts)
-
-
 def memory(task: Job, machine: Machine, others: Counter[str] | None = None) -> Counter[str]:
     """Return the bytes of one process at the peak of a step, by kind.
 
@@ -145,7 +139,7 @@ def all_but_states(task: Job, machine: Machine) -> Counter[str]:
         UserError: the batch does not divide.
     """
     config, n = task.config, machine.count
-    size = micro_batch(config, n)
+    size = task.micro_batch(n)
     model = task.model()  # not among fake tensors, as some models read values while they are built
     sharded = bool(config.get("fsdp")) and n > 1
     share = 1 / n if sharded else 1.0
@@ -233,33 +227,69 @@ def optimizer(name: str) -> Config:
 
 
 def remedies(name: str, overrides: Sequence[str], machine: Machine) -> list[tuple[list[str], int]]:
-    """Return overrides that reduce the memory of a row, step by step, each with the bytes then needed."""
-    config = rows.load(name, overrides).config
-    added: list[str] = []
-    found: list[tuple[list[str], int]] = []
-    steps = [*_accumulations(config, machine.count), "gradient_checkpointing=true"]
-    if machine.count > 1 and not config.get("fsdp"):
-        steps.append("fsdp=true")
-    steps.append("optimizer.state_dtype=bfloat16")
-    for change in steps:
-        key = change.partition("=")[0]
-        trial = [*(word for word in added if not word.startswith(key)), change]
+    """Return overrides that reduce the memory of a row that does not fit, each with the bytes then needed.
+
+    More micro-batches come first, as they cost next to nothing; then, with them, what costs time or digits.
+    The number of micro-batches is the least that fits. The last overrides fit, if any do.
+    """
+    assert machine.gpu is not None
+    limit = GPUS[machine.gpu].memory
+    before = job(rows.load(name, overrides))
+    config, own = before.config, before.config["gradient_accumulation_steps"]
+    numbers = [own, *_more_micro_batches(before, machine.count)]
+    in_model = "grad_checkpointing" in config["model"]  # the vision recipes'
+    switches = ["model.grad_checkpointing=true" if in_model else "gradient_checkpointing=true"]
+    switches += ["fsdp=true"] if machine.count > 1 else []
+    switches += ["optimizer.state_dtype=bfloat16"]
+
+    @functools.cache
+    def need(changes: tuple[str, ...], number: int) -> float:
+        words = [*overrides, *changes, f"gradient_accumulation_steps={number}"]
         try:
-            need = memory(job(rows.load(name, [*overrides, *trial])), machine).total()
+            return memory(job(rows.load(name, words)), machine).total()
         except UserError:
-            continue  # a key that this recipe lacks
-        if found and need >= found[-1][1]:
+            return math.inf  # a key that this recipe lacks, or values that exclude each other
+
+    kept: tuple[str, ...] = ()
+    lowest = math.inf
+    found: list[tuple[list[str], int]] = []
+    for added in [(), *((switch,) for switch in switches)]:
+        trial = (*kept, *added)
+        number = least(functools.partial(need, trial), numbers, limit)
+        total = need(trial, number)
+        if total >= lowest:
             continue
-        added = trial
-        found.append((trial, need))
-        assert machine.gpu is not None
-        if need <= GPUS[machine.gpu].memory:
+        kept, lowest = trial, total
+        parts = [f"gradient_accumulation_steps={number}"] if number != own else []
+        if changes := [*parts, *trial]:
+            found.append((changes, int(total)))
+        if total <= limit:
             break
     return found
 
 
-def _accumulations(config: Config, processes: int) -> list[str]:
-    share = config["batch_size"] // processes
-    parts = [n for n in range(config["gradient_accumulation_steps"] + 1, share + 1) if share % n == 0]
-    chosen = {parts[0], parts[-1]} if parts else set()
-    return [f"gradient_accumulation_steps={n}" for n in sorted(chosen)]
+def _more_micro_batches(task: Job, processes: int) -> Iterator[int]:
+    """Yield the larger numbers of micro-batches into which the batch can be divided, in order."""
+    own, share = task.config["gradient_accumulation_steps"], task.config["batch_size"] // processes
+    for number in (number for number in range(own + 1, share + 1) if share % number == 0):
+        config = {**task.config, "gradient_accumulation_steps": number}
+        with contextlib.suppress(UserError):  # the recipe demands an even micro-batch, say
+            replace(task, config=config).micro_batch(processes)
+            yield number
+
+
+def least(need: Callable[[int], float], numbers: Sequence[int], limit: float) -> int:
+    """Return the least number of micro-batches that fits the limit, or else the one that needs least.
+
+    Args:
+        need: bytes by the number. The second and later ones need less and less; the first may need less than
+            the second, if it is 1, because gradients and activations are then not in memory together.
+        numbers: to choose from, rising.
+        limit: bytes.
+    """
+    first, *more = numbers
+    if need(first) <= limit or not more:
+        return first
+    if need(more[-1]) <= limit:
+        return more[bisect.bisect_left(more, True, key=lambda number: need(number) <= limit)]
+    return min(first, more[-1], key=need)

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from repro.errors import Stopped
 from repro.explain import explain
+from repro.overrides import as_typed, opened
 from repro.train import choices, multirun, slurm
 from repro.train.config import TrainConfig, typed
 from repro.train.usage import usage
@@ -144,7 +145,7 @@ def _call(main: Main[Config], schema: type[Config], config: DictConfig) -> Path 
     values = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     checked = typed(values, schema)
     checked.check()
-    return main(checked, list(HydraConfig.get().overrides.task))
+    return main(checked, as_typed(HydraConfig.get().overrides.task))
 
 
 def _submitted(module: str, schema: type[Config], command_line: list[str], config: DictConfig) -> None:
@@ -256,7 +257,7 @@ def _run_hydra(
             *overrides,
         ]
         try:
-            sys.argv = [saved_argv[0], *_insert(quiet, arguments)]
+            sys.argv = [saved_argv[0], *_insert(quiet, opened(arguments))]
             os.environ["HYDRA_FULL_ERROR"] = "1"
             decorated()
         finally:

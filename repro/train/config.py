@@ -220,12 +220,24 @@ class TrainConfig:
         """
         if size < self.batch_size:
             raise UserError(f"batch_size={self.batch_size}: the training set has only {size} {samples}")
-        if self.batch_size % (self.gradient_accumulation_steps * processes):
+        return self.micro_batch(processes)
+
+    def micro_batch(self, processes: int) -> int:
+        """Return the micro-batch size of one process.
+
+        Raises:
+            UserError: the batch does not divide evenly.
+        """
+        size, parts = self.batch_size, self.gradient_accumulation_steps * processes
+        if size % parts:
+            fits = [str(n) for n in range(1, size // processes + 1) if size % (n * processes) == 0][-8:]
+            several = f"gradient_accumulation_steps may be {', '.join(fits)}"
             raise UserError(
-                f"batch_size={self.batch_size}: must be divisible by gradient_accumulation_steps="
-                f"{self.gradient_accumulation_steps} times {processes} process(es)"
+                f"batch_size={size}: must be divisible by gradient_accumulation_steps="
+                f"{self.gradient_accumulation_steps} times {processes} process(es); "
+                f"{several if fits else 'take another number of processes'}"
             )
-        return self.batch_size // (self.gradient_accumulation_steps * processes)
+        return size // parts
 
     def _check_fsdp(self) -> None:
         if not self.fsdp:

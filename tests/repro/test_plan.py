@@ -4,6 +4,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def job(row: str, *overrides: str, optimizer: str = "") -> Job:
 def test_the_prediction_is_what_a_step_keeps(row: str, overrides: list[str], optimizer: str) -> None:
     task = job(row, *overrides, optimizer=optimizer)
     predicted = plan.memory(task, CPU)
-    size = plan.micro_batch(task.config, 1)
+    size = task.micro_batch(1)
     kept = footprint.measure(lambda: task.step(task.model(real=True), size), task.config["optimizer"]).kinds
     for kind in ("parameters", "gradients"):
         assert predicted[kind] == kept[kind] > 0
@@ -191,15 +192,64 @@ def run(runner: Any, *words: str) -> tuple[int, str, str]:
 
 
 def test_command(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = hardware.Gpu(1.75e6, 1e12, 1e11, 1e12, 1e10, 1.0)
+    small = hardware.Gpu(3.2e6, 1e12, 1e11, 1e12, 1e10, 1.0)
     monkeypatch.setitem(hardware.GPUS, "H100", small)
     words = [GPT2, "--gpus", "1xH100", "--set", *MODELS[GPT2], "--mfu", "0.5", "--price", "7"]
     status, out, err = run(runner, *words)
     assert status == 0, err
     assert "it does not fit" in out
-    assert "with gradient_accumulation_steps=4: " in out
+    assert "of 0 GB with gradient_accumulation_steps=4: it fits" in out
+    assert "what follows is for the command with gradient_accumulation_steps=4:" in out
+    assert "batch of a GPU: 4 x 1 sequences of 32 tokens, gradient_accumulation_steps=4" in out
     assert "at 50% of the peak (given" in out
     assert "$7.00 for an hour of a GPU (given)" in out
+
+
+@pytest.mark.recipe
+def test_what_does_not_fit_has_no_price(runner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(hardware.GPUS, "H100", hardware.Gpu(1e5, 1e12, 1e11, 1e12, 1e10, 1.0))
+    status, out, _ = run(runner, GPT2, "--gpus", "1xH100", "--set", *MODELS[GPT2])
+    assert status == 0
+    assert "optimizer.state_dtype=bfloat16: not yet" in out
+    assert "no speed, time or cost, because nothing tried here fits: take more GPUs" in out
+    assert "$" not in out
+    assert "per second" not in out
+
+
+def test_the_least_number_of_micro_batches_that_fits() -> None:
+    needs = {1: 100, 2: 110, 4: 60, 8: 40, 16: 30, 32: 29}
+    asked = []
+
+    def need(number: int) -> float:
+        asked.append(number)
+        return needs[number]
+
+    for limit, number in ((60, 4), (59, 8), (30, 16), (29, 32), (100, 1), (28, 32)):
+        assert plan.least(need, list(needs), limit) == number
+    assert plan.least(need, [1, 2], 5) == 1  # the memory of the second is larger
+    asked.clear()
+    plan.least(need, list(needs), 60)
+    assert len(asked) < len(needs)
+
+
+@pytest.mark.recipe
+def test_remedies_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Micro-batches are enough, or come with recomputation; a recipe's own name of it is used."""
+    whole = plan.memory(job(GPT2), Machine("H100")).total()
+    smallest = plan.memory(job(GPT2, "gradient_accumulation_steps=4"), Machine("H100")).total()
+    assert smallest < whole
+
+    def limited(memory: float, row: str) -> list[tuple[list[str], int]]:
+        monkeypatch.setitem(hardware.GPUS, "H100", replace(hardware.GPUS["H100"], memory=memory))
+        return plan.remedies(row, MODELS[row], Machine("H100"))
+
+    assert limited(smallest, GPT2) == [(["gradient_accumulation_steps=4"], smallest)]
+    (first, _), (second, total) = limited(smallest - 1, GPT2)
+    assert first == ["gradient_accumulation_steps=4"]
+    assert second[-1] == "gradient_checkpointing=true"
+    assert total < smallest
+    found = limited(1, VIT)  # mixes images, so two are the smallest micro-batch
+    assert found[0][0] == ["model.grad_checkpointing=true"]
 
 
 def test_table_by_optimizer(runner: Any, tmp_path: Path) -> None:
@@ -223,7 +273,7 @@ def test_table_by_optimizer(runner: Any, tmp_path: Path) -> None:
         ([GPT2, "--gpus", "0xH100"], "--gpus 0xH100"),
         (
             [GPT2, "--gpus", "7xH100"],
-            "batch_size=480: must be divisible by gradient_accumulation_steps=2 times 7",
+            "steps=2 times 7 process(es); take another number of processes",
         ),
         ([GPT2, "--optimizers", "adan-int4"], "--optimizers adan-int4: there are "),
         (["lstm/lstm_1_adan"], "lstm/lstm_1_adan: no plan is made for nlp/train_lstm.py"),

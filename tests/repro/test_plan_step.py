@@ -108,9 +108,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_line_of_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     """GPT-2 small, 124,439,808 parameters of four bytes, AdamW: 28 bytes for each on each of four GPUs."""
     assert command.main(["adam_mini/gpt2_small_adamw", "--gpus", "4xA100-80"]) == 0
-    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step: ")]
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step on a GPU: ")]
     moved = 28 * 124_439_808
     assert line.startswith(
-        f"step: {moved / 1e9:.3g} GB moved on each GPU, {moved / 2.039e9:.3g} ms at 2,039 GB/s"
+        f"step on a GPU: {moved / 1e9:.3g} GB moved, {moved / 2.039e9:.3g} ms at 2,039 GB/s"
     )
     assert line.endswith(f"{8 * 124_439_808 / 32e6:.3g} ms with offloaded states at 32 GB/s")

@@ -10,6 +10,9 @@ import pytest
 from PIL import Image
 from tiny import TINY
 
+from repro.errors import UserError
+from vision.config import VisionConfig
+
 Command = Callable[..., tuple[int, str, str]]
 
 
@@ -181,3 +184,12 @@ def test_grey_images_are_read_as_rgb(command: Command, images: Path) -> None:
     (images / "train" / "cat" / "0.JPEG").write_bytes(buffer.getvalue())
     status, _, err = command(*imagefolder(images))
     assert (status, err) == (0, "")
+
+
+def test_an_odd_micro_batch_cannot_be_mixed() -> None:
+    config = VisionConfig(batch_size=12, gradient_accumulation_steps=2)
+    assert config.micro_batch(2) == 3
+    config.augment.mixup = 0.8
+    assert config.micro_batch(1) == 6
+    with pytest.raises(UserError, match="batch_size=12: mixup and cutmix need an even micro-batch, not 3;"):
+        config.micro_batch(2)
