@@ -249,7 +249,8 @@ def save_pictures(
     tall = side * high / (wide + gap)
     title, below = textwrap.wrap(finding, 66), textwrap.wrap(note, 100)
     above = 0.14 * max((label.count("\n") + 1 for label in columns), default=0) + 0.1 * bool(columns)
-    height = 0.19 * (len(title) + len(below)) + above + len(rows) * (tall + 0.28) + 0.1
+    label_height = 0.2 if any(rows) else 0
+    height = 0.19 * (len(title) + len(below)) + above + len(rows) * (label_height + tall + 0.08) + 0.1
     figure = Figure(figsize=(WIDTH, height))
 
     def write(x: float, top: float, text: str, **style: Any) -> None:
@@ -264,10 +265,10 @@ def save_pictures(
         write(margin, top, label, fontsize=9)
         strip = np.concatenate(np.pad(row, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=1), axis=1)
         share = len(row) * side / WIDTH, tall / height
-        axes = figure.add_axes((margin / WIDTH, 1 - (top + 0.2) / height - share[1], *share))
+        axes = figure.add_axes((margin / WIDTH, 1 - (top + label_height) / height - share[1], *share))
         axes.imshow(strip.clip(0, 1), aspect="auto")
         axes.axis("off")
-        top += tall + 0.28
+        top += label_height + tall + 0.08
     write(margin, top, "\n".join(below), fontsize=8)
     _write(out, _png(figure, Image.Quantize.MAXCOVERAGE))  # no colour is far off
 

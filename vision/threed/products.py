@@ -26,9 +26,9 @@ SURFACE = 10 * math.log(2)  # the density that absorbs half of the light in a te
 
 MEASURES = {  # names and units
     "train_loss": ("distillation loss, training", ""),
-    "valid_loss": ("distillation loss, held-out views", ""),
-    "valid_iou": ("IoU of silhouettes, held-out views", ""),
-    "valid_psnr": ("PSNR, held-out views", "dB"),
+    "valid_loss": ("distillation loss, held out", ""),
+    "valid_iou": ("IoU of silhouettes, held out", ""),
+    "valid_psnr": ("PSNR, held out", "dB"),
 }
 
 
@@ -118,7 +118,7 @@ def draw_curves(folder: Path, prompt: str) -> None:
         panel.plot(*zip(*found, strict=True), color=COLOURS[1], marker="." if len(found) < 30 else None)
         panel.set(title=f"{found[-1][1]:.3g} at the end", ylabel=quantity(*MEASURES[key], better))
         panel.set_xlabel("step")
-    finish(figure, prompt)
+    finish(figure, prompt, "Held out: on views around the object, which are not trained on.")
     save(figure, folder / CURVES)
 
 
