@@ -12,15 +12,17 @@ colour-blind; markers and line styles repeat what they say, for print in black a
 
 import io
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from adan_optim.monitor.style import COLOURS, INK, QUIET, STYLE
@@ -154,7 +156,7 @@ def finish(figure: Figure, finding: str, note: str = "") -> None:
         note: how many seeds, what a band is, which direction is better.
     """
     finding, note = textwrap.fill(finding, 66), textwrap.fill(note, 100)
-    figure.suptitle(finding, x=0.01, ha="left")
+    figure.suptitle(finding, x=0.01, ha="left", parse_math=False)  # a path may have dollars
     handles = {
         textwrap.fill(label, 70): handle
         for axes in figure.axes
@@ -164,10 +166,12 @@ def finish(figure: Figure, finding: str, note: str = "") -> None:
     if handles and not any(axes.get_legend() for axes in figure.axes):
         columns = max(1, 84 // (7 + max(map(len, handles))))  # as many as there is room for
         rows = -(-len(handles) // columns)
-        figure.legend(
+        below = figure.legend(
             [*handles.values()], [*handles], loc="outside lower left", ncols=columns,
             title=note, title_fontsize=8, alignment="left",
         )  # fmt: skip
+        for text in below.get_texts():
+            text.set_parse_math(False)
     elif note:
         figure.supxlabel(note, x=0.01, ha="left", fontsize=8)
     lines = finding.count("\n") + note.count("\n") + (2 if note else 1) + rows
@@ -209,30 +213,73 @@ def save(figure: Figure, out: Path) -> list[Path]:
             )
     if out.suffix not in ("", *SUFFIXES):
         raise UserError(
-            f"--out={out}: a figure is written as {' and '.join(SUFFIXES)}; end the name in one of them"
+            f"{out}: a figure is written as {' and '.join(SUFFIXES)}; end the name in one of them"
         )
     with rc_context(STYLE):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # each file would move things a little further
-        png, svg = io.BytesIO(), io.BytesIO()
-        figure.savefig(png, dpi=DPI, facecolor="white")
+        svg = io.BytesIO()
         figure.savefig(svg, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+        png = _png(figure, Image.Quantize.MEDIANCUT)  # keeps the colours of lines
     paths = [out.with_suffix(suffix) for suffix in SUFFIXES]
-    write_pixels(Image.open(png), paths[0])
+    _write(paths[0], png)
     _write(paths[1], svg.getvalue())
     return paths
 
 
-def write_pixels(image: Image.Image, out: Path) -> None:
-    """Write a picture as PNG, with the 256 colours that fit it best: a third of the size.
+@rc_context(STYLE)
+def save_pictures(
+    rows: Mapping[str, ArrayLike], out: Path, finding: str, columns: Sequence[str] = (), note: str = ""
+) -> None:
+    """Write rows of small pictures as PNG, with a label above each row, and above each column of the first.
+
+    Args:
+        rows: pictures [number, height, width, 3] in 0..1 by label, all of one size.
+        finding: the title, see `finish`.
+        note: below the rows.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
-    buffer = io.BytesIO()
-    few = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    few.save(buffer, "PNG", optimize=True)
-    _write(out, buffer.getvalue())
+    arrays = {label: np.asarray(row, np.float32) for label, row in rows.items()}
+    number, high, wide = max(arrays.values(), key=len).shape[:3]
+    gap = max(1, wide // 24)
+    margin = 0.05  # inches, as all that follow
+    side = min((WIDTH - margin) / number, 1.6)  # of a picture with its gap
+    tall = side * high / (wide + gap)
+    title, below = textwrap.wrap(finding, 66), textwrap.wrap(note, 100)
+    above = 0.14 * max((label.count("\n") + 1 for label in columns), default=0) + 0.1 * bool(columns)
+    label_height = 0.2 if any(rows) else 0
+    height = 0.19 * (len(title) + len(below)) + above + len(rows) * (label_height + tall + 0.08) + 0.1
+    figure = Figure(figsize=(WIDTH, height))
+
+    def write(x: float, top: float, text: str, **style: Any) -> None:
+        figure.text(x / WIDTH, 1 - top / height, text, va="top", parse_math=False, **style)
+
+    write(margin, margin, "\n".join(title), fontsize=11, fontweight="bold")
+    top = 0.19 * len(title) + 0.1
+    for place, label in enumerate(columns):
+        write(margin + (place + 0.5) * side, top, label, ha="center", fontsize=8)
+    top += above
+    for label, row in arrays.items():
+        write(margin, top, label, fontsize=9)
+        strip = np.concatenate(np.pad(row, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=1), axis=1)
+        share = len(row) * side / WIDTH, tall / height
+        axes = figure.add_axes((margin / WIDTH, 1 - (top + label_height) / height - share[1], *share))
+        axes.imshow(strip.clip(0, 1), aspect="auto")
+        axes.axis("off")
+        top += label_height + tall + 0.08
+    write(margin, top, "\n".join(below), fontsize=8)
+    _write(out, _png(figure, Image.Quantize.MAXCOVERAGE))  # no colour is far off
+
+
+def _png(figure: Figure, colours: Image.Quantize) -> bytes:
+    """Return the file of a figure, with 256 colours, which take a third of the space of all."""
+    whole, few = io.BytesIO(), io.BytesIO()
+    figure.savefig(whole, dpi=DPI, facecolor="white")
+    kmeans = 10 if colours is Image.Quantize.MAXCOVERAGE else 0
+    Image.open(whole).convert("RGB").quantize(256, colours, kmeans).save(few, "PNG", optimize=True)
+    return few.getvalue()
 
 
 def _write(out: Path, content: bytes) -> None:
@@ -241,4 +288,4 @@ def _write(out: Path, content: bytes) -> None:
         with replacing(out) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
-        raise UserError(f"--out={out}: cannot write the figure: {error}") from error
+        raise UserError(f"{out}: cannot write the figure: {error}") from error

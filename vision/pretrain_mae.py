@@ -17,6 +17,7 @@ main = command("pretrain_mae", PretrainConfig, "vision.pretrain_mae", __doc__)
 if __name__ == "__main__":
     sys.exit(main())  # before the imports that take seconds
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -25,9 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import Dataset
-from torchvision.utils import save_image
 
 from repro.interop import read_weights
 from repro.train.data import Maker, Sized, maker
@@ -39,7 +38,8 @@ from vision.mae import MaskedAutoencoder
 from vision.models import check_size, create, load
 
 PICTURE = "reconstructions.png"
-SHOWN, LEAST_SIDE = 8, 96  # images in the picture, and the smallest side of each in pixels
+SHOWN = 8  # images in the picture
+ROWS = ("original", "masked", "reconstruction")
 
 
 class Batch(NamedTuple):
@@ -145,17 +145,30 @@ class Pretraining(Task[Batch]):
 
     @torch.no_grad()
     def finish(self, folder: Path) -> None:
-        """Save a picture in the run folder: test images, their visible patches, and the reconstructions."""
+        """Save a picture in the run folder: test images, what was seen of them, and the reconstructions."""
         model = self.build_model().eval()
         load(model, read_weights(folder)[0], str(folder))
         data, config = self.valid_data(), self.config.data
         indices = torch.arange(min(SHOWN, len(data)))
         images = self.normalize(torch.stack([data[index][0] for index in indices.tolist()]))
         filled, masked = model.reconstruct(images, noise(indices, model.num_patches))
-        rows = torch.cat([images, masked, filled])
+        rows = torch.stack([images, masked, filled])
         rows = rows * torch.tensor(config.std)[:, None, None] + torch.tensor(config.mean)[:, None, None]
-        rows = F.interpolate(rows, scale_factor=float(-(-LEAST_SIDE // config.size)))  # whole pixels
-        save_image(rows.clamp(0, 1), folder / PICTURE, nrow=len(images))
+        draw(
+            dict(zip(ROWS, rows.clamp(0, 1), strict=True)), 1 - self.config.model.mask_ratio, folder / PICTURE
+        )
+
+
+def draw(rows: Mapping[str, Tensor], seen: float, path: Path) -> None:
+    """Write a picture of ROWS, each [images, channels, size, size] in 0..1.
+
+    Args:
+        seen: share of the patches that the autoencoder was shown.
+    """
+    from repro.plots import save_pictures  # matplotlib takes a second, and is not needed to train
+
+    colours = {label: row.expand(-1, 3, -1, -1).movedim(1, -1) for label, row in rows.items()}
+    save_pictures(colours, path, f"What does the autoencoder make of {100 * seen:.0f} % of the patches?")
 
 
 def noise(indices: Tensor, size: int) -> Tensor:

@@ -182,7 +182,8 @@ class TextTo3D(Task[Batch]):
             if self.judge is not None:
                 sums["valid_r_precision"] = self.judge(seen.colour, batch.cameras).sum()
         elif self.folder is not None:
-            products.draw_strip(seen.colour, self.folder / products.NOW)
+            shown, prompt = batch.cameras.azimuth, self.config.prompt
+            products.draw_strip(seen.colour, shown, self.folder / products.NOW, prompt)
         return sums, n
 
     def begin(self, folder: Path) -> None:

@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchvision.utils import save_image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from repro.interop import read_weights
@@ -52,7 +51,7 @@ SHOWN = (
     "an orange cube",
     "a cyan pyramid",
 )
-VIEWS, LEAST_SIDE = 4, 96  # of each caption in the picture, and the smallest side of each in pixels
+VIEWS = 4  # of each caption in the picture
 TOLD = 0  # column of the draws
 
 
@@ -247,10 +246,21 @@ class TrainPrior(Task[Batch]):
         with left_alone():
             torch.manual_seed(hashed(f"samples {self.config.seed}"))
             found = prior.sample(captions, cameras, self.config.guidance, self.config.sample_steps)
-        rows = torch.cat([x.unflatten(0, (-1, VIEWS)) for x in (truth, found)], 1).flatten(0, 1)
-        factor = -(-LEAST_SIDE // self.config.data.size)  # whole pixels
-        rows = F.interpolate(rows, scale_factor=float(factor))
-        save_image(rows, folder / PICTURE, nrow=2 * VIEWS)
+        draw(torch.cat([x.unflatten(0, (-1, VIEWS)) for x in (truth, found)], 1), folder / PICTURE)
+
+
+def draw(views: Tensor, path: Path) -> None:
+    """Write the picture of samples.
+
+    Args:
+        views: the truth and then the samples of each caption [captions, 2 VIEWS, 3, size, size], in 0..1.
+    """
+    from repro.plots import save_pictures  # matplotlib takes a second, and is not needed to train
+
+    degrees = [f"{360 * view // VIEWS}°" for view in range(VIEWS)]
+    columns = [f"{kind}\n{angle}" for kind in ("truth", "sample") for angle in degrees]
+    rows = dict(zip(SHOWN, views.movedim(2, -1), strict=True))
+    save_pictures(rows, path, "Do the samples look like their captions, from every side?", columns)
 
 
 def fixed(indices: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:

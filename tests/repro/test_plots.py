@@ -14,7 +14,23 @@ from PIL import Image
 from adan_optim.registry import OPTIMIZERS
 from benchmarks.comparison.design import OPTIMIZERS as COMPARED
 from repro.errors import UserError
-from repro.plots import COLOURS, DPI, LOOKS, MOST, QUIET, STYLE, WIDTH, finish, look, looks, panels, save
+from repro.plots import (
+    COLOURS,
+    DPI,
+    LOOKS,
+    MOST,
+    QUIET,
+    STYLE,
+    WIDTH,
+    caption,
+    finish,
+    look,
+    looks,
+    panels,
+    quantity,
+    save,
+    save_pictures,
+)
 
 
 def figure(series: int = 2, note: str = "Mean of 3 seeds.") -> Figure:
@@ -91,6 +107,29 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write the figure"):
         save(figure(), tmp_path / "file" / "a.png")
+
+
+def test_rows_of_pictures(tmp_path: Path) -> None:
+    red, blue = (np.tile(np.array(colour, float), (3, 8, 8, 1)) for colour in ((1, 0, 0), (0, 0, 1)))
+    for again in ("a", "b"):
+        save_pictures(
+            {"a $red$ one": red, "blue": blue}, tmp_path / f"{again}.png", "Colours", ["x", "y", "z"]
+        )
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    with Image.open(tmp_path / "a.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert pixels.shape[1] == WIDTH * DPI
+    areas = [(np.abs(pixels - colour).max(2) < 30) for colour in ([255, 0, 0], [0, 0, 255])]
+    assert all((np.diff(area.any(0).astype(int)) == 1).sum() == 3 for area in areas)  # three in a row, apart
+    first, second = (np.flatnonzero(area.any(1)) for area in areas)
+    assert first.max() < second.min()
+
+
+def test_captions() -> None:
+    made = figure()
+    assert caption(made) == "Which ends lower? (a panel)"
+    made.axes[0].set(xlabel="step", ylabel=quantity("loss", "nats", "lower is better"))
+    assert caption(made) == "Which ends lower? (loss, nats over step; a panel)"
 
 
 def test_panels() -> None:

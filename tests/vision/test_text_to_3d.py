@@ -62,15 +62,19 @@ def test_the_default_makes_the_object(runner: Callable[[Any], Run]) -> None:
     frames = imageio.imread(FOLDER / products.TURNTABLE)
     assert frames.shape == (products.FRAMES, products.SIDE, products.SIDE, 3)
     strip = np.asarray(Image.open(FOLDER / products.STRIP).convert("RGB")).astype(int)
-    assert strip.shape == (products.SIDE, products.SHOWN * products.SIDE, 3)
-    centre = products.SIDE // 2
+    centre = strip.shape[1] // (2 * products.SHOWN)
     assert (strip[:, centre, 0] - strip[:, centre, 2]).max() > 60  # red from the front
+    torus = strip[..., 0] - strip[..., 2] > 60
+    parts = [part.any(0).sum() for part in np.array_split(torus, products.SHOWN, axis=1)]
+    assert parts[2] < 0.6 * parts[0]  # a quarter turn later it is seen from the side
     mesh: Any = trimesh.load(FOLDER / products.MESH)
     assert mesh.is_watertight
     assert 0.1 < mesh.volume < 0.6  # the torus: 2 pi^2 0.45 0.17^2 = 0.26
     assert 1.0 < mesh.extents[1] < 1.5  # 2 (0.45 + 0.17)
     assert mesh.extents[0] < 0.75 * mesh.extents[1]
-    assert (FOLDER / products.CURVES).stat().st_size > 5000
+    curves = (FOLDER / products.CURVES).with_suffix(".svg").read_text()
+    assert f"{evaluated[-1]['valid_iou']:.3g} at the end" in curves
+    assert all((FOLDER / name).is_file() for name in products.FILES)
 
 
 @pytest.mark.parametrize("scene", ["grid", "hashgrid", "mlp"])

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
-from torchvision.utils import save_image
 
 from repro.errors import UserError
+from repro.plots import COLOURS, STYLE, finish, panels, quantity, rc_context, save, save_pictures
 from repro.publish import replacing
 from repro.runs import read
 from vision.threed.cameras import ring
@@ -18,40 +17,49 @@ from vision.threed.pretrained import EXTRA
 from vision.threed.render import CHUNK, Renderer
 
 NOW, STRIP, TURNTABLE, MESH, CURVES = "now.png", "turntable.png", "turntable.gif", "mesh.ply", "curves.png"
-FILES = NOW, STRIP, TURNTABLE, MESH, CURVES
+FILES = NOW, STRIP, TURNTABLE, MESH, CURVES, "curves.svg"
 
 SHOWN, FRAMES, SECONDS = 8, 48, 4  # views in a strip; pictures of a turn and how long it takes
 SIDE = 128  # of a picture in pixels, at least
 CELLS = 96  # of the mesh along a side
 SURFACE = 10 * math.log(2)  # the density that absorbs half of the light in a tenth of the unit of length
 
-MEASURES = {
-    "train_loss": "distillation loss, training",
-    "valid_loss": "distillation loss, held-out views",
-    "valid_iou": "IoU of silhouettes, held-out views",
-    "valid_psnr": "PSNR, dB, held-out views",
+MEASURES = {  # names and units
+    "train_loss": ("distillation loss, training", ""),
+    "valid_loss": ("distillation loss, held out", ""),
+    "valid_iou": ("IoU of silhouettes, held out", ""),
+    "valid_psnr": ("PSNR, held out", "dB"),
 }
 
 
 @torch.no_grad()
 def write(model: Renderer, config: TextTo3DConfig, folder: Path) -> None:
     """Write the files of a finished run into its folder."""
-    cameras = ring(FRAMES, config.measure.elevation, *config.view.middle)
-    turn = model(cameras, max(SIDE, config.view.size)).colour.clamp(0, 1)
-    draw_strip(turn[:: FRAMES // SHOWN], folder / STRIP)
+    turn, azimuths = views(model, config, FRAMES)
+    step = FRAMES // SHOWN
+    draw_strip(turn[::step], azimuths[::step], folder / STRIP, config.prompt)
     write_turntable(turn, folder / TURNTABLE)
     if not write_mesh(model, folder / MESH):
         print(f"no {MESH}: nothing in the scene is dense enough for a surface")
-    draw_curves(folder)
+    draw_curves(folder, config.prompt)
 
 
-def draw_strip(views: Tensor, path: Path) -> None:
-    """Write pictures [views, 3, side, side] in 0..1 next to each other, at most SHOWN of them."""
-    views = views[:: -(-len(views) // SHOWN)]
-    scale = max(SIDE // views.shape[-1], 1)  # whole pixels
-    rows = views.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
-    with replacing(path) as temporary:
-        save_image(rows, temporary, nrow=len(rows), padding=0, format="png")
+@torch.no_grad()
+def views(model: Renderer, config: TextTo3DConfig, number: int) -> tuple[Tensor, Tensor]:
+    """Return pictures from all around [number, 3, side, side] in 0..1, and their azimuths [number]."""
+    cameras = ring(number, config.measure.elevation, *config.view.middle)
+    return model(cameras, max(SIDE, config.view.size)).colour.clamp(0, 1), cameras.azimuth
+
+
+def draw_strip(pictures: Tensor, azimuths: Tensor, path: Path, prompt: str) -> None:
+    """Write pictures [number, 3, side, side] in 0..1 next to each other, at most SHOWN of them.
+
+    Args:
+        azimuths: of their cameras, in radians [number].
+    """
+    step = -(-len(pictures) // SHOWN)
+    degrees = [f"{azimuth:.0f}°" for azimuth in azimuths[::step].rad2deg().tolist()]
+    save_pictures({"": pictures[::step].movedim(1, -1).cpu()}, path, prompt, degrees)
 
 
 def write_turntable(turn: Tensor, path: Path) -> None:
@@ -90,24 +98,28 @@ def write_mesh(model: Renderer, path: Path) -> bool:
     return True
 
 
-def draw_curves(folder: Path) -> None:
-    """Draw the measures of a run over its steps."""
+@rc_context(STYLE)
+def draw_curves(folder: Path, prompt: str) -> None:
+    """Draw the measures of a run over its steps; each panel says where its measure ends."""
     records = read(folder).records
-    shown = {key: title for key, title in MEASURES.items() if any(key in record for record in records)}
-    figure = Figure(figsize=(3.2 * len(shown), 2.8), layout="constrained")
-    for axes, (key, title) in zip(
-        figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
-    ):
-        points = [
+    points = {
+        key: [
             (record["step"], record[key])
             for record in records
             # the training loss of an evaluation is a mean since the run began
             if key in record and not (key == "train_loss" and "valid_loss" in record)
         ]
-        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
-        axes.set(title=title, xlabel="step")
-    with replacing(folder / CURVES) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+        for key in MEASURES
+    }
+    points = {key: found for key, found in points.items() if found}
+    figure, axes = panels(len(points))
+    for panel, (key, found) in zip(axes, points.items(), strict=True):
+        better = "higher is better" if key in ("valid_iou", "valid_psnr") else "lower is better"
+        panel.plot(*zip(*found, strict=True), color=COLOURS[1], marker="." if len(found) < 30 else None)
+        panel.set(title=f"{found[-1][1]:.3g} at the end", ylabel=quantity(*MEASURES[key], better))
+        panel.set_xlabel("step")
+    finish(figure, prompt, "Held out: on views around the object, which are not trained on.")
+    save(figure, folder / CURVES)
 
 
 def check_packages() -> None:
