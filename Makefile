@@ -14,7 +14,7 @@ START := $(shell date +%s)
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo demo-3d help test test-recipes test-optim test-torch test-slow test-cuda-static test-sanitize test-all test-times test-gpu \
-	test-platforms platform-tools dist test-mutants test-docker constraints lint docs docs-check site report-pictures bench bench-gpu quality conformance clean
+	test-platforms platform-tools dist test-mutants test-docker constraints lint docs docs-check site quickstart report-pictures bench bench-gpu quality conformance clean
 
 demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
 	$(RUN) vision/train.py -m optimizer=adan,adamw
@@ -100,6 +100,9 @@ docs-check: $(INSTALLED)  ## the pages: generated tables, links, files, commands
 
 site: $(INSTALLED)  ## site/: the pages with navigation, search and the API reference; a dead link fails
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+quickstart: $(INSTALLED)  ## makes examples/quickstart.ipynb of quickstart.py, with what its cells print
+	$(RUN) scripts/quickstart.py
 
 report-pictures: $(INSTALLED)  ## takes the pictures in docs/report.md, with the released logs in ADAN_RELEASED
 	$(RUN) scripts/report.py results --out report.html --pictures docs

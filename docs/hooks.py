@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 INDEX = "docs/README.md"
 DATA = (".css", ".csv", ".jsonl", ".png", ".svg")  # copied; any other file becomes a page
 CODE = re.compile(r"^ *```.*?^ *```|`[^`\n]*`", flags=re.DOTALL | re.MULTILINE)
-LABEL = re.compile(r"\[[\w./]+\.md\]\(([\w./]+\.md)(#[\w-]+)?\)")  # a link whose text is a path, too
+LABEL = re.compile(
+    r"\[[\w./]+\.(?:md|ipynb)\]\(([\w./]+\.(?:md|ipynb))(#[\w-]+)?\)"
+)  # a link whose text is a path, too
 ENTRY = re.compile(r"^\| \[`([\w.]+)`\]\(\.\./optim/([\w/]+)\.py\).*$", flags=re.MULTILINE)
 
 
@@ -82,8 +84,8 @@ def links(page: str, text: str) -> list[Path]:
 
 def title(page: str, link: str) -> str:
     """Return the title of the page that a page links; if there is none, the link, which is then reported."""
-    path = (ROOT / page).parent / link
-    return path.read_text().partition("\n")[0].removeprefix("# ") if path.is_file() else link
+    path = Path(os.path.normpath(Path(page).parent / link))
+    return in_markdown(path).partition("\n")[0].removeprefix("# ") if (ROOT / path).is_file() else link
 
 
 def docstrings(markdown: str) -> str:
@@ -96,8 +98,10 @@ def docstrings(markdown: str) -> str:
 
 
 def in_markdown(path: Path) -> str:
-    """Return a notebook in Markdown, with what its cells printed and drew; of any other file the text."""
+    """Return a page in Markdown: a notebook with what it printed, of other files the text."""
     text = (ROOT / path).read_text()
+    if path.suffix == ".md":
+        return text
     if path.suffix == ".ipynb":
         return notebook(json.loads(text))
     return f"# {path}\n\n{fenced(text, path.suffix[1:])}"
