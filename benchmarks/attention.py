@@ -1,4 +1,4 @@
-"""Time the forms of attention in Transformer-XL: `python benchmarks/attention.py [--device cuda]`.
+"""Time the forms of attention in Transformer-XL.
 
 Forward and backward pass of one layer's attention, between the projections, in float32 on the CPU and
 bfloat16 on CUDA. The forms take turns, each in the memory layout that its model uses: the textbook's has time
@@ -6,6 +6,10 @@ first, as in the original code. `times as fast` is the textbook's time over a fo
 rounds with its 95 % interval; `GFLOP` counts the products; `MB` is what all operations together read and
 write, counted call by call; `error` is the largest difference from the textbook in float64, of the result or
 of any gradient, over the largest value there.
+
+Examples:
+    python benchmarks/attention.py --rounds 5
+    python benchmarks/attention.py --device cuda --out attention
 """
 
 import argparse

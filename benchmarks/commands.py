@@ -1,4 +1,4 @@
-"""Measure how soon commands answer: `python benchmarks/commands.py [--out PATH]`.
+"""Measure how soon commands answer.
 
     --help           of every command
     a misspelt key   of every recipe
@@ -8,6 +8,10 @@ Numbers are seconds of processor time, user and system, of a process and its chi
 what else the machine does: the median over the rounds. Bytecode and cached rows are in a temporary folder,
 and were written in a round that does not count. `torch` says whether torch was imported; the last row is its
 import alone, for comparison.
+
+Examples:
+    python benchmarks/commands.py --only scripts/report.py
+    python benchmarks/commands.py --out results/bench/commands
 """
 
 import argparse

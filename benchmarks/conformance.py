@@ -26,6 +26,10 @@ float32) a cell FAILs, or is a variant if the package differs on purpose. The ot
                     the flag existed, loads and steps as with the flag's default
 
 Every cell is a check that ran just now. "-" is not applicable, with the reason below the table.
+
+Examples:
+    python benchmarks/conformance.py --only adan
+    python benchmarks/conformance.py --only lamb muon --out runs
 """
 
 import argparse

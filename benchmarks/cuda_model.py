@@ -1,4 +1,4 @@
-"""What the CUDA kernels should reach, without a GPU: `python benchmarks/cuda_model.py [--out PATH]`.
+"""What the CUDA kernels should reach, without a GPU.
 
 The kernels are compiled for each GPU, and the machine code that a warp executes for a whole tile is read
 (benchmarks/sass.py). A step takes as long as the busiest of these:
@@ -14,6 +14,10 @@ and of columns, with what `finish` reads again.
 
 `of copy` is the time of a copy of the same bytes over that: 100 % where memory is the busiest. Latencies,
 caches and falling clocks are not in the model, so a GPU may show less; `make bench-gpu` measures it.
+
+Examples:
+    python benchmarks/cuda_model.py
+    python benchmarks/cuda_model.py --out cuda_model
 """
 
 import argparse

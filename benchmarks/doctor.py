@@ -1,9 +1,13 @@
-"""Measure how often the doctor is right: `python benchmarks/doctor.py [--out DIR] [--runs DIR]`.
+"""Measure how often the doctor is right.
 
 Trains tiny runs of real recipes, healthy and with a planted fault (both in benchmarks/doctor_faults.py), and
 reads the runs in results/ and the released logs in $ADAN_RELEASED. Counts whether the cause that
 scripts/doctor.py names first is the planted one. Outcomes are appended to DIR/outcomes.jsonl: a study that
 was stopped continues, and one that is finished only prints its page.
+
+Examples:
+    python benchmarks/doctor.py
+    python benchmarks/doctor.py --only lstm --out runs/doctor
 """
 
 import argparse

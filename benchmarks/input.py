@@ -1,4 +1,4 @@
-"""Time the input pipeline of a vision row: `python benchmarks/input.py data.root=PATH [--row ROW]`.
+"""Time the input pipeline of a vision row.
 
 data.root is a set in ImageNet's layout. A sample of its training images is copied to a temporary folder, once
 as class folders, once as tar shards; everything is measured on it. ImageNet's photographs are mostly
@@ -16,6 +16,10 @@ smoother ones, which decode somewhat faster.
 
 The last lines say how many of this machine's cores keep such a GPU busy. Everything except `storage` reads
 from the page cache, so the result is about cores, not about a disk.
+
+Examples:
+    python benchmarks/input.py data.root=PATH
+    python benchmarks/input.py data.root=PATH --row mae/base --workers 0 4 8 --gpu A100
 """
 
 import argparse

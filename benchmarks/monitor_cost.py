@@ -1,4 +1,4 @@
-"""Time training steps with and without the monitor: `python benchmarks/monitor_cost.py [--out PATH]`.
+"""Time training steps with and without the monitor.
 
 One process, one timm model, one batch: forward, backward and step of our Adan. Three copies of the model
 take turns, in rotating order, so that a machine whose speed drifts slows all alike:
@@ -10,6 +10,10 @@ take turns, in rotating order, so that a machine whose speed drifts slows all al
 The cost at an interval of N is ((N - 1) between + sampled) / (N plain) - 1, from the medians. If noise hides
 the difference between plain and between, the time of the hooks themselves says more. It is measured
 separately and given as a share of N plain steps.
+
+Examples:
+    python benchmarks/monitor_cost.py --rounds 5
+    python benchmarks/monitor_cost.py --model resnet18 --batch 32 --out monitor
 """
 
 import argparse

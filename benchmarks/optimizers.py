@@ -1,4 +1,4 @@
-"""Time optimizer steps side by side: `python benchmarks/optimizers.py [--device cuda] [--out PATH]`.
+"""Time optimizer steps side by side.
 
 Each parameter list is measured in several fresh processes, because the memory pages and the cores that a
 process happens to get determine its bandwidth. Within a process, the optimizers work on the same parameters
@@ -31,6 +31,10 @@ overhead of Python and of the launch. "again" repeats one optimizer's step, with
 gradients; "in turn" steps one optimizer after the other, which evicts each one's data from the caches. A
 column is the median; "fastest tenth" is the time that one step in ten stays below: on a shared machine, the
 time on a core that nobody else uses.
+
+Examples:
+    python benchmarks/optimizers.py --lists ViT-S
+    python benchmarks/optimizers.py --design
 """
 
 import argparse

@@ -11,6 +11,10 @@ what b is:
 
 The right reading of a time implies about the same bandwidth in every row that is limited by memory, and one
 that the device has.
+
+Examples:
+    python benchmarks/published_step_times.py
+    python scripts/reproduce.py memory/vit_b --dry-run
 """
 
 import statistics

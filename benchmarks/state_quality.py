@@ -12,6 +12,10 @@ Every finished run is a line of OUT.jsonl and is not repeated, so the command ca
 given again. At the end, and with --table, OUT.md is made from these lines alone. Tensors of fewer than 4096
 elements (biases, norms) keep float32 states under int8. On cores that other processes use as well,
 OMP_NUM_THREADS=1 is many times faster than torch's default; two commands may share one OUT.
+
+Examples:
+    python benchmarks/state_quality.py --table
+    python benchmarks/state_quality.py --tasks digits --seeds 0 1 --out runs/states
 """
 
 import argparse
@@ -43,9 +47,13 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_line(__doc__)
     data = os.environ.get("ADAN_DATA")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
-    parser.add_argument("--optimizers", nargs="+", choices=list(LEARNING_RATES), default=["adan"])
-    parser.add_argument("--storages", nargs="+", choices=list(STORAGES), default=list(STORAGES))
+    for option, names, usual in (
+        ("--tasks", list(TASKS), list(TASKS)),
+        ("--optimizers", list(LEARNING_RATES), ["adan"]),
+        ("--storages", list(STORAGES), list(STORAGES)),
+    ):
+        said = f"of {', '.join(names)}; default: {'all' if usual == names else ', '.join(usual)}"
+        parser.add_argument(option, nargs="+", choices=names, default=usual, metavar="NAME", help=said)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--pure-bf16", action="store_true", help="gpt also with bfloat16 parameters")
     parser.add_argument("--gpt-steps", type=int, default=300)

@@ -1,4 +1,4 @@
-"""Run the comparison: `python benchmarks/sweep.py [--tasks T...] [--optimizers O...] [--jobs N]`.
+"""Run the fair comparison of optimizers: tune each by the same rule, then run other seeds.
 
 Every optimizer is tuned by the same rule (benchmarks.comparison.search) with one seed on validation data.
 Then the best point is run with other seeds, with half the steps, and for the claims of the paper. Each group
@@ -11,6 +11,10 @@ any moment and given again. benchmarks/comparison makes the tables and figures. 
 use a quiet machine and a separate command, in which all optimizers of a task take turns:
 
     python benchmarks/sweep.py --times 3
+
+Examples:
+    python benchmarks/sweep.py --list
+    python benchmarks/sweep.py --tasks vit --optimizers adamw adan --jobs 2 --out runs/mine.jsonl
 """
 
 import argparse
@@ -30,8 +34,9 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     words = list(sys.argv[1:] if arguments is None else arguments)
     split = words.index("--") if "--" in words else len(words)
     parser = command_line(__doc__)
-    parser.add_argument("--tasks", nargs="+", choices=list(ALL_TASKS), default=list(ALL_TASKS))
-    parser.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), default=list(OPTIMIZERS))
+    for option, names in (("--tasks", list(ALL_TASKS)), ("--optimizers", list(OPTIMIZERS))):
+        said = f"of {', '.join(names)}; default: all"
+        parser.add_argument(option, nargs="+", choices=names, default=names, metavar="NAME", help=said)
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of each run (default 1)")
     parser.add_argument(

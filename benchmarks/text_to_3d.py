@@ -1,4 +1,4 @@
-"""Compare Adam and Adan at text to 3D: `python benchmarks/text_to_3d.py [--out OUT]`.
+"""Compare Adam and Adan at text to 3D.
 
 Each optimizer's learning rate is tuned by the rule of the fair comparison (benchmarks.comparison.search), on
 the first prompt with seed 0, by the distillation loss on held-out views, which needs no truth. Then it makes
@@ -6,6 +6,10 @@ every prompt with each seed. The Janus check is Adan's best run without telling 
 
 Every run is vision/text_to_3d.py in RUNS; those that are finished there are not run again, so the command can
 be stopped and given again. Its numbers are a proxy's: those of the embedded world.
+
+Examples:
+    python benchmarks/text_to_3d.py
+    python benchmarks/text_to_3d.py --prompts 'a red torus' --seeds 2 --out text_to_3d
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Time tokenising: `python benchmarks/tokenize_text.py --text FILE --tokenizer FOLDER`.
+"""Time tokenising.
 
 A text of --size is made in a temporary folder: the lines of FILE over and over, each time in another order,
 and one word in fifty made of the halves of two others, so that new words keep coming, as in real text. Then,
@@ -16,6 +16,10 @@ the median over the rounds; `ratio_without_start` is that of prepare after its s
     peak memory        of prepare's processes together, in proportional set size (PSS: a page that several
                        processes share counts once), sampled five times per second; also for an eighth of the
                        text: if memory is constant, both are the same. On Linux only
+
+Examples:
+    python benchmarks/tokenize_text.py --size 16MB
+    python benchmarks/tokenize_text.py --size 100MB --workers 4 --rounds 5 --out tokenize
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Measure how well live tracking works: `python benchmarks/tracking_study.py [--out DIR] [--seeds N]`.
+"""Measure how well live tracking works.
 
 For every row of the ledger whose released log is on this machine: how often does the rule
 (repro/ledger/verdict.py) call a good run behind or diverged, and how soon does it notice a bad one?
@@ -7,6 +7,10 @@ Good runs are the released logs themselves, sibling logs while their settings ag
 random noise. Bad runs are reruns with a fault (both are in benchmarks/tracking_faults.py), and released
 curves of another recipe for the same model. `behind` and `diverged` count as alarms. The first alarm at or
 after the start of a fault is its detection.
+
+Examples:
+    python benchmarks/tracking_study.py
+    python benchmarks/tracking_study.py --seeds 3 --out runs
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Time whole training steps side by side: `python benchmarks/training.py [--optimizers] [--out PATH]`.
+"""Time whole training steps side by side.
 
 Models are those of the recipes, vision and language, on the data that come with them. One process; one model
 for each contestant, all from the same weights, all trained on the same batches, which are in memory before
@@ -29,6 +29,10 @@ With --optimizers: the bare loop with each optimizer.
     state               bytes of optimizer state per parameter, counted after the steps
     peak                CUDA only: most memory allocated over two steps with one optimizer alone, after two
                         steps that made its states; with activations and the synthetic images
+
+Examples:
+    python benchmarks/training.py --quick --rounds 5
+    python benchmarks/training.py --optimizers --models deit_small_patch16_224 --out training
 """
 
 import argparse

@@ -1,10 +1,14 @@
-"""Time the optimizers of this checkout and of another one: `python benchmarks/versions.py PATH`.
+"""Time the optimizers of this checkout and of another one.
 
 PATH is a checkout with built kernels (`python setup.py build_ext --inplace` in it). Both versions work on the
 same parameters and gradients in one process, one step each in turn, with torch's fused AdamW: how does a
 change affect the speed? The last lists are 400 tensors of 16 elements, where the time is overhead: in turn,
 which evicts each one's data from the caches, and repeated, the fastest tenth of the steps. "DTensors" are 300
 sharded parameters of one process, as FSDP2 makes them.
+
+Examples:
+    python benchmarks/versions.py PATH
+    python benchmarks/versions.py PATH --rounds 5 --processes 2
 """
 
 import argparse

@@ -7,6 +7,10 @@
 PATH is a file or a folder, from one of our runs, timm, MAE, fairseq, Megatron-LM, Transformer-XL or Hugging
 Face, or a bare state dict. Its contents are never executed. `convert` writes the same file with the
 optimizer's state converted to that of an optimizer in optim.
+
+Examples:
+    python scripts/checkpoint.py results/comparison/winners/vit-muon
+    python scripts/checkpoint.py results/comparison/winners/gpt-muon --export gpt.safetensors
 """
 
 import argparse

@@ -1,7 +1,11 @@
-"""Compare runs: `python scripts/compare.py RUNS... [--out PNG]`.
+"""Compare runs in a table over seeds, and draw their curves.
 
 RUNS are run folders, or folders of them. Runs that differ only in the seed share a row and a curve.
 Unfinished runs have separate rows, without final and best results.
+
+Examples:
+    python scripts/compare.py results/comparison/winners/vit-muon
+    python scripts/compare.py results/nlp/proxy-lstm_1_adan results/nlp/proxy-lstm_1_adamw --out lstm.png
 """
 
 import argparse

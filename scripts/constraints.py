@@ -5,6 +5,10 @@
     python scripts/constraints.py --requirements [EXTRA ...]   print its requirements, for `pip install -r`
 
 `make test` and the images of docker/ install these versions. pip resolves them, and installs nothing.
+
+Examples:
+    python scripts/constraints.py
+    python scripts/constraints.py --requirements recipes
 """
 
 import argparse
@@ -27,9 +31,10 @@ HEAD = """\
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    # not repro's, because this runs before anything is installed
+    about, _, examples = str(__doc__).partition("\nExamples:\n")
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=about, epilog=f"examples:\n{examples}", formatter_class=form)
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions")
     parser.add_argument("--requirements", nargs="*", metavar="EXTRA", help="print these, write nothing")
     options = parser.parse_args(arguments)

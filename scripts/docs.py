@@ -1,7 +1,11 @@
-"""Write the tables in docs/ that are generated from code: `python scripts/docs.py [--check]`.
+"""Write the tables in docs/ that are generated from code.
 
 A table is between `<!-- begin NAME -->` and `<!-- end NAME -->`. With --check nothing is written, and the
 exit status is 1 if a table is out of date.
+
+Examples:
+    python scripts/docs.py --check
+    python scripts/docs.py
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Say why a run went wrong: `python scripts/doctor.py RUN`.
+"""Say why a run went wrong.
 
 RUN is the folder of a run, or a log of another program: one file, or its parts in order. A file of
 adan_optim.Monitor can be given alone or with a log. The likeliest cause is printed with its evidence and its
@@ -6,6 +6,10 @@ cure, then others, then what the records do not tell. docs/doctor.md lists the c
 
 The exit status is 0 if nothing likely was found, 1 if a cause is likely or the run went wrong, and 2 for bad
 input.
+
+Examples:
+    python scripts/doctor.py results/llm/proxy-moe_adan
+    python scripts/doctor.py results/llm/trial-gpt2_adan-16e-3
 """
 
 import argparse

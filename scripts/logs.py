@@ -5,6 +5,10 @@ plot FILE...        draw its curves; one line per file
 export FILE...      write its records as CSV or Parquet; several files are parts of one run
 list [ROW...]       list the released files that the ledger names, and whether they are here
 get [ROW...]        download them from the official repository, or copy them from a local copy
+
+Examples:
+    python scripts/logs.py show results/llm/proxy-moe_adan
+    python scripts/logs.py list imagenet/vit_s_150_i
 """
 
 import argparse

@@ -7,6 +7,10 @@
 
 Memory is counted, on tensors without values; speed assumes a share of the GPU's peak. With --out DIR the
 tables are also written there, memory.md, step.md and plan.md, with a JSON file each. See docs/plan.md.
+
+Examples:
+    python scripts/plan.py adam_mini/gpt2_small --gpus 4xA100-80
+    python scripts/plan.py --parameters 8B --gpus 64xH100
 """
 
 import argparse

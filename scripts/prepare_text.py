@@ -7,6 +7,10 @@
 data=, tokenizer= and their keys (data.root=PATH, tokenizer.path=PATH, tokenizer.vocab_size=N, ...) are those
 of the training commands. `shards` can be stopped; the same command continues. `check` exits with status 1 if
 it finds a problem.
+
+Examples:
+    python scripts/prepare_text.py shards runs/shards data=python_docs tokenizer=bpe --workers 2
+    python scripts/prepare_text.py train-tokenizer runs/bpe data=python_docs tokenizer=bpe
 """
 
 import argparse

@@ -1,8 +1,12 @@
-"""Write the report: `python scripts/report.py [--out PAGE.html] [RUNS...]`.
+"""Write the report, a self-contained HTML page.
 
-One self-contained HTML page: the ledger with its verdicts, released curves and own runs, times of a step.
+It has the ledger with its verdicts, released curves and own runs, times of a step.
 RUNS are run folders or folders of them; the default is runs/ and results/. --pictures FOLDER also writes
 pictures of the page there, which needs chromium.
+
+Examples:
+    python scripts/report.py
+    python scripts/report.py --out mine.html runs
 """
 
 import argparse

@@ -7,6 +7,10 @@
 
 ROW is <table>/<name>, as in --list. The words after it go to the recipe: key=value, or, after `--`, any
 argument of the recipe's own command line. For several processes: --processes N, or start this under torchrun.
+
+Examples:
+    python scripts/reproduce.py --list imagenet
+    python scripts/reproduce.py imagenet/vit_s_150_i --scale proxy
 """
 
 import argparse

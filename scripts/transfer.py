@@ -1,11 +1,12 @@
 """Predict an optimizer's settings from another's, on any recipe, by the steps that both take.
 
-    python scripts/transfer.py llm/pretrain.py
-    python scripts/transfer.py vision/train.py data=digits epochs=20 --like adamw --lr 1e-3 --to adan
-
 Words with = choose and change the recipe's configuration, as on its own command line. A pilot trains with the
 optimizer that was tuned, and the other one sees the same gradients. Nothing is written; with --out, the
 numbers are, as JSON. In a run, optimizer.lr=like:adamw does the same. See docs/transfer.md.
+
+Examples:
+    python scripts/transfer.py llm/pretrain.py
+    python scripts/transfer.py vision/train.py data=digits epochs=20 --like adamw --lr 1e-3 --to adan
 """
 
 import argparse

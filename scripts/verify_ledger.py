@@ -1,8 +1,12 @@
-"""Check the ledger against the released files: `python scripts/verify_ledger.py [ROW...] [--out DIR]`.
+"""Check the ledger against the released files.
 
 Without ROW, all rows are checked. Nothing is trained; docs/ledger.md explains the checks. The exit status is
 1 if a check fails. --out writes verify.json, with all notes, and verify.md to DIR; with ROW, only the entries
 of these rows change.
+
+Examples:
+    python scripts/verify_ledger.py imagenet/vit_s_150_i
+    python scripts/verify_ledger.py --out results/ledger
 """
 
 import argparse

@@ -1,15 +1,21 @@
 """Commands answer at once: --help and mistakes need none of the packages that take seconds to import."""
 
+import argparse
 import ast
 import os
 import re
+import runpy
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.commands import commands, recipes, started
+from repro.ledger import rows
 from repro.ledger.rows import ROOT
 
 HEAVY = {
@@ -50,6 +56,73 @@ def test_help(command: str) -> None:
     assert (status, errors) == (0, "")
     assert len(out.splitlines()) > 4
     assert not sorted(imported & HEAVY)
+    if command in TYPED:
+        help_frame(command, out)
+
+
+def examples(command: str) -> list[list[str]]:
+    """The words of the examples at the end of a command's docstring."""
+    doc = ast.get_docstring(ast.parse((ROOT / command).read_text())) or ""
+    return [shlex.split(line) for line in doc.partition("\n\nExamples:\n")[2].splitlines()]
+
+
+TYPED = [command for command in commands() if command.startswith(("scripts/", "benchmarks/"))]
+
+
+def help_frame(command: str, out: str) -> None:
+    """The help begins with what the command does, and ends with two examples."""
+    first, *_ = (ast.get_docstring(ast.parse((ROOT / command).read_text())) or "").splitlines()
+    if command == "scripts/constraints.py":  # argparse's own order, as nothing else is installed yet
+        out = out.partition("\n\n")[2]
+    assert out.splitlines()[0] == first
+    assert first[-1] in ".?"
+    *_, title, one, two = out.splitlines()
+    assert (title, [shlex.split(one), shlex.split(two)]) == ("examples:", examples(command))
+
+
+class Parsed(BaseException):
+    """A command line was read without an error."""
+
+
+@pytest.mark.parametrize("command", TYPED)
+def test_the_examples_are_commands(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their options exist, with these values, and so do the files and rows that they name."""
+    depth = 0
+
+    def stopping(name: str) -> Callable[..., Any]:
+        read = getattr(argparse.ArgumentParser, name)
+
+        def wrapped(*args: Any, **options: Any) -> Any:
+            nonlocal depth
+            depth += 1
+            try:
+                found = read(*args, **options)
+            finally:
+                depth -= 1
+            if not depth:
+                raise Parsed
+            return found
+
+        return wrapped
+
+    for name in ("parse_args", "parse_intermixed_args", "parse_known_args"):
+        monkeypatch.setattr(argparse.ArgumentParser, name, stopping(name))
+    monkeypatch.chdir(ROOT)
+    assert len(examples(command)) == 2
+    assert examples(command)[0][1:][: len(started(command))] == started(command)
+    for python, *words in examples(command):
+        assert python == "python"
+        module = words[0] == "-m"
+        script, *rest = words[1:] if module else words
+        monkeypatch.setattr(sys, "argv", [script, *rest])
+        with pytest.raises(Parsed):
+            (runpy.run_module if module else runpy.run_path)(script, run_name="__main__")
+        for word in rest:
+            top, slash, _ = word.partition("/")
+            if slash and top in {name.split("/")[0] for name in rows.names()}:
+                assert word in rows.names()
+            elif slash and Path(top).is_dir() and rest[rest.index(word) - 1] != "--out":
+                assert Path(word).exists(), word
 
 
 @pytest.mark.parametrize("command", recipes())

@@ -1,10 +1,14 @@
-"""Make the tables and figures of the comparison from its runs: `python -m benchmarks.comparison`.
+"""Make the tables and figures of the comparison from its runs.
 
     python -m benchmarks.comparison                     write results/comparison from runs.jsonl
     python -m benchmarks.comparison --again vit adan    run a cell's seed 1 again and compare
     python -m benchmarks.comparison --weights RUNS      keep weights and logs of the winners' seed 1
 
 The runs are those of benchmarks/sweep.py.
+
+Examples:
+    python -m benchmarks.comparison
+    python -m benchmarks.comparison --again vit adan
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The claims lab: `python -m benchmarks.lab` writes results/lab from its runs.
+"""Run the claims lab, the paper's claims in longer runs, and write results/lab.
 
     python -m benchmarks.lab                     tables and figures from runs.jsonl
     python -m benchmarks.lab --plan              what is missing: runs, time, and the least effect to be seen
@@ -8,6 +8,10 @@
     python -m benchmarks.lab --again gpt adan    a cell's shortest run again: does it agree?
 
 Every run that ends is appended to the records, and the next ones follow from these alone.
+
+Examples:
+    python -m benchmarks.lab --plan --jobs 2
+    python -m benchmarks.lab --run --jobs 2 --upto 2048
 """
 
 import argparse
@@ -30,10 +34,16 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     what.add_argument("--run", action="store_true", help="run what is missing")
     what.add_argument("--predict", action="store_true", help="append predictions that are missing")
     what.add_argument("--again", nargs=2, metavar=("TASK", "OPTIMIZER"), help="exit status 1 if it differs")
-    parser.add_argument("--tasks", nargs="+", choices=list(ALL_TASKS), default=list(ALL_TASKS))
-    parser.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), default=list(OPTIMIZERS))
+    for option, names in (("--tasks", list(ALL_TASKS)), ("--optimizers", list(OPTIMIZERS))):
+        said = f"of {', '.join(names)}; default: all"
+        parser.add_argument(option, nargs="+", choices=names, default=names, metavar="NAME", help=said)
     parser.add_argument(
-        "--upto", type=int, choices=RUNGS, default=RUNGS[-1], help="steps of the longest runs"
+        "--upto",
+        type=int,
+        choices=RUNGS,
+        default=RUNGS[-1],
+        metavar="STEPS",
+        help=f"of the longest runs: {', '.join(map(str, RUNGS))}",
     )
     parser.add_argument("--ladder", action="store_true", help="run no experiments")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1)")

@@ -71,7 +71,7 @@ def _values(log: Log) -> str:
 
 
 def _at(series: pd.Series, index: int) -> str:
-    return f"{series.iloc[index]:.8g} @{series.index[index]:.10g}" if len(series) else "-"
+    return f"{series.iloc[index]:.5g} @{series.index[index]:.10g}" if len(series) else "-"
 
 
 def plot(logs: dict[str, Log], out: Path, only: Sequence[str] = ()) -> list[str]:

@@ -215,14 +215,31 @@ def reader_left(error: Exception) -> bool:
     return left
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose help begins with what the command does."""
+
+    def format_help(self) -> str:
+        """Return the description, then what argparse has besides."""
+        about, self.description = self.description, None
+        try:
+            return "\n\n".join(filter(None, [about, super().format_help()]))
+        finally:
+            self.description = about
+
+
 def command_line(doc: str | None, **options: Any) -> argparse.ArgumentParser:
-    """Return the parser of a command that is not a recipe; its help begins with the module's docstring.
+    """Return the parser of a command that is not a recipe.
+
+    Its help begins with the module's docstring, and ends with the examples there. These are the last
+    paragraph: "Examples:" with a command in each line below.
 
     Args:
         options: further options of argparse.ArgumentParser.
     """
+    about, _, examples = (doc or "").partition("\nExamples:\n")
+    epilog = f"examples:\n{examples.rstrip()}" if examples else None
     form = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(description=doc, formatter_class=form, **options)
+    return Parser(description=about.strip(), epilog=epilog, formatter_class=form, **options)
 
 
 def file_size(text: str) -> int:

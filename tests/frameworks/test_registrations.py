@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, fields
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -105,8 +106,10 @@ def test_unknown_and_missing_frameworks() -> None:
     ("name", "changed", "options", "expected"),
     [
         ("adan", {}, {}, {"betas": (0.98, 0.92, 0.99), "eps": 1e-8}),
-        ("adan", {"adam_beta1": 0.5, "adam_epsilon": 1e-4}, {}, {"betas": (0.98, 0.92, 0.99), "eps": 1e-4}),
+        ("adan", {"adam_epsilon": 1e-4}, {}, {"betas": (0.98, 0.92, 0.99), "eps": 1e-4}),
+        ("adan", {"adam_beta1": 0.5}, {"betas": (0.9, 0.8, 0.7)}, {"betas": (0.9, 0.8, 0.7)}),
         ("adamw", {"adam_beta2": 0.95}, {}, {"betas": (0.9, 0.95), "eps": 1e-8}),
+        ("adamw", {"adam_beta2": 0.95}, {"betas": (0.8, 0.9)}, {"betas": (0.8, 0.9)}),
         ("lion", {}, {"betas": (0.8, 0.9)}, {"betas": (0.8, 0.9)}),
         ("torch.optim.SGD", {}, {"momentum": 0.5}, {"momentum": 0.5}),
     ],
@@ -120,3 +123,67 @@ def test_the_trainers_own_settings(tmp_path, name, changed, options, expected) -
     for group in optimizer.param_groups:
         assert group["lr"] == 0.25
         assert {key: group[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        (
+            "adan",
+            {"adam_beta1": 0.5, "adam_epsilon": 1e-4},
+            r"Adan ignores adam_beta1=0.5, adam_beta2=0.999: .* betas=\(0.98, 0.92, 0.99\); pass betas=",
+        ),
+        (
+            "torch.optim.SGD",
+            {"adam_beta2": 0.9},
+            r"SGD ignores adam_beta1=0.9, adam_beta2=0.9: .*it has none",
+        ),
+        ("lion", {"adam_epsilon": 1e-4}, r"Lion ignores adam_epsilon=0.0001: it has no eps"),
+    ],
+)
+def test_settings_that_an_optimizer_has_no_use_for(tmp_path, name, changed, message) -> None:
+    """Two betas do not make Adan's three, so they are ignored, but not in silence; the rest is taken."""
+    settings = TrainingArguments(tmp_path, learning_rate=0.25, use_cpu=True, **changed)
+    with pytest.warns(UserWarning, match=message) as warned:
+        _, options = trainer_arguments(settings, name)
+    assert warned[0].filename == __file__
+    assert "betas" not in options
+    assert options.get("eps") == (1e-4 if name == "adan" else None)
+
+
+class Regression(torch.nn.Module):
+    """A linear model as the Trainer expects it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = torch.nn.Linear(3, 1)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (self.linear(x) - labels).square().mean()}
+
+
+def trained(folder: Path, name: str | None, **changed: float) -> list[torch.Tensor]:
+    """The parameters after five steps of a Trainer with an optimizer of ours, or its own AdamW."""
+    rows = [{"x": torch.tensor([i, 1.0, -i]), "labels": torch.tensor([2.0 * i])} for i in range(8)]
+    settings = TrainingArguments(
+        folder, learning_rate=0.05, weight_decay=0.5, max_steps=5, per_device_train_batch_size=4,
+        max_grad_norm=0, optim="adamw_torch", report_to="none", save_strategy="no", disable_tqdm=True,
+        use_cpu=True, seed=1, **changed,
+    )  # fmt: skip
+    plug = {} if name is None else {"optimizer_cls_and_kwargs": trainer_arguments(settings, name)}
+    model = Regression()
+    Trainer(model, settings, train_dataset=rows, **plug).train()
+    return [p.detach().cpu() for p in model.parameters()]
+
+
+def test_a_trainer_trains_with_its_arguments(tmp_path: Path) -> None:
+    """Our AdamW ends where the Trainer's own does, with changed settings as well; Adan, elsewhere."""
+    changed = {"adam_beta1": 0.6, "adam_beta2": 0.7, "adam_epsilon": 10.0}
+    ends = {}
+    for case, values in {"defaults": {}, "changed": changed}.items():
+        ends[case] = trained(tmp_path, None, **values)
+        for ours, theirs in zip(trained(tmp_path, "adamw", **values), ends[case], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(ends["defaults"][0], ends["changed"][0], rtol=1e-2)
+    assert not torch.allclose(ends["defaults"][0], trained(tmp_path, "adan")[0], rtol=1e-2)

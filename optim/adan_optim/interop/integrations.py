@@ -6,6 +6,7 @@ from typing import Any
 
 from ..engine.checks import one_of
 from ..registry import OPTIMIZERS, resolve
+from ..warn import warn
 
 
 def register(framework: str) -> None:
@@ -32,8 +33,8 @@ def trainer_arguments(arguments: Any, name: str = "adan", **options: Any) -> tup
     """Return an optimizer for Hugging Face's Trainer with the settings of its `TrainingArguments`.
 
     The learning rate and weight decay are `learning_rate` and `weight_decay`. The betas and eps are
-    `adam_beta1`, `adam_beta2` and `adam_epsilon` for optimizers with two betas, if they were changed from
-    the Trainer's defaults; otherwise they are the optimizer's own.
+    `adam_beta1`, `adam_beta2` and `adam_epsilon`, if they were changed from the Trainer's defaults; otherwise
+    they are the optimizer's own. Adan has three betas, of which two of Adam's say nothing: it keeps its own.
 
     Example:
         >>> Trainer(model, arguments, optimizer_cls_and_kwargs=trainer_arguments(arguments, "adan"))
@@ -42,18 +43,37 @@ def trainer_arguments(arguments: Any, name: str = "adan", **options: Any) -> tup
         arguments: `transformers.TrainingArguments`.
         name: a name or an import path, as for `adan_optim.build_optimizer`.
         options: for the optimizer; they override what `arguments` says.
+
+    Warns:
+        UserWarning: a setting was changed that the optimizer has no use for, such as the betas with Adan.
     """
     cls, preset = resolve(name)
-    given: dict[str, Any] = {"lr": arguments.learning_rate, "weight_decay": arguments.weight_decay}
-    defaults = {key: item.default for key, item in inspect.signature(type(arguments)).parameters.items()}
-    betas, eps = ("adam_beta1", "adam_beta2"), "adam_epsilon"
     accepted = inspect.signature(cls).parameters
-    changed = any(getattr(arguments, key) != defaults[key] for key in betas)
-    if changed and "betas" in accepted and len(accepted["betas"].default) == 2:
-        given["betas"] = tuple(getattr(arguments, key) for key in betas)
-    if "eps" in accepted and getattr(arguments, eps) != defaults[eps]:
-        given["eps"] = getattr(arguments, eps)
+    given: dict[str, Any] = {"lr": arguments.learning_rate, "weight_decay": arguments.weight_decay}
+    own = accepted["betas"].default if "betas" in accepted else None
+    betas, eps = _changed(arguments, "adam_beta1", "adam_beta2"), _changed(arguments, "adam_epsilon")
+    if betas and isinstance(own, tuple) and len(own) == 2:
+        given["betas"] = tuple(betas.values())
+    elif betas and "betas" not in options:
+        instead = f"it keeps betas={own}; pass betas= to change them" if own else "it has none"
+        _ignored(cls, betas, f"Adam's two betas are not its own: {instead}")
+    if eps and "eps" in accepted:
+        given["eps"] = eps["adam_epsilon"]
+    elif eps:
+        _ignored(cls, eps, "it has no eps")
     return cls, {key: value for key, value in given.items() if key in accepted} | preset | options
+
+
+def _changed(arguments: Any, *names: str) -> dict[str, Any]:
+    """Return these of the TrainingArguments, if one of them is not the default."""
+    known = inspect.signature(type(arguments)).parameters
+    found = {name: getattr(arguments, name) for name in names}
+    return found if any(value != known[name].default for name, value in found.items()) else {}
+
+
+def _ignored(cls: type, settings: dict[str, Any], why: str) -> None:
+    words = ", ".join(f"{name}={value}" for name, value in settings.items())
+    warn(f"trainer_arguments: {cls.__name__} ignores {words}: {why}")
 
 
 def _register_with_timm() -> None:
