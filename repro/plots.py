@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from adan_optim.monitor.style import COLOURS, INK, QUIET, STYLE
+from adan_optim.monitor.style import COLOURS, INK, LINES, QUIET, STYLE
 from repro.errors import UserError
 from repro.publish import replacing
 
@@ -49,7 +49,6 @@ MOST = len(COLOURS)  # series that a reader can tell apart in a panel
 WIDTH = 6.4  # inches of a figure: at half a page or on a phone its text is still readable
 DPI = 150
 SUFFIXES = (".png", ".svg")
-LINES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)

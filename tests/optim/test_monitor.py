@@ -838,6 +838,28 @@ def test_report_and_plot(tmp_path):
     assert mib == f"{4 * sum(p.numel() for p in params) / 2**20:.2f}"
     monitor.plot(tmp_path / "m.png")
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+    monitor.plot(tmp_path / "m.svg")
+    svg = (tmp_path / "m.svg").read_text()
+    assert all(
+        text in svg for text in ("from 4 to 1.5", "gradient norm (L2)", "Not finite: nothing in any sample")
+    )
+    monitor.plot(tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text() == svg
+
+
+def test_plot_of_many_groups(tmp_path):
+    pytest.importorskip("matplotlib", reason="comes with the recipes, which the image `core` lacks")
+    params = [nn.Parameter(torch.full((2,), float(size))) for size in range(1, 10)]
+    optimizer = torch.optim.SGD([{"params": [p], "name": f"group {i}"} for i, p in enumerate(params)], lr=0.0)
+    monitor = Monitor(optimizer, every=1)
+    for p in params:
+        p.grad = torch.ones(2)
+    monitor.record(loss=1.0)
+    optimizer.step()
+    monitor.plot(tmp_path / "m.svg")
+    svg = (tmp_path / "m.svg").read_text()
+    assert "highest at the end: group 8" in svg  # its weights
+    assert "in grey: the 2 that end lowest" in svg
 
 
 def test_plot_of_what_is_not_finite(tmp_path):

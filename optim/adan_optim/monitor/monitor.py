@@ -224,7 +224,7 @@ class Monitor:
         return monitor_report.text(self)
 
     def plot(self, path: str | Path) -> None:
-        """Plot the samples in memory as a PNG. Needs matplotlib."""
+        """Plot the samples in memory as PNG or SVG, by the suffix of the path. Needs matplotlib."""
         monitor_report.plot(self, path)
 
 

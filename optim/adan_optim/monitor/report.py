@@ -1,6 +1,8 @@
 """Show a monitor's samples: a page of text, and a plot."""
 
 from collections import deque
+from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +12,7 @@ from ..registry import path_in_use
 from ..text import aligned
 from .readings import Sample
 from .statistics import Summary
+from .style import COLOURS, INK, LINES, QUIET, STYLE
 
 COLUMNS = ("first", "last", "mean", "sd", "5 %", "50 %", "95 %", "min", "max")
 
@@ -109,53 +112,92 @@ def _memory(memory: dict[str, Any]) -> list[str]:
 def plot(monitor: Sampled, path: str | Path) -> None:
     """Plot six panels over the steps: loss, gradient norm, update ratios, weights, states, memory.
 
+    Args:
+        path: its suffix says the format, such as .png or .svg.
+
     Raises:
         ValueError: if there is no sample.
     """
+    import matplotlib as mpl  # type: ignore[import-not-found,unused-ignore]
     from matplotlib.figure import Figure  # type: ignore[import-not-found,unused-ignore]
 
     samples = list(monitor.samples)
     if not samples:
         raise ValueError("nothing to plot: there is no sample yet")
-    figure = Figure(figsize=(15, 8), layout="constrained")
-    axes = figure.subplots(2, 3).flatten()
-
-    def draw(axis: Any, title: str, curves: dict[str, list[tuple[int, float]]], log: bool = False) -> None:
-        axis.set(title=title, xlabel="step")
-        for label, points in curves.items():
-            axis.plot(*zip(*points, strict=True), label=label, linewidth=1, marker=".", markersize=3)
-        if log and any(y > 0 for points in curves.values() for _, y in points):
-            axis.set_yscale("log")
-        if len(curves) > 1:
-            axis.legend(fontsize="small")
-        axis.grid(alpha=0.3)
-
-    def curve(key: str, *inside: str) -> dict[str, list[tuple[int, float]]]:
-        """A curve of the finite values of a key, if there are any."""
-        points = []
-        for sample in samples:
-            numbers = sample
-            for name in inside:
-                numbers = numbers.get(name, {})
-            if numbers.get(key) is not None:
-                points.append((sample["step"], numbers[key]))
-        return {inside[-1] if inside else key: points} if points else {}
-
-    def by_group(key: str) -> dict[str, list[tuple[int, float]]]:
-        groups = dict.fromkeys(name for sample in samples for name in sample["groups"])
-        return {k: v for name in groups for k, v in curve(key, "groups", name).items()}
-
     last = samples[-1]
-    draw(axes[0], "loss", curve("loss"))
-    draw(axes[1], "norm of the gradients", curve("grad_norm"), log=True)
-    if monitor.threshold:
-        axes[1].axhline(monitor.threshold, color="grey", linestyle=":")
-    draw(axes[2], "update / weight, by group", by_group("update_ratio"), log=True)
-    draw(axes[3], "norm of the weights, by group", by_group("weight_norm"))
-    norms = [key for key in last if key.endswith(".norm")]
-    draw(axes[4], "norm of the states", {k[:-5]: v for key in norms for k, v in curve(key).items()}, log=True)
-    held = {key: last["memory"][key] for key in ("parameters", "gradients")} | last["memory"]["states"]
-    axes[5].barh(list(held), [size / 2**20 for size in held.values()])
-    axes[5].invert_yaxis()
-    axes[5].set(title="memory at the last sample", xlabel="MiB")
-    figure.savefig(path, dpi=100)
+    undated = {
+        ".png": {"Software": None},
+        ".svg": {"Date": None, "Creator": None},
+    }  # the same bytes each time
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 8.4), layout="constrained")
+        axes = figure.subplots(3, 2).flatten()
+        _draw(axes[0], "loss\nlower is better", _curve(samples, "loss"))
+        _draw(axes[1], "gradient norm (L2)", _curve(samples, "grad_norm"), log=True)
+        if monitor.threshold:
+            axes[1].axhline(monitor.threshold, color=INK, linestyle=":", linewidth=1)
+        _draw(axes[2], "update / weight, by group", _by_group(samples, "update_ratio"), log=True)
+        _draw(axes[3], "weight norm (L2), by group", _by_group(samples, "weight_norm"))
+        norms = [key for key in last if key.endswith(".norm")]
+        states = {
+            key.removesuffix(".norm"): curve for key in norms for curve in _curve(samples, key).values()
+        }
+        _draw(axes[4], "state norm (L2)", states, log=True)
+        _bars(
+            axes[5],
+            {key: last["memory"][key] for key in ("parameters", "gradients")} | last["memory"]["states"],
+        )
+        found = (
+            f"something in {monitor.nonfinite_samples} samples" if monitor.events else "nothing in any sample"
+        )
+        figure.suptitle(f"Not finite: {found}", x=0.01, ha="left")
+        figure.savefig(path, dpi=150, facecolor="white", metadata=undated.get(Path(path).suffix.lower()))
+
+
+Curves = dict[str, list[tuple[int, float]]]  # points by label
+
+
+def _curve(samples: Sequence[Sample], key: str, *inside: str) -> Curves:
+    """Return the curve of the finite values of a key, if there are any."""
+    points = []
+    for sample in samples:
+        numbers = sample
+        for name in inside:
+            numbers = numbers.get(name, {})
+        if numbers.get(key) is not None:
+            points.append((sample["step"], numbers[key]))
+    return {inside[-1] if inside else key: points} if points else {}
+
+
+def _by_group(samples: Sequence[Sample], key: str) -> Curves:
+    groups = dict.fromkeys(name for sample in samples for name in sample["groups"])
+    return {k: v for name in groups for k, v in _curve(samples, key, "groups", name).items()}
+
+
+def _draw(axes: Any, what: str, curves: Curves, log: bool = False) -> None:
+    """Draw curves; of more than can be told apart, those that end highest are in colour."""
+    axes.set(xlabel="step", ylabel=what)
+    order = sorted(curves, key=lambda label: -curves[label][-1][1])
+    front = [label for label in curves if label in order[: len(COLOURS)]]
+    for label in order[len(COLOURS) :]:
+        axes.plot(*zip(*curves[label], strict=True), color=QUIET, linewidth=1, zorder=1.5)
+    for label, colour, dashes in zip(front, COLOURS, cycle(LINES), strict=False):
+        style = {"color": colour, "linestyle": dashes, "marker": "." if len(curves[label]) < 30 else None}
+        axes.plot(*zip(*curves[label], strict=True), **style, label=label)
+    if log and any(y > 0 for points in curves.values() for _, y in points):
+        axes.set_yscale("log")
+    if len(curves) == 1:
+        [points] = curves.values()
+        axes.set_title(f"from {points[0][1]:.4g} to {points[-1][1]:.4g}")
+    elif curves:
+        behind = len(curves) - len(front)
+        grey = f"\nin grey: the {behind} that end lowest" if behind else ""
+        axes.set_title(f"highest at the end: {order[0][:24]}{grey}")
+        axes.legend()
+
+
+def _bars(axes: Any, held: dict[str, int]) -> None:
+    """Draw the memory that is held, in bytes by name."""
+    axes.barh(list(held), [size / 2**20 for size in held.values()], color=COLOURS[1])
+    axes.invert_yaxis()
+    axes.set(title=f"together {sum(held.values()) / 2**20:.4g} MiB", xlabel="memory at the last sample, MiB")
