@@ -183,7 +183,7 @@ def _half(records: Sequence[Record]) -> Iterator[Finding]:
         grows = trend(records, task, "adan")
         for steps in LENGTHS:
             found = multiplier(records, task, "adan", steps)
-            if found is None:
+            if found is None or found.number == 1:  # has no interval
                 continue
             least = least_multiplier(records, task, "adan", steps)
             verdict = YES if found.low >= TWICE else NO if found.high < TWICE else OPEN

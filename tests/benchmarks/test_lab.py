@@ -9,7 +9,7 @@ import pytest
 from comparison_samples import bowl
 from comparison_samples import sweep as compared_runs
 
-from benchmarks.comparison.records import Record, append, load, select
+from benchmarks.comparison.records import Record, Stage, append, load, select
 from benchmarks.comparison.search import Point, edges
 from benchmarks.lab import __main__ as lab
 from benchmarks.lab import budget, page, predictions
@@ -222,6 +222,13 @@ def test_verdicts_on_half_the_steps() -> None:
     assert with_ahead(lambda steps: 1.25) == ["no", "no", "no"]
     assert with_ahead(lambda steps: (steps / 512) ** 0.2) == ["regime not reached"] * 3
     assert with_ahead(lambda steps: 2.3)[:2] == ["yes", "yes"]  # no rung is beyond twice the longest runs
+
+
+def test_no_verdict_on_a_single_seed(done: list[Record]) -> None:
+    """A sweep in progress has cells with one; such a value has no interval."""
+    first = [run for run in done if (run.optimizer, run.stage) != ("adan", Stage.SEEDS) or run.seed == 1]
+    found = verdicts(first)
+    assert not any(found[name] for name in found if name != "learning rate")
 
 
 def test_verdicts_on_the_experiments(done: list[Record]) -> None:
