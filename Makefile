@@ -98,7 +98,7 @@ docs-check: $(INSTALLED)  ## the pages: generated tables, links, files, commands
 	$(RUN) scripts/docs.py --check
 	$(RUN) -m pytest tests/test_readme.py
 
-report-pictures: $(INSTALLED)  ## takes the pictures in docs/report.md, with the released logs in ADAN_RELEASED
+report-pictures: $(INSTALLED)  ## takes the pictures in docs/report.md, with the released logs in ADAN_RELEASED; needs chromium
 	$(RUN) scripts/report.py results --out report.html --pictures docs
 
 bench: $(INSTALLED)  ## on a quiet machine

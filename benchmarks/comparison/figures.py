@@ -22,7 +22,7 @@ from benchmarks.comparison.measures import (
 )
 from benchmarks.comparison.records import Record, Stage, select
 from benchmarks.comparison.todo import space, tuned, works
-from repro.ledger.charts import STYLE
+from repro.plots import STYLE
 
 LOUD = {"adan": "#d1495b", REFERENCE: "#0b84c6"}  # drawn in front of the others
 QUIET = (

@@ -14,7 +14,7 @@ from benchmarks.comparison.measures import estimate
 from benchmarks.comparison.records import Record
 from benchmarks.lab.design import LENGTHS, OPTIMIZERS, RUNGS, TASKS, TUNED
 from benchmarks.lab.measures import finals, multiplier
-from repro.ledger.charts import STYLE
+from repro.plots import STYLE
 
 # Okabe and Ito's colours, each with a marker of its own, of the optimizers that run at all lengths
 LOOKS = {
