@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from adan_optim.monitor.style import COLOURS, INK, QUIET, STYLE
+from adan_optim.monitor.style import COLOURS, INK, LINES, QUIET, STYLE
 from repro.errors import UserError
 from repro.publish import replacing
 
@@ -49,7 +49,6 @@ MOST = len(COLOURS)  # series that a reader can tell apart in a panel
 WIDTH = 6.4  # inches of a figure: at half a page or on a phone its text is still readable
 DPI = 150
 SUFFIXES = (".png", ".svg")
-LINES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)
@@ -249,7 +248,8 @@ def save_pictures(
     tall = side * high / (wide + gap)
     title, below = textwrap.wrap(finding, 66), textwrap.wrap(note, 100)
     above = 0.14 * max((label.count("\n") + 1 for label in columns), default=0) + 0.1 * bool(columns)
-    height = 0.19 * (len(title) + len(below)) + above + len(rows) * (tall + 0.28) + 0.1
+    label_height = 0.2 if any(rows) else 0
+    height = 0.19 * (len(title) + len(below)) + above + len(rows) * (label_height + tall + 0.08) + 0.1
     figure = Figure(figsize=(WIDTH, height))
 
     def write(x: float, top: float, text: str, **style: Any) -> None:
@@ -264,10 +264,10 @@ def save_pictures(
         write(margin, top, label, fontsize=9)
         strip = np.concatenate(np.pad(row, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=1), axis=1)
         share = len(row) * side / WIDTH, tall / height
-        axes = figure.add_axes((margin / WIDTH, 1 - (top + 0.2) / height - share[1], *share))
+        axes = figure.add_axes((margin / WIDTH, 1 - (top + label_height) / height - share[1], *share))
         axes.imshow(strip.clip(0, 1), aspect="auto")
         axes.axis("off")
-        top += tall + 0.28
+        top += label_height + tall + 0.08
     write(margin, top, "\n".join(below), fontsize=8)
     _write(out, _png(figure, Image.Quantize.MAXCOVERAGE))  # no colour is far off
 

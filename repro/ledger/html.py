@@ -53,6 +53,21 @@ class Table:
         most = max(self.rows, key=lambda shown: len(shown.figures)).figures
         return [(name, figure.unit) for name, figure in most] if len(most) > SEVERAL else []
 
+    @property
+    def has_logs(self) -> bool:
+        """Whether a row has a value in a released log."""
+        return any(shown.logged for shown in self.rows)
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether a row has a run of ours."""
+        return any(shown.runs for shown in self.rows)
+
+    @property
+    def columns(self) -> int:
+        """The number of columns."""
+        return len(self.metrics) + 1 if self.metrics else 5 + 2 * self.has_logs + self.has_runs
+
     @cached_property
     def shared(self) -> list[tuple[list[Shown], list[str]]]:
         """The notes that many rows have, each list with the rows that it is about, the longest first."""

@@ -80,6 +80,7 @@ def take(report: Path, folder: Path) -> list[str]:
             )
             page.goto(f"{report.resolve().as_uri()}#{picture.part}")
             with Image.open(io.BytesIO(page.screenshot())) as image:
-                image.convert("RGB").save(folder / name, optimize=True, pnginfo=shown)
+                few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            few.save(folder / name, optimize=True, pnginfo=shown)
             page.close()
     return list(PICTURES)

@@ -167,9 +167,9 @@ class Shown:
         return [self.state[0], *(name for name, holds in others.items() if holds)]
 
     @property
-    def hours(self) -> str:
-        """The estimated hours on one H100."""
-        return "" if self.row.cost is None else hardware.show_hours(hardware.gpu_hours(self.row.cost, "H100"))
+    def time(self) -> str:
+        """The estimated time on one H100."""
+        return "" if self.row.cost is None else hardware.show_time(hardware.gpu_hours(self.row.cost, "H100"))
 
     @property
     def figures(self) -> list[tuple[str, Figure]]:
@@ -219,7 +219,7 @@ class Shown:
         return [
             (CHECKS.get(name, name), check["says"].removesuffix(" *"))
             for name, check in self.checks.items()
-            if check["passed"] is not None
+            if check["passed"] is not None and check["says"] != "unknown"
         ]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 # which is hard to see on white. The dark one is also that of text and axes.
 INK = "#010203"
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", INK)
+LINES = ("-", "--", ":", "-.")  # repeat what colours say
 QUIET = "#c4c8ce"  # what is shown only for comparison
 
 STYLE: dict[Any, Any] = {

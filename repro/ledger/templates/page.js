@@ -88,17 +88,23 @@ function show(svg, mark) {
 
 const chart = (event) => event.target.closest?.(".plot")?.querySelector("svg");
 
-document.addEventListener("pointermove", (event) => {
+function point(event) {
   const svg = chart(event);
   if (!svg) return value.remove();
+  const all = marks(svg).flat();
+  const distance = (mark, x, y) => Math.hypot(mark.x - x, mark.y - y);
   let nearest, least = 30;
-  for (const mark of marks(svg).flat()) {
-    const distance = Math.hypot(mark.x - event.clientX, mark.y - event.clientY);
-    if (distance < least) [nearest, least] = [mark, distance];
+  for (const mark of all) {
+    const found = distance(mark, event.clientX, event.clientY);
+    if (found < least) [nearest, least] = [mark, found];
   }
-  if (nearest) show(svg, nearest);
-  else value.remove();
-});
+  if (!nearest) return value.remove();
+  const says = all.filter((mark) => distance(mark, nearest.x, nearest.y) < 1).map((mark) => mark.says);
+  show(svg, { ...nearest, says: says.join("\n") }); // some lie on each other
+}
+
+document.addEventListener("pointermove", point);
+document.addEventListener("pointerdown", point); // a finger does not move before
 
 const MOVES = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 const place = new WeakMap(); // of a chart: the line and the mark that were last read
