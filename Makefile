@@ -104,7 +104,7 @@ site: $(INSTALLED)  ## site/: the pages with navigation, search and the API refe
 quickstart: $(INSTALLED)  ## makes examples/quickstart.ipynb of quickstart.py, with what its cells print
 	$(RUN) scripts/quickstart.py
 
-report-pictures: $(INSTALLED)  ## takes the pictures in docs/report.md, with the released logs in ADAN_RELEASED
+report-pictures: $(INSTALLED)  ## takes the pictures in docs/report.md, with the released logs in ADAN_RELEASED; needs chromium
 	$(RUN) scripts/report.py results --out report.html --pictures docs
 
 bench: $(INSTALLED)  ## on a quiet machine

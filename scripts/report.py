@@ -38,8 +38,8 @@ if __name__ == "__main__":
 
 import sys
 
-from benchmarks.comparison.page import section
 from benchmarks.comparison.records import load
+from benchmarks.comparison.report import section
 from repro.ledger import html
 from repro.train.cli import exit_status
 

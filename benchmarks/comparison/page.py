@@ -4,7 +4,6 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -26,8 +25,7 @@ from benchmarks.comparison.records import COMMAND, Record, Stage, frame, select
 from benchmarks.comparison.search import edges
 from benchmarks.comparison.times import Time, ratio
 from benchmarks.comparison.todo import ALL_TASKS, Job, cells, space, todo, tuned, variants, works
-from repro.ledger.charts import svg
-from repro.plots import STYLE, caption, rc_context, save
+from repro.plots import caption, save
 from repro.results import table
 from repro.train.run_folder import write_atomically
 
@@ -65,7 +63,7 @@ def summary(records: Sequence[Record], times: Sequence[Time], figures: Mapping[s
     ]
     tables = {
         "final": _markdown(final_losses(records)),
-        "multiplier": _markdown(_matrix(tasks, lambda task, name: _multiplier(records, task, name))),
+        "multiplier": _markdown(multipliers(records)),
         "seconds": _markdown(_matrix(tasks, lambda task, name: _in_seconds(records, times, task, name))),
         "speed_up": _markdown(_matrix(tasks, lambda task, name: _speed_up(records, times, task, name))),
         "half": _markdown(_matrix(tasks, lambda task, name: _half(records, task, name))),
@@ -125,24 +123,14 @@ def tuning(records: Sequence[Record]) -> str:
     return _template("tuning.md").render(command=COMMAND, table=_markdown(rows))
 
 
-def section(records: Sequence[Record]) -> dict[str, Any] | None:
-    """Return the content of the report's section: claims, final losses, figures; None without results."""
-    head, *rows = final_losses(records)
-    if len(head) == 1:
-        return None
-    with rc_context(STYLE):  # of the text in the files
-        charts = [svg(figure, caption(figure)) for figure in draw_all(records).values()]
-    return {
-        "claims": claims(records),
-        "head": head,
-        "rows": [[cell.replace("**", "") for cell in row] for row in rows],
-        "charts": charts,
-    }
-
-
 def final_losses(records: Sequence[Record]) -> list[list[str]]:
     """Return the table of final losses, optimizers by tasks, as its head and its rows."""
     return _matrix(finished_tasks(records), lambda task, name: _final(records, task, name))
+
+
+def multipliers(records: Sequence[Record]) -> list[list[str]]:
+    """Return the table of step multipliers, in the same form."""
+    return _matrix(finished_tasks(records), lambda task, name: _multiplier(records, task, name))
 
 
 def _final(records: Sequence[Record], task: str, name: str) -> str:

@@ -34,7 +34,7 @@ def describe(recipe: Recipe, command: str) -> str:
         "released": list(_released(row)),
         "not known": [f"{key}: {text}" for key, text in row.unpublished.items()],
         "chosen": [f"{key}{_value(recipe, key)}: {why}" for key, why in row.chosen.items()],
-        "disputed": [_disputed(each) for each in row.discrepancies],
+        "disputed": [disputed(each) for each in row.discrepancies],
     }
     lines = [row.name, ""]
     for title, texts in paragraphs.items():
@@ -132,7 +132,8 @@ def _released(row: Row) -> Iterator[str]:
         yield "no log" if "log" not in row.elsewhere else "its log is not in the repository"
 
 
-def _disputed(discrepancy: Discrepancy) -> str:
+def disputed(discrepancy: Discrepancy) -> str:
+    """Return what two sources say, which of them the row follows, and how to follow the other."""
     text = discrepancy.what
     if discrepancy.follow is not None:
         text += f" This row follows the {discrepancy.follow}."

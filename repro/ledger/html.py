@@ -1,217 +1,226 @@
-"""The report: one HTML page, without scripts, with the ledger, curves and times of a step."""
+"""The report: one HTML page that needs no network, from the ledger, the runs and what was measured."""
 
-import json
-import re
+import hashlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
 
-from repro import hardware
-from repro.direction import higher_is_better
+from adan_optim.registry import CARDS
 from repro.environment import commit
 from repro.errors import UserError
-from repro.ledger import rows
-from repro.ledger.charts import Chart, Line, bars
-from repro.ledger.rows import ROOT, Row
-from repro.ledger.runs import describe, finished, last
-from repro.logs import read
-from repro.logs.files import read_log
-from repro.logs.log import Log, LogError
-from repro.runs import METRICS, Run
+from repro.ledger import charts, rows
+from repro.ledger.curves import benches, charts_of_models, charts_of_rows, charts_of_runs, released
+from repro.ledger.runs import finished
+from repro.ledger.shown import STATES, TASKS, OwnRun, Shown, distance, own_run, words
+from repro.runs import Run
 from repro.train.run_folder import write_atomically
+
+TEMPLATES = Path(__file__).parent / "templates"
+MANY = 3  # rows with the same note, which is then written once
+SEVERAL = 3  # a table whose rows have more figures than that has a column for each
 
 
 @dataclass
-class Shown:
-    """A row of the ledger as the page shows it."""
+class Table:
+    """A table of the ledger: the rows of a folder of configs/paper."""
 
-    row: Row
-    verdict: str
-    own: str  # our own result
-
-    @property
-    def time(self) -> str:
-        """The estimated time on one H100."""
-        return "" if self.row.cost is None else hardware.show_time(hardware.gpu_hours(self.row.cost, "H100"))
+    name: str
+    title: str
+    rows: list[Shown]
 
     @property
-    def mood(self) -> str:
-        """The CSS class of the verdict."""
-        return {"verified": "good", "differs": "bad"}.get(self.verdict.partition(":")[0], "wait")
+    def source(self) -> str:
+        """Where its rows were published."""
+        return "; ".join(dict.fromkeys(shown.row.table for shown in self.rows))
 
     @property
-    def published(self) -> list[str]:
-        """The published figures, with the name of the metric if there are several."""
-        several = len(self.row.published) > 1
-        return [(f"{figure.metric}: " if several else "") + figure.printed for figure in self.row.published]
+    def parts(self) -> list[tuple[bool, list[Shown]]]:
+        """The rows with a published number, then those without, each with whether it is the former."""
+        halves = [(is_published, [r for r in self.rows if r.is_published == is_published])
+                  for is_published in (True, False)]  # fmt: skip
+        return [half for half in halves if half[1]]
 
     @property
-    def logged(self) -> list[str]:
-        """The best and final value of each figure in the released log."""
-        return [f"{each.best}, {each.final}" for each in self.row.published if each.best is not None]
+    def metrics(self) -> list[tuple[str, str]]:
+        """Name and unit of the figures that have a column each; empty if they share one."""
+        most = max(self.rows, key=lambda shown: len(shown.figures)).figures
+        return [(name, figure.unit) for name, figure in most] if len(most) > SEVERAL else []
 
     @property
-    def shows(self) -> str:
-        """Which of the log's values the table shows, if there is a log."""
-        return ", ".join(dict.fromkeys(each.shows for each in self.row.published if each.best is not None))
+    def has_logs(self) -> bool:
+        """Whether a row has a value in a released log."""
+        return any(shown.logged for shown in self.rows)
 
     @property
-    def notes(self) -> list[str]:
-        """Everything known to be uncertain about the row."""
-        unknown = [f"Not published: {key}: {what}" for key, what in self.row.unpublished.items()]
-        chosen = [f"Chosen by us: {key}: {why}" for key, why in self.row.chosen.items()]
-        return [*(discrepancy.what for discrepancy in self.row.discrepancies), *unknown, *chosen]
+    def has_runs(self) -> bool:
+        """Whether a row has a run of ours."""
+        return any(shown.runs for shown in self.rows)
+
+    @property
+    def columns(self) -> int:
+        """The number of columns."""
+        return len(self.metrics) + 1 if self.metrics else 5 + 2 * self.has_logs + self.has_runs
+
+    @cached_property
+    def shared(self) -> list[tuple[list[Shown], list[str]]]:
+        """The notes that many rows have, each list with the rows that it is about, the longest first."""
+        about = defaultdict[str, list[Shown]](list)
+        for shown in self.rows:
+            for note in shown.notes:
+                about[note].append(shown)
+        groups = defaultdict[tuple[str, ...], list[str]](list)
+        for note, group in about.items():
+            groups[tuple(shown.row.name for shown in group)].append(note)
+        by_name = {shown.row.name: shown for shown in self.rows}
+        many = sorted((names for names in groups if len(names) >= MANY), key=len, reverse=True)
+        return [([by_name[name] for name in names], groups[names]) for names in many]
+
+    def notes(self, shown: Shown) -> list[str]:
+        """Return the notes of a row that are not in `shared`."""
+        others = {note for _, notes in self.shared for note in notes}
+        return [note for note in shown.notes if note not in others]
 
 
-def write(out: Path, runs: Sequence[Path], comparison: dict[str, Any] | None = None) -> str:
+def write(out: Path, runs: Sequence[Path], comparison: Mapping[str, Any] | None = None) -> str:
     """Write the page to `out`; return a line on its contents and one for each run that was left out.
 
     Args:
         runs: folders that are searched for our own runs.
-        comparison: of optimizers, see `benchmarks.comparison.page.section`.
+        comparison: of optimizers, see `benchmarks.comparison.report.section`.
     """
-    recipes = [rows.load(name) for name in rows.names()]
     found, left_out = finished(runs)
-    shown = []
-    for recipe, verdict in zip(recipes, rows.verdicts().values(), strict=True):
-        newest = last(found, recipe.row.name)
-        shown.append(Shown(recipe.row, verdict, "" if newest is None else describe(newest, recipe)))
-    shown_runs, lines = [], []
-    for run in found:
-        try:
-            about, line = _run(run), _line(run)
-        except UserError as error:
-            left_out.append(str(error))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            left_out.append(f"{run.path}: its files do not belong together ({type(error).__name__}: {error})")
-        else:
-            shown_runs.append(about)
-            lines.append(line)
-    curves = released_curves([recipe.row for recipe in recipes])
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    text = page.get_template("page.html").render(
-        made=f"Made on {time.strftime('%Y-%m-%d')} at commit {(commit() or 'unknown')[:10]}: "
-        + " ".join(sys.argv),
-        counts=[*counts(), ("released curves read", sum(len(chart.lines) for chart in curves))],
-        tables=_tables(shown),
-        curves=curves,
-        runs=shown_runs,
+    own, damaged = own_runs(found)
+    left_out += damaged
+    shown = load(own)
+    curves = released(shown)
+    text = page().get_template("page.html").render(
+        made=f"{time.strftime('%Y-%m-%d')}, commit {(commit() or 'unknown')[:10]}, "
+        f"python {' '.join(sys.argv)}",
+        findings=findings(shown),
+        tables=tables(shown),
+        filters=filters(shown),
+        curves=charts_of_models(curves),
+        charts_of_rows=charts_of_rows(curves),
+        charts_of_runs=charts_of_runs,
+        others=[run for run in own if run.run.row not in rows.names()],
         left_out=left_out,
-        run_curves=run_curves(lines),
-        benches=list(_benches()),
+        benches=list(benches()),
         comparison=comparison,
-    )
+    )  # fmt: skip
     write_atomically(out, text)
-    made = f"{out}: {len(recipes)} rows, {len(curves)} charts of released curves, {len(shown_runs)} own runs"
+    drawn = sum(curve.log is not None for curve in curves)
+    made = (
+        f"{out}: {len(shown)} rows, {drawn} released curves, {len(own)} own runs, {len(text) / 1000:.0f} kB"
+    )
     return "\n".join([made, *(f"left out: {line}" for line in left_out)])
 
 
-def released_curves(published: Sequence[Row]) -> list[Chart]:
-    """Return a chart for each table and model: the published metric, or the loss if none was published."""
-    charts: dict[tuple[str, str], Chart] = {}
-    for row in published:
-        if not row.logs:
-            continue
-        table = row.name.partition("/")[0]
-        chart = charts.setdefault((table, row.model), Chart(f"{table}: {row.model}", "", ""))
+def page() -> jinja2.Environment:
+    """Return the templates, with the names that they use."""
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    titles = {name: card.title for name, card in CARDS.items()}
+    found.globals |= {
+        "charts": charts, "include": lambda name: (TEMPLATES / name).read_text(),
+        "title_of": lambda name: titles.get(name, name), "words": words,
+    }  # fmt: skip
+    return found
+
+
+def digest() -> str:
+    """Return a hash of what determines how the page looks, its contents aside."""
+    files = [*sorted(TEMPLATES.iterdir()), Path(charts.__file__)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+
+
+def own_runs(found: Sequence[Run]) -> tuple[list[OwnRun], list[str]]:
+    """Return finished runs as the page shows them, and a line for each that cannot be shown."""
+    shown, left_out = [], []
+    for run in found:
         try:
-            log = read_log(row)
-        except LogError:
-            chart.missing.append(row.name)
-            continue
-        column = _column(row, log)
-        chart.x, chart.y = log.position, f"{column}, {log.units[column]}"
-        chart.higher_is_better = higher_is_better(column) is not False
-        chart.lines.append(Line(row.name.partition("/")[2], log.series(column)))
-    return [chart for chart in charts.values() if chart.lines]
+            shown.append(own_run(run))
+        except UserError as error:
+            left_out.append(str(error))
+    return shown, left_out
 
 
-def _column(row: Row, log: Log) -> str:
-    """Return the column of the log by which the row is judged."""
-    named = [figure.column for figure in row.published if figure.column is not None]
-    likely = [*named, "eval_ppl", "eval_loss", "train_loss"]
-    return next(column for column in likely if column in log.table and len(log.series(column)) > 1)
+def load(own: Sequence[OwnRun] = ()) -> list[Shown]:
+    """Return all rows of the ledger, by table, with our own runs of each."""
+    return [
+        Shown(
+            rows.load(name),
+            found["verdict"],
+            found["checks"],
+            [run for run in own if run.run.row == name],
+        )
+        for name, found in rows.verified().items()
+    ]
 
 
-def run_curves(lines: Sequence[tuple[str, str, Line]]) -> list[Chart]:
-    """Return a chart of our own runs for each data set and metric, with averaged weights or without."""
-    charts: dict[tuple[str, str], Chart] = {}
-    for data, kind, line in lines:
-        chart = charts.setdefault((data, kind), Chart(data, "epoch", kind))
-        chart.higher_is_better = higher_is_better(kind) is not False
-        chart.lines.append(line)
-    return list(charts.values())
+def findings(shown: Sequence[Shown]) -> list[str]:
+    """Return what the ledger and the runs say, in three sentences."""
+    published = sum(each.is_published for each in shown)
+    states = Counter(each.state[0] for each in shown)
+    released = states["agrees"] + states["differs"] + states["absent"]
+    logged = [each.shows for each in shown if each.shows]
+    same = sum(found not in ("neither", "unknown") for found in logged)
+    own = [each for each in shown if each.runs]
+    whole = [each for each in own if any(run.run.scale == "paper" for run in each.runs)]
+    distances = [found for each in whole if (found := distance(each)) is not None]
+    sentence = f"{len(own)} rows have runs of our own"
+    if not whole:
+        sentence += ", all of them small proxies: none has been run at the published scale yet"
+    else:
+        sentence += f", {len(whole)} of them at the published scale"
+        if distances:
+            sentence += f", which end within {max(distances):.1%} of what was published"
+    return [
+        f"The ledger has {len(shown)} rows: {published} with a published number, "
+        f"{len(shown) - published} without one.",
+        f"Files were released with {released} rows: our configurations of {states['agrees']} agree with all "
+        f"that these files fix, {states['differs'] or 'none'} differ{'s' * (states['differs'] < 2)}, and the "
+        f"files of {states['absent']} are not on this machine; of {len(logged)} published numbers with a "
+        f"log, {same} are its best or final value, rounded.",
+        f"{sentence}.",
+    ]
 
 
-def _line(run: Run) -> tuple[str, str, Line]:
-    """Return the data set, metric and curve of a run."""
-    assert run.summary is not None
-    log, metric = read(run.path / METRICS), run.summary["metric"]
-    if log.faults:
-        raise UserError(log.faults[0])
-    measured = log.table.dropna(subset=[metric])
-    values = pd.Series(measured[metric].to_numpy(), measured["epoch"].to_numpy())
-    line = Line(run.path.name, values, own=True)
-    return str(run.config.get("data.name")), metric.removeprefix("ema_"), line
+def counts() -> dict[str, int | str]:
+    """Return the numbers of the first two findings, and the hash of the page's looks."""
+    shown = load()
+    states = Counter(each.state[0] for each in shown)
+    return {"published": sum(each.is_published for each in shown), **states, "looks": digest()}
 
 
-def _run(run: Run) -> dict[str, str]:
-    path, summary, config = run.path, run.summary, run.config
-    assert summary is not None
-    metric = summary["metric"]
+def filters(shown: Sequence[Shown]) -> dict[str, list[tuple[str, str]]]:
+    """Return the choices of each filter: value and words."""
+    optimizers = dict.fromkeys(each.optimizer for each in shown if each.optimizer)
+    statuses = {status for each in shown for status in each.statuses}
+    every = {
+        "published": "a number was published",
+        "unpublished": "no number was published",
+        **{key: words for key, words, _ in STATES.values()},
+        "own": "with our own runs",
+        "waiting": "cannot be run yet",
+    }
     return {
-        "path": str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path),
-        "what": f"{summary['model']} on {config.get('data.name')}, {summary['epochs']} epochs",
-        "optimizer": f"{summary['optimizer']}, lr {config['optimizer.lr']:g}",
-        "result": f"{metric} {summary['final'][metric]:.4g} (best {summary['best'][metric]:.4g})",
-        "time": hardware.show_time(summary["seconds"] / 3600),
-        "commit": (run.starts[-1].get("commit") or "")[:10] if run.starts else "",
+        "task": [(each.name, each.title) for each in tables(shown)],
+        "optimizer": sorted((name, CARDS[name].title if name in CARDS else name) for name in optimizers),
+        "status": [(key, label) for key, label in every.items() if key in statuses],
     }
 
 
-def _benches() -> Iterator[dict[str, Any]]:
-    """Yield bar charts of every benchmark of steps: time relative to torch's fused AdamW, shortest first."""
-    for path in sorted((ROOT / "results").glob("*/optimizers.json")):
-        content = json.loads(path.read_text())
-        machine = content["machine"]
-        charts = []
-        for name, measured in content["lists"].items():
-            found = [(label, row["ratio"]) for label, row in measured["rows"].items() if row.get("ratio")]
-            values = [(label, ratio, _is_ours(label)) for label, ratio in sorted(found, key=lambda x: x[1])]
-            title = f"{name}: {measured['parameters'] / 1e6:.1f} M parameters"
-            charts.append((title, bars(title, "time, torch's fused AdamW = 1", values)))
-        yield {
-            "caption": f"{machine['command']} at commit {machine['commit']}: {machine['device']}, "
-            f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}. Ours in colour.",
-            "charts": charts,
-        }
-
-
-def _is_ours(label: str) -> bool:
-    return re.match(r"(torch|timm|transformers|apex|bitsandbytes|torchao|.*official)", label) is None
-
-
-def _tables(shown: Sequence[Shown]) -> list[dict[str, Any]]:
-    """Return the rows by table; they come table by table."""
-    groups = [list(group) for _, group in groupby(shown, lambda each: each.row.name.partition("/")[0])]
-    titles = [" / ".join(dict.fromkeys(each.row.table for each in group)) for group in groups]
-    return [{"title": title, "rows": group} for title, group in zip(titles, groups, strict=True)]
-
-
-def counts() -> list[tuple[str, int]]:
-    """Return the numbers at the top of the page, with their labels, except that of released curves."""
-    shown = [Shown(rows.load(name).row, verdict, "") for name, verdict in rows.verdicts().items()]
-    return [
-        ("published rows", len(shown)),
-        ("verified against what was released", sum(each.mood == "good" for each in shown)),
-        ("differ from it", sum(each.mood == "bad" for each in shown)),
-        ("runnable today", sum(each.row.status == "runnable" for each in shown)),
-    ]
+def tables(shown: Sequence[Shown]) -> list[Table]:
+    """Return the rows by table, in the order of TASKS."""
+    names = dict.fromkeys([*TASKS, *(each.table for each in shown)])
+    found = [Table(name, TASKS.get(name, name), [r for r in shown if r.table == name]) for name in names]
+    return [table for table in found if table.rows]

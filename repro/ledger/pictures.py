@@ -1,11 +1,13 @@
-"""Screenshots of the report for docs/, taken with a headless browser."""
+"""Pictures of the report for docs/report.md, taken with a headless browser."""
 
+import io
 import json
 import shutil
-import subprocess
-import tempfile
-from html import escape
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -13,53 +15,72 @@ from PIL.PngImagePlugin import PngInfo
 from repro.errors import UserError
 from repro.ledger.html import counts
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-COUNTS = "counts"  # metadata key of a picture: the numbers at the top of the page, as JSON
-LIGHT, DARK = "preferredColorScheme=1", "preferredColorScheme=0"
-# name: (width, height), section of the page ("": all), colours
+SHOWN = "shown"  # metadata key of a picture: what determines its content, as JSON
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A view of the page: the size of the window, the colours, and the part of the page."""
+
+    width: int
+    height: int
+    colours: Literal["light", "dark"] = "light"
+    part: str = ""  # of the address, behind the #
+
+
 PICTURES = {
-    "report.png": ((1280, 1420), "", LIGHT),
-    "report-curves.png": ((1280, 1640), "curves", LIGHT),
-    "report-phone.png": ((390, 900), "", DARK),
+    "report.png": Picture(1280, 1000),
+    "report-row.png": Picture(1280, 760, part="imagenet/vit_s_300"),
+    "report-curves.png": Picture(1280, 1000, "dark", "curves"),
+    "report-phone.png": Picture(390, 844, "dark", "task=imagenet&optimizer=adan&status=own"),
+    "report-phone-row.png": Picture(390, 844, part="wikitext103/adan_100k"),
 }
+
+
+@contextmanager
+def browser() -> Iterator["Browser"]:
+    """Yield a headless browser: one of BROWSERS, or else the one that playwright has installed.
+
+    Raises:
+        UserError: there is none, or playwright is not installed.
+    """
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError as error:
+        raise UserError("--pictures: playwright is not installed; try pip install playwright") from error
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    with sync_playwright() as playwright:
+        if found is None and not Path(playwright.chromium.executable_path).exists():
+            raise UserError(
+                f"--pictures: none of {', '.join(BROWSERS)} is installed; try apt-get install chromium"
+            )
+        started = playwright.chromium.launch(executable_path=found)
+        try:
+            yield started
+        finally:
+            started.close()
 
 
 def take(report: Path, folder: Path) -> list[str]:
     """Write PICTURES of a report to `folder` and return their names.
 
     Raises:
-        UserError: there is no browser, or it fails.
+        UserError: there is no browser.
     """
-    program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if program is None:
-        raise UserError(
-            f"--pictures: none of {', '.join(BROWSERS)} is installed; try apt-get install chromium"
-        )
-    numbers = PngInfo()
-    numbers.add_text(COUNTS, json.dumps(dict(counts())))
-    with tempfile.TemporaryDirectory() as temporary:
-        for name, (size, part, colours) in PICTURES.items():
-            width, height = size
-            shot, frame = Path(temporary) / name, Path(temporary) / "frame.html"
-            text = report.read_text()
-            if part:
-                text = text.replace(
-                    "</head>", f"<style>body > :not(#{part}) {{ display: none }}</style></head>"
-                )
-            # in a frame, because a window cannot be as narrow as a phone
-            frame.write_text(
-                f'<body style="margin: 0"><iframe width={width} height={height} scrolling=no '
-                f'style="border: 0" srcdoc="{escape(text)}"></iframe>'
+    with browser() as started:
+        shown = PngInfo()
+        shown.add_text(SHOWN, json.dumps(counts()))
+        for name, picture in PICTURES.items():
+            page = started.new_page(
+                viewport={"width": picture.width, "height": picture.height}, color_scheme=picture.colours
             )
-            command = [
-                program, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                f"--blink-settings={colours}", f"--window-size={max(width, 800)},{height + 200}",
-                f"--screenshot={shot}", frame.as_uri(),
-            ]  # fmt: skip
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-            if not shot.exists():
-                raise UserError(f"--pictures: {program} took no picture: {done.stderr.strip()[-200:]}")
-            with Image.open(shot) as image:
-                picture = image.convert("RGB").crop((0, 0, width, height))
-                picture.save(folder / name, optimize=True, pnginfo=numbers)
+            page.goto(f"{report.resolve().as_uri()}#{picture.part}")
+            with Image.open(io.BytesIO(page.screenshot())) as image:
+                few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            few.save(folder / name, optimize=True, pnginfo=shown)
+            page.close()
     return list(PICTURES)

@@ -202,10 +202,15 @@ def names() -> list[str]:
     return [f"{path.parent.name}/{path.stem}" for path in files if not path.stem.startswith("_")]
 
 
+def verified() -> dict[str, dict[str, Any]]:
+    """Return what the last scripts/verify_ledger.py found: `verdict` and `checks` by the name of the row."""
+    rows = json.loads(VERIFIED.read_text())["rows"] if VERIFIED.exists() else {}
+    return {name: rows.get(name, {"verdict": "not verified yet", "checks": {}}) for name in names()}
+
+
 def verdicts() -> dict[str, str]:
     """Return the verdicts of the last scripts/verify_ledger.py (`Verdict.says`), by the name of the row."""
-    rows = json.loads(VERIFIED.read_text())["rows"] if VERIFIED.exists() else {}
-    return {name: rows[name]["verdict"] if name in rows else "not verified yet" for name in names()}
+    return {name: found["verdict"] for name, found in verified().items()}
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
