@@ -23,7 +23,9 @@ from repro.train.cli import command_line
 def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_line(__doc__)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write README.md and tracking.json there")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write README.md, tracking.json and the figure there"
+    )
     parser.add_argument("--seeds", type=int, default=20, metavar="N", help="reruns of each row (default: 20)")
     return parser.parse_args(arguments)
 
@@ -39,6 +41,8 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from benchmarks.tracking_faults import FAULTS, Case, rerun
 from repro.environment import commit
@@ -47,10 +51,12 @@ from repro.ledger import tracking, verdict
 from repro.ledger.rows import load, names
 from repro.logs.files import read_log
 from repro.logs.log import LogError
+from repro.plots import INK, STYLE, caption, finish, looks, panels, rc_context, save
 from repro.results import page, publish, table
 from repro.train.cli import exit_status
 from repro.train.run_folder import refuse_foreign_page
 
+FIGURE = "delays"  # its name without a suffix
 # window, reach, tolerance, records
 CONSTANTS = [(0.1, 0.02, *pair) for pair in itertools.product((0.005, 0.01, 0.015, 0.02), (1, 2, 3, 4))]
 CONSTANTS += [(*pair, 0.015, 3) for pair in ((0, 0), (0.05, 0.02), (0.2, 0.02), (0.1, 0.01), (0.1, 0.05))]
@@ -250,6 +256,40 @@ def study(seeds: int) -> dict[str, Any]:
     }
 
 
+@rc_context(STYLE)
+def delays(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Draw how soon each fault is noticed; `rows` as `detection` returns them."""
+    faults = [*dict.fromkeys(row["fault"] for row in rows)]
+    tables = [*dict.fromkeys(row["table"] for row in rows)]
+    drawn = looks(dict.fromkeys(tables))
+    figure, [axes] = panels(1, height=0.26 * len(faults) + 0.8)
+    for name, shift in zip(tables, np.linspace(-0.25, 0.25, len(tables)), strict=True):
+        colour, marker = drawn[name].colour, drawn[name].marker
+        for row in rows:
+            if row["table"] == name and (share := row["median, % of the run"]) is not None:
+                axes.plot(
+                    share, faults.index(row["fault"]) + shift, marker, color=colour,
+                    mfc=colour if row["noticed, %"] == 100 else "none",
+                )  # fmt: skip
+        axes.plot([], [], marker, color=colour, label=name)
+    axes.plot([], [], "o", color=INK, mfc="none", label="not in all runs")
+    axes.set_yticks(range(len(faults)), faults)
+    axes.set(ylim=(len(faults) - 0.4, -0.6), xlabel="median delay, % of the run\nleft is better")
+    axes.set_xscale("symlog", linthresh=0.1)
+    axes.set_xlim(-0.03, 130)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
+    never = [f"{row['fault']} ({row['table']})" for row in rows if not row["noticed, %"]]
+    always = [row["median, % of the run"] for row in rows if row["noticed, %"] == 100]
+    within = f", after at most {max(always):.0f} % of it in the median" if always else ""
+    finish(
+        figure, f"{len(always)} of {len(rows)} faults are noticed in every run{within}",
+        "From the beginning of the fault, in simulated reruns of released logs; a fault counts once for each "
+        "table of the ledger." + (f" Never noticed: {', '.join(never)}." if never else ""),
+    )  # fmt: skip
+    return figure
+
+
 def markdown(results: dict[str, Any], seeds: int) -> str:
     """Return the README of the results."""
     themselves = results["themselves"]
@@ -269,6 +309,7 @@ def markdown(results: dict[str, Any], seeds: int) -> str:
         f"Reruns, with a spread of {100 * results['spread']:.2f} % of the error, as siblings' means:",
         _table(results["reruns"]),
         "## Bad runs",
+        f"![{caption(delays(results['detection']))}]({FIGURE}.png)",
         "Delays are in epochs, for bert and wikitext103 in steps, from the beginning of the fault:",
         _table(results["detection"]),
         "The released curve of another recipe of the same model, taken for a run of this row, and where "
@@ -302,6 +343,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = study(options.seeds)
     text = markdown(results, options.seeds)
     publish(results, text, options.out and options.out / "tracking", "README.md")
+    if options.out is not None:
+        save(delays(results["detection"]), options.out / FIGURE)
     return 0
 
 

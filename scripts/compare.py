@@ -19,7 +19,9 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_line(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS")
-    parser.add_argument("--out", type=Path, metavar="PNG", help="write the curves there")
+    parser.add_argument(
+        "--out", type=Path, metavar="PNG", help="write the curves there, and as SVG beside it"
+    )
     return parser.parse_args(arguments)
 
 

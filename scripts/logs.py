@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     show_ = command("show", "describe a log", show)
     show_.add_argument("--all", action="store_true", help="all faults and oddities, not only the first few")
     plot_ = command("plot", "draw its curves", plot)
-    plot_.add_argument("--out", type=Path, required=True, metavar="PNG")
+    plot_.add_argument("--out", type=Path, required=True, metavar="PNG", help="an SVG comes beside it")
     plot_.add_argument("--column", action="append", default=[], help="plot this column, not the usual ones")
     plot_.add_argument("--parts", action="store_true", help="the files are parts of one run: one line")
     export_ = command("export", "write its records to a file", export)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +44,19 @@ def test_without_released_logs_it_says_which_are_missing(
     assert capsys.readouterr().err.startswith("error: no released log is here; the first: ")
 
 
+def test_the_figure_counts_what_was_noticed() -> None:
+    def row(table: str, noticed: float, share: float | None) -> dict[str, Any]:
+        return {"table": table, "fault": "10 % slower", "noticed, %": noticed, "median, % of the run": share}
+
+    figure = tracking_study.delays([row("bert", 100, 3.0), row("mae", 60, 40.0), row("imagenet", 0, None)])
+    assert figure.get_suptitle().replace("\n", " ") == (
+        "1 of 3 faults are noticed in every run, after at most 3 % of it in the median"
+    )
+    assert "Never noticed: 10 % slower (imagenet)." in figure.legends[0].get_title().get_text()
+    hollow = [line.get_markerfacecolor() == "none" for line in figure.axes[0].lines if len(line.get_xydata())]
+    assert hollow == [False, True]
+
+
 @pytest.mark.recipe
 def test_the_study(
     released: Path,
@@ -58,6 +72,7 @@ def test_the_study(
     assert study.main(["--seeds", "2", "--out", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "tracking.json").read_text())
     assert as_text((tmp_path / "README.md").read_text()) == capsys.readouterr().out.rstrip("\n")
+    assert {"delays.png", "delays.svg"} <= {path.name for path in tmp_path.iterdir()}
     known = {"imagenet/resnet101_100", "imagenet/resnet101_200"}
     assert known <= set(results["rows"])
     assert results["themselves"]["not on track"] == 0

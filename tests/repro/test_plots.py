@@ -14,6 +14,7 @@ from PIL import Image
 from adan_optim.registry import OPTIMIZERS
 from benchmarks.comparison.design import OPTIMIZERS as COMPARED
 from repro.errors import UserError
+from repro.ledger.rows import ROOT
 from repro.plots import (
     COLOURS,
     DPI,
@@ -107,6 +108,13 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write the figure"):
         save(figure(), tmp_path / "file" / "a.png")
+
+
+def test_committed_figures_are_small() -> None:
+    figures = [path for suffix in ("png", "svg") for path in (ROOT / "results").rglob(f"*.{suffix}")]
+    assert len(figures) > 10
+    most = {".png": 200_000, ".svg": 150_000}
+    assert not [str(path) for path in figures if path.stat().st_size > most[path.suffix]]
 
 
 def test_rows_of_pictures(tmp_path: Path) -> None:
