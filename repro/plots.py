@@ -32,10 +32,12 @@ from repro.publish import replacing
 __all__ = [
     "COLOURS",
     "INK",
+    "LOOKS",
     "MOST",
     "QUIET",
     "STYLE",
     "Look",
+    "caption",
     "finish",
     "look",
     "looks",
@@ -43,6 +45,7 @@ __all__ = [
     "quantity",
     "rc_context",
     "save",
+    "save_pictures",
 ]
 
 MOST = len(COLOURS)  # series that a reader can tell apart in a panel

@@ -233,6 +233,7 @@ def learning_rates(records: Sequence[Record]) -> Figure | None:
         found = ratio(task)
         times = f"\nAdan's best: {found:g} times AdamW's" if found else ""
         axes.set(title=TASKS[task].title + times, xlabel="learning rate", xscale="log")
+        axes.xaxis.set_minor_locator(NullLocator())
 
     found = [each for task in finished_tasks(records) if (each := ratio(task))]
     ends = " to ".join(f"{end:g}" for end in sorted({min(found), max(found)})) if found else ""
