@@ -308,7 +308,8 @@ def undecided(oracle, optimizer, steps=1):
             <= tolerance(np.zeros_like(distance), work, steps, roundings=roundings_of(optimizer.card.name))
         )
     left_out, elements = sum(int(mask.sum()) for mask in masks), sum(mask.size for mask in masks)
-    assert left_out <= max(1, elements // 100), f"{left_out} of {elements} elements are at a discontinuity"
+    why = f"{left_out} of {elements} elements are at a discontinuity; other betas in the definition may help"
+    assert left_out <= max(1, elements // 100), why
     return masks
 
 

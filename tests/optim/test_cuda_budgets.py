@@ -48,7 +48,8 @@ SPILLS = {"prodigy_adan": 32}
 def budget(name, parameter, state, rounding, taken=False):
     """Instructions an element that a kernel may take."""
     base, _, with_caution = name.rpartition("_")
-    rule = RULE[base] + CAUTION[with_caution] if with_caution in CAUTION else RULE[name]
+    plain = base if with_caution in CAUTION else name
+    rule = RULE.get(plain, 0) + CAUTION.get(with_caution, 0)  # 0 for a new rule: the message has its number
     count, noise = rule + OF_PARAMETER[parameter] + TAKEN * taken, 0
     if states := len(RULES[name].states) - taken:
         count += states * OF_STATE[state]

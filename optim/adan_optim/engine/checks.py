@@ -237,11 +237,12 @@ def betas_of(card: Card, betas: Any, default: Any, name: str = "betas") -> tuple
         ValueError, TypeError: for anything but so many numbers in [0, 1).
     """
     count, hint = card.betas, f"; the default is {default}" if default else ""
+    wanted = f"{count} number{'s' * (count != 1)}"
     if isinstance(betas, str) or not isinstance(betas, Iterable):
-        raise TypeError(f"{name}={betas!r}: give {count} numbers in [0, 1){hint}")
+        raise TypeError(f"{name}={betas!r}: give {wanted} in [0, 1){hint}")
     values = tuple(float(number(f"{name}[{i}]", beta)) for i, beta in enumerate(betas))
     if len(values) != count:
-        raise ValueError(f"{name}={values}: give {count} numbers, not {len(values)}{hint}")
+        raise ValueError(f"{name}={values}: give {wanted}, not {len(values)}{hint}")
     if max(values) >= 1:
         raise ValueError(f"{name}={values}: each must be in [0, 1)")
     return values
