@@ -32,10 +32,12 @@ from repro.publish import replacing
 __all__ = [
     "COLOURS",
     "INK",
+    "LOOKS",
     "MOST",
     "QUIET",
     "STYLE",
     "Look",
+    "caption",
     "finish",
     "look",
     "looks",
@@ -43,6 +45,7 @@ __all__ = [
     "quantity",
     "rc_context",
     "save",
+    "save_pictures",
 ]
 
 MOST = len(COLOURS)  # series that a reader can tell apart in a panel
@@ -182,9 +185,10 @@ def caption(figure: Figure) -> str:
     first = figure.axes[0]
     x, y = (label.partition("\n")[0] for label in (first.get_xlabel(), first.get_ylabel()))
     titles = [title for axes in figure.axes if (title := axes.get_title(loc="left").partition("\n")[0])]
-    about = [f"{y} over {x}"] if x and y else []
+    about = [f"{y} over {x}" if y else x] if x else []
     about += [f"panels: {'; '.join(titles)}"] if len(titles) > 1 else titles
-    return f"{figure.get_suptitle()} ({'; '.join(about)})".replace("\n", " ")
+    more = f" ({'; '.join(about)})" if about else ""
+    return f"{figure.get_suptitle()}{more}".replace("\n", " ")
 
 
 def quantity(name: str, unit: str = "", better: str = "") -> str:
