@@ -18,7 +18,7 @@ from repro.errors import UserError
 from repro.ledger import charts, rows
 from repro.ledger.curves import benches, charts_of_models, charts_of_rows, charts_of_runs, released
 from repro.ledger.runs import finished
-from repro.ledger.shown import STATES, TASKS, OwnRun, Shown, distance, own_run, words
+from repro.ledger.shown import STATES, TASKS, OwnRun, Shown, distance, own_run
 from repro.runs import Run
 from repro.train.run_folder import write_atomically
 
@@ -131,7 +131,7 @@ def page() -> jinja2.Environment:
     titles = {name: card.title for name, card in CARDS.items()}
     found.globals |= {
         "charts": charts, "include": lambda name: (TEMPLATES / name).read_text(),
-        "title_of": lambda name: titles.get(name, name), "words": words,
+        "title_of": lambda name: titles.get(name, name),
     }  # fmt: skip
     return found
 
@@ -176,22 +176,26 @@ def findings(shown: Sequence[Shown]) -> list[str]:
     own = [each for each in shown if each.runs]
     whole = [each for each in own if any(run.run.scale == "paper" for run in each.runs)]
     distances = [found for each in whole if (found := distance(each)) is not None]
-    sentence = f"{len(own)} rows have runs of our own"
-    if not whole:
-        sentence += ", all of them small proxies: none has been run at the published scale yet"
-    else:
-        sentence += f", {len(whole)} of them at the published scale"
+    ran = f"{_rows(len(own))} {'has' if len(own) == 1 else 'have'} runs of our own"
+    if whole:
+        ran += f", {len(whole)} of them at the published scale"
         if distances:
-            sentence += f", which end within {max(distances):.1%} of what was published"
+            ran += f", which end within {max(distances):.1%} of what was published"
+    elif own:
+        ran += ", all of them small proxies: none has been run at the published scale yet"
+    differ = f"{states['differs'] or 'none'} {'differ' if states['differs'] > 1 else 'differs'}"
     return [
-        f"The ledger has {len(shown)} rows: {published} with a published number, "
+        f"The ledger has {_rows(len(shown))}: {published} with a published number, "
         f"{len(shown) - published} without one.",
-        f"Files were released with {released} rows: our configurations of {states['agrees']} agree with all "
-        f"that these files fix, {states['differs'] or 'none'} differ{'s' * (states['differs'] < 2)}, and the "
-        f"files of {states['absent']} are not on this machine; of {len(logged)} published numbers with a "
-        f"log, {same} are its best or final value, rounded.",
-        f"{sentence}.",
+        f"Files were released with {_rows(released)}: our configurations of {states['agrees']} agree with "
+        f"all that these files fix, {differ}, and the files of {states['absent']} are not on this machine; "
+        f"of {len(logged)} published numbers with a log, {same} are its best or final value, rounded.",
+        f"{ran}.",
     ]
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
 
 
 def counts() -> dict[str, int | str]:
