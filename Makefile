@@ -16,9 +16,9 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo demo-3d help test test-recipes test-optim test-torch test-slow test-cuda-static test-sanitize test-all test-times test-gpu \
 	test-platforms platform-tools dist test-mutants test-docker constraints lint docs docs-check site quickstart report-pictures bench bench-gpu quality conformance clean
 
-demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot
+demo: $(INSTALLED)  ## Adan and AdamW on handwritten digits: a table and a plot; OUT=docs/demo.png for README.md
 	$(RUN) vision/train.py -m optimizer=adan,adamw
-	$(RUN) scripts/compare.py runs/vision/optimizer=adan runs/vision/optimizer=adamw --out runs/demo.png
+	$(RUN) scripts/compare.py runs/vision/optimizer=adan runs/vision/optimizer=adamw --out $(or $(OUT),runs/demo.png)
 
 demo-3d: $(INSTALLED)  ## a rotating object from a text: pictures, an animation, a mesh
 	$(RUN) vision/text_to_3d.py prompt="a red torus" run.name=demo

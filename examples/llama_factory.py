@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 from llamafactory.train.tuner import run_exp
-from task import ARGS, OPTIONS, checkpoint
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
 
 import adan_optim
 
-here = Path(ARGS.folder) / "llama_factory"
+STEPS = 8
+here = Path("runs/llama_factory")
 words = [*"abcdefghijklmnopqrstuvwxyz", "<s>", "</s>", "<unk>"]
 if not here.exists():
     tokens = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
@@ -31,7 +31,7 @@ if not here.exists():
     )
 
 # the plug
-plug = adan_optim.OPTIMIZERS[ARGS.optimizer], OPTIONS
+plug = adan_optim.Adan, {"lr": 0.01, "weight_decay": 0.1, "max_grad_norm": 0.5}
 Trainer.get_optimizer_cls_and_kwargs = staticmethod(lambda settings, model=None: plug)
 
 run_exp(
@@ -42,9 +42,9 @@ run_exp(
         model_name_or_path=str(here),
         dataset="letters",
         dataset_dir=str(here),
-        output_dir=str(checkpoint(ARGS.steps).parent),
-        max_steps=ARGS.steps,
-        save_steps=ARGS.steps,
+        output_dir="runs/llama_factory_checkpoints",
+        max_steps=STEPS,
+        save_steps=STEPS,
         cutoff_len=16,
         max_grad_norm=0,
         report_to="none",

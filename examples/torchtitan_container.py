@@ -3,17 +3,26 @@
 torchrun --nproc-per-node 2 examples/torchtitan_container.py
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from task import ARGS, OPTIONS, batch, loss, network, report
+from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.nn.functional import mse_loss
 from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfig
 
 import adan_optim
+
+torch.manual_seed(0)
+layers = nn.Linear(6, 9), nn.LayerNorm(9), nn.GELU(), nn.Linear(9, 5), nn.GELU(), nn.Linear(5, 1)
+model = nn.Sequential(*layers).double()
+
+
+def batch(step):
+    """Return inputs [8, 6] and targets [8, 1]."""
+    x = torch.randn(8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+    return x, x.sin().sum(dim=1, keepdim=True)
 
 
 class Container(OptimizersContainer):
@@ -22,30 +31,34 @@ class Container(OptimizersContainer):
         pass
 
     @staticmethod
-    def _resolve_optimizer_factory(name: str) -> Callable[..., torch.optim.Optimizer]:
+    def _resolve_optimizer_factory(name):
         return adan_optim.OPTIMIZERS[name]
 
     @staticmethod
-    def _build_impl_kwargs(config: OptimizersContainer.Config) -> dict[str, Any]:
+    def _build_impl_kwargs(config):
         return {}  # each tensor takes the fastest path that works
 
 
-# In a config of torchtitan: optimizer=Container.Config(...)
-no_decay = {"lr": OPTIONS["lr"], "weight_decay": 0.0}
-decay = {"lr": OPTIONS["lr"], "weight_decay": OPTIONS["weight_decay"]}
-config = Container.Config(
+no_decay, decay = {"lr": 0.01, "weight_decay": 0.0}, {"lr": 0.01, "weight_decay": 0.1}
+config = Container.Config(  # in a config of torchtitan: optimizer=Container.Config(...)
     param_groups=[
-        ParamGroupConfig(pattern=r"bias$|^1\.", optimizer_name=ARGS.optimizer, optimizer_kwargs=no_decay),
-        ParamGroupConfig(pattern=r".*", optimizer_name=ARGS.optimizer, optimizer_kwargs=decay),
+        ParamGroupConfig(pattern=r"bias$|^1\.", optimizer_name="adan", optimizer_kwargs=no_decay),
+        ParamGroupConfig(pattern=r".*", optimizer_name="adan", optimizer_kwargs=decay),
     ],
-    optimizer_factory_kwargs_by_name={ARGS.optimizer: {"max_grad_norm": OPTIONS["max_grad_norm"]}},
+    optimizer_factory_kwargs_by_name={"adan": {"max_grad_norm": 0.5}},
 )
 dist.init_process_group("gloo")
-model = fully_shard(network(), mesh=dist.init_device_mesh("cpu", (dist.get_world_size(),)))
+rank, world = dist.get_rank(), dist.get_world_size()
+fully_shard(model, mesh=dist.init_device_mesh("cpu", (world,)))
 optimizers = config.build(model_parts=[model])
-for step in range(ARGS.steps):
+for step in range(8):
+    x, y = (rows[rank::world] for rows in batch(step))
     optimizers.zero_grad()
-    loss(model, *batch(step)).backward()
+    mse_loss(model(x), y).backward()
     optimizers.step()
-report(model)
+
+x, y = batch(1000)
+loss = mse_loss(model(x), y).item()
+if rank == 0:
+    print(f"loss {loss:.9f}")
 dist.destroy_process_group()

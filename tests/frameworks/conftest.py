@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+import adan_optim
 
 ROOT = Path(__file__).resolve().parents[2]
 Parameters = list[torch.Tensor]
@@ -39,32 +42,57 @@ class Server:
             )
 
     def run(
-        self, script: str, name: str, *arguments: str, world: int = 1, warnings: str = "error"
-    ) -> list[list[Parameters]]:
+        self,
+        script: str,
+        name: str,
+        *changes: tuple[str, str],
+        folder: Path | None = None,
+        world: int = 1,
+        warnings: str = "error",
+    ) -> list[Parameters]:
         """Runs examples/script or programs/script with an optimizer, in `world` processes.
 
+        Args:
+            changes: of its text; each must be in it.
+            folder: where it runs; an empty one by default.
+
         Returns:
-            For each process, the parameters of each model that it reported on.
+            For each process, the parameters of its model.
         """
         path = ROOT / "examples" / script
         path = path if path.exists() else Path(__file__).parent / "programs" / script
+        text = of_optimizer(path.read_text(), name)
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
         self.runs += 1
-        folder = self.folder / str(self.runs)
-        folder.mkdir()
+        here = self.folder / str(self.runs)
+        (here / "work").mkdir(parents=True)
+        (here / script).write_text(text)
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1] if "torchrun" in path.read_text() else 0
-        request = dict(script=str(path), arguments=[name, *arguments], world=world, port=port)
-        request |= dict(folder=str(folder), warnings=warnings)
+            port = s.getsockname()[1] if "torchrun" in text else 0
+        request = dict(script=str(here / script), folder=str(folder or here / "work"), world=world, port=port)
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.write(json.dumps(request | {"warnings": warnings}) + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         assert answer, (self.folder / "stderr").read_text()
-        logs = "\n".join((folder / f"{rank}.log").read_text()[-5000:] for rank in range(world))
+        logs = "\n".join((here / f"{rank}.log").read_text()[-5000:] for rank in range(world))
         assert json.loads(answer) == [0] * world, logs
-        return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+        return [torch.load(here / f"{rank}.pt") for rank in range(world)]
+
+
+def of_optimizer(text: str, name: str) -> str:
+    """An example's text with another optimizer in place of Adan."""
+    for adan, other in {
+        '"adan"': f'"{name}"',
+        "adan-optim.adan": f"adan-optim.{name.replace('_', '-')}",
+        "adan_optim.Adan": f"adan_optim.{adan_optim.OPTIMIZERS[name].__name__}",
+    }.items():
+        text = re.sub(rf"{adan}\b" if adan[-1] != '"' else adan, other, text)
+    return text
 
 
 @pytest.fixture(scope="session")
@@ -79,14 +107,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def plain(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Parameters]:
+def plain(server: Server) -> Callable[..., Parameters]:
     """What PyTorch alone arrives at, in one process."""
-    known: dict[tuple[str, ...], Parameters] = {}
+    known: dict[tuple[object, ...], Parameters] = {}
 
-    def parameters(name: str, *arguments: str, by_class: bool = False) -> Parameters:
-        run = ("by_class.py" if by_class else "plain.py", name, *arguments)
+    def parameters(name: str, *changes: tuple[str, str], by_class: bool = False) -> Parameters:
+        run = ("by_class.py" if by_class else "plain.py", name, *changes)
         if run not in known:
-            [[known[run]]] = server.run(*run, "--folder", str(tmp_path_factory.mktemp("plain")))
+            [known[run]] = server.run(*run)
         return known[run]
 
     return parameters

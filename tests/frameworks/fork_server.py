@@ -1,8 +1,8 @@
 """Runs scripts as `python` or `torchrun` would, in processes that need not import everything again.
 
-Reads one JSON request per line: {script, arguments, world, port, folder, warnings}. What the script imports
-is imported here; then `world` processes are forked, each of which runs it as `__main__` and leaves in the
-folder what it printed (RANK.log) and the parameters, whole, of each model that it reported on (RANK.pt).
+Reads one JSON request per line: {script, folder, world, port, warnings}. What the script imports
+is imported here; then `world` processes are forked, each of which runs it as `__main__` in the folder and
+leaves beside the script what it printed (RANK.log) and the parameters of its `model`, whole (RANK.pt).
 Answers with their exit statuses. Only imports happen before the fork, so that a child starts as clean as a
 new process.
 """
@@ -20,27 +20,27 @@ from pathlib import Path
 
 import torch
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+PROGRAMS = Path(__file__).resolve().with_name("programs")
 
 
 def import_what_it_imports(script: Path) -> None:
-    """Except task.py, which reads the arguments, and what is not installed, which the script will say."""
+    """Except what is not installed, which the script will say."""
     code = script.read_text()
     if "torch.compile(" in code:
         torch.compiler.list_backends()  # imports them
     for node in ast.walk(ast.parse(code)):
         names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
         module = node.module if isinstance(node, ast.ImportFrom) else None
-        if module != "task":
-            for name in names:
-                with contextlib.suppress(ImportError):
-                    found = importlib.import_module(module or name)
-                    getattr(found, name, None)  # packages that import their modules when they are used
+        for name in names:
+            with contextlib.suppress(ImportError):
+                found = importlib.import_module(module or name)
+                getattr(found, name, None)  # packages that import their modules when they are used
 
 
 def run(request: dict, rank: int) -> int:
     """What a child does; its exit status."""
-    log = os.open(f"{request['folder']}/{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    script = Path(request["script"])
+    log = os.open(script.with_name(f"{rank}.log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
     if request["port"]:
@@ -49,21 +49,14 @@ def run(request: dict, rank: int) -> int:
         os.environ |= {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(request["port"])}
     warnings.simplefilter(request["warnings"])
-    sys.argv = [request["script"], *request["arguments"]]
-    sys.path.insert(0, str(EXAMPLES))
+    sys.argv = [str(script)]
+    os.chdir(request["folder"])
+    torch.distributed.destroy_process_group = lambda: None  # sharded parameters are gathered after it
     try:
-        import task
-
-        kept = []
-
-        def keep_and_report(model: torch.nn.Module, report=task.report) -> None:
-            parameters = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
-            kept.append([p.detach().clone() for p in parameters])
-            report(model)
-
-        task.report = keep_and_report
-        runpy.run_path(request["script"], run_name="__main__")
-        torch.save(kept, f"{request['folder']}/{rank}.pt")
+        model = runpy.run_path(str(script), run_name="__main__").get("model")
+        parameters = [] if model is None else model.parameters()
+        whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in parameters]
+        torch.save([p.detach() for p in whole], script.with_name(f"{rank}.pt"))
     except BaseException:
         traceback.print_exc()
         return 1
@@ -73,6 +66,7 @@ def run(request: dict, rank: int) -> int:
     return 0
 
 
+sys.path.insert(0, str(PROGRAMS))  # for what those share
 for line in sys.stdin:
     request = json.loads(line)
     import_what_it_imports(Path(request["script"]))
