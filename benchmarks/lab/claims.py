@@ -186,8 +186,10 @@ def _half(records: Sequence[Record]) -> Iterator[Finding]:
             if found is None or found.number == 1:  # has no interval
                 continue
             least = least_multiplier(records, task, "adan", steps)
-            verdict = YES if found.low >= TWICE else NO if found.high < TWICE else OPEN
-            what = in_times(found, list(ladder(records, task, steps)))
+            rungs = list(ladder(records, task, steps))
+            low = min(found.low, rungs[-1])  # all that is known of one beyond the ladder
+            verdict = YES if low >= TWICE else NO if found.high < TWICE else OPEN
+            what = in_times(found, rungs)
             if verdict == NO and grows is None:
                 verdict = NOT_REACHED
             elif verdict == NO and grows is not None:

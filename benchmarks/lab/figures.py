@@ -35,11 +35,7 @@ def multipliers(records: Sequence[Record]) -> Figure | None:
     seeds: set[int] = set()
     for panel, task in zip(axes, tasks, strict=True):
         found = {
-            name: [
-                (steps, each)
-                for steps in LENGTHS
-                if (each := multiplier(records, task, name, steps)) and 0 < each.mean < math.inf
-            ]
+            name: [(steps, each) for steps in LENGTHS if (each := multiplier(records, task, name, steps))]
             for name in OPTIMIZERS
             if name != REFERENCE
         }
@@ -47,14 +43,19 @@ def multipliers(records: Sequence[Record]) -> Figure | None:
         for place, name in enumerate(shown):
             # a little beside each other, so that intervals do not hide each other
             shift = 1.04 ** (place - (len(shown) - 1) / 2)
-            x, middle, low, high = np.array(
-                [(steps * shift, each.mean, each.low, each.high) for steps, each in found[name]]
+            x, middle, low, top = np.array(
+                [
+                    (steps * shift, *_drawn(each, [*ladder(records, task, steps)]))
+                    for steps, each in found[name]
+                ]
             ).T
-            top = np.where(np.isfinite(high), high, TOP)
             panel.errorbar(
                 x, middle, [middle - low, top - middle], **look(name).points, capsize=2, elinewidth=1,
                 label=OPTIMIZERS[name].title,
             )  # fmt: skip
+            beyond = [not 0 < each.mean < math.inf for _, each in found[name]]
+            hollow = look(name).points | {"linestyle": "none", "markerfacecolor": "white", "zorder": 3}
+            panel.plot(x[beyond], middle[beyond], **hollow)
             seeds |= {each.number for _, each in found[name]}
         for level, style in ((1, "-"), (2, "--")):
             panel.axhline(level, color=INK, lw=0.8, ls=style)
@@ -69,9 +70,16 @@ def multipliers(records: Sequence[Record]) -> Figure | None:
     finish(
         figure, f"AdamW needs {times} times Adan's steps to the same loss, in the longest runs",
         f"Step multiplier: AdamW's steps to the same loss, over its own. Mean of {in_seeds(seeds)}; bars: "
-        "intervals of 95 %, without an upper end where they reach the edge. Dashed: half the steps.",
+        "intervals of 95 %, without an upper end where they reach the edge. Hollow: at AdamW's shortest or "
+        "longest runs, or beyond. Dashed: half the steps.",
     )  # fmt: skip
     return figure
+
+
+def _drawn(found: Estimate, rungs: Sequence[float]) -> tuple[float, float, float]:
+    """Return where a multiplier and its interval are drawn: what is beyond the ladder, at its end."""
+    middle, low = np.clip((found.mean, found.low), rungs[0], rungs[-1])
+    return middle, low, max(found.high, middle) if math.isfinite(found.high) else TOP
 
 
 def _longest(records: Sequence[Record], task: str, interval: bool) -> str:

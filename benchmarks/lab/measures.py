@@ -45,11 +45,17 @@ def trend(records: Sequence[Record], task: str, optimizer: str) -> Estimate | No
     """Return the factor by which the multiplier grows from a run to one four times as long.
 
     The slope of its logarithm over that of the length, by least squares, for all samples of the seeds. A
-    multiplier beyond the ladder counts as the ladder's end. None with fewer than two lengths.
+    length at which it is beyond the ladder tells no slope; a sample that is counts as the ladder's end. None
+    with fewer than two lengths.
     """
-    lengths = [steps for steps in ALL_TASKS[task].lengths if multiplier(records, task, optimizer, steps)]
-    if len(lengths) < 2:
+    found = {
+        steps: each.mean
+        for steps in ALL_TASKS[task].lengths
+        if (each := multiplier(records, task, optimizer, steps)) is not None and 0 < each.mean < math.inf
+    }
+    if len(found) < 2:
         return None
+    lengths = list(found)
     own = {steps: finals(records, task, optimizer, steps) for steps in lengths}
     rungs = {steps: ladder(records, task, steps) for steps in lengths}
     seeds = sorted(set.intersection(*(set(of) for of in own.values())))
@@ -59,10 +65,8 @@ def trend(records: Sequence[Record], task: str, optimizer: str) -> Estimate | No
     times = np.log(lengths) / math.log(4)
     centred = times - times.mean()
     slopes = np.exp(centred @ logs / (centred @ centred))
-    whole = [multiplier_on(own[steps], rungs[steps]) for steps in lengths]
-    means = np.log([np.clip(m.mean, *end) for m, end in zip(whole, ends, strict=True) if m is not None])
     low, high = np.percentile(slopes, (2.5, 97.5))
-    middle = float(np.exp(centred @ means / (centred @ centred)))
+    middle = float(np.exp(centred @ np.log([*found.values()]) / (centred @ centred)))
     return Estimate(middle, float(low), float(high), len(seeds))
 
 
