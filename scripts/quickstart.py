@@ -1,11 +1,18 @@
-"""Make examples/quickstart.ipynb of examples/quickstart.py, with what its cells print: `make quickstart`."""
+"""Make the quickstart notebook of examples/quickstart.py, with what its cells print: `make quickstart`.
+
+Examples:
+    python scripts/quickstart.py
+    python scripts/quickstart.py --out mine.ipynb
+"""
 
 import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repro.train.cli import command_line
+from repro.errors import UserError
+from repro.publish import replacing
+from repro.train.cli import command_line, exit_status
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -16,7 +23,9 @@ NOTEBOOK = SOURCE.with_suffix(".ipynb")
 
 def read_options() -> argparse.Namespace:
     """Read the command line."""
-    return command_line(__doc__).parse_args()
+    parser = command_line(__doc__)
+    parser.add_argument("--out", type=Path, default=NOTEBOOK, metavar="NOTEBOOK", help="default: %(default)s")
+    return parser.parse_args()
 
 
 def made() -> "NotebookNode":
@@ -43,12 +52,20 @@ def executed(notebook: "NotebookNode") -> "NotebookNode":
     return client.execute(cwd=str(SOURCE.parent))
 
 
+@exit_status
 def main() -> int:
-    """Run the notebook, write it, and return the exit status."""
-    read_options()
+    """Run the notebook, write it, and return the exit status.
+
+    Raises:
+        UserError: there is no folder for it.
+    """
+    out = read_options().out
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
     import nbformat
 
-    nbformat.write(executed(made()), NOTEBOOK)
+    with replacing(out) as temporary:
+        nbformat.write(executed(made()), temporary)
     return 0
 
 

@@ -3,10 +3,12 @@
 import importlib
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mkdocs.config import load_config
@@ -14,9 +16,9 @@ from mkdocs.structure.files import Files, get_files
 from mkdocs.structure.nav import Navigation, get_navigation
 
 import adan_optim
-from docs import hooks
 
 ROOT = Path(__file__).resolve().parents[1]
+hooks = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "hooks.py")))
 
 
 def build(root: Path, site: Path) -> "subprocess.CompletedProcess[str]":

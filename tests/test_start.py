@@ -115,6 +115,7 @@ def test_the_examples_are_commands(command: str, monkeypatch: pytest.MonkeyPatch
         module = words[0] == "-m"
         script, *rest = words[1:] if module else words
         monkeypatch.setattr(sys, "argv", [script, *rest])
+        monkeypatch.delitem(sys.modules, f"{script}.__main__", raising=False)  # else runpy warns
         with pytest.raises(Parsed):
             (runpy.run_module if module else runpy.run_path)(script, run_name="__main__")
         for word in rest:

@@ -37,10 +37,16 @@ RULES["adam_agreement"] = replace(RULES["adam_agreement"], unread=())  # it adds
 OPTIMIZER = {rule.name: name for name, rule in OF_CARDS}
 # The kernels are compiled first: in `make test` those of one rule with each kind of input that rules have.
 FIRST = {(bool(rule.previous), rule.factors, bool(rule.sums)): name for name, rule in reversed(RULES.items())}
-each_rule = pytest.mark.parametrize(
-    "name",
-    [name if name in FIRST.values() else pytest.param(name, marks=pytest.mark.exhaustive) for name in RULES],
-)
+
+
+def of_rules(daily):
+    """Return the mark of a test of every rule; in `make test`, of these."""
+    marked = (pytest.param(name, marks=() if name in daily else pytest.mark.exhaustive) for name in RULES)
+    return pytest.mark.parametrize("name", [*marked])
+
+
+each_rule = of_rules(FIRST.values())
+each_emulated_rule = of_rules(("adamw", "adan", "mars_correction"))  # compiled for the CPU: up to 20 s each
 
 
 def hyper_of(name, **options):

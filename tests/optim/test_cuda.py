@@ -16,7 +16,19 @@ from pathlib import Path
 import harness
 import pytest
 import torch
-from tables import OPTIMIZER, RULES, SIZES, all_kinds, assert_same, each_rule, hyper_of, make, snapshot, step
+from tables import (
+    OPTIMIZER,
+    RULES,
+    SIZES,
+    all_kinds,
+    assert_same,
+    each_emulated_rule,
+    each_rule,
+    hyper_of,
+    make,
+    snapshot,
+    step,
+)
 from torch.utils.weak import WeakTensorKeyDictionary
 
 import adan_optim
@@ -233,7 +245,7 @@ def emulated(libraries, monkeypatch):
     return lambda rule, kinds: load_kernels(rule, kinds, 0)
 
 
-@each_rule
+@each_emulated_rule
 def test_kernels_do_what_the_cpu_kernels_do(name, emulated):
     rule, hyper = RULES[name], hyper_of(name, **options_of(name))
     for kinds in all_kinds(rule):
@@ -244,7 +256,7 @@ def test_kernels_do_what_the_cpu_kernels_do(name, emulated):
             assert_same(snapshot(ours), snapshot(expected), f"{kinds}, step {i + 1}")
 
 
-@each_rule
+@each_emulated_rule
 def test_numbers_on_the_device(name, emulated):
     """Scale and learning rate as tensors of either type; steps that are left out change nothing."""
     rule, hyper = RULES[name], hyper_of(name, **options_of(name))
@@ -282,7 +294,7 @@ def test_nothing_past_the_end_counts_for_a_maximum(emulated):
     assert state["exp_avg_sq_scale"].tolist() == [torch.inf]
 
 
-@each_rule
+@each_emulated_rule
 def test_launches(name, emulated):
     """Two launches a step, for any tensors; addresses are copied to the device once for each stream."""
     rule, hyper = RULES[name], hyper_of(name, **options_of(name))

@@ -338,6 +338,7 @@ def test_a_plan_of_dtensors_is_kept_while_it_holds(tmp_path):
         dist.destroy_process_group()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 @needs_fsdp2
 def test_fsdp2(tmp_path):

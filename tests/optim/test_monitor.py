@@ -924,6 +924,7 @@ def worker(rank, port, folder):
         dist.destroy_process_group()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")
 @needs_fsdp2
 def test_sharded_parameters(tmp_path):

@@ -105,6 +105,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert f"--{key} 0.0: must be above 0" in capsys.readouterr().err
 
 
+@pytest.mark.recipe
 def test_the_line_of_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     """GPT-2 small, 124,439,808 parameters of four bytes, AdamW: 28 bytes for each on each of four GPUs."""
     assert command.main(["adam_mini/gpt2_small_adamw", "--gpus", "4xA100-80"]) == 0

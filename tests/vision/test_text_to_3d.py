@@ -77,7 +77,9 @@ def test_the_default_makes_the_object(runner: Callable[[Any], Run]) -> None:
     assert all((FOLDER / name).is_file() for name in products.FILES)
 
 
-@pytest.mark.parametrize("scene", ["grid", "hashgrid", "mlp"])
+@pytest.mark.parametrize(
+    "scene", ["grid", *(pytest.param(scene, marks=pytest.mark.recipe) for scene in ("hashgrid", "mlp"))]
+)
 def test_it_continues_to_the_bit(
     command: Run, killed_after: Callable[[int], AbstractContextManager[None]], scene: str
 ) -> None:
