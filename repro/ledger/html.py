@@ -43,7 +43,7 @@ class Table:
     @property
     def parts(self) -> list[tuple[bool, list[Shown]]]:
         """The rows with a published number, then those without, each with whether it is the former."""
-        halves = [(is_published, [r for r in self.rows if r.is_published == is_published])
+        halves = [(is_published, [r for r in self.rows if r.row.is_published == is_published])
                   for is_published in (True, False)]  # fmt: skip
         return [half for half in halves if half[1]]
 
@@ -168,7 +168,7 @@ def load(own: Sequence[OwnRun] = ()) -> list[Shown]:
 
 def findings(shown: Sequence[Shown]) -> list[str]:
     """Return what the ledger and the runs say, in three sentences."""
-    published = sum(each.is_published for each in shown)
+    published = sum(each.row.is_published for each in shown)
     states = Counter(each.state[0] for each in shown)
     released = states["agrees"] + states["differs"] + states["absent"]
     logged = [each.shows for each in shown if each.shows]
@@ -202,7 +202,7 @@ def counts() -> dict[str, int | str]:
     """Return the numbers of the first two findings, and the hash of the page's looks."""
     shown = load()
     states = Counter(each.state[0] for each in shown)
-    return {"published": sum(each.is_published for each in shown), **states, "looks": digest()}
+    return {"published": sum(each.row.is_published for each in shown), **states, "looks": digest()}
 
 
 def filters(shown: Sequence[Shown]) -> dict[str, list[tuple[str, str]]]:

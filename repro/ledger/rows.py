@@ -168,6 +168,11 @@ class Row:
         return [file for file in self.files if file.kind == "log"]
 
     @property
+    def is_published(self) -> bool:
+        """Whether a number was published."""
+        return bool(self.cells) or any(figure.value is not None for figure in self.published)
+
+    @property
     def status(self) -> str:
         """`runnable`, or `not runnable yet: why`."""
         if not (ROOT / self.script).exists():

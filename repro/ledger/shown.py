@@ -146,11 +146,6 @@ class Shown:
         return str((self.recipe.config.get("optimizer") or {}).get("name", ""))
 
     @property
-    def is_published(self) -> bool:
-        """Whether a number was published."""
-        return bool(self.row.cells) or any(figure.value is not None for figure in self.row.published)
-
-    @property
     def state(self) -> tuple[str, str, str]:
         """The verdict's key, words and class, see STATES."""
         return next(state for begin, state in STATES.items() if self.verdict.startswith(begin))
@@ -159,8 +154,8 @@ class Shown:
     def statuses(self) -> list[str]:
         """The values of the filter by status under which the row is shown."""
         others = {
-            "published": self.is_published,
-            "unpublished": not self.is_published,
+            "published": self.row.is_published,
+            "unpublished": not self.row.is_published,
             "own": bool(self.runs),
             "waiting": self.row.status != "runnable",
         }
