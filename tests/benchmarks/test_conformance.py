@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from repro.results import as_text
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFORMANCE = runpy.run_path(str(ROOT / "benchmarks" / "conformance.py"))
 GLOBALS = CONFORMANCE["judge"].__globals__
@@ -214,7 +216,7 @@ def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setitem(GLOBALS, "theirs", lambda: [PLANTED, absent])
     assert CONFORMANCE["main"](["--only", "adamw", "--out", str(tmp_path)]) == 0
     text = (tmp_path / "README.md").read_text()
-    assert text in capsys.readouterr().out
+    assert as_text(text) in capsys.readouterr().out
     assert "* adamw, no-such-package: not installed: pip install no-such-package" in text
     assert "* clipping: has no max_grad_norm (torch " in text
     result = json.loads((tmp_path / "conformance.json").read_text())

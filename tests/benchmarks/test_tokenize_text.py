@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tokenize_text
+from repro.results import as_text
 
 
 @pytest.mark.recipe
@@ -32,7 +33,7 @@ def test_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     assert tokenize_text.after_start([(5.0, 1.0, 3.0, 2.0), (2.0, 2.0, 3.0, 4.0)]) is None
     assert 20 < result["peak_MB_of_an_eighth"] < 2000
     page = out.with_suffix(".md").read_text()
-    assert page == capfd.readouterr().out
+    assert f"{as_text(page)}\n" == capfd.readouterr().out
     assert page.count("| bare, ") == 2
     assert "made of text.txt, " in page
 
