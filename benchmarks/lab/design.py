@@ -117,7 +117,7 @@ def _batch(size: int) -> LabTask:
     return LabTask(
         "vision/train.py", f"small ViT, batch {size:,}", config="batch", overrides=(f"batch_size={size}",),
         only=tuple(BATCHED), data="fashion-mnist", space=spaces, tuned=1000, lengths=(1000,), batch=size,
-        ladder=False, tuning_seeds=TUNING_SEEDS[:1], seeds=2, eval_every=50,
+        ladder=False, tuning_seeds=TUNING_SEEDS[:1], seeds=len(FEWER), eval_every=50,
         seconds=0.005 + 1.5e-4 * size,
     )  # fmt: skip
 

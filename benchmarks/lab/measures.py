@@ -125,17 +125,21 @@ def change(values: Mapping[int, float], others: Mapping[int, float]) -> Estimate
     if len(seeds) < 2:
         return None
     base = statistics.fmean(others[seed] for seed in seeds)
-    differences = [(values[seed] - others[seed]) / base for seed in seeds]
-    mean = statistics.fmean(differences)
-    half = _student(len(seeds) - 1) * statistics.stdev(differences) / math.sqrt(len(seeds))
-    return Estimate(mean, mean - half, mean + half, len(seeds))
+    return paired([(values[seed] - others[seed]) / base for seed in seeds])
+
+
+def paired(differences: Sequence[float]) -> Estimate:
+    """Return the mean of at least two differences, one a seed, with a t interval."""
+    number, mean = len(differences), statistics.fmean(differences)
+    half = _student(number - 1) * statistics.stdev(differences) / math.sqrt(number)
+    return Estimate(mean, mean - half, mean + half, number)
 
 
 def least_change(found: Estimate) -> float:
-    """Return the least change that a paired test of as many seeds sees, four times of five.
+    """Return the least mean that a paired test of as many seeds tells from 0, four times of five.
 
     Args:
-        found: of `change`.
+        found: of `paired`.
     """
     freedom = found.number - 1
     return (found.high - found.low) / 2 * (1 + _student(freedom, 0.8) / _student(freedom))

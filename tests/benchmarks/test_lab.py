@@ -129,18 +129,29 @@ def test_batches_by_steps_to_a_target() -> None:
 
     records = run_all(loss, list(BATCHES))
     assert {(r.optimizer, length(r)) for r in records} == {(n, 1000) for n in ("adamw", "adan", "lamb")}
-    assert {r.seed for r in select(records, stage="seeds")} == {1, 2}
+    assert {r.seed for r in select(records, stage="seeds")} == {1, 2, 3}
     assert {r.seed for r in select(records, stage="tune")} == {0}
     assert all("eval_every=50" in r.overrides for r in records)
     falling = [
         replace(r, curve=tuple((50 * i, 3 + (r.final - 3) * i / 20) for i in range(21))) for r in records
     ]
-    found = {claim.name: claim for claim in claims(falling, [])}["batches"]
+
+    def judged(records: list[Record]) -> Claim:
+        return next(claim for claim in claims(records, []) if claim.name == "batches")
+
+    found = judged(falling)
     assert found.verdict == "confirmed"
     assert found.findings[0].what == (
-        "in growing batches: Adan 1.02, 1.03, 1.03, 1.04; LAMB 1.06, 1.07, 0.97, 0.96"
+        "in batches of 32, 256, 1,024, 4,096: Adan 1.02, 1.03, 1.03, 1.04; LAMB 1.06, 1.07, 0.97, 0.96; "
+        "LAMB's spread over Adan's: 1.10 (1.10 to 1.10)"
     )
-    assert verdicts([r for r in falling if r.optimizer != "lamb"])["batches"] == []
+    assert found.power(found.findings[0]) == "a spread 1.00 times as large"  # runs of a seed are alike
+    begun = judged([run for run in falling if run.task != "batch_4096"])
+    assert (begun.verdict, [each.verdict for each in begun.findings]) == ("open", ["yes"])
+    assert judged([run for run in falling if run.optimizer != "lamb"]).findings == []
+    lost = select(falling, optimizer="lamb", task="batch_4096", stage="seeds")
+    failing = [replace(r, final=math.inf, curve=()) if r in lost else r for r in falling]
+    assert "LAMB 1.06, 1.07, 0.97, 0.93;" in judged(failing).findings[0].what  # its whole length
 
 
 def test_the_multiplier_and_its_trend(done: list[Record]) -> None:
