@@ -25,7 +25,6 @@ from pathlib import Path
 
 from benchmarks.comparison.design import OPTIMIZERS
 from benchmarks.comparison.records import RECORDS
-from benchmarks.comparison.todo import ALL_TASKS
 from repro.train.cli import command_line
 
 
@@ -34,7 +33,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     words = list(sys.argv[1:] if arguments is None else arguments)
     split = words.index("--") if "--" in words else len(words)
     parser = command_line(__doc__)
-    for option, names in (("--tasks", list(ALL_TASKS)), ("--optimizers", list(OPTIMIZERS))):
+    for option, names in (("--tasks", list(COMPARISON.tasks)), ("--optimizers", list(OPTIMIZERS))):
         said = f"of {', '.join(names)}; default: all"
         parser.add_argument(option, nargs="+", choices=names, default=names, metavar="NAME", help=said)
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default 1)")
@@ -71,10 +70,10 @@ from tqdm import tqdm
 
 from benchmarks.common import check
 from benchmarks.comparison import times
-from benchmarks.comparison.design import SEEDS, TASKS, Task
+from benchmarks.comparison.design import COMPARISON, SEEDS, TASKS, Task
 from benchmarks.comparison.measures import best_point
 from benchmarks.comparison.records import Record, Stage, append, load, outcome, where
-from benchmarks.comparison.todo import Job, cells, space, todo, works
+from benchmarks.comparison.todo import Job, todo
 from repro.errors import UserError
 from repro.hardware import show_time
 from repro.runs import read
@@ -92,7 +91,7 @@ SHORT = ("stop_after=60", "run.log_every=20", "eval_every=null", "eval_epochs=nu
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the missing runs and return the exit status."""
     options = read_options(arguments)
-    pairs = cells(options.tasks, options.optimizers)
+    pairs = COMPARISON.cells(options.tasks, options.optimizers)
     if options.list:
         found = load(options.out)
         for task, optimizer in pairs:
@@ -102,9 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     check(options, "jobs", "threads")
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
-    missing = [task for task, _ in pairs if ALL_TASKS[task].data and options.data is None]
+    missing = [task for task, _ in pairs if COMPARISON.tasks[task].data and options.data is None]
     if missing:
-        folder = ALL_TASKS[missing[0]].data
+        folder = COMPARISON.tasks[missing[0]].data
         raise UserError(f"{missing[0]}: set --data or ADAN_DATA to the folder with {folder}/")
     return measure_times(options) if options.times else sweep(pairs, todo, options)
 
@@ -220,14 +219,16 @@ def measure_times(options: argparse.Namespace) -> int:
     path, records = options.out.with_name("times.jsonl"), load(options.out)
     known = {(time.task, time.round, time.optimizer) for time in times.load(path)}
     every = product(options.tasks, range(1, options.times + 1), options.optimizers)
-    wanted = [key for key in every if key[0] in TASKS and works(key[0], key[2]) and key not in known]
+    wanted = [
+        key for key in every if key[0] in TASKS and COMPARISON.works(key[0], key[2]) and key not in known
+    ]
     for task, number, name in tqdm(wanted, unit="run"):
-        point = best_point(records, task, name) or space(task, name).grid()[0]
+        point = best_point(records, task, name) or COMPARISON.space(task, name).grid()[0]
         job = Job(task, name, "time", point.weight_decay, (point.octave,), SEEDS[:1])
         log = options.runs / "times.log"
         with tempfile.TemporaryDirectory() as root, logged(log):
             command = [*job.words, f"optimizer.lr={job.lr(point.octave):g}", *SHORT, f"run.root={root}"]
-            if recipe(ALL_TASKS[task])([*command, "run.name=x"]):
+            if recipe(COMPARISON.tasks[task])([*command, "run.name=x"]):
                 raise UserError(f"{task}, {name}: cannot be timed; {log} says why")
             (folder,) = Path(root).glob("*/x")
             place = where(read(folder).starts[-1])

@@ -39,10 +39,10 @@ import tempfile
 
 from benchmarks import sweep
 from benchmarks.comparison import page, times
-from benchmarks.comparison.design import OPTIMIZERS, SEEDS, TASKS
+from benchmarks.comparison.design import COMPARISON, OPTIMIZERS, SEEDS, TASKS
 from benchmarks.comparison.measures import best_point, estimate, finals, winner
 from benchmarks.comparison.records import Record, Stage, load, select
-from benchmarks.comparison.todo import ALL_TASKS, Job
+from benchmarks.comparison.todo import Job
 from repro.errors import UserError
 from repro.runs import CONFIG
 from repro.train import checkpoint
@@ -77,9 +77,9 @@ def again(task: str, optimizer: str, options: argparse.Namespace) -> int:
         UserError: there is no such cell, or it has no result yet.
     """
     records = load(options.records)
-    if task not in ALL_TASKS or optimizer not in OPTIMIZERS:
-        raise UserError(f"--again {task} {optimizer}: tasks are {', '.join(ALL_TASKS)}; optimizers are "
-                        f"{', '.join(OPTIMIZERS)}")  # fmt: skip
+    if task not in COMPARISON.tasks or optimizer not in OPTIMIZERS:
+        known = f"tasks are {', '.join(COMPARISON.tasks)}; optimizers are {', '.join(OPTIMIZERS)}"
+        raise UserError(f"--again {task} {optimizer}: {known}")
     point, losses = best_point(records, task, optimizer), finals(records, task, optimizer)
     if point is None or not losses:
         raise UserError(f"--again {task} {optimizer}: has no result in {options.records}")

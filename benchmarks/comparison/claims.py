@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.comparison.design import BATCHES, EXPERIMENTS, OPTIMIZERS, REFERENCE, TASKS
+from benchmarks.comparison.design import BATCHES, COMPARISON, EXPERIMENTS, OPTIMIZERS, REFERENCE, TASKS
 from benchmarks.comparison.measures import (
     Estimate,
     difference,
@@ -21,7 +21,7 @@ from benchmarks.comparison.measures import (
 )
 from benchmarks.comparison.records import Record, Stage, select
 from benchmarks.comparison.search import best
-from benchmarks.comparison.todo import space, tuned
+from benchmarks.comparison.todo import tuned
 
 YES, NO, OPEN = "yes", "no", "open"
 ROBUST = 0.02  # share of a loss that may change, for a claim of robustness
@@ -148,8 +148,8 @@ def _rates(records: Sequence[Record]) -> Iterator[Finding]:
         both = {name: tuned(records, task, name) for name in ("adan", REFERENCE)}
         if not all(both.values()):
             continue
-        ranges = {name: tolerated(of, space(task, name), USABLE) for name, of in both.items()}
-        peak = {name: space(task, name).lr(best(of).octave) for name, of in both.items()}
+        ranges = {name: tolerated(of, COMPARISON.space(task, name), USABLE) for name, of in both.items()}
+        peak = {name: COMPARISON.space(task, name).lr(best(of).octave) for name, of in both.items()}
         ratio = ranges["adan"].highest / ranges[REFERENCE].highest
         below = OPEN if ranges["adan"].open_above else NO  # larger ones were not tried
         yield Finding(

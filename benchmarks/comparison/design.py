@@ -1,6 +1,6 @@
 """The design of the comparison: tasks, optimizers, budgets, and the paper's claims as experiments."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from benchmarks.comparison.search import Space
@@ -11,6 +11,7 @@ TUNING_SEED = 0
 SEEDS = (1, 2, 3, 4, 5)  # of the result; none is used for tuning
 FEWER = SEEDS[:3]  # for optimizers that the claims are not about
 REFERENCE = "adamw"
+CORE = (REFERENCE, "adan")  # run first
 LADDER = (0.25, 0.5, 1.0, 2.0, 4.0)  # lengths at which it is run, as factors of a task's
 
 
@@ -77,6 +78,46 @@ class Optimizer:
     without: tuple[str, ...] = ()
     why: str = ""
     rival: str = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    Attributes:
+        name: the folder in configs/ that has the tasks.
+        tasks: by their names.
+        optimizers: by their names.
+        later: tasks whose turn comes after that of the others.
+    """
+
+    name: str
+    tasks: Mapping[str, Task]
+    optimizers: Mapping[str, Optimizer]
+    later: Mapping[str, Task]
+
+    def space(self, task: str, optimizer: str) -> Space:
+        """Return the space in which an optimizer, or the original of a variant, is tuned."""
+        name = self.optimizers[optimizer].of or optimizer
+        found = self.tasks[task].space.get(name) or self.optimizers[name].space
+        assert found is not None, "the original of a variant is tuned"
+        return found
+
+    def works(self, task: str, optimizer: str) -> bool:
+        """Return whether an optimizer runs on a task."""
+        only = self.tasks[task].only
+        return (not only or optimizer in only) and task not in self.optimizers[optimizer].without
+
+    def variants(self, task: str, optimizer: str) -> list[str]:
+        """Return an optimizer and its variants."""
+        found = [name for name, about in self.optimizers.items() if about.of == optimizer]
+        return [optimizer, *(() if self.tasks[task].only else found)]
+
+    def cells(self, tasks: Iterable[str], optimizers: Iterable[str]) -> list[tuple[str, str]]:
+        """Return the pairs of a task and an optimizer that is tuned, AdamW and Adan first."""
+        tuned = [name for name in optimizers if self.optimizers[name].space is not None]
+        pairs = [(task, name) for task in tasks for name in tuned if self.works(task, name)]
+        return sorted(pairs, key=lambda pair: (pair[0] in self.later, pair[1] not in CORE))
 
 
 @dataclass(frozen=True)
@@ -196,3 +237,5 @@ EXPERIMENTS = {
         {"every 80 steps": ("restart_every=80",)},
     ),
 }
+
+COMPARISON = Study("comparison", TASKS | BATCH_TASKS, OPTIMIZERS, later=BATCH_TASKS)

@@ -11,7 +11,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from benchmarks.comparison.claims import NO, OPEN, YES, judge
-from benchmarks.comparison.design import BATCH_TASKS, BATCHES, LADDER, OPTIMIZERS, REFERENCE, TASKS
+from benchmarks.comparison.design import (
+    BATCH_TASKS,
+    BATCHES,
+    COMPARISON,
+    LADDER,
+    OPTIMIZERS,
+    REFERENCE,
+    TASKS,
+)
 from benchmarks.comparison.measures import (
     Estimate,
     best_point,
@@ -23,7 +31,7 @@ from benchmarks.comparison.measures import (
     winner,
 )
 from benchmarks.comparison.records import Record, Stage, select
-from benchmarks.comparison.todo import space, tuned, works
+from benchmarks.comparison.todo import tuned
 from repro.plots import INK, MOST, QUIET, STYLE, Look, finish, look, panels, quantity, rc_context
 
 LOUD = (REFERENCE, "adan")
@@ -212,7 +220,7 @@ def learning_rates(records: Sequence[Record]) -> Figure | None:
             p.octave: x for p, x in tuned(records, task, name).items() if p.weight_decay == point.weight_decay
         }
         octaves = sorted(octave for octave in losses if math.isfinite(losses[octave]))
-        about = space(task, name)
+        about = COMPARISON.space(task, name)
         axes.plot(
             [about.lr(octave) for octave in octaves], [losses[octave] for octave in octaves],
             **look.line, label=look.label(OPTIMIZERS[name].title),
@@ -222,7 +230,7 @@ def learning_rates(records: Sequence[Record]) -> Figure | None:
 
     def ratio(task: str) -> float | None:
         points = {name: best_point(records, task, name) for name in LOUD}
-        theirs, ours = (space(task, name).lr(p.octave) if p else None for name, p in points.items())
+        theirs, ours = (p and COMPARISON.space(task, name).lr(p.octave) for name, p in points.items())
         return ours / theirs if ours and theirs else None
 
     def finish_panel(axes: Axes, task: str) -> None:
@@ -296,7 +304,7 @@ def _small_multiples(
     figure, axes = panels(len(tasks))
     grey = set()
     for panel, task in zip(axes, tasks, strict=True):
-        for name in [name for name in OPTIMIZERS if works(task, name)]:
+        for name in [name for name in OPTIMIZERS if COMPARISON.works(task, name)]:
             before = len(panel.lines)
             draw(panel, task, name, look(name) if name in front else Look(QUIET, "", "-"))
             if len(panel.lines) > before and name not in front:

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.comparison.design import LADDER, OPTIMIZERS, REFERENCE
+from benchmarks.comparison.design import COMPARISON, LADDER, OPTIMIZERS, REFERENCE
 from benchmarks.comparison.records import Record, Stage, select
 from benchmarks.comparison.search import Point, Space, best
-from benchmarks.comparison.todo import space, tuned, untuned
+from benchmarks.comparison.todo import tuned, untuned
 
 RESAMPLES = 10_000
 
@@ -247,7 +247,7 @@ def divergence(records: Sequence[Record], task: str, optimizer: str) -> tuple[in
     A run failed if its loss became infinite or NaN, or ended no lower than at its first measurement. Of the
     full grids only what the others have is counted: every second octave, with the first weight decay.
     """
-    about = space(task, optimizer)
+    about = COMPARISON.space(task, optimizer)
     octaves = about.octaves[::2] if about.full else about.octaves
     grid = {(octave, about.weight_decays[0]) for octave in octaves}
     runs = select(records, task=task, optimizer=optimizer, stage=Stage.TUNE)

@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 
 from benchmarks.comparison.claims import claims
-from benchmarks.comparison.design import LADDER, OPTIMIZERS, REFERENCE, SEEDS, TASKS, TUNING_SEED
+from benchmarks.comparison.design import COMPARISON, LADDER, OPTIMIZERS, REFERENCE, SEEDS, TASKS, TUNING_SEED
 from benchmarks.comparison.figures import draw_all, finished_tasks
 from benchmarks.comparison.measures import (
     best_point,
@@ -24,7 +24,7 @@ from benchmarks.comparison.measures import (
 from benchmarks.comparison.records import COMMAND, Record, Stage, frame, select
 from benchmarks.comparison.search import edges
 from benchmarks.comparison.times import Time, ratio
-from benchmarks.comparison.todo import ALL_TASKS, Job, cells, space, todo, tuned, variants, works
+from benchmarks.comparison.todo import Job, todo, tuned
 from repro.plots import caption, save
 from repro.results import table
 from repro.train.run_folder import write_atomically
@@ -50,7 +50,7 @@ def write(records: Sequence[Record], times: Sequence[Time], folder: Path) -> lis
 def summary(records: Sequence[Record], times: Sequence[Time], figures: Mapping[str, str]) -> str:
     """Return the README, with the captions of its figures by name."""
     tasks = finished_tasks(records)
-    every = cells(list(ALL_TASKS), list(OPTIMIZERS))
+    every = COMPARISON.cells(COMPARISON.tasks, OPTIMIZERS)
     reasons = [
         f"{about.title} on {' and '.join(TASKS[task].title for task in about.without)} ({about.why})"
         for about in OPTIMIZERS.values()
@@ -87,7 +87,7 @@ def summary(records: Sequence[Record], times: Sequence[Time], figures: Mapping[s
         settings="; ".join(settings),
         budgets=_budgets(),
         claims=claims(records),
-        titles={name: task.title for name, task in ALL_TASKS.items()},
+        titles={name: task.title for name, task in COMPARISON.tasks.items()},
         figures=figures,
     )
 
@@ -104,14 +104,15 @@ def _budgets() -> str:
 def tuning(records: Sequence[Record]) -> str:
     """Return the page with the outcome of each search, and the command of each result."""
     rows = [["task", "optimizer", "lr", "weight decay", "runs", "optimum", "command"]]
-    for task, searched in cells(list(ALL_TASKS), list(OPTIMIZERS)):
-        for name in variants(task, searched):
+    for task, searched in COMPARISON.cells(COMPARISON.tasks, OPTIMIZERS):
+        for name in COMPARISON.variants(task, searched):
             if (point := best_point(records, task, name)) is None:
                 continue
-            about, losses, optimizer = space(task, name), tuned(records, task, name), OPTIMIZERS[name]
+            about, optimizer = COMPARISON.space(task, name), OPTIMIZERS[name]
+            losses = tuned(records, task, name)
             job = Job(task, name, Stage.SEEDS, point.weight_decay, (point.octave,), optimizer.seeds)
             lr = f"{about.lr(point.octave):g}"
-            words = ["python", ALL_TASKS[task].script, "-m", *job.words, f"optimizer.lr={lr}"]
+            words = ["python", COMPARISON.tasks[task].script, "-m", *job.words, f"optimizer.lr={lr}"]
             where = ", ".join(edges(about, losses)) or "interior"
             if not finals(records, task, searched):
                 where = "search not finished"
@@ -175,7 +176,7 @@ def _half(records: Sequence[Record], task: str, name: str) -> str:
 def _costs(records: Sequence[Record], times: Sequence[Time], tasks: Sequence[str]) -> str:
     rows = [["", "octaves", "failed", "state, B/parameter", "step time", "interior optima"]]
     for name, optimizer in OPTIMIZERS.items():
-        seen = [task for task in tasks if works(task, name) and finals(records, task, name)]
+        seen = [task for task in tasks if COMPARISON.works(task, name) and finals(records, task, name)]
         runs = [run for task in seen for run in select(records, task=task, optimizer=name)]
         sizes = [run.state_bytes / run.parameters for run in runs if run.parameters]
         slower = [found for task in seen if (found := ratio(times, task, name)) is not None]
@@ -188,7 +189,7 @@ def _costs(records: Sequence[Record], times: Sequence[Time], tasks: Sequence[str
 
 
 def _robustness(records: Sequence[Record], tasks: Sequence[str], name: str) -> Iterator[str]:
-    searches = [(space(task, name), tuned(records, task, name)) for task in tasks]
+    searches = [(COMPARISON.space(task, name), tuned(records, task, name)) for task in tasks]
     yield f"{statistics.median(tolerated(losses, about, WITHIN).octaves for about, losses in searches):.1f}"
     counts = [divergence(records, task, name) for task in tasks]
     yield f"{sum(failed for failed, _ in counts)} of {sum(tried for _, tried in counts)}"
@@ -199,7 +200,8 @@ def _matrix(tasks: Sequence[str], cell: Callable[[str, str], str]) -> list[list[
     """Return a table of optimizers by tasks."""
     rows = [["", *(TASKS[task].title for task in tasks)]]
     for name, optimizer in OPTIMIZERS.items():
-        rows.append([optimizer.title, *(cell(task, name) if works(task, name) else "n/a" for task in tasks)])
+        found = [cell(task, name) if COMPARISON.works(task, name) else "n/a" for task in tasks]
+        rows.append([optimizer.title, *found])
     return rows
 
 

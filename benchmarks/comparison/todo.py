@@ -7,21 +7,19 @@ from itertools import product
 from typing import ClassVar
 
 from benchmarks.comparison.design import (
-    BATCH_TASKS,
+    COMPARISON,
     EXPERIMENTS,
     FEWER,
     LADDER,
     OPTIMIZERS,
     REFERENCE,
-    TASKS,
     TUNING_SEED,
     Optimizer,
+    Study,
     Task,
 )
 from benchmarks.comparison.records import Record, Stage, select
-from benchmarks.comparison.search import Point, Space, best, next_points
-
-ALL_TASKS = TASKS | BATCH_TASKS
+from benchmarks.comparison.search import Point, best, next_points
 
 
 @dataclass(frozen=True)
@@ -36,17 +34,17 @@ class Job:
     seeds: tuple[int, ...]
     variant: str = ""
     more: tuple[str, ...] = ()
-    study: ClassVar[str] = "comparison"  # the folder in configs/ that has the tasks
+    study: ClassVar[Study] = COMPARISON
 
     @property
     def about(self) -> Task:
         """The task."""
-        return ALL_TASKS[self.task]
+        return self.study.tasks[self.task]
 
     @property
     def method(self) -> Optimizer:
         """The optimizer, or its variant."""
-        return OPTIMIZERS[self.optimizer]
+        return self.study.optimizers[self.optimizer]
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -57,7 +55,7 @@ class Job:
     def words(self) -> list[str]:
         """Return the overrides that its runs share; the last one of each key counts."""
         words = [
-            f"+{self.study}={self.about.config or self.task}",
+            f"+{self.study.name}={self.about.config or self.task}",
             f"optimizer={self.method.of or self.optimizer}",
             *self.about.overrides,
             *self.method.overrides,
@@ -68,38 +66,11 @@ class Job:
 
     def lr(self, octave: int) -> float:
         """Return the learning rate at an octave."""
-        return space(self.task, self.optimizer).lr(octave)
+        return self.study.space(self.task, self.optimizer).lr(octave)
 
     def runs(self) -> Iterator[tuple[int, int]]:
         """Yield the octave and the seed of each run."""
         return product(self.octaves, self.seeds)
-
-
-def space(task: str, optimizer: str) -> Space:
-    """Return the space in which an optimizer, or the original of a variant, is tuned."""
-    name = OPTIMIZERS[optimizer].of or optimizer
-    found = ALL_TASKS[task].space.get(name) or OPTIMIZERS[name].space
-    assert found is not None, "the original of a variant is tuned"
-    return found
-
-
-def cells(tasks: Sequence[str], optimizers: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the pairs of a task and an optimizer that is tuned, Adan and AdamW first."""
-    tuned = [name for name in optimizers if OPTIMIZERS[name].space is not None]
-    pairs = [(task, name) for task in tasks for name in tuned if works(task, name)]
-    return sorted(pairs, key=lambda pair: (pair[1] not in ("adamw", "adan"), pair[0] in BATCH_TASKS))
-
-
-def works(task: str, optimizer: str) -> bool:
-    """Return whether an optimizer runs on a task."""
-    only = ALL_TASKS[task].only
-    return (not only or optimizer in only) and task not in OPTIMIZERS[optimizer].without
-
-
-def variants(task: str, optimizer: str) -> list[str]:
-    """Return an optimizer and its variants."""
-    others = [] if ALL_TASKS[task].only else [n for n, o in OPTIMIZERS.items() if o.of == optimizer]
-    return [optimizer, *others]
 
 
 def tuned(records: Sequence[Record], task: str, optimizer: str) -> dict[Point, float]:
@@ -111,13 +82,13 @@ def tuned(records: Sequence[Record], task: str, optimizer: str) -> dict[Point, f
 
 def untuned(task: str, optimizer: str) -> Point:
     """Return the point of somebody who tunes nothing: the start, with the first weight decay."""
-    return Point(0, space(task, optimizer).weight_decays[0])
+    return Point(0, COMPARISON.space(task, optimizer).weight_decays[0])
 
 
 def todo(task: str, optimizer: str, records: Sequence[Record]) -> list[Job]:
     """Return the next jobs of an optimizer that is tuned; none if all are done."""
     losses = tuned(records, task, optimizer)
-    if points := next_points(space(task, optimizer), losses):
+    if points := next_points(COMPARISON.space(task, optimizer), losses):
         octaves: dict[float, list[int]] = {}
         for point in points:
             octaves.setdefault(point.weight_decay, []).append(point.octave)
@@ -134,9 +105,9 @@ def todo(task: str, optimizer: str, records: Sequence[Record]) -> list[Job]:
 
 def _after(task: str, optimizer: str, point: Point) -> Iterator[Job]:
     """Yield what follows a search that ended at a point."""
-    about: Task = ALL_TASKS[task]
+    about = COMPARISON.tasks[task]
     job = partial(Job, task, weight_decay=point.weight_decay, octaves=(point.octave,))
-    for name in variants(task, optimizer):
+    for name in COMPARISON.variants(task, optimizer):
         seeds = OPTIMIZERS[name].seeds
         yield job(name, Stage.SEEDS, seeds=seeds if about.length else seeds[:2])
         if about.length:

@@ -75,9 +75,9 @@ from benchmarks.comparison.records import RECORDS as COMPARED
 from benchmarks.comparison.records import Stage, load, where
 from benchmarks.comparison.search import best
 from benchmarks.lab import budget, page, predictions
-from benchmarks.lab.design import SEEDS
+from benchmarks.lab.design import LAB, SEEDS
 from benchmarks.lab.measures import finals
-from benchmarks.lab.todo import LabJob, cells, octave_at, todo, tuned
+from benchmarks.lab.todo import LabJob, octave_at, todo, tuned
 from repro.environment import environment
 from repro.errors import UserError
 from repro.train.cli import exit_status
@@ -127,7 +127,7 @@ def run(options: argparse.Namespace) -> int:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     options.out = options.records
     jobs = partial(todo, longest=options.upto, asked=not options.ladder)
-    return sweep.sweep(cells(options.tasks, options.optimizers), jobs, options)
+    return sweep.sweep(LAB.cells(options.tasks, options.optimizers), jobs, options)
 
 
 def predict_all(options: argparse.Namespace, path: Path) -> int:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from adan_optim.text import aligned
 from benchmarks.comparison.records import Record, select
-from benchmarks.lab.design import ALL_TASKS, LENGTHS, SEEDS, TASKS, TUNING_SEEDS
+from benchmarks.lab.design import ALL_TASKS, LAB, LENGTHS, SEEDS, TASKS, TUNING_SEEDS
 from benchmarks.lab.measures import least_multiplier
-from benchmarks.lab.todo import LabJob, cells, length, todo
+from benchmarks.lab.todo import LabJob, length, todo
 from repro.hardware import show_time
 
 
@@ -32,7 +32,7 @@ def missing(
 ) -> list[Missing]:
     """Return what is missing in each cell: the jobs of `todo` if all new losses are above the known ones."""
     found = []
-    for task, optimizer in cells(tasks, optimizers):
+    for task, optimizer in LAB.cells(tasks, optimizers):
         jobs = list(_all_jobs(task, optimizer, records, longest, asked))
         runs = [(job.steps, len(list(job.runs()))) for job in jobs]
         steps = sum(each * number for each, number in runs)

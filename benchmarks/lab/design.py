@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from benchmarks.comparison.design import Optimizer, Task
+from benchmarks.comparison.design import CORE, Optimizer, Study, Task
 from benchmarks.comparison.search import Space
 
 # Overrides are written as Hydra repeats them in a multirun (False, no blanks): they name the run folders.
@@ -89,7 +89,6 @@ OPTIMIZERS = {
         "LAMB", _space(8e-3), seeds=SEEDS, without=("gpt", "mae", "vit"), why="for the batches alone"
     ),
 }
-CORE = ("adamw", "adan")  # run first
 
 TASKS = {
     "gpt": LabTask("llm/pretrain.py", "GPT-2, bytes", batch=8, seconds=0.025),
@@ -126,6 +125,7 @@ BATCHED = {"adamw": 4e-3, "adan": 1.2e-2, "lamb": 8e-3}  # the learning rates at
 LARGER = {f"{name}_{8 * TASKS[name].batch}": _larger(name, 8, 512) for name in ("gpt", "mae")}
 BATCHES = {f"batch_{size}": _batch(size) for size in (32, 256, 1024, 4096)}  # the paper's are 1k to 32k
 ALL_TASKS = TASKS | LARGER | BATCHES
+LAB = Study("lab", ALL_TASKS, OPTIMIZERS, later=LARGER | BATCHES)
 
 
 def _betas(*values: float) -> tuple[str, ...]:

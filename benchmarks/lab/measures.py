@@ -10,8 +10,8 @@ from benchmarks.comparison.design import REFERENCE
 from benchmarks.comparison.measures import Estimate, finals_by_seed, multiplier_on, multipliers
 from benchmarks.comparison.records import Record, Stage, select
 from benchmarks.comparison.search import Space, best, next_points
-from benchmarks.lab.design import ALL_TASKS, RUNGS, SEEDS
-from benchmarks.lab.todo import again, length, space, tuned
+from benchmarks.lab.design import ALL_TASKS, LAB, RUNGS, SEEDS
+from benchmarks.lab.todo import again, length, tuned
 
 POWER = 3.72  # quantiles .975 and .8 of Student's t with four degrees of freedom, added: 80 % power at 5 %
 
@@ -95,18 +95,18 @@ def best_lr(records: Sequence[Record], task: str, optimizer: str) -> float | Non
     not finished.
     """
     losses = tuned(records, task, optimizer)
-    if not losses or next_points(space(task, optimizer), losses):
+    if not losses or next_points(LAB.space(task, optimizer), losses):
         return None
     found = best(losses)
     line = {point.octave: loss for point, loss in losses.items() if point.weight_decay == found.weight_decay}
-    return _lowest(line, found.octave, space(task, optimizer))
+    return _lowest(line, found.octave, LAB.space(task, optimizer))
 
 
 def best_lr_again(records: Sequence[Record], task: str, optimizer: str) -> float | None:
     """Return the same of the longest runs."""
     found = again(records, task, optimizer)
     octave = min(sorted(found), key=found.__getitem__, default=0)
-    return _lowest(found, octave, space(task, optimizer)) if found else None
+    return _lowest(found, octave, LAB.space(task, optimizer)) if found else None
 
 
 def _lowest(line: Mapping[int, float], octave: int, about: Space) -> float:

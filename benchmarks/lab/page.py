@@ -11,16 +11,7 @@ from benchmarks.comparison.measures import estimate, in_times
 from benchmarks.comparison.records import Record, frame
 from benchmarks.comparison.search import best, edges
 from benchmarks.lab.claims import LARGER, claims
-from benchmarks.lab.design import (
-    ALL_TASKS,
-    LENGTHS,
-    LONG,
-    OPTIMIZERS,
-    RUNGS,
-    SEEDS,
-    TASKS,
-    TUNED,
-)
+from benchmarks.lab.design import ALL_TASKS, LAB, LENGTHS, LONG, OPTIMIZERS, RUNGS, SEEDS, TASKS, TUNED
 from benchmarks.lab.figures import draw_all
 from benchmarks.lab.measures import (
     best_lr,
@@ -32,7 +23,7 @@ from benchmarks.lab.measures import (
     trend,
 )
 from benchmarks.lab.predictions import PILOT, PILOTS, Prediction, Search, predicted, searches
-from benchmarks.lab.todo import cells, space, todo, tuned
+from benchmarks.lab.todo import todo, tuned
 from repro.plots import caption, save
 from repro.results import table
 from repro.train.run_folder import write_atomically
@@ -66,7 +57,7 @@ def summary(
 ) -> str:
     """Return the page, with the captions of its figures by name."""
     found = searches(records, compared)
-    every = cells(list(ALL_TASKS), list(OPTIMIZERS))
+    every = LAB.cells(ALL_TASKS, OPTIMIZERS)
     finished = sum(not todo(*cell, records) for cell in every)
     tables = {
         "multiplier": _markdown(_multipliers(records)),
@@ -148,11 +139,11 @@ def _tuning(records: Sequence[Record]) -> list[list[str]]:
             point, lr = best(losses), best_lr(records, task, name)
             longest = best_lr_again(records, task, name)
             rows.append([
-                about.title, optimizer.title, f"{space(task, name).lr(point.octave):g}",
+                about.title, optimizer.title, f"{LAB.space(task, name).lr(point.octave):g}",
                 "" if lr is None else f"{lr:.2g}",
                 f"{point.weight_decay:g}", str(len(losses)),
                 "search not finished" if lr is None
-                else ", ".join(edges(space(task, name), losses)) or "interior",
+                else ", ".join(edges(LAB.space(task, name), losses)) or "interior",
                 "" if longest is None else f"{longest:.2g}",
             ])  # fmt: skip
     return rows

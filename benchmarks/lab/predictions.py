@@ -11,13 +11,13 @@ from typing import Any
 
 from adan_optim.transfer.noise import Noise, together
 from benchmarks.comparison import todo as comparison
-from benchmarks.comparison.design import REFERENCE
+from benchmarks.comparison.design import COMPARISON, REFERENCE
 from benchmarks.comparison.records import Record, Stage, select
 from benchmarks.comparison.search import Point, Space, best
 from benchmarks.comparison.todo import Job
-from benchmarks.lab.design import ALL_TASKS
+from benchmarks.lab.design import ALL_TASKS, LAB
 from benchmarks.lab.measures import best_lr
-from benchmarks.lab.todo import LabJob, space, tuned
+from benchmarks.lab.todo import LabJob, tuned
 from repro.loading import read_lines
 from repro.publish import append_line
 
@@ -114,15 +114,15 @@ def searches(records: Sequence[Record], compared: Sequence[Record]) -> list[Sear
             continue
         point = best(theirs)
         job = LabJob(task, REFERENCE, "pilot", point.weight_decay, (point.octave,), (), steps=about.tuned)
-        line = _line(losses, space(task, "adan"))
+        line = _line(losses, LAB.space(task, "adan"))
         found.append(Search(task, about.title, job, about.tuned, ours / other, line))
-    for task, theirs_about in comparison.ALL_TASKS.items():
+    for task, theirs_about in COMPARISON.tasks.items():
         losses, theirs = (comparison.tuned(compared, task, name) for name in ("adan", REFERENCE))
         if not losses or not theirs:
             continue
         point = best(theirs)
         job_there = comparison.Job(task, REFERENCE, "pilot", point.weight_decay, (point.octave,), ())
-        about_adan = comparison.space(task, "adan")
+        about_adan = COMPARISON.space(task, "adan")
         ratio = about_adan.lr(best(losses).octave) / job_there.lr(point.octave)
         steps = max(run.steps for run in select(compared, task=task, optimizer=REFERENCE, stage=Stage.TUNE))
         line = _line(losses, about_adan)

@@ -11,18 +11,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
-from benchmarks.comparison.design import REFERENCE, Optimizer
+from benchmarks.comparison.design import REFERENCE, Study
 from benchmarks.comparison.records import Record, Stage, select
-from benchmarks.comparison.search import Point, Space, best, next_points
+from benchmarks.comparison.search import Point, best, next_points
 from benchmarks.comparison.todo import Job
 from benchmarks.lab.design import (
     ALL_TASKS,
-    CORE,
     EXPERIMENTS,
+    LAB,
     LONG,
     OPTIMIZERS,
     RUNGS,
-    TASKS,
     TUNING_SEEDS,
     LabTask,
 )
@@ -40,7 +39,7 @@ class LabJob(Job):
     """
 
     steps: int = 0
-    study: ClassVar[str] = "lab"
+    study: ClassVar[Study] = LAB
 
     @property
     def about(self) -> LabTask:
@@ -48,45 +47,9 @@ class LabJob(Job):
         return ALL_TASKS[self.task]
 
     @property
-    def method(self) -> Optimizer:
-        """The optimizer, or its variant."""
-        return OPTIMIZERS[self.optimizer]
-
-    @property
     def changes(self) -> tuple[str, ...]:
         """The overrides of these runs alone."""
         return (*self.about.words(self.steps), *self.more)
-
-    def lr(self, octave: int) -> float:
-        """Return the learning rate at an octave."""
-        return space(self.task, self.optimizer).lr(octave)
-
-
-def space(task: str, optimizer: str) -> Space:
-    """Return the space in which an optimizer, or the original of a variant, is tuned."""
-    name = OPTIMIZERS[optimizer].of or optimizer
-    found = ALL_TASKS[task].space.get(name) or OPTIMIZERS[name].space
-    assert found is not None, "the original of a variant is tuned"
-    return found
-
-
-def cells(tasks: Sequence[str], optimizers: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the pairs of a task and an optimizer that is tuned: first those of TASKS, AdamW and Adan."""
-    tuned = [name for name in optimizers if OPTIMIZERS[name].space is not None]
-    pairs = [(task, name) for task in tasks for name in tuned if works(task, name)]
-    return sorted(pairs, key=lambda pair: (pair[0] not in TASKS, pair[1] not in CORE))
-
-
-def works(task: str, optimizer: str) -> bool:
-    """Return whether an optimizer runs on a task."""
-    only = ALL_TASKS[task].only
-    return (not only or optimizer in only) and task not in OPTIMIZERS[optimizer].without
-
-
-def variants(task: str, optimizer: str) -> list[str]:
-    """Return an optimizer and those with its rule and other states."""
-    others = [] if ALL_TASKS[task].only else [n for n, o in OPTIMIZERS.items() if o.of == optimizer]
-    return [optimizer, *others]
 
 
 def length(record: Record) -> int:
@@ -139,7 +102,7 @@ def todo(
         asked: with the experiments.
     """
     about, losses = ALL_TASKS[task], tuned(records, task, optimizer)
-    points = next_points(space(task, optimizer), losses)
+    points = next_points(LAB.space(task, optimizer), losses)
     if points and about.tuned > longest:
         return []
     if points:
@@ -165,7 +128,7 @@ def _results(task: str, optimizer: str, decay: float, records: Sequence[Record])
     for steps in lengths:
         octave = octave_at(records, task, optimizer, steps)
         if octave is not None:
-            for name in variants(task, optimizer):
+            for name in LAB.variants(task, optimizer):
                 seeds = OPTIMIZERS[name].seeds[: about.seeds]
                 yield LabJob(task, name, Stage.SEEDS, decay, (octave,), seeds, steps=steps)
 

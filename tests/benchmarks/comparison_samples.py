@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable
 
-from benchmarks.comparison.design import OPTIMIZERS
+from benchmarks.comparison.design import COMPARISON, OPTIMIZERS
 from benchmarks.comparison.records import Record
-from benchmarks.comparison.todo import ALL_TASKS, Job, cells, todo
+from benchmarks.comparison.todo import Job, todo
 
 Loss = Callable[[Job, int, int], float]  # of the job, an octave and a seed; the loss at the end
 STEPS = 100
@@ -62,7 +62,7 @@ def sweep(
 ) -> list[Record]:
     """Return the records that benchmarks/sweep.py would collect, at most `most`."""
     records: list[Record] = []
-    for pair in cells(tasks, optimizers or list(OPTIMIZERS)):
+    for pair in COMPARISON.cells(tasks, optimizers or list(OPTIMIZERS)):
         while jobs := todo(*pair, records):
             for job in jobs:
                 for octave, seed in job.runs():
@@ -72,4 +72,4 @@ def sweep(
     return records
 
 
-ALL = list(ALL_TASKS)
+ALL = list(COMPARISON.tasks)

@@ -13,12 +13,20 @@ from scipy.stats import bootstrap
 
 from benchmarks.comparison import __main__, measures, page, records, times
 from benchmarks.comparison import claims as judged
-from benchmarks.comparison.design import BATCH_TASKS, BATCHES, EXPERIMENTS, OPTIMIZERS, SEEDS, TASKS
+from benchmarks.comparison.design import (
+    BATCH_TASKS,
+    BATCHES,
+    COMPARISON,
+    EXPERIMENTS,
+    OPTIMIZERS,
+    SEEDS,
+    TASKS,
+)
 from benchmarks.comparison.figures import draw_all
 from benchmarks.comparison.measures import in_times, multiplier
 from benchmarks.comparison.records import Record, select
 from benchmarks.comparison.search import Point, Space, best, edges, next_points
-from benchmarks.comparison.todo import Job, cells, todo, works
+from benchmarks.comparison.todo import Job, todo
 from repro.errors import UserError
 from repro.ledger.rows import ROOT
 from repro.plots import QUIET
@@ -86,7 +94,7 @@ def test_a_sweep_ends_and_all_are_tuned_by_equal_budgets() -> None:
             of = [run for run in runs if run.task == task and run.optimizer == name]
             seeds = {stage: sorted(run.seed for run in of if run.stage == stage) for stage in records.Stage}
             tried = len(seeds.pop(records.Stage.TUNE))
-            if about.space is None or not works(task, name):  # a variant takes its optimizer's
+            if about.space is None or not COMPARISON.works(task, name):  # a variant takes its optimizer's
                 assert tried == 0
             else:
                 assert len(about.space.grid()) <= tried <= about.space.budget
@@ -94,7 +102,7 @@ def test_a_sweep_ends_and_all_are_tuned_by_equal_budgets() -> None:
             wanted = {"seeds": [*SEEDS[:most]], "half": [*SEEDS[: 3 if most == 5 else 2]]}
             wanted["ladder"] = [*(3 * [1] + 3 * [2] + 3 * [3])] if name == "adamw" else []
             wanted["untuned"] = [*SEEDS[:most]] if about.rival else []  # the bowl's best octave is 1
-            assert seeds == (wanted if works(task, name) else {key: [] for key in wanted})
+            assert seeds == (wanted if COMPARISON.works(task, name) else {key: [] for key in wanted})
     tried = {run.octave for run in records.select(runs, optimizer="prodigy", stage="untuned")}
     assert tried == {0}
     for name, experiment in EXPERIMENTS.items():
@@ -107,7 +115,7 @@ def test_a_sweep_goes_on_from_any_of_its_records() -> None:
     whole = sweep(["vit", "mae"])
     for number in random.Random(0).sample(range(len(whole)), 10):
         known = whole[:number]
-        for pair in cells(["vit", "mae"], list(OPTIMIZERS)):
+        for pair in COMPARISON.cells(["vit", "mae"], list(OPTIMIZERS)):
             while jobs := todo(*pair, known):
                 for job in jobs:
                     known += [

@@ -14,10 +14,10 @@ from benchmarks.comparison.search import Point, edges
 from benchmarks.lab import __main__ as lab
 from benchmarks.lab import budget, page, predictions
 from benchmarks.lab.claims import Claim, Finding, claims
-from benchmarks.lab.design import ALL_TASKS, BATCHES, LENGTHS, OPTIMIZERS, RUNGS, SEEDS, TUNED
+from benchmarks.lab.design import ALL_TASKS, BATCHES, LAB, LENGTHS, OPTIMIZERS, RUNGS, SEEDS, TUNED
 from benchmarks.lab.measures import best_lr, change, least_multiplier, multiplier, trend
 from benchmarks.lab.predictions import Prediction
-from benchmarks.lab.todo import LabJob, cells, length, octave_at, space, todo, tuned
+from benchmarks.lab.todo import LabJob, length, octave_at, todo, tuned
 from llm.config import pretrain  # noqa: F401 (it registers the schema)
 from repro.ledger.rows import compose_config
 from vision import config as vision_config  # noqa: F401 (it registers the schemas)
@@ -50,7 +50,7 @@ def run_all(
     loss: Loss, tasks: Sequence[str] = ("gpt",), longest: int = RUNGS[-1], asked: bool = True
 ) -> list[Record]:
     records: list[Record] = []
-    for cell in cells(tasks, list(OPTIMIZERS)):
+    for cell in LAB.cells(tasks, list(OPTIMIZERS)):
         while jobs := todo(*cell, records, longest, asked):
             for job in jobs:
                 records += [record(job, octave, seed, loss(job, octave, seed)) for octave, seed in job.runs()]
@@ -82,7 +82,7 @@ def test_everything_is_run_once(done: list[Record]) -> None:
 def test_the_search_and_the_longest_runs(done: list[Record]) -> None:
     losses = tuned(done, "gpt", "muon")
     assert min(losses, key=losses.__getitem__) == Point(1, 0.05)
-    assert not edges(space("gpt", "muon"), losses)
+    assert not edges(LAB.space("gpt", "muon"), losses)
     assert best_lr(done, "gpt", "muon") == pytest.approx(2 * 8e-3)
     octaves = {steps: octave_at(done, "gpt", "adan_int8", steps) for steps in RUNGS}
     assert octaves == {256: 1, 512: 1, 1024: 1, 2048: 1, 4096: 0, 8192: 0, 16384: 0}

@@ -12,10 +12,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from benchmarks import sweep
-from benchmarks.comparison import __main__, times, todo
-from benchmarks.comparison.design import EXPERIMENTS, LADDER, OPTIMIZERS, TASKS
+from benchmarks.comparison import __main__, times
+from benchmarks.comparison.design import COMPARISON, EXPERIMENTS, LADDER, OPTIMIZERS, TASKS
 from benchmarks.comparison.records import append, load
-from benchmarks.comparison.todo import ALL_TASKS, Job
+from benchmarks.comparison.todo import Job
 from repro.errors import UserError
 from repro.interop import read_weights
 from repro.ledger import runs
@@ -30,7 +30,7 @@ SMALL = ("epochs=2", "schedule.warmup_epochs=0", "model.kwargs.embed_dim=16", "m
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the task vit take one second."""
     task = replace(TASKS["vit"], overrides=SMALL)
-    monkeypatch.setitem(todo.ALL_TASKS, "vit", task)
+    monkeypatch.setitem(COMPARISON.tasks, "vit", task)
 
 
 @pytest.mark.recipe
@@ -78,7 +78,7 @@ def test_a_job_becomes_records_and_weights(runner: Callable[..., Run]) -> None:
 def test_a_run_that_fails_otherwise_is_not_taken_for_diverged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(todo.ALL_TASKS, "vit", replace(TASKS["vit"], overrides=(*SMALL, "batch_size=5000")))
+    monkeypatch.setitem(COMPARISON.tasks, "vit", replace(TASKS["vit"], overrides=(*SMALL, "batch_size=5000")))
     with pytest.raises(UserError, match=r"seed=0: the run did not begin"):
         sweep.run(
             Job("vit", "adan", "tune", 0.05, (0,), (0,)),
@@ -126,7 +126,7 @@ def test_errors_are_one_line(runner: Callable[..., Run], monkeypatch: pytest.Mon
 
 def test_overrides_are_written_as_hydra_repeats_them() -> None:
     variants = [words for about in EXPERIMENTS.values() for words in about.variants.values()]
-    for words in [*variants, *(task.overrides for task in ALL_TASKS.values()),
+    for words in [*variants, *(task.overrides for task in COMPARISON.tasks.values()),
                   *(task.length.words(factor) for task in TASKS.values() if task.length for factor in LADDER),
                   *(optimizer.overrides for optimizer in OPTIMIZERS.values())]:  # fmt: skip
         parsed = OverridesParser.create().parse_overrides(list(words))
@@ -138,7 +138,7 @@ def test_overrides_are_written_as_hydra_repeats_them() -> None:
 @pytest.mark.parametrize("name", [*TASKS, "batch_32"])
 def test_every_task_is_a_configuration(name: str) -> None:
     """With all overrides of the comparison, and at every length of the ladder."""
-    task = ALL_TASKS[name]
+    task = COMPARISON.tasks[name]
     primary = {
         "vision/pretrain_mae.py": "pretrain_mae",
         "vision/train.py": "vision",
@@ -165,7 +165,7 @@ def test_every_task_is_a_configuration(name: str) -> None:
 def test_the_committed_records_can_be_read() -> None:
     """And have nothing that is useless elsewhere."""
     for record in load(sweep.RECORDS):
-        assert record.task in ALL_TASKS
+        assert record.task in COMPARISON.tasks
         assert record.environment["commit"]
         assert not record.environment["commit"].endswith("dirty")
     assert str(sweep.RECORDS.relative_to(ROOT)) == "results/comparison/runs.jsonl"
