@@ -60,7 +60,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from itertools import product
 from multiprocessing import get_context, parent_process
 from typing import cast
@@ -81,6 +82,7 @@ from repro.train import checkpoint
 from repro.train.cli import exit_status
 from repro.train.run_folder import run_name
 
+Pair = tuple[str, str]  # a task and an optimizer
 Todo = Callable[[str, str, Sequence[Record]], Sequence[Job]]
 
 # Three speed records; the last two count, as Shampoo computes its roots every 20 steps from the 20th on.
@@ -108,30 +110,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return measure_times(options) if options.times else sweep(pairs, todo, options)
 
 
-def sweep(pairs: Sequence[tuple[str, str]], todo: Todo, options: argparse.Namespace) -> int:
-    """Finish the pairs of a task and an optimizer, several at a time; return 2 if one failed.
+def sweep(pairs: Sequence[Pair], todo: Todo, options: argparse.Namespace) -> int:
+    """Finish the pairs of a task and an optimizer, the first ones first; return 2 if one failed.
+
+    The jobs that `todo` returns for a pair run at the same time, as many as there may be; what comes next is
+    asked when all of them have ended, so that it does not depend on which one ends first.
 
     Args:
         todo: the next jobs of a pair, from the records so far; none if it is finished.
         options: jobs, out (the file of the records), and those of `run`.
     """
-    failed = False
-    begin, before = time.monotonic(), len(load(options.out))
+    failed, begin, before = False, time.monotonic(), len(load(options.out))
+    waiting: dict[Pair, list[Job]] = {pair: [] for pair in pairs}  # of the pairs that are not finished
+    running: dict[Future[list[Record]], Pair] = {}
     with (
-        ProcessPoolExecutor(
-            options.jobs, get_context("spawn"), end_with_parent, max_tasks_per_child=1
-        ) as pool,
+        ProcessPoolExecutor(options.jobs, get_context("spawn"), end_with_parent) as pool,
         tqdm(total=len(pairs), unit="cell") as bar,
     ):
-        left = {pool.submit(finish, *pair, todo, options): pair for pair in pairs}
-        while left:
-            ended, _ = wait(left, timeout=10, return_when=FIRST_COMPLETED)
+
+        def start_one() -> bool:
+            """Start the first job that can; return whether there is one."""
+            for pair, jobs in list(waiting.items()):
+                if not jobs and pair not in running.values():
+                    jobs += todo(*pair, load(options.out))
+                    if not jobs:
+                        del waiting[pair]
+                        bar.update()
+                if jobs:
+                    running[pool.submit(run_logged, jobs.pop(0), options)] = pair
+                    return True
+            return False
+
+        while True:
+            while len(running) < options.jobs and start_one():
+                pass
+            if not running:
+                break
+            ended, _ = wait(running, timeout=10, return_when=FIRST_COMPLETED)
             for future in ended:
-                pair = left.pop(future)
-                if (error := future.exception()) is not None:
+                pair = running.pop(future)
+                if (error := future.exception()) is None:
+                    for record in future.result():
+                        append(options.out, record)
+                elif isinstance(error, BrokenProcessPool):
+                    raise UserError(
+                        f"{' '.join(pair)}: a process was killed, perhaps for want of memory; give the "
+                        "command again, with fewer --jobs"
+                    )
+                else:
                     failed = True
                     bar.write(f"error: {' '.join(pair)}: {error}", file=sys.stderr)
-                bar.update()
+                    bar.update(waiting.pop(pair, None) is not None)
             bar.set_postfix_str(f"{len(load(options.out)) - before} runs")
     runs = len(load(options.out)) - before
     took = show_time((time.monotonic() - begin) / 3600)
@@ -159,13 +188,10 @@ def logged(path: Path) -> Iterator[None]:
         yield
 
 
-def finish(task: str, optimizer: str, todo: Todo, options: argparse.Namespace) -> None:
-    """Run everything that is missing for an optimizer on a task; call it in a separate process."""
-    with logged(options.runs / f"{task}-{optimizer}.log"):
-        while jobs := todo(task, optimizer, load(options.out)):
-            for job in jobs:
-                for record in run(job, options):
-                    append(options.out, record)
+def run_logged(job: Job, options: argparse.Namespace) -> list[Record]:
+    """Call `run` in a separate process, whose output goes to a file of the job's task and optimizer."""
+    with logged(options.runs / f"{job.task}-{job.optimizer}.log"):
+        return run(job, options)
 
 
 def run(job: Job, options: argparse.Namespace) -> list[Record]:

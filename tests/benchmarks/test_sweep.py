@@ -2,20 +2,30 @@
 
 import importlib
 import json
+import os
+import signal
 from argparse import Namespace
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from multiprocessing import parent_process
 from pathlib import Path
+from threading import Barrier
+from typing import NoReturn
 
 import pytest
+from comparison_samples import bowl
+from comparison_samples import record as made
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from benchmarks import sweep
 from benchmarks.comparison import __main__, times
 from benchmarks.comparison.design import COMPARISON, EXPERIMENTS, LADDER, OPTIMIZERS, TASKS
-from benchmarks.comparison.records import append, load
-from benchmarks.comparison.todo import Job
+from benchmarks.comparison.records import Record, Stage, append, load
+from benchmarks.comparison.todo import Job, todo
+from benchmarks.lab.todo import todo as lab_todo
 from repro.errors import UserError
 from repro.interop import read_weights
 from repro.ledger import runs
@@ -85,6 +95,48 @@ def test_a_run_that_fails_otherwise_is_not_taken_for_diverged(
             Namespace(runs=tmp_path, data=None, launcher=[], threads=1),
         )
     assert "batch_size=5000" in capsys.readouterr().err
+
+
+def test_the_jobs_of_a_cell_run_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is run does not depend on how many run at a time; a cell that fails does not stop the others."""
+    monkeypatch.setattr(sweep, "ProcessPoolExecutor", lambda jobs, *_: ThreadPoolExecutor(jobs))
+    found: dict[int, set[str]] = {}
+    for jobs in (1, 2):
+        together = Barrier(jobs, timeout=60)
+
+        def run(job: Job, options: Namespace, together: Barrier = together) -> list[Record]:
+            if job.optimizer == "muon":
+                raise UserError("too strong")
+            if job.stage == Stage.TUNE:  # two seeds of each point
+                together.wait()
+            return [made(job, octave, seed, bowl(job, octave, seed)) for octave, seed in job.runs()]
+
+        monkeypatch.setattr(sweep, "run_logged", run)
+        options = Namespace(jobs=jobs, out=tmp_path / f"{jobs}.jsonl")
+        next_jobs = partial(lab_todo, longest=2048)
+        assert sweep.sweep([("gpt", "muon"), ("gpt", "adan")], next_jobs, options) == 2
+        out, err = capsys.readouterr()
+        assert "error: gpt muon: too strong\n" in err
+        found[jobs] = set(options.out.read_text().splitlines())
+        assert f"{len(found[jobs])} runs in " in out
+        assert next_jobs("gpt", "adan", load(options.out)) == []
+    assert found[1] == found[2]
+
+
+def test_a_process_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "run_logged", killed)
+    options = Namespace(jobs=2, out=tmp_path / "runs.jsonl", runs=tmp_path)
+    with pytest.raises(UserError, match=r"vit adan: a process was killed.*fewer --jobs"):
+        sweep.sweep([("vit", "adan")], todo, options)
+
+
+def killed(job: Job, options: Namespace) -> NoReturn:
+    """In a process of its own, end as the kernel does it to those that take too much memory."""
+    assert parent_process() is not None
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
 
 @pytest.mark.recipe
