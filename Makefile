@@ -87,9 +87,9 @@ constraints:  ## pins all package versions, with new requirements of pyproject.t
 lint: $(INSTALLED)  ## format, lint, types, and whether generated tables are up to date
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy
-	$(VENV)/bin/mypy --python-version 3.10 optim  # what is installed runs with older Pythons, too
-	$(RUN) scripts/docs.py --check
+	$(VENV)/bin/mypy & types=$$!; \
+	$(VENV)/bin/mypy --python-version 3.10 optim && $(RUN) scripts/docs.py --check; rest=$$?; \
+	wait $$types && exit $$rest  # what is installed runs with older Pythons, too
 
 docs: $(INSTALLED)  ## writes the tables that are generated from code
 	$(RUN) scripts/docs.py
@@ -137,8 +137,7 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py optim/build_kernels.py $(w
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --no-deps -e . & kernels=$$!; \
-	$(RUN) scripts/constraints.py --requirements recipes text-to-3d test site \
-		| $(VENV)/bin/pip install --quiet --no-compile -c constraints.txt -r /dev/stdin && wait $$kernels
+	$(RUN) scripts/constraints.py --install && wait $$kernels
 	touch $@
 
 clean:  ## removes what was built here, but never a folder given as VENV=PATH

@@ -3,8 +3,9 @@
     python scripts/constraints.py             keep the present versions, add new requirements
     python scripts/constraints.py --upgrade   take the newest versions that pyproject.toml allows
     python scripts/constraints.py --requirements [EXTRA ...]   print its requirements, for `pip install -r`
+    python scripts/constraints.py --install   install them into the Python that runs this
 
-`make test` and the images of docker/ install these versions. pip resolves them, and installs nothing.
+`make test` and the images of docker/ install these versions. Writing them installs nothing.
 
 Examples:
     python scripts/constraints.py
@@ -13,6 +14,7 @@ Examples:
 
 import argparse
 import json
+import platform
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "constraints.txt"
 EXTRAS = ("recipes", "text-to-3d", "test", "site")
+RESOLVED = ((3, 11), "linux", "x86_64")  # where the versions are all that is needed
 HEAD = """\
 # The versions that the tests are run with, of every package that they and the recipes need, for Python 3.11
 # on Linux (x86-64). Written by `make constraints`; installed by `make test` and in the images of docker/.
@@ -37,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=about, epilog=f"examples:\n{examples}", formatter_class=form)
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions")
     parser.add_argument("--requirements", nargs="*", metavar="EXTRA", help="print these, write nothing")
+    parser.add_argument("--install", action="store_true", help="install them, write nothing")
     options = parser.parse_args(arguments)
+    if options.install:
+        return install()
     if options.requirements is not None:
         print(*requirements(options.requirements), sep="\n")
         return 0
@@ -46,6 +52,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     FILE.write_text(HEAD + "".join(f"{name}=={version}\n" for name, version in versions.items()))
     print(f"{FILE.name}: {len(versions)} packages")
     return 0
+
+
+def install() -> int:
+    """Install everything into this Python, and return the exit status.
+
+    Where the versions were resolved, they are all that is needed, and nothing is resolved again: two
+    processes take half of them each. Elsewhere (another system, a newer Python) they limit what pip chooses.
+    """
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile"]
+    pins = [line for line in FILE.read_text().splitlines() if not line.startswith("#")]
+    if (sys.version_info[:2], sys.platform, platform.machine()) == RESOLVED:
+        commands = [[*pip, "--no-deps", *half] for half in (pins[::2], pins[1::2])]
+    else:
+        commands = [[*pip, "-c", str(FILE), *requirements(EXTRAS)]]
+    processes = [subprocess.Popen(command) for command in commands]
+    statuses = [process.wait() for process in processes]
+    return int(any(statuses))
 
 
 def requirements(extras: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import settings
 from products import beyond_covering
 
-settings.register_profile("optim", deadline=None, derandomize=True)
+settings.register_profile("optim", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("optim")
 
 # They use benchmarks/, which needs Python 3.11 as all but optim/ does.
