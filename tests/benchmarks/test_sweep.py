@@ -189,7 +189,7 @@ def test_overrides_are_written_as_hydra_repeats_them() -> None:
 
 @pytest.mark.parametrize("name", [*TASKS, "batch_32"])
 def test_every_task_is_a_configuration(name: str) -> None:
-    """With all overrides of the comparison, and at every length of the ladder."""
+    """With all overrides of the comparison, and at the ends of the ladder."""
     task = COMPARISON.tasks[name]
     primary = {
         "vision/pretrain_mae.py": "pretrain_mae",
@@ -201,7 +201,7 @@ def test_every_task_is_a_configuration(name: str) -> None:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         compose(config, Job(name, "adafactor", "tune", 0.0, (0,), (0,)).words)
         whole = compose(config, Job(name, "adan", "tune", 0.0, (0,), (0,)).words)
-        for factor in LADDER if task.length else ():
+        for factor in (LADDER[0], LADDER[-1]) if task.length else ():
             more = task.length.words(factor)
             other = compose(config, Job(name, "adan", "ladder", 0.0, (0,), (0,), more=more).words)
             assert (other.steps or other.epochs) == factor * (whole.steps or whole.epochs)

@@ -46,7 +46,7 @@ def of_rules(daily):
 
 
 each_rule = of_rules(FIRST.values())
-each_emulated_rule = of_rules(("adamw", "adan", "mars_correction"))  # compiled for the CPU: up to 20 s each
+each_emulated_rule = of_rules(("adan",))  # compiled for the CPU: up to 20 s each
 
 
 def hyper_of(name, **options):

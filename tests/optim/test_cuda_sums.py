@@ -30,6 +30,15 @@ ROWS += [(1, UNIT - 1), (1, UNIT), (2, UNIT + 1), (0, 7), (3, 0)]
 TILES = [(rows, 33) for rows in (0, 1, 7, 8, 9, 63, 64, 65, 130)] + [(5, 1), (1, 700), (70, 512), (66, 1025)]
 TILES += [(1030, 130), (2100, 65), (9, UNIT + 520)]
 each_dtype = pytest.mark.parametrize("dtype", native.PARAMETER, ids=case_id)
+each_dtype_and_offset = pytest.mark.parametrize(
+    ("dtype", "offset"),
+    [
+        pytest.param(dtype, offset, marks=() if offset == number % 2 else pytest.mark.exhaustive)
+        for number, dtype in enumerate(native.PARAMETER)
+        for offset in (0, 1)
+    ],
+    ids=case_id,
+)
 
 
 @pytest.fixture
@@ -66,16 +75,14 @@ class Case:
         assert_same_bits([ours], [expected])
 
 
-@each_dtype
-@pytest.mark.parametrize("offset", [0, 1])
+@each_dtype_and_offset
 def test_rows(dtype, offset, device):
     case = Case(device, dtype, ROWS, offset)
     case.check("rows")
     case.check("rows", case.weights)
 
 
-@each_dtype
-@pytest.mark.parametrize("offset", [0, 1])
+@each_dtype_and_offset
 def test_rows_and_columns(dtype, offset, device):
     Case(device, dtype, TILES, offset).check("rows_and_columns")
 

@@ -78,23 +78,31 @@ def run(name, kinds, sizes, device, steps=2):
 # ---- the kernels
 
 
-def daily(name):
-    """Kernels of some rules that together have every kind of parameter, state, rounding and gradient."""
-    chosen, seen = set(), set()
-    if name not in (*FIRST.values(), "lamb"):  # which does not count steps
-        return chosen
-    for kernel, kinds in instances(name).items():
-        new = {(i, kind) for i, kind in enumerate(kinds)} - seen
-        if new:
-            chosen.add(kernel)
-            seen |= new
-    return chosen
+def tiers():
+    """The mark of each kernel that does not belong to `make test-cuda-static`.
+
+    Of some rules, kernels that together have every kind of parameter, state, rounding and gradient: of each
+    rule alone in `make test-optim`, of all of them in `make test`.
+    """
+    marks, seen = {}, set()
+    for name in dict.fromkeys(["adan", *FIRST.values(), "lamb"]):  # the last does not count steps
+        own = set()
+        for kernel, kinds in instances(name).items():
+            kinds = set(enumerate(kinds))
+            if not own or kinds - seen:
+                marks[kernel] = ()
+            elif kinds - own:
+                marks[kernel] = pytest.mark.exhaustive
+            own |= kinds
+            seen |= kinds
+    return marks
 
 
+TIERS = tiers()
 each_kernel = pytest.mark.parametrize(
     ("name", "kernel"),
     [
-        pytest.param(name, kernel, marks=() if kernel in daily(name) else pytest.mark.static)
+        pytest.param(name, kernel, marks=TIERS.get(kernel, pytest.mark.static))
         for name in RULES
         for kernel in instances(name)
     ],

@@ -215,7 +215,7 @@ def test_noise_is_uniform_and_independent():
 @SIGNED
 def test_stochastic_rounding_is_unbiased(signed):
     """The mean over many steps is the number: bfloat16 and codes, over binades and near zero."""
-    steps, x = 4000, numbers(64, signed, spread=2.0)
+    steps, x = 1000, numbers(64, signed, spread=2.0)
     total_16 = torch.zeros(64, dtype=torch.float64)
     total_8 = torch.zeros(64, dtype=torch.float64)
     for step in range(1, steps + 1):
@@ -313,6 +313,7 @@ def trained(name, kept, path=None, steps=3):
     return optimizer
 
 
+@pytest.mark.per_family
 @each_name
 @pytest.mark.parametrize("path", [None, "reference"])
 def test_any_storage_loads_any_other(name, path):
