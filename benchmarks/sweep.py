@@ -23,7 +23,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.comparison.design import OPTIMIZERS
+from benchmarks.comparison.design import COMPARISON, OPTIMIZERS
 from benchmarks.comparison.records import RECORDS
 from repro.train.cli import command_line
 
@@ -71,7 +71,7 @@ from tqdm import tqdm
 
 from benchmarks.common import check
 from benchmarks.comparison import times
-from benchmarks.comparison.design import COMPARISON, SEEDS, TASKS, Task
+from benchmarks.comparison.design import SEEDS, TASKS, Task
 from benchmarks.comparison.measures import best_point
 from benchmarks.comparison.records import Record, Stage, append, load, outcome, where
 from benchmarks.comparison.todo import Job, todo
