@@ -84,12 +84,13 @@ test-docker:  ## builds the images without Docker and runs a row in one; as root
 constraints:  ## pins all package versions, with new requirements of pyproject.toml; see scripts/constraints.py
 	$(PYTHON) scripts/constraints.py
 
+# What is installed runs with older Pythons, too, so its types are checked for the oldest as well.
 lint: $(INSTALLED)  ## format, lint, types, and whether generated tables are up to date
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy & types=$$!; \
 	$(VENV)/bin/mypy --python-version 3.10 optim && $(RUN) scripts/docs.py --check; rest=$$?; \
-	wait $$types && exit $$rest  # what is installed runs with older Pythons, too
+	wait $$types && exit $$rest
 
 docs: $(INSTALLED)  ## writes the tables that are generated from code
 	$(RUN) scripts/docs.py

@@ -5,10 +5,12 @@ from collections.abc import Callable
 
 from benchmarks.comparison.design import COMPARISON, OPTIMIZERS
 from benchmarks.comparison.records import Record
+from benchmarks.comparison.search import Space
 from benchmarks.comparison.todo import Job, todo
 
 Loss = Callable[[Job, int, int], float]  # of the job, an octave and a seed; the loss at the end
 STEPS = 100
+SPACE = Space(1e-3, (0.05, 0.0, 0.5), budget=16)
 
 
 def record(job: Job, octave: int, seed: int, loss: float) -> Record:
